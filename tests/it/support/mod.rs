@@ -1,0 +1,3 @@
+//! What the tests share: real parts, made small and private.
+
+pub mod nix;

@@ -1,0 +1,98 @@
+//! A private, single-user Nix in a temporary directory: its own store, state
+//! and configuration, no root, as many in parallel as one likes.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// A Nix installation that only this test sees. Removed when dropped.
+pub struct PrivateNix {
+    dir: tempfile::TempDir,
+}
+
+impl PrivateNix {
+    /// An empty store; nothing is substituted, nothing is sandboxed.
+    pub fn new() -> Self {
+        let dir = tempfile::Builder::new().prefix("fw").tempdir().expect("a temporary directory");
+        let nix = Self { dir };
+        for sub in ["store", "var/nix", "conf", "work"] {
+            std::fs::create_dir_all(nix.path().join(sub)).expect("a directory for the private store");
+        }
+        nix.configure("");
+        // The first command makes the database.
+        let made = nix.command("nix-store").args(["--init"]).output().expect("nix-store runs (is nix-bin installed?)");
+        assert!(made.status.success(), "nix-store --init: {}", String::from_utf8_lossy(&made.stderr));
+        nix
+    }
+
+    /// Writes nix.conf anew: what a private store always needs, then `extra`.
+    pub fn configure(&self, extra: &str) {
+        let text = format!(
+            "build-users-group =\nsandbox = false\nsubstitute = false\nexperimental-features = nix-command flakes ca-derivations\n{extra}\n"
+        );
+        std::fs::write(self.path().join("conf/nix.conf"), text).expect("nix.conf is written");
+    }
+
+    /// The directory that holds everything.
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Where the store is, as in `/nix/store`.
+    pub fn store_dir(&self) -> PathBuf {
+        self.path().join("store")
+    }
+
+    /// Where the state is, as in `/nix/var/nix`.
+    pub fn state_dir(&self) -> PathBuf {
+        self.path().join("var/nix")
+    }
+
+    /// A scratch directory, the working directory of [`Self::command`].
+    pub fn work_dir(&self) -> PathBuf {
+        self.path().join("work")
+    }
+
+    /// The environment that makes any Nix command use this store.
+    pub fn env(&self) -> Vec<(&'static str, PathBuf)> {
+        vec![
+            ("NIX_STORE_DIR", self.store_dir()),
+            ("NIX_STATE_DIR", self.state_dir()),
+            ("NIX_LOG_DIR", self.path().join("var/log")),
+            ("NIX_CONF_DIR", self.path().join("conf")),
+            ("NIX_REMOTE", PathBuf::from("local")),
+            ("NIX_USER_CONF_FILES", PathBuf::from("/dev/null")),
+            ("HOME", self.path().to_path_buf()),
+            ("XDG_CACHE_HOME", self.path().join("xdg")),
+        ]
+    }
+
+    /// A Nix command on this store.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.current_dir(self.work_dir()).envs(self.env()).env_remove("NIX_PATH");
+        command
+    }
+
+    /// Runs a command to its end; its output whatever its status.
+    pub fn run(&self, program: &str, args: &[&str]) -> Output {
+        self.command(program).args(args).output().unwrap_or_else(|e| panic!("{program}: {e}"))
+    }
+
+    /// Builds an expression without an out-link; the output paths.
+    pub fn build(&self, expression: &str) -> Vec<String> {
+        let out = self.run("nix-build", &["--no-out-link", "-E", expression]);
+        assert!(out.status.success(), "nix-build: {}", String::from_utf8_lossy(&out.stderr));
+        lines(&out.stdout)
+    }
+
+    /// An expression for one derivation whose builder is a shell script.
+    pub fn shell(name: &str, script: &str) -> String {
+        format!(
+            "derivation {{ name = \"{name}\"; system = builtins.currentSystem; builder = \"/bin/sh\"; args = [ \"-c\" ''{script}'' ]; PATH = \"/usr/bin:/bin\"; }}"
+        )
+    }
+}
+
+fn lines(bytes: &[u8]) -> Vec<String> {
+    String::from_utf8_lossy(bytes).lines().map(str::to_owned).collect()
+}
