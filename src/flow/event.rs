@@ -1,0 +1,167 @@
+//! What goes into the decisions and what comes out of them.
+
+use std::time::Duration;
+
+/// One store path in one cache; the caller's number for it.
+pub type TaskId = i64;
+
+/// A session, or any other group of tasks that somebody waits for.
+pub type SessionId = i64;
+
+/// A configured cache, by its position in the configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CacheId(pub u16);
+
+/// Milliseconds on a clock that only goes forward. Zero is any fixed moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Time(pub u64);
+
+impl Time {
+    /// This moment, `wait` later.
+    pub fn after(self, wait: Duration) -> Self {
+        Self(self.0.saturating_add(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)))
+    }
+}
+
+/// A task as it is admitted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewTask {
+    /// The caller's number.
+    pub id: TaskId,
+    /// References that are not confirmed to be in this cache. One that is not
+    /// known here counts as settled: admit references before their referrers.
+    pub references: Vec<TaskId>,
+    /// Who waits for it.
+    pub sessions: Vec<SessionId>,
+    /// Parked from an earlier life: not tried until somebody asks for it.
+    pub parked: bool,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// Tasks that somebody wants in a cache. A known one only gains sessions.
+    Admit {
+        /// The cache.
+        cache: CacheId,
+        /// The tasks, references before referrers.
+        tasks: Vec<NewTask>,
+    },
+    /// A query came back: `present` are in the cache, `missing` are not.
+    Asked {
+        /// The cache.
+        cache: CacheId,
+        /// In the cache already.
+        present: Vec<TaskId>,
+        /// To be uploaded.
+        missing: Vec<TaskId>,
+    },
+    /// A query failed as a whole.
+    AskFailed {
+        /// The cache.
+        cache: CacheId,
+        /// What was asked for.
+        tasks: Vec<TaskId>,
+        /// How it failed.
+        failure: Failure,
+    },
+    /// The cache confirmed an upload.
+    Uploaded(TaskId),
+    /// An upload turned out to be needless: it is in an upstream cache.
+    InUpstream(TaskId),
+    /// An upload failed.
+    UploadFailed(TaskId, Failure),
+    /// A task's path is gone from the store.
+    Collected(TaskId),
+    /// A probe came back.
+    Probed(CacheId, Result<(), Failure>),
+    /// Something about a cache changed (its token, its configuration): look again now.
+    Nudge(CacheId),
+    /// Parked tasks are tried again: those named, or all.
+    Retry(Option<Vec<TaskId>>),
+    /// Somebody waits for these tasks as a group.
+    Want(SessionId, Vec<TaskId>),
+    /// Everything unsettled becomes this group's.
+    WantAll(SessionId),
+    /// A group's tasks go to the front; [`Action::Quiet`] follows when none is left.
+    Flush(SessionId),
+    /// Nobody waits for this group any more.
+    Forget(SessionId),
+    /// The number of uploads at a time to a cache changed.
+    Limits(CacheId, CacheLimits),
+    /// Time passed.
+    Tick,
+    /// Nothing new is begun; what runs may end.
+    Stop,
+}
+
+pub use super::step::CacheLimits;
+
+/// How a request to a cache failed, as far as it matters for what to do next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// No connection: nobody gets through.
+    Unreachable,
+    /// This request failed, another may succeed (5xx, 408, 429, timeouts, cut answers).
+    Transient {
+        /// The server said how long to wait.
+        retry_after: Option<Duration>,
+    },
+    /// 401 or 403: the token is missing, expired or lacks the right.
+    Refused,
+    /// The server does not know the cache.
+    NoSuchCache,
+    /// The server found another hash or size than the store's database says.
+    Mismatch,
+    /// The server refuses its size.
+    TooLarge,
+    /// The server refuses the request as such.
+    Rejected,
+    /// The path could not be read here.
+    Local,
+}
+
+/// Why a task is parked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// Its own upload or query failed for good.
+    Failed(Failure),
+    /// A reference of it is parked.
+    Reference(TaskId),
+    /// It was parked before this life began.
+    Earlier,
+}
+
+/// How a task ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Uploaded and confirmed.
+    Pushed,
+    /// It was there already.
+    Cached,
+    /// An upstream cache has it.
+    Upstream,
+    /// Gone from the store before it was uploaded.
+    Collected,
+}
+
+/// What to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Ask the cache which of these are missing.
+    Ask(CacheId, Vec<TaskId>),
+    /// Upload; `attempt` counts from 1.
+    Upload(CacheId, TaskId, u32),
+    /// See whether the cache answers and lets us push.
+    Probe(CacheId),
+    /// A task is done with.
+    Settled(TaskId, Outcome),
+    /// A task is given up until somebody asks for it.
+    Parked(TaskId, Cause),
+    /// A parked task is tried again.
+    Reopened(TaskId),
+    /// A flushed group has nothing unsettled left.
+    Quiet(SessionId),
+    /// A cache went from one state to another.
+    Gate(CacheId, super::GateState),
+}

@@ -1,0 +1,156 @@
+//! Whether a cache is let work: open, or closed with one probe at a time.
+//!
+//! ```text
+//!            unreachable, or 3 transient failures in a row
+//!      Open ───────────────────────────────────────────────► Closed(Away) ──┐ probe failed:
+//!       ▲ ▲                                                    │    ▲────────┘ wait longer
+//!       │ └──────────────── probe answered ────────────────────┘
+//!       │                                   401, 403
+//!       └── probe answered ── Closed(Refused) ◄─── Open
+//! ```
+
+use super::event::{Failure, Time};
+use super::retry::{Backoff, Rng};
+
+/// What a cache looks like from outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GateState {
+    /// Requests go out.
+    Online,
+    /// It does not answer; it is probed.
+    Offline,
+    /// It refuses the token; it is looked at now and then, and when the token changes.
+    Refused,
+}
+
+/// Transient failures in a row, over all tasks, that close the gate.
+const STRIKES: u32 = 3;
+
+#[derive(Debug)]
+enum State {
+    Open { strikes: u32 },
+    Closed { refused: bool, probe: Probe },
+}
+
+#[derive(Debug)]
+enum Probe {
+    At(Time),
+    Running,
+}
+
+/// One cache's gate.
+#[derive(Debug)]
+pub(super) struct Gate {
+    state: State,
+    /// Closings since the last success: what the waits grow with.
+    attempt: u32,
+    shown: GateState,
+}
+
+impl Gate {
+    pub(super) fn new() -> Self {
+        Self { state: State::Open { strikes: 0 }, attempt: 0, shown: GateState::Online }
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self.state, State::Open { .. })
+    }
+
+    pub(super) fn shown(&self) -> GateState {
+        self.shown
+    }
+
+    /// When the next probe is due.
+    pub(super) fn due(&self) -> Option<Time> {
+        match self.state {
+            State::Closed { probe: Probe::At(at), .. } => Some(at),
+            State::Closed { probe: Probe::Running, .. } | State::Open { .. } => None,
+        }
+    }
+
+    /// Marks the due probe as begun; false when none is due.
+    pub(super) fn begin_probe(&mut self, now: Time) -> bool {
+        match &mut self.state {
+            State::Closed { probe: probe @ Probe::At(_), .. } if matches!(probe, Probe::At(at) if *at <= now) =>
+            {
+                *probe = Probe::Running;
+                true
+            }
+            State::Closed { .. } | State::Open { .. } => false,
+        }
+    }
+
+    /// Look again now.
+    pub(super) fn nudge(&mut self, now: Time) {
+        if let State::Closed { probe: probe @ Probe::At(_), .. } = &mut self.state {
+            *probe = Probe::At(now);
+        }
+    }
+
+    /// A request that only an open, permitted cache answers has succeeded.
+    pub(super) fn succeeded(&mut self) {
+        self.attempt = 0;
+        if let State::Open { strikes } = &mut self.state {
+            *strikes = 0;
+            self.shown = GateState::Online;
+        }
+    }
+
+    /// A request failed. Only what says something about the cache as a whole counts.
+    pub(super) fn failed(&mut self, failure: Failure, now: Time, rng: &mut Rng) {
+        let State::Open { strikes } = &mut self.state else { return };
+        match failure {
+            Failure::Refused => self.close(true, now, rng),
+            Failure::Unreachable => self.close(false, now, rng),
+            Failure::Transient { .. } => {
+                *strikes += 1;
+                if *strikes >= STRIKES {
+                    self.close(false, now, rng);
+                }
+            }
+            Failure::NoSuchCache
+            | Failure::Mismatch
+            | Failure::TooLarge
+            | Failure::Rejected
+            | Failure::Local => {}
+        }
+    }
+
+    /// A probe came back; true when the gate has opened.
+    pub(super) fn probed(&mut self, result: Result<(), Failure>, now: Time, rng: &mut Rng) -> bool {
+        let State::Closed { refused, probe: Probe::Running } = self.state else { return false };
+        match result {
+            // That the cache shows its configuration does not prove that the
+            // token may push: "refused" is shown until a request has succeeded.
+            Ok(()) => {
+                self.state = State::Open { strikes: 0 };
+                if !refused {
+                    self.shown = GateState::Online;
+                }
+                true
+            }
+            Err(Failure::Refused) => {
+                self.close(true, now, rng);
+                false
+            }
+            // It answers, and what it says is not about its health: let the
+            // tasks find out, each for itself.
+            Err(Failure::NoSuchCache | Failure::Rejected | Failure::TooLarge | Failure::Mismatch) => {
+                self.state = State::Open { strikes: 0 };
+                true
+            }
+            Err(Failure::Unreachable | Failure::Transient { .. } | Failure::Local) => {
+                self.close(false, now, rng);
+                false
+            }
+        }
+    }
+
+    fn close(&mut self, refused: bool, now: Time, rng: &mut Rng) {
+        self.attempt = self.attempt.saturating_add(1);
+        let backoff = if refused { Backoff::REFUSED } else { Backoff::PROBE };
+        let at = now.after(backoff.wait(self.attempt, rng));
+        self.state = State::Closed { refused, probe: Probe::At(at) };
+        self.shown = if refused { GateState::Refused } else { GateState::Offline };
+    }
+}

@@ -1,0 +1,52 @@
+//! One task: one store path on its way into one cache.
+
+use super::event::{CacheId, Cause, SessionId, TaskId, Time};
+
+/// Where a task stands. What each phase may become is drawn in the room's first page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Nobody has asked the cache yet.
+    Unasked,
+    /// A query is on its way.
+    Asking,
+    /// Missing; waits for its references.
+    Held,
+    /// Could be uploaded now.
+    Ready,
+    /// Is being uploaded.
+    Uploading,
+    /// Waits before the next try.
+    Resting(Time),
+    /// Given up until somebody asks for it.
+    Parked(Cause),
+}
+
+/// What is known about a task that is not settled.
+#[derive(Debug)]
+pub(super) struct Task {
+    pub(super) cache: CacheId,
+    pub(super) phase: Phase,
+    /// References that were not settled when it was admitted.
+    pub(super) references: Box<[TaskId]>,
+    /// How many of them are still here, parked ones included.
+    pub(super) blockers: u32,
+    /// Tasks that refer to it.
+    pub(super) referrers: Vec<TaskId>,
+    /// Groups that wait for it.
+    pub(super) sessions: Vec<SessionId>,
+    /// The lane it queues in.
+    pub(super) lane: SessionId,
+    pub(super) urgent: bool,
+    /// Uploads begun.
+    pub(super) attempts: u32,
+    /// A mismatch was seen once, and the path read again.
+    pub(super) mismatched: bool,
+    /// A reference of it is gone from the store, so it must be gone as well.
+    pub(super) doomed: bool,
+}
+
+impl Task {
+    pub(super) fn is_parked(&self) -> bool {
+        matches!(self.phase, Phase::Parked(_))
+    }
+}
