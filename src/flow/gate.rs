@@ -70,14 +70,13 @@ impl Gate {
 
     /// Marks the due probe as begun; false when none is due.
     pub(super) fn begin_probe(&mut self, now: Time) -> bool {
-        match &mut self.state {
-            State::Closed { probe: probe @ Probe::At(_), .. } if matches!(probe, Probe::At(at) if *at <= now) =>
-            {
-                *probe = Probe::Running;
-                true
-            }
-            State::Closed { .. } | State::Open { .. } => false,
+        let due = self.due().is_some_and(|at| at <= now);
+        if let State::Closed { probe, .. } = &mut self.state
+            && due
+        {
+            *probe = Probe::Running;
         }
+        due
     }
 
     /// Look again now.
