@@ -48,7 +48,7 @@ fn the_queue_is_found_without_walking_over_history() {
             Ok(explain.query_map((0, 10), |r| r.get(3))?.collect::<rusqlite::Result<_>>()?)
         })
         .unwrap();
-    assert!(plan[0].contains("item_unsettled") && plan[0].contains("rowid>?"), "{plan:?}");
+    assert!(plan[0].contains("item_unsettled") && plan[0].contains("(id>?)"), "{plan:?}");
     assert!(!plan.iter().any(|step| step.contains("TEMP B-TREE")), "{plan:?}");
 }
 
