@@ -1,0 +1,135 @@
+//! Opening the file: pragmas, check, migration, and setting a damaged one
+//! aside. Must not know what is in the tables.
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use std::{ffi::OsString, io};
+
+use rusqlite::{Connection, OpenFlags};
+
+use super::error::LedgerError;
+use super::schema;
+
+/// How the ledger was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Opened {
+    /// There was none.
+    Fresh,
+    /// It goes on from where it was.
+    Continued,
+    /// It was damaged: moved away, and an empty one started.
+    Recovered {
+        /// Where the damaged one is now; its -wal and -shm lie beside it.
+        set_aside: PathBuf,
+    },
+}
+
+/// Opens or makes the ledger at `path`.
+pub(super) fn open(path: &Path) -> Result<(Connection, Opened), LedgerError> {
+    let fresh = prepare_file(path).map_err(|e| cannot(path, &e))?;
+    match connect(path) {
+        Ok(conn) => Ok((conn, if fresh { Opened::Fresh } else { Opened::Continued })),
+        Err(LedgerError::Corrupt(reason)) => {
+            let set_aside = set_aside(path).map_err(|e| cannot(path, &e))?;
+            tracing::error!(ledger = %path.display(), set_aside = %set_aside.display(), reason,
+                "the ledger was damaged; it is set aside and an empty one is started");
+            prepare_file(path).map_err(|e| cannot(path, &e))?;
+            Ok((connect(path)?, Opened::Recovered { set_aside }))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn cannot(path: &Path, error: &io::Error) -> LedgerError {
+    LedgerError::Open { path: path.to_owned(), reason: error.to_string() }
+}
+
+/// The file exists afterwards and only its owner can read it; SQLite gives
+/// -wal and -shm the mode of the file. True if there was nothing in it.
+fn prepare_file(path: &Path) -> io::Result<bool> {
+    let file =
+        OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    for part in ["", "-wal", "-shm"] {
+        match fs::set_permissions(beside(path, part), Permissions::from_mode(0o600)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+    }
+    // A first start that was cut off leaves an empty file whose content is still in the -wal.
+    Ok(file.metadata()?.len() == 0 && !beside(path, "-wal").exists())
+}
+
+fn connect(path: &Path) -> Result<Connection, LedgerError> {
+    let mut conn = Connection::open_with_flags(
+        path,
+        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+    )?;
+    conn.busy_timeout(Duration::from_secs(5))?;
+    conn.set_prepared_statement_cache_capacity(64);
+    // Before anything is written: a file of a later version, or of somebody else, stays untouched.
+    let found = schema::version(&conn)?;
+    let known = i64::try_from(schema::MIGRATIONS.len()).unwrap_or(i64::MAX);
+    let application: i64 = conn.query_row("PRAGMA application_id", [], |row| row.get(0))?;
+    let tables: i64 = conn.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    if application != schema::APPLICATION_ID && (tables > 0 || found != 0 || application != 0) {
+        return Err(LedgerError::Foreign { path: path.to_owned() });
+    }
+    if found > known {
+        let written_by = schema::written_by(&conn);
+        return Err(LedgerError::Newer { path: path.to_owned(), found, known, written_by });
+    }
+    // NORMAL: a process that is killed loses nothing; a power cut may lose the
+    // last commits but never their order, and the cursor goes back with them.
+    // The cache is small because memory counts more here than a few page reads.
+    conn.execute_batch(
+        "PRAGMA journal_mode = WAL;
+         PRAGMA synchronous = NORMAL;
+         PRAGMA cache_size = -1024;
+         PRAGMA mmap_size = 0;
+         PRAGMA journal_size_limit = 8388608;
+         PRAGMA foreign_keys = OFF;
+         PRAGMA trusted_schema = OFF;",
+    )?;
+    let verdict: String = conn.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+    if verdict != "ok" {
+        return Err(LedgerError::Corrupt(verdict));
+    }
+    schema::migrate(&mut conn, schema::MIGRATIONS, super::now_ms())?;
+    Ok(conn)
+}
+
+/// Renames the file and its -wal and -shm; returns the new name. The -wal
+/// keeps its relation to the file, so what can be read of it still can.
+fn set_aside(path: &Path) -> io::Result<PathBuf> {
+    let stamp = stamp();
+    let target = (1..)
+        .map(|n| if n == 1 { format!(".corrupt-{stamp}") } else { format!(".corrupt-{stamp}-{n}") })
+        .map(|suffix| beside(path, &suffix))
+        .find(|target| !target.exists())
+        .ok_or(io::ErrorKind::AlreadyExists)?;
+    for part in ["-wal", "-shm", ""] {
+        match fs::rename(beside(path, part), beside(&target, part)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+    }
+    if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
+        File::open(dir)?.sync_all()?;
+    }
+    Ok(target)
+}
+
+/// Date for a file's name; SQLite knows the calendar.
+fn stamp() -> String {
+    Connection::open_in_memory()
+        .and_then(|c| c.query_row("SELECT strftime('%Y%m%dT%H%M%SZ', 'now')", [], |row| row.get(0)))
+        .unwrap_or_else(|_| super::now_ms().to_string())
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(suffix);
+    name.into()
+}

@@ -1,0 +1,177 @@
+//! Sessions in SQL: opening, ending, counting. Runs inside the writer's
+//! transaction and must not begin or end one.
+
+use rusqlite::{Connection, OptionalExtension, Row, named_params};
+
+use super::error::LedgerError;
+use super::model::{
+    Counts, Evidence, Failure, ItemId, NewSession, Outcome, SessionInfo, SessionItem, SessionRow,
+    SessionState,
+};
+use super::{MAX_FAILURES, MAX_SESSIONS, number, stored};
+
+type Result<T> = std::result::Result<T, LedgerError>;
+
+fn strange(what: &str, n: i64) -> LedgerError {
+    LedgerError::Sqlite(format!("no {what} {n} in this format"))
+}
+
+pub(super) fn open(conn: &Connection, new: &NewSession) -> Result<SessionRow> {
+    let mut insert = conn.prepare_cached(
+        "INSERT INTO session (name, label, cache, uid, gid, anchor_pid, anchor_start, strict, ci, started_at)
+         VALUES (:name, :label, :cache, :uid, :gid, :pid, :start, :strict, :ci, :at)
+         ON CONFLICT (name) DO NOTHING",
+    )?;
+    let made = insert.execute(named_params! {
+        ":name": new.id,
+        ":label": new.label,
+        ":cache": new.cache,
+        ":uid": new.uid,
+        ":gid": new.gid,
+        ":pid": new.anchor_pid.map(|(pid, _)| pid),
+        ":start": new.anchor_pid.map(|(_, start)| stored(start)),
+        ":strict": new.strict,
+        ":ci": new.ci,
+        ":at": new.started_at,
+    })?;
+    if made == 0 { Err(LedgerError::SessionExists(new.id.clone())) } else { Ok(conn.last_insert_rowid()) }
+}
+
+/// The first end and the first close count: asking again changes nothing.
+pub(super) fn set_state(
+    conn: &Connection,
+    row: SessionRow,
+    state: SessionState,
+    at: i64,
+    flush_ms: Option<u64>,
+) -> Result<()> {
+    let mut update = conn.prepare_cached(
+        "UPDATE session SET
+           state = ?2,
+           ended_at = CASE WHEN ?2 > 0 THEN coalesce(ended_at, ?3) END,
+           closed_at = CASE WHEN ?2 > 1 THEN ?3 END,
+           flush_ms = coalesce(?4, flush_ms)
+         WHERE id = ?1 AND state IN (0, 1)",
+    )?;
+    update.execute((row, state as i64, at, flush_ms.map(stored)))?;
+    Ok(())
+}
+
+const COLUMNS: &str =
+    "SELECT id, name, label, cache, uid, gid, anchor_pid, anchor_start, strict, ci, started_at,
+  state, ended_at, closed_at, flush_ms FROM session";
+
+fn info(row: &Row<'_>) -> Result<SessionInfo> {
+    let pid: Option<i32> = row.get(6)?;
+    let start: Option<i64> = row.get(7)?;
+    let state: i64 = row.get(11)?;
+    Ok(SessionInfo {
+        row: row.get(0)?,
+        new: NewSession {
+            id: row.get(1)?,
+            label: row.get(2)?,
+            cache: row.get(3)?,
+            uid: row.get(4)?,
+            gid: row.get(5)?,
+            anchor_pid: pid.zip(start.map(number)),
+            strict: row.get(8)?,
+            ci: row.get(9)?,
+            started_at: row.get(10)?,
+        },
+        state: SessionState::from_file(state).ok_or_else(|| strange("session state", state))?,
+        ended_at: row.get(12)?,
+        closed_at: row.get(13)?,
+        flush_ms: row.get::<_, Option<i64>>(14)?.map(number),
+    })
+}
+
+pub(super) fn list(conn: &Connection, all: bool) -> Result<Vec<SessionInfo>> {
+    if !all {
+        let mut find = conn.prepare_cached(&format!("{COLUMNS} WHERE state IN (0, 1) ORDER BY id"))?;
+        return find.query_and_then([], info)?.collect();
+    }
+    let mut find = conn.prepare_cached(&format!("{COLUMNS} ORDER BY id DESC LIMIT {MAX_SESSIONS}"))?;
+    let mut found = find.query_and_then([], info)?.collect::<Result<Vec<_>>>()?;
+    found.reverse();
+    Ok(found)
+}
+
+pub(super) fn by_name(conn: &Connection, name: &str) -> Result<Option<SessionInfo>> {
+    let mut find = conn.prepare_cached(&format!("{COLUMNS} WHERE name = ?1"))?;
+    let mut rows = find.query_and_then([name], info)?;
+    rows.next().transpose()
+}
+
+pub(super) fn summary(conn: &Connection, session: SessionRow) -> Result<Counts> {
+    let mut exists = conn.prepare_cached("SELECT 1 FROM session WHERE id = ?1")?;
+    if exists.query_row([session], |_| Ok(())).optional()?.is_none() {
+        // No counts at all would read like a complete success.
+        return Err(LedgerError::NoSession(session));
+    }
+    let mut counts = Counts::default();
+    let mut groups = conn.prepare_cached(
+        "SELECT outcome, evidence, count(*), sum(bytes) FROM session_item
+         WHERE session = ?1 GROUP BY outcome, evidence",
+    )?;
+    let mut rows = groups.query([session])?;
+    while let Some(row) = rows.next()? {
+        let (outcome, evidence, count): (i64, i64, u64) = (row.get(0)?, row.get(1)?, number(row.get(2)?));
+        let kind = Evidence::from_file(evidence).ok_or_else(|| strange("evidence", evidence))?;
+        counts.by_evidence[kind as usize] += count;
+        match Outcome::from_file(outcome).ok_or_else(|| strange("outcome", outcome))? {
+            Outcome::Pending => counts.pending += count,
+            Outcome::Pushed => counts.pushed += count,
+            Outcome::AlreadyCached => counts.already_cached += count,
+            Outcome::Upstream => counts.upstream += count,
+            Outcome::Failed => counts.failed_total += count,
+            Outcome::Skipped => counts.skipped += count,
+            Outcome::Collected => counts.collected += count,
+        }
+        counts.bytes += number(row.get(3)?);
+    }
+    if counts.failed_total > 0 {
+        counts.failed = failures(conn, session)?;
+    }
+    Ok(counts)
+}
+
+fn failures(conn: &Connection, session: SessionRow) -> Result<Vec<Failure>> {
+    let mut find = conn.prepare_cached(&format!(
+        "SELECT path, coalesce(class, ''), coalesce(text, '')
+         FROM session_item JOIN item ON item.id = session_item.item
+         LEFT JOIN reason ON reason.id = session_item.reason
+         WHERE session = ?1 AND outcome = 5 ORDER BY session_item.item LIMIT {MAX_FAILURES}"
+    ))?;
+    let rows = find.query_map([session], |row| {
+        Ok(Failure { path: row.get(0)?, class: row.get(1)?, error: row.get(2)? })
+    })?;
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
+}
+
+pub(super) fn items(
+    conn: &Connection,
+    session: SessionRow,
+    after: ItemId,
+    limit: usize,
+) -> Result<Vec<SessionItem>> {
+    let mut find = conn.prepare_cached(
+        "SELECT session_item.item, path, nar_size, evidence, outcome, class, text
+         FROM session_item JOIN item ON item.id = session_item.item
+         LEFT JOIN reason ON reason.id = session_item.reason
+         WHERE session = ?1 AND session_item.item > ?2 ORDER BY session_item.item LIMIT ?3",
+    )?;
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let rows = find.query_and_then((session, after, limit), |row| {
+        let (evidence, outcome): (i64, i64) = (row.get(3)?, row.get(4)?);
+        Ok(SessionItem {
+            item: row.get(0)?,
+            path: row.get(1)?,
+            nar_size: number(row.get(2)?),
+            evidence: Evidence::from_file(evidence).ok_or_else(|| strange("evidence", evidence))?,
+            outcome: Outcome::from_file(outcome).ok_or_else(|| strange("outcome", outcome))?,
+            error_class: row.get(5)?,
+            error: row.get(6)?,
+        })
+    })?;
+    rows.collect()
+}

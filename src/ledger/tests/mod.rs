@@ -1,0 +1,215 @@
+//! The ledger over real files in directories of their own.
+
+mod opening;
+mod reference;
+mod scale;
+mod trouble;
+
+use super::*;
+use tempfile::TempDir;
+
+pub(super) fn new_ledger() -> (TempDir, Ledger) {
+    let dir = tempfile::tempdir().unwrap();
+    let (ledger, opened) = Ledger::open(&dir.path().join("ledger.db")).unwrap();
+    assert_eq!(opened, Opened::Fresh);
+    (dir, ledger)
+}
+
+pub(super) fn path(n: usize) -> String {
+    // Like a hash: neighbours in time are not neighbours in the index.
+    format!("{:032x}-package-{n}-1.0", (n as u128).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835))
+}
+
+pub(super) fn item(n: usize, sessions: &[(SessionRow, Evidence)]) -> NewItem {
+    NewItem {
+        cache: "main".into(),
+        path: path(n),
+        nar_size: 100,
+        state: ItemState::Pending,
+        recheck_before: 0,
+        retry_failed: false,
+        sessions: sessions.to_vec(),
+    }
+}
+
+pub(super) fn admit(items: Vec<NewItem>) -> Admit {
+    Admit { cursor: None, items, at: 1000 }
+}
+
+pub(super) fn to(state: ItemState) -> Settle {
+    let failed = state == ItemState::Failed;
+    Settle {
+        state,
+        error_class: failed.then(|| "rejected".into()),
+        error: failed.then(|| "the server said no".into()),
+        bytes: 0,
+        attempts: 1,
+        at: 2000,
+    }
+}
+
+pub(super) fn session(ledger: &Ledger, id: &str) -> SessionRow {
+    let new = NewSession {
+        id: id.into(),
+        label: Some("test".into()),
+        cache: "main".into(),
+        uid: 1000,
+        gid: 100,
+        anchor_pid: Some((42, 77)),
+        strict: true,
+        ci: Some("{}".into()),
+        started_at: 5,
+    };
+    ledger.session_open(new).unwrap()
+}
+
+fn one(ledger: &Ledger, new: NewItem) -> (ItemId, ItemState, bool) {
+    ledger.admit(admit(vec![new])).unwrap().items[0]
+}
+
+#[test]
+fn an_item_goes_from_admitted_to_pushed() {
+    let (_dir, ledger) = new_ledger();
+    let s = session(&ledger, "s");
+    let cursor = Cursor { identity: "db".into(), id: 7 };
+    let batch = Admit { cursor: Some(cursor.clone()), items: vec![item(1, &[(s, Evidence::Hook)])], at: 1 };
+    let admitted = ledger.admit(batch).unwrap();
+    let (id, state, pending) = admitted.items[0];
+    assert_eq!((state, pending), (ItemState::Pending, true));
+    assert_eq!(ledger.cursor().unwrap(), Some(cursor));
+    assert_eq!(ledger.summary(s).unwrap().pending, 1);
+    ledger.uploading(id, 1);
+    ledger.settle(id, to(ItemState::Pushed));
+    let counts = ledger.summary(s).unwrap();
+    assert_eq!((counts.pushed, counts.pending, counts.bytes, counts.total()), (1, 0, 100, 1));
+    assert_eq!(counts.by_evidence[Evidence::Hook as usize], 1);
+    assert_eq!(
+        ledger.lookup("main", &[path(1), path(2)]).unwrap(),
+        [Some((id, ItemState::Pushed, 2000)), None]
+    );
+    assert_eq!(ledger.lookup("other", &[path(1)]).unwrap(), [None]);
+    assert!(ledger.unsettled(0, 10).unwrap().is_empty());
+}
+
+#[test]
+fn an_upload_whose_answer_was_lost_counts_as_pushed() {
+    let (dir, ledger) = new_ledger();
+    let s = session(&ledger, "s");
+    let (id, ..) = one(&ledger, item(1, &[(s, Evidence::Process)]));
+    ledger.uploading(id, 2);
+    drop(ledger);
+    let (ledger, opened) = Ledger::open(&dir.path().join("ledger.db")).unwrap();
+    assert_eq!(opened, Opened::Continued);
+    let left = ledger.unsettled(0, 10).unwrap();
+    assert_eq!((left[0].id, left[0].state, left[0].attempts), (id, ItemState::Uploading, 2));
+    ledger.settle(id, to(ItemState::Cached));
+    assert_eq!(ledger.lookup("main", &[path(1)]).unwrap()[0].unwrap().1, ItemState::Pushed);
+    assert_eq!(ledger.summary(s).unwrap().pushed, 1);
+}
+
+#[test]
+fn closure_yields_to_who_made_the_path_only_if_there_is_one() {
+    let (_dir, ledger) = new_ledger();
+    let (a, b) = (session(&ledger, "a"), session(&ledger, "b"));
+    let (x, ..) = one(&ledger, item(1, &[(a, Evidence::Process), (b, Evidence::Closure)]));
+    let (y, ..) = one(&ledger, item(2, &[(a, Evidence::Window), (b, Evidence::Closure)]));
+    ledger.settle(x, to(ItemState::Pushed));
+    ledger.settle(y, to(ItemState::Pushed));
+    let (a, b) = (ledger.summary(a).unwrap(), ledger.summary(b).unwrap());
+    assert_eq!((a.pushed, a.already_cached, a.bytes), (2, 0, 200));
+    assert_eq!((b.pushed, b.already_cached, b.bytes), (1, 1, 100));
+}
+
+#[test]
+fn a_session_that_is_over_keeps_its_failure_and_a_live_one_waits_again() {
+    let (_dir, ledger) = new_ledger();
+    let (over, live) = (session(&ledger, "over"), session(&ledger, "live"));
+    let both = [(over, Evidence::Hook), (live, Evidence::Hook)];
+    let (id, ..) = one(&ledger, item(1, &both));
+    ledger.settle(id, to(ItemState::Failed));
+    ledger.session_state(over, SessionState::Closed, 9, Some(3));
+    ledger.reopen(&[id]);
+    assert_eq!(ledger.summary(live).unwrap().pending, 1);
+    ledger.settle(id, to(ItemState::Pushed));
+    assert_eq!(ledger.summary(live).unwrap().pushed, 1);
+    let counts = ledger.summary(over).unwrap();
+    assert_eq!((counts.failed_total, counts.total()), (1, 1));
+    let failure = Failure { path: path(1), class: "rejected".into(), error: "the server said no".into() };
+    assert_eq!(counts.failed, [failure]);
+    // Nothing is attached to what is over.
+    let admitted = ledger.admit(admit(vec![item(2, &both), item(3, &[(99, Evidence::Hook)])])).unwrap();
+    assert_eq!(admitted.refused, [over, 99]);
+    assert_eq!(ledger.session_items(live, 0, 10).unwrap().len(), 2);
+    assert_eq!(ledger.session_items(over, 0, 10).unwrap().len(), 1);
+}
+
+#[test]
+fn sessions_end_once() {
+    let (_dir, ledger) = new_ledger();
+    let row = session(&ledger, "s");
+    assert_eq!(ledger.sessions(false).unwrap().len(), 1);
+    ledger.session_state(row, SessionState::Draining, 10, None);
+    ledger.session_state(row, SessionState::Closed, 20, Some(10));
+    ledger.session_state(row, SessionState::Abandoned, 30, Some(99));
+    let info = ledger.session("s").unwrap().unwrap();
+    assert_eq!(info.state, SessionState::Closed);
+    assert_eq!((info.ended_at, info.closed_at, info.flush_ms), (Some(10), Some(20), Some(10)));
+    assert_eq!(info.new.anchor_pid, Some((42, 77)));
+    assert_eq!(ledger.sessions(true).unwrap(), [info.clone()]);
+    assert!(ledger.sessions(false).unwrap().is_empty());
+    assert_eq!(ledger.session_open(info.new), Err(LedgerError::SessionExists("s".into())));
+    assert_eq!(ledger.summary(row + 1), Err(LedgerError::NoSession(row + 1)));
+}
+
+#[test]
+fn prune_forgets_what_is_over_and_nothing_else() {
+    let (_dir, ledger) = new_ledger();
+    let (old, live) = (session(&ledger, "old"), session(&ledger, "live"));
+    let (named, ..) = one(&ledger, item(1, &[(old, Evidence::Hook), (live, Evidence::Hook)]));
+    let (free, ..) = one(&ledger, item(2, &[(old, Evidence::Hook)]));
+    let (waiting, ..) = one(&ledger, item(3, &[(old, Evidence::Hook)]));
+    ledger.settle(named, to(ItemState::Pushed));
+    ledger.settle(free, to(ItemState::Failed));
+    ledger.session_state(old, SessionState::Closed, 10, None);
+    assert_eq!(ledger.prune(10).unwrap(), Pruned::default());
+    assert_eq!(ledger.prune(5000).unwrap(), Pruned { sessions: 1, items: 1 });
+    assert_eq!(ledger.session("old").unwrap(), None);
+    assert_eq!(ledger.unsettled(0, 10).unwrap().iter().map(|i| i.id).collect::<Vec<_>>(), [waiting]);
+    assert_eq!(ledger.summary(live).unwrap().pushed, 1);
+    let reasons: i64 =
+        ledger.read(|c| Ok(c.query_row("SELECT count(*) FROM reason", [], |r| r.get(0))?)).unwrap();
+    assert_eq!(reasons, 0);
+    // An id is never used twice.
+    assert!(one(&ledger, item(2, &[])).0 > waiting);
+}
+
+#[test]
+fn a_refused_call_does_not_touch_its_neighbours() {
+    let (_dir, ledger) = new_ledger();
+    let (id, ..) = one(&ledger, item(1, &[]));
+    ledger.settle(id, to(ItemState::Upstream));
+    let half: Result<()> = ledger.write(|conn| {
+        conn.execute("INSERT INTO meta VALUES ('half', 'done')", [])?;
+        Err(LedgerError::SessionExists("x".into()))
+    });
+    assert!(half.is_err());
+    assert_eq!(ledger.meta("half").unwrap(), None);
+    assert_eq!(ledger.lookup("main", &[path(1)]).unwrap()[0].unwrap().1, ItemState::Upstream);
+    ledger.set_meta("k", "v").unwrap();
+    assert_eq!(ledger.meta("k").unwrap().as_deref(), Some("v"));
+}
+
+#[tokio::test]
+async fn call_reaches_the_ledger_from_async_code() {
+    let (_dir, ledger) = new_ledger();
+    assert_eq!(ledger.call(|l| l.cursor()).await.unwrap(), None);
+}
+
+#[test]
+fn long_errors_are_cut_at_a_character() {
+    let (_dir, ledger) = new_ledger();
+    let (id, ..) = one(&ledger, item(1, &[]));
+    let error = Some(format!("x{}", "é".repeat(5000)));
+    ledger.settle(id, Settle { error, ..to(ItemState::Failed) });
+    assert_eq!(ledger.unsettled(0, 1).unwrap()[0].error.as_ref().unwrap().len(), MAX_ERROR - 1);
+}

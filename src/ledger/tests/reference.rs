@@ -1,0 +1,243 @@
+//! Random sequences against a model in memory: the counts of every session and
+//! the state of every item agree after each step.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const ITEMS: usize = 4;
+const SESSIONS: usize = 3;
+
+#[derive(Clone, Debug)]
+enum Op {
+    Admit { item: usize, state: ItemState, recheck: bool, retry: bool, by: Vec<(usize, Evidence)> },
+    Uploading(usize),
+    Settle(usize, ItemState),
+    Reopen(usize),
+    Session(usize, SessionState),
+    Restart,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    use ItemState as S;
+    let evidence = prop::sample::select(vec![
+        Evidence::Hook,
+        Evidence::Process,
+        Evidence::Closure,
+        Evidence::Window,
+        Evidence::Shared,
+        Evidence::Named,
+    ]);
+    let by = prop::collection::vec((0..SESSIONS, evidence), 0..3);
+    let first = prop::sample::select(vec![S::Pending, S::Pending, S::Pending, S::Upstream, S::Skipped]);
+    let end = prop::sample::select(vec![
+        S::Pushed,
+        S::Cached,
+        S::Upstream,
+        S::Failed,
+        S::Failed,
+        S::Collected,
+        S::Pending,
+    ]);
+    let life =
+        prop::sample::select(vec![SessionState::Draining, SessionState::Closed, SessionState::Abandoned]);
+    prop_oneof![
+        8 => (0..ITEMS, first, any::<bool>(), any::<bool>(), by)
+            .prop_map(|(item, state, recheck, retry, by)| Op::Admit { item, state, recheck, retry, by }),
+        2 => (0..ITEMS).prop_map(Op::Uploading),
+        6 => (0..ITEMS, end).prop_map(|(item, state)| Op::Settle(item, state)),
+        2 => (0..ITEMS).prop_map(Op::Reopen),
+        1 => (0..SESSIONS, life).prop_map(|(s, state)| Op::Session(s, state)),
+        1 => Just(Op::Restart),
+    ]
+}
+
+#[derive(Default)]
+struct Model {
+    /// State, settled at step.
+    items: BTreeMap<usize, (ItemState, i64)>,
+    /// By (session, item): evidence and outcome.
+    belongs: BTreeMap<(usize, usize), (Evidence, Outcome)>,
+    sessions: [Option<SessionState>; SESSIONS],
+}
+
+impl Model {
+    fn live(&self, s: usize) -> bool {
+        self.sessions[s].is_none_or(SessionState::is_live)
+    }
+
+    fn wait_again_after_failure(&mut self, item: usize) {
+        for s in 0..SESSIONS {
+            let live = self.live(s);
+            if let Some((_, outcome @ Outcome::Failed)) = self.belongs.get_mut(&(s, item))
+                && live
+            {
+                *outcome = Outcome::Pending;
+            }
+        }
+    }
+
+    fn tell(&mut self, item: usize, state: ItemState) {
+        let waiting: Vec<_> = self
+            .belongs
+            .iter()
+            .filter(|((_, i), (_, o))| *i == item && *o == Outcome::Pending)
+            .map(|((s, _), (e, _))| (*s, *e))
+            .collect();
+        for (s, evidence) in &waiting {
+            let maker =
+                waiting.iter().any(|(t, e)| t != s && matches!(e, Evidence::Hook | Evidence::Process));
+            let outcome = match state {
+                ItemState::Pending | ItemState::Uploading => return,
+                ItemState::Pushed if matches!(evidence, Evidence::Closure | Evidence::Named) && maker => {
+                    Outcome::AlreadyCached
+                }
+                ItemState::Pushed => Outcome::Pushed,
+                ItemState::Cached => Outcome::AlreadyCached,
+                ItemState::Upstream => Outcome::Upstream,
+                ItemState::Failed => Outcome::Failed,
+                ItemState::Skipped => Outcome::Skipped,
+                ItemState::Collected => Outcome::Collected,
+            };
+            self.belongs.insert((*s, item), (*evidence, outcome));
+        }
+    }
+
+    fn admit(
+        &mut self,
+        item: usize,
+        new: ItemState,
+        recheck: i64,
+        retry: bool,
+        by: &[(usize, Evidence)],
+        at: i64,
+    ) {
+        use ItemState as S;
+        let again = match self.items.get(&item) {
+            None => true,
+            Some((S::Pending | S::Uploading, _)) => false,
+            Some((S::Failed, _)) => retry,
+            Some((S::Pushed | S::Cached | S::Upstream, settled)) => *settled < recheck,
+            Some((old @ (S::Skipped | S::Collected), _)) => *old != new,
+        };
+        if again {
+            let old = self.items.insert(item, (new, at));
+            if matches!(old, Some((S::Failed, _))) {
+                self.wait_again_after_failure(item);
+                self.tell(item, new);
+            }
+        }
+        let now = self.items[&item].0;
+        for (s, evidence) in by.iter().filter(|(s, _)| self.live(*s)).copied().collect::<Vec<_>>() {
+            let outcome = match now {
+                S::Pending | S::Uploading => Outcome::Pending,
+                S::Pushed | S::Cached => Outcome::AlreadyCached,
+                S::Upstream => Outcome::Upstream,
+                S::Failed => Outcome::Failed,
+                S::Skipped => Outcome::Skipped,
+                S::Collected => Outcome::Collected,
+            };
+            self.belongs
+                .entry((s, item))
+                .and_modify(|(e, o)| {
+                    *e = evidence.min(*e);
+                    if outcome == Outcome::Pending && *o != Outcome::Pushed {
+                        *o = Outcome::Pending;
+                    }
+                })
+                .or_insert((evidence, outcome));
+        }
+    }
+
+    fn counts(&self, session: usize) -> Counts {
+        let mut counts = Counts::default();
+        for ((_, item), (evidence, outcome)) in self.belongs.iter().filter(|((s, _), _)| *s == session) {
+            counts.by_evidence[*evidence as usize] += 1;
+            match outcome {
+                Outcome::Pending => counts.pending += 1,
+                Outcome::Pushed => {
+                    counts.pushed += 1;
+                    counts.bytes += 1 << item;
+                }
+                Outcome::AlreadyCached => counts.already_cached += 1,
+                Outcome::Upstream => counts.upstream += 1,
+                Outcome::Failed => counts.failed_total += 1,
+                Outcome::Skipped => counts.skipped += 1,
+                Outcome::Collected => counts.collected += 1,
+            }
+        }
+        counts
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn counts_agree_with_the_model(ops in prop::collection::vec(op(), 1..50)) {
+        let (dir, mut ledger) = new_ledger();
+        let rows: Vec<_> = (0..SESSIONS).map(|n| session(&ledger, &format!("s{n}"))).collect();
+        let mut model = Model::default();
+        let mut ids = BTreeMap::new();
+        for (at, op) in (10_i64..).step_by(10).zip(ops) {
+            match op {
+                Op::Admit { item: n, state, recheck, retry, by } => {
+                    // Half of the confirmations on average are too old.
+                    let recheck_before = if recheck { at - 40 } else { 0 };
+                    let sessions: Vec<_> = by.iter().map(|(s, e)| (rows[*s], *e)).collect();
+                    let new = NewItem { nar_size: 1 << n, state, recheck_before, retry_failed: retry, ..item(n, &sessions) };
+                    let before = model.items.get(&n).map(|i| i.0);
+                    let got = ledger.admit(Admit { cursor: None, items: vec![new], at }).unwrap().items[0];
+                    model.admit(n, state, recheck_before, retry, &by, at);
+                    let now = model.items[&n].0;
+                    let pending = now == ItemState::Pending
+                        && !matches!(before, Some(ItemState::Pending | ItemState::Uploading));
+                    prop_assert_eq!(got, (*ids.entry(n).or_insert(got.0), now, pending));
+                }
+                Op::Uploading(n) => if let Some(id) = ids.get(&n) {
+                    ledger.uploading(*id, 1);
+                    let known = model.items.get_mut(&n).unwrap();
+                    if known.0 == ItemState::Pending { known.0 = ItemState::Uploading; }
+                },
+                Op::Settle(n, state) => if let Some(id) = ids.get(&n) {
+                    ledger.settle(*id, Settle { at, ..to(state) });
+                    let lost_answer = model.items[&n].0 == ItemState::Uploading && state == ItemState::Cached;
+                    let now = if lost_answer { ItemState::Pushed } else { state };
+                    model.items.insert(n, (now, at));
+                    model.tell(n, now);
+                },
+                Op::Reopen(n) => if let Some(id) = ids.get(&n) {
+                    ledger.reopen(&[*id]);
+                    if model.items[&n].0 == ItemState::Failed {
+                        model.items.insert(n, (ItemState::Pending, at));
+                        model.wait_again_after_failure(n);
+                    }
+                },
+                Op::Session(s, state) => {
+                    ledger.session_state(rows[s], state, at, None);
+                    if model.live(s) { model.sessions[s] = Some(state); }
+                }
+                Op::Restart => {
+                    drop(ledger);
+                    ledger = Ledger::open(&dir.path().join("ledger.db")).unwrap().0;
+                }
+            }
+            for (s, row) in rows.iter().enumerate() {
+                let mut got = ledger.summary(*row).unwrap();
+                prop_assert_eq!(got.failed.len() as u64, got.failed_total);
+                prop_assert!(got.failed.iter().all(|f| f.class == "rejected"));
+                got.failed.clear();
+                prop_assert_eq!(got, model.counts(s), "session {}", s);
+            }
+            for (n, (state, _)) in &model.items {
+                prop_assert_eq!(ledger.lookup("main", &[path(*n)]).unwrap()[0].unwrap().1, *state);
+            }
+            let open = model.items.values().filter(|(s, _)| {
+                matches!(s, ItemState::Pending | ItemState::Uploading | ItemState::Failed)
+            });
+            prop_assert_eq!(ledger.unsettled(0, 100).unwrap().len(), open.count());
+        }
+    }
+}

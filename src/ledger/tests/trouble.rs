@@ -1,0 +1,138 @@
+//! A full disk and a killed process.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
+
+use super::*;
+
+/// Not one page more than now; SQLite answers with a real SQLITE_FULL.
+fn fill_up(ledger: &Ledger) {
+    ledger
+        .read(|c| {
+            let pages: i64 = c.query_row("PRAGMA page_count", [], |r| r.get(0))?;
+            c.query_row(&format!("PRAGMA max_page_count = {pages}"), [], |_| Ok(()))?;
+            Ok(())
+        })
+        .unwrap();
+}
+
+fn make_space(ledger: &Ledger) {
+    ledger.read(|c| Ok(c.query_row("PRAGMA max_page_count = 1000000", [], |_| Ok(()))?)).unwrap();
+}
+
+/// Each needs space: a long reason of its own.
+fn failure(n: ItemId) -> Settle {
+    Settle { error: Some(format!("{n} {}", "long ".repeat(300))), ..to(ItemState::Failed) }
+}
+
+#[test]
+fn a_full_disk_loses_nothing_and_says_so() {
+    let (dir, ledger) = new_ledger();
+    let s = session(&ledger, "s");
+    let new = |from, to| admit((from..to).map(|n| item(n, &[(s, Evidence::Hook)])).collect());
+    let ids: Vec<_> = ledger.admit(new(0, 20)).unwrap().items.iter().map(|i| i.0).collect();
+    fill_up(&ledger);
+    for id in &ids {
+        ledger.settle(*id, failure(*id));
+    }
+    // Order: a failure and its reopening must not change places.
+    ledger.reopen(&ids[..5]);
+    ledger.session_state(s, SessionState::Draining, 7, None);
+    assert!(matches!(ledger.sync(), Err(LedgerError::Full(_))));
+    assert!(matches!(ledger.admit(new(20, 2000)), Err(LedgerError::Full(_))));
+    let Health::Degraded { error, kept, lost, .. } = ledger.health() else { panic!("healthy") };
+    assert!(error.contains("full"), "{error}");
+    assert!(kept > 0 && lost == 0);
+    // Reading goes on, and tells only what is written.
+    let before = ledger.summary(s).unwrap();
+    assert_eq!(before.total(), 20);
+    assert!(before.pending > 0);
+    make_space(&ledger);
+    // No further command: it is tried again on its own.
+    while ledger.health() != Health::Ok {
+        std::thread::yield_now();
+    }
+    let counts = ledger.summary(s).unwrap();
+    assert_eq!((counts.pending, counts.failed_total), (5, 15));
+    assert_eq!(ledger.session("s").unwrap().unwrap().state, SessionState::Draining);
+    ledger.admit(new(20, 2000)).unwrap();
+    drop(ledger);
+    let (ledger, _) = Ledger::open(&dir.path().join("ledger.db")).unwrap();
+    assert_eq!(ledger.summary(s).unwrap().total(), 2000);
+}
+
+#[test]
+fn a_call_too_large_for_the_disk_does_not_stop_the_rest() {
+    let (_dir, ledger) = new_ledger();
+    let (id, ..) = one(&ledger, item(1, &[]));
+    fill_up(&ledger);
+    assert!(matches!(
+        ledger.admit(admit((2..5000).map(|n| item(n, &[])).collect())),
+        Err(LedgerError::Full(_))
+    ));
+    assert_eq!(ledger.lookup("main", &[path(2)]).unwrap(), [None]);
+    ledger.settle(id, to(ItemState::Cached));
+    ledger.sync().unwrap();
+    assert_eq!(ledger.lookup("main", &[path(1)]).unwrap()[0].unwrap().1, ItemState::Cached);
+    assert_eq!(ledger.health(), Health::Ok);
+}
+
+const CHILD: &str = "FLYWHEEL_TEST_LEDGER_KILL";
+
+#[test]
+fn killed_at_any_moment_what_was_answered_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("ledger.db");
+    let mut known = 0;
+    for round in 1..=5_usize {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["ledger::tests::trouble::kill_child", "--exact", "--nocapture"])
+            .env(CHILD, &file)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut answered = 0;
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        for (count, n) in lines
+            .map_while(std::result::Result::ok)
+            .filter_map(|line| line.strip_prefix("answered ")?.parse::<i64>().ok())
+            .enumerate()
+        {
+            answered = n;
+            if count == 40 * round {
+                child.kill().unwrap();
+            }
+        }
+        assert!(!child.wait().unwrap().success(), "it was to be killed");
+        assert!(answered > known);
+        let (ledger, opened) = Ledger::open(&file).unwrap();
+        assert_eq!(opened, Opened::Continued);
+        known = ledger.cursor().unwrap().unwrap().id;
+        assert!(known >= answered, "{answered} was answered, {known} is there");
+        let count: i64 =
+            ledger.read(|c| Ok(c.query_row("SELECT count(*) FROM item", [], |r| r.get(0))?)).unwrap();
+        assert_eq!(count, known, "cursor and items belong together");
+        // What was sent before an answered call is there too; the last may be missing.
+        assert!(ledger.unsettled(0, 10).unwrap().iter().all(|row| row.id >= answered));
+    }
+}
+
+#[test]
+fn kill_child() {
+    let Some(file) = std::env::var_os(CHILD) else { return };
+    let (ledger, _) = Ledger::open(Path::new(&file)).unwrap();
+    for row in ledger.unsettled(0, 10).unwrap() {
+        ledger.settle(row.id, to(ItemState::Pushed));
+    }
+    let first = ledger.cursor().unwrap().map_or(0, |c| c.id) + 1;
+    for n in first.. {
+        let cursor = Some(Cursor { identity: "db".into(), id: n });
+        let items = vec![item(usize::try_from(n).unwrap(), &[])];
+        let (id, ..) = ledger.admit(Admit { cursor, items, at: n }).unwrap().items[0];
+        if writeln!(std::io::stdout(), "answered {n}").is_err() {
+            return;
+        }
+        ledger.uploading(id, 1);
+        ledger.settle(id, to(ItemState::Pushed));
+    }
+}
