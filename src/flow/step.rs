@@ -153,6 +153,9 @@ impl Flow {
 
     /// When [`Event::Tick`] is wanted at the latest.
     pub fn next_deadline(&self) -> Option<Time> {
+        if self.stopped {
+            return None;
+        }
         let rest = self.rests.first().map(|&(at, _)| at);
         let caches = self.caches.iter().flat_map(|c| [c.gate.due(), c.ask_rest]);
         caches.chain([rest]).flatten().min()
@@ -546,14 +549,15 @@ impl Flow {
         if *stopped {
             return;
         }
+        // Also while the gate is closed: a pause that is over must not stay a deadline.
+        if c.ask_rest.is_some_and(|at| at <= now) {
+            c.ask_rest = None;
+        }
         if c.gate.begin_probe(now) {
             out.push(Action::Probe(cache_id(index)));
         }
         if !c.gate.is_open() {
             return;
-        }
-        if c.ask_rest.is_some_and(|at| at <= now) {
-            c.ask_rest = None;
         }
         if !c.asking && c.ask_rest.is_none() {
             let mut batch = Vec::new();
