@@ -127,9 +127,7 @@ impl Flow {
                 all.into_iter().for_each(|id| self.want(session, id));
             }
             Event::Flush(session) => self.flush(session),
-            Event::Forget(session) => {
-                self.groups.remove(&session);
-            }
+            Event::Forget(session) => self.forget(session),
             Event::Limits(cache, limits) => {
                 if let Some(c) = self.cache(cache) {
                     c.pace = Pace::new(limits.least, limits.most);
@@ -235,19 +233,28 @@ impl Flow {
             return;
         }
         task.sessions.push(session);
-        if task.is_parked() {
-            return;
+        let parked = task.is_parked();
+        self.groups.entry(session).or_default().tasks.insert(id);
+        if !parked {
+            self.join(session, id);
         }
-        self.join(session, id);
     }
 
     /// Counts an unsettled task in a group that it already names.
     fn join(&mut self, session: SessionId, id: TaskId) {
-        let group = self.groups.entry(session).or_default();
-        let tasks = &self.tasks;
-        group.remember(id, |t| tasks.get(&t).is_some_and(|t| !t.is_parked()));
+        let Some(group) = self.groups.get_mut(&session) else { return };
+        group.unsettled += 1;
         if group.flushing {
             self.promote(session, id);
+        }
+    }
+
+    fn forget(&mut self, session: SessionId) {
+        let Some(group) = self.groups.remove(&session) else { return };
+        for id in group.tasks {
+            if let Some(task) = self.tasks.get_mut(&id) {
+                task.sessions.retain(|s| *s != session);
+            }
         }
     }
 
@@ -258,7 +265,7 @@ impl Flow {
             self.out.push(Action::Quiet(session));
             return;
         }
-        for id in group.tasks() {
+        for id in group.tasks.iter().copied().collect::<Vec<_>>() {
             self.promote(session, id);
         }
     }
@@ -409,9 +416,12 @@ impl Flow {
     /// it is parked because of.
     fn reopen(&mut self, id: TaskId) {
         let mut stack = vec![id];
+        let mut reopened = Vec::new();
         while let Some(id) = stack.pop() {
             let Some(task) = self.tasks.get_mut(&id) else { continue };
-            let Phase::Parked(cause) = task.phase else { continue };
+            if !task.is_parked() {
+                continue;
+            }
             task.phase = Phase::Unasked;
             task.attempts = 0;
             task.mismatched = false;
@@ -419,19 +429,29 @@ impl Flow {
             let index = usize::from(task.cache.0);
             let sessions = task.sessions.clone();
             let referrers = task.referrers.clone();
-            if let Cause::Reference(reference) = cause {
-                stack.push(reference);
-            }
+            // All of them: with one left parked it would only be parked again.
+            stack.extend(task.references.iter().copied());
             self.caches[index].parked -= 1;
             self.caches[index].asks.push_back(id);
             self.out.push(Action::Reopened(id));
-            for session in sessions {
-                if self.groups.contains_key(&session) {
-                    self.join(session, id);
-                }
-            }
+            reopened.push((id, sessions));
             let because = |t: &Task| t.phase == Phase::Parked(Cause::Reference(id));
             stack.extend(referrers.into_iter().filter(|r| self.tasks.get(r).is_some_and(because)));
+        }
+        // Only now: moving one to the front moves its references as well, and
+        // passes over those that are still parked.
+        for (id, sessions) in reopened {
+            sessions.into_iter().for_each(|session| self.join(session, id));
+            self.inherit_urgency(id);
+        }
+    }
+
+    /// What an urgent task waits for is urgent.
+    fn inherit_urgency(&mut self, id: TaskId) {
+        let Some(task) = self.tasks.get(&id) else { return };
+        let urgent = |r: &TaskId| self.tasks.get(r).filter(|t| t.urgent && !t.is_parked()).map(|t| t.lane);
+        if let Some(lane) = task.referrers.iter().find_map(urgent) {
+            self.promote(lane, id);
         }
     }
 
@@ -483,6 +503,9 @@ impl Flow {
                 Phase::Unasked | Phase::Asking | Phase::Held | Phase::Ready => {}
             }
             self.out.push(Action::Settled(id, outcome));
+            for session in &task.sessions {
+                self.groups.get_mut(session).map(|g| g.tasks.remove(&id));
+            }
             if !task.is_parked() {
                 self.leave_groups(&task.sessions);
             }
