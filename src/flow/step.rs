@@ -203,19 +203,13 @@ impl Flow {
         } else {
             c.asks.push_back(id);
         }
-        let references: Vec<_> =
-            new.references.into_iter().filter(|r| *r != id && self.tasks.contains_key(r)).collect();
-        for reference in &references {
-            if let Some(r) = self.tasks.get_mut(reference) {
-                r.referrers.push(id);
-            }
-        }
+        let mut references = new.references;
+        references.retain(|r| *r != id && self.tasks.get_mut(r).is_some_and(|r| r.referrers.insert(id)));
         let task = Task {
             cache,
             phase: if new.parked { Phase::Parked(Cause::Earlier) } else { Phase::Unasked },
-            blockers: u32::try_from(references.len()).unwrap_or(u32::MAX),
-            references: references.into_boxed_slice(),
-            referrers: Vec::new(),
+            references,
+            referrers: BTreeSet::new(),
             sessions: Vec::new(),
             lane: new.sessions.first().copied().unwrap_or(NOBODY),
             urgent: false,
@@ -308,9 +302,10 @@ impl Flow {
                 continue;
             }
             task.phase = Phase::Held;
-            let references = task.references.clone();
-            match references.iter().find(|r| self.tasks.get(r).is_some_and(Task::is_parked)) {
-                Some(&reference) => self.park(id, Cause::Reference(reference)),
+            let parked = |r: &TaskId| self.tasks.get(r).is_some_and(Task::is_parked);
+            let parked = self.tasks.get(&id).and_then(|t| t.references.iter().copied().find(parked));
+            match parked {
+                Some(reference) => self.park(id, Cause::Reference(reference)),
                 None => self.ready_unless_blocked(id),
             }
         }
@@ -468,7 +463,7 @@ impl Flow {
     }
 
     fn ready_unless_blocked(&mut self, id: TaskId) {
-        if self.tasks.get(&id).is_some_and(|t| t.phase == Phase::Held && t.blockers == 0) {
+        if self.tasks.get(&id).is_some_and(|t| t.phase == Phase::Held && t.references.is_empty()) {
             self.make_ready(id);
         }
     }
@@ -509,9 +504,14 @@ impl Flow {
             if !task.is_parked() {
                 self.leave_groups(&task.sessions);
             }
+            for reference in &task.references {
+                self.tasks.get_mut(reference).map(|r| r.referrers.remove(&id));
+            }
             for referrer in task.referrers {
                 let Some(r) = self.tasks.get_mut(&referrer) else { continue };
-                r.blockers = r.blockers.saturating_sub(1);
+                if let Some(at) = r.references.iter().position(|r| *r == id) {
+                    r.references.remove(at);
+                }
                 if outcome == Outcome::Collected {
                     // A valid path's references are valid: it is gone as well.
                     // One that was not asked for yet may still be in the cache.
