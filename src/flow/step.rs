@@ -597,8 +597,11 @@ impl Flow {
             }
         }
         while c.uploading < c.pace.limit() {
-            let Some(id) = c.lanes.pop() else { break };
-            if let Some(task) = tasks.get_mut(&id).filter(|t| t.phase == Phase::Ready) {
+            let ready = |id, urgent| {
+                tasks.get(&id).is_some_and(|t: &Task| t.phase == Phase::Ready && t.urgent == urgent)
+            };
+            let Some(id) = c.lanes.pop(ready) else { break };
+            if let Some(task) = tasks.get_mut(&id) {
                 task.phase = Phase::Uploading;
                 task.attempts += 1;
                 c.uploading += 1;
