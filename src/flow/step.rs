@@ -122,8 +122,7 @@ impl Flow {
             Event::Retry(which) => self.retry(which),
             Event::Want(session, tasks) => tasks.into_iter().for_each(|id| self.want(session, id)),
             Event::WantAll(session) => {
-                let all: Vec<_> =
-                    self.tasks.iter().filter(|(_, t)| !t.is_parked()).map(|(&id, _)| id).collect();
+                let all = self.all(|t| !t.is_parked());
                 all.into_iter().for_each(|id| self.want(session, id));
             }
             Event::Flush(session) => self.flush(session),
@@ -399,12 +398,15 @@ impl Flow {
     }
 
     fn retry(&mut self, which: Option<Vec<TaskId>>) {
-        let parked = |t: &Task| t.is_parked();
-        let ids: Vec<TaskId> = match which {
-            Some(ids) => ids,
-            None => self.tasks.iter().filter(|(_, t)| parked(t)).map(|(&id, _)| id).collect(),
-        };
+        let ids = which.unwrap_or_else(|| self.all(Task::is_parked));
         ids.into_iter().for_each(|id| self.reopen(id));
+    }
+
+    /// In order of their numbers: a map's own order is another in every process.
+    fn all(&self, which: impl Fn(&Task) -> bool) -> Vec<TaskId> {
+        let mut ids: Vec<_> = self.tasks.iter().filter(|(_, t)| which(t)).map(|(&id, _)| id).collect();
+        ids.sort_unstable();
+        ids
     }
 
     /// Takes a parked task up again, with what is parked because of it and what
