@@ -35,7 +35,10 @@ enum State {
 #[derive(Debug)]
 enum Probe {
     At(Time),
-    Running,
+    /// `again`: something changed since it began, so a bad answer is stale.
+    Running {
+        again: bool,
+    },
 }
 
 /// One cache's gate.
@@ -64,7 +67,7 @@ impl Gate {
     pub(super) fn due(&self) -> Option<Time> {
         match self.state {
             State::Closed { probe: Probe::At(at), .. } => Some(at),
-            State::Closed { probe: Probe::Running, .. } | State::Open { .. } => None,
+            State::Closed { probe: Probe::Running { .. }, .. } | State::Open { .. } => None,
         }
     }
 
@@ -74,15 +77,17 @@ impl Gate {
         if let State::Closed { probe, .. } = &mut self.state
             && due
         {
-            *probe = Probe::Running;
+            *probe = Probe::Running { again: false };
         }
         due
     }
 
     /// Look again now.
     pub(super) fn nudge(&mut self, now: Time) {
-        if let State::Closed { probe: probe @ Probe::At(_), .. } = &mut self.state {
-            *probe = Probe::At(now);
+        match &mut self.state {
+            State::Closed { probe: Probe::Running { again }, .. } => *again = true,
+            State::Closed { probe, .. } => *probe = Probe::At(now),
+            State::Open { .. } => {}
         }
     }
 
@@ -117,8 +122,8 @@ impl Gate {
 
     /// A probe came back; true when the gate has opened.
     pub(super) fn probed(&mut self, result: Result<(), Failure>, now: Time, rng: &mut Rng) -> bool {
-        let State::Closed { refused, probe: Probe::Running } = self.state else { return false };
-        match result {
+        let State::Closed { refused, probe: Probe::Running { again } } = self.state else { return false };
+        let opened = match result {
             // That the cache shows its configuration does not prove that the
             // token may push: "refused" is shown until a request has succeeded.
             Ok(()) => {
@@ -142,7 +147,11 @@ impl Gate {
                 self.close(false, now, rng);
                 false
             }
+        };
+        if again {
+            self.nudge(now);
         }
+        opened
     }
 
     fn close(&mut self, refused: bool, now: Time, rng: &mut Rng) {

@@ -25,15 +25,14 @@ impl Lanes {
         if urgent { self.urgent.push(lane, task) } else { self.normal.push(lane, task) }
     }
 
-    /// The next entry; `None` when there is none.
-    pub(super) fn pop(&mut self) -> Option<TaskId> {
-        self.turn = (self.turn + 1) % SHARE;
-        let (first, second) = if self.turn == 0 {
-            (&mut self.normal, &mut self.urgent)
-        } else {
-            (&mut self.urgent, &mut self.normal)
-        };
-        first.pop().or_else(|| second.pop())
+    /// The next entry that `valid(task, urgent)` says is not stale; `None` when
+    /// there is none. Stale ones are dropped and cost nobody a turn.
+    pub(super) fn pop(&mut self, valid: impl Fn(TaskId, bool) -> bool) -> Option<TaskId> {
+        let Self { urgent, normal, turn } = self;
+        *turn = (*turn + 1) % SHARE;
+        let mut urgent = || urgent.pop(|task| valid(task, true));
+        let mut normal = || normal.pop(|task| valid(task, false));
+        if *turn == 0 { normal().or_else(urgent) } else { urgent().or_else(normal) }
     }
 }
 
@@ -54,15 +53,19 @@ impl Rotation {
         queue.push_back(task);
     }
 
-    fn pop(&mut self) -> Option<TaskId> {
-        let lane = self.order.pop_front()?;
-        let queue = self.lanes.get_mut(&lane)?;
-        let task = queue.pop_front();
-        if queue.is_empty() {
-            self.lanes.remove(&lane);
-        } else {
-            self.order.push_back(lane);
+    fn pop(&mut self, valid: impl Fn(TaskId) -> bool) -> Option<TaskId> {
+        loop {
+            let lane = self.order.pop_front()?;
+            let Some(queue) = self.lanes.get_mut(&lane) else { continue };
+            let task = std::iter::from_fn(|| queue.pop_front()).find(|task| valid(*task));
+            if queue.is_empty() {
+                self.lanes.remove(&lane);
+            } else {
+                self.order.push_back(lane);
+            }
+            if task.is_some() {
+                return task;
+            }
         }
-        task
     }
 }

@@ -1,5 +1,7 @@
 //! A group of tasks that somebody waits for.
 
+use std::collections::BTreeSet;
+
 use super::event::TaskId;
 
 /// What a group still waits for.
@@ -9,23 +11,7 @@ pub(super) struct Group {
     pub(super) unsettled: u32,
     /// Somebody waits: its tasks go first, and the last one is announced.
     pub(super) flushing: bool,
-    /// Its tasks, some of them settled; see [`Group::remember`].
-    tasks: Vec<TaskId>,
-}
-
-impl Group {
-    /// Adds an unsettled task. Settled ones are dropped now and then, so that
-    /// the list stays within twice of what is unsettled.
-    pub(super) fn remember(&mut self, task: TaskId, unsettled: impl Fn(TaskId) -> bool) {
-        if self.tasks.len() > 64 && self.tasks.len() > 2 * self.unsettled as usize {
-            self.tasks.retain(|&t| unsettled(t));
-        }
-        self.tasks.push(task);
-        self.unsettled += 1;
-    }
-
-    /// Its tasks, settled ones among them.
-    pub(super) fn tasks(&self) -> Vec<TaskId> {
-        self.tasks.clone()
-    }
+    /// Its tasks that are known, parked ones among them. In order, so that the
+    /// same events lead to the same actions.
+    pub(super) tasks: BTreeSet<TaskId>,
 }

@@ -122,14 +122,11 @@ impl Flow {
             Event::Retry(which) => self.retry(which),
             Event::Want(session, tasks) => tasks.into_iter().for_each(|id| self.want(session, id)),
             Event::WantAll(session) => {
-                let all: Vec<_> =
-                    self.tasks.iter().filter(|(_, t)| !t.is_parked()).map(|(&id, _)| id).collect();
+                let all = self.all(|t| !t.is_parked());
                 all.into_iter().for_each(|id| self.want(session, id));
             }
             Event::Flush(session) => self.flush(session),
-            Event::Forget(session) => {
-                self.groups.remove(&session);
-            }
+            Event::Forget(session) => self.forget(session),
             Event::Limits(cache, limits) => {
                 if let Some(c) = self.cache(cache) {
                     c.pace = Pace::new(limits.least, limits.most);
@@ -153,6 +150,9 @@ impl Flow {
 
     /// When [`Event::Tick`] is wanted at the latest.
     pub fn next_deadline(&self) -> Option<Time> {
+        if self.stopped {
+            return None;
+        }
         let rest = self.rests.first().map(|&(at, _)| at);
         let caches = self.caches.iter().flat_map(|c| [c.gate.due(), c.ask_rest]);
         caches.chain([rest]).flatten().min()
@@ -202,19 +202,13 @@ impl Flow {
         } else {
             c.asks.push_back(id);
         }
-        let references: Vec<_> =
-            new.references.into_iter().filter(|r| *r != id && self.tasks.contains_key(r)).collect();
-        for reference in &references {
-            if let Some(r) = self.tasks.get_mut(reference) {
-                r.referrers.push(id);
-            }
-        }
+        let mut references = new.references;
+        references.retain(|r| *r != id && self.tasks.get_mut(r).is_some_and(|r| r.referrers.insert(id)));
         let task = Task {
             cache,
             phase: if new.parked { Phase::Parked(Cause::Earlier) } else { Phase::Unasked },
-            blockers: u32::try_from(references.len()).unwrap_or(u32::MAX),
-            references: references.into_boxed_slice(),
-            referrers: Vec::new(),
+            references,
+            referrers: BTreeSet::new(),
             sessions: Vec::new(),
             lane: new.sessions.first().copied().unwrap_or(NOBODY),
             urgent: false,
@@ -232,19 +226,28 @@ impl Flow {
             return;
         }
         task.sessions.push(session);
-        if task.is_parked() {
-            return;
+        let parked = task.is_parked();
+        self.groups.entry(session).or_default().tasks.insert(id);
+        if !parked {
+            self.join(session, id);
         }
-        self.join(session, id);
     }
 
     /// Counts an unsettled task in a group that it already names.
     fn join(&mut self, session: SessionId, id: TaskId) {
-        let group = self.groups.entry(session).or_default();
-        let tasks = &self.tasks;
-        group.remember(id, |t| tasks.get(&t).is_some_and(|t| !t.is_parked()));
+        let Some(group) = self.groups.get_mut(&session) else { return };
+        group.unsettled += 1;
         if group.flushing {
             self.promote(session, id);
+        }
+    }
+
+    fn forget(&mut self, session: SessionId) {
+        let Some(group) = self.groups.remove(&session) else { return };
+        for id in group.tasks {
+            if let Some(task) = self.tasks.get_mut(&id) {
+                task.sessions.retain(|s| *s != session);
+            }
         }
     }
 
@@ -255,7 +258,7 @@ impl Flow {
             self.out.push(Action::Quiet(session));
             return;
         }
-        for id in group.tasks() {
+        for id in group.tasks.iter().copied().collect::<Vec<_>>() {
             self.promote(session, id);
         }
     }
@@ -298,9 +301,10 @@ impl Flow {
                 continue;
             }
             task.phase = Phase::Held;
-            let references = task.references.clone();
-            match references.iter().find(|r| self.tasks.get(r).is_some_and(Task::is_parked)) {
-                Some(&reference) => self.park(id, Cause::Reference(reference)),
+            let parked = |r: &TaskId| self.tasks.get(r).is_some_and(Task::is_parked);
+            let parked = self.tasks.get(&id).and_then(|t| t.references.iter().copied().find(parked));
+            match parked {
+                Some(reference) => self.park(id, Cause::Reference(reference)),
                 None => self.ready_unless_blocked(id),
             }
         }
@@ -394,21 +398,27 @@ impl Flow {
     }
 
     fn retry(&mut self, which: Option<Vec<TaskId>>) {
-        let parked = |t: &Task| t.is_parked();
-        let ids: Vec<TaskId> = match which {
-            Some(ids) => ids,
-            None => self.tasks.iter().filter(|(_, t)| parked(t)).map(|(&id, _)| id).collect(),
-        };
+        let ids = which.unwrap_or_else(|| self.all(Task::is_parked));
         ids.into_iter().for_each(|id| self.reopen(id));
+    }
+
+    /// In order of their numbers: a map's own order is another in every process.
+    fn all(&self, which: impl Fn(&Task) -> bool) -> Vec<TaskId> {
+        let mut ids: Vec<_> = self.tasks.iter().filter(|(_, t)| which(t)).map(|(&id, _)| id).collect();
+        ids.sort_unstable();
+        ids
     }
 
     /// Takes a parked task up again, with what is parked because of it and what
     /// it is parked because of.
     fn reopen(&mut self, id: TaskId) {
         let mut stack = vec![id];
+        let mut reopened = Vec::new();
         while let Some(id) = stack.pop() {
             let Some(task) = self.tasks.get_mut(&id) else { continue };
-            let Phase::Parked(cause) = task.phase else { continue };
+            if !task.is_parked() {
+                continue;
+            }
             task.phase = Phase::Unasked;
             task.attempts = 0;
             task.mismatched = false;
@@ -416,19 +426,29 @@ impl Flow {
             let index = usize::from(task.cache.0);
             let sessions = task.sessions.clone();
             let referrers = task.referrers.clone();
-            if let Cause::Reference(reference) = cause {
-                stack.push(reference);
-            }
+            // All of them: with one left parked it would only be parked again.
+            stack.extend(task.references.iter().copied());
             self.caches[index].parked -= 1;
             self.caches[index].asks.push_back(id);
             self.out.push(Action::Reopened(id));
-            for session in sessions {
-                if self.groups.contains_key(&session) {
-                    self.join(session, id);
-                }
-            }
+            reopened.push((id, sessions));
             let because = |t: &Task| t.phase == Phase::Parked(Cause::Reference(id));
             stack.extend(referrers.into_iter().filter(|r| self.tasks.get(r).is_some_and(because)));
+        }
+        // Only now: moving one to the front moves its references as well, and
+        // passes over those that are still parked.
+        for (id, sessions) in reopened {
+            sessions.into_iter().for_each(|session| self.join(session, id));
+            self.inherit_urgency(id);
+        }
+    }
+
+    /// What an urgent task waits for is urgent.
+    fn inherit_urgency(&mut self, id: TaskId) {
+        let Some(task) = self.tasks.get(&id) else { return };
+        let urgent = |r: &TaskId| self.tasks.get(r).filter(|t| t.urgent && !t.is_parked()).map(|t| t.lane);
+        if let Some(lane) = task.referrers.iter().find_map(urgent) {
+            self.promote(lane, id);
         }
     }
 
@@ -445,7 +465,7 @@ impl Flow {
     }
 
     fn ready_unless_blocked(&mut self, id: TaskId) {
-        if self.tasks.get(&id).is_some_and(|t| t.phase == Phase::Held && t.blockers == 0) {
+        if self.tasks.get(&id).is_some_and(|t| t.phase == Phase::Held && t.references.is_empty()) {
             self.make_ready(id);
         }
     }
@@ -480,12 +500,20 @@ impl Flow {
                 Phase::Unasked | Phase::Asking | Phase::Held | Phase::Ready => {}
             }
             self.out.push(Action::Settled(id, outcome));
+            for session in &task.sessions {
+                self.groups.get_mut(session).map(|g| g.tasks.remove(&id));
+            }
             if !task.is_parked() {
                 self.leave_groups(&task.sessions);
             }
+            for reference in &task.references {
+                self.tasks.get_mut(reference).map(|r| r.referrers.remove(&id));
+            }
             for referrer in task.referrers {
                 let Some(r) = self.tasks.get_mut(&referrer) else { continue };
-                r.blockers = r.blockers.saturating_sub(1);
+                if let Some(at) = r.references.iter().position(|r| *r == id) {
+                    r.references.remove(at);
+                }
                 if outcome == Outcome::Collected {
                     // A valid path's references are valid: it is gone as well.
                     // One that was not asked for yet may still be in the cache.
@@ -546,14 +574,15 @@ impl Flow {
         if *stopped {
             return;
         }
+        // Also while the gate is closed: a pause that is over must not stay a deadline.
+        if c.ask_rest.is_some_and(|at| at <= now) {
+            c.ask_rest = None;
+        }
         if c.gate.begin_probe(now) {
             out.push(Action::Probe(cache_id(index)));
         }
         if !c.gate.is_open() {
             return;
-        }
-        if c.ask_rest.is_some_and(|at| at <= now) {
-            c.ask_rest = None;
         }
         if !c.asking && c.ask_rest.is_none() {
             let mut batch = Vec::new();
@@ -570,8 +599,11 @@ impl Flow {
             }
         }
         while c.uploading < c.pace.limit() {
-            let Some(id) = c.lanes.pop() else { break };
-            if let Some(task) = tasks.get_mut(&id).filter(|t| t.phase == Phase::Ready) {
+            let ready = |id, urgent| {
+                tasks.get(&id).is_some_and(|t: &Task| t.phase == Phase::Ready && t.urgent == urgent)
+            };
+            let Some(id) = c.lanes.pop(ready) else { break };
+            if let Some(task) = tasks.get_mut(&id) {
                 task.phase = Phase::Uploading;
                 task.attempts += 1;
                 c.uploading += 1;

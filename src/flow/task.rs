@@ -1,5 +1,7 @@
 //! One task: one store path on its way into one cache.
 
+use std::collections::BTreeSet;
+
 use super::event::{CacheId, Cause, SessionId, TaskId, Time};
 
 /// Where a task stands. What each phase may become is drawn in the room's first page.
@@ -26,12 +28,11 @@ pub(super) enum Phase {
 pub(super) struct Task {
     pub(super) cache: CacheId,
     pub(super) phase: Phase,
-    /// References that were not settled when it was admitted.
-    pub(super) references: Box<[TaskId]>,
-    /// How many of them are still here, parked ones included.
-    pub(super) blockers: u32,
-    /// Tasks that refer to it.
-    pub(super) referrers: Vec<TaskId>,
+    /// References that it still waits for, parked ones included.
+    pub(super) references: Vec<TaskId>,
+    /// Tasks that wait for it: the other end of their `references`, always. A
+    /// set, because a hub has many and they may go in any order.
+    pub(super) referrers: BTreeSet<TaskId>,
     /// Groups that wait for it.
     pub(super) sessions: Vec<SessionId>,
     /// The lane it queues in.
