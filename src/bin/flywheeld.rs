@@ -1,1 +1,63 @@
-fn main() {}
+//! The daemon: parse, read the configuration, run, say why it ended.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use flywheel::{config::Settings, daemon, observe};
+
+/// Streams every path Nix builds to an Attic binary cache, for all jobs of this host.
+#[derive(Debug, Parser)]
+#[command(name = "flywheeld", version)]
+struct Args {
+    /// Configuration file [default: /etc/flywheel/flywheel.toml, when it is there]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Read and check the configuration, say what is wrong with it, and end
+    #[arg(long)]
+    check_config: bool,
+}
+
+/// Exit status of a configuration that cannot be used.
+const BAD_CONFIG: u8 = 2;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let target = if args.check_config { observe::Target::Stderr } else { observe::Target::Auto };
+    observe::init(target);
+    let settings = match Settings::load(args.config.as_deref(), &|name| std::env::var(name).ok()) {
+        Ok(settings) => settings,
+        Err(error) => {
+            tracing::error!("{error}");
+            return ExitCode::from(BAD_CONFIG);
+        }
+    };
+    if args.check_config {
+        for warning in &settings.warnings {
+            tracing::warn!("{warning}");
+        }
+        tracing::info!("the configuration is good: {} cache(s)", settings.caches.len());
+        return ExitCode::SUCCESS;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(64)
+        .thread_keep_alive(std::time::Duration::from_secs(5))
+        .enable_all()
+        .build();
+    let ended = match runtime {
+        Ok(runtime) => {
+            let ended = runtime.block_on(daemon::run(settings));
+            runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+            ended
+        }
+        Err(error) => Err(error.into()),
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -95,7 +95,7 @@ pub enum Event {
     Stop,
 }
 
-pub use super::step::CacheLimits;
+use super::step::CacheLimits;
 
 /// How a request to a cache failed, as far as it matters for what to do next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -122,7 +122,13 @@ impl Gate {
 
     /// A probe came back; true when the gate has opened.
     pub(super) fn probed(&mut self, result: Result<(), Failure>, now: Time, rng: &mut Rng) -> bool {
-        let State::Closed { refused, probe: Probe::Running { again } } = self.state else { return false };
+        let State::Closed { refused, probe: Probe::Running { again } } = self.state else {
+            // Nobody waited for it; what it saw counts all the same.
+            if let Err(failure) = result {
+                self.failed(failure, now, rng);
+            }
+            return false;
+        };
         let opened = match result {
             // That the cache shows its configuration does not prove that the
             // token may push: "refused" is shown until a request has succeeded.

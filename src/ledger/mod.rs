@@ -190,6 +190,22 @@ impl Ledger {
         self.read(move |conn| sessions::by_name(conn, &id))
     }
 
+    /// Nothing of the store's journal above `until` is the session's. The first
+    /// call counts. Sent, not waited for.
+    pub fn session_until(&self, row: SessionRow, until: i64) {
+        self.note(Note::SessionUntil(row, until));
+    }
+
+    /// The session in that row.
+    pub fn session_by_row(&self, row: SessionRow) -> Result<Option<SessionInfo>> {
+        self.read(move |conn| sessions::by_row(conn, row))
+    }
+
+    /// A session's items that are not settled.
+    pub fn session_pending(&self, row: SessionRow) -> Result<Vec<ItemId>> {
+        self.read(move |conn| sessions::pending(conn, row))
+    }
+
     /// How a session's items ended so far.
     pub fn summary(&self, row: SessionRow) -> Result<Counts> {
         self.read(move |conn| sessions::summary(conn, row))

@@ -278,6 +278,8 @@ pub struct NewSession {
     pub ci: Option<String>,
     /// Unix ms.
     pub started_at: i64,
+    /// The store's journal at its start: what has a higher number may be its.
+    pub after: i64,
 }
 
 /// A session as it stands in the ledger.
@@ -295,6 +297,8 @@ pub struct SessionInfo {
     pub closed_at: Option<i64>,
     /// How long the job waited.
     pub flush_ms: Option<u64>,
+    /// The store's journal at its end, when that is known.
+    pub until: Option<i64>,
 }
 
 /// One path of a session.

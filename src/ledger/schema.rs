@@ -12,7 +12,7 @@ use super::error::LedgerError;
 pub(super) const APPLICATION_ID: i64 = 0x666c_7977;
 
 /// The n-th entry makes format n+1.
-pub(super) const MIGRATIONS: &[&str] = &[ITEMS_AND_SESSIONS, SESSIONS_KEEP_THEIR_REASONS];
+pub(super) const MIGRATIONS: &[&str] = &[ITEMS_AND_SESSIONS, SESSIONS_KEEP_THEIR_REASONS, SESSIONS_HAVE_A_WINDOW];
 
 /// Ids are AUTOINCREMENT because others hold on to them: a pruned one must not
 /// come back as something else. No foreign keys: the thread that writes is the
@@ -73,6 +73,13 @@ ALTER TABLE session_item ADD COLUMN reason INTEGER;
 UPDATE session_item SET bytes = (SELECT nar_size FROM item WHERE item.id = session_item.item) WHERE outcome = 2;
 UPDATE session_item SET reason = (SELECT reason FROM item WHERE item.id = session_item.item) WHERE outcome = 5;
 CREATE INDEX session_item_reason ON session_item (reason) WHERE reason IS NOT NULL;
+";
+
+/// Which numbers of the store's journal a session owns, so that it goes on
+/// owning them after a restart.
+const SESSIONS_HAVE_A_WINDOW: &str = "
+ALTER TABLE session ADD COLUMN after_number INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE session ADD COLUMN until_number INTEGER;
 ";
 
 /// Format of the file; 0 for an empty one.

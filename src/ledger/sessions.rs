@@ -18,8 +18,8 @@ fn strange(what: &str, n: i64) -> LedgerError {
 
 pub(super) fn open(conn: &Connection, new: &NewSession) -> Result<SessionRow> {
     let mut insert = conn.prepare_cached(
-        "INSERT INTO session (name, label, cache, uid, gid, anchor_pid, anchor_start, strict, ci, started_at)
-         VALUES (:name, :label, :cache, :uid, :gid, :pid, :start, :strict, :ci, :at)
+        "INSERT INTO session (name, label, cache, uid, gid, anchor_pid, anchor_start, strict, ci, started_at, after_number)
+         VALUES (:name, :label, :cache, :uid, :gid, :pid, :start, :strict, :ci, :at, :after)
          ON CONFLICT (name) DO NOTHING",
     )?;
     let made = insert.execute(named_params! {
@@ -33,6 +33,7 @@ pub(super) fn open(conn: &Connection, new: &NewSession) -> Result<SessionRow> {
         ":strict": new.strict,
         ":ci": new.ci,
         ":at": new.started_at,
+        ":after": new.after,
     })?;
     if made == 0 { Err(LedgerError::SessionExists(new.id.clone())) } else { Ok(conn.last_insert_rowid()) }
 }
@@ -59,7 +60,7 @@ pub(super) fn set_state(
 
 const COLUMNS: &str =
     "SELECT id, name, label, cache, uid, gid, anchor_pid, anchor_start, strict, ci, started_at,
-  state, ended_at, closed_at, flush_ms FROM session";
+  state, ended_at, closed_at, flush_ms, after_number, until_number FROM session";
 
 fn info(row: &Row<'_>) -> Result<SessionInfo> {
     let pid: Option<i32> = row.get(6)?;
@@ -77,11 +78,13 @@ fn info(row: &Row<'_>) -> Result<SessionInfo> {
             strict: row.get(8)?,
             ci: row.get(9)?,
             started_at: row.get(10)?,
+            after: row.get(15)?,
         },
         state: SessionState::from_file(state).ok_or_else(|| strange("session state", state))?,
         ended_at: row.get(12)?,
         closed_at: row.get(13)?,
         flush_ms: row.get::<_, Option<i64>>(14)?.map(number),
+        until: row.get(16)?,
     })
 }
 
@@ -100,6 +103,26 @@ pub(super) fn by_name(conn: &Connection, name: &str) -> Result<Option<SessionInf
     let mut find = conn.prepare_cached(&format!("{COLUMNS} WHERE name = ?1"))?;
     let mut rows = find.query_and_then([name], info)?;
     rows.next().transpose()
+}
+
+pub(super) fn by_row(conn: &Connection, row: SessionRow) -> Result<Option<SessionInfo>> {
+    let mut find = conn.prepare_cached(&format!("{COLUMNS} WHERE id = ?1"))?;
+    let mut rows = find.query_and_then([row], info)?;
+    rows.next().transpose()
+}
+
+/// The first end of the window counts.
+pub(super) fn set_until(conn: &Connection, row: SessionRow, until: i64) -> Result<()> {
+    let mut update =
+        conn.prepare_cached("UPDATE session SET until_number = coalesce(until_number, ?2) WHERE id = ?1")?;
+    update.execute((row, until))?;
+    Ok(())
+}
+
+pub(super) fn pending(conn: &Connection, row: SessionRow) -> Result<Vec<ItemId>> {
+    let mut find = conn.prepare_cached("SELECT item FROM session_item WHERE session = ?1 AND outcome = 0")?;
+    let items = find.query_map([row], |row| row.get(0))?;
+    Ok(items.collect::<rusqlite::Result<_>>()?)
 }
 
 pub(super) fn summary(conn: &Connection, session: SessionRow) -> Result<Counts> {

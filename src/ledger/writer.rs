@@ -32,6 +32,7 @@ pub(super) enum Note {
     Uploading(ItemId, u32),
     Reopen(Vec<ItemId>),
     SessionState(SessionRow, SessionState, i64, Option<u64>),
+    SessionUntil(SessionRow, i64),
 }
 
 impl Note {
@@ -41,6 +42,7 @@ impl Note {
             Self::Uploading(item, attempt) => items::uploading(conn, *item, *attempt),
             Self::Reopen(list) => items::reopen(conn, list),
             Self::SessionState(row, state, at, flush) => sessions::set_state(conn, *row, *state, *at, *flush),
+            Self::SessionUntil(row, until) => sessions::set_until(conn, *row, *until),
         }
     }
 }

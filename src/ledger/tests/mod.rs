@@ -59,6 +59,7 @@ pub(super) fn session(ledger: &Ledger, id: &str) -> SessionRow {
         strict: true,
         ci: Some("{}".into()),
         started_at: 5,
+        after: 7,
     };
     ledger.session_open(new).unwrap()
 }

@@ -1,0 +1,388 @@
+//! The driver: the one task that owns the decisions. It takes what happened,
+//! steps `flow`, and has the actions carried out. It never blocks: what reads
+//! files or waits for a server runs elsewhere and reports back.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc::Receiver;
+use tracing::{debug, error, info, warn};
+
+use super::input::{Input, Sent};
+use super::intake::Bell;
+use super::live::{Asked, Desk, Waiter};
+use super::notify::Notify;
+use super::rules::Facts;
+use super::settle;
+use super::transfer::Transfers;
+use crate::attribution::Windows;
+use crate::config::Settings;
+use crate::control::messages::Progress;
+use crate::control::server::Incoming;
+use crate::flow::{Action, CacheId, Cause, Event, Flow, GateState, Outcome, SessionId, TaskId, Time};
+use crate::ledger::{Ledger, SessionState};
+use crate::store::{Doorbell, StorePath};
+
+/// What a task stands for, and how its last try went.
+#[derive(Debug)]
+pub(super) struct Ware {
+    pub(super) path: StorePath,
+    pub(super) cache: CacheId,
+    pub(super) attempts: u32,
+    /// Class and text of the last failure.
+    pub(super) error: Option<(&'static str, String)>,
+}
+
+/// A session of an earlier life.
+#[derive(Debug)]
+pub(super) struct Resumed {
+    pub(super) row: SessionId,
+    pub(super) draining: bool,
+    pub(super) pending: Vec<TaskId>,
+}
+
+/// How the driver came to its end.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// It was told to, and nothing was left under way.
+    Drained,
+    /// It was told to, and the deadline came first.
+    Deadline,
+    /// Something that it cannot do without has failed.
+    Failed(String),
+}
+
+/// The driver's state.
+pub(super) struct Driver {
+    pub(super) settings: Arc<Settings>,
+    /// The caches' names in the configuration, by number.
+    pub(super) caches: Vec<String>,
+    pub(super) flow: Flow,
+    pub(super) wares: HashMap<TaskId, Ware>,
+    pub(super) desk: Desk,
+    pub(super) ledger: Ledger,
+    pub(super) bell: Bell,
+    pub(super) windows: Arc<Mutex<Windows>>,
+    pub(super) facts: Facts,
+    pub(super) transfers: Transfers,
+    pub(super) doorbell: Doorbell,
+    pub(super) notify: Notify,
+    /// The last thing each cache said that was not good.
+    pub(super) troubles: Vec<Option<String>>,
+    pub(super) cursor: i64,
+    pub(super) bytes_sent: u64,
+    pub(super) began: Instant,
+    pub(super) stopping: Option<Instant>,
+    pub(super) own_uid: u32,
+    /// Sessions of an earlier life, until what they wait for is known again.
+    pub(super) resumed: Vec<Resumed>,
+}
+
+impl Driver {
+    /// Works until `stop` says so and what is under way has ended.
+    pub(super) async fn run(
+        mut self,
+        mut inputs: Receiver<Input>,
+        mut requests: Receiver<Incoming>,
+        mut stop: tokio::sync::mpsc::Receiver<()>,
+    ) -> Ended {
+        let mut pulse = tokio::time::interval(Duration::from_millis(500));
+        pulse.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut requests_open = true;
+        loop {
+            if let Some(ended) = self.at_end() {
+                return ended;
+            }
+            let wake = self.wake_at();
+            tokio::select! {
+                input = inputs.recv() => match input {
+                    Some(Input::IntakeEnded(reason)) if self.stopping.is_none() => {
+                        return Ended::Failed(format!("the intake: {}", reason.unwrap_or_else(|| "it ended".to_owned())));
+                    }
+                    Some(input) => self.take(input),
+                    None => return Ended::Failed("nobody is left to tell the driver anything".to_owned()),
+                },
+                request = requests.recv(), if requests_open => match request {
+                    Some(request) => self.serve(request),
+                    None => requests_open = false,
+                },
+                Some(()) = stop.recv(), if self.stopping.is_none() => self.stop(),
+                _ = pulse.tick(), if !self.desk.waiters.is_empty() || self.stopping.is_some() => self.report_progress(),
+                () = tokio::time::sleep_until(wake.into()) => self.step(Event::Tick),
+            }
+            if self.notify.is_due() {
+                let line = self.status_line();
+                self.notify.status(line);
+            }
+        }
+    }
+
+    fn now(&self) -> Time {
+        Time(u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX))
+    }
+
+    fn wake_at(&self) -> Instant {
+        let flow = self.flow.next_deadline().map(|Time(ms)| self.began + Duration::from_millis(ms.saturating_add(1)));
+        let waiter = self.desk.waiters.iter().map(|w| w.deadline).min();
+        let far = Instant::now() + Duration::from_secs(3600);
+        [flow, waiter, self.stopping].into_iter().flatten().min().unwrap_or(far)
+    }
+
+    fn at_end(&mut self) -> Option<Ended> {
+        let deadline = self.stopping?;
+        if self.flow.in_flight() == 0 {
+            return Some(Ended::Drained);
+        }
+        (deadline <= Instant::now()).then_some(Ended::Deadline)
+    }
+
+    /// Stops intake and dispatch; what runs may end until the deadline.
+    fn stop(&mut self) {
+        self.stopping = Some(Instant::now() + self.settings.drain_timeout);
+        self.notify.stopping();
+        info!(
+            uploading = self.flow.in_flight(),
+            "stopping: what is being uploaded may end, the rest stays in the ledger"
+        );
+        self.bell.stop();
+        self.step(Event::Stop);
+        for waiter in std::mem::take(&mut self.desk.waiters) {
+            self.answer(waiter.asked, waiter.responder, waiter.since, true);
+        }
+    }
+
+    fn take(&mut self, input: Input) {
+        match input {
+            Input::Found { cache, tasks, paths } => {
+                for (id, path) in paths {
+                    self.wares.entry(id).or_insert(Ware { path, cache, attempts: 0, error: None });
+                }
+                self.step(Event::Admit { cache, tasks });
+            }
+            Input::Named { token, invalid } => self.named(token, &invalid),
+            Input::Cursor(cursor) => self.cursor = cursor,
+            Input::Restored => self.resume(),
+            Input::Opened(opening) => self.opened(*opening),
+            Input::IntakeEnded(_) => {}
+            Input::Asked { cache, tasks, result } => self.asked(cache, tasks, result),
+            Input::Uploaded { task, result, took_ms } => self.uploaded(task, result, took_ms),
+            Input::Probed(cache, result) => {
+                let result = match result {
+                    Ok(found) => {
+                        let keys = found.config.upstream_cache_key_names.unwrap_or_default();
+                        self.facts.set_upstream(cache.0, keys);
+                        debug!(cache = self.name(cache), endpoint = found.endpoint, "the cache answers");
+                        Ok(())
+                    }
+                    Err(error) => {
+                        self.trouble(cache, &error.to_string());
+                        Err(settle::failure(&error))
+                    }
+                };
+                self.step(Event::Probed(cache, result));
+            }
+        }
+    }
+
+    fn asked(&mut self, cache: CacheId, tasks: Vec<TaskId>, result: Result<Vec<TaskId>, crate::cache::CacheError>) {
+        match result {
+            Ok(missing) => {
+                let absent: std::collections::HashSet<_> = missing.iter().copied().collect();
+                let present = tasks.into_iter().filter(|t| !absent.contains(t)).collect();
+                self.step(Event::Asked { cache, present, missing });
+            }
+            Err(error) => {
+                self.trouble(cache, &error.to_string());
+                let class = error.class.as_str();
+                for task in &tasks {
+                    if let Some(ware) = self.wares.get_mut(task) {
+                        ware.error = Some((class, error.to_string()));
+                    }
+                }
+                self.step(Event::AskFailed { cache, tasks, failure: settle::failure(&error) });
+            }
+        }
+    }
+
+    fn uploaded(&mut self, task: TaskId, result: Sent, took_ms: u64) {
+        let Some(ware) = self.wares.get_mut(&task) else { return };
+        let path = ware.path.clone();
+        let cache = ware.cache;
+        let event = match result {
+            Sent::Done(uploaded, size) => {
+                self.bytes_sent = self.bytes_sent.saturating_add(size);
+                debug!(
+                    path = %path, cache = self.caches[usize::from(cache.0)], nar_size = size, took_ms,
+                    deduplicated = uploaded.deduplicated, "pushed"
+                );
+                Event::Uploaded(task)
+            }
+            Sent::Upstream => Event::InUpstream(task),
+            Sent::Collected => Event::Collected(task),
+            Sent::Unreadable(reason) => {
+                warn!(path = %path, reason, attempt = ware.attempts, "a path cannot be read");
+                ware.error = Some(("local", reason));
+                Event::UploadFailed(task, crate::flow::Failure::Local)
+            }
+            Sent::Failed(error) => {
+                let text = error.to_string();
+                warn!(
+                    path = %path, cache = self.caches[usize::from(cache.0)], attempt = ware.attempts,
+                    class = error.class.as_str(), error = text, "an upload failed"
+                );
+                ware.error = Some((error.class.as_str(), text.clone()));
+                let failure = settle::failure(&error);
+                self.trouble(cache, &text);
+                Event::UploadFailed(task, failure)
+            }
+        };
+        self.step(event);
+    }
+
+    pub(super) fn name(&self, cache: CacheId) -> &str {
+        &self.caches[usize::from(cache.0)]
+    }
+
+    fn trouble(&mut self, cache: CacheId, text: &str) {
+        self.troubles[usize::from(cache.0)] = Some(text.to_owned());
+    }
+
+    /// Steps the decisions and has done what they say.
+    pub(super) fn step(&mut self, event: Event) {
+        let now = self.now();
+        if matches!(event, Event::Tick) {
+            self.let_go_of_waiters();
+        }
+        for action in self.flow.step(event, now) {
+            self.act(action);
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Ask(cache, tasks) => {
+                let tasks = tasks.into_iter().filter_map(|t| Some((t, self.wares.get(&t)?.path.clone()))).collect();
+                self.transfers.ask(cache, tasks);
+            }
+            Action::Upload(cache, task, attempt) => {
+                if let Some(ware) = self.wares.get_mut(&task) {
+                    ware.attempts = attempt;
+                    self.ledger.uploading(task, attempt);
+                    self.transfers.upload(cache, task, ware.path.clone());
+                }
+            }
+            Action::Probe(cache) => self.transfers.probe(cache),
+            Action::Settled(task, outcome) => {
+                let Some(ware) = self.wares.remove(&task) else { return };
+                if outcome == Outcome::Collected {
+                    info!(path = %ware.path, "skipped: collected from the store before it was pushed");
+                }
+                self.ledger.settle(task, settle::settled(outcome, 0, ware.attempts));
+            }
+            Action::Parked(task, cause) => self.parked(task, cause),
+            Action::Reopened(task) => self.ledger.reopen(&[task]),
+            Action::Quiet(group) => self.quiet(group),
+            Action::Gate(cache, state) => self.gate(cache, state),
+        }
+    }
+
+    fn parked(&mut self, task: TaskId, cause: Cause) {
+        let reference = match cause {
+            Cause::Reference(reference) => self.wares.get(&reference).map(|w| w.path.to_string()),
+            Cause::Failed(_) | Cause::Earlier => None,
+        };
+        let Some(ware) = self.wares.get_mut(&task) else { return };
+        if let Cause::Reference(_) = cause {
+            let reference = reference.unwrap_or_default();
+            ware.error = Some(("reference", format!("its reference {reference} could not be pushed")));
+        }
+        let (class, text) = ware.error.clone().unwrap_or(("unknown", "no reason was recorded".to_owned()));
+        error!(path = %ware.path, cache = self.caches[usize::from(ware.cache.0)], class, error = text, "not pushed");
+        self.ledger.settle(task, settle::parked(class, text, ware.attempts));
+    }
+
+    fn gate(&mut self, cache: CacheId, state: GateState) {
+        let reason = self.troubles[usize::from(cache.0)].clone().unwrap_or_default();
+        let name = self.caches[usize::from(cache.0)].clone();
+        match state {
+            GateState::Online => {
+                self.troubles[usize::from(cache.0)] = None;
+                info!(cache = name, "the cache is back: uploads go on");
+            }
+            GateState::Offline => {
+                warn!(cache = name, reason, "the cache does not answer: paths wait, nothing is lost");
+            }
+            GateState::Refused => {
+                warn!(cache = name, reason, "the cache refuses the token: paths wait until it is renewed");
+            }
+        }
+    }
+
+    /// The tasks of an earlier life are known again: its sessions wait for theirs.
+    fn resume(&mut self) {
+        for Resumed { row, draining, pending } in std::mem::take(&mut self.resumed) {
+            self.step(Event::Want(row, pending));
+            if draining {
+                self.step(Event::Flush(row));
+            }
+        }
+    }
+
+    /// A group that somebody waits for has nothing unsettled left.
+    fn quiet(&mut self, group: SessionId) {
+        if self.desk.namings.values().any(|n| n.row == group) {
+            // More has been named meanwhile; it is flushed again when that is known.
+            return;
+        }
+        let (ready, rest): (Vec<Waiter>, Vec<Waiter>) =
+            std::mem::take(&mut self.desk.waiters).into_iter().partition(|w| w.group == group);
+        self.desk.waiters = rest;
+        self.close(group);
+        for waiter in ready {
+            self.answer(waiter.asked, waiter.responder, waiter.since, false);
+        }
+    }
+
+    /// A session has settled: it is closed, once.
+    pub(super) fn close(&mut self, row: SessionId) {
+        self.step(Event::Forget(row));
+        let Some(session) = self.desk.sessions.remove(&row) else { return };
+        let flush_ms = session.ending.map(|t| u64::try_from(t.elapsed().as_millis()).unwrap_or(u64::MAX));
+        self.ledger.session_state(row, SessionState::Closed, super::wall_ms(), flush_ms);
+        self.windows().forget(row);
+        self.log_summary(row, session.id, session.label);
+    }
+
+    /// Waiters whose deadline has come are told how far it is.
+    fn let_go_of_waiters(&mut self) {
+        let now = Instant::now();
+        let (late, rest): (Vec<Waiter>, Vec<Waiter>) =
+            std::mem::take(&mut self.desk.waiters).into_iter().partition(|w| w.deadline <= now);
+        self.desk.waiters = rest;
+        for waiter in late {
+            self.answer(waiter.asked, waiter.responder, waiter.since, true);
+        }
+    }
+
+    fn report_progress(&mut self) {
+        self.desk.waiters.retain(|w| !w.responder.is_gone());
+        let uploading = self.flow.in_flight();
+        for waiter in &mut self.desk.waiters {
+            let left = u64::from(self.flow.unsettled(waiter.group));
+            waiter.total = waiter.total.max(left);
+            let session = match &waiter.asked {
+                Asked::End(row) => self.desk.sessions.get(row).map(|s| s.id.clone()),
+                Asked::Push(_) | Asked::Flush => None,
+            };
+            waiter.responder.progress(Progress {
+                settled: waiter.total - left,
+                total: waiter.total,
+                uploading,
+                bytes_sent: self.bytes_sent,
+                note: None,
+                session,
+            });
+        }
+    }
+}

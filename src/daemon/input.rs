@@ -1,0 +1,69 @@
+//! Everything that reaches the driver from the other parts of the daemon.
+
+use crate::cache::{CacheError, Discovered, Uploaded};
+use crate::flow::{CacheId, NewTask, TaskId};
+use crate::store::StorePath;
+
+/// One thing that happened.
+#[derive(Debug)]
+pub(super) enum Input {
+    /// Unsettled items, written in the ledger already.
+    Found {
+        /// The cache they are for.
+        cache: CacheId,
+        /// References before referrers.
+        tasks: Vec<NewTask>,
+        /// What each stands for.
+        paths: Vec<(TaskId, StorePath)>,
+    },
+    /// A [`super::intake::Naming`] is done with.
+    Named {
+        /// Its token.
+        token: u64,
+        /// Named paths that are not valid.
+        invalid: Vec<StorePath>,
+    },
+    /// A session was written down, or could not be.
+    Opened(Box<super::requests::Opening>),
+    /// Rows up to this one are taken in.
+    Cursor(i64),
+    /// What an earlier life left has been told.
+    Restored,
+    /// The intake has ended; with a reason, when that is a fault.
+    IntakeEnded(Option<String>),
+    /// A cache answered which of these it lacks.
+    Asked {
+        /// Which cache.
+        cache: CacheId,
+        /// What was asked for.
+        tasks: Vec<TaskId>,
+        /// The missing ones.
+        result: Result<Vec<TaskId>, CacheError>,
+    },
+    /// An upload came to an end.
+    Uploaded {
+        /// Which.
+        task: TaskId,
+        /// How.
+        result: Sent,
+        /// How long it took, in milliseconds.
+        took_ms: u64,
+    },
+    /// A probe came to an end.
+    Probed(CacheId, Result<Discovered, CacheError>),
+}
+
+/// How an upload ended.
+#[derive(Debug)]
+pub(super) enum Sent {
+    /// The cache has it; the NAR's size in bytes.
+    Done(Uploaded, u64),
+    /// Signed by a key of an upstream cache.
+    Upstream,
+    /// Not valid any more.
+    Collected,
+    /// The store could not be read.
+    Unreadable(String),
+    /// The cache, or the way to it.
+    Failed(CacheError),
+}

@@ -1,0 +1,122 @@
+//! The sessions that are open or draining, and who waits for what.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use crate::control::messages::CiJob;
+use crate::control::server::Responder;
+use crate::flow::{CacheId, SessionId};
+use crate::ledger::SessionRow;
+
+/// A session that has not closed.
+#[derive(Debug)]
+pub(super) struct Live {
+    pub(super) row: SessionRow,
+    pub(super) id: String,
+    pub(super) label: Option<String>,
+    /// Where it pushes to; `None`: its paths are skipped.
+    pub(super) cache: Option<CacheId>,
+    pub(super) uid: u32,
+    pub(super) ci: Option<CiJob>,
+    /// When the first `session end` came; `None` while it is open.
+    pub(super) ending: Option<Instant>,
+    /// Named paths that were not valid, and the like.
+    pub(super) warnings: Vec<String>,
+}
+
+/// What a caller is told when the group it waits for is settled.
+#[derive(Debug, Clone)]
+pub(super) enum Asked {
+    /// `session end`: the session's summary.
+    End(SessionRow),
+    /// `push`: the same, of the unnamed session that the push is.
+    Push(SessionRow),
+    /// `flush`: only that nothing is left.
+    Flush,
+}
+
+/// A caller that waits.
+#[derive(Debug)]
+pub(super) struct Waiter {
+    pub(super) group: SessionId,
+    pub(super) asked: Asked,
+    pub(super) responder: Responder,
+    pub(super) since: Instant,
+    pub(super) deadline: Instant,
+    /// The most that was seen unsettled: what progress is measured against.
+    pub(super) total: u64,
+}
+
+/// A naming that the intake works on, and who waits for it.
+#[derive(Debug)]
+pub(super) struct Pending {
+    pub(super) row: SessionRow,
+    /// `None` when the daemon itself asked.
+    pub(super) caller: Option<Caller>,
+}
+
+/// Who asked, and how.
+#[derive(Debug)]
+pub(super) struct Caller {
+    pub(super) asked: Asked,
+    pub(super) responder: Responder,
+    pub(super) wait: bool,
+    pub(super) since: Instant,
+    pub(super) deadline: Instant,
+}
+
+/// All of that.
+#[derive(Debug, Default)]
+pub(super) struct Desk {
+    pub(super) sessions: HashMap<SessionRow, Live>,
+    pub(super) waiters: Vec<Waiter>,
+    pub(super) namings: HashMap<u64, Pending>,
+    last_token: u64,
+    last_group: SessionId,
+}
+
+impl Desk {
+    /// Remembers a naming; its token.
+    pub(super) fn expect(&mut self, pending: Pending) -> u64 {
+        self.last_token += 1;
+        self.namings.insert(self.last_token, pending);
+        self.last_token
+    }
+
+    /// A number for a group that is no session: below zero.
+    pub(super) fn new_group(&mut self) -> SessionId {
+        self.last_group -= 1;
+        self.last_group
+    }
+
+    /// The session with this id.
+    pub(super) fn by_id(&self, id: &str) -> Option<&Live> {
+        self.sessions.values().find(|s| s.id == id)
+    }
+
+    /// The caller's session of a CI job, or else its only open one.
+    pub(super) fn of_caller(&self, uid: u32, ci_job: Option<&str>) -> Result<&Live, String> {
+        let mine = || self.sessions.values().filter(|s| s.uid == uid);
+        if let Some(key) = ci_job {
+            let mut of_job = mine().filter(|s| s.ci.as_ref().is_some_and(|ci| ci.key() == key));
+            match (of_job.next(), of_job.next()) {
+                (Some(one), None) => return Ok(one),
+                (Some(_), Some(_)) => {
+                    return Err(format!(
+                        "CI job {key} has several open sessions: name one (`flywheelctl session list` shows them)"
+                    ));
+                }
+                (None, _) => {}
+            }
+        }
+        let mut open = mine().filter(|s| s.ending.is_none());
+        match (open.next(), open.next()) {
+            (Some(one), None) => Ok(one),
+            (None, _) => Err("you have no open session: `flywheelctl session start` opens one".to_owned()),
+            (Some(_), Some(_)) => Err(
+                "you have several open sessions: name one, or set FLYWHEEL_SESSION (`flywheelctl session list` shows them)"
+                    .to_owned(),
+            ),
+        }
+    }
+}

@@ -1,0 +1,327 @@
+//! The truth, told: summaries, lists and status, made from the ledger and from
+//! where the decisions stand.
+
+use tracing::info;
+
+use super::driver::Driver;
+use super::live::Asked;
+use super::wall_ms;
+use crate::control::messages as m;
+use crate::control::messages::{ErrorCode, Reply};
+use crate::control::server::Responder;
+use crate::control::server::Peer;
+use crate::flow::{CacheId, GateState};
+use crate::ledger::{Counts, Evidence, Health, Ledger, LedgerError, Outcome, SessionInfo, SessionState};
+use crate::store::StoreDir;
+
+/// Paths that one `session show` lists.
+const PATHS_MOST: usize = m::MAX_ENTRIES as usize;
+
+impl Driver {
+    /// Answers a caller that waited, or did not want to. `early`: not because
+    /// everything is settled.
+    pub(super) fn answer(&self, asked: Asked, responder: Responder, since: std::time::Instant, early: bool) {
+        let (row, push) = match asked {
+            Asked::End(row) => (row, false),
+            Asked::Push(row) => (row, true),
+            Asked::Flush => {
+                let left = if early { self.pending() } else { 0 };
+                let summary = m::Summary {
+                    outcome: m::Outcome::of(0, left),
+                    pending: left,
+                    flush_ms: millis(since.elapsed()),
+                    duration_ms: millis(since.elapsed()),
+                    ..m::Summary::default()
+                };
+                return responder.reply(Reply::Pushed(summary));
+            }
+        };
+        let warnings = self.desk.sessions.get(&row).map(|s| s.warnings.clone()).unwrap_or_default();
+        let (ledger, store_dir) = (self.ledger.clone(), self.transfers.store_dir.clone());
+        let flush_ms = millis(since.elapsed());
+        tokio::task::spawn_blocking(move || {
+            let reply = match ledger.session_by_row(row) {
+                Ok(Some(info)) => ended(&ledger, &store_dir, &info, warnings),
+                Ok(None) => Reply::Error {
+                    code: ErrorCode::Internal,
+                    message: "the session is not in the ledger any more".to_owned(),
+                },
+                Err(error) => internal(&error),
+            };
+            responder.reply(match reply {
+                Reply::Ended(mut summary) if push => {
+                    summary.session = None;
+                    summary.flush_ms = flush_ms;
+                    Reply::Pushed(summary)
+                }
+                Reply::Ended(mut summary) if summary.flush_ms == 0 => {
+                    summary.flush_ms = flush_ms;
+                    Reply::Ended(summary)
+                }
+                other => other,
+            });
+        });
+    }
+
+    fn pending(&self) -> u64 {
+        (0..self.caches.len())
+            .filter_map(|n| self.flow.view(CacheId(u16::try_from(n).ok()?)))
+            .map(|v| v.pending as u64)
+            .sum()
+    }
+
+    /// One line for the log when a session has closed.
+    pub(super) fn log_summary(&self, row: i64, session: String, label: Option<String>) {
+        let ledger = self.ledger.clone();
+        tokio::task::spawn_blocking(move || match ledger.summary(row) {
+            Ok(c) => info!(
+                session, label, pushed = c.pushed, already_cached = c.already_cached, upstream = c.upstream,
+                failed = c.failed_total, skipped = c.skipped, collected = c.collected, bytes = c.bytes,
+                "watch-store pushed {} store paths incrementally", c.pushed
+            ),
+            Err(error) => tracing::warn!(session, %error, "the session's summary cannot be read"),
+        });
+    }
+
+    /// `session list`: the caller's own, or everybody's for who may see them.
+    pub(super) fn list(&self, peer: &Peer, all: bool, responder: Responder) {
+        let (ledger, peer, own) = (self.ledger.clone(), *peer, self.own_uid);
+        tokio::task::spawn_blocking(move || {
+            let see_all = peer.uid == 0 || peer.uid == own;
+            let reply = ledger.sessions(all).and_then(|sessions| {
+                let seen = sessions.into_iter().filter(|s| see_all || s.new.uid == peer.uid);
+                seen.map(|s| Ok(entry(&s, &ledger.summary(s.row)?))).collect::<Result<Vec<_>, LedgerError>>()
+            });
+            responder.reply(reply.map_or_else(|e| internal(&e), Reply::Sessions));
+        });
+    }
+
+    /// `session show`.
+    pub(super) fn show(&self, peer: &Peer, id: String, responder: Responder) {
+        let (ledger, peer, own) = (self.ledger.clone(), *peer, self.own_uid);
+        let store_dir = self.transfers.store_dir.clone();
+        tokio::task::spawn_blocking(move || {
+            let reply = match ledger.session(&id) {
+                Ok(Some(info)) if peer.uid == info.new.uid || peer.uid == 0 || peer.uid == own => {
+                    detail(&ledger, &store_dir, &info).unwrap_or_else(|e| internal(&e))
+                }
+                Ok(Some(_)) => Reply::Error {
+                    code: ErrorCode::Denied,
+                    message: "the session belongs to another user".to_owned(),
+                },
+                Ok(None) => Reply::Error {
+                    code: ErrorCode::NotFound,
+                    message: format!("there is no session {id:?} (`flywheelctl session list --all` shows them)"),
+                },
+                Err(error) => internal(&error),
+            };
+            responder.reply(reply);
+        });
+    }
+
+    /// `status`.
+    pub(super) fn status(&self, responder: Responder) {
+        let mut status = m::Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_ms: millis(self.began.elapsed()),
+            draining: self.stopping.is_some(),
+            client: m::ClientStatus { state: "disabled".to_owned(), path: None },
+            warnings: self.settings.warnings.clone(),
+            ..m::Status::default()
+        };
+        for (number, name) in (0_u16..).zip(&self.caches) {
+            let Some(view) = self.flow.view(CacheId(number)) else { continue };
+            let client = &self.transfers.clients[usize::from(number)];
+            status.queue.pending += (view.pending as u64).saturating_sub(u64::from(view.uploading));
+            status.queue.uploading += u64::from(view.uploading);
+            status.queue.parked += view.parked as u64;
+            status.cache.push(m::CacheStatus {
+                name: name.clone(),
+                endpoint: client.endpoint(),
+                state: match view.state {
+                    GateState::Online => m::CacheState::Online,
+                    GateState::Offline => m::CacheState::Offline,
+                    GateState::Refused => m::CacheState::Unauthorized,
+                },
+                engine: "native".to_owned(),
+                reason: self.troubles[usize::from(number)].clone(),
+                token_expires: client.token_expiry(),
+            });
+        }
+        let store_dir = &self.transfers.store_dir;
+        let parked = self.wares.values().filter_map(|w| Some((w, w.error.as_ref()?)));
+        status.parked = parked
+            .filter(|_| status.queue.parked > 0)
+            .take(PATHS_MOST)
+            .map(|(ware, (class, error))| m::Failed {
+                path: store_dir.full(&ware.path),
+                error: error.clone(),
+                class: Some((*class).to_owned()),
+            })
+            .collect();
+        let health = self.doorbell.health();
+        status.store.problem = (!health.watching)
+            .then(|| health.last_loss.unwrap_or_else(|| "the store is not watched".to_owned()));
+        status.store.cursor = self.cursor;
+        status.ledger = match self.ledger.health() {
+            Health::Ok => m::LedgerStatus { state: "ok".to_owned(), detail: None },
+            Health::Degraded { error, kept, .. } => m::LedgerStatus {
+                state: "degraded".to_owned(),
+                detail: Some(format!("{error}; {kept} changes are kept in memory until it can be written")),
+            },
+        };
+        let (ledger, transfers, cursor) = (self.ledger.clone(), self.transfers.clone(), self.cursor);
+        tokio::task::spawn_blocking(move || {
+            if let Ok(head) = transfers.head() {
+                status.store.lag = u64::try_from(head - cursor).unwrap_or(0);
+            }
+            let sessions = ledger.sessions(false).and_then(|sessions| {
+                sessions.iter().map(|s| Ok(entry(s, &ledger.summary(s.row)?))).collect()
+            });
+            match sessions {
+                Ok(sessions) => status.sessions = sessions,
+                Err(error) => status.warnings.push(format!("the sessions cannot be read: {error}")),
+            }
+            responder.reply(Reply::Status(status));
+        });
+    }
+
+    /// The line that `systemctl status` shows.
+    pub(super) fn status_line(&self) -> String {
+        let open = self.desk.sessions.len();
+        let plural = if open == 1 { "" } else { "s" };
+        let mut uploading = 0;
+        let mut caches = Vec::new();
+        for (number, name) in (0_u16..).zip(&self.caches) {
+            let Some(view) = self.flow.view(CacheId(number)) else { continue };
+            uploading += view.uploading;
+            let state = match view.state {
+                GateState::Online => "online",
+                GateState::Offline => "offline",
+                GateState::Refused => "unauthorized",
+            };
+            caches.push(format!("{name} {state}"));
+        }
+        let queued = self.pending().saturating_sub(u64::from(uploading));
+        let stopping = if self.stopping.is_some() { "stopping, " } else { "" };
+        format!("{stopping}{open} session{plural}, {queued} queued, {uploading} uploading, {}", caches.join(", "))
+    }
+}
+
+fn millis(d: std::time::Duration) -> u64 {
+    u64::try_from(d.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn internal(error: &LedgerError) -> Reply {
+    Reply::Error { code: ErrorCode::Internal, message: format!("the ledger: {error}") }
+}
+
+fn state(state: SessionState) -> m::SessionState {
+    match state {
+        SessionState::Open => m::SessionState::Open,
+        SessionState::Draining => m::SessionState::Draining,
+        SessionState::Closed => m::SessionState::Closed,
+        SessionState::Abandoned => m::SessionState::Abandoned,
+    }
+}
+
+/// A session's summary as its end tells it.
+pub(super) fn ended(ledger: &Ledger, store_dir: &StoreDir, info: &SessionInfo, warnings: Vec<String>) -> Reply {
+    match ledger.summary(info.row) {
+        Ok(counts) => Reply::Ended(summary(store_dir, info, counts, warnings)),
+        Err(error) => internal(&error),
+    }
+}
+
+fn summary(store_dir: &StoreDir, info: &SessionInfo, c: Counts, warnings: Vec<String>) -> m::Summary {
+    let by = |evidence: Evidence| c.by_evidence[evidence as usize];
+    let until = info.ended_at.unwrap_or_else(wall_ms);
+    m::Summary {
+        session: Some(info.new.id.clone()),
+        label: info.new.label.clone(),
+        cache: info.new.cache.clone(),
+        outcome: m::Outcome::of(c.failed_total, c.pending),
+        pushed: c.pushed,
+        already_cached: c.already_cached,
+        upstream: c.upstream,
+        failed_total: c.failed_total,
+        pending: c.pending,
+        skipped: c.skipped,
+        collected: c.collected,
+        bytes: c.bytes,
+        attributed: m::Attributed {
+            process: by(Evidence::Process),
+            hook: by(Evidence::Hook),
+            closure: by(Evidence::Closure),
+            window: by(Evidence::Window),
+            shared: by(Evidence::Shared),
+            named: by(Evidence::Named),
+        },
+        failed: c
+            .failed
+            .into_iter()
+            .map(|f| m::Failed {
+                path: format!("{}/{}", store_dir.as_str(), f.path),
+                error: f.error,
+                class: Some(f.class),
+            })
+            .collect(),
+        flush_ms: info.flush_ms.unwrap_or(0),
+        duration_ms: u64::try_from(until - info.new.started_at).unwrap_or(0),
+        state: state(info.state),
+        strict: info.new.strict,
+        warnings,
+    }
+}
+
+fn entry(info: &SessionInfo, c: &Counts) -> m::SessionEntry {
+    m::SessionEntry {
+        session: info.new.id.clone(),
+        label: info.new.label.clone(),
+        cache: info.new.cache.clone(),
+        state: state(info.state),
+        uid: info.new.uid,
+        strict: info.new.strict,
+        started_at: info.new.started_at,
+        ended_at: info.ended_at,
+        settled: c.pushed + c.already_cached + c.upstream,
+        pending: c.pending,
+        failed: c.failed_total,
+        ci: info.new.ci.as_deref().and_then(|ci| serde_json::from_str(ci).ok()),
+    }
+}
+
+fn detail(ledger: &Ledger, store_dir: &StoreDir, info: &SessionInfo) -> Result<Reply, LedgerError> {
+    let counts = ledger.summary(info.row)?;
+    let items = ledger.session_items(info.row, 0, PATHS_MOST)?;
+    let paths = items
+        .into_iter()
+        .map(|item| m::PathEntry {
+            path: format!("{}/{}", store_dir.as_str(), item.path),
+            state: match item.outcome {
+                Outcome::Pending => "pending",
+                Outcome::Pushed => "pushed",
+                Outcome::AlreadyCached => "already_cached",
+                Outcome::Upstream => "upstream",
+                Outcome::Failed => "failed",
+                Outcome::Skipped => "skipped",
+                Outcome::Collected => "collected",
+            }
+            .to_owned(),
+            evidence: match item.evidence {
+                Evidence::Hook => "hook",
+                Evidence::Process => "process",
+                Evidence::Closure => "closure",
+                Evidence::Window => "window",
+                Evidence::Shared => "shared",
+                Evidence::Named => "named",
+            }
+            .to_owned(),
+            bytes: item.nar_size,
+        })
+        .collect();
+    let session = entry(info, &counts);
+    let paths_total = counts.total();
+    let summary = summary(store_dir, info, counts, Vec::new());
+    Ok(Reply::Session(m::SessionDetail { session, summary, paths, paths_total }))
+}

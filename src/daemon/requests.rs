@@ -1,0 +1,379 @@
+//! What callers ask on the socket: who may ask it, and what is set in motion.
+
+use std::sync::{MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tracing::{info, warn};
+
+use super::driver::Driver;
+use super::identity::who_is;
+use super::input::Input;
+use super::intake::{Naming, Work};
+use super::live::{Asked, Caller, Live, Pending, Waiter};
+use super::wall_ms;
+use crate::attribution::{Window, Windows};
+use crate::config::{Destination, Who};
+use crate::control::messages::{CiJob, ErrorCode, Reply, Request};
+use crate::control::server::Responder;
+use crate::control::server::{Incoming, Peer};
+use crate::flow::{CacheId, Event, SessionId};
+use crate::ledger::{LedgerError, NewSession, SessionRow, SessionState};
+use crate::store::{StoreDir, StorePath};
+
+/// Open sessions of one user.
+const SESSIONS_PER_UID: usize = 256;
+/// Paths named in one request.
+const NAMED_MOST: usize = 10_000;
+/// Longest wait that a caller may ask for.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
+
+/// A session on its way to being open.
+#[derive(Debug)]
+pub(super) struct Opening {
+    pub(super) live: Live,
+    pub(super) result: Result<SessionRow, LedgerError>,
+    pub(super) caller: Opened,
+}
+
+/// What follows when it is.
+#[derive(Debug)]
+pub(super) enum Opened {
+    /// `session start`: its id is told.
+    Start(Responder),
+    /// `push`: the paths are named at once.
+    Push { paths: Vec<StorePath>, caller: Caller },
+}
+
+impl Driver {
+    /// Takes one request; the answer comes at once or later, exactly once.
+    pub(super) fn serve(&mut self, incoming: Incoming) {
+        let Incoming { request, peer, responder } = incoming;
+        let stopping = self.stopping.is_some();
+        match request {
+            Request::SessionStart { .. } | Request::Push { .. } if stopping => {
+                responder.refuse(ErrorCode::Draining, "the daemon is stopping: nothing new is begun");
+            }
+            Request::SessionStart { label, cache, anchor_pid: _, strict, ci } => {
+                self.session_start(&peer, responder, label, cache.as_deref(), strict, ci);
+            }
+            Request::SessionEnd { session, ci_job, push, timeout_ms, wait } => {
+                let caller = caller(Asked::Flush, responder, wait, timeout_ms);
+                self.session_end(&peer, session.as_deref(), ci_job.as_deref(), &push, caller);
+            }
+            Request::SessionList { all } => self.list(&peer, all, responder),
+            Request::SessionShow { session } => self.show(&peer, session, responder),
+            Request::Push { paths, cache, wait, timeout_ms } => {
+                self.push(&peer, &paths, cache.as_deref(), caller(Asked::Flush, responder, wait, timeout_ms));
+            }
+            Request::Flush { timeout_ms } => {
+                let row = self.desk.new_group();
+                let caller = caller(Asked::Flush, responder, true, timeout_ms);
+                self.name_paths(row, self.default_cache(), Vec::new(), false, caller);
+            }
+            Request::Status => self.status(responder),
+            Request::Reload => self.reload(&peer, responder),
+        }
+    }
+
+    pub(super) fn windows(&self) -> MutexGuard<'_, Windows> {
+        self.windows.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn number_of(&self, name: &str) -> Option<CacheId> {
+        self.caches.iter().position(|c| c == name).and_then(|n| u16::try_from(n).ok()).map(CacheId)
+    }
+
+    pub(super) fn default_cache(&self) -> CacheId {
+        self.number_of(&self.settings.default_cache).unwrap_or(CacheId(0))
+    }
+
+    /// Whether the caller may see and end what belongs to `uid`.
+    pub(super) fn may(&self, peer: &Peer, uid: u32) -> bool {
+        peer.uid == uid || peer.uid == 0 || peer.uid == self.own_uid
+    }
+
+    fn known_cache(&self, name: &str) -> Result<CacheId, String> {
+        self.number_of(name)
+            .ok_or_else(|| format!("there is no cache {name:?} here; configured: {}", self.caches.join(", ")))
+    }
+
+    fn session_start(
+        &mut self,
+        peer: &Peer,
+        responder: Responder,
+        label: Option<String>,
+        cache: Option<&str>,
+        strict: bool,
+        ci: Option<CiJob>,
+    ) {
+        let open = self.desk.sessions.values().filter(|s| s.uid == peer.uid && s.ending.is_none()).count();
+        if open >= SESSIONS_PER_UID {
+            let message = format!("uid {} has {open} open sessions, the most there may be: end some", peer.uid);
+            return responder.refuse(ErrorCode::Busy, message);
+        }
+        let cache = match cache.map(|name| self.known_cache(name)).transpose() {
+            Ok(cache) => cache,
+            Err(message) => return responder.refuse(ErrorCode::BadRequest, message),
+        };
+        self.open(peer, "", label, cache, strict, ci, Opened::Start(responder));
+    }
+
+    fn push(&mut self, peer: &Peer, paths: &[String], cache: Option<&str>, caller: Caller) {
+        let cache = match cache.map(|name| self.known_cache(name)).transpose() {
+            Ok(cache) => cache,
+            Err(message) => return caller.responder.refuse(ErrorCode::BadRequest, message),
+        };
+        match self.parse_paths(paths) {
+            Ok(paths) => self.open(peer, "push-", None, cache, false, None, Opened::Push { paths, caller }),
+            Err(message) => caller.responder.refuse(ErrorCode::BadRequest, message),
+        }
+    }
+
+    /// Writes a new session down; [`Driver::opened`] goes on.
+    #[allow(clippy::too_many_arguments)]
+    fn open(
+        &mut self,
+        peer: &Peer,
+        prefix: &str,
+        label: Option<String>,
+        cache: Option<CacheId>,
+        strict: bool,
+        ci: Option<CiJob>,
+        caller: Opened,
+    ) {
+        let id = format!("{prefix}{}", super::identity::new_id());
+        let label = label.map(|l| l.chars().take(200).collect::<String>());
+        let mut live =
+            Live { row: 0, id, label, cache, uid: peer.uid, ci, ending: None, warnings: Vec::new() };
+        let peer = *peer;
+        let settings = std::sync::Arc::clone(&self.settings);
+        let names = self.caches.clone();
+        let default = self.default_cache();
+        let (ledger, windows) = (self.ledger.clone(), std::sync::Arc::clone(&self.windows));
+        let transfers = self.transfers.clone();
+        let work = move || {
+            live.cache = match live.cache {
+                Some(named) => Some(named),
+                None if settings.routes.is_empty() => Some(default),
+                None => {
+                    let person = who_is(peer.uid, peer.gid);
+                    let label = live.label.as_deref().unwrap_or_default();
+                    let who = Who { user: (peer.uid, person.name.as_deref()), groups: &person.groups, label };
+                    match settings.route(&who) {
+                        Destination::Cache(name) => names
+                            .iter()
+                            .position(|c| c == name)
+                            .and_then(|n| u16::try_from(n).ok())
+                            .map(CacheId),
+                        Destination::Skip => None,
+                    }
+                }
+            };
+            let is_push = matches!(caller, Opened::Push { .. });
+            // The window is set under its lock: what becomes valid from this
+            // moment on is looked at by the intake only afterwards.
+            let mut windows = windows.lock().unwrap_or_else(PoisonError::into_inner);
+            let after = transfers.head().unwrap_or(i64::MAX);
+            let result = ledger.session_open(NewSession {
+                id: live.id.clone(),
+                label: live.label.clone(),
+                cache: live.cache.map(|c| names[usize::from(c.0)].clone()).unwrap_or_default(),
+                uid: peer.uid,
+                gid: peer.gid,
+                anchor_pid: None,
+                strict,
+                ci: live.ci.as_ref().and_then(|ci| serde_json::to_string(ci).ok()),
+                started_at: wall_ms(),
+                after,
+            });
+            if let Ok(row) = result {
+                live.row = row;
+                if !is_push {
+                    let cache = live.cache.map(|c| c.0);
+                    windows.open(Window { session: row, after, until: None, cache });
+                }
+            }
+            drop(windows);
+            Input::Opened(Box::new(Opening { live, result, caller }))
+        };
+        let out = self.transfers.out.clone();
+        tokio::spawn(async move {
+            if let Ok(input) = tokio::task::spawn_blocking(work).await {
+                let _ = out.send(input).await;
+            }
+        });
+    }
+
+    /// A session is written down.
+    pub(super) fn opened(&mut self, opening: Opening) {
+        let Opening { mut live, result, caller } = opening;
+        let row = match result {
+            Ok(row) => row,
+            Err(error) => {
+                let responder = match caller {
+                    Opened::Start(responder) => responder,
+                    Opened::Push { caller, .. } => caller.responder,
+                };
+                return responder.refuse(ErrorCode::Internal, format!("the session cannot be recorded: {error}"));
+            }
+        };
+        let cache = live.cache;
+        let name = cache.map(|c| self.name(c).to_owned());
+        match caller {
+            Opened::Start(responder) => {
+                info!(
+                    session = live.id, label = live.label, cache = name, uid = live.uid,
+                    "session started"
+                );
+                responder.reply(Reply::Started { session: live.id.clone(), cache: name.unwrap_or_default() });
+                self.desk.sessions.insert(row, live);
+            }
+            Opened::Push { paths, mut caller } => {
+                live.ending = Some(caller.since);
+                caller.asked = Asked::Push(row);
+                self.desk.sessions.insert(row, live);
+                match cache {
+                    Some(cache) => self.name_paths(row, cache, paths, true, caller),
+                    None => {
+                        caller.responder.refuse(ErrorCode::Denied, "a [[route]] of the configuration skips your paths");
+                        self.close(row);
+                    }
+                }
+            }
+        }
+    }
+
+    fn session_end(
+        &mut self,
+        peer: &Peer,
+        id: Option<&str>,
+        ci_job: Option<&str>,
+        push: &[String],
+        mut caller: Caller,
+    ) {
+        let paths = match self.parse_paths(push) {
+            Ok(paths) => paths,
+            Err(message) => return caller.responder.refuse(ErrorCode::BadRequest, message),
+        };
+        let found = match id {
+            Some(id) => match self.desk.by_id(id) {
+                Some(live) => live,
+                None => return self.ended_before(peer, id.to_owned(), caller),
+            },
+            None => match self.desk.of_caller(peer.uid, ci_job) {
+                Ok(live) => live,
+                Err(message) => return caller.responder.refuse(ErrorCode::NotFound, message),
+            },
+        };
+        let (row, cache, uid) = (found.row, found.cache, found.uid);
+        if !self.may(peer, uid) {
+            let message = format!("the session belongs to uid {uid}, you are uid {}", peer.uid);
+            return caller.responder.refuse(ErrorCode::Denied, message);
+        }
+        if let Some(live) = self.desk.sessions.get_mut(&row)
+            && live.ending.is_none()
+        {
+            live.ending = Some(caller.since);
+            self.ledger.session_state(row, SessionState::Draining, wall_ms(), None);
+        }
+        caller.asked = Asked::End(row);
+        // A session whose paths are skipped has nothing to push, but it ends like any other.
+        let (cache, paths) = match cache {
+            Some(cache) => (cache, paths),
+            None => (self.default_cache(), Vec::new()),
+        };
+        self.name_paths(row, cache, paths, true, caller);
+    }
+
+    /// A session that is not live: it closed, here or in an earlier life.
+    fn ended_before(&mut self, peer: &Peer, id: String, caller: Caller) {
+        let Caller { responder, .. } = caller;
+        let (ledger, peer, own) = (self.ledger.clone(), *peer, self.own_uid);
+        let store_dir = self.transfers.store_dir.clone();
+        tokio::task::spawn_blocking(move || match ledger.session(&id) {
+            Ok(Some(info)) if peer.uid == info.new.uid || peer.uid == 0 || peer.uid == own => {
+                responder.reply(super::report::ended(&ledger, &store_dir, &info, Vec::new()));
+            }
+            Ok(Some(_)) => responder.refuse(ErrorCode::Denied, "the session belongs to another user"),
+            Ok(None) => responder.refuse(
+                ErrorCode::NotFound,
+                format!("there is no session {id:?} (`flywheelctl session list --all` shows them)"),
+            ),
+            Err(error) => responder.refuse(ErrorCode::Internal, error.to_string()),
+        });
+    }
+
+    fn parse_paths(&self, paths: &[String]) -> Result<Vec<StorePath>, String> {
+        if paths.len() > NAMED_MOST {
+            return Err(format!("{} paths in one request, at most {NAMED_MOST}: name fewer", paths.len()));
+        }
+        let store_dir: &StoreDir = &self.transfers.store_dir;
+        paths.iter().map(|p| store_dir.parse(p).map_err(|e| format!("{p}: {e}"))).collect()
+    }
+
+    /// Has the intake take in what became valid, and named paths with their closure.
+    fn name_paths(&mut self, row: SessionId, cache: CacheId, paths: Vec<StorePath>, retry: bool, caller: Caller) {
+        let close_window = matches!(caller.asked, Asked::End(_));
+        let token = self.desk.expect(Pending { row, caller: Some(caller) });
+        let naming = Naming { token, session: row, close_window, cache, paths, retry };
+        if !self.bell.ask(Work::Name(naming))
+            && let Some(Pending { caller: Some(caller), .. }) = self.desk.namings.remove(&token)
+        {
+            caller.responder.refuse(ErrorCode::Busy, "too much is asked at once: try again in a moment");
+        }
+    }
+
+    /// What was named is in the queue: the wait begins.
+    pub(super) fn named(&mut self, token: u64, invalid: &[StorePath]) {
+        let Some(Pending { row, caller }) = self.desk.namings.remove(&token) else { return };
+        if let Some(live) = self.desk.sessions.get_mut(&row) {
+            for path in invalid {
+                warn!(session = live.id, path = %path, "named, but not valid in the store");
+                live.warnings.push(format!("{path} is not valid in the store: it was not pushed"));
+            }
+        }
+        if matches!(caller, Some(Caller { asked: Asked::Flush, .. })) {
+            self.step(Event::WantAll(row));
+        }
+        let Some(Caller { asked, responder, wait, since, deadline }) = caller else {
+            return self.step(Event::Flush(row));
+        };
+        if wait && self.stopping.is_none() {
+            let total = u64::from(self.flow.unsettled(row));
+            self.desk.waiters.push(Waiter { group: row, asked, responder, since, deadline, total });
+            self.step(Event::Flush(row));
+        } else {
+            self.step(Event::Flush(row));
+            self.answer(asked, responder, since, true);
+        }
+    }
+
+    fn reload(&mut self, peer: &Peer, responder: Responder) {
+        if !self.may(peer, self.own_uid) {
+            let message = "only root and the daemon's own user may have it reload";
+            return responder.refuse(ErrorCode::Denied, message);
+        }
+        let mut notes = Vec::new();
+        for (number, client) in (0_u16..).zip(self.transfers.clients.iter()) {
+            match client.reload_token() {
+                Ok(true) => notes.push(format!("{}: a new token", self.name(CacheId(number)))),
+                Ok(false) => {}
+                Err(error) => notes.push(format!("{}: {error}", self.name(CacheId(number)))),
+            }
+        }
+        for number in 0..u16::try_from(self.caches.len()).unwrap_or(u16::MAX) {
+            self.step(Event::Nudge(CacheId(number)));
+        }
+        self.step(Event::Retry(None));
+        let notes = if notes.is_empty() { "tokens unchanged".to_owned() } else { notes.join("; ") };
+        let message = format!("{notes}; what was given up is tried again");
+        info!("reload: {message}");
+        responder.reply(Reply::Done { message });
+    }
+}
+
+fn caller(asked: Asked, responder: Responder, wait: bool, timeout_ms: u64) -> Caller {
+    let since = Instant::now();
+    let deadline = since + Duration::from_millis(timeout_ms).min(LONGEST);
+    Caller { asked, responder, wait, since, deadline }
+}

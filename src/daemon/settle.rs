@@ -1,0 +1,49 @@
+//! How outcomes are written down and failures are told apart: the one place
+//! where a cache's answers become decisions' input and ledger entries.
+
+use super::wall_ms;
+use crate::cache::{CacheError, ErrorClass};
+use crate::flow::{Failure, Outcome};
+use crate::ledger::{ItemState, Settle};
+
+/// What an answer means for the decisions.
+pub(super) fn failure(error: &CacheError) -> Failure {
+    match error.class {
+        ErrorClass::Unreachable => Failure::Unreachable,
+        ErrorClass::Transient => Failure::Transient { retry_after: error.retry_after },
+        ErrorClass::Unauthorized | ErrorClass::Forbidden => Failure::Refused,
+        ErrorClass::NoSuchCache => Failure::NoSuchCache,
+        ErrorClass::Mismatch => Failure::Mismatch,
+        ErrorClass::TooLarge => Failure::TooLarge,
+        ErrorClass::Rejected => Failure::Rejected,
+        ErrorClass::Local => Failure::Local,
+    }
+}
+
+/// The ledger's entry for a settled task.
+pub(super) fn settled(outcome: Outcome, bytes: u64, attempts: u32) -> Settle {
+    let state = match outcome {
+        Outcome::Pushed => ItemState::Pushed,
+        Outcome::Cached => ItemState::Cached,
+        Outcome::Upstream => ItemState::Upstream,
+        Outcome::Collected => ItemState::Collected,
+    };
+    Settle { state, error_class: None, error: None, bytes, attempts, at: wall_ms() }
+}
+
+/// The ledger's entry for a path that was gone when the daemon came back.
+pub(super) fn collected(attempts: u32) -> Settle {
+    settled(Outcome::Collected, 0, attempts)
+}
+
+/// The ledger's entry for a parked task.
+pub(super) fn parked(class: &str, error: String, attempts: u32) -> Settle {
+    Settle {
+        state: ItemState::Failed,
+        error_class: Some(class.to_owned()),
+        error: Some(error),
+        bytes: 0,
+        attempts,
+        at: wall_ms(),
+    }
+}

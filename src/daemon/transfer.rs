@@ -1,0 +1,130 @@
+//! Carrying out what was decided: queries, uploads and probes, each a task of
+//! its own that reports to the driver and decides nothing.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use tokio::sync::mpsc::Sender;
+
+use super::input::{Input, Sent};
+use super::rules::Facts;
+use crate::cache::{CacheClient, CacheName, UploadInfo};
+use crate::flow::{CacheId, TaskId};
+use crate::store::{DbIdentity, Journal, JournalError, PathInfo, StoreDir, StorePath, nar};
+
+/// What transfers need; cheap to clone.
+#[derive(Clone)]
+pub(super) struct Transfers {
+    pub(super) clients: Arc<[CacheClient]>,
+    pub(super) journal: Arc<Mutex<(Journal, DbIdentity)>>,
+    pub(super) state_dir: Arc<std::path::Path>,
+    pub(super) store_dir: StoreDir,
+    pub(super) facts: Facts,
+    pub(super) out: Sender<Input>,
+}
+
+impl Transfers {
+    fn client(&self, cache: CacheId) -> CacheClient {
+        self.clients[usize::from(cache.0)].clone()
+    }
+
+    /// Asks which of these the cache lacks.
+    pub(super) fn ask(&self, cache: CacheId, tasks: Vec<(TaskId, StorePath)>) {
+        let this = self.clone();
+        tokio::spawn(async move {
+            let hashes = tasks.iter().map(|(_, path)| path.hash_part().to_owned()).collect();
+            let result = this.client(cache).missing(hashes).await.map(|missing| {
+                tasks.iter().filter(|(_, p)| missing.contains(p.hash_part())).map(|(id, _)| *id).collect()
+            });
+            let tasks = tasks.into_iter().map(|(id, _)| id).collect();
+            let _ = this.out.send(Input::Asked { cache, tasks, result }).await;
+        });
+    }
+
+    /// Sees whether the cache answers.
+    pub(super) fn probe(&self, cache: CacheId) {
+        let this = self.clone();
+        tokio::spawn(async move {
+            let client = this.client(cache);
+            // A token that was renewed is the usual way out of "unauthorized".
+            let _ = client.reload_token();
+            let result = client.discover().await;
+            let _ = this.out.send(Input::Probed(cache, result)).await;
+        });
+    }
+
+    /// Uploads one path.
+    pub(super) fn upload(&self, cache: CacheId, task: TaskId, path: StorePath) {
+        let this = self.clone();
+        tokio::spawn(async move {
+            let begun = Instant::now();
+            let result = this.send(cache, path).await;
+            let took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+            let _ = this.out.send(Input::Uploaded { task, result, took_ms }).await;
+        });
+    }
+
+    async fn send(&self, cache: CacheId, path: StorePath) -> Sent {
+        let info = match self.info(path).await {
+            Ok(Some(info)) => info,
+            Ok(None) => return Sent::Collected,
+            Err(reason) => return Sent::Unreadable(reason),
+        };
+        if self.facts.in_upstream(cache.0, &info) {
+            return Sent::Upstream;
+        }
+        let client = self.client(cache);
+        let upload = upload_info(client.cache().clone(), &self.store_dir, &info);
+        let file = self.store_dir.as_path().join(info.path.base());
+        match client.upload(&upload, nar::stream(file)).await {
+            Ok(uploaded) => Sent::Done(uploaded, info.nar_size),
+            // Reading failed: when the path is gone by now, that is why.
+            Err(error) => match self.info(info.path).await {
+                Ok(None) => Sent::Collected,
+                Ok(Some(_)) | Err(_) => Sent::Failed(error),
+            },
+        }
+    }
+
+    /// The highest number that the Nix database has given. Blocks for a moment.
+    pub(super) fn head(&self) -> Result<i64, String> {
+        self.with_journal(Journal::head)
+    }
+
+    /// Reads the Nix database, the present one: when the file was replaced, it
+    /// is opened anew.
+    fn with_journal<R>(&self, read: impl FnOnce(&Journal) -> Result<R, JournalError>) -> Result<R, String> {
+        let mut reader = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
+        let identity = reader.0.identity().map_err(|e| e.to_string())?;
+        if identity != reader.1 {
+            let journal = Journal::open(&self.state_dir, &self.store_dir).map_err(|e| e.to_string())?;
+            let identity = journal.identity().map_err(|e| e.to_string())?;
+            *reader = (journal, identity);
+        }
+        read(&reader.0).map_err(|e| e.to_string())
+    }
+
+    /// What the store knows of a path now.
+    async fn info(&self, path: StorePath) -> Result<Option<PathInfo>, String> {
+        let this = self.clone();
+        match tokio::task::spawn_blocking(move || this.with_journal(|j| j.info(&path))).await {
+            Ok(found) => found,
+            Err(e) => Err(e.to_string()),
+        }
+    }
+}
+
+fn upload_info(cache: CacheName, store_dir: &StoreDir, info: &PathInfo) -> UploadInfo {
+    UploadInfo {
+        cache,
+        store_path_hash: info.path.hash_part().to_owned(),
+        store_path: store_dir.full(&info.path),
+        references: info.references.iter().map(|r| r.base().to_owned()).collect(),
+        system: None,
+        deriver: info.deriver.as_ref().map(|d| d.base().to_owned()),
+        sigs: info.sigs.clone(),
+        ca: info.ca.clone(),
+        nar_hash: info.nar_hash.to_string(),
+        nar_size: info.nar_size,
+    }
+}
