@@ -10,4 +10,5 @@
     dead_code
 )]
 
+mod control;
 mod support;

@@ -1,0 +1,105 @@
+//! Cuts a reply down to what one frame holds, so that no daemon state, however
+//! large, makes an answer impossible. Totals stay true; only lists and free
+//! text are cut. Must not know any other room.
+
+use super::messages::{
+    Failed, MAX_ENTRIES, MAX_FAILED, MAX_PATH, MAX_TEXT, Reply, SessionEntry, Status, Summary,
+};
+
+/// Free text is at most [`MAX_TEXT`] bytes, ended by `…` when cut.
+fn text(s: &mut String) {
+    cut(s, MAX_TEXT);
+}
+
+fn cut(s: &mut String, most: u32) {
+    let most = most as usize;
+    if s.len() > most {
+        let mut at = most - '…'.len_utf8();
+        while !s.is_char_boundary(at) {
+            at -= 1;
+        }
+        s.truncate(at);
+        s.push('…');
+    }
+}
+
+fn warnings(list: &mut Vec<String>) {
+    list.truncate(100);
+    list.iter_mut().for_each(text);
+}
+
+fn failures(list: &mut Vec<Failed>, most: u32) {
+    list.truncate(most as usize);
+    for failed in list {
+        cut(&mut failed.path, MAX_PATH);
+        text(&mut failed.error);
+        failed.class.iter_mut().for_each(|c| cut(c, 32));
+    }
+}
+
+fn entry(e: &mut SessionEntry) {
+    cut(&mut e.session, 64);
+    cut(&mut e.cache, 64);
+    e.label.iter_mut().for_each(|l| cut(l, 128));
+    if let Some(ci) = &mut e.ci {
+        cut(&mut ci.system, 32);
+        cut(&mut ci.id, 128);
+        for field in [&mut ci.url, &mut ci.project, &mut ci.git_ref] {
+            field.iter_mut().for_each(|s| cut(s, 128));
+        }
+    }
+}
+
+fn summary(s: &mut Summary, most: u32) {
+    s.label.iter_mut().for_each(text);
+    cut(&mut s.cache, 64);
+    failures(&mut s.failed, most);
+    warnings(&mut s.warnings);
+}
+
+fn status(s: &mut Status) {
+    s.cache.truncate(100);
+    for cache in &mut s.cache {
+        text(&mut cache.name);
+        cache.endpoint.iter_mut().for_each(text);
+        cache.reason.iter_mut().for_each(text);
+    }
+    s.sessions.truncate(500);
+    s.sessions.iter_mut().for_each(entry);
+    failures(&mut s.parked, 200);
+    warnings(&mut s.warnings);
+    s.store.problem.iter_mut().for_each(text);
+    s.ledger.detail.iter_mut().for_each(text);
+}
+
+/// The reply, cut where it must be.
+pub(super) fn bounded(mut reply: Reply) -> Reply {
+    match &mut reply {
+        Reply::Progress(p) => {
+            p.note.iter_mut().for_each(text);
+            p.session.iter_mut().for_each(text);
+        }
+        Reply::Started { session, cache } => {
+            text(session);
+            text(cache);
+        }
+        Reply::Ended(s) | Reply::Pushed(s) => summary(s, MAX_FAILED),
+        Reply::Sessions(list) => {
+            list.truncate(MAX_ENTRIES as usize);
+            list.iter_mut().for_each(entry);
+        }
+        Reply::Session(detail) => {
+            entry(&mut detail.session);
+            summary(&mut detail.summary, MAX_FAILED / 4);
+            detail.paths.truncate(MAX_ENTRIES as usize);
+            for p in &mut detail.paths {
+                cut(&mut p.path, MAX_PATH);
+                cut(&mut p.state, 32);
+                cut(&mut p.evidence, 32);
+            }
+        }
+        Reply::Status(s) => status(s),
+        Reply::Done { message } | Reply::Error { message, .. } => cut(message, 4 * MAX_TEXT),
+    }
+    reply
+}

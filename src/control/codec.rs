@@ -1,0 +1,242 @@
+//! How messages become bytes: the hello that both sides begin with, and frames
+//! of a `u32` big-endian length and a body. The only file that names bincode.
+//! Must not know what the messages mean.
+//!
+//! The hello is laid out by hand, so that two programs of any age can at least
+//! tell each other why they do not understand each other:
+//! `FLYW`, protocol `u16`, then (server only) least protocol `u16`, then strings
+//! of a `u16` length. All big-endian, in a frame; bytes after them are ignored.
+
+use std::io::{self, Read, Write};
+
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+/// Longest body of a frame.
+pub const MAX_FRAME: u32 = 1 << 20;
+/// Longest body of a hello: nobody is trusted with more before it.
+pub const MAX_HELLO: u32 = 4096;
+/// What this program speaks. Raised with every change of a message's layout.
+pub const PROTOCOL: u16 = 1;
+/// The oldest protocol that this program understands.
+pub const MINIMUM: u16 = 1;
+
+const MAGIC: [u8; 4] = *b"FLYW";
+
+/// What can be wrong with bytes from the other side.
+#[derive(Debug, thiserror::Error)]
+pub enum CodecError {
+    /// The socket itself.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// It ended in the middle of a frame.
+    #[error("the connection ended in the middle of a message")]
+    Cut,
+    /// More than a frame may hold.
+    #[error("a message of {size} bytes is more than the {limit} bytes allowed: ask for less at a time")]
+    TooLarge {
+        /// What was announced.
+        size: u64,
+        /// What is allowed.
+        limit: u32,
+    },
+    /// The hello does not start with `FLYW`.
+    #[error("the other side does not speak flywheel's protocol: is it the right socket?")]
+    Stranger,
+    /// The body is not such a message.
+    #[error("a message cannot be understood: {0}")]
+    Malformed(String),
+}
+
+/// How a client begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientHello {
+    /// What it speaks.
+    pub protocol: u16,
+    /// Its program's version, for people.
+    pub version: String,
+}
+
+/// How a server answers that.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerHello {
+    /// What it speaks.
+    pub protocol: u16,
+    /// The oldest protocol that it understands.
+    pub minimum: u16,
+    /// Its program's version, for people.
+    pub version: String,
+    /// The store directory that it serves.
+    pub store_dir: String,
+}
+
+impl ClientHello {
+    /// This program's.
+    #[must_use]
+    pub fn ours() -> Self {
+        Self { protocol: PROTOCOL, version: env!("CARGO_PKG_VERSION").to_owned() }
+    }
+
+    /// As a frame.
+    #[must_use]
+    pub fn frame(&self) -> Vec<u8> {
+        let mut body = [&MAGIC[..], &self.protocol.to_be_bytes()].concat();
+        put_text(&mut body, &self.version);
+        framed(&body)
+    }
+
+    /// From a frame's body.
+    pub fn parse(body: &[u8]) -> Result<Self, CodecError> {
+        let mut rest = after_magic(body)?;
+        Ok(Self { protocol: take_u16(&mut rest)?, version: take_text(&mut rest)? })
+    }
+}
+
+impl ServerHello {
+    /// This program's, for a store.
+    #[must_use]
+    pub fn ours(store_dir: &str) -> Self {
+        Self {
+            protocol: PROTOCOL,
+            minimum: MINIMUM,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            store_dir: store_dir.to_owned(),
+        }
+    }
+
+    /// As a frame.
+    #[must_use]
+    pub fn frame(&self) -> Vec<u8> {
+        let mut body = [&MAGIC[..], &self.protocol.to_be_bytes(), &self.minimum.to_be_bytes()].concat();
+        put_text(&mut body, &self.version);
+        put_text(&mut body, &self.store_dir);
+        framed(&body)
+    }
+
+    /// From a frame's body.
+    pub fn parse(body: &[u8]) -> Result<Self, CodecError> {
+        let mut rest = after_magic(body)?;
+        Ok(Self {
+            protocol: take_u16(&mut rest)?,
+            minimum: take_u16(&mut rest)?,
+            version: take_text(&mut rest)?,
+            store_dir: take_text(&mut rest)?,
+        })
+    }
+}
+
+/// A message as a frame.
+pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, CodecError> {
+    let body = bincode::serde::encode_to_vec(message, bincode::config::standard())
+        .map_err(|e| CodecError::Malformed(e.to_string()))?;
+    if body.len() > MAX_FRAME as usize {
+        return Err(CodecError::TooLarge { size: body.len() as u64, limit: MAX_FRAME });
+    }
+    Ok(framed(&body))
+}
+
+/// A message from a frame's body, of which it must be all.
+pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, CodecError> {
+    // bincode counts numbers by their size in memory, so a full frame of short ones needs more than its length.
+    let config = bincode::config::standard().with_limit::<{ 2 * MAX_FRAME as usize }>();
+    let (message, used) =
+        bincode::serde::decode_from_slice(body, config).map_err(|e| CodecError::Malformed(e.to_string()))?;
+    if used != body.len() {
+        return Err(CodecError::Malformed(format!("{} bytes too many", body.len() - used)));
+    }
+    Ok(message)
+}
+
+/// The next frame's body; `None` when the other side ended between frames.
+/// Memory grows with what arrives, not with what is announced.
+pub fn read_body(from: &mut impl Read, limit: u32) -> Result<Option<Vec<u8>>, CodecError> {
+    let mut head = Vec::with_capacity(4);
+    from.by_ref().take(4).read_to_end(&mut head)?;
+    let Some(size) = announced(&head, limit)? else { return Ok(None) };
+    let mut body = Vec::new();
+    from.by_ref().take(size.into()).read_to_end(&mut body)?;
+    whole(body, size)
+}
+
+/// The next message; `None` when the other side ended between frames.
+pub fn read<T: DeserializeOwned>(from: &mut impl Read) -> Result<Option<T>, CodecError> {
+    read_body(from, MAX_FRAME)?.as_deref().map(decode).transpose()
+}
+
+/// Sends a message.
+pub fn write<T: Serialize>(to: &mut impl Write, message: &T) -> Result<(), CodecError> {
+    Ok(to.write_all(&encode(message)?)?)
+}
+
+/// As [`read_body`].
+pub async fn read_body_async<R: AsyncRead + Unpin>(
+    from: &mut R,
+    limit: u32,
+) -> Result<Option<Vec<u8>>, CodecError> {
+    let mut head = Vec::with_capacity(4);
+    (&mut *from).take(4).read_to_end(&mut head).await?;
+    let Some(size) = announced(&head, limit)? else { return Ok(None) };
+    let mut body = Vec::new();
+    (&mut *from).take(size.into()).read_to_end(&mut body).await?;
+    whole(body, size)
+}
+
+/// As [`read`].
+pub async fn read_async<T: DeserializeOwned, R: AsyncRead + Unpin>(
+    from: &mut R,
+) -> Result<Option<T>, CodecError> {
+    read_body_async(from, MAX_FRAME).await?.as_deref().map(decode).transpose()
+}
+
+fn announced(head: &[u8], limit: u32) -> Result<Option<u32>, CodecError> {
+    match *head {
+        [] => Ok(None),
+        [a, b, c, d] => match u32::from_be_bytes([a, b, c, d]) {
+            size if size > limit => Err(CodecError::TooLarge { size: size.into(), limit }),
+            size => Ok(Some(size)),
+        },
+        _ => Err(CodecError::Cut),
+    }
+}
+
+fn whole(body: Vec<u8>, size: u32) -> Result<Option<Vec<u8>>, CodecError> {
+    if body.len() == size as usize { Ok(Some(body)) } else { Err(CodecError::Cut) }
+}
+
+/// Callers keep bodies below `MAX_FRAME`, so the length fits.
+fn framed(body: &[u8]) -> Vec<u8> {
+    let size = u32::try_from(body.len()).unwrap_or(u32::MAX);
+    [&size.to_be_bytes()[..], body].concat()
+}
+
+fn put_text(body: &mut Vec<u8>, text: &str) {
+    // 1,000 bytes are enough for a version and a directory, and keep the hello below its limit.
+    let mut end = text.len().min(1000);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    let size = u16::try_from(end).unwrap_or_default();
+    body.extend_from_slice(&size.to_be_bytes());
+    body.extend_from_slice(&text.as_bytes()[..end]);
+}
+
+fn after_magic(body: &[u8]) -> Result<&[u8], CodecError> {
+    body.strip_prefix(&MAGIC).ok_or(CodecError::Stranger)
+}
+
+fn take_u16(rest: &mut &[u8]) -> Result<u16, CodecError> {
+    let (head, tail) = rest.split_first_chunk::<2>().ok_or_else(short)?;
+    *rest = tail;
+    Ok(u16::from_be_bytes(*head))
+}
+
+fn take_text(rest: &mut &[u8]) -> Result<String, CodecError> {
+    let size = usize::from(take_u16(rest)?);
+    let (head, tail) = rest.split_at_checked(size).ok_or_else(short)?;
+    *rest = tail;
+    String::from_utf8(head.to_vec()).map_err(|e| CodecError::Malformed(e.to_string()))
+}
+
+fn short() -> CodecError {
+    CodecError::Malformed("the hello is too short".to_owned())
+}

@@ -1,0 +1,128 @@
+//! Which CI job this is, from its environment. Pure: variables come through a
+//! closure. Reads names, numbers and addresses only, never a token; what it
+//! finds labels a session and authorizes nothing, since jobs can set it.
+//!
+//! Variables are those that the systems document: GitLab "Predefined CI/CD
+//! variables", GitHub "Variables reference", Buildkite "Environment variables",
+//! Jenkins "Using environment variables".
+
+use crate::control::messages::CiJob;
+
+/// Longest value taken over; job names can be anything.
+const MOST: usize = 200;
+
+/// A job, and what to call its session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Detected {
+    /// For people.
+    pub label: String,
+    /// For finding the session again in a later step.
+    pub job: CiJob,
+}
+
+/// The job around us, if any.
+pub fn detect(lookup: impl Fn(&str) -> Option<String>) -> Option<Detected> {
+    let env = Env(&lookup);
+    // Gitea and Forgejo set GitHub's variables too, so they are asked for first.
+    match () {
+        () if env.on("GITLAB_CI") => env.gitlab(),
+        () if env.on("FORGEJO_ACTIONS") => env.actions("forgejo"),
+        () if env.on("GITEA_ACTIONS") => env.actions("gitea"),
+        () if env.on("GITHUB_ACTIONS") => env.actions("github"),
+        () if env.on("BUILDKITE") => env.buildkite(),
+        () if env.get("JENKINS_URL").is_some() => env.jenkins(),
+        () => None,
+    }
+}
+
+struct Env<'a>(&'a dyn Fn(&str) -> Option<String>);
+
+impl Env<'_> {
+    /// Trimmed, printable, of bounded length; none when empty.
+    fn get(&self, name: &str) -> Option<String> {
+        let value: String = (self.0)(name)?.chars().filter(|c| !c.is_control()).take(MOST).collect();
+        let value = value.trim();
+        (!value.is_empty()).then(|| value.to_owned())
+    }
+
+    fn on(&self, name: &str) -> bool {
+        self.get(name).is_some_and(|v| v != "false" && v != "0")
+    }
+
+    /// Those that are there, joined.
+    fn joined(&self, names: &[&str], by: &str) -> String {
+        names.iter().filter_map(|n| self.get(n)).collect::<Vec<_>>().join(by)
+    }
+
+    fn gitlab(&self) -> Option<Detected> {
+        let id = self.get("CI_JOB_ID")?;
+        Some(Detected {
+            label: format!("{} #{id}", self.joined(&["CI_PROJECT_PATH", "CI_JOB_NAME"], " "))
+                .trim()
+                .to_owned(),
+            job: CiJob {
+                system: "gitlab".to_owned(),
+                url: self.get("CI_JOB_URL"),
+                project: self.get("CI_PROJECT_PATH"),
+                git_ref: self.get("CI_COMMIT_REF_NAME"),
+                id,
+            },
+        })
+    }
+
+    fn actions(&self, system: &str) -> Option<Detected> {
+        let run = self.get("GITHUB_RUN_ID")?;
+        // The jobs of a matrix share run, attempt and name. The runner's tracking id is one per job;
+        // else the runner itself tells them apart, since it does one job at a time.
+        let mut id = self.joined(&["GITHUB_RUN_ID", "GITHUB_RUN_ATTEMPT", "GITHUB_JOB"], "/");
+        if let Some(own) = self.get("RUNNER_TRACKING_ID").or_else(|| self.get("RUNNER_NAME")) {
+            id = format!("{id}/{own}");
+        }
+        let project = self.get("GITHUB_REPOSITORY");
+        // Gitea and Forgejo address runs by their number within the repository.
+        let page = if system == "github" { Some(run.clone()) } else { self.get("GITHUB_RUN_NUMBER") };
+        let url = match (self.get("GITHUB_SERVER_URL"), &project, page) {
+            (Some(server), Some(project), Some(page)) => {
+                Some(format!("{}/{project}/actions/runs/{page}", server.trim_end_matches('/')))
+            }
+            _ => None,
+        };
+        Some(Detected {
+            label: format!("{} #{run}", self.joined(&["GITHUB_REPOSITORY", "GITHUB_JOB"], " "))
+                .trim()
+                .to_owned(),
+            job: CiJob { system: system.to_owned(), id, url, project, git_ref: self.get("GITHUB_REF_NAME") },
+        })
+    }
+
+    fn buildkite(&self) -> Option<Detected> {
+        let id = self.get("BUILDKITE_JOB_ID")?;
+        let project = self.joined(&["BUILDKITE_ORGANIZATION_SLUG", "BUILDKITE_PIPELINE_SLUG"], "/");
+        let step = self.get("BUILDKITE_LABEL").map(|l| format!(" {l}")).unwrap_or_default();
+        let number = self.get("BUILDKITE_BUILD_NUMBER").unwrap_or_else(|| id.clone());
+        Some(Detected {
+            label: format!("{project}{step} #{number}").trim().to_owned(),
+            job: CiJob {
+                system: "buildkite".to_owned(),
+                url: self.get("BUILDKITE_BUILD_URL").map(|u| format!("{u}#{id}")),
+                project: (!project.is_empty()).then_some(project),
+                git_ref: self.get("BUILDKITE_BRANCH"),
+                id,
+            },
+        })
+    }
+
+    fn jenkins(&self) -> Option<Detected> {
+        let id = self.get("BUILD_TAG")?;
+        Some(Detected {
+            label: id.clone(),
+            job: CiJob {
+                system: "jenkins".to_owned(),
+                id,
+                url: self.get("BUILD_URL"),
+                project: self.get("JOB_NAME"),
+                git_ref: self.get("BRANCH_NAME").or_else(|| self.get("GIT_BRANCH")),
+            },
+        })
+    }
+}

@@ -1,0 +1,114 @@
+//! From what a job writes (`result*`, a link, a store path) to store paths.
+//! Must not know whether they are valid: that is for the daemon, which has the
+//! Nix database.
+
+use std::{
+    collections::VecDeque,
+    ffi::OsString,
+    path::{Component, Path, PathBuf},
+};
+
+/// As many links as Linux follows (path_resolution(7)).
+const MOST_LINKS: u32 = 40;
+
+/// What was found.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Resolved {
+    /// Full store paths, each once, in the order met.
+    pub(super) paths: Vec<String>,
+    /// What matched nothing.
+    pub(super) unmatched: Vec<String>,
+}
+
+/// Expands patterns relative to `cwd`. An error is the caller's mistake, in words.
+pub(super) fn resolve(patterns: &[String], cwd: &Path, store_dir: &str) -> Result<Resolved, String> {
+    let mut found = Resolved::default();
+    for pattern in patterns {
+        let matches = expand(pattern, cwd, store_dir)?;
+        if matches.is_empty() {
+            found.unmatched.push(pattern.clone());
+        }
+        for path in matches {
+            let full = follow(&path, store_dir)
+                .ok_or_else(|| format!("`{}` is not in {store_dir} and no link into it", path.display()))?;
+            if !found.paths.contains(&full) {
+                found.paths.push(full);
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn expand(pattern: &str, cwd: &Path, store_dir: &str) -> Result<Vec<PathBuf>, String> {
+    let literal = cwd.join(pattern);
+    // A name may contain `?` (store paths do) or `[`: what is there under that name is meant.
+    if literal.symlink_metadata().is_ok() {
+        return Ok(vec![literal]);
+    }
+    if !pattern.contains(['*', '[']) && below(&literal, Path::new(store_dir)).is_some() {
+        return Ok(vec![literal]); // as given; the daemon knows whether it is valid
+    }
+    let base = glob::Pattern::escape(&cwd.to_string_lossy());
+    let absolute = if pattern.starts_with('/') { pattern.to_owned() } else { format!("{base}/{pattern}") };
+    let options = glob::MatchOptions { require_literal_leading_dot: true, ..glob::MatchOptions::new() };
+    let wrong = |e: &dyn std::fmt::Display| format!("`{pattern}` is not a pattern: {e}");
+    let matches = glob::glob_with(&absolute, options).map_err(|e| wrong(&e))?;
+    matches.collect::<Result<_, _>>().map_err(|e| format!("cannot look for `{pattern}`: {e}"))
+}
+
+/// The store path that `path` is, is in, or leads to, in full.
+///
+/// Stops at the first place below the store directory: a store path may itself
+/// be a link to another one, and it is the named one that is meant.
+fn follow(path: &Path, store_dir: &str) -> Option<String> {
+    let store = Path::new(store_dir);
+    let real = store.canonicalize().unwrap_or_else(|_| store.to_owned());
+    let mut at = PathBuf::new();
+    let mut rest: VecDeque<OsString> = parts(path);
+    let mut links = 0;
+    loop {
+        let ahead = at.join(rest.iter().collect::<PathBuf>());
+        if let Some(base) = below(&ahead, store).or_else(|| below(&at, &real)) {
+            return Some(format!("{store_dir}/{base}"));
+        }
+        let part = rest.pop_front()?;
+        if part == ".." {
+            at.pop();
+            continue;
+        }
+        at.push(part);
+        if let Ok(target) = at.read_link() {
+            links += 1;
+            if links > MOST_LINKS {
+                return None;
+            }
+            at.pop(); // an absolute target replaces it when its root is pushed
+            for part in parts(&target).into_iter().rev() {
+                rest.push_front(part);
+            }
+        }
+    }
+}
+
+fn parts(path: &Path) -> VecDeque<OsString> {
+    path.components().filter(|c| *c != Component::CurDir).map(|c| c.as_os_str().to_owned()).collect()
+}
+
+/// The name in `store` that `path` is or is in, by its text alone.
+fn below(path: &Path, store: &Path) -> Option<String> {
+    let mut inside = path.strip_prefix(store).ok()?.components();
+    let Component::Normal(base) = inside.next()? else { return None };
+    if inside.any(|c| c == Component::ParentDir) {
+        return None;
+    }
+    let base = base.to_str()?;
+    is_store_name(base).then(|| base.to_owned())
+}
+
+/// 32 characters of hash, a dash, a name: nothing else in the store can be pushed.
+fn is_store_name(base: &str) -> bool {
+    let Some((hash, name)) = base.split_at_checked(32) else { return false };
+    hash.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_lowercase())
+        && name.starts_with('-')
+        && name.len() > 1
+}

@@ -1,0 +1,228 @@
+//! Printing: what goes to standard output, what to standard error, in which
+//! form. The only file that prints. Must not decide anything.
+//!
+//! Standard output carries what was asked for and nothing else. A reader that
+//! went away is no error.
+
+use std::{
+    io::{self, IsTerminal, Write},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use serde::Serialize;
+
+use super::{
+    text,
+    verdict::{Exit, Failure},
+};
+use crate::control::messages::{Progress, SessionDetail, SessionEntry, Status, Summary};
+
+/// Between two lines of progress where there is no terminal.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+/// Between two pictures of the bar.
+const BAR_EVERY: Duration = Duration::from_millis(100);
+
+/// What a summary is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Heading {
+    Session,
+    Push,
+    Flush,
+}
+
+/// How to print.
+#[derive(Debug, Clone)]
+pub(super) struct Render {
+    json: bool,
+    quiet: bool,
+    terminal: bool,
+    colour: bool,
+    /// Standard output is a command's; ours goes to standard error.
+    aside: bool,
+}
+
+/// What clap has to say: help and version are answers, the rest mistakes.
+pub(super) fn usage(e: &clap::Error) -> Exit {
+    let _ = e.print();
+    if e.use_stderr() { Exit::Usage } else { Exit::Done }
+}
+
+impl Render {
+    pub(super) fn new(json: bool, quiet: bool) -> Self {
+        let terminal = io::stderr().is_terminal();
+        let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+        Self { json, quiet, terminal, colour, aside: false }
+    }
+
+    /// The same, with standard output left to somebody else.
+    pub(super) fn aside(&self) -> Self {
+        Self { aside: true, ..self.clone() }
+    }
+
+    fn out(&self, text: &str) -> io::Result<()> {
+        if self.aside {
+            return io::stderr().write_all(text.as_bytes());
+        }
+        let mut out = io::stdout().lock();
+        out.write_all(text.as_bytes())?;
+        out.flush()
+    }
+
+    fn object(&self, value: &impl Serialize) -> io::Result<()> {
+        self.out(&format!("{}\n", serde_json::to_string(value)?))
+    }
+
+    fn say(&self, word: &str, colour: &str, text: &str) {
+        let text = text::clean(text);
+        let line = if self.colour {
+            format!("\x1b[{colour}m{word}:\x1b[0m {text}\n")
+        } else {
+            format!("{word}: {text}\n")
+        };
+        let _ = io::stderr().write_all(line.as_bytes());
+    }
+
+    /// Something is not as it should be, and the job goes on.
+    pub(super) fn warn(&self, text: &str) {
+        self.say("warning", "33", text);
+    }
+
+    /// Something worth knowing.
+    pub(super) fn note(&self, text: &str) {
+        if !self.quiet {
+            self.say("note", "36", text);
+        }
+    }
+
+    /// Why a command did not do what it was asked.
+    pub(super) fn failure(&self, failure: &Failure, exit: Exit) {
+        self.verdict(&failure.to_string(), exit);
+    }
+
+    fn verdict(&self, text: &str, exit: Exit) {
+        if exit == Exit::Done { self.warn(text) } else { self.say("error", "31", text) }
+    }
+
+    /// As it is.
+    pub(super) fn raw(&self, bytes: &[u8]) {
+        let _ = io::stdout().write_all(bytes);
+    }
+
+    pub(super) fn started(&self, session: &str, cache: &str) {
+        let _ = if self.json {
+            self.object(&serde_json::json!({ "session": session, "cache": cache }))
+        } else {
+            self.out(&format!("{}\n", text::clean(session)))
+        };
+    }
+
+    pub(super) fn summary(&self, summary: &Summary, heading: Heading, exit: Exit) {
+        if self.json {
+            let _ = self.object(summary);
+        } else if !self.quiet {
+            let _ = self.out(&text::summary(summary, heading));
+        }
+        for warning in &summary.warnings {
+            self.warn(warning);
+        }
+        if let Some(shortfall) = text::shortfall(summary) {
+            self.verdict(&shortfall, exit);
+        }
+    }
+
+    pub(super) fn sessions(&self, list: &[SessionEntry]) {
+        let _ = if self.json { self.object(&list) } else { self.out(&text::sessions(list, now_ms())) };
+    }
+
+    pub(super) fn session(&self, detail: &SessionDetail) {
+        let _ = if self.json { self.object(detail) } else { self.out(&text::session(detail, now_ms())) };
+    }
+
+    /// An error means that nobody reads any more.
+    pub(super) fn status(&self, status: &Status, again: bool) -> io::Result<()> {
+        if self.json {
+            return self.object(status);
+        }
+        if again && io::stdout().is_terminal() {
+            self.out("\x1b[H\x1b[2J")?;
+        }
+        self.out(&text::status(status, now_ms()))?;
+        for warning in &status.warnings {
+            self.warn(warning);
+        }
+        Ok(())
+    }
+
+    pub(super) fn done(&self, message: &str) {
+        if self.json {
+            let _ = self.object(&serde_json::json!({ "message": message }));
+        } else if !self.quiet {
+            let _ = self.out(&format!("{}\n", text::clean(message)));
+        }
+    }
+
+    /// Progress of one wait.
+    pub(super) fn bar(&self) -> Bar {
+        let style = match (self.quiet, self.terminal) {
+            (true, _) => Style::Nothing,
+            (false, true) => Style::Bar,
+            (false, false) => Style::Lines,
+        };
+        Bar { style, last: Instant::now(), drawn: false }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Style {
+    Nothing,
+    Bar,
+    Lines,
+}
+
+/// Progress on standard error: a bar on a terminal, else a line now and then.
+/// A wait that is over soon shows nothing.
+#[derive(Debug)]
+pub(super) struct Bar {
+    style: Style,
+    last: Instant,
+    drawn: bool,
+}
+
+impl Bar {
+    pub(super) fn show(&mut self, p: &Progress) {
+        let every = match self.style {
+            Style::Nothing => return,
+            Style::Bar => BAR_EVERY,
+            Style::Lines => LINE_EVERY,
+        };
+        if self.last.elapsed() < every {
+            return;
+        }
+        self.last = Instant::now();
+        let line = if self.style == Style::Bar {
+            self.drawn = true;
+            format!("\r\x1b[K{} {}", text::bar(p), text::progress(p))
+        } else {
+            format!("flywheel: {}\n", text::progress(p))
+        };
+        let _ = io::stderr().write_all(line.as_bytes());
+    }
+
+    /// Leaves a clean line.
+    pub(super) fn clear(&mut self) {
+        if std::mem::take(&mut self.drawn) {
+            let _ = io::stderr().write_all(b"\r\x1b[K");
+        }
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+fn now_ms() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,267 @@
+//! The pure parts of the client.
+
+use std::{cell::RefCell, collections::HashMap, os::unix::fs::symlink, path::Path, time::Duration};
+
+use clap::{CommandFactory, Parser};
+
+use super::{
+    args::{Cli, Command},
+    ci, duration, paths, text,
+    verdict::{Exit, Failure},
+};
+use crate::control::messages::{ErrorCode, Progress, Summary};
+
+#[test]
+fn durations() {
+    let table = [
+        ("240s", 240_000),
+        ("5m", 300_000),
+        ("1h30m", 5_400_000),
+        ("90", 90_000),
+        ("250ms", 250),
+        ("0", 0),
+        ("1d", 86_400_000),
+        (" 5m ", 300_000),
+    ];
+    for (text, ms) in table {
+        assert_eq!(duration::parse(text), Ok(Duration::from_millis(ms)), "{text}");
+    }
+    for text in
+        ["", "s", "5 m", "-1s", "1.5h", "5x", "1h30", "99999999999999999999s", "8d", "18446744073709551615h"]
+    {
+        assert!(duration::parse(text).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn the_command_line_is_consistent() {
+    Cli::command().debug_assert();
+    let cli = Cli::try_parse_from([
+        "flywheelctl",
+        "run",
+        "--push",
+        "result*",
+        "out",
+        "--strict",
+        "--",
+        "nix",
+        "--json",
+    ])
+    .unwrap();
+    assert!(cli.strict && !cli.json, "what follows -- is the command's");
+    let Command::Run(run) = cli.command else { panic!("not run") };
+    assert_eq!((run.push.len(), run.command.len()), (2, 2));
+    for wrong in [
+        &["session", "end", "--timeout", "soon"][..],
+        &["run", "nix"],
+        &["push"],
+        &["session", "start", "--anchor-pid", "0"],
+    ] {
+        assert!(Cli::try_parse_from([&["flywheelctl"], wrong].concat()).is_err(), "{wrong:?}");
+    }
+}
+
+#[test]
+fn exit_statuses() {
+    let of = |failed_total, pending, started_strict, strict, waited| {
+        Exit::of(
+            &Summary { failed_total, pending, strict: started_strict, ..Summary::default() },
+            strict,
+            waited,
+        )
+    };
+    let table = [
+        ((0, 0, true, true, true), Exit::Done),
+        ((1, 1, false, false, true), Exit::Done),
+        ((1, 1, false, true, true), Exit::Failed),
+        ((1, 0, true, false, true), Exit::Failed),
+        ((0, 1, true, false, true), Exit::Pending),
+        ((0, 1, false, true, false), Exit::Done),
+    ];
+    for ((f, p, started, strict, waited), exit) in table {
+        assert_eq!(of(f, p, started, strict, waited), exit, "{f} failed, {p} pending");
+    }
+    let refused = |code| Failure::Refused { code, message: String::new() };
+    for (code, lenient, strict) in [
+        (ErrorCode::BadRequest, Exit::Usage, Exit::Usage),
+        (ErrorCode::NotFound, Exit::Usage, Exit::Usage),
+        (ErrorCode::Denied, Exit::Done, Exit::Refused),
+        (ErrorCode::Busy, Exit::Done, Exit::Refused),
+        (ErrorCode::Draining, Exit::Done, Exit::Refused),
+        (ErrorCode::Version, Exit::Done, Exit::Refused),
+        (ErrorCode::Internal, Exit::Done, Exit::Internal),
+    ] {
+        assert_eq!((refused(code).exit(false), refused(code).exit(true)), (lenient, strict), "{code:?}");
+    }
+}
+
+#[test]
+fn ci_systems() {
+    let table: [(&[(&str, &str)], Option<(&str, &str, Option<&str>)>); 9] = [
+        (&[], None),
+        (
+            &[
+                ("GITLAB_CI", "true"),
+                ("CI_JOB_ID", "42"),
+                ("CI_PROJECT_PATH", "g/p"),
+                ("CI_JOB_NAME", "build\x1b[1m"),
+                ("CI_JOB_URL", "https://x/42"),
+            ],
+            Some(("g/p build[1m #42", "gitlab:42", Some("https://x/42"))),
+        ),
+        (&[("GITLAB_CI", "true")], None),
+        (
+            &[
+                ("GITHUB_ACTIONS", "true"),
+                ("GITHUB_RUN_ID", "7"),
+                ("GITHUB_RUN_ATTEMPT", "2"),
+                ("GITHUB_JOB", "test"),
+                ("RUNNER_TRACKING_ID", "github_u"),
+                ("RUNNER_NAME", "r1"),
+                ("GITHUB_REPOSITORY", "o/r"),
+                ("GITHUB_SERVER_URL", "https://github.com"),
+            ],
+            Some(("o/r test #7", "github:7/2/test/github_u", Some("https://github.com/o/r/actions/runs/7"))),
+        ),
+        (
+            &[
+                ("GITHUB_ACTIONS", "true"),
+                ("GITEA_ACTIONS", "true"),
+                ("GITHUB_RUN_ID", "7"),
+                ("GITHUB_RUN_NUMBER", "3"),
+                ("GITHUB_JOB", "test"),
+                ("RUNNER_NAME", "r1"),
+                ("GITHUB_REPOSITORY", "o/r"),
+                ("GITHUB_SERVER_URL", "https://git.example/"),
+            ],
+            Some(("o/r test #7", "gitea:7/test/r1", Some("https://git.example/o/r/actions/runs/3"))),
+        ),
+        (
+            &[("GITHUB_ACTIONS", "true"), ("FORGEJO_ACTIONS", "true"), ("GITHUB_RUN_ID", "7")],
+            Some(("#7", "forgejo:7", None)),
+        ),
+        (
+            &[
+                ("BUILDKITE", "true"),
+                ("BUILDKITE_JOB_ID", "uuid"),
+                ("BUILDKITE_ORGANIZATION_SLUG", "o"),
+                ("BUILDKITE_PIPELINE_SLUG", "p"),
+                ("BUILDKITE_LABEL", "nix"),
+                ("BUILDKITE_BUILD_NUMBER", "9"),
+                ("BUILDKITE_BUILD_URL", "https://b/9"),
+            ],
+            Some(("o/p nix #9", "buildkite:uuid", Some("https://b/9#uuid"))),
+        ),
+        (
+            &[("JENKINS_URL", "https://j"), ("BUILD_TAG", "jenkins-p-1"), ("BUILD_URL", "https://j/1")],
+            Some(("jenkins-p-1", "jenkins:jenkins-p-1", Some("https://j/1"))),
+        ),
+        (&[("GITHUB_ACTIONS", "false"), ("GITHUB_RUN_ID", "7")], None),
+    ];
+    let asked = RefCell::new(Vec::new());
+    for (variables, expected) in table {
+        let variables: HashMap<_, _> = variables.iter().copied().collect();
+        let found = ci::detect(|name| {
+            asked.borrow_mut().push(name.to_owned());
+            variables.get(name).map(|v| (*v).to_owned())
+        });
+        let found = found.as_ref().map(|d| (d.label.as_str(), d.job.key(), d.job.url.as_deref()));
+        assert_eq!(found, expected.map(|(l, k, u)| (l, k.to_owned(), u)), "{variables:?}");
+    }
+    for name in asked.into_inner() {
+        assert!(
+            !["TOKEN", "SECRET", "PASSWORD", "KEY", "AUTH"].iter().any(|w| name.contains(w)),
+            "{name} may be a secret"
+        );
+    }
+}
+
+const A: &str = "00000000000000000000000000000000-a";
+const B: &str = "11111111111111111111111111111111-b?x=1";
+
+fn resolve(patterns: &[&str], cwd: &Path, store: &Path) -> Result<paths::Resolved, String> {
+    let patterns: Vec<String> = patterns.iter().map(|p| (*p).to_owned()).collect();
+    paths::resolve(&patterns, cwd, store.to_str().unwrap())
+}
+
+#[test]
+fn patterns_lead_into_the_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, work) = (dir.path().join("store"), dir.path().join("w[1]"));
+    std::fs::create_dir_all(store.join(A).join("bin")).unwrap();
+    std::fs::create_dir(&work).unwrap();
+    std::fs::write(store.join(B), "").unwrap();
+    symlink(store.join(A), work.join("result")).unwrap();
+    symlink(store.join(B), work.join("result-2")).unwrap();
+    symlink("result", work.join("chain")).unwrap();
+    symlink(format!("../store/{A}/bin"), work.join("relative")).unwrap();
+    symlink("loop", work.join("loop")).unwrap();
+    symlink(store.join("22222222222222222222222222222222-gone"), work.join("dangling")).unwrap();
+    symlink(work.join("result"), store.join("33333333333333333333333333333333-link")).unwrap();
+    std::fs::write(work.join("file"), "").unwrap();
+
+    let full = |base: &str| store.join(base).to_str().unwrap().to_owned();
+    let literal = full("44444444444444444444444444444444-never-there?");
+    let table: [(&[&str], Vec<String>); 9] = [
+        (&["result*"], vec![full(A), full(B)]),
+        (&["result", "chain", "relative", "result/bin"], vec![full(A)]),
+        (&["dangling"], vec![full("22222222222222222222222222222222-gone")]),
+        (&[&literal], vec![literal.clone()]),
+        (&[&full(B)], vec![full(B)]),
+        (&[&full("0*-a")], vec![full(A)]),
+        (&[&format!("{}/bin/x", full(A))], vec![full(A)]),
+        (
+            &[&full("33333333333333333333333333333333-link")],
+            vec![full("33333333333333333333333333333333-link")],
+        ),
+        (&["./result"], vec![full(A)]),
+    ];
+    for (patterns, expected) in table {
+        let found = resolve(patterns, &work, &store).unwrap();
+        assert_eq!((found.paths, found.unmatched), (expected, vec![]), "{patterns:?}");
+    }
+    let none = resolve(&["nothing*", "nope"], &work, &store).unwrap();
+    assert_eq!((none.paths.len(), none.unmatched), (0, vec!["nothing*".to_owned(), "nope".to_owned()]));
+    for wrong in ["file", "loop", "f*", "***", "../store"] {
+        assert!(resolve(&[wrong], &work, &store).is_err(), "{wrong}");
+    }
+    let outside = resolve(&["file"], &work, &store).unwrap_err();
+    assert!(outside.contains("file` is not in"), "{outside}");
+}
+
+#[test]
+fn a_store_reached_by_another_name_is_the_same_store() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(dir.path().join("real").join(A)).unwrap();
+    symlink("real", dir.path().join("alias")).unwrap();
+    symlink(dir.path().join("real").join(A), dir.path().join("result")).unwrap();
+    let found = resolve(&["result"], dir.path(), &dir.path().join("alias")).unwrap();
+    assert_eq!(found.paths, [dir.path().join("alias").join(A).to_str().unwrap()]);
+}
+
+#[test]
+fn numbers_for_people() {
+    for (n, text) in [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (117_440_512, "112.0 MiB")] {
+        assert_eq!(text::bytes(n), text);
+    }
+    for (ms, text) in [
+        (312, "312 ms"),
+        (61_234, "1 min 1 s"),
+        (1500, "1.5 s"),
+        (7_500_000, "2 h 5 min"),
+        (90_000_000, "1 d 1 h"),
+    ] {
+        assert_eq!(text::span(Duration::from_millis(ms)), text);
+    }
+    let p = Progress {
+        settled: 5,
+        total: 10,
+        uploading: 2,
+        bytes_sent: 2048,
+        note: Some("offline\x1b".into()),
+        session: None,
+    };
+    assert_eq!(text::progress(&p), "5/10 paths, 2 uploading, 2.0 KiB sent, offline ");
+    assert_eq!(text::bar(&p), "[##########----------]");
+    assert_eq!(text::bar(&Progress::default()), "[--------------------]");
+}

@@ -1,0 +1,238 @@
+//! What people read, as text. Pure; must not print, nor know where it goes.
+
+use std::{fmt::Write, time::Duration};
+
+use super::render::Heading;
+use crate::control::messages::{
+    CacheState, Progress, SessionDetail, SessionEntry, SessionState, Status, Summary,
+};
+
+/// Without control characters: labels, names and reasons come from elsewhere
+/// and must not move the cursor of whoever reads them.
+pub(super) fn clean(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+pub(super) fn span(d: Duration) -> String {
+    match d.as_millis() {
+        ms @ 0..=999 => format!("{ms} ms"),
+        1000..=59_999 => format!("{:.1} s", d.as_secs_f64()),
+        _ => {
+            let s = d.as_secs();
+            match (s / 86_400, s / 3600 % 24, s / 60 % 60, s % 60) {
+                (0, 0, m, s) => format!("{m} min {s} s"),
+                (0, h, m, _) => format!("{h} h {m} min"),
+                (d, h, _, _) => format!("{d} d {h} h"),
+            }
+        }
+    }
+}
+
+pub(super) fn bytes(n: u64) -> String {
+    #[allow(clippy::cast_precision_loss)] // one digit after the point is shown
+    let mut value = n as f64;
+    let mut unit = "B";
+    for next in ["KiB", "MiB", "GiB", "TiB"] {
+        if value < 1024.0 {
+            break;
+        }
+        value /= 1024.0;
+        unit = next;
+    }
+    if unit == "B" { format!("{n} B") } else { format!("{value:.1} {unit}") }
+}
+
+pub(super) fn paths(n: u64) -> String {
+    if n == 1 { "1 path".to_owned() } else { format!("{n} paths") }
+}
+
+pub(super) fn summary(s: &Summary, heading: Heading) -> String {
+    let mut out = String::new();
+    let _ = match heading {
+        // Scripts look for exactly this line.
+        Heading::Session => writeln!(out, "watch-store pushed {} store paths incrementally", s.pushed),
+        Heading::Push => writeln!(out, "pushed {} store paths", s.pushed),
+        Heading::Flush => writeln!(out, "flushed: pushed {} store paths", s.pushed),
+    };
+    let mut line = |name: &str, value: String| {
+        let _ = writeln!(out, "  {name:<15} {value}");
+    };
+    line("already cached:", s.already_cached.to_string());
+    line("in upstream:", s.upstream.to_string());
+    line("failed:", s.failed_total.to_string());
+    line("pending:", s.pending.to_string());
+    if s.skipped > 0 {
+        line("skipped:", s.skipped.to_string());
+    }
+    if s.collected > 0 {
+        line("collected:", s.collected.to_string());
+    }
+    line("bytes:", if s.bytes < 1024 { bytes(s.bytes) } else { format!("{} ({})", s.bytes, bytes(s.bytes)) });
+    line("flush:", span(Duration::from_millis(s.flush_ms)));
+    for failed in &s.failed {
+        let _ = writeln!(out, "failed: {}: {}", clean(&failed.path), clean(&failed.error));
+    }
+    let listed = s.failed.len() as u64;
+    if s.failed_total > listed {
+        let _ = writeln!(out, "failed: {} more, not listed", paths(s.failed_total - listed));
+    }
+    out
+}
+
+/// What stands against "all is in the cache", if anything does.
+pub(super) fn shortfall(s: &Summary) -> Option<String> {
+    let whose = if s.cache.is_empty() { String::new() } else { format!(" to cache {}", clean(&s.cache)) };
+    let goes_on = "the daemon goes on";
+    match (s.failed_total, s.pending) {
+        (0, 0) => None,
+        (0, p) => Some(format!("{} still to be pushed{whose}; {goes_on}", paths(p))),
+        (f, 0) => Some(format!("{} could not be pushed{whose}", paths(f))),
+        (f, p) => Some(format!(
+            "{} could not be pushed{whose}, {} still to be pushed; {goes_on}",
+            paths(f),
+            paths(p)
+        )),
+    }
+}
+
+pub(super) fn progress(p: &Progress) -> String {
+    let mut out = format!("{}/{} paths", p.settled, p.total);
+    if p.uploading > 0 {
+        let _ = write!(out, ", {} uploading", p.uploading);
+    }
+    if p.bytes_sent > 0 {
+        let _ = write!(out, ", {} sent", bytes(p.bytes_sent));
+    }
+    if let Some(note) = &p.note {
+        let _ = write!(out, ", {}", clean(note));
+    }
+    out
+}
+
+/// `[#####---------------]`
+pub(super) fn bar(p: &Progress) -> String {
+    const WIDTH: u64 = 20;
+    let full = if p.total == 0 { 0 } else { p.settled.min(p.total).saturating_mul(WIDTH) / p.total };
+    let width = |n: u64| usize::try_from(n).unwrap_or_default();
+    format!("[{}{}]", "#".repeat(width(full)), "-".repeat(width(WIDTH - full)))
+}
+
+pub(super) fn sessions(list: &[SessionEntry], now_ms: i64) -> String {
+    let rows = list.iter().map(|s| {
+        [
+            clean(&s.session),
+            state(s.state).to_owned(),
+            clean(&s.cache),
+            s.settled.to_string(),
+            s.pending.to_string(),
+            s.failed.to_string(),
+            age(s.started_at, now_ms),
+            clean(s.label.as_deref().unwrap_or("-")),
+        ]
+    });
+    table(["SESSION", "STATE", "CACHE", "SETTLED", "PENDING", "FAILED", "AGE", "LABEL"], rows)
+}
+
+pub(super) fn session(d: &SessionDetail, now_ms: i64) -> String {
+    let mut out = sessions(std::slice::from_ref(&d.session), now_ms);
+    if let Some(ci) = &d.session.ci {
+        let _ = writeln!(out, "job: {}", clean(&ci.key()));
+        for (name, value) in [("project", &ci.project), ("ref", &ci.git_ref), ("url", &ci.url)] {
+            if let Some(value) = value {
+                let _ = writeln!(out, "{name}: {}", clean(value));
+            }
+        }
+    }
+    out.push_str(&summary(&d.summary, Heading::Session));
+    let a = &d.summary.attributed;
+    let _ = writeln!(
+        out,
+        "attributed: process {}, hook {}, closure {}, window {}, shared {}, named {}",
+        a.process, a.hook, a.closure, a.window, a.shared, a.named
+    );
+    if !d.paths.is_empty() {
+        let rows =
+            d.paths.iter().map(|p| [clean(&p.state), clean(&p.evidence), bytes(p.bytes), clean(&p.path)]);
+        out.push_str(&table(["STATE", "BY", "SIZE", "PATH"], rows));
+    }
+    let listed = d.paths.len() as u64;
+    if d.paths_total > listed {
+        let _ = writeln!(out, "{} more, not listed", paths(d.paths_total - listed));
+    }
+    out
+}
+
+pub(super) fn status(s: &Status, now_ms: i64) -> String {
+    let mut out = String::new();
+    let draining = if s.draining { ", stopping" } else { "" };
+    let _ = writeln!(
+        out,
+        "flywheel {}, up {}{draining}",
+        clean(&s.version),
+        span(Duration::from_millis(s.uptime_ms))
+    );
+    for c in &s.cache {
+        let state = match c.state {
+            CacheState::Online => "online",
+            CacheState::Offline => "offline",
+            CacheState::Unauthorized => "unauthorized",
+        };
+        let endpoint = clean(c.endpoint.as_deref().unwrap_or("no endpoint found"));
+        let _ = write!(out, "cache {}: {state}, {endpoint}, engine {}", clean(&c.name), clean(&c.engine));
+        if let Some(reason) = &c.reason {
+            let _ = write!(out, ": {}", clean(reason));
+        }
+        out.push('\n');
+    }
+    let q = &s.queue;
+    let _ = writeln!(out, "queue: {} pending, {} uploading, {} parked", q.pending, q.uploading, q.parked);
+    let _ = write!(out, "store: {} behind (cursor {})", paths(s.store.lag), s.store.cursor);
+    if let Some(problem) = &s.store.problem {
+        let _ = write!(out, ": {}", clean(problem));
+    }
+    let _ = write!(out, "\nledger: {}", clean(&s.ledger.state));
+    if let Some(detail) = &s.ledger.detail {
+        let _ = write!(out, ": {}", clean(detail));
+    }
+    let client = s.client.path.as_deref().map(|p| format!(", {}", clean(p))).unwrap_or_default();
+    let _ = writeln!(out, "\nclient: {}{client}", clean(&s.client.state));
+    if !s.sessions.is_empty() {
+        out.push_str(&sessions(&s.sessions, now_ms));
+    }
+    for p in &s.parked {
+        let _ = writeln!(out, "parked: {}: {}", clean(&p.path), clean(&p.error));
+    }
+    let listed = s.parked.len() as u64;
+    if q.parked > listed && listed > 0 {
+        let _ = writeln!(out, "parked: {} more, not listed", paths(q.parked - listed));
+    }
+    out
+}
+
+fn state(s: SessionState) -> &'static str {
+    match s {
+        SessionState::Open => "open",
+        SessionState::Draining => "draining",
+        SessionState::Closed => "closed",
+        SessionState::Abandoned => "abandoned",
+    }
+}
+
+fn age(started_ms: i64, now_ms: i64) -> String {
+    span(Duration::from_secs(u64::try_from((now_ms - started_ms) / 1000).unwrap_or_default()))
+}
+
+/// Columns as wide as their widest cell, the last one ragged.
+fn table<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
+    let rows: Vec<[String; N]> = std::iter::once(head.map(str::to_owned)).chain(rows).collect();
+    let width = |i: usize| rows.iter().map(|r| r[i].chars().count()).max().unwrap_or_default();
+    let widths: [usize; N] = std::array::from_fn(width);
+    let mut out = String::new();
+    for row in &rows {
+        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}"));
+        let line = cells.collect::<Vec<_>>().join("  ");
+        out.push_str(line.trim_end());
+        out.push('\n');
+    }
+    out
+}
