@@ -99,10 +99,10 @@ documentation() {
 # An older copy is better than none; without any, that part alone is skipped.
 advisories() {
     if timeout 180 cargo deny --locked fetch db >/dev/null 2>&1; then
-        cargo deny --locked check --disable-fetch advisories
+        cargo deny --locked check advisories
     elif [ -n "$(ls -d "${CARGO_HOME:-$HOME/.cargo}"/advisory-dbs/*/ 2>/dev/null)" ]; then
         echo "the advisory database cannot be fetched; the copy of an earlier run is used"
-        cargo deny --locked --offline check --disable-fetch advisories
+        cargo deny --locked --offline check advisories
     else
         skip "advisories: the database (github.com/RustSec/advisory-db) cannot be fetched here"
     fi
