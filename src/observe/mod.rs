@@ -1,1 +1,163 @@
-//! (room observe)
+//! Where the log goes: to journald with its fields, or as lines to standard
+//! error. Must not know what is logged; imports no other room.
+//!
+//! Fields keep the names that callers give them; journald's own rule makes
+//! them upper case (`session` is `SESSION=` in the journal) and drops what is
+//! no letter, digit or `_`. There is no prefix, so a caller must not name a
+//! field like one that journald or the layer sets itself: `message`,
+//! `priority`, `target`, `code_file`, `code_line`, `syslog_identifier`
+//! (systemd.journal-fields(7)).
+
+use std::io;
+
+use tracing::Subscriber;
+use tracing_journald::{Priority, PriorityMappings};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::{EnvFilter, Layer, Registry};
+
+/// The variable that says what is logged, as in `info,flywheel::flow=debug`.
+pub const LEVEL: &str = "FLYWHEEL_LOG";
+
+/// Where the log shall go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// To journald when standard error leads there, else to standard error.
+    Auto,
+    /// To standard error.
+    Stderr,
+}
+
+/// Where the log goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sink {
+    /// To journald, with fields.
+    Journal,
+    /// To standard error, as lines.
+    Stderr,
+    /// Where an earlier call has set it up; this one has changed nothing.
+    Earlier,
+}
+
+/// Sets up the log of this process. Cannot fail: what does not work falls back
+/// to lines on standard error and is said there.
+pub fn init(target: Target) -> Sink {
+    let under_journald = leads_to_journald();
+    let (filter, bad_filter) = filter(std::env::var(LEVEL).ok().as_deref());
+    let mut no_journal = None;
+
+    let mut journal = None;
+    if target == Target::Auto && under_journald {
+        match tracing_journald::layer() {
+            Ok(layer) => journal = Some(layer.with_field_prefix(None).with_priority_mappings(priorities())),
+            Err(error) => no_journal = Some(error),
+        }
+    }
+    let (sink, set) = match journal {
+        Some(layer) => (Sink::Journal, install(layer, filter)),
+        // Whoever reads standard error under systemd adds the time.
+        None if under_journald => (Sink::Stderr, install(lines().without_time(), filter)),
+        None => (Sink::Stderr, install(lines(), filter)),
+    };
+    if set.is_err() {
+        return Sink::Earlier;
+    }
+    if let Some(error) = no_journal {
+        tracing::warn!(%error, "journald cannot be reached, the log goes to standard error");
+    }
+    if let Some(reason) = bad_filter {
+        tracing::warn!(reason, "${LEVEL} is not understood, logging from level info on");
+    }
+    sink
+}
+
+fn install<L>(layer: L, filter: EnvFilter) -> Result<(), tracing::subscriber::SetGlobalDefaultError>
+where
+    L: Layer<Registry> + Send + Sync,
+    tracing_subscriber::filter::Filtered<L, EnvFilter, Registry>: Layer<Registry> + Send + Sync,
+    tracing_subscriber::layer::Layered<
+        tracing_subscriber::filter::Filtered<L, EnvFilter, Registry>,
+        Registry,
+    >: Subscriber + Send + Sync,
+{
+    tracing::subscriber::set_global_default(tracing_subscriber::registry().with(layer.with_filter(filter)))
+}
+
+type Lines = tracing_subscriber::fmt::Layer<
+    Registry,
+    tracing_subscriber::fmt::format::DefaultFields,
+    tracing_subscriber::fmt::format::Format,
+    fn() -> io::Stderr,
+>;
+
+fn lines() -> Lines {
+    // A closed standard error loses the line, but must not panic.
+    tracing_subscriber::fmt::layer()
+        .with_writer(io::stderr as fn() -> io::Stderr)
+        .with_ansi(false)
+        .log_internal_errors(false)
+}
+
+/// "notice" would mark every single line as unusual.
+fn priorities() -> PriorityMappings {
+    PriorityMappings { info: Priority::Informational, debug: Priority::Debug, ..PriorityMappings::new() }
+}
+
+/// What is logged, and why the wish was not understood if it was not.
+fn filter(wish: Option<&str>) -> (EnvFilter, Option<String>) {
+    let Some(wish) = wish.map(str::trim).filter(|wish| !wish.is_empty()) else {
+        return (EnvFilter::new("info"), None);
+    };
+    match EnvFilter::builder().parse(wish) {
+        Ok(filter) => (filter, None),
+        Err(error) => (EnvFilter::new("info"), Some(error.to_string())),
+    }
+}
+
+/// systemd.exec(5): `$JOURNAL_STREAM` holds device and inode of the stream to
+/// journald. It is inherited, so it counts only while standard error is still
+/// that stream.
+fn leads_to_journald() -> bool {
+    let Some(stream) = std::env::var("JOURNAL_STREAM").ok() else { return false };
+    rustix::fs::fstat(io::stderr()).is_ok_and(|stat| is_stream(&stream, stat.st_dev, stat.st_ino))
+}
+
+fn is_stream(stream: &str, device: u64, inode: u64) -> bool {
+    let number = |text: &str| text.parse::<u64>().ok();
+    stream.split_once(':').is_some_and(|(d, i)| number(d) == Some(device) && number(i) == Some(inode))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_this_stream_is_the_journal() {
+        for (stream, yes) in [
+            ("8:1234", true),
+            ("8:1235", false),
+            ("9:1234", false),
+            ("8:", false),
+            (":", false),
+            ("", false),
+            ("1234", false),
+            ("8:1234:1", false),
+            ("-8:1234", false),
+        ] {
+            assert_eq!(is_stream(stream, 8, 1234), yes, "{stream:?}");
+        }
+    }
+
+    #[test]
+    fn levels() {
+        for (wish, level, understood) in [
+            (None, "info", true),
+            (Some(""), "info", true),
+            (Some(" debug "), "debug", true),
+            (Some("warn,flywheel::flow=trace"), "flywheel::flow=trace,warn", true),
+            (Some("flywheel=loud"), "info", false),
+        ] {
+            let (filter, reason) = filter(wish);
+            assert_eq!((filter.to_string().as_str(), reason.is_none()), (level, understood), "{wish:?}");
+        }
+    }
+}

@@ -11,4 +11,6 @@
 )]
 
 mod control;
+mod house;
+mod observe;
 mod support;

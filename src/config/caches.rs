@@ -1,0 +1,297 @@
+//! The caches, the built-in one, and the routes to them: that every name is
+//! legal and leads somewhere. What is set nowhere comes from attic's own
+//! environment variables, else it is the built-in cache.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::endpoint;
+use super::error::{ConfigError, Place};
+use super::merge::Merged;
+use super::names;
+use super::raw::{At, OneOrMany, RawCache, RawRoute, Spot};
+use super::settings::{Cache, Embedded, Engine, Nix, Route, Target};
+use super::token::Token;
+use super::validate::{self, Env};
+
+type Caches = BTreeMap<String, Cache>;
+
+const NAME: &str = "up to 50 of A-Z a-z 0-9 - _ +, the first a letter or digit";
+const MOST_ENDPOINTS: usize = 16;
+
+/// All caches.
+pub(super) fn caches(
+    merged: &Merged,
+    env: Env<'_>,
+    engine: Engine,
+    nix: &Nix,
+    warnings: &mut Vec<String>,
+) -> Result<Caches, ConfigError> {
+    let named = &merged.raw.caches.0;
+    if named.is_empty() {
+        let (name, cache) = from_environment(env, engine, warnings)?;
+        warn_of_token(&name, &cache, nix, warnings);
+        return Ok(BTreeMap::from([(name, cache)]));
+    }
+    let mut caches = Caches::new();
+    for (name, (spot, raw)) in named {
+        let cache = cache(merged, env, engine, name, spot, raw)?;
+        // One cache under two names would be pushed to twice.
+        if let Some((twin, _)) = caches.iter().find(|(_, other)| same(other, &cache)) {
+            let found =
+                format!("caches.{name}: found the same endpoints and name on the server as caches.{twin}");
+            let expected = "each cache once";
+            return Err(ConfigError::invalid(merged.place(spot), found, expected)
+                .hint("set `cache` to its name on the server"));
+        }
+        warn_of_token(name, &cache, nix, warnings);
+        caches.insert(name.clone(), cache);
+    }
+    Ok(caches)
+}
+
+fn same(a: &Cache, b: &Cache) -> bool {
+    let set = |target: &Target| match target {
+        Target::Embedded => None,
+        Target::Remote(urls) => {
+            let mut urls = urls.clone();
+            urls.sort();
+            Some(urls)
+        }
+    };
+    a.cache == b.cache && set(&a.target) == set(&b.target)
+}
+
+/// No cache is configured: attic's own variables, else the built-in cache.
+fn from_environment(
+    env: Env<'_>,
+    engine: Engine,
+    warnings: &mut Vec<String>,
+) -> Result<(String, Cache), ConfigError> {
+    let Some(server) = env("ATTIC_SERVER") else {
+        for name in ["ATTIC_CACHE", "ATTIC_TOKEN"].into_iter().filter(|name| env(name).is_some()) {
+            warnings.push(format!("${name} is set without $ATTIC_SERVER and is not used"));
+        }
+        let cache = Cache { cache: "main".to_owned(), target: Target::Embedded, token: Token::None, engine };
+        return Ok(("main".to_owned(), cache));
+    };
+    let url = endpoint::parse(&server).map_err(|found| {
+        ConfigError::invalid(Place::Environment("ATTIC_SERVER"), found, endpoint::EXPECTED)
+    })?;
+    let name = env("ATTIC_CACHE").unwrap_or_else(|| "main".to_owned());
+    if !names::is_cache_name(&name) {
+        return Err(ConfigError::invalid(Place::Environment("ATTIC_CACHE"), format!("found {name:?}"), NAME));
+    }
+    let token = Token::from_surroundings(&name, env);
+    Ok((name.clone(), Cache { cache: name, target: Target::Remote(vec![url]), token, engine }))
+}
+
+fn cache(
+    merged: &Merged,
+    env: Env<'_>,
+    engine: Engine,
+    name: &str,
+    spot: &Spot,
+    raw: &RawCache,
+) -> Result<Cache, ConfigError> {
+    if !names::is_cache_name(name) {
+        return Err(ConfigError::invalid(
+            merged.place(spot),
+            format!("caches: found the name {name:?}"),
+            NAME,
+        ));
+    }
+    let Some(endpoints) = &raw.endpoints else {
+        let found = format!("caches.{name}: found no `endpoints`");
+        return Err(ConfigError::invalid(merged.place(spot), found, "a list of URLs, or \"embedded\""));
+    };
+    let target = target(merged, name, endpoints)?;
+    let on_server = raw.cache.as_ref().map_or(name, |at| at.value.as_str());
+    if let Some(at) = raw.cache.as_ref().filter(|at| !names::is_cache_name(&at.value)) {
+        let found = format!("caches.{name}.cache: found {:?}", at.value);
+        return Err(ConfigError::invalid(merged.place(&at.spot), found, NAME));
+    }
+    let token = match (&target, &raw.token_file) {
+        (Target::Embedded, None) => Token::None,
+        (Target::Embedded, Some(at)) => {
+            let found = format!("caches.{name}.token_file: found a token for the built-in cache");
+            return Err(ConfigError::invalid(merged.place(&at.spot), found, "none")
+                .hint("it makes its own at the first start"));
+        }
+        (Target::Remote(_), Some(at)) => {
+            let key = format!("caches.{name}.token_file");
+            let absent = || (Place::Absent, String::new());
+            Token::File(validate::path(merged, &key, &Some(at.clone()), absent)?)
+        }
+        (Target::Remote(_), None) => Token::from_surroundings(name, env),
+    };
+    let own_engine = validate::engine(merged, &format!("caches.{name}.engine"), raw.engine.as_ref())?;
+    Ok(Cache { cache: on_server.to_owned(), target, token, engine: own_engine.unwrap_or(engine) })
+}
+
+fn target(merged: &Merged, name: &str, at: &At<OneOrMany>) -> Result<Target, ConfigError> {
+    let key = format!("caches.{name}.endpoints");
+    let items = &at.value.0;
+    let invalid = |found: String, expected: &str| {
+        ConfigError::invalid(merged.place(&at.spot), format!("{key}: {found}"), expected)
+    };
+    if items.is_empty() || items.len() > MOST_ENDPOINTS {
+        let expected = format!("1 to {MOST_ENDPOINTS}");
+        return Err(invalid(format!("found {} of them", items.len()), &expected));
+    }
+    if items.iter().any(|(_, text)| text == "embedded") {
+        return match items.len() {
+            1 => Ok(Target::Embedded),
+            _ => Err(invalid("found \"embedded\" beside others".to_owned(), "\"embedded\" alone, or URLs")),
+        };
+    }
+    let mut urls: Vec<String> = Vec::new();
+    for (span, text) in items {
+        let place =
+            span.as_ref().map_or_else(|| merged.place(&at.spot), |span| merged.place_in(&at.spot, span));
+        let url = endpoint::parse(text).map_err(|found| {
+            ConfigError::invalid(place.clone(), format!("{key}: {found}"), endpoint::EXPECTED)
+        })?;
+        if urls.contains(&url) {
+            return Err(ConfigError::invalid(place, format!("{key}: found {url:?} twice"), "each once"));
+        }
+        urls.push(url);
+    }
+    Ok(Target::Remote(urls))
+}
+
+/// What may give a token away without being an error.
+fn warn_of_token(name: &str, cache: &Cache, nix: &Nix, warnings: &mut Vec<String>) {
+    let Target::Remote(urls) = &cache.target else { return };
+    match &cache.token {
+        Token::None => warnings.push(format!(
+            "cache {name}: no token (no token_file, no credential \"attic-token\", no $ATTIC_TOKEN); pushing needs one"
+        )),
+        token => {
+            for url in urls.iter().filter(|url| endpoint::is_exposed(url)) {
+                warnings.push(format!("cache {name}: the token is sent to {url} without encryption"));
+            }
+            if let Token::File(file) = token
+                && file.starts_with(&nix.store_dir)
+            {
+                warnings.push(format!("cache {name}: token_file is in the store, where everyone can read it"));
+            }
+        }
+    }
+}
+
+/// The cache of those that no route sends elsewhere.
+pub(super) fn default_cache(merged: &Merged, caches: &Caches) -> Result<String, ConfigError> {
+    match &merged.raw.default_cache {
+        Some(at) => known(merged, "default_cache", at, caches),
+        None if caches.contains_key("main") => Ok("main".to_owned()),
+        None => match (caches.len(), caches.keys().next()) {
+            (1, Some(only)) => Ok(only.clone()),
+            _ => {
+                let found = "default_cache: found none, and no cache is named \"main\"";
+                Err(ConfigError::invalid(Place::Absent, found, one_of(caches)))
+            }
+        },
+    }
+}
+
+fn known(merged: &Merged, key: &str, at: &At<String>, caches: &Caches) -> Result<String, ConfigError> {
+    if caches.contains_key(&at.value) {
+        return Ok(at.value.clone());
+    }
+    let error =
+        ConfigError::invalid(merged.place(&at.spot), format!("{key}: found {:?}", at.value), one_of(caches));
+    Err(match names::nearest(&at.value, caches.keys().map(String::as_str)) {
+        Some(meant) => error.hint(format!("did you mean {meant:?}?")),
+        None => error,
+    })
+}
+
+fn one_of(caches: &Caches) -> String {
+    let names: Vec<String> = caches.keys().map(|name| format!("{name:?}")).collect();
+    format!("the name of a cache: {}", names.join(" or "))
+}
+
+/// The built-in cache, when one is kept in it.
+pub(super) fn embedded(
+    merged: &Merged,
+    caches: &Caches,
+    state_dir: &Path,
+    warnings: &mut Vec<String>,
+) -> Result<Option<Embedded>, ConfigError> {
+    let raw = &merged.raw.embedded;
+    let listen = match &raw.listen {
+        None => std::net::SocketAddr::from(([127, 0, 0, 1], 8742)),
+        Some(at) => at.value.parse().map_err(|_| {
+            let found = format!("embedded.listen: found {:?}", at.value);
+            ConfigError::invalid(merged.place(&at.spot), found, "an address and port like \"127.0.0.1:8742\"")
+        })?,
+    };
+    let otherwise = || (Place::Absent, state_dir.join("cache").to_string_lossy().into_owned());
+    let dir = validate::path(merged, "embedded.dir", &raw.dir, otherwise)?;
+    // attic's default; cache.nixos.org has 40 and is asked before.
+    let priority = match &raw.priority {
+        None => 41,
+        Some(at) => u32::try_from(at.value).map_err(|_| {
+            let found = format!("embedded.priority: found {}", at.value);
+            ConfigError::invalid(merged.place(&at.spot), found, format!("a number from 0 to {}", u32::MAX))
+        })?,
+    };
+    let public = raw.public.as_ref().is_none_or(|at| at.value);
+    let max_nar_size = raw.max_nar_size.as_ref().map_or(16 << 30, |at| at.value.0);
+    let is_ours = |cache: &&Cache| cache.target == Target::Embedded;
+    let mut served: Vec<String> = caches.values().filter(is_ours).map(|cache| cache.cache.clone()).collect();
+    served.sort();
+    if served.is_empty() {
+        return Ok(None);
+    }
+    if !listen.ip().is_loopback() {
+        let who =
+            if public { "everyone who reaches it can read" } else { "tokens are sent without encryption" };
+        warnings.push(format!("embedded.listen: {listen} is not a loopback address; {who}"));
+    }
+    let max_size = validate::limit(raw.max_size.as_ref());
+    let max_nar_size = if max_nar_size == 0 { u64::MAX } else { max_nar_size };
+    Ok(Some(Embedded { listen, dir, caches: served, max_size, max_nar_size, public, priority }))
+}
+
+/// The routes, in their order.
+pub(super) fn routes(merged: &Merged, caches: &Caches) -> Result<Vec<Route>, ConfigError> {
+    merged.raw.route.iter().map(|at| route(merged, at, caches)).collect()
+}
+
+fn route(merged: &Merged, at: &At<RawRoute>, caches: &Caches) -> Result<Route, ConfigError> {
+    let raw = &at.value;
+    let invalid = |found: &str, expected: &str| {
+        Err(ConfigError::invalid(merged.place(&at.spot), format!("route: found {found}"), expected))
+    };
+    if raw.user.is_none() && raw.group.is_none() && raw.label.is_none() {
+        return invalid("nothing to match", "`user`, `group` or `label`");
+    }
+    let cache = match (&raw.cache, &raw.action) {
+        (Some(name), None) => Some(known(merged, "route.cache", name, caches)?),
+        (None, Some(action)) if action.value == "skip" => None,
+        (None, Some(action)) => {
+            let found = format!("route.action: found {:?}", action.value);
+            return Err(ConfigError::invalid(merged.place(&action.spot), found, "\"skip\""));
+        }
+        (Some(_), Some(_)) => return invalid("`cache` and `action`", "one of them"),
+        (None, None) => return invalid("neither `cache` nor `action`", "one of them"),
+    };
+    for (key, name) in [("user", &raw.user), ("group", &raw.group)] {
+        if let Some(at) = name.as_ref().filter(|at| at.value.is_empty()) {
+            let expected = "a name, or a number in quotes";
+            return Err(ConfigError::invalid(
+                merged.place(&at.spot),
+                format!("route.{key}: found \"\""),
+                expected,
+            ));
+        }
+    }
+    let label = match &raw.label {
+        Some(at) => Some(validate::glob(merged.place(&at.spot), "route.label", &at.value)?),
+        None => None,
+    };
+    let text = |at: &Option<At<String>>| at.as_ref().map(|at| at.value.clone());
+    Ok(Route { user: text(&raw.user), group: text(&raw.group), label, cache })
+}

@@ -1,0 +1,250 @@
+//! The settings, as everyone else uses them: checked, absolute, resolved.
+//! Knows nothing of files, tables and lines.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::error::ConfigError;
+use super::glob::Glob;
+use super::merge::Merged;
+use super::token::Token;
+use super::validate;
+
+/// Everything that can be set.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// Where the control socket is made, unless one is passed by systemd.
+    pub socket: PathBuf,
+    /// What is kept over restarts.
+    pub state_dir: PathBuf,
+    /// The cache of whatever no route sends elsewhere; a key of `caches`.
+    pub default_cache: String,
+    /// The store that is watched.
+    pub nix: Nix,
+    /// The caches by their names here; never empty.
+    pub caches: BTreeMap<String, Cache>,
+    /// The built-in cache; set when a cache of `caches` is kept in it.
+    pub embedded: Option<Embedded>,
+    /// How paths are pushed, and which.
+    pub push: Push,
+    /// The attic client that is kept ready for jobs.
+    pub client: Client,
+    /// How long a stopping daemon goes on pushing.
+    pub drain_timeout: Duration,
+    /// How long closed sessions and settled paths are remembered.
+    pub history_keep: Duration,
+    /// Who goes where; the first that matches decides.
+    pub routes: Vec<Route>,
+    /// What is allowed but probably not wanted, in words for the log.
+    pub warnings: Vec<String>,
+    /// The files that were read, in order.
+    pub files: Vec<PathBuf>,
+}
+
+/// The store that is watched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Nix {
+    /// As in `/nix/store`.
+    pub store_dir: PathBuf,
+    /// As in `/nix/var/nix`.
+    pub state_dir: PathBuf,
+}
+
+/// A cache that paths are pushed to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cache {
+    /// Its name on the server.
+    pub cache: String,
+    /// Where it is.
+    pub target: Target,
+    /// Where the token is; [`Token::None`] for the built-in cache, which makes its own.
+    pub token: Token,
+    /// Who pushes to it.
+    pub engine: Engine,
+}
+
+/// Where a cache is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// On an Attic server; the first of these URLs that answers.
+    Remote(Vec<String>),
+    /// In the built-in cache.
+    Embedded,
+}
+
+/// The built-in cache.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Embedded {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Where it keeps what it holds.
+    pub dir: PathBuf,
+    /// The caches that it serves: names on the server, sorted.
+    pub caches: Vec<String>,
+    /// How large it may become.
+    pub max_size: Option<u64>,
+    /// The largest NAR that it takes.
+    pub max_nar_size: u64,
+    /// Whether reading needs no token.
+    pub public: bool,
+    /// What Nix is told of its rank among substituters; smaller is asked first.
+    pub priority: u32,
+}
+
+/// How paths are pushed, and which.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Push {
+    /// Who pushes, unless a cache says otherwise.
+    pub engine: Engine,
+    /// How many uploads at a time.
+    pub jobs: Jobs,
+    /// Whether what was valid before the first start is pushed too.
+    pub existing: bool,
+    /// Which paths.
+    pub filter: Filter,
+    /// Bytes per second; none: no limit.
+    pub max_rate: Option<u64>,
+}
+
+/// Who pushes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Engine {
+    /// This program itself.
+    Native,
+    /// The attic client.
+    Attic,
+}
+
+/// How many uploads at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Jobs {
+    /// As the cache and the machine bear it.
+    Auto,
+    /// So many, from 1 to 256.
+    Fixed(u32),
+}
+
+/// How a path came to be valid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Origin {
+    /// Built here.
+    Built,
+    /// Taken from a substituter, a builder, an import.
+    Substituted,
+    /// Added as a source.
+    Source,
+    /// A `.drv` file.
+    Derivation,
+}
+
+/// Which paths are pushed of their own accord. What they refer to goes with
+/// them whatever is said here: a cache never holds half a closure.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Filter {
+    /// These origins, sorted.
+    pub origins: Vec<Origin>,
+    /// Of these names, when any are given.
+    pub include: Vec<Glob>,
+    /// Not of these names.
+    pub exclude: Vec<Glob>,
+    /// No NAR larger than this.
+    pub max_size: Option<u64>,
+}
+
+impl Filter {
+    /// Whether a path with this name (without the hash), origin and NAR size is pushed.
+    pub fn admits(&self, name: &str, origin: Origin, nar_size: u64) -> bool {
+        let included = self.include.is_empty() || self.include.iter().any(|glob| glob.matches(name));
+        let excluded = self.exclude.iter().any(|glob| glob.matches(name));
+        let small = self.max_size.is_none_or(|max| nar_size <= max);
+        self.origins.contains(&origin) && included && !excluded && small
+    }
+}
+
+/// The attic client that is kept ready for jobs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Client {
+    /// Whether it is kept at all.
+    pub enable: bool,
+    /// What it is built from.
+    pub installable: String,
+}
+
+/// Sends the sessions of some to a cache of their own, or nowhere. All that is
+/// set must match.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Route {
+    /// A user's name, or number.
+    pub user: Option<String>,
+    /// A group's name, or number.
+    pub group: Option<String>,
+    /// A pattern of the session's label, which CI detection fills in.
+    pub label: Option<Glob>,
+    /// The cache, a key of [`Settings::caches`]; none: skip.
+    pub cache: Option<String>,
+}
+
+/// Who asks for a route.
+#[derive(Debug, Clone, Copy)]
+pub struct Who<'a> {
+    /// The caller's number, and name if it has one.
+    pub user: (u32, Option<&'a str>),
+    /// The caller's groups, the same way.
+    pub groups: &'a [(u32, Option<String>)],
+    /// The session's label.
+    pub label: &'a str,
+}
+
+/// Where the paths of a session go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Destination<'a> {
+    /// To this cache, a key of [`Settings::caches`].
+    Cache(&'a str),
+    /// Nowhere.
+    Skip,
+}
+
+impl Route {
+    /// Whether this one is for them.
+    pub fn matches(&self, who: &Who<'_>) -> bool {
+        let is = |wanted: &str, number: u32, name: Option<&str>| {
+            name == Some(wanted) || wanted == number.to_string()
+        };
+        self.user.as_deref().is_none_or(|wanted| is(wanted, who.user.0, who.user.1))
+            && self
+                .group
+                .as_deref()
+                .is_none_or(|wanted| who.groups.iter().any(|g| is(wanted, g.0, g.1.as_deref())))
+            && self.label.as_ref().is_none_or(|glob| glob.matches(who.label))
+    }
+}
+
+impl Settings {
+    /// Reads `config` (which must exist), or the file in
+    /// `$CONFIGURATION_DIRECTORY`, else in `/etc/flywheel` (which need not),
+    /// and what lies beside it. `env` looks up environment variables; empty
+    /// ones count as not set.
+    pub fn load(config: Option<&Path>, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+        let env = |name: &str| env(name).filter(|value| !value.is_empty());
+        let merged = match config {
+            Some(file) => Merged::read(file, true)?,
+            None => {
+                let dir =
+                    validate::first_directory(env("CONFIGURATION_DIRECTORY").as_deref(), "/etc/flywheel");
+                Merged::read(&Path::new(&dir).join("flywheel.toml"), false)?
+            }
+        };
+        validate::settings(&merged, &env)
+    }
+
+    /// Where the paths of a session of `who` go when it names no cache.
+    pub fn route(&self, who: &Who<'_>) -> Destination<'_> {
+        match self.routes.iter().find(|route| route.matches(who)) {
+            Some(Route { cache: Some(cache), .. }) => Destination::Cache(cache),
+            Some(Route { cache: None, .. }) => Destination::Skip,
+            None => Destination::Cache(&self.default_cache),
+        }
+    }
+}

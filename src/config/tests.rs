@@ -1,0 +1,401 @@
+//! Files and environments, good and bad, each with exactly what comes of it.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use super::*;
+
+type Vars<'a> = &'a [(&'a str, &'a str)];
+
+/// A directory with these files, and what is loaded from its `flywheel.toml`.
+fn load_files(files: &[(&str, &str)], vars: Vars<'_>) -> Result<Settings, String> {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        let file = dir.path().join(name);
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(file, text).unwrap();
+    }
+    let vars: HashMap<&str, &str> = vars.iter().copied().collect();
+    let env = |name: &str| vars.get(name).map(|value| (*value).to_owned());
+    Settings::load(Some(&dir.path().join("flywheel.toml")), &env)
+        .map_err(|error| error.to_string().replace(&format!("{}/", dir.path().display()), ""))
+}
+
+fn load(text: &str) -> Result<Settings, String> {
+    load_files(&[("flywheel.toml", text)], &[])
+}
+
+/// A look-up in which no file of this host is found.
+fn absent(vars: Vars<'_>) -> Result<Settings, String> {
+    let mut vars: HashMap<&str, &str> = vars.iter().copied().collect();
+    vars.insert("CONFIGURATION_DIRECTORY", "/nonexistent/flywheel");
+    Settings::load(None, &|name| vars.get(name).map(|value| (*value).to_owned())).map_err(|e| e.to_string())
+}
+
+#[test]
+fn nothing_at_all_is_the_embedded_cache() {
+    let s = absent(&[]).unwrap();
+    assert_eq!(s.socket, Path::new("/run/flywheel/control.sock"));
+    assert_eq!(s.state_dir, Path::new("/var/lib/flywheel"));
+    assert_eq!(s.nix, Nix { store_dir: "/nix/store".into(), state_dir: "/nix/var/nix".into() });
+    assert_eq!(s.default_cache, "main");
+    assert_eq!(s.caches.len(), 1);
+    assert_eq!(
+        s.caches["main"],
+        Cache { cache: "main".into(), target: Target::Embedded, token: Token::None, engine: Engine::Native }
+    );
+    let embedded = s.embedded.unwrap();
+    assert_eq!(
+        (embedded.listen.to_string(), embedded.caches),
+        ("127.0.0.1:8742".into(), vec!["main".to_owned()])
+    );
+    assert_eq!((embedded.dir, embedded.public), (PathBuf::from("/var/lib/flywheel/cache"), true));
+    assert_eq!((s.push.jobs, s.push.max_rate, s.push.existing), (Jobs::Auto, None, false));
+    assert_eq!((s.drain_timeout.as_secs(), s.history_keep.as_secs()), (90, 30 * 86400));
+    assert_eq!((s.routes.len(), s.warnings.len(), s.files.len()), (0, 0, 0));
+}
+
+#[test]
+fn the_environment_when_no_cache_is_configured() {
+    let s = absent(&[
+        ("ATTIC_SERVER", "https://attic.example.com/"),
+        ("ATTIC_TOKEN", "t"),
+        ("STATE_DIRECTORY", "/var/lib/a:/var/lib/b"),
+        ("NIX_STORE_DIR", "/s/store/"),
+        ("NIX_STATE_DIR", "/s/var"),
+    ])
+    .unwrap();
+    assert_eq!(s.state_dir, Path::new("/var/lib/a"));
+    assert_eq!(s.nix, Nix { store_dir: "/s/store".into(), state_dir: "/s/var".into() });
+    assert_eq!(s.caches["main"].target, Target::Remote(vec!["https://attic.example.com".into()]));
+    assert_eq!(s.caches["main"].token, Token::Env("ATTIC_TOKEN".into()));
+    assert_eq!((s.embedded, s.warnings.len()), (None, 0));
+
+    let vars = [("ATTIC_SERVER", "http://attic:8080/base"), ("ATTIC_CACHE", "team+ci"), ("ATTIC_TOKEN", " ")];
+    let s = absent(&vars).unwrap();
+    assert_eq!((s.default_cache.as_str(), s.caches["team+ci"].cache.as_str()), ("team+ci", "team+ci"));
+    assert_eq!(s.caches["team+ci"].token, Token::None);
+    let none = "cache team+ci: no token (no token_file, no credential \"attic-token\", no $ATTIC_TOKEN); pushing needs one";
+    assert_eq!(s.warnings, [none]);
+
+    let s = absent(&[("ATTIC_CACHE", "x"), ("ATTIC_SERVER", "")]).unwrap();
+    assert_eq!(
+        (s.default_cache.as_str(), s.warnings),
+        ("main", vec!["$ATTIC_CACHE is set without $ATTIC_SERVER and is not used".to_owned()])
+    );
+    // A file that configures no cache leaves this to the environment.
+    let s = load_files(&[("flywheel.toml", "[push]\njobs = 4")], &[("ATTIC_SERVER", "https://a")]).unwrap();
+    assert_eq!(s.caches["main"].target, Target::Remote(vec!["https://a".into()]));
+
+    for (vars, message) in [
+        (
+            [("ATTIC_SERVER", "attic.example.com"), ("", "")],
+            "$ATTIC_SERVER: found \"attic.example.com\": relative URL without a base, expected a URL like \"https://attic.example.com\"",
+        ),
+        (
+            [("ATTIC_SERVER", "https://a"), ("ATTIC_CACHE", "a b")],
+            "$ATTIC_CACHE: found \"a b\", expected up to 50 of A-Z a-z 0-9 - _ +, the first a letter or digit",
+        ),
+        (
+            [("STATE_DIRECTORY", "state"), ("", "")],
+            "$STATE_DIRECTORY: found \"state\", expected an absolute path without `..`",
+        ),
+        (
+            [("NIX_STORE_DIR", "/a/../b"), ("", "")],
+            "$NIX_STORE_DIR: found \"/a/../b\", expected an absolute path without `..`",
+        ),
+    ] {
+        let message = match message.split_once(": found") {
+            // A path says its key too.
+            Some((var @ "$STATE_DIRECTORY", rest)) => format!("{var}: state_dir: found{rest}"),
+            Some((var @ "$NIX_STORE_DIR", rest)) => format!("{var}: nix.store_dir: found{rest}"),
+            _ => message.to_owned(),
+        };
+        assert_eq!(absent(&vars).unwrap_err(), message);
+    }
+}
+
+#[test]
+fn tokens_are_found_in_their_order() {
+    let credentials = tempfile::tempdir().unwrap();
+    let dir = credentials.path().to_str().unwrap();
+    let text = "[caches.a]\nendpoints = [\"https://a\"]\n[caches.b]\nendpoints = [\"https://b\"]\ntoken_file = \"/t\"\n[caches.main]\nendpoints=\"embedded\"";
+    let tokens = || {
+        let s =
+            load_files(&[("flywheel.toml", text)], &[("CREDENTIALS_DIRECTORY", dir), ("ATTIC_TOKEN", "x")])
+                .unwrap();
+        assert_eq!(
+            (&s.caches["b"].token, &s.caches["main"].token),
+            (&Token::File("/t".into()), &Token::None)
+        );
+        s.caches["a"].token.clone()
+    };
+    assert_eq!(tokens(), Token::Env("ATTIC_TOKEN".into()));
+    std::fs::write(credentials.path().join("attic-token"), "x").unwrap();
+    assert_eq!(tokens(), Token::File(credentials.path().join("attic-token")));
+    std::fs::write(credentials.path().join("attic-token-a"), "x").unwrap();
+    assert_eq!(tokens(), Token::File(credentials.path().join("attic-token-a")));
+}
+
+#[test]
+fn later_files_win_key_by_key() {
+    let s = load_files(
+        &[
+            ("flywheel.toml", "socket = \"/a\"\n[push]\njobs = 1\nexisting = true\n[caches.main]\nendpoints = [\"https://a\"]\ntoken_file = \"/t\"\n[[route]]\nuser = \"one\"\naction = \"skip\""),
+            ("flywheel.toml.d/20-b.toml", "[push]\njobs = 3\n[[route]]\ngroup = \"100\"\ncache = \"two\""),
+            ("flywheel.toml.d/10-a.toml", "[push]\njobs = 2\nmax_rate = \"1MiB\"\n[caches.main]\nendpoints = [\"https://b\"]\n[caches.two]\nendpoints = \"embedded\""),
+            ("flywheel.toml.d/.#30.toml", "nonsense"),
+            ("flywheel.toml.d/40.txt", "nonsense"),
+        ],
+        &[],
+    )
+    .unwrap();
+    assert_eq!((s.push.jobs, s.push.existing, s.push.max_rate), (Jobs::Fixed(3), true, Some(1 << 20)));
+    assert_eq!(s.caches["main"].target, Target::Remote(vec!["https://b".into()]));
+    assert_eq!(s.caches["main"].token, Token::File("/t".into()));
+    let names: Vec<_> = s.files.iter().map(|f| f.file_name().unwrap().to_str().unwrap()).collect();
+    assert_eq!(names, ["flywheel.toml", "10-a.toml", "20-b.toml"]);
+
+    let groups = [(100, None), (7, Some("wheel".to_owned()))];
+    let who = |name| Who { user: (1000, name), groups: &[], label: "" };
+    assert_eq!(s.route(&who(Some("one"))), Destination::Skip);
+    assert_eq!(s.route(&who(Some("other"))), Destination::Cache("main"));
+    assert_eq!(s.route(&Who { groups: &groups, ..who(None) }), Destination::Cache("two"));
+
+    // What is wrong in a later file is said with that file's name.
+    let files = [("flywheel.toml", "\n\n"), ("flywheel.toml.d/a.toml", "\n[push]\njobs = 0\n")];
+    assert_eq!(
+        load_files(&files, &[]).unwrap_err(),
+        "flywheel.toml.d/a.toml:3:8: push.jobs: found 0, expected \"auto\" or a number from 1 to 256"
+    );
+    let files = [
+        ("flywheel.toml", "\n\n"),
+        ("flywheel.toml.d/a.toml", "[[route]]\nuser = \"\"\naction = \"skip\"\n"),
+    ];
+    assert_eq!(
+        load_files(&files, &[]).unwrap_err(),
+        "flywheel.toml.d/a.toml:2:8: route.user: found \"\", expected a name, or a number in quotes"
+    );
+}
+
+#[test]
+fn routes_match_all_that_they_set() {
+    let s = load("[[route]]\nuser = \"1000\"\nlabel = \"gitlab/*\"\naction = \"skip\"").unwrap();
+    let who = |uid, label| Who { user: (uid, Some("ci")), groups: &[], label };
+    assert_eq!(s.route(&who(1000, "gitlab/a/b")), Destination::Skip);
+    assert_eq!(s.route(&who(1000, "github/a")), Destination::Cache("main"));
+    assert_eq!(s.route(&who(1001, "gitlab/a/b")), Destination::Cache("main"));
+}
+
+#[test]
+fn filters() {
+    let s = load("[push]\nfilter = { origins = [\"source\", \"built\", \"built\"], names = [\"a*\", \"!*-doc\"], max_size = \"1kB\" }").unwrap();
+    let filter = s.push.filter;
+    assert_eq!(filter.origins, [Origin::Built, Origin::Source]);
+    for (name, origin, size, admitted) in [
+        ("a-1", Origin::Built, 1000, true),
+        ("a-1", Origin::Built, 1001, false),
+        ("a-1", Origin::Substituted, 1, false),
+        ("a-1-doc", Origin::Built, 1, false),
+        ("b-1", Origin::Built, 1, false),
+    ] {
+        assert_eq!(filter.admits(name, origin, size), admitted, "{name} {origin:?} {size}");
+    }
+    assert!(absent(&[]).unwrap().push.filter.admits("anything", Origin::Built, u64::MAX));
+    assert!(!absent(&[]).unwrap().push.filter.admits("anything.drv", Origin::Derivation, 1));
+}
+
+#[test]
+fn warnings_name_what_is_probably_not_wanted() {
+    for (text, warning) in [
+        (
+            "[embedded]\nlisten = \"0.0.0.0:80\"",
+            "embedded.listen: 0.0.0.0:80 is not a loopback address; everyone who reaches it can read",
+        ),
+        (
+            "[embedded]\nlisten = \"[::]:80\"\npublic = false",
+            "embedded.listen: [::]:80 is not a loopback address; tokens are sent without encryption",
+        ),
+        (
+            "[caches.main]\nendpoints = [\"http://127.0.0.1:1\", \"http://a\"]\ntoken_file = \"/t\"",
+            "cache main: the token is sent to http://a without encryption",
+        ),
+        (
+            "[caches.main]\nendpoints = [\"https://a\"]\ntoken_file = \"/nix/store/x\"",
+            "cache main: token_file is in the store, where everyone can read it",
+        ),
+    ] {
+        assert_eq!(load(text).unwrap().warnings, [warning]);
+    }
+}
+
+/// A file in which `[caches.main]` has these further lines.
+fn main_with(lines: &str) -> String {
+    format!("[caches.main]\nendpoints = [\"https://a\"]\n{lines}")
+}
+
+#[test]
+fn what_is_wrong_is_said() {
+    let cache_name = "expected up to 50 of A-Z a-z 0-9 - _ +, the first a letter or digit";
+    let path = "expected an absolute path without `..`";
+    let url = "expected a URL like \"https://attic.example.com\"";
+    let cases: Vec<(String, String)> = vec![
+        ("sokcet = \"/a\"".into(), "1:1: unknown field `sokcet`, expected one of `socket`, `state_dir`, `default_cache`, `nix`, `caches`, `embedded`, `push`, `client`, `drain`, `history`, `route` (did you mean `socket`?)".into()),
+        (main_with("token = \"s3cret\""), "3:1: unknown field `token`, expected one of `endpoints`, `cache`, `token_file`, `engine` (did you mean `token_file`?)".into()),
+        ("[drain]\nx = 1".into(), "2:1: unknown field `x`, expected `timeout`".into()),
+        ("[limits]".into(), "1:2: unknown field `limits`, expected one of `socket`, `state_dir`, `default_cache`, `nix`, `caches`, `embedded`, `push`, `client`, `drain`, `history`, `route`".into()),
+        ("socket = 3".into(), "1:10: invalid type: integer `3`, expected a string".into()),
+        ("socket".into(), "1:7: key with no value, expected `=`".into()),
+        ("socket = \"/a\"\nsocket = \"/b\"".into(), "2:1: duplicate key, expected valid TOML".into()),
+        ("socket = \"run/a\"".into(), format!("1:10: socket: found \"run/a\", {path}")),
+        (format!("socket = \"/{}\"", "x".repeat(107)), "1:10: socket: found a path of 108 bytes, expected at most 107, as a Unix socket needs".into()),
+        ("# ä\nstate_dir = \"/a/../b\"".into(), format!("2:13: state_dir: found \"/a/../b\", {path}")),
+        ("[nix]\nstore_dir = \"\"".into(), format!("2:13: nix.store_dir: found \"\", {path}")),
+        ("default_cache = \"mian\"".into(), "1:17: default_cache: found \"mian\", expected the name of a cache: \"main\"".into()),
+        ("default_cache = \"maim\"".into(), "1:17: default_cache: found \"maim\", expected the name of a cache: \"main\" (did you mean \"main\"?)".into()),
+        ("[caches.a]\nendpoints=[\"https://a\"]\n[caches.b]\nendpoints=[\"https://b\"]".into(), "configuration: default_cache: found none, and no cache is named \"main\", expected the name of a cache: \"a\" or \"b\"".into()),
+        ("[caches.\"a b\"]\nendpoints=[\"https://a\"]".into(), format!("1:9: caches: found the name \"a b\", {cache_name}")),
+        ("[caches.main]\ncache = \"x\"".into(), "1:9: caches.main: found no `endpoints`, expected a list of URLs, or \"embedded\"".into()),
+        ("[caches.main]\nendpoints = 3".into(), "2:13: invalid type: integer `3`, expected a list of URLs, or \"embedded\"".into()),
+        ("[caches.main]\nendpoints = []".into(), "2:13: caches.main.endpoints: found 0 of them, expected 1 to 16".into()),
+        ("[caches.main]\nendpoints = [\n  \"https://a\",\n  \"ftp://b\"]".into(), format!("4:3: caches.main.endpoints: found \"ftp://b\" with the scheme \"ftp\", {url}")),
+        ("[caches.main]\nendpoints = [\"https://u:s3cret@a\"]".into(), format!("2:14: caches.main.endpoints: found a URL with a user name or password in it, {url}")),
+        ("[caches.main]\nendpoints = [\"u:s3cret@a\"]".into(), format!("2:14: caches.main.endpoints: found a URL with a user name or password in it, {url}")),
+        ("[caches.main]\nendpoints = [\"https://a?b\"]".into(), format!("2:14: caches.main.endpoints: found a URL with a query or fragment, {url}")),
+        ("[caches.main]\nendpoints = [\"https://a\", \"https://a/\"]".into(), "2:27: caches.main.endpoints: found \"https://a\" twice, expected each once".into()),
+        ("[caches.main]\nendpoints = [\"embedded\", \"https://a\"]".into(), "2:13: caches.main.endpoints: found \"embedded\" beside others, expected \"embedded\" alone, or URLs".into()),
+        ("[caches.main]\nendpoints = \"embedded\"\ntoken_file = \"/t\"".into(), "3:14: caches.main.token_file: found a token for the built-in cache, expected none (it makes its own at the first start)".into()),
+        (main_with("cache = \"-x\""), format!("3:9: caches.main.cache: found \"-x\", {cache_name}")),
+        (main_with("token_file = \"t\""), format!("3:14: caches.main.token_file: found \"t\", {path}")),
+        (main_with("[caches.other]\ncache = \"main\"\nendpoints = [\"https://a/\"]"), "3:9: caches.other: found the same endpoints and name on the server as caches.main, expected each cache once (set `cache` to its name on the server)".into()),
+        (main_with("engine = \"attic\""), "3:10: caches.main.engine: found \"attic\", expected \"native\" (this version does not push through the attic client; \"native\" pushes to the same servers)".into()),
+        ("[push]\nengine = \"attic\"".into(), "2:10: push.engine: found \"attic\", expected \"native\" (this version does not push through the attic client; \"native\" pushes to the same servers)".into()),
+        ("[push]\nengine = \"nativ\"".into(), "2:10: push.engine: found \"nativ\", expected \"native\" or \"attic\" (did you mean \"native\"?)".into()),
+        ("[push]\njobs = \"many\"".into(), "2:8: push.jobs: found \"many\", expected \"auto\" or a number from 1 to 256".into()),
+        ("[push]\njobs = 257".into(), "2:8: push.jobs: found 257, expected \"auto\" or a number from 1 to 256".into()),
+        ("[push]\nmax_rate = \"fast\"".into(), "2:12: found \"fast\", expected a size like \"10MiB\", \"2GB\" or \"0\"".into()),
+        ("[push]\nmax_rate = -1".into(), "2:12: invalid value: integer `-1`, expected a size like \"10MiB\", \"2GB\" or \"0\"".into()),
+        ("[push.filter]\norigins = [\"built\", \"drv\"]".into(), "2:21: push.filter.origins: found \"drv\", expected \"built\" or \"substituted\" or \"source\" or \"derivation\"".into()),
+        ("[push.filter]\norigins = []".into(), "2:11: push.filter.origins: found an empty list, expected at least one origin (to push only what is asked for, use a [[route]] with action = \"skip\")".into()),
+        ("[push.filter]\nnames = [\"![\"]".into(), "2:10: push.filter.names: found \"[\", expected a glob like \"*-doc\" (invalid range pattern at character 1)".into()),
+        ("[push.filter]\nnames = [\"!\"]".into(), "2:10: push.filter.names: found \"\", expected a glob like \"*-doc\" (it is empty)".into()),
+        ("[embedded]\nlisten = \"8742\"".into(), "2:10: embedded.listen: found \"8742\", expected an address and port like \"127.0.0.1:8742\"".into()),
+        ("[embedded]\npriority = -1".into(), "2:12: embedded.priority: found -1, expected a number from 0 to 4294967295".into()),
+        ("[embedded]\ndir = \"c\"".into(), format!("2:7: embedded.dir: found \"c\", {path}")),
+        ("[client]\ninstallable = \"--impure\"".into(), "2:15: client.installable: found \"--impure\", expected an installable like \"github:zhaofengli/attic#attic-client\"".into()),
+        ("[drain]\ntimeout = 90".into(), "2:11: invalid type: integer `90`, expected a duration like \"240s\", \"5m\" or \"1h30m\"".into()),
+        ("[drain]\ntimeout = \"soon\"".into(), "2:11: found \"soon\", expected a duration like \"240s\", \"5m\" or \"1h30m\"".into()),
+        ("[history]\nkeep = \"5m\"".into(), "2:8: history.keep: found \"5m\", expected at least \"1h\" (a job that has just ended is still asked for)".into()),
+        ("[[route]]\ncache = \"main\"".into(), "1:1: route: found nothing to match, expected `user`, `group` or `label`".into()),
+        ("[[route]]\nuser = \"a\"".into(), "1:1: route: found neither `cache` nor `action`, expected one of them".into()),
+        ("[[route]]\nuser = \"a\"\ncache = \"main\"\naction = \"skip\"".into(), "1:1: route: found `cache` and `action`, expected one of them".into()),
+        ("[[route]]\nuser = \"a\"\naction = \"drop\"".into(), "3:10: route.action: found \"drop\", expected \"skip\"".into()),
+        ("[[route]]\nuser = \"a\"\ncache = \"other\"".into(), "3:9: route.cache: found \"other\", expected the name of a cache: \"main\"".into()),
+        ("[[route]]\nlabel = \"a**\"\naction = \"skip\"".into(), "2:9: route.label: found \"a**\", expected a glob like \"*-doc\" (recursive wildcards must form a single path component at character 1)".into()),
+    ];
+    let mut wrong = Vec::new();
+    for (text, message) in &cases {
+        let message = if message.starts_with("configuration") {
+            message.clone()
+        } else {
+            format!("flywheel.toml:{message}")
+        };
+        match load(text) {
+            Err(error) if error == message && !error.contains("s3cret") => {}
+            other => {
+                wrong.push(format!("{text}\n  wanted {message}\n  found  {:?}", other.map(|s| s.caches)))
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
+}
+
+#[test]
+fn files_that_cannot_be_read() {
+    let message = load_files(&[], &[]).unwrap_err();
+    assert_eq!(message, "flywheel.toml: cannot be read: No such file or directory (os error 2)");
+    let large = format!("#{}", "x".repeat(1 << 20));
+    assert_eq!(
+        load(&large).unwrap_err(),
+        "flywheel.toml: larger than a configuration can be, at most 1 MiB are read"
+    );
+    let many: Vec<(String, &str)> = (0..=256).map(|i| (format!("flywheel.toml.d/{i}.toml"), "")).collect();
+    let mut files: Vec<(&str, &str)> = many.iter().map(|(name, text)| (name.as_str(), *text)).collect();
+    files.push(("flywheel.toml", ""));
+    assert_eq!(
+        load_files(&files, &[]).unwrap_err(),
+        "flywheel.toml.d: holds too many files, at most 256 are read"
+    );
+    // A file that is not text.
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("flywheel.toml");
+    std::fs::write(&file, b"socket = \"/\xff\"").unwrap();
+    let error = Settings::load(Some(&file), &|_| None).unwrap_err();
+    assert_eq!((error.file(), error.position()), (Some(file.as_path()), None));
+}
+
+#[test]
+fn an_error_has_its_parts() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("flywheel.toml");
+    std::fs::write(&file, "\n[push]\njobs = 0").unwrap();
+    let error = Settings::load(Some(&file), &|_| None).unwrap_err();
+    assert_eq!((error.file(), error.position()), (Some(file.as_path()), Some((3, 8))));
+    let ConfigError::Invalid { place, found, expected, hint } = error else { panic!("{error}") };
+    assert_eq!(place, Place::File { file, line: 3, column: 8 });
+    assert_eq!((found.as_str(), hint), ("push.jobs: found 0", None));
+    assert_eq!(expected, "\"auto\" or a number from 1 to 256");
+}
+
+const EXAMPLE: &str = include_str!("../../packaging/flywheel.toml");
+
+/// The documented file changes nothing, and with its keys uncommented it shows
+/// the defaults that really are.
+#[test]
+fn the_example_shows_the_defaults() {
+    let plain = absent(&[]).unwrap();
+    let as_is = load(EXAMPLE).unwrap();
+    assert_eq!(Settings { files: vec![], ..as_is }, plain);
+
+    // A comment is "# text", a key is "#key".
+    let uncommented: String = EXAMPLE
+        .lines()
+        .map(|line| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    let s = load(&uncommented).unwrap();
+    assert_eq!((s.routes.len(), s.caches.len(), s.push.filter.exclude.len()), (2, 2, 2));
+    assert_eq!(s.caches["main"].token, Token::File("/run/secrets/attic".into()));
+    let mut push = s.push.clone();
+    (push.filter.include, push.filter.exclude) = (vec![], vec![]);
+    let embedded = Embedded { caches: vec!["main".into()], ..s.embedded.clone().unwrap() };
+    let examples_aside = Settings {
+        caches: plain.caches.clone(),
+        embedded: Some(embedded),
+        push,
+        routes: vec![],
+        files: vec![],
+        ..s
+    };
+    assert_eq!(examples_aside, plain);
+}
+
+/// Every key of the reader is documented.
+#[test]
+fn the_example_shows_every_key() {
+    let raw = include_str!("raw.rs");
+    let keys = raw.split("table! {").skip(1).flat_map(|table| {
+        let body = table.split_once('{').map_or("", |(_, rest)| rest.split('}').next().unwrap_or(""));
+        body.split([',', '\n']).filter_map(|item| item.split_once(": ")).map(|(key, _)| key.trim().to_owned())
+    });
+    let keys: Vec<String> = keys.collect();
+    assert!(keys.len() > 30, "{keys:?}");
+    for key in keys {
+        let shown = EXAMPLE.lines().any(|line| {
+            line.strip_prefix('#').is_some_and(|l| {
+                l.starts_with(&format!("{key} = ")) || l.starts_with('[') && l.contains(&key)
+            })
+        });
+        assert!(shown, "packaging/flywheel.toml does not show `{key}`");
+    }
+}

@@ -1,0 +1,245 @@
+//! From what is written to what is meant: defaults filled in, every value
+//! checked, everything that is wrong said with its place. Caches and routes
+//! have a file of their own.
+
+use std::path::{Path, PathBuf};
+
+use super::caches;
+use super::error::{ConfigError, Place};
+use super::glob::Glob;
+use super::merge::Merged;
+use super::names;
+use super::raw::{At, RawFilter, RawJobs};
+use super::settings::{Client, Engine, Filter, Jobs, Nix, Origin, Push, Settings};
+use super::units::{ByteSize, Period};
+
+/// Looks up environment variables; an empty one is none.
+pub(super) type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+/// sockaddr_un(7): 108 bytes with the closing zero.
+const LONGEST_SOCKET: usize = 107;
+const MOST_JOBS: i64 = 256;
+
+/// The first of a colon separated list, as systemd passes several directories.
+pub(super) fn first_directory(list: Option<&str>, otherwise: &str) -> String {
+    let first = list.and_then(|list| list.split(':').next()).filter(|dir| !dir.is_empty());
+    first.unwrap_or(otherwise).to_owned()
+}
+
+/// Everything.
+pub(super) fn settings(merged: &Merged, env: Env<'_>) -> Result<Settings, ConfigError> {
+    let raw = &merged.raw;
+    let mut warnings = Vec::new();
+
+    let socket =
+        path(merged, "socket", &raw.socket, || (Place::Absent, "/run/flywheel/control.sock".into()))?;
+    if socket.as_os_str().len() > LONGEST_SOCKET {
+        let place = raw.socket.as_ref().map_or(Place::Absent, |at| merged.place(&at.spot));
+        let found = format!("socket: found a path of {} bytes", socket.as_os_str().len());
+        return Err(ConfigError::invalid(
+            place,
+            found,
+            format!("at most {LONGEST_SOCKET}, as a Unix socket needs"),
+        ));
+    }
+    let state_dir = path(merged, "state_dir", &raw.state_dir, || {
+        (
+            Place::Environment("STATE_DIRECTORY"),
+            first_directory(env("STATE_DIRECTORY").as_deref(), "/var/lib/flywheel"),
+        )
+    })?;
+    let from_env = |name: &'static str, otherwise: &str| {
+        (Place::Environment(name), env(name).unwrap_or_else(|| otherwise.to_owned()))
+    };
+    let nix = Nix {
+        store_dir: path(merged, "nix.store_dir", &raw.nix.store_dir, || {
+            from_env("NIX_STORE_DIR", "/nix/store")
+        })?,
+        state_dir: path(merged, "nix.state_dir", &raw.nix.state_dir, || {
+            from_env("NIX_STATE_DIR", "/nix/var/nix")
+        })?,
+    };
+
+    let push = Push {
+        engine: engine(merged, "push.engine", raw.push.engine.as_ref())?.unwrap_or(Engine::Native),
+        jobs: jobs(merged, raw.push.jobs.as_ref())?,
+        existing: raw.push.existing.as_ref().is_some_and(|at| at.value),
+        filter: filter(merged, &raw.push.filter)?,
+        max_rate: limit(raw.push.max_rate.as_ref()),
+    };
+    let caches = caches::caches(merged, env, push.engine, &nix, &mut warnings)?;
+    let default_cache = caches::default_cache(merged, &caches)?;
+    let embedded = caches::embedded(merged, &caches, &state_dir, &mut warnings)?;
+    let routes = caches::routes(merged, &caches)?;
+
+    Ok(Settings {
+        default_cache,
+        embedded,
+        push,
+        client: client(merged)?,
+        drain_timeout: raw
+            .drain
+            .timeout
+            .as_ref()
+            .map_or(Period(std::time::Duration::from_secs(90)), |at| at.value)
+            .0,
+        history_keep: keep(merged)?.0,
+        routes,
+        files: merged.files(),
+        socket,
+        state_dir,
+        nix,
+        caches,
+        warnings,
+    })
+}
+
+/// An absolute path without a trailing slash.
+pub(super) fn path(
+    merged: &Merged,
+    key: &str,
+    at: &Option<At<String>>,
+    otherwise: impl FnOnce() -> (Place, String),
+) -> Result<PathBuf, ConfigError> {
+    let (place, text) = match at {
+        Some(at) => (merged.place(&at.spot), at.value.clone()),
+        None => otherwise(),
+    };
+    // `..` is refused too: a path is compared with others as text.
+    let dotted = Path::new(&text).components().any(|c| matches!(c, std::path::Component::ParentDir));
+    if !text.starts_with('/') || dotted || text.contains('\0') {
+        return Err(ConfigError::invalid(
+            place,
+            format!("{key}: found {text:?}"),
+            "an absolute path without `..`",
+        ));
+    }
+    let trimmed = text.trim_end_matches('/');
+    Ok(PathBuf::from(if trimmed.is_empty() { "/" } else { trimmed }))
+}
+
+/// A size of which nought means that there is no limit.
+pub(super) fn limit(at: Option<&At<ByteSize>>) -> Option<u64> {
+    at.map(|at| at.value.0).filter(|bytes| *bytes != 0)
+}
+
+/// One word of several, or an error that lists them.
+fn word<T: Copy>(merged_place: Place, key: &str, text: &str, words: &[(&str, T)]) -> Result<T, ConfigError> {
+    if let Some((_, value)) = words.iter().find(|(word, _)| *word == text) {
+        return Ok(*value);
+    }
+    let list: Vec<String> = words.iter().map(|(word, _)| format!("{word:?}")).collect();
+    let error = ConfigError::invalid(merged_place, format!("{key}: found {text:?}"), list.join(" or "));
+    Err(match names::nearest(text, words.iter().map(|(word, _)| *word)) {
+        Some(meant) => error.hint(format!("did you mean {meant:?}?")),
+        None => error,
+    })
+}
+
+/// The engine, if one is named.
+pub(super) fn engine(
+    merged: &Merged,
+    key: &str,
+    at: Option<&At<String>>,
+) -> Result<Option<Engine>, ConfigError> {
+    let Some(at) = at else { return Ok(None) };
+    let place = merged.place(&at.spot);
+    match word(place.clone(), key, &at.value, &[("native", Engine::Native), ("attic", Engine::Attic)])? {
+        // Known, so that the message is a better one than "unknown".
+        Engine::Attic => Err(ConfigError::invalid(place, format!("{key}: found \"attic\""), "\"native\"")
+            .hint(
+                "this version does not push through the attic client; \"native\" pushes to the same servers",
+            )),
+        Engine::Native => Ok(Some(Engine::Native)),
+    }
+}
+
+fn jobs(merged: &Merged, at: Option<&At<RawJobs>>) -> Result<Jobs, ConfigError> {
+    let Some(at) = at else { return Ok(Jobs::Auto) };
+    let found = match &at.value {
+        RawJobs::Word(word) if word == "auto" => return Ok(Jobs::Auto),
+        RawJobs::Number(number @ 1..=MOST_JOBS) => {
+            return Ok(u32::try_from(*number).map_or(Jobs::Auto, Jobs::Fixed));
+        }
+        RawJobs::Word(word) => format!("{word:?}"),
+        RawJobs::Number(number) => number.to_string(),
+    };
+    let expected = format!("\"auto\" or a number from 1 to {MOST_JOBS}");
+    Err(ConfigError::invalid(merged.place(&at.spot), format!("push.jobs: found {found}"), expected))
+}
+
+const ORIGINS: [(&str, Origin); 4] = [
+    ("built", Origin::Built),
+    ("substituted", Origin::Substituted),
+    ("source", Origin::Source),
+    ("derivation", Origin::Derivation),
+];
+
+fn filter(merged: &Merged, raw: &RawFilter) -> Result<Filter, ConfigError> {
+    // A `.drv` is pushed on request only, as everyone in the field does.
+    let mut origins = vec![Origin::Built, Origin::Substituted, Origin::Source];
+    if let Some(at) = &raw.origins {
+        let read = |item: &toml::Spanned<String>| {
+            let place = merged.place_in(&at.spot, &item.span());
+            word(place, "push.filter.origins", item.get_ref(), &ORIGINS)
+        };
+        origins = at.value.iter().map(read).collect::<Result<_, _>>()?;
+        if origins.is_empty() {
+            let found = "push.filter.origins: found an empty list";
+            return Err(ConfigError::invalid(merged.place(&at.spot), found, "at least one origin")
+                .hint("to push only what is asked for, use a [[route]] with action = \"skip\""));
+        }
+        origins.sort();
+        origins.dedup();
+    }
+    let (mut include, mut exclude) = (Vec::new(), Vec::new());
+    for (at, item) in raw.names.iter().flat_map(|at| at.value.iter().map(move |item| (at, item))) {
+        let text = item.get_ref();
+        let (list, pattern) = match text.strip_prefix('!') {
+            Some(pattern) => (&mut exclude, pattern),
+            None => (&mut include, text.as_str()),
+        };
+        list.push(glob(merged.place_in(&at.spot, &item.span()), "push.filter.names", pattern)?);
+    }
+    Ok(Filter { origins, include, exclude, max_size: limit(raw.max_size.as_ref()) })
+}
+
+/// A pattern that can be matched.
+pub(super) fn glob(place: Place, key: &str, text: &str) -> Result<Glob, ConfigError> {
+    let wrong = |why| {
+        ConfigError::invalid(place, format!("{key}: found {text:?}"), "a glob like \"*-doc\"").hint(why)
+    };
+    Glob::new(text).map_err(wrong)
+}
+
+fn client(merged: &Merged) -> Result<Client, ConfigError> {
+    let raw = &merged.raw.client;
+    let mut installable = "github:zhaofengli/attic#attic-client".to_owned();
+    if let Some(at) = &raw.installable {
+        // It becomes one argument of `nix build`; never an option of it.
+        let text = &at.value;
+        if text.is_empty()
+            || text.starts_with('-')
+            || text.contains(|c: char| c.is_whitespace() || c.is_control())
+        {
+            let found = format!("client.installable: found {text:?}");
+            let expected = "an installable like \"github:zhaofengli/attic#attic-client\"";
+            return Err(ConfigError::invalid(merged.place(&at.spot), found, expected));
+        }
+        installable.clone_from(text);
+    }
+    Ok(Client { enable: raw.enable.as_ref().is_none_or(|at| at.value), installable })
+}
+
+fn keep(merged: &Merged) -> Result<Period, ConfigError> {
+    let hour = std::time::Duration::from_secs(3600);
+    match &merged.raw.history.keep {
+        None => Ok(Period(hour * 24 * 30)),
+        Some(at) if at.value.0 >= hour => Ok(at.value),
+        Some(at) => {
+            let found = format!("history.keep: found \"{}\"", at.value);
+            Err(ConfigError::invalid(merged.place(&at.spot), found, "at least \"1h\"")
+                .hint("a job that has just ended is still asked for"))
+        }
+    }
+}

@@ -1,0 +1,134 @@
+#!/usr/bin/env bash
+# Every check of this project, on a fresh Debian with Rust, or any Linux that
+# has the commands: format, lints, tests, documentation, dependencies.
+# Usage: tests/run.sh     (no arguments, no questions; status 0: all is well)
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 1
+
+NEXTEST=0.9.143
+DENY=0.20.2
+
+export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-auto} GIT_TERMINAL_PROMPT=0
+[ "${CI:-}" = true ] && export CARGO_TERM_PROGRESS_WHEN=never
+export PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
+exec </dev/null
+
+failed=() skipped=()
+
+# step HEADING COMMAND…: runs it, with a heading, its duration and how it ended.
+step() {
+    local heading=$1 began=$SECONDS
+    shift
+    printf '\n=== %s\n' "$heading"
+    if "$@"; then
+        printf '=== %s: ok, %d s\n' "$heading" $((SECONDS - began))
+    else
+        printf '=== %s: FAILED, %d s\n' "$heading" $((SECONDS - began))
+        failed+=("$heading")
+    fi
+}
+
+skip() {
+    printf 'skipped: %s\n' "$1"
+    skipped+=("$1")
+}
+
+has() { command -v "$1" >/dev/null 2>&1; }
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then
+        "$@"
+    else
+        sudo -n "$@"
+    fi
+}
+
+# What is needed: a command and the Debian package that brings it.
+NEEDED="cc:build-essential git:git nix-build:nix-bin nix-store:nix-bin sqlite3:sqlite3"
+
+system_packages() {
+    local pair missing=() packages=()
+    for pair in $NEEDED; do
+        has "${pair%%:*}" || { missing+=("${pair%%:*}"); packages+=("${pair##*:}"); }
+    done
+    [ ${#missing[@]} = 0 ] && { echo "all there: $NEEDED"; return 0; }
+    if ! has apt-get; then
+        echo "missing: ${missing[*]}. This is no Debian: install them, then run this again."
+        return 1
+    fi
+    if [ "$(id -u)" != 0 ] && ! { has sudo && sudo -n true 2>/dev/null; }; then
+        echo "missing: ${missing[*]}, and neither root nor sudo without a password to install them:"
+        echo "    apt-get install ${packages[*]}"
+        return 1
+    fi
+    echo "installing: ${packages[*]}"
+    as_root apt-get update -qq &&
+        as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}"
+}
+
+# A cargo subcommand at a known version; one that is there already is taken.
+cargo_tool() {
+    if has "cargo-$1"; then
+        cargo "$1" --version | head -n 1
+    else
+        cargo install --locked --quiet --version "$2" "cargo-$1"
+    fi
+}
+
+rust_tools() {
+    if ! has cargo; then
+        echo "missing: cargo. Install Rust from https://rustup.rs, with rustfmt and clippy."
+        return 1
+    fi
+    local part
+    for part in fmt clippy; do
+        cargo "$part" --version || { echo "missing: cargo $part (rustup component add rustfmt clippy)"; return 1; }
+    done
+    cargo_tool nextest "$NEXTEST" && cargo_tool deny "$DENY" && cargo fetch --locked
+}
+
+tests() {
+    cargo nextest run --locked --no-fail-fast && cargo test --locked --doc --no-fail-fast
+}
+
+documentation() {
+    RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+}
+
+# The advisory database is a git repository that not every machine can reach.
+# An older copy is better than none; without any, that part alone is skipped.
+advisories() {
+    if timeout 180 cargo deny --locked fetch db >/dev/null 2>&1; then
+        cargo deny --locked check advisories
+    elif [ -n "$(ls -d "${CARGO_HOME:-$HOME/.cargo}"/advisory-dbs/*/ 2>/dev/null)" ]; then
+        echo "the advisory database cannot be fetched; the copy of an earlier run is used"
+        cargo deny --locked --offline check advisories
+    else
+        skip "advisories: the database (github.com/RustSec/advisory-db) cannot be fetched here"
+    fi
+}
+
+dependencies() {
+    cargo deny --locked check bans licenses sources
+}
+
+step "system packages" system_packages
+step "Rust tools" rust_tools
+# Without them every step below would fail for that same reason.
+if [ ${#failed[@]} = 0 ]; then
+    step "format" cargo fmt --check
+    step "lints" cargo clippy --locked --all-targets -- -D warnings
+    step "tests" tests
+    step "documentation" documentation
+    step "dependencies: licences, bans, sources" dependencies
+    step "dependencies: advisories" advisories
+fi
+
+printf '\n=== all steps, %d s\n' "$SECONDS"
+[ ${#skipped[@]} = 0 ] || printf 'skipped: %s\n' "${skipped[@]}"
+if [ ${#failed[@]} = 0 ]; then
+    echo "all checks passed"
+else
+    printf 'FAILED: %s\n' "${failed[@]}"
+    exit 1
+fi
