@@ -4,3 +4,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, missing_docs, unreachable_pub, dead_code)]
 
 mod support;
+
+mod store_closure;
+mod store_doorbell;
+mod store_journal;
+mod store_locks;
+mod store_nar;
+mod store_roots;
