@@ -107,7 +107,9 @@ mod tests {
     fn hashes_round_trip() {
         let text = format!("sha256:{}", "0f".repeat(32));
         assert_eq!(NarHash::parse(&text).unwrap().to_string(), text);
-        for bad in ["", "sha256:", "md5:00", &text[7..], &format!("sha256:{}", "zz".repeat(32)), &format!("{text}0")] {
+        for bad in
+            ["", "sha256:", "md5:00", &text[7..], &format!("sha256:{}", "zz".repeat(32)), &format!("{text}0")]
+        {
             assert_eq!(NarHash::parse(bad), Err(HashError(bad.into())));
         }
     }

@@ -137,7 +137,9 @@ impl Journal {
             Ok(db)
         });
         let db = opened.map_err(|error| match error.sqlite_error_code() {
-            Some(ErrorCode::CannotOpen | ErrorCode::PermissionDenied | ErrorCode::ReadOnly) => permission(&path),
+            Some(ErrorCode::CannotOpen | ErrorCode::PermissionDenied | ErrorCode::ReadOnly) => {
+                permission(&path)
+            }
             _ => error.into(),
         })?;
         schema::check(&db)?;
@@ -160,7 +162,8 @@ impl Journal {
     /// to another database.
     pub fn head(&self) -> Result<i64, JournalError> {
         self.identity()?;
-        let mut query = self.db.prepare_cached("select seq from sqlite_sequence where name = 'ValidPaths'")?;
+        let mut query =
+            self.db.prepare_cached("select seq from sqlite_sequence where name = 'ValidPaths'")?;
         Ok(query.query_row([], |row| row.get(0)).optional()?.unwrap_or(0))
     }
 
@@ -228,7 +231,8 @@ impl Journal {
     pub(super) fn by_id(&self, id: i64) -> Result<PathInfo, JournalError> {
         let mut query = self.db.prepare_cached(&format!("select {COLUMNS} from ValidPaths where id = ?1"))?;
         let mut rows = query.query([id])?;
-        let row = rows.next()?.ok_or(JournalError::Row { id, reason: "referred to, but not there".to_owned() })?;
+        let row =
+            rows.next()?.ok_or(JournalError::Row { id, reason: "referred to, but not there".to_owned() })?;
         self.row(row)
     }
 
@@ -283,7 +287,8 @@ fn look(path: &Path) -> Result<(u64, DbIdentity), JournalError> {
         std::io::ErrorKind::PermissionDenied => permission(path),
         _ => JournalError::Io { path: path.to_owned(), error },
     })?;
-    let born = meta.created().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok()).map_or(0, |d| d.as_nanos());
+    let born =
+        meta.created().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok()).map_or(0, |d| d.as_nanos());
     Ok((meta.dev(), DbIdentity { inode: meta.ino(), born }))
 }
 

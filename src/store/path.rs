@@ -26,7 +26,9 @@ const NIX32: &[u8; 32] = b"0123456789abcdfghijklmnpqrsvwxyz";
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ParseError {
     /// A store directory that cannot be one.
-    #[error("`{0}` is not a store directory: expected an absolute path without `.` and `..`, like /nix/store")]
+    #[error(
+        "`{0}` is not a store directory: expected an absolute path without `.` and `..`, like /nix/store"
+    )]
     StoreDir(String),
     /// Outside of the store directory.
     #[error("`{path}` is not below the store directory {store_dir}")]
@@ -146,7 +148,8 @@ impl StorePath {
     pub fn parse(base: &str) -> Result<Self, ParseError> {
         let err = |make: fn(String) -> ParseError| Err(make(base.to_owned()));
         let bytes = base.as_bytes();
-        let hashed = bytes.get(HASH_LEN) == Some(&b'-') && bytes[..HASH_LEN].iter().all(|b| NIX32.contains(b));
+        let hashed =
+            bytes.get(HASH_LEN) == Some(&b'-') && bytes[..HASH_LEN].iter().all(|b| NIX32.contains(b));
         if !hashed {
             return match base {
                 ".links" => Err(ParseError::Links),

@@ -11,7 +11,9 @@ fn base(name: &str) -> String {
 #[test]
 fn names_that_nix_accepts() {
     let longest = "n".repeat(211);
-    for name in ["hello", "hello-2.12.1", "a", "+-._?=", "Cargo.lock", "x.drv", ".gitignore", "a.drv.out", &longest] {
+    for name in
+        ["hello", "hello-2.12.1", "a", "+-._?=", "Cargo.lock", "x.drv", ".gitignore", "a.drv.out", &longest]
+    {
         let path = StorePath::parse(&base(name)).unwrap();
         assert_eq!((path.hash_part(), path.name(), path.to_string()), (H, name, base(name)));
     }
@@ -82,7 +84,9 @@ fn full_paths_and_what_is_below_them() {
     assert_eq!(dir.full(&path), full);
     assert_eq!(dir.containing(Path::new(&full)), Ok(path.clone()));
     assert_eq!(dir.containing(Path::new(&format!("{full}/bin/x"))), Ok(path));
-    for bad in ["", "/nix/store", "/nix/store/", "/nix/storex", &base("x"), &format!("/nix/store2/{}", base("x"))] {
+    for bad in
+        ["", "/nix/store", "/nix/store/", "/nix/storex", &base("x"), &format!("/nix/store2/{}", base("x"))]
+    {
         assert!(matches!(dir.containing(Path::new(bad)), Err(ParseError::NotInStore { .. })), "{bad}");
         assert!(dir.parse(bad).is_err(), "{bad}");
     }

@@ -20,7 +20,9 @@ const NEEDED: [(&str, &[&str]); 2] = [
 pub(super) fn check(db: &Connection) -> Result<(), JournalError> {
     for (table, columns) in NEEDED {
         let made: Option<String> = db
-            .query_row("select sql from sqlite_master where type = 'table' and name = ?1", [table], |row| row.get(0))
+            .query_row("select sql from sqlite_master where type = 'table' and name = ?1", [table], |row| {
+                row.get(0)
+            })
             .optional()?;
         let expected = || format!("a table {table} with the columns {}", columns.join(", "));
         let Some(made) = made else {

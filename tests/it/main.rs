@@ -1,7 +1,14 @@
 //! Everything that is tested from outside, in one binary: one link instead of
 //! thirty, and each test still runs in a process of its own under nextest.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, missing_docs, unreachable_pub, dead_code)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stderr,
+    missing_docs,
+    unreachable_pub,
+    dead_code
+)]
 
 mod support;
 

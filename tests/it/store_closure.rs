@@ -66,7 +66,11 @@ fn fifty_thousand_paths_references_first() {
         expected.sort();
         assert_eq!(info.references.iter().map(|r| r.base()).collect::<Vec<_>>(), expected);
         for reference in references(info.id) {
-            assert!(reference == info.id || place[&reference] < place[&info.id], "{reference} before {}", info.id);
+            assert!(
+                reference == info.id || place[&reference] < place[&info.id],
+                "{reference} before {}",
+                info.id
+            );
         }
     }
 }

@@ -49,7 +49,10 @@ fn rows_of_a_build_and_its_sources() {
     };
     assert_eq!(said("--size"), out.nar_size.to_string());
     let base16 = nix.run("nix-hash", &["--type", "sha256", "--to-base16", &said("--hash")]);
-    assert_eq!(out.nar_hash.to_string(), format!("sha256:{}", String::from_utf8_lossy(&base16.stdout).trim()));
+    assert_eq!(
+        out.nar_hash.to_string(),
+        format!("sha256:{}", String::from_utf8_lossy(&base16.stdout).trim())
+    );
     assert_eq!(journal.info(&out.path).unwrap().as_ref(), Some(out));
     assert!(journal.is_valid(&source.path).unwrap());
     // In portions.
@@ -75,7 +78,10 @@ fn ids_are_never_used_twice() {
     let after = journal.since(head, 100).unwrap();
     assert_eq!(after.len(), before.len());
     assert!(after.iter().all(|row| row.id > head));
-    assert_eq!(after.iter().map(|r| &r.path).collect::<Vec<_>>(), before.iter().map(|r| &r.path).collect::<Vec<_>>());
+    assert_eq!(
+        after.iter().map(|r| &r.path).collect::<Vec<_>>(),
+        before.iter().map(|r| &r.path).collect::<Vec<_>>()
+    );
 }
 
 #[test]
@@ -144,9 +150,11 @@ fn what_is_no_nix_database_is_refused_with_the_reason() {
     let columns = "path, hash, registrationTime, deriver, narSize, ultimate, sigs, ca";
     let (_, got) = found(&format!("create table ValidPaths (id integer primary key, {columns})"));
     assert_eq!(got, "an id that can be given twice");
-    let (_, got) = found(&format!("create table ValidPaths (id integer primary key autoincrement, {columns})"));
+    let (_, got) =
+        found(&format!("create table ValidPaths (id integer primary key autoincrement, {columns})"));
     assert_eq!(got, "no table Refs");
-    std::fs::write(&file, "certainly not a database, and long enough to be taken for a header ".repeat(20)).unwrap();
+    std::fs::write(&file, "certainly not a database, and long enough to be taken for a header ".repeat(20))
+        .unwrap();
     assert!(matches!(Journal::open(dir.path(), &store), Err(JournalError::Schema { .. })));
 }
 
@@ -163,6 +171,9 @@ fn a_row_that_makes_no_sense_costs_only_itself() {
     .unwrap();
     let journal = open(&nix);
     // With a portion of one, too: an empty answer would mean the end.
-    assert_eq!(journal.since(2, 1).unwrap().iter().map(|r| (r.id, r.deriver.clone())).collect::<Vec<_>>(), [(5, None)]);
+    assert_eq!(
+        journal.since(2, 1).unwrap().iter().map(|r| (r.id, r.deriver.clone())).collect::<Vec<_>>(),
+        [(5, None)]
+    );
     assert_eq!(journal.since(0, 10).unwrap().len(), 3);
 }

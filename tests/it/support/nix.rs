@@ -19,7 +19,11 @@ impl PrivateNix {
         }
         nix.configure("");
         // The first command makes the database.
-        let made = nix.command("nix-store").args(["--init"]).output().expect("nix-store runs (is nix-bin installed?)");
+        let made = nix
+            .command("nix-store")
+            .args(["--init"])
+            .output()
+            .expect("nix-store runs (is nix-bin installed?)");
         assert!(made.status.success(), "nix-store --init: {}", String::from_utf8_lossy(&made.stderr));
         nix
     }
