@@ -1,1 +1,27 @@
-//! (room store)
+//! What Nix knows: store paths, the database read as a journal, closures, the
+//! doorbell on the store directory, NAR streams and GC roots.
+//!
+//! Must not know: caches, sessions, the ledger. Nothing here writes to Nix's
+//! database or store; the only thing written at all are the symlinks of
+//! [`Roots`].
+//!
+//! The Nix database is the truth and the doorbell only a hint to look at it: a
+//! lost event costs a moment, never a path.
+
+mod closure;
+mod doorbell;
+mod info;
+mod journal;
+pub mod nar;
+mod path;
+mod roots;
+mod schema;
+mod watch;
+
+pub use closure::Closure;
+pub use doorbell::{Doorbell, Health, Ring};
+pub use info::{HashError, NarHash, Origin, PathInfo};
+pub use journal::{DbIdentity, Journal, JournalError};
+pub use path::{ParseError, StoreDir, StorePath};
+pub use roots::{Roots, RootsError};
+pub use watch::DoorbellError;

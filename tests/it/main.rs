@@ -14,3 +14,10 @@ mod control;
 mod house;
 mod observe;
 mod support;
+
+mod store_closure;
+mod store_doorbell;
+mod store_journal;
+mod store_locks;
+mod store_nar;
+mod store_roots;

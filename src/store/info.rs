@@ -1,0 +1,140 @@
+//! What the database says about one path.
+//!
+//! Must not know: where it was read.
+
+use std::fmt;
+
+use super::path::StorePath;
+
+/// SHA-256 of a path's NAR.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NarHash(pub [u8; 32]);
+
+/// A hash that is not written as Nix's database writes it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a NAR hash: expected `sha256:` and 64 hexadecimal digits")]
+pub struct HashError(pub String);
+
+impl NarHash {
+    /// `sha256:` and 64 hexadecimal digits.
+    pub fn parse(text: &str) -> Result<Self, HashError> {
+        let err = || HashError(text.to_owned());
+        let hex = text.strip_prefix("sha256:").filter(|hex| hex.len() == 64).ok_or_else(err)?;
+        let digit = |c: u8| char::from(c).to_digit(16).and_then(|d| u8::try_from(d).ok());
+        let mut bytes = [0; 32];
+        for (byte, pair) in bytes.iter_mut().zip(hex.as_bytes().chunks_exact(2)) {
+            *byte = digit(pair[0]).zip(digit(pair[1])).map(|(high, low)| high << 4 | low).ok_or_else(err)?;
+        }
+        Ok(Self(bytes))
+    }
+}
+
+impl fmt::Display for NarHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("sha256:")?;
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for NarHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+/// A valid path, as one row of the database and its references.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PathInfo {
+    /// Row number: grows with every path that becomes valid, never used twice.
+    pub id: i64,
+    /// The path.
+    pub path: StorePath,
+    /// Hash of its NAR.
+    pub nar_hash: NarHash,
+    /// Size of its NAR; 0 where a very old Nix did not write it down.
+    pub nar_size: u64,
+    /// The derivation that made it; need not exist any more.
+    pub deriver: Option<StorePath>,
+    /// Built here, so trusted without a signature.
+    pub ultimate: bool,
+    /// Signatures, `<key name>:<base64>`.
+    pub sigs: Vec<String>,
+    /// How the path follows from its content, if it does.
+    pub ca: Option<String>,
+    /// What it refers to, sorted; may include itself.
+    pub references: Vec<StorePath>,
+    /// When it was registered, Unix seconds.
+    pub registered_at: i64,
+}
+
+/// Where a path came from, as far as the database tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Origin {
+    /// A build on this host, fixed-output ones included.
+    Built,
+    /// Copied here ready-made: from a substituter, by an import, or by a remote
+    /// builder. The database does not tell these apart.
+    Substituted,
+    /// Added from files or a string: `./file`, `builtins.toFile`, `nix-store --add`.
+    Source,
+    /// A `.drv`.
+    Derivation,
+}
+
+impl PathInfo {
+    /// Seen on Nix 2.8.0: only local builds are `ultimate`; what was added
+    /// locally is content-addressed and has neither deriver nor signature;
+    /// what was copied has at least one of the two, or no content address. An
+    /// unsigned source that was copied counts as a source, which it is.
+    pub fn origin(&self) -> Origin {
+        if self.path.is_derivation() {
+            Origin::Derivation
+        } else if self.ultimate {
+            Origin::Built
+        } else if self.ca.is_some() && self.deriver.is_none() && self.sigs.is_empty() {
+            Origin::Source
+        } else {
+            Origin::Substituted
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hashes_round_trip() {
+        let text = format!("sha256:{}", "0f".repeat(32));
+        assert_eq!(NarHash::parse(&text).unwrap().to_string(), text);
+        for bad in
+            ["", "sha256:", "md5:00", &text[7..], &format!("sha256:{}", "zz".repeat(32)), &format!("{text}0")]
+        {
+            assert_eq!(NarHash::parse(bad), Err(HashError(bad.into())));
+        }
+    }
+
+    #[test]
+    fn origins() {
+        let info = |name: &str, ultimate, ca: bool, deriver: bool, sig: bool| PathInfo {
+            id: 1,
+            path: StorePath::parse(&format!("0njnh3x9rb4hh40rpc0dwc3w75vjl545-{name}")).unwrap(),
+            nar_hash: NarHash([0; 32]),
+            nar_size: 120,
+            deriver: deriver.then(|| StorePath::parse("0njnh3x9rb4hh40rpc0dwc3w75vjl545-x.drv").unwrap()),
+            ultimate,
+            sigs: sig.then(|| "k:s".to_owned()).into_iter().collect(),
+            ca: ca.then(|| "text:sha256:x".to_owned()),
+            references: vec![],
+            registered_at: 0,
+        };
+        assert_eq!(info("x", true, false, true, false).origin(), Origin::Built);
+        assert_eq!(info("x", true, true, true, false).origin(), Origin::Built);
+        assert_eq!(info("x", false, true, false, false).origin(), Origin::Source);
+        assert_eq!(info("x", false, true, false, true).origin(), Origin::Substituted);
+        assert_eq!(info("x", false, true, true, false).origin(), Origin::Substituted);
+        assert_eq!(info("x", false, false, false, false).origin(), Origin::Substituted);
+        assert_eq!(info("x.drv", false, true, false, false).origin(), Origin::Derivation);
+        assert_eq!(info("x.drv", true, false, false, false).origin(), Origin::Derivation);
+    }
+}

@@ -1,0 +1,299 @@
+//! Nix's database, read as a journal: row ids only ever grow, so what became
+//! valid since is `id > cursor`, across restarts, overflows and reboots.
+//!
+//! Must not know: what is done with the paths; anything of the doorbell.
+//!
+//! Strictly a reader: opened read-only and *never* immutable, which would miss
+//! what is still in the write-ahead log. Every call ends its read transaction
+//! before it returns, so that Nix can truncate that log.
+
+use std::fmt;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, UNIX_EPOCH};
+
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, Row};
+
+use super::info::{NarHash, PathInfo};
+use super::path::{StoreDir, StorePath};
+use super::schema;
+
+/// How long a reader waits for a writer that holds the whole database, which
+/// with a write-ahead log only happens while the log is reset or recovered.
+const BUSY: Duration = Duration::from_secs(10);
+
+/// Why the database cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// No such file.
+    #[error("there is no Nix database at {}; is [nix] state_dir right?", .0.display())]
+    Missing(PathBuf),
+    /// Not readable for this user.
+    #[error("the Nix database {} cannot be opened: {hint}", .path.display())]
+    Permission {
+        /// The database.
+        path: PathBuf,
+        /// What to do about it.
+        hint: String,
+    },
+    /// Another schema than the one known.
+    #[error("the Nix database is not as expected: expected {expected}, found {found}")]
+    Schema {
+        /// What is relied upon.
+        expected: String,
+        /// What was there instead.
+        found: String,
+    },
+    /// A writer kept the database locked.
+    #[error("the Nix database was locked for more than {} s; try again", BUSY.as_secs())]
+    Busy,
+    /// The file at the path is not the file that is open: open it again.
+    #[error("the Nix database was replaced; it has to be opened again")]
+    Replaced,
+    /// A row that makes no sense.
+    #[error("row {id} of the Nix database: {reason}")]
+    Row {
+        /// `ValidPaths.id`.
+        id: i64,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Anything else.
+    #[error("reading the Nix database: {0}")]
+    Sqlite(rusqlite::Error),
+    /// Looking at the file failed.
+    #[error("looking at {}: {error}", .path.display())]
+    Io {
+        /// The database.
+        path: PathBuf,
+        /// What the system said.
+        error: std::io::Error,
+    },
+}
+
+impl From<rusqlite::Error> for JournalError {
+    fn from(error: rusqlite::Error) -> Self {
+        match error.sqlite_error_code() {
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Self::Busy,
+            Some(ErrorCode::NotADatabase) => {
+                Self::Schema { expected: "an SQLite database".to_owned(), found: "something else".to_owned() }
+            }
+            _ => Self::Sqlite(error),
+        }
+    }
+}
+
+/// Which database file: changes when it is made anew. Kept across reboots, so
+/// it leaves out the device number, which may change with each of them; the
+/// time of birth tells apart two files that were given the same inode.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DbIdentity {
+    inode: u64,
+    /// Nanoseconds since 1970; 0 where the file system does not keep it.
+    born: u128,
+}
+
+impl fmt::Display for DbIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.inode, self.born)
+    }
+}
+
+impl std::str::FromStr for DbIdentity {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parsed = text.split_once(':').and_then(|(inode, born)| inode.parse().ok().zip(born.parse().ok()));
+        let (inode, born) = parsed.ok_or_else(|| format!("`{text}` is not the identity of a database"))?;
+        Ok(Self { inode, born })
+    }
+}
+
+/// A read-only connection to the Nix database. `Send`, not `Sync`: one for each
+/// thread, as many as wanted.
+pub struct Journal {
+    pub(super) db: Connection,
+    path: PathBuf,
+    opened: (u64, DbIdentity),
+    pub(super) store_dir: StoreDir,
+}
+
+impl fmt::Debug for Journal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Journal").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+const COLUMNS: &str = "id, path, hash, narSize, deriver, ultimate, sigs, ca, registrationTime";
+
+impl Journal {
+    /// Opens `<state_dir>/db/db.sqlite` and checks its schema.
+    pub fn open(state_dir: &Path, store_dir: &StoreDir) -> Result<Self, JournalError> {
+        let path = state_dir.join("db/db.sqlite");
+        let before = look(&path)?;
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let opened = Connection::open_with_flags(&path, flags).and_then(|db| {
+            db.busy_timeout(BUSY)?;
+            db.query_row("select count(*) from sqlite_master", [], |_| Ok(()))?;
+            Ok(db)
+        });
+        let db = opened.map_err(|error| match error.sqlite_error_code() {
+            Some(ErrorCode::CannotOpen | ErrorCode::PermissionDenied | ErrorCode::ReadOnly) => {
+                permission(&path)
+            }
+            _ => error.into(),
+        })?;
+        schema::check(&db)?;
+        // The path may have been given a new file between the two looks; then it
+        // is not known which of them is open.
+        if look(&path)? != before {
+            return Err(JournalError::Replaced);
+        }
+        Ok(Self { db, path, opened: before, store_dir: store_dir.clone() })
+    }
+
+    /// Which database this is. [`JournalError::Replaced`] when the file at the
+    /// path is no longer the one that is open.
+    pub fn identity(&self) -> Result<DbIdentity, JournalError> {
+        let now = look(&self.path)?;
+        if now == self.opened { Ok(now.1) } else { Err(JournalError::Replaced) }
+    }
+
+    /// The highest id ever given, 0 before the first. A cursor above it belongs
+    /// to another database.
+    pub fn head(&self) -> Result<i64, JournalError> {
+        self.identity()?;
+        let mut query =
+            self.db.prepare_cached("select seq from sqlite_sequence where name = 'ValidPaths'")?;
+        Ok(query.query_row([], |row| row.get(0)).optional()?.unwrap_or(0))
+    }
+
+    /// What became valid after `cursor` and still is, in order, at most `limit`.
+    /// Empty means there is nothing more. A row that makes no sense is left out
+    /// with a warning: it must not keep the rest waiting.
+    pub fn since(&self, cursor: i64, limit: usize) -> Result<Vec<PathInfo>, JournalError> {
+        self.identity()?;
+        // One snapshot, or a collection in between could take a reference away.
+        let snapshot = self.db.unchecked_transaction()?;
+        let mut found = Vec::new();
+        {
+            let sql = format!("select {COLUMNS} from ValidPaths where id > ?1 order by id");
+            let mut query = self.db.prepare_cached(&sql)?;
+            let mut rows = query.query([cursor])?;
+            while found.len() < limit {
+                let Some(row) = rows.next()? else { break };
+                match self.row(row) {
+                    Ok(mut info) => {
+                        info.references = self.references(info.id)?;
+                        found.push(info);
+                    }
+                    Err(JournalError::Row { id, reason }) => {
+                        tracing::warn!(id, reason, "a row of the Nix database is left out");
+                    }
+                    Err(other) => return Err(other),
+                }
+            }
+        }
+        snapshot.finish()?;
+        Ok(found)
+    }
+
+    /// One path, if it is valid.
+    pub fn info(&self, path: &StorePath) -> Result<Option<PathInfo>, JournalError> {
+        let snapshot = self.db.unchecked_transaction()?;
+        let info = {
+            let sql = format!("select {COLUMNS} from ValidPaths where path = ?1");
+            let mut query = self.db.prepare_cached(&sql)?;
+            let mut rows = query.query([self.store_dir.full(path)])?;
+            match rows.next()? {
+                Some(row) => {
+                    let mut info = self.row(row)?;
+                    info.references = self.references(info.id)?;
+                    Some(info)
+                }
+                None => None,
+            }
+        };
+        snapshot.finish()?;
+        Ok(info)
+    }
+
+    /// Whether a path is valid now.
+    pub fn is_valid(&self, path: &StorePath) -> Result<bool, JournalError> {
+        Ok(self.id_of(path)?.is_some())
+    }
+
+    pub(super) fn id_of(&self, path: &StorePath) -> Result<Option<i64>, JournalError> {
+        let mut query = self.db.prepare_cached("select id from ValidPaths where path = ?1")?;
+        Ok(query.query_row([self.store_dir.full(path)], |row| row.get(0)).optional()?)
+    }
+
+    /// A row by its id, references left empty.
+    pub(super) fn by_id(&self, id: i64) -> Result<PathInfo, JournalError> {
+        let mut query = self.db.prepare_cached(&format!("select {COLUMNS} from ValidPaths where id = ?1"))?;
+        let mut rows = query.query([id])?;
+        let row =
+            rows.next()?.ok_or(JournalError::Row { id, reason: "referred to, but not there".to_owned() })?;
+        self.row(row)
+    }
+
+    fn references(&self, id: i64) -> Result<Vec<StorePath>, JournalError> {
+        let mut query = self.db.prepare_cached(
+            "select v.path from Refs r join ValidPaths v on v.id = r.reference where r.referrer = ?1",
+        )?;
+        let mut rows = query.query([id])?;
+        let mut references = Vec::new();
+        while let Some(row) = rows.next()? {
+            references.push(self.path_in(id, row.get_ref(0)?.as_str().unwrap_or_default())?);
+        }
+        references.sort_unstable();
+        Ok(references)
+    }
+
+    pub(super) fn path_in(&self, id: i64, full: &str) -> Result<StorePath, JournalError> {
+        self.store_dir.parse(full).map_err(|e| JournalError::Row { id, reason: e.to_string() })
+    }
+
+    fn row(&self, row: &Row<'_>) -> Result<PathInfo, JournalError> {
+        let id: i64 = row.get(0)?;
+        let bad = |reason: String| JournalError::Row { id, reason };
+        let text = |at: usize| -> Result<Option<&str>, JournalError> {
+            row.get_ref(at)?.as_str_or_null().map_err(|e| bad(e.to_string()))
+        };
+        let deriver = text(4)?.filter(|d| !d.is_empty());
+        Ok(PathInfo {
+            id,
+            path: self.path_in(id, text(1)?.unwrap_or_default())?,
+            nar_hash: NarHash::parse(text(2)?.unwrap_or_default()).map_err(|e| bad(e.to_string()))?,
+            nar_size: row
+                .get::<_, Option<i64>>(3)
+                .ok()
+                .and_then(|size| u64::try_from(size.unwrap_or(0)).ok())
+                .ok_or_else(|| bad("narSize is not a size".to_owned()))?,
+            // Only a note of Nix's; old versions wrote `unknown-deriver`.
+            deriver: deriver.and_then(|d| self.store_dir.parse(d).ok()),
+            ultimate: row.get::<_, Option<i64>>(5).map_err(|e| bad(e.to_string()))? == Some(1),
+            sigs: text(6)?.unwrap_or_default().split_ascii_whitespace().map(str::to_owned).collect(),
+            ca: text(7)?.filter(|ca| !ca.is_empty()).map(str::to_owned),
+            references: Vec::new(),
+            registered_at: row.get(8).map_err(|e| bad(e.to_string()))?,
+        })
+    }
+}
+
+/// Device and identity of the file that is at the path now.
+fn look(path: &Path) -> Result<(u64, DbIdentity), JournalError> {
+    let meta = std::fs::metadata(path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => JournalError::Missing(path.to_owned()),
+        std::io::ErrorKind::PermissionDenied => permission(path),
+        _ => JournalError::Io { path: path.to_owned(), error },
+    })?;
+    let born =
+        meta.created().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok()).map_or(0, |d| d.as_nanos());
+    Ok((meta.dev(), DbIdentity { inode: meta.ino(), born }))
+}
+
+fn permission(path: &Path) -> JournalError {
+    let hint = "its user must be able to read the file, and also to write in its directory where this Nix \
+                removes db.sqlite-wal and db.sqlite-shm when idle (Nix before 2.19)";
+    JournalError::Permission { path: path.to_owned(), hint: hint.to_owned() }
+}

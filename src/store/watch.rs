@@ -1,0 +1,128 @@
+//! One inotify watch on the store directory, and which directory it hangs on.
+//!
+//! Must not know: what follows from an event, when to look again.
+
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use notify::event::{EventKind, EventKindMask};
+use notify::{Config, ErrorKind, RecommendedWatcher, RecursiveMode, Watcher as _};
+
+/// The watch could not be hung.
+#[derive(Debug, thiserror::Error)]
+pub enum DoorbellError {
+    /// No such directory, or not readable.
+    #[error("the store directory {} cannot be looked at: {error}", .dir.display())]
+    Directory {
+        /// The store directory.
+        dir: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// The kernel's limit on watches or on inotify instances of this user.
+    #[error("no inotify watch is left for {}: raise fs.inotify.max_user_watches or max_user_instances", .0.display())]
+    Limit(PathBuf),
+    /// Anything else.
+    #[error("watching {}: {error}", .dir.display())]
+    Watch {
+        /// The store directory.
+        dir: PathBuf,
+        /// What the watcher said.
+        error: notify::Error,
+    },
+    /// The thread for the timer could not be started.
+    #[error("no thread for the doorbell: {0}")]
+    Thread(io::Error),
+}
+
+/// What the watch reports.
+#[derive(Debug)]
+pub(super) enum Seen {
+    /// `<name>.lock` appeared.
+    LockCreated(String),
+    /// `<name>.lock` went.
+    LockRemoved(String),
+    /// The kernel dropped events.
+    Overflow,
+    /// The watch reports nothing any more.
+    Lost(String),
+}
+
+/// A hung watch; dropping it takes it down.
+pub(super) struct Watch {
+    on: (u64, u64),
+    _watcher: RecommendedWatcher,
+}
+
+impl Watch {
+    /// Hangs a watch; `seen` is called on the watcher's own thread.
+    pub(super) fn hang(dir: &Path, seen: impl Fn(Seen) + Send + 'static) -> Result<Self, DoorbellError> {
+        let place = |error| DoorbellError::Directory { dir: dir.to_owned(), error };
+        // Before the watch: were the directory replaced right after, the next
+        // look finds another one and hangs the watch again.
+        let on = device_and_inode(dir).map_err(place)?;
+        // Only what comes and goes: reading a store file costs no event then.
+        let mask = EventKindMask::CREATE | EventKindMask::REMOVE;
+        let config = Config::default().with_event_kinds(mask);
+        let ended = Ended(seen);
+        let root = dir.to_owned();
+        let handler = move |event| interpret(&root, event, &ended.0);
+        let failed = |error: notify::Error| match &error.kind {
+            ErrorKind::MaxFilesWatch => DoorbellError::Limit(dir.to_owned()),
+            ErrorKind::Io(e) if e.raw_os_error() == Some(rustix::io::Errno::MFILE.raw_os_error()) => {
+                DoorbellError::Limit(dir.to_owned())
+            }
+            _ => DoorbellError::Watch { dir: dir.to_owned(), error },
+        };
+        let mut watcher = RecommendedWatcher::new(handler, config).map_err(failed)?;
+        watcher.watch(dir, RecursiveMode::NonRecursive).map_err(failed)?;
+        Ok(Self { on, _watcher: watcher })
+    }
+
+    /// Whether the path still leads to the directory that is watched. A file
+    /// system mounted over it silences the watch without an event.
+    pub(super) fn still_on(&self, dir: &Path) -> bool {
+        device_and_inode(dir).is_ok_and(|now| now == self.on)
+    }
+}
+
+/// Says so when the watcher's thread ends, for whatever reason: otherwise the
+/// bell would simply never ring again.
+struct Ended<F: Fn(Seen)>(F);
+
+impl<F: Fn(Seen)> Drop for Ended<F> {
+    fn drop(&mut self) {
+        (self.0)(Seen::Lost("the watcher's thread ended".to_owned()));
+    }
+}
+
+fn interpret(dir: &Path, event: notify::Result<notify::Event>, seen: &impl Fn(Seen)) {
+    let event = match event {
+        Ok(event) => event,
+        Err(error) => return seen(Seen::Lost(error.to_string())),
+    };
+    if event.need_rescan() {
+        seen(Seen::Overflow);
+    }
+    let make = match event.kind {
+        EventKind::Create(_) => Seen::LockCreated,
+        EventKind::Remove(_) => Seen::LockRemoved,
+        EventKind::Any | EventKind::Access(_) | EventKind::Modify(_) | EventKind::Other => return,
+    };
+    for path in &event.paths {
+        if path == dir {
+            let how = event.info().unwrap_or("directory removed");
+            seen(Seen::Lost(format!("{}: {how}", dir.display())));
+        } else if let Some(base) =
+            path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".lock"))
+        {
+            seen(make(base.to_owned()));
+        }
+    }
+}
+
+fn device_and_inode(dir: &Path) -> io::Result<(u64, u64)> {
+    let meta = fs::metadata(dir)?;
+    if meta.is_dir() { Ok((meta.dev(), meta.ino())) } else { Err(io::ErrorKind::NotADirectory.into()) }
+}
