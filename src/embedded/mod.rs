@@ -1,1 +1,191 @@
-//! (room embedded)
+//! A cache in a directory: speaks the Attic API, so that paths can be pushed to
+//! it like to any Attic server, and serves them to Nix as a substituter. For
+//! one host, for trying out and for tests. Must not know any other room.
+//!
+//! A request goes `serve` → `access` → `api`, `upload` or `nix` → `shelf`.
+
+mod access;
+mod api;
+mod error;
+mod names;
+mod narinfo;
+mod nix;
+mod secrets;
+mod serve;
+mod shelf;
+mod upload;
+mod wire;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::routing::{get, post, put};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use access::Access;
+use api::App;
+pub use error::EmbeddedError;
+use names::CacheName;
+use secrets::CacheKey;
+use shelf::{Done, Shelf};
+
+/// Uploads that are being received at a time; more wait.
+const UPLOADS: usize = 64;
+
+/// A client that sends nothing for so long is given up.
+const STALL: Duration = Duration::from_secs(120);
+
+/// Below this, eviction would be all that happens.
+const SMALLEST_MAX_SIZE: u64 = 1 << 20;
+
+/// What the cache is to be.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Where everything is kept; made (mode 0700) when it is not there.
+    pub dir: PathBuf,
+    /// Where to listen; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// The caches' names.
+    pub caches: Vec<String>,
+    /// Reading needs no token.
+    pub public: bool,
+    /// The store directory of every path in it, like `/nix/store`.
+    pub store_dir: String,
+    /// Bytes after which the least recently used paths leave.
+    pub max_size: Option<u64>,
+    /// The largest NAR that is taken.
+    pub max_nar_size: u64,
+    /// Where the tokens and keys are kept (files of mode 0600).
+    pub token_dir: PathBuf,
+    /// For Nix: a lower number is asked first.
+    pub priority: u32,
+    /// Told to clients: paths signed by these keys need not be pushed.
+    pub upstream_cache_key_names: Vec<String>,
+}
+
+/// A cache that answers.
+#[derive(Debug)]
+pub struct Running {
+    /// Where it listens.
+    pub addr: SocketAddr,
+    /// Holds the token that may push (and read).
+    pub push_token_file: PathBuf,
+    /// Holds the token that may only read.
+    pub pull_token_file: PathBuf,
+    /// Each cache and its key, as for Nix's `trusted-public-keys`.
+    pub public_keys: Vec<(String, String)>,
+    /// Ends after the shutdown, when everything is on the disk; or with the reason why it cannot go on.
+    pub task: JoinHandle<Result<(), EmbeddedError>>,
+}
+
+/// Bounds of one server.
+struct Limits {
+    uploads: Semaphore,
+    max_nar_size: u64,
+    stall: Duration,
+}
+
+/// Opens or makes the cache and serves it until `shutdown`. When this returns, it answers.
+pub async fn start(settings: Settings, shutdown: CancellationToken) -> Result<Running, EmbeddedError> {
+    check(&settings)?;
+    let listener = TcpListener::bind(settings.listen)
+        .await
+        .map_err(|source| EmbeddedError::Listen { addr: settings.listen, source })?;
+    let addr =
+        listener.local_addr().map_err(|source| EmbeddedError::Listen { addr: settings.listen, source })?;
+    let opened = tokio::task::spawn_blocking(move || open(settings, addr)).await;
+    let (app, files, done) = opened.unwrap_or(Err(EmbeddedError::Writer))?;
+    let public_keys = app.keys.iter().map(|(cache, key)| (cache.clone(), key.public())).collect();
+    let task = tokio::spawn(run(listener, Arc::new(app), done, shutdown));
+    let (push_token_file, pull_token_file) = files;
+    Ok(Running { addr, push_token_file, pull_token_file, public_keys, task })
+}
+
+fn check(settings: &Settings) -> Result<(), EmbeddedError> {
+    let wrong = |text: String| Err(EmbeddedError::Setting(text));
+    if settings.caches.is_empty() {
+        return wrong("no cache is named; set [embedded] caches".to_owned());
+    }
+    if let Some(name) = settings.caches.iter().find(|name| CacheName::parse(name).is_none()) {
+        return wrong(format!(
+            "{name:?} is not a cache name: letters, digits, - _ +, at most 50, a letter or digit first"
+        ));
+    }
+    if !settings.store_dir.starts_with('/') || settings.store_dir.ends_with('/') {
+        return wrong(format!("store_dir {:?} is not absolute, or ends with a slash", settings.store_dir));
+    }
+    if settings.max_size.is_some_and(|size| size < SMALLEST_MAX_SIZE) {
+        return wrong(format!("max_size is below {SMALLEST_MAX_SIZE} bytes"));
+    }
+    Ok(())
+}
+
+type TokenFiles = (PathBuf, PathBuf);
+
+fn open(settings: Settings, addr: SocketAddr) -> Result<(App, TokenFiles, Done), EmbeddedError> {
+    let (shelf, done) = Shelf::open(&settings.dir, &settings.store_dir, settings.max_size)?;
+    let (push_file, push) = secrets::token(&settings.token_dir, "embedded-push-token")?;
+    let (pull_file, pull) = secrets::token(&settings.token_dir, "embedded-pull-token")?;
+    let keys = settings
+        .caches
+        .iter()
+        .map(|cache| Ok((cache.clone(), CacheKey::read_or_make(&settings.token_dir, cache)?)))
+        .collect::<Result<_, EmbeddedError>>()?;
+    let app = App {
+        shelf,
+        access: Access { public: settings.public, push, pull },
+        keys,
+        store_dir: settings.store_dir,
+        priority: settings.priority,
+        upstream_cache_key_names: settings.upstream_cache_key_names,
+        addr,
+        limits: Limits {
+            uploads: Semaphore::new(UPLOADS),
+            max_nar_size: settings.max_nar_size,
+            stall: STALL,
+        },
+    };
+    Ok((app, (push_file, pull_file), done))
+}
+
+async fn run(
+    listener: TcpListener,
+    app: Arc<App>,
+    mut done: Done,
+    shutdown: CancellationToken,
+) -> Result<(), EmbeddedError> {
+    // Told apart from the caller's token: a writer that died also ends the serving.
+    let stop = shutdown.child_token();
+    let router = router(Arc::clone(&app));
+    drop(app);
+    let mut serving = std::pin::pin!(serve::serve(listener, router, stop.clone()));
+    tokio::select! {
+        () = &mut serving => {}
+        _ = &mut done => {
+            stop.cancel();
+            serving.await;
+            return Err(EmbeddedError::Writer);
+        }
+    }
+    // The last connection is gone, and the writer's handle with it: the thread ends when all is written.
+    done.await.map_err(|_| EmbeddedError::Writer)
+}
+
+fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/", get(api::root))
+        .route("/_api/v1/cache-config/{cache}", get(api::cache_config))
+        .route("/_api/v1/get-missing-paths", post(api::get_missing_paths))
+        .route("/_api/v1/upload-path", put(upload::upload_path))
+        .route("/{cache}/nix-cache-info", get(nix::cache_info))
+        .route("/{cache}/{file}", get(nix::nar_info))
+        .route("/{cache}/nar/{file}", get(nix::nar))
+        .fallback(api::unknown_url)
+        .with_state(app)
+}

@@ -13,6 +13,7 @@
 mod control;
 mod house;
 mod observe;
+mod embedded;
 mod support;
 
 mod store_closure;

@@ -1,0 +1,137 @@
+//! The Attic API's questions: what a cache is, and what it has. Must not know
+//! how things are stored.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::to_bytes;
+use axum::extract::{Path, Request, State};
+use axum::http::header::{CONTENT_TYPE, HOST};
+use axum::http::uri::Authority;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{Html, IntoResponse, Response};
+
+use super::error::ApiError;
+use super::names::CacheName;
+use super::secrets::CacheKey;
+use super::shelf::Shelf;
+use super::wire::{CacheConfig, MissingAnswer, MissingRequest};
+use super::{Access, Limits};
+
+/// Some 115,000 hashes.
+const LARGEST_QUESTION: usize = 4 << 20;
+
+/// What every request needs.
+pub(super) struct App {
+    pub(super) shelf: Shelf,
+    pub(super) access: Access,
+    pub(super) keys: Vec<(String, CacheKey)>,
+    pub(super) store_dir: String,
+    pub(super) priority: u32,
+    pub(super) upstream_cache_key_names: Vec<String>,
+    pub(super) addr: SocketAddr,
+    pub(super) limits: Limits,
+}
+
+impl App {
+    pub(super) fn key(&self, cache: &CacheName) -> Option<&CacheKey> {
+        self.keys.iter().find(|(name, _)| name == cache.as_str()).map(|(_, key)| key)
+    }
+
+    /// The cache's key, for someone who may read it.
+    pub(super) fn readable(&self, headers: &HeaderMap, cache: &CacheName) -> Result<&CacheKey, ApiError> {
+        let key = self.key(cache);
+        self.access.pull(headers, key.is_some())?;
+        key.ok_or(ApiError::NoSuchCache)
+    }
+
+    /// Runs something that waits for the disk where waiting is allowed.
+    pub(super) async fn blocking<R: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> Result<R, ApiError> + Send + 'static,
+    ) -> Result<R, ApiError> {
+        let app = Arc::clone(self);
+        tokio::task::spawn_blocking(move || work(&app)).await.unwrap_or(Err(ApiError::Internal))
+    }
+}
+
+pub(super) async fn root() -> Html<&'static str> {
+    Html("<!doctype html>\n<title>flywheel</title>\n<p>A Nix binary cache. It speaks the Attic API.</p>\n")
+}
+
+pub(super) async fn unknown_url() -> ApiError {
+    ApiError::NotFound
+}
+
+pub(super) async fn cache_config(
+    State(app): State<Arc<App>>,
+    Path(cache): Path<CacheName>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let key = app.readable(&headers, &cache)?;
+    // The client reached us under this name; we know of no better one.
+    let host = headers.get(HOST).and_then(|h| h.to_str().ok()).filter(|h| h.parse::<Authority>().is_ok());
+    let host = host.map_or_else(|| app.addr.to_string(), str::to_owned);
+    let scheme = match headers.get("x-forwarded-proto") {
+        Some(proto) if proto.as_bytes() == b"https" => "https",
+        _ => "http",
+    };
+    let config = CacheConfig {
+        substituter_endpoint: format!("{scheme}://{host}/{}", cache.as_str()),
+        api_endpoint: format!("{scheme}://{host}/"),
+        public_key: key.public(),
+        is_public: app.access.public,
+        store_dir: &app.store_dir,
+        priority: app.priority,
+        upstream_cache_key_names: &app.upstream_cache_key_names,
+        retention_period: "Global",
+    };
+    Ok(Json(config).into_response())
+}
+
+/// Needs the right to push: it tells what is in the cache. The token is looked
+/// at before the body is read, so that strangers cannot make us hold megabytes.
+pub(super) async fn get_missing_paths(State(app): State<Arc<App>>, request: Request) -> Response {
+    let (head, body) = request.into_parts();
+    if let Err(refused) = app.access.push(&head.headers) {
+        super::upload::linger(body.into_data_stream());
+        return refused.into_response();
+    }
+    let json = head.headers.get(CONTENT_TYPE).is_some_and(|t| t.as_bytes().starts_with(b"application/json"));
+    if !json {
+        let text = "Expected request with `Content-Type: application/json`";
+        return (StatusCode::UNSUPPORTED_MEDIA_TYPE, text).into_response();
+    }
+    let read = tokio::time::timeout(app.limits.stall, to_bytes(body, LARGEST_QUESTION)).await;
+    let Ok(read) = read else { return ApiError::Stalled.into_response() };
+    let Ok(bytes) = read else {
+        return (StatusCode::PAYLOAD_TOO_LARGE, "Too many hashes in one question").into_response();
+    };
+    let asked: MissingRequest = match Json::from_bytes(&bytes) {
+        Ok(Json(asked)) => asked,
+        Err(malformed) => return malformed.into_response(), // 400 or 422, plain text
+    };
+    drop(bytes);
+    match missing(&app, asked).await {
+        Ok(answer) => answer,
+        Err(e) => e.into_response(),
+    }
+}
+
+async fn missing(app: &Arc<App>, asked: MissingRequest) -> Result<Response, ApiError> {
+    if app.key(&asked.cache).is_none() {
+        return Err(ApiError::NoSuchCache);
+    }
+    let (missing, stale) = app
+        .blocking(move |app| {
+            app.shelf
+                .reader
+                .missing(asked.cache.as_str(), &asked.store_path_hashes)
+                .map_err(|e| ApiError::from_sql("asking what is missing", &e))
+        })
+        .await?;
+    app.shelf.writer.touch(stale).await;
+    let missing_paths = missing.iter().map(super::names::PathHash::as_str).collect();
+    Ok(Json(MissingAnswer { missing_paths }).into_response())
+}

@@ -1,0 +1,86 @@
+//! What Nix's substituters ask for. Must not know how things are stored.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::HeaderMap;
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use axum::response::{IntoResponse, Response};
+use tokio_util::io::ReaderStream;
+
+use super::api::App;
+use super::error::ApiError;
+use super::names::{CacheName, PathHash};
+use super::narinfo;
+use super::shelf::Nar;
+
+const READ_AHEAD: usize = 64 * 1024;
+
+pub(super) async fn cache_info(
+    State(app): State<Arc<App>>,
+    Path(cache): Path<CacheName>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    app.readable(&headers, &cache)?;
+    let text = format!("WantMassQuery: 1\nStoreDir: {}\nPriority: {}\n", app.store_dir, app.priority);
+    Ok(([(CONTENT_TYPE, "text/x-nix-cache-info")], text).into_response())
+}
+
+pub(super) async fn nar_info(
+    State(app): State<Arc<App>>,
+    Path((cache, file)): Path<(CacheName, String)>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let key = app.readable(&headers, &cache)?;
+    let hash = named(&file, ".narinfo")?;
+    let name = cache.as_str().to_owned();
+    let found = app
+        .blocking(move |app| {
+            app.shelf.reader.path(&name, hash).map_err(|e| ApiError::from_sql("reading a path", &e))
+        })
+        .await?;
+    let (record, stale) = found.ok_or(ApiError::NoSuchObject)?;
+    app.shelf.writer.touch(stale.into_iter().collect()).await;
+    let text = narinfo::text(&app.store_dir, &record, key);
+    Ok(([(CONTENT_TYPE, "text/x-nix-narinfo")], text).into_response())
+}
+
+pub(super) async fn nar(
+    State(app): State<Arc<App>>,
+    Path((cache, file)): Path<(CacheName, String)>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    app.readable(&headers, &cache)?;
+    let hash = named(&file, ".nar")?;
+    let name = cache.as_str().to_owned();
+    let found = app
+        .blocking(move |app| {
+            app.shelf.reader.nar(&name, hash).map_err(|e| ApiError::from_sql("reading a NAR", &e))
+        })
+        .await?;
+    let (nar, stale) = found.ok_or(ApiError::NoSuchObject)?;
+    app.shelf.writer.touch(stale.into_iter().collect()).await;
+    let (size, body) = match nar {
+        Nar::Small(data) => (data.len() as u64, Body::from(data)),
+        Nar::File { hash, size } => {
+            let path = app.shelf.nar_file(&hash);
+            let Ok(mut file) = tokio::fs::File::open(&path).await else {
+                // Evicted between the two looks, or somebody took it away: then the row must not stay either.
+                tracing::warn!("embedded cache: {} is gone; its paths are dropped", path.display());
+                app.shelf.writer.lost(hash).await;
+                return Err(ApiError::NoSuchObject);
+            };
+            file.set_max_buf_size(READ_AHEAD);
+            (size, Body::from_stream(ReaderStream::with_capacity(file, READ_AHEAD)))
+        }
+    };
+    Ok(([(CONTENT_TYPE, "application/x-nix-nar".to_owned()), (CONTENT_LENGTH, size.to_string())], body)
+        .into_response())
+}
+
+/// The hash in `HASH.suffix`. Whatever else is asked for is not here.
+fn named(file: &str, suffix: &str) -> Result<PathHash, ApiError> {
+    let hash = file.strip_suffix(suffix).ok_or(ApiError::NotFound)?;
+    PathHash::parse(hash).map_err(|_| ApiError::NotFound)
+}

@@ -1,0 +1,130 @@
+//! The Attic API's messages as this server reads and writes them, and the
+//! checks that keep a bad upload from poisoning Nix. Must not know tokens or disks.
+//! (attic: src/api/v1/)
+
+use serde::{Deserialize, Serialize};
+
+use super::error::ApiError;
+use super::names::{CacheName, NarHash, PathHash, base_name_hash, short};
+
+/// A path refers to some dozens of others; thousands are already odd.
+const MOST_REFERENCES: usize = 20_000;
+
+#[derive(Deserialize)]
+pub(super) struct MissingRequest {
+    pub(super) cache: CacheName,
+    pub(super) store_path_hashes: Vec<PathHash>,
+}
+
+#[derive(Serialize)]
+pub(super) struct MissingAnswer<'a> {
+    pub(super) missing_paths: Vec<&'a str>,
+}
+
+/// What the client says about a NAR before it sends it.
+#[derive(Deserialize)]
+pub(super) struct UploadInfo {
+    pub(super) cache: CacheName,
+    pub(super) store_path_hash: PathHash,
+    pub(super) store_path: String,
+    pub(super) references: Vec<String>,
+    pub(super) system: Option<String>,
+    pub(super) deriver: Option<String>,
+    pub(super) sigs: Vec<String>,
+    pub(super) ca: Option<String>,
+    pub(super) nar_hash: NarHash,
+    pub(super) nar_size: u64,
+}
+
+#[derive(Serialize)]
+pub(super) struct UploadAnswer {
+    pub(super) kind: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) file_size: Option<u64>,
+    pub(super) frac_deduplicated: Option<f64>,
+}
+
+#[derive(Serialize)]
+pub(super) struct CacheConfig<'a> {
+    pub(super) substituter_endpoint: String,
+    pub(super) api_endpoint: String,
+    pub(super) public_key: String,
+    pub(super) is_public: bool,
+    pub(super) store_dir: &'a str,
+    pub(super) priority: u32,
+    pub(super) upstream_cache_key_names: &'a [String],
+    pub(super) retention_period: &'static str,
+}
+
+/// A path whose every field can be put into a narinfo.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct PathRecord {
+    pub(super) base: String,
+    /// Base names, sorted, each once: the order Nix signs them in.
+    pub(super) references: Vec<String>,
+    pub(super) system: Option<String>,
+    pub(super) deriver: Option<String>,
+    pub(super) ca: Option<String>,
+    pub(super) sigs: Vec<String>,
+    pub(super) nar_hash: NarHash,
+    pub(super) nar_size: u64,
+}
+
+impl UploadInfo {
+    /// Attic stores whatever it is told; Nix would then stop at a narinfo that does not parse.
+    pub(super) fn check(self, store_dir: &str) -> Result<PathRecord, ApiError> {
+        let bad = |what: &str, value: &str| ApiError::Request(format!("{what} \"{}\"", short(value)));
+        let base = below(store_dir, &self.store_path)
+            .ok_or_else(|| bad(&format!("store_path is not below {store_dir}:"), &self.store_path))?;
+        let hash =
+            base_name_hash(base).ok_or_else(|| bad("store_path is not a store path:", &self.store_path))?;
+        if hash != self.store_path_hash {
+            return Err(bad("store_path_hash does not belong to store_path", &self.store_path));
+        }
+        if self.references.len() > MOST_REFERENCES {
+            return Err(ApiError::Request(format!("more than {MOST_REFERENCES} references")));
+        }
+        if let Some(wrong) = self.references.iter().find(|r| base_name_hash(r).is_none()) {
+            return Err(bad("reference is not a store path's base name:", wrong));
+        }
+        let deriver = self.deriver.filter(|d| d != "unknown-deriver");
+        let deriver = deriver.map(|d| below(store_dir, &d).unwrap_or(&d).to_owned());
+        if let Some(wrong) = deriver.as_ref().filter(|d| base_name_hash(d).is_none()) {
+            return Err(bad("deriver is not a store path's base name:", wrong));
+        }
+        for (what, value) in [("system", &self.system), ("ca", &self.ca)] {
+            if let Some(wrong) = value.as_ref().filter(|v| !one_word(v, 256)) {
+                return Err(bad(&format!("{what} is not one word:"), wrong));
+            }
+        }
+        if let Some(wrong) = self.sigs.iter().find(|s| !one_word(s, 512) || !s.contains(':')) {
+            return Err(bad("not a signature:", wrong));
+        }
+        if self.sigs.len() > 16 {
+            return Err(ApiError::Request("more than 16 signatures".to_owned()));
+        }
+        let base = base.to_owned();
+        let mut references = self.references;
+        references.sort_unstable();
+        references.dedup();
+        Ok(PathRecord {
+            base,
+            references,
+            system: self.system,
+            deriver,
+            ca: self.ca,
+            sigs: self.sigs,
+            nar_hash: self.nar_hash,
+            nar_size: self.nar_size,
+        })
+    }
+}
+
+fn below<'a>(store_dir: &str, path: &'a str) -> Option<&'a str> {
+    path.strip_prefix(store_dir)?.strip_prefix('/')
+}
+
+/// A narinfo is lines of `key: value`: a line break would add lines of the client's choice.
+fn one_word(text: &str, longest: usize) -> bool {
+    !text.is_empty() && text.len() <= longest && text.bytes().all(|b| b.is_ascii_graphic())
+}

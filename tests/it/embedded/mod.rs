@@ -1,0 +1,230 @@
+//! The embedded cache from outside: real HTTP, real Nix, a real kill and a really full disk.
+
+mod nix;
+mod process;
+mod vectors;
+
+use std::path::Path;
+
+use flywheel::embedded::{Running, Settings, start};
+use reqwest::{Client, Response};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+
+fn settings(dir: &Path, caches: &[&str], public: bool) -> Settings {
+    Settings {
+        dir: dir.join("cache"),
+        listen: "127.0.0.1:0".parse().unwrap(),
+        caches: caches.iter().map(|c| (*c).to_owned()).collect(),
+        public,
+        store_dir: "/nix/store".to_owned(),
+        max_size: None,
+        max_nar_size: 64 << 20,
+        token_dir: dir.to_owned(),
+        priority: 41,
+        upstream_cache_key_names: vec!["cache.nixos.org-1".to_owned()],
+    }
+}
+
+struct Server {
+    running: Running,
+    shutdown: CancellationToken,
+    client: Client,
+    dir: Option<TempDir>,
+}
+
+impl Server {
+    async fn start(change: impl FnOnce(&mut Settings)) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut settings = settings(dir.path(), &["main"], false);
+        change(&mut settings);
+        let mut server = Self::with(settings).await;
+        server.dir = Some(dir);
+        server
+    }
+
+    async fn with(settings: Settings) -> Self {
+        let shutdown = CancellationToken::new();
+        let running = start(settings, shutdown.clone()).await.unwrap();
+        Self { running, shutdown, client: client(), dir: None }
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.running.addr)
+    }
+
+    fn token(&self, kind: &str) -> Option<String> {
+        match kind {
+            "push" => Some(read(&self.running.push_token_file)),
+            "pull-only" => Some(read(&self.running.pull_token_file)),
+            "none" => None,
+            other => Some(format!("not.a.token-{other}")),
+        }
+    }
+
+    async fn get(&self, path: &str) -> Response {
+        let token = self.token("push").unwrap();
+        self.client.get(self.url(path)).bearer_auth(token).send().await.unwrap()
+    }
+
+    async fn upload(&self, info: &Value, nar: impl Into<reqwest::Body>) -> Response {
+        upload(&self.client, &self.url(""), &self.token("push").unwrap(), info, nar).await
+    }
+
+    async fn stop(self) {
+        self.shutdown.cancel();
+        drop(self.client);
+        self.running.task.await.unwrap().unwrap();
+    }
+}
+
+fn client() -> Client {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    Client::builder().no_proxy().build().unwrap()
+}
+
+async fn upload(
+    client: &Client,
+    url: &str,
+    token: &str,
+    info: &Value,
+    nar: impl Into<reqwest::Body>,
+) -> Response {
+    client
+        .put(format!("{url}/_api/v1/upload-path"))
+        .bearer_auth(token)
+        .header("X-Attic-Nar-Info", info.to_string())
+        .body(nar)
+        .send()
+        .await
+        .unwrap()
+}
+
+fn read(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap().trim().to_owned()
+}
+
+fn hash(bytes: &[u8]) -> String {
+    let hex: String = Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect();
+    format!("sha256:{hex}")
+}
+
+fn noise(seed: usize, len: usize) -> Vec<u8> {
+    (0..len.div_ceil(32))
+        .flat_map(|i| <[u8; 32]>::from(Sha256::digest(format!("{seed} {i}"))))
+        .take(len)
+        .collect()
+}
+
+fn base(n: usize) -> String {
+    format!("{n:0>32}-p")
+}
+
+fn info(base: &str, references: &[String], nar: &[u8]) -> Value {
+    json!({"cache": "main", "store_path_hash": &base[..32], "store_path": format!("/nix/store/{base}"),
+        "references": references, "system": null, "deriver": null, "sigs": [], "ca": null,
+        "nar_hash": hash(nar), "nar_size": nar.len()})
+}
+
+#[tokio::test]
+async fn a_locked_database_answers_500_and_then_recovers() {
+    let server = Server::start(|_| {}).await;
+    let database = server.dir.as_ref().unwrap().path().join("cache/cache.sqlite");
+    let other = rusqlite::Connection::open(database).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let answer = server.upload(&info(&base(1), &[], b"x"), &b"x"[..]).await;
+    assert_eq!(answer.status(), 500);
+    assert_eq!(answer.json::<Value>().await.unwrap()["error"], "InternalServerError");
+    other.execute_batch("ROLLBACK").unwrap();
+    assert_eq!(server.upload(&info(&base(1), &[], b"x"), &b"x"[..]).await.status(), 200);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_there_is_not_replaced_and_large_nars_are_verified_and_shared() {
+    let server = Server::start(|s| s.max_nar_size = 1 << 20).await;
+    for len in [100, 700_000] {
+        let (a, b) = (noise(len, len), noise(len + 1, len));
+        let (one, two) = (base(len), base(len + 1));
+        let kind = |answer: Value| answer["kind"].clone();
+        assert_eq!(
+            kind(server.upload(&info(&one, &[], &a), a.clone()).await.json().await.unwrap()),
+            "Uploaded"
+        );
+        assert_eq!(
+            kind(server.upload(&info(&one, &[], &b), b.clone()).await.json().await.unwrap()),
+            "Uploaded"
+        );
+        assert_eq!(
+            kind(server.upload(&info(&one, &[], &a), a.clone()).await.json().await.unwrap()),
+            "Deduplicated"
+        );
+        assert_eq!(
+            kind(server.upload(&info(&two, &[], &a), a.clone()).await.json().await.unwrap()),
+            "Deduplicated"
+        );
+        for name in [&one, &two] {
+            let nar = server.get(&format!("/main/nar/{}.nar", &name[..32])).await;
+            assert_eq!(nar.headers()["content-type"], "application/x-nix-nar");
+            let nar = zstd::decode_all(&nar.bytes().await.unwrap()[..]).unwrap();
+            assert!(nar == a, "the first content stays");
+        }
+        let head = server.client.head(server.url(&format!("/main/nar/{}.nar", &one[..32])));
+        let head = head.bearer_auth(server.token("pull-only").unwrap()).send().await.unwrap();
+        assert!(head.status() == 200 && head.headers().contains_key("content-length"));
+        // Wrong bytes, too few, too many; also for what is already there.
+        let other = base(len + 2);
+        for (claimed, bytes) in [(&a, &b[..]), (&b, &b[..len - 1]), (&b, &[&b[..], b"x"].concat()[..])] {
+            for name in [&other, &one] {
+                let answer = server.upload(&info(name, &[], claimed), bytes.to_vec()).await;
+                assert_eq!(answer.status(), 400, "{}", answer.text().await.unwrap());
+            }
+        }
+        assert_eq!(server.get(&format!("/main/{}.narinfo", &other[..32])).await.status(), 404);
+    }
+    let nars = server.dir.as_ref().unwrap().path().join("cache/nar");
+    assert_eq!(std::fs::read_dir(nars).unwrap().count(), 1);
+    // An answer that comes before the body is read is seen, not a broken pipe.
+    let huge = noise(1, 5 << 20);
+    let answer = server.upload(&info(&base(5), &[], &huge), huge.clone()).await;
+    assert_eq!(answer.status(), 413);
+    let answer = answer.json::<Value>().await.unwrap();
+    assert_eq!((answer["code"].as_u64(), answer["error"].as_str()), (Some(413), Some("PayloadTooLarge")));
+    server.stop().await;
+}
+
+/// How long 2,000 small paths take through 8 connections. Prints, and judges nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_thousand_small_paths() {
+    let server = Server::start(|_| {}).await;
+    let started = std::time::Instant::now();
+    let lanes: Vec<_> = (0..8)
+        .map(|lane| {
+            let (client, url, token) = (server.client.clone(), server.url(""), server.token("push").unwrap());
+            tokio::spawn(async move {
+                for n in (lane..2000).step_by(8) {
+                    let nar = noise(n, 400);
+                    assert_eq!(
+                        upload(&client, &url, &token, &info(&base(n), &[], &nar), nar).await.status(),
+                        200
+                    );
+                }
+            })
+        })
+        .collect();
+    for lane in lanes {
+        lane.await.unwrap();
+    }
+    eprintln!("2000 small paths: {:?}", started.elapsed());
+    let hashes: Vec<String> = (0..2000).map(|n| base(n)[..32].to_owned()).collect();
+    let question = json!({"cache": "main", "store_path_hashes": hashes});
+    let call = server
+        .client
+        .post(server.url("/_api/v1/get-missing-paths"))
+        .bearer_auth(server.token("push").unwrap());
+    let answer: Value = call.json(&question).send().await.unwrap().json().await.unwrap();
+    assert_eq!(answer["missing_paths"], json!([]));
+    server.stop().await;
+}
