@@ -90,10 +90,10 @@ async fn mind(context: Context, args: RunArgs) -> Result<Exit, Failure> {
             exit
         }
         Err(failure) => {
-            let exit = failure.exit(strict);
-            context.render.failure(&failure, exit);
             // A bad `--push` or a fault of ours must not turn a good command red unless asked.
-            if strict { exit } else { Exit::Done }
+            let exit = if strict { failure.exit(strict) } else { Exit::Done };
+            context.render.failure(&failure, exit);
+            exit
         }
     };
     // The command's own failure says more than ours.
