@@ -334,7 +334,7 @@ impl Flow {
         let index = usize::from(cache.0);
         let Some(c) = self.caches.get_mut(index) else { return };
         let Some(batch) = c.asking.take() else { return };
-        c.gate.failed(failure, now, &mut self.rng);
+        c.gate.failed(failure, None, now, &mut self.rng);
         match failure {
             Failure::Unreachable | Failure::Refused => {}
             Failure::Transient { retry_after } => {
@@ -396,7 +396,7 @@ impl Flow {
     fn upload_failed(&mut self, id: TaskId, failure: Failure, now: Time) {
         let Some(index) = self.leave_upload(id) else { return };
         let c = &mut self.caches[index];
-        c.gate.failed(failure, now, &mut self.rng);
+        c.gate.failed(failure, Some(id), now, &mut self.rng);
         let Some(task) = self.tasks.get_mut(&id) else { return };
         let wait = Backoff::UPLOAD.wait(task.attempts, &mut self.rng);
         match failure {
