@@ -120,7 +120,7 @@ impl Gate {
                 if *strikes >= STRIKES {
                     // One path that always fails must not make the others wait
                     // longer each time.
-                    if self.attempt > 0 && by != self.last {
+                    if self.attempt > 0 && (by.is_none() || by != self.last) {
                         self.relapses += 1;
                     }
                     self.last = by;

@@ -321,8 +321,7 @@ impl Flow {
                 None => self.ready_unless_blocked(id),
             }
         }
-        let named = present.len() + missing.len();
-        if named < batch.len() && self.ask_again(&batch) {
+        if self.ask_again(&batch) {
             // An answer that leaves some out may do so again: not at once.
             let c = &mut self.caches[usize::from(cache.0)];
             c.ask_attempt += 1;
