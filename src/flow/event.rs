@@ -47,7 +47,8 @@ pub enum Event {
         /// The tasks, references before referrers.
         tasks: Vec<NewTask>,
     },
-    /// A query came back: `present` are in the cache, `missing` are not.
+    /// A query came back: `present` are in the cache, `missing` are not. What
+    /// is in neither is asked again later.
     Asked {
         /// The cache.
         cache: CacheId,
@@ -60,7 +61,7 @@ pub enum Event {
     AskFailed {
         /// The cache.
         cache: CacheId,
-        /// What was asked for.
+        /// What was asked for; the query is known here, so it may be left empty.
         tasks: Vec<TaskId>,
         /// How it failed.
         failure: Failure,
@@ -95,7 +96,7 @@ pub enum Event {
     Stop,
 }
 
-use super::step::CacheLimits;
+pub(super) use super::step::CacheLimits;
 
 /// How a request to a cache failed, as far as it matters for what to do next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

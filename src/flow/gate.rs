@@ -8,8 +8,12 @@
 //!       │                                   401, 403
 //!       └── probe answered ── Closed(Refused) ◄─── Open
 //! ```
+//!
+//! After a probe the gate is open on trial: one transient failure before the
+//! first success closes it again, and for longer each time, since a cache that
+//! answers probes but not the work has too much of it.
 
-use super::event::{Failure, Time};
+use super::event::{Failure, TaskId, Time};
 use super::retry::{Backoff, Rng};
 
 /// What a cache looks like from outside.
@@ -47,12 +51,16 @@ pub(super) struct Gate {
     state: State,
     /// Closings since the last success: what the waits grow with.
     attempt: u32,
+    /// Of these, closings by a failure right after a probe that was answered,
+    /// by another task than the one before.
+    relapses: u32,
+    last: Option<TaskId>,
     shown: GateState,
 }
 
 impl Gate {
     pub(super) fn new() -> Self {
-        Self { state: State::Open { strikes: 0 }, attempt: 0, shown: GateState::Online }
+        Self { state: State::Open { strikes: 0 }, attempt: 0, relapses: 0, last: None, shown: GateState::Online }
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -94,6 +102,7 @@ impl Gate {
     /// A request that only an open, permitted cache answers has succeeded.
     pub(super) fn succeeded(&mut self) {
         self.attempt = 0;
+        self.relapses = 0;
         if let State::Open { strikes } = &mut self.state {
             *strikes = 0;
             self.shown = GateState::Online;
@@ -101,7 +110,7 @@ impl Gate {
     }
 
     /// A request failed. Only what says something about the cache as a whole counts.
-    pub(super) fn failed(&mut self, failure: Failure, now: Time, rng: &mut Rng) {
+    pub(super) fn failed(&mut self, failure: Failure, by: Option<TaskId>, now: Time, rng: &mut Rng) {
         let State::Open { strikes } = &mut self.state else { return };
         match failure {
             Failure::Refused => self.close(true, now, rng),
@@ -109,6 +118,12 @@ impl Gate {
             Failure::Transient { .. } => {
                 *strikes += 1;
                 if *strikes >= STRIKES {
+                    // One path that always fails must not make the others wait
+                    // longer each time.
+                    if self.attempt > 0 && (by.is_none() || by != self.last) {
+                        self.relapses += 1;
+                    }
+                    self.last = by;
                     self.close(false, now, rng);
                 }
             }
@@ -133,7 +148,8 @@ impl Gate {
             // That the cache shows its configuration does not prove that the
             // token may push: "refused" is shown until a request has succeeded.
             Ok(()) => {
-                self.state = State::Open { strikes: 0 };
+                // Open on trial: until something has succeeded, one failure closes.
+                self.state = State::Open { strikes: STRIKES - 1 };
                 if !refused {
                     self.shown = GateState::Online;
                 }
@@ -162,8 +178,14 @@ impl Gate {
 
     fn close(&mut self, refused: bool, now: Time, rng: &mut Rng) {
         self.attempt = self.attempt.saturating_add(1);
-        let backoff = if refused { Backoff::REFUSED } else { Backoff::PROBE };
-        let at = now.after(backoff.wait(self.attempt, rng));
+        let wait = if refused {
+            Backoff::REFUSED.wait(self.attempt, rng)
+        } else if self.is_open() && self.relapses > 0 {
+            Backoff::OVERLOAD.wait(self.relapses, rng)
+        } else {
+            Backoff::PROBE.wait(self.attempt, rng)
+        };
+        let at = now.after(wait);
         self.state = State::Closed { refused, probe: Probe::At(at) };
         self.shown = if refused { GateState::Refused } else { GateState::Offline };
     }

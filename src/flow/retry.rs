@@ -17,6 +17,9 @@ impl Backoff {
     /// Between probes of a cache that does not answer. The cap is what keeps
     /// uploads from resuming later than a second after the cache's return.
     pub const PROBE: Self = Self { base: Duration::from_millis(200), cap: Duration::from_millis(900) };
+    /// Before the next probe of a cache that answers probes but not the work:
+    /// it has too much of it, so its return is no reason to hurry.
+    pub const OVERLOAD: Self = Self { base: Duration::from_millis(500), cap: Duration::from_secs(8) };
     /// Between looks at a cache that refuses the token.
     pub const REFUSED: Self = Self { base: Duration::from_secs(30), cap: Duration::from_secs(60) };
 

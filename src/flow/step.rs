@@ -13,6 +13,10 @@ use super::task::{Phase, Task};
 /// Hashes in one query. A real server answers 500 to 40,000 and 200 to 10,000.
 const ASK_MOST: usize = 4_000;
 
+/// Queries refused in a row after which the question as such must be wrong:
+/// halving the largest finds a single bad hash with twelve.
+const ASK_REFUSALS: u32 = 32;
+
 /// Tries after which a task that cannot be read here is parked.
 const LOCAL_TRIES: u32 = 5;
 
@@ -47,7 +51,12 @@ struct Cache {
     lanes: Lanes,
     asks: VecDeque<TaskId>,
     urgent_asks: VecDeque<TaskId>,
-    asking: bool,
+    /// The query that is under way.
+    asking: Option<Vec<TaskId>>,
+    /// Hashes in the next query: fewer after one that was refused as such.
+    ask_most: usize,
+    /// Queries refused as such since the last good one.
+    ask_refusals: u32,
     ask_attempt: u32,
     ask_rest: Option<Time>,
     uploading: u32,
@@ -78,7 +87,9 @@ impl Flow {
                 lanes: Lanes::default(),
                 asks: VecDeque::new(),
                 urgent_asks: VecDeque::new(),
-                asking: false,
+                asking: None,
+                ask_most: ASK_MOST,
+                ask_refusals: 0,
                 ask_attempt: 0,
                 ask_rest: None,
                 uploading: 0,
@@ -103,8 +114,8 @@ impl Flow {
         let shown: Vec<_> = self.caches.iter().map(|c| c.gate.shown()).collect();
         match event {
             Event::Admit { cache, tasks } => tasks.into_iter().for_each(|task| self.admit(cache, task)),
-            Event::Asked { cache, present, missing } => self.asked(cache, &present, &missing),
-            Event::AskFailed { cache, tasks, failure } => self.ask_failed(cache, &tasks, failure, now),
+            Event::Asked { cache, present, missing } => self.asked(cache, &present, &missing, now),
+            Event::AskFailed { cache, failure, .. } => self.ask_failed(cache, failure, now),
             Event::Uploaded(id) => self.uploaded(id, Outcome::Pushed),
             Event::InUpstream(id) => self.uploaded(id, Outcome::Upstream),
             Event::UploadFailed(id, failure) => self.upload_failed(id, failure, now),
@@ -172,7 +183,7 @@ impl Flow {
 
     /// Uploads and queries under way, over all caches.
     pub fn in_flight(&self) -> u32 {
-        self.caches.iter().map(|c| c.uploading + u32::from(c.asking)).sum()
+        self.caches.iter().map(|c| c.uploading + u32::from(c.asking.is_some())).sum()
     }
 
     /// How many tasks of a group are neither settled nor parked.
@@ -283,11 +294,13 @@ impl Flow {
         }
     }
 
-    fn asked(&mut self, cache: CacheId, present: &[TaskId], missing: &[TaskId]) {
+    fn asked(&mut self, cache: CacheId, present: &[TaskId], missing: &[TaskId], now: Time) {
         let Some(c) = self.cache(cache) else { return };
-        c.asking = false;
+        let Some(batch) = c.asking.take() else { return };
         c.ask_attempt = 0;
         c.ask_rest = None;
+        c.ask_refusals = 0;
+        c.ask_most = (c.ask_most * 2).min(ASK_MOST);
         c.gate.succeeded();
         for &id in present {
             if self.tasks.get(&id).is_some_and(|t| t.phase == Phase::Asking) {
@@ -308,13 +321,19 @@ impl Flow {
                 None => self.ready_unless_blocked(id),
             }
         }
+        if self.ask_again(&batch) {
+            // An answer that leaves some out may do so again: not at once.
+            let c = &mut self.caches[usize::from(cache.0)];
+            c.ask_attempt += 1;
+            c.ask_rest = Some(now.after(Backoff::UPLOAD.wait(c.ask_attempt, &mut self.rng)));
+        }
     }
 
-    fn ask_failed(&mut self, cache: CacheId, tasks: &[TaskId], failure: Failure, now: Time) {
+    fn ask_failed(&mut self, cache: CacheId, failure: Failure, now: Time) {
         let index = usize::from(cache.0);
         let Some(c) = self.caches.get_mut(index) else { return };
-        c.asking = false;
-        c.gate.failed(failure, now, &mut self.rng);
+        let Some(batch) = c.asking.take() else { return };
+        c.gate.failed(failure, None, now, &mut self.rng);
         match failure {
             Failure::Unreachable | Failure::Refused => {}
             Failure::Transient { retry_after } => {
@@ -323,25 +342,43 @@ impl Flow {
                 c.ask_rest = Some(now.after(wait.max(bounded(retry_after))));
             }
             // The answer is about the question, not the moment: asking again
-            // would get it again.
+            // would get it again. It may be about one hash of many, or about
+            // their number, so fewer are asked until the one is found.
+            Failure::Mismatch | Failure::TooLarge | Failure::Rejected | Failure::Local
+                if batch.len() > 1 && c.ask_refusals < ASK_REFUSALS =>
+            {
+                c.ask_refusals += 1;
+                c.ask_most = (batch.len() / 2).max(1);
+            }
             Failure::NoSuchCache
             | Failure::Mismatch
             | Failure::TooLarge
             | Failure::Rejected
             | Failure::Local => {
-                for &id in tasks {
-                    self.park(id, Cause::Failed(failure));
+                c.ask_refusals += 1;
+                for id in batch {
+                    if self.tasks.get(&id).is_some_and(|t| t.phase == Phase::Asking) {
+                        self.park(id, Cause::Failed(failure));
+                    }
                 }
                 return;
             }
         }
-        for &id in tasks {
-            if let Some(task) = self.tasks.get_mut(&id).filter(|t| t.phase == Phase::Asking) {
-                task.phase = Phase::Unasked;
-                let c = &mut self.caches[index];
-                if task.urgent { c.urgent_asks.push_back(id) } else { c.asks.push_back(id) }
-            }
+        self.ask_again(&batch);
+    }
+
+    /// Queues those of a query that are still being asked for, in front and in
+    /// order; false when there is none.
+    fn ask_again(&mut self, batch: &[TaskId]) -> bool {
+        let mut any = false;
+        for &id in batch.iter().rev() {
+            let Some(task) = self.tasks.get_mut(&id).filter(|t| t.phase == Phase::Asking) else { continue };
+            task.phase = Phase::Unasked;
+            let c = &mut self.caches[usize::from(task.cache.0)];
+            if task.urgent { c.urgent_asks.push_front(id) } else { c.asks.push_front(id) }
+            any = true;
         }
+        any
     }
 
     fn uploaded(&mut self, id: TaskId, outcome: Outcome) {
@@ -358,7 +395,7 @@ impl Flow {
     fn upload_failed(&mut self, id: TaskId, failure: Failure, now: Time) {
         let Some(index) = self.leave_upload(id) else { return };
         let c = &mut self.caches[index];
-        c.gate.failed(failure, now, &mut self.rng);
+        c.gate.failed(failure, Some(id), now, &mut self.rng);
         let Some(task) = self.tasks.get_mut(&id) else { return };
         let wait = Backoff::UPLOAD.wait(task.attempts, &mut self.rng);
         match failure {
@@ -584,9 +621,9 @@ impl Flow {
         if !c.gate.is_open() {
             return;
         }
-        if !c.asking && c.ask_rest.is_none() {
+        if c.asking.is_none() && c.ask_rest.is_none() {
             let mut batch = Vec::new();
-            while batch.len() < ASK_MOST {
+            while batch.len() < c.ask_most {
                 let Some(id) = c.urgent_asks.pop_front().or_else(|| c.asks.pop_front()) else { break };
                 if let Some(task) = tasks.get_mut(&id).filter(|t| t.phase == Phase::Unasked) {
                     task.phase = Phase::Asking;
@@ -594,7 +631,7 @@ impl Flow {
                 }
             }
             if !batch.is_empty() {
-                c.asking = true;
+                c.asking = Some(batch.clone());
                 out.push(Action::Ask(cache_id(index), batch));
             }
         }
