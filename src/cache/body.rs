@@ -162,9 +162,9 @@ impl State {
         self.breaths = BREATHS;
         // The connection knows the length and may not ask again after the last chunk.
         if self.left == 0 {
-            self.rest(Phase::Done)
+            self.rest(Phase::Done);
         } else {
-            self.phase = Phase::Network
+            self.phase = Phase::Network;
         }
         self.moved = Instant::now();
         Poll::Ready(Some(Ok(chunk)))

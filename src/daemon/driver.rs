@@ -123,7 +123,10 @@ impl Driver {
     }
 
     fn wake_at(&self) -> Instant {
-        let flow = self.flow.next_deadline().map(|Time(ms)| self.began + Duration::from_millis(ms.saturating_add(1)));
+        let flow = self
+            .flow
+            .next_deadline()
+            .map(|Time(ms)| self.began + Duration::from_millis(ms.saturating_add(1)));
         let waiter = self.desk.waiters.iter().map(|w| w.deadline).min();
         let far = Instant::now() + Duration::from_secs(3600);
         [flow, waiter, self.stopping].into_iter().flatten().min().unwrap_or(far)
@@ -185,7 +188,12 @@ impl Driver {
         }
     }
 
-    fn asked(&mut self, cache: CacheId, tasks: Vec<TaskId>, result: Result<Vec<TaskId>, crate::cache::CacheError>) {
+    fn asked(
+        &mut self,
+        cache: CacheId,
+        tasks: Vec<TaskId>,
+        result: Result<Vec<TaskId>, crate::cache::CacheError>,
+    ) {
         match result {
             Ok(missing) => {
                 let absent: std::collections::HashSet<_> = missing.iter().copied().collect();
@@ -262,7 +270,8 @@ impl Driver {
     fn act(&mut self, action: Action) {
         match action {
             Action::Ask(cache, tasks) => {
-                let tasks = tasks.into_iter().filter_map(|t| Some((t, self.wares.get(&t)?.path.clone()))).collect();
+                let tasks =
+                    tasks.into_iter().filter_map(|t| Some((t, self.wares.get(&t)?.path.clone()))).collect();
                 self.transfers.ask(cache, tasks);
             }
             Action::Upload(cache, task, attempt) => {

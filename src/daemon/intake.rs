@@ -154,7 +154,7 @@ impl Intake {
                     // What was rung for before belongs before what is named.
                     ear.rung.store(false, Ordering::Release);
                     self.look(&mut cursor, &mut seen)?;
-                    self.name(naming, &mut cursor, &mut seen)?;
+                    self.name(&naming, &mut cursor, &mut seen)?;
                 }
                 Work::Stop => return Ok(()),
             }
@@ -189,7 +189,11 @@ impl Intake {
             None => {
                 let id = if self.existing { 0 } else { self.journal.head()? };
                 let cursor = Cursor { identity, id };
-                self.ledger.admit(Admit { cursor: Some(cursor.clone()), items: Vec::new(), at: wall_ms() })?;
+                self.ledger.admit(Admit {
+                    cursor: Some(cursor.clone()),
+                    items: Vec::new(),
+                    at: wall_ms(),
+                })?;
                 Ok(cursor)
             }
         }
@@ -206,7 +210,11 @@ impl Intake {
             let mut found: HashMap<u16, Vec<(PathInfo, i64, ItemState)>> = HashMap::new();
             for row in rows {
                 let Some(cache) = self.number_of(&row.cache) else {
-                    debug!(cache = row.cache, path = row.path, "left alone: its cache is not configured any more");
+                    debug!(
+                        cache = row.cache,
+                        path = row.path,
+                        "left alone: its cache is not configured any more"
+                    );
                     continue;
                 };
                 let info = match StorePath::parse(&row.path) {
@@ -282,7 +290,12 @@ impl Intake {
         Ok(())
     }
 
-    fn take_rows(&mut self, rows: Vec<PathInfo>, next: &Cursor, seen: &mut [Seen]) -> Result<(), IntakeError> {
+    fn take_rows(
+        &mut self,
+        rows: Vec<PathInfo>,
+        next: &Cursor,
+        seen: &mut [Seen],
+    ) -> Result<(), IntakeError> {
         let windows = self.windows().clone();
         let mut roots: Vec<Vec<PathInfo>> = self.caches.iter().map(|_| Vec::new()).collect();
         let mut owned: HashMap<i64, Vec<(SessionRow, Evidence)>> = HashMap::new();
@@ -320,7 +333,7 @@ impl Intake {
     }
 
     /// Takes named paths with their whole closure.
-    fn name(&mut self, naming: Naming, cursor: &mut Cursor, seen: &mut [Seen]) -> Result<(), IntakeError> {
+    fn name(&mut self, naming: &Naming, cursor: &mut Cursor, seen: &mut [Seen]) -> Result<(), IntakeError> {
         if naming.close_window {
             let head = self.journal.head()?;
             self.windows().close(naming.session, head);
@@ -352,9 +365,9 @@ impl Intake {
         let mut candidates = candidates.into_iter().peekable();
         loop {
             let mut chunk: Vec<Candidate> = Vec::new();
-            while let Some(candidate) = candidates.next_if(|c| {
-                chunk.len() < ITEMS && chunk.first().is_none_or(|first| first.cache == c.cache)
-            }) {
+            while let Some(candidate) = candidates
+                .next_if(|c| chunk.len() < ITEMS && chunk.first().is_none_or(|first| first.cache == c.cache))
+            {
                 chunk.push(candidate);
             }
             let last = candidates.peek().is_none();
@@ -398,17 +411,19 @@ impl Intake {
         items: &[(PathInfo, i64, ItemState)],
         sessions: &HashMap<i64, Vec<SessionRow>>,
     ) -> Result<(), IntakeError> {
-        let open = |state: ItemState| {
-            matches!(state, ItemState::Pending | ItemState::Uploading | ItemState::Failed)
-        };
+        let open =
+            |state: ItemState| matches!(state, ItemState::Pending | ItemState::Uploading | ItemState::Failed);
         let mut known: HashMap<&StorePath, Option<i64>> =
             items.iter().map(|(info, id, state)| (&info.path, open(*state).then_some(*id))).collect();
         let wanted: Vec<_> = items.iter().filter(|(_, _, state)| open(*state)).collect();
         if wanted.is_empty() {
             return Ok(());
         }
-        let mut elsewhere: Vec<&StorePath> =
-            wanted.iter().flat_map(|(info, _, _)| &info.references).filter(|r| !known.contains_key(r)).collect();
+        let mut elsewhere: Vec<&StorePath> = wanted
+            .iter()
+            .flat_map(|(info, _, _)| &info.references)
+            .filter(|r| !known.contains_key(r))
+            .collect();
         elsewhere.sort_unstable();
         elsewhere.dedup();
         let names: Vec<String> = elsewhere.iter().map(|p| p.base().to_owned()).collect();

@@ -25,7 +25,7 @@ pub(super) struct Live {
 }
 
 /// What a caller is told when the group it waits for is settled.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub(super) enum Asked {
     /// `session end`: the session's summary.
     End(SessionRow),

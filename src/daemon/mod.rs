@@ -242,7 +242,9 @@ fn clients(settings: &Settings, built_in: Option<&Running>) -> Result<Vec<CacheC
             (Target::Embedded, Some(running)) => {
                 (vec![format!("http://{}", running.addr)], TokenSource::File(running.push_token_file.clone()))
             }
-            (Target::Embedded, None) => bail!("the cache {name} is built in, and the built-in cache does not run"),
+            (Target::Embedded, None) => {
+                bail!("the cache {name} is built in, and the built-in cache does not run")
+            }
             (Target::Remote(urls), _) => {
                 let token = match &cache.token {
                     Token::File(file) => TokenSource::File(file.clone()),
@@ -290,7 +292,8 @@ fn resume(
         let draining = session.state != SessionState::Open;
         let cache = position(caches, &session.new.cache);
         if !session.new.id.starts_with("push-") {
-            let window = Window { session: session.row, after: session.new.after, until: session.until, cache };
+            let window =
+                Window { session: session.row, after: session.new.after, until: session.until, cache };
             windows.lock().unwrap_or_else(std::sync::PoisonError::into_inner).open(window);
         }
         resumed.push(Resumed { row: session.row, draining, pending: ledger.session_pending(session.row)? });

@@ -8,8 +8,8 @@ use super::live::Asked;
 use super::wall_ms;
 use crate::control::messages as m;
 use crate::control::messages::{ErrorCode, Reply};
-use crate::control::server::Responder;
 use crate::control::server::Peer;
+use crate::control::server::Responder;
 use crate::flow::{CacheId, GateState};
 use crate::ledger::{Counts, Evidence, Health, Ledger, LedgerError, Outcome, SessionInfo, SessionState};
 use crate::store::StoreDir;
@@ -75,9 +75,17 @@ impl Driver {
         let ledger = self.ledger.clone();
         tokio::task::spawn_blocking(move || match ledger.summary(row) {
             Ok(c) => info!(
-                session, label, pushed = c.pushed, already_cached = c.already_cached, upstream = c.upstream,
-                failed = c.failed_total, skipped = c.skipped, collected = c.collected, bytes = c.bytes,
-                "watch-store pushed {} store paths incrementally", c.pushed
+                session,
+                label,
+                pushed = c.pushed,
+                already_cached = c.already_cached,
+                upstream = c.upstream,
+                failed = c.failed_total,
+                skipped = c.skipped,
+                collected = c.collected,
+                bytes = c.bytes,
+                "watch-store pushed {} store paths incrementally",
+                c.pushed
             ),
             Err(error) => tracing::warn!(session, %error, "the session's summary cannot be read"),
         });
@@ -111,7 +119,9 @@ impl Driver {
                 },
                 Ok(None) => Reply::Error {
                     code: ErrorCode::NotFound,
-                    message: format!("there is no session {id:?} (`flywheelctl session list --all` shows them)"),
+                    message: format!(
+                        "there is no session {id:?} (`flywheelctl session list --all` shows them)"
+                    ),
                 },
                 Err(error) => internal(&error),
             };
@@ -204,7 +214,10 @@ impl Driver {
         }
         let queued = self.pending().saturating_sub(u64::from(uploading));
         let stopping = if self.stopping.is_some() { "stopping, " } else { "" };
-        format!("{stopping}{open} session{plural}, {queued} queued, {uploading} uploading, {}", caches.join(", "))
+        format!(
+            "{stopping}{open} session{plural}, {queued} queued, {uploading} uploading, {}",
+            caches.join(", ")
+        )
     }
 }
 
@@ -226,7 +239,12 @@ fn state(state: SessionState) -> m::SessionState {
 }
 
 /// A session's summary as its end tells it.
-pub(super) fn ended(ledger: &Ledger, store_dir: &StoreDir, info: &SessionInfo, warnings: Vec<String>) -> Reply {
+pub(super) fn ended(
+    ledger: &Ledger,
+    store_dir: &StoreDir,
+    info: &SessionInfo,
+    warnings: Vec<String>,
+) -> Reply {
     match ledger.summary(info.row) {
         Ok(counts) => Reply::Ended(summary(store_dir, info, counts, warnings)),
         Err(error) => internal(&error),

@@ -108,7 +108,8 @@ impl Driver {
     ) {
         let open = self.desk.sessions.values().filter(|s| s.uid == peer.uid && s.ending.is_none()).count();
         if open >= SESSIONS_PER_UID {
-            let message = format!("uid {} has {open} open sessions, the most there may be: end some", peer.uid);
+            let message =
+                format!("uid {} has {open} open sessions, the most there may be: end some", peer.uid);
             return responder.refuse(ErrorCode::Busy, message);
         }
         let cache = match cache.map(|name| self.known_cache(name)).transpose() {
@@ -214,17 +215,15 @@ impl Driver {
                     Opened::Start(responder) => responder,
                     Opened::Push { caller, .. } => caller.responder,
                 };
-                return responder.refuse(ErrorCode::Internal, format!("the session cannot be recorded: {error}"));
+                return responder
+                    .refuse(ErrorCode::Internal, format!("the session cannot be recorded: {error}"));
             }
         };
         let cache = live.cache;
         let name = cache.map(|c| self.name(c).to_owned());
         match caller {
             Opened::Start(responder) => {
-                info!(
-                    session = live.id, label = live.label, cache = name, uid = live.uid,
-                    "session started"
-                );
+                info!(session = live.id, label = live.label, cache = name, uid = live.uid, "session started");
                 responder.reply(Reply::Started { session: live.id.clone(), cache: name.unwrap_or_default() });
                 self.desk.sessions.insert(row, live);
             }
@@ -235,7 +234,9 @@ impl Driver {
                 match cache {
                     Some(cache) => self.name_paths(row, cache, paths, true, caller),
                     None => {
-                        caller.responder.refuse(ErrorCode::Denied, "a [[route]] of the configuration skips your paths");
+                        caller
+                            .responder
+                            .refuse(ErrorCode::Denied, "a [[route]] of the configuration skips your paths");
                         self.close(row);
                     }
                 }
@@ -312,7 +313,14 @@ impl Driver {
     }
 
     /// Has the intake take in what became valid, and named paths with their closure.
-    fn name_paths(&mut self, row: SessionId, cache: CacheId, paths: Vec<StorePath>, retry: bool, caller: Caller) {
+    fn name_paths(
+        &mut self,
+        row: SessionId,
+        cache: CacheId,
+        paths: Vec<StorePath>,
+        retry: bool,
+        caller: Caller,
+    ) {
         let close_window = matches!(caller.asked, Asked::End(_));
         let token = self.desk.expect(Pending { row, caller: Some(caller) });
         let naming = Naming { token, session: row, close_window, cache, paths, retry };

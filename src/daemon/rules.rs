@@ -29,7 +29,8 @@ impl Facts {
         let all = self.0.read().unwrap_or_else(PoisonError::into_inner);
         let Some(keys) = all.get(usize::from(cache)) else { return false };
         // A signature reads `<key name>:<base64>` (Nix, src/libstore/crypto.cc).
-        let signed = |key: &String| info.sigs.iter().any(|s| s.split_once(':').is_some_and(|(k, _)| k == key));
+        let signed =
+            |key: &String| info.sigs.iter().any(|s| s.split_once(':').is_some_and(|(k, _)| k == key));
         keys.iter().any(signed)
     }
 }

@@ -60,7 +60,13 @@ pub(super) struct Gate {
 
 impl Gate {
     pub(super) fn new() -> Self {
-        Self { state: State::Open { strikes: 0 }, attempt: 0, relapses: 0, last: None, shown: GateState::Online }
+        Self {
+            state: State::Open { strikes: 0 },
+            attempt: 0,
+            relapses: 0,
+            last: None,
+            shown: GateState::Online,
+        }
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -140,7 +146,7 @@ impl Gate {
         let State::Closed { refused, probe: Probe::Running { again } } = self.state else {
             // Nobody waited for it; what it saw counts all the same.
             if let Err(failure) = result {
-                self.failed(failure, now, rng);
+                self.failed(failure, None, now, rng);
             }
             return false;
         };

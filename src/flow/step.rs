@@ -375,7 +375,11 @@ impl Flow {
             let Some(task) = self.tasks.get_mut(&id).filter(|t| t.phase == Phase::Asking) else { continue };
             task.phase = Phase::Unasked;
             let c = &mut self.caches[usize::from(task.cache.0)];
-            if task.urgent { c.urgent_asks.push_front(id) } else { c.asks.push_front(id) }
+            if task.urgent {
+                c.urgent_asks.push_front(id);
+            } else {
+                c.asks.push_front(id);
+            }
             any = true;
         }
         any

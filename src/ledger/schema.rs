@@ -12,7 +12,8 @@ use super::error::LedgerError;
 pub(super) const APPLICATION_ID: i64 = 0x666c_7977;
 
 /// The n-th entry makes format n+1.
-pub(super) const MIGRATIONS: &[&str] = &[ITEMS_AND_SESSIONS, SESSIONS_KEEP_THEIR_REASONS, SESSIONS_HAVE_A_WINDOW];
+pub(super) const MIGRATIONS: &[&str] =
+    &[ITEMS_AND_SESSIONS, SESSIONS_KEEP_THEIR_REASONS, SESSIONS_HAVE_A_WINDOW];
 
 /// Ids are AUTOINCREMENT because others hold on to them: a pruned one must not
 /// come back as something else. No foreign keys: the thread that writes is the

@@ -11,9 +11,9 @@
 )]
 
 mod control;
+mod embedded;
 mod house;
 mod observe;
-mod embedded;
 mod support;
 
 mod store_closure;
