@@ -329,7 +329,7 @@ impl Intake {
             }
         }
         candidates.extend(aside);
-        self.admit(candidates, Some(next.clone()))
+        self.admit(candidates, Some(next))
     }
 
     /// Takes named paths with their whole closure.
@@ -361,7 +361,7 @@ impl Intake {
 
     /// Writes candidates, references first, and tells the driver what of them
     /// is to be done. The cursor moves with the last of them.
-    fn admit(&mut self, candidates: Vec<Candidate>, cursor: Option<Cursor>) -> Result<(), IntakeError> {
+    fn admit(&mut self, candidates: Vec<Candidate>, cursor: Option<&Cursor>) -> Result<(), IntakeError> {
         let mut candidates = candidates.into_iter().peekable();
         loop {
             let mut chunk: Vec<Candidate> = Vec::new();
@@ -372,7 +372,7 @@ impl Intake {
             }
             let last = candidates.peek().is_none();
             let items = chunk.iter().map(|c| self.new_item(c)).collect();
-            let moved = if last { cursor.clone() } else { None };
+            let moved = if last { cursor.cloned() } else { None };
             let admitted = self.ledger.admit(Admit { cursor: moved, items, at: wall_ms() })?;
             let mut sessions = HashMap::new();
             let mut cache = 0;

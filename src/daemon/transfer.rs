@@ -95,8 +95,12 @@ impl Transfers {
     /// is opened anew.
     fn with_journal<R>(&self, read: impl FnOnce(&Journal) -> Result<R, JournalError>) -> Result<R, String> {
         let mut reader = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
-        let identity = reader.0.identity().map_err(|e| e.to_string())?;
-        if identity != reader.1 {
+        let same = match reader.0.identity() {
+            Ok(identity) => identity == reader.1,
+            Err(JournalError::Replaced) => false,
+            Err(e) => return Err(e.to_string()),
+        };
+        if !same {
             let journal = Journal::open(&self.state_dir, &self.store_dir).map_err(|e| e.to_string())?;
             let identity = journal.identity().map_err(|e| e.to_string())?;
             *reader = (journal, identity);
