@@ -60,7 +60,13 @@ pub(super) struct Gate {
 
 impl Gate {
     pub(super) fn new() -> Self {
-        Self { state: State::Open { strikes: 0 }, attempt: 0, relapses: 0, last: None, shown: GateState::Online }
+        Self {
+            state: State::Open { strikes: 0 },
+            attempt: 0,
+            relapses: 0,
+            last: None,
+            shown: GateState::Online,
+        }
     }
 
     pub(super) fn is_open(&self) -> bool {
