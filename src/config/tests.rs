@@ -303,7 +303,7 @@ fn what_is_wrong_is_said() {
         match load(text) {
             Err(error) if error == message && !error.contains("s3cret") => {}
             other => {
-                wrong.push(format!("{text}\n  wanted {message}\n  found  {:?}", other.map(|s| s.caches)))
+                wrong.push(format!("{text}\n  wanted {message}\n  found  {:?}", other.map(|s| s.caches)));
             }
         }
     }

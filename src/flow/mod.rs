@@ -22,7 +22,9 @@
 //! its references is unsettled or parked; one task's failure costs that task
 //! and those that refer to it; every retry waits and is jittered.
 
+mod ask;
 mod event;
+mod fate;
 mod gate;
 mod lanes;
 mod pace;

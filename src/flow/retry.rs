@@ -57,3 +57,8 @@ impl Rng {
         if bound == 0 { 0 } else { self.next() % bound }
     }
 }
+
+/// What a server asks for, as far as we follow it.
+pub(super) fn bounded(retry_after: Option<Duration>) -> Duration {
+    retry_after.unwrap_or_default().min(Duration::from_secs(600))
+}

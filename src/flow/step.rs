@@ -6,16 +6,12 @@ use super::event::{Action, CacheId, Cause, Event, Failure, NewTask, Outcome, Ses
 use super::gate::{Gate, GateState};
 use super::lanes::{Lanes, NOBODY};
 use super::pace::Pace;
-use super::retry::{Backoff, Rng};
+use super::retry::{Backoff, Rng, bounded};
 use super::session::Group;
 use super::task::{Phase, Task};
 
 /// Hashes in one query. A real server answers 500 to 40,000 and 200 to 10,000.
-const ASK_MOST: usize = 4_000;
-
-/// Queries refused in a row after which the question as such must be wrong:
-/// halving the largest finds a single bad hash with twelve.
-const ASK_REFUSALS: u32 = 32;
+pub(super) const ASK_MOST: usize = 4_000;
 
 /// Tries after which a task that cannot be read here is parked.
 const LOCAL_TRIES: u32 = 5;
@@ -45,35 +41,35 @@ pub struct CacheView {
 }
 
 #[derive(Debug)]
-struct Cache {
-    gate: Gate,
-    pace: Pace,
-    lanes: Lanes,
-    asks: VecDeque<TaskId>,
-    urgent_asks: VecDeque<TaskId>,
+pub(super) struct Cache {
+    pub(super) gate: Gate,
+    pub(super) pace: Pace,
+    pub(super) lanes: Lanes,
+    pub(super) asks: VecDeque<TaskId>,
+    pub(super) urgent_asks: VecDeque<TaskId>,
     /// The query that is under way.
-    asking: Option<Vec<TaskId>>,
+    pub(super) asking: Option<Vec<TaskId>>,
     /// Hashes in the next query: fewer after one that was refused as such.
-    ask_most: usize,
+    pub(super) ask_most: usize,
     /// Queries refused as such since the last good one.
-    ask_refusals: u32,
-    ask_attempt: u32,
-    ask_rest: Option<Time>,
-    uploading: u32,
-    tasks: usize,
-    parked: usize,
+    pub(super) ask_refusals: u32,
+    pub(super) ask_attempt: u32,
+    pub(super) ask_rest: Option<Time>,
+    pub(super) uploading: u32,
+    pub(super) tasks: usize,
+    pub(super) parked: usize,
 }
 
 /// All decisions of one daemon.
 #[derive(Debug)]
 pub struct Flow {
-    caches: Vec<Cache>,
-    tasks: HashMap<TaskId, Task>,
-    groups: HashMap<SessionId, Group>,
-    rests: BTreeSet<(Time, TaskId)>,
-    rng: Rng,
-    stopped: bool,
-    out: Vec<Action>,
+    pub(super) caches: Vec<Cache>,
+    pub(super) tasks: HashMap<TaskId, Task>,
+    pub(super) groups: HashMap<SessionId, Group>,
+    pub(super) rests: BTreeSet<(Time, TaskId)>,
+    pub(super) rng: Rng,
+    pub(super) stopped: bool,
+    pub(super) out: Vec<Action>,
 }
 
 impl Flow {
@@ -196,7 +192,7 @@ impl Flow {
         self.tasks.contains_key(&task)
     }
 
-    fn cache(&mut self, cache: CacheId) -> Option<&mut Cache> {
+    pub(super) fn cache(&mut self, cache: CacheId) -> Option<&mut Cache> {
         self.caches.get_mut(usize::from(cache.0))
     }
 
@@ -229,160 +225,6 @@ impl Flow {
         };
         self.tasks.insert(id, task);
         new.sessions.into_iter().for_each(|s| self.want(s, id));
-    }
-
-    fn want(&mut self, session: SessionId, id: TaskId) {
-        let Some(task) = self.tasks.get_mut(&id) else { return };
-        if task.sessions.contains(&session) {
-            return;
-        }
-        task.sessions.push(session);
-        let parked = task.is_parked();
-        self.groups.entry(session).or_default().tasks.insert(id);
-        if !parked {
-            self.join(session, id);
-        }
-    }
-
-    /// Counts an unsettled task in a group that it already names.
-    fn join(&mut self, session: SessionId, id: TaskId) {
-        let Some(group) = self.groups.get_mut(&session) else { return };
-        group.unsettled += 1;
-        if group.flushing {
-            self.promote(session, id);
-        }
-    }
-
-    fn forget(&mut self, session: SessionId) {
-        let Some(group) = self.groups.remove(&session) else { return };
-        for id in group.tasks {
-            if let Some(task) = self.tasks.get_mut(&id) {
-                task.sessions.retain(|s| *s != session);
-            }
-        }
-    }
-
-    fn flush(&mut self, session: SessionId) {
-        let group = self.groups.entry(session).or_default();
-        group.flushing = true;
-        if group.unsettled == 0 {
-            self.out.push(Action::Quiet(session));
-            return;
-        }
-        for id in group.tasks.iter().copied().collect::<Vec<_>>() {
-            self.promote(session, id);
-        }
-    }
-
-    /// Moves a task and whatever it waits for to the front.
-    fn promote(&mut self, session: SessionId, id: TaskId) {
-        let mut stack = vec![id];
-        while let Some(id) = stack.pop() {
-            let Some(task) = self.tasks.get_mut(&id) else { continue };
-            if task.urgent || task.is_parked() {
-                continue;
-            }
-            task.urgent = true;
-            task.lane = session;
-            stack.extend(task.references.iter().copied());
-            let c = &mut self.caches[usize::from(task.cache.0)];
-            match task.phase {
-                Phase::Unasked => c.urgent_asks.push_back(id),
-                Phase::Ready => c.lanes.push(session, id, true),
-                Phase::Asking | Phase::Held | Phase::Uploading | Phase::Resting(_) | Phase::Parked(_) => {}
-            }
-        }
-    }
-
-    fn asked(&mut self, cache: CacheId, present: &[TaskId], missing: &[TaskId], now: Time) {
-        let Some(c) = self.cache(cache) else { return };
-        let Some(batch) = c.asking.take() else { return };
-        c.ask_attempt = 0;
-        c.ask_rest = None;
-        c.ask_refusals = 0;
-        c.ask_most = (c.ask_most * 2).min(ASK_MOST);
-        c.gate.succeeded();
-        for &id in present {
-            if self.tasks.get(&id).is_some_and(|t| t.phase == Phase::Asking) {
-                self.settle(id, Outcome::Cached);
-            }
-        }
-        for &id in missing {
-            let Some(task) = self.tasks.get_mut(&id).filter(|t| t.phase == Phase::Asking) else { continue };
-            if task.doomed {
-                self.settle(id, Outcome::Collected);
-                continue;
-            }
-            task.phase = Phase::Held;
-            let parked = |r: &TaskId| self.tasks.get(r).is_some_and(Task::is_parked);
-            let parked = self.tasks.get(&id).and_then(|t| t.references.iter().copied().find(parked));
-            match parked {
-                Some(reference) => self.park(id, Cause::Reference(reference)),
-                None => self.ready_unless_blocked(id),
-            }
-        }
-        if self.ask_again(&batch) {
-            // An answer that leaves some out may do so again: not at once.
-            let c = &mut self.caches[usize::from(cache.0)];
-            c.ask_attempt += 1;
-            c.ask_rest = Some(now.after(Backoff::UPLOAD.wait(c.ask_attempt, &mut self.rng)));
-        }
-    }
-
-    fn ask_failed(&mut self, cache: CacheId, failure: Failure, now: Time) {
-        let index = usize::from(cache.0);
-        let Some(c) = self.caches.get_mut(index) else { return };
-        let Some(batch) = c.asking.take() else { return };
-        c.gate.failed(failure, None, now, &mut self.rng);
-        match failure {
-            Failure::Unreachable | Failure::Refused => {}
-            Failure::Transient { retry_after } => {
-                c.ask_attempt += 1;
-                let wait = Backoff::UPLOAD.wait(c.ask_attempt, &mut self.rng);
-                c.ask_rest = Some(now.after(wait.max(bounded(retry_after))));
-            }
-            // The answer is about the question, not the moment: asking again
-            // would get it again. It may be about one hash of many, or about
-            // their number, so fewer are asked until the one is found.
-            Failure::Mismatch | Failure::TooLarge | Failure::Rejected | Failure::Local
-                if batch.len() > 1 && c.ask_refusals < ASK_REFUSALS =>
-            {
-                c.ask_refusals += 1;
-                c.ask_most = (batch.len() / 2).max(1);
-            }
-            Failure::NoSuchCache
-            | Failure::Mismatch
-            | Failure::TooLarge
-            | Failure::Rejected
-            | Failure::Local => {
-                c.ask_refusals += 1;
-                for id in batch {
-                    if self.tasks.get(&id).is_some_and(|t| t.phase == Phase::Asking) {
-                        self.park(id, Cause::Failed(failure));
-                    }
-                }
-                return;
-            }
-        }
-        self.ask_again(&batch);
-    }
-
-    /// Queues those of a query that are still being asked for, in front and in
-    /// order; false when there is none.
-    fn ask_again(&mut self, batch: &[TaskId]) -> bool {
-        let mut any = false;
-        for &id in batch.iter().rev() {
-            let Some(task) = self.tasks.get_mut(&id).filter(|t| t.phase == Phase::Asking) else { continue };
-            task.phase = Phase::Unasked;
-            let c = &mut self.caches[usize::from(task.cache.0)];
-            if task.urgent {
-                c.urgent_asks.push_front(id);
-            } else {
-                c.asks.push_front(id);
-            }
-            any = true;
-        }
-        any
     }
 
     fn uploaded(&mut self, id: TaskId, outcome: Outcome) {
@@ -438,63 +280,8 @@ impl Flow {
         }
     }
 
-    fn retry(&mut self, which: Option<Vec<TaskId>>) {
-        let ids = which.unwrap_or_else(|| self.all(Task::is_parked));
-        ids.into_iter().for_each(|id| self.reopen(id));
-    }
-
-    /// In order of their numbers: a map's own order is another in every process.
-    fn all(&self, which: impl Fn(&Task) -> bool) -> Vec<TaskId> {
-        let mut ids: Vec<_> = self.tasks.iter().filter(|(_, t)| which(t)).map(|(&id, _)| id).collect();
-        ids.sort_unstable();
-        ids
-    }
-
-    /// Takes a parked task up again, with what is parked because of it and what
-    /// it is parked because of.
-    fn reopen(&mut self, id: TaskId) {
-        let mut stack = vec![id];
-        let mut reopened = Vec::new();
-        while let Some(id) = stack.pop() {
-            let Some(task) = self.tasks.get_mut(&id) else { continue };
-            if !task.is_parked() {
-                continue;
-            }
-            task.phase = Phase::Unasked;
-            task.attempts = 0;
-            task.mismatched = false;
-            task.urgent = false;
-            let index = usize::from(task.cache.0);
-            let sessions = task.sessions.clone();
-            let referrers = task.referrers.clone();
-            // All of them: with one left parked it would only be parked again.
-            stack.extend(task.references.iter().copied());
-            self.caches[index].parked -= 1;
-            self.caches[index].asks.push_back(id);
-            self.out.push(Action::Reopened(id));
-            reopened.push((id, sessions));
-            let because = |t: &Task| t.phase == Phase::Parked(Cause::Reference(id));
-            stack.extend(referrers.into_iter().filter(|r| self.tasks.get(r).is_some_and(because)));
-        }
-        // Only now: moving one to the front moves its references as well, and
-        // passes over those that are still parked.
-        for (id, sessions) in reopened {
-            sessions.into_iter().for_each(|session| self.join(session, id));
-            self.inherit_urgency(id);
-        }
-    }
-
-    /// What an urgent task waits for is urgent.
-    fn inherit_urgency(&mut self, id: TaskId) {
-        let Some(task) = self.tasks.get(&id) else { return };
-        let urgent = |r: &TaskId| self.tasks.get(r).filter(|t| t.urgent && !t.is_parked()).map(|t| t.lane);
-        if let Some(lane) = task.referrers.iter().find_map(urgent) {
-            self.promote(lane, id);
-        }
-    }
-
     /// The cache's index when the task was being uploaded.
-    fn leave_upload(&mut self, id: TaskId) -> Option<usize> {
+    pub(super) fn leave_upload(&mut self, id: TaskId) -> Option<usize> {
         let task = self.tasks.get_mut(&id)?;
         if task.phase != Phase::Uploading {
             return None;
@@ -505,13 +292,13 @@ impl Flow {
         Some(index)
     }
 
-    fn ready_unless_blocked(&mut self, id: TaskId) {
+    pub(super) fn ready_unless_blocked(&mut self, id: TaskId) {
         if self.tasks.get(&id).is_some_and(|t| t.phase == Phase::Held && t.references.is_empty()) {
             self.make_ready(id);
         }
     }
 
-    fn make_ready(&mut self, id: TaskId) {
+    pub(super) fn make_ready(&mut self, id: TaskId) {
         if let Some(task) = self.tasks.get_mut(&id) {
             task.phase = Phase::Ready;
             self.caches[usize::from(task.cache.0)].lanes.push(task.lane, id, task.urgent);
@@ -522,79 +309,6 @@ impl Flow {
         if let Some(task) = self.tasks.get_mut(&id) {
             task.phase = Phase::Resting(until);
             self.rests.insert((until, id));
-        }
-    }
-
-    /// Removes a task that is done with, and frees what waited for it.
-    fn settle(&mut self, id: TaskId, outcome: Outcome) {
-        let mut stack = vec![(id, outcome)];
-        while let Some((id, outcome)) = stack.pop() {
-            let Some(task) = self.tasks.remove(&id) else { continue };
-            let c = &mut self.caches[usize::from(task.cache.0)];
-            c.tasks -= 1;
-            match task.phase {
-                Phase::Parked(_) => c.parked -= 1,
-                Phase::Uploading => c.uploading -= 1,
-                Phase::Resting(until) => {
-                    self.rests.remove(&(until, id));
-                }
-                Phase::Unasked | Phase::Asking | Phase::Held | Phase::Ready => {}
-            }
-            self.out.push(Action::Settled(id, outcome));
-            for session in &task.sessions {
-                self.groups.get_mut(session).map(|g| g.tasks.remove(&id));
-            }
-            if !task.is_parked() {
-                self.leave_groups(&task.sessions);
-            }
-            for reference in &task.references {
-                self.tasks.get_mut(reference).map(|r| r.referrers.remove(&id));
-            }
-            for referrer in task.referrers {
-                let Some(r) = self.tasks.get_mut(&referrer) else { continue };
-                if let Some(at) = r.references.iter().position(|r| *r == id) {
-                    r.references.remove(at);
-                }
-                if outcome == Outcome::Collected {
-                    // A valid path's references are valid: it is gone as well.
-                    // One that was not asked for yet may still be in the cache.
-                    r.doomed = true;
-                    if r.phase == Phase::Held {
-                        stack.push((referrer, Outcome::Collected));
-                    }
-                } else {
-                    self.ready_unless_blocked(referrer);
-                }
-            }
-        }
-    }
-
-    /// Gives a task up for now, and with it what refers to it.
-    fn park(&mut self, id: TaskId, cause: Cause) {
-        let mut stack = vec![(id, cause)];
-        while let Some((id, cause)) = stack.pop() {
-            let Some(task) = self.tasks.get_mut(&id) else { continue };
-            if task.is_parked() {
-                continue;
-            }
-            task.phase = Phase::Parked(cause);
-            let sessions = task.sessions.clone();
-            let referrers = task.referrers.clone();
-            self.caches[usize::from(task.cache.0)].parked += 1;
-            self.out.push(Action::Parked(id, cause));
-            self.leave_groups(&sessions);
-            let held = |r: &TaskId| self.tasks.get(r).is_some_and(|t| t.phase == Phase::Held);
-            stack.extend(referrers.into_iter().filter(held).map(|r| (r, Cause::Reference(id))));
-        }
-    }
-
-    fn leave_groups(&mut self, sessions: &[SessionId]) {
-        for &session in sessions {
-            let Some(group) = self.groups.get_mut(&session) else { continue };
-            group.unsettled = group.unsettled.saturating_sub(1);
-            if group.flushing && group.unsettled == 0 {
-                self.out.push(Action::Quiet(session));
-            }
         }
     }
 
@@ -656,9 +370,4 @@ impl Flow {
 
 fn cache_id(index: usize) -> CacheId {
     CacheId(u16::try_from(index).unwrap_or(u16::MAX))
-}
-
-/// What a server asks for, as far as we follow it.
-fn bounded(retry_after: Option<std::time::Duration>) -> std::time::Duration {
-    retry_after.unwrap_or_default().min(std::time::Duration::from_secs(600))
 }

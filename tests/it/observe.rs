@@ -16,7 +16,7 @@ fn child() {
     if std::env::var_os(CHILD).is_none() {
         return;
     }
-    let sink = observe::init(Target::Auto);
+    assert_ne!(observe::init(Target::Auto), Sink::Earlier);
     tracing::debug!("a detail");
     tracing::info!(session = "s1", "a line");
     assert_eq!(observe::init(Target::Auto), Sink::Earlier);

@@ -1,0 +1,171 @@
+//! Waits, and what a failure costs others.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::super::retry::Rng;
+use super::super::task::Phase;
+use super::super::{Action, Backoff, CacheLimits, Event, Failure, Flow, GateState, TaskId, Time};
+use super::sim::{Server, Sim};
+use super::{MAIN, admit, flow, missing, phase, task};
+
+const KINDS: [Backoff; 4] = [Backoff::UPLOAD, Backoff::PROBE, Backoff::OVERLOAD, Backoff::REFUSED];
+
+#[test]
+fn waits_grow_to_the_cap_and_are_spread() {
+    let mut rng = Rng::new(1);
+    for kind in KINDS {
+        for attempt in [1, 2, 3, 5, 10, 21, 64, 1_000, u32::MAX] {
+            let bound = kind.base.saturating_mul(1 << (attempt - 1).min(20)).min(kind.cap);
+            let waits: Vec<_> = (0..2_000).map(|_| kind.wait(attempt, &mut rng)).collect();
+            assert!(waits.iter().all(|w| *w <= bound && *w >= bound / 11), "{kind:?} {attempt}");
+            // Uniform: each fifth of the range has its fifth of the waits, give or take.
+            for fifth in 0..5 {
+                let from = bound / 10 + (bound - bound / 10) / 5 * fifth;
+                let to = from + (bound - bound / 10) / 5;
+                let here = waits.iter().filter(|w| **w >= from && **w < to).count();
+                assert!((300..=500).contains(&here), "{kind:?} {attempt}: {here} of 2000 in fifth {fifth}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_seed_decides_every_wait() {
+    let waits = |seed| {
+        let mut rng = Rng::new(seed);
+        (1..50).map(|attempt| Backoff::UPLOAD.wait(attempt, &mut rng)).collect::<Vec<_>>()
+    };
+    assert_eq!(waits(5), waits(5));
+    assert_ne!(waits(5), waits(6));
+}
+
+/// Task 1 fails as `failure` says; how long it rests.
+fn rest(failure: Failure) -> u64 {
+    let mut flow = flow(1);
+    flow.step(admit(vec![task(1, &[], &[])]), Time(0));
+    flow.step(missing([1]), Time(0));
+    flow.step(Event::UploadFailed(1, failure), Time(0));
+    match phase(&flow, 1) {
+        Some(Phase::Resting(Time(until))) => until,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn what_the_server_asks_for_is_honoured_within_bounds() {
+    let seconds = |s| rest(Failure::Transient { retry_after: Some(Duration::from_secs(s)) });
+    assert_eq!(seconds(30), 30_000);
+    assert_eq!(seconds(600), 600_000);
+    assert_eq!(seconds(1_000_000), 600_000);
+    assert!((50..=500).contains(&seconds(0)), "asking for no wait does not make it spin");
+    // The same for queries.
+    let mut flow = flow(1);
+    flow.step(admit(vec![task(1, &[], &[])]), Time(0));
+    let failure = Failure::Transient { retry_after: Some(Duration::from_secs(30)) };
+    flow.step(Event::AskFailed { cache: MAIN, tasks: vec![1], failure }, Time(0));
+    assert_eq!(flow.next_deadline(), Some(Time(30_000)));
+    assert_eq!(flow.step(Event::Tick, Time(29_999)), []);
+    assert_eq!(flow.step(Event::Tick, Time(30_000)), [Action::Ask(MAIN, vec![1])]);
+}
+
+#[test]
+fn three_transient_failures_in_a_row_close_the_gate_over_all_tasks() {
+    let mut flow = Flow::new(&[CacheLimits { least: 4, most: 4 }], 1);
+    flow.step(admit((1..=10).map(|id| task(id, &[], &[])).collect()), Time(0));
+    flow.step(missing(1..=10), Time(0));
+    let fail = |id| Event::UploadFailed(id, Failure::Transient { retry_after: None });
+    flow.step(fail(1), Time(0));
+    flow.step(fail(2), Time(0));
+    flow.step(Event::Uploaded(3), Time(0));
+    flow.step(fail(4), Time(0));
+    flow.step(fail(5), Time(0));
+    assert_eq!(flow.view(MAIN).unwrap().state, GateState::Online, "one success forgives two failures");
+    let actions = flow.step(fail(6), Time(0));
+    assert_eq!(actions, [Action::Gate(MAIN, GateState::Offline)], "and nothing more is begun");
+}
+
+/// Each upload takes 20 ms; those in `poison` always fail.
+struct Poisoned {
+    poison: BTreeMap<TaskId, Failure>,
+    begun: BTreeMap<TaskId, Time>,
+    done: BTreeSet<TaskId>,
+    tries: u32,
+    finished: Time,
+}
+
+impl Server for Poisoned {
+    fn request(&mut self, _: usize, action: &Action, now: Time) -> Option<(Time, Event)> {
+        let event = match action {
+            Action::Ask(_, ids) => missing(ids.clone()),
+            Action::Probe(cache) => Event::Probed(*cache, Ok(())),
+            Action::Upload(_, id, _) => {
+                self.begun.entry(*id).or_insert(now);
+                match self.poison.get(id) {
+                    Some(failure) => {
+                        self.tries += 1;
+                        Event::UploadFailed(*id, *failure)
+                    }
+                    None => Event::Uploaded(*id),
+                }
+            }
+            _ => return None,
+        };
+        Some((now.after(Duration::from_millis(20)), event))
+    }
+
+    fn ended(&mut self, _: usize, event: &Event, now: Time) {
+        if let Event::Uploaded(id) = event {
+            self.done.insert(*id);
+            self.finished = now;
+        }
+    }
+}
+
+fn poisoned(poison: &[(TaskId, Failure)]) -> Sim<Poisoned> {
+    let server = Poisoned {
+        poison: poison.iter().copied().collect(),
+        begun: BTreeMap::new(),
+        done: BTreeSet::new(),
+        tries: 0,
+        finished: Time(0),
+    };
+    Sim::new(vec![Flow::new(&[CacheLimits { least: 2, most: 8 }], 3)], server)
+}
+
+const ALWAYS: [Failure; 3] = [Failure::Unreachable, Failure::Transient { retry_after: None }, Failure::Local];
+
+#[test]
+fn one_poisonous_path_does_not_hold_up_a_thousand() {
+    let run = |poison: &[(TaskId, Failure)]| {
+        let mut sim = poisoned(poison);
+        sim.at(Time(0), 0, admit((1..=3_000).map(|id| task(id, &[], &[])).collect()));
+        sim.run(Time(60_000));
+        assert_eq!(sim.server.done.len(), 3_000 - poison.len());
+        sim.server.finished.0
+    };
+    let without = run(&[]);
+    for failure in ALWAYS {
+        let with = run(&[(1, failure)]);
+        println!("{failure:?}: {with} ms, without {without} ms");
+        assert!(with <= without + without / 4, "{failure:?}: {with} ms instead of {without} ms");
+    }
+}
+
+#[test]
+fn beside_a_poisonous_path_a_new_one_waits_less_than_a_second() {
+    for failure in ALWAYS {
+        let mut sim = poisoned(&[(1, failure)]);
+        sim.at(Time(0), 0, admit(vec![task(1, &[], &[])]));
+        // Rarely enough that the poisonous one is alone most of the time.
+        for n in 0..200 {
+            sim.at(Time(7_300 * (n + 1)), 0, admit(vec![task(100 + n as i64, &[], &[])]));
+        }
+        sim.run(Time(7_300 * 202));
+        let wait = |n: u64| sim.server.begun[&(100 + n as i64)].0 - 7_300 * (n + 1);
+        let worst = (0..200).map(wait).max().unwrap();
+        println!("{failure:?}: worst {worst} ms, {} tries in 25 minutes", sim.server.tries);
+        assert!(worst < 1_000, "{failure:?}: {worst} ms");
+        assert!(sim.server.tries <= 120, "{failure:?}: {} tries", sim.server.tries);
+    }
+}

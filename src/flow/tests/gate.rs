@@ -1,0 +1,160 @@
+//! The gate's whole table: every state and everything that can happen to it.
+
+use super::super::gate::Gate;
+use super::super::retry::Rng;
+use super::super::{Failure, GateState, Time};
+
+const NOW: Time = Time(1_000_000);
+
+const FAILURES: [Failure; 8] = [
+    Failure::Unreachable,
+    Failure::Transient { retry_after: None },
+    Failure::Refused,
+    Failure::NoSuchCache,
+    Failure::Mismatch,
+    Failure::TooLarge,
+    Failure::Rejected,
+    Failure::Local,
+];
+
+/// The states, and how each is reached.
+fn reach(state: &str) -> Gate {
+    let (mut gate, mut rng) = (Gate::new(), Rng::new(1));
+    let transient = Failure::Transient { retry_after: None };
+    let long_ago = Time(0);
+    match state {
+        "open" => {}
+        "strike 2" => (1..=2).for_each(|t| gate.failed(transient, Some(t), long_ago, &mut rng)),
+        "trial" => {
+            gate = reach("away probing");
+            assert!(gate.probed(Ok(()), NOW, &mut rng));
+        }
+        "away waiting" => gate.failed(Failure::Unreachable, Some(1), long_ago, &mut rng),
+        "refused waiting" => gate.failed(Failure::Refused, Some(1), long_ago, &mut rng),
+        probing => {
+            gate = reach(&probing.replace("probing", "waiting"));
+            assert!(gate.begin_probe(NOW));
+        }
+    }
+    gate
+}
+
+fn show(gate: &Gate) -> String {
+    let shown = match gate.shown() {
+        GateState::Online => "online",
+        GateState::Offline => "offline",
+        GateState::Refused => "refused",
+    };
+    let state = match (gate.is_open(), gate.due()) {
+        (true, _) => "open",
+        (false, Some(at)) if at <= NOW => "due",
+        (false, Some(_)) => "waiting",
+        (false, None) => "probing",
+    };
+    format!("{state} {shown}")
+}
+
+/// For each state: itself; then after the failures of a request in the order
+/// of `FAILURES`; after a success and a nudge; after a probe that was answered,
+/// and after one that failed in the same order. "." is unchanged.
+const TABLE: [(&str, &str, [&str; 8], [&str; 2], [&str; 9]); 7] = {
+    const SAME: [&str; 8] = ["."; 8];
+    const UNASKED: [&str; 9] = ["."; 9];
+    const OFF: &str = "waiting offline";
+    const REF: &str = "waiting refused";
+    [
+        ("open", "open online", [OFF, ".", REF, ".", ".", ".", ".", "."], [".", "."], UNASKED),
+        ("strike 2", "open online", [OFF, OFF, REF, ".", ".", ".", ".", "."], [".", "."], UNASKED),
+        ("trial", "open online", [OFF, OFF, REF, ".", ".", ".", ".", "."], [".", "."], UNASKED),
+        ("away waiting", "due offline", SAME, [".", "."], UNASKED),
+        ("refused waiting", "due refused", SAME, [".", "."], UNASKED),
+        (
+            "away probing",
+            "probing offline",
+            SAME,
+            [".", "."],
+            [
+                "open online",
+                OFF,
+                OFF,
+                REF,
+                "open offline",
+                "open offline",
+                "open offline",
+                "open offline",
+                OFF,
+            ],
+        ),
+        (
+            "refused probing",
+            "probing refused",
+            SAME,
+            [".", "."],
+            [
+                "open refused",
+                OFF,
+                OFF,
+                REF,
+                "open refused",
+                "open refused",
+                "open refused",
+                "open refused",
+                OFF,
+            ],
+        ),
+    ]
+};
+
+#[test]
+fn the_whole_table() {
+    for (state, itself, failed, other, probed) in TABLE {
+        let check = |what: &str, expected: &str, act: &dyn Fn(&mut Gate, &mut Rng)| {
+            let (mut gate, mut rng) = (reach(state), Rng::new(2));
+            act(&mut gate, &mut rng);
+            let expected = if expected == "." { itself } else { expected };
+            assert_eq!(show(&gate), expected, "{state}, {what}");
+        };
+        check("nothing", ".", &|_, _| {});
+        for (failure, expected) in FAILURES.into_iter().zip(failed) {
+            check(&format!("{failure:?}"), expected, &|g, rng| g.failed(failure, Some(9), NOW, rng));
+        }
+        check("success", other[0], &|g, _| g.succeeded());
+        check("nudge", other[1], &|g, _| g.nudge(NOW));
+        let results = std::iter::once(Ok(())).chain(FAILURES.into_iter().map(Err));
+        for (result, expected) in results.zip(probed) {
+            check(&format!("probed {result:?}"), expected, &|g, rng| {
+                g.probed(result, NOW, rng);
+            });
+        }
+    }
+}
+
+#[test]
+fn a_nudge_makes_a_waiting_probe_due_and_a_running_one_repeat() {
+    let mut rng = Rng::new(3);
+    let mut gate = Gate::new();
+    gate.failed(Failure::Refused, None, NOW, &mut rng);
+    assert_eq!(show(&gate), "waiting refused");
+    gate.nudge(NOW);
+    assert_eq!(show(&gate), "due refused");
+    assert!(gate.begin_probe(NOW));
+    gate.nudge(NOW);
+    assert!(!gate.begin_probe(NOW), "one probe at a time");
+    gate.probed(Err(Failure::Refused), NOW, &mut rng);
+    assert_eq!(show(&gate), "due refused", "the refused token was the old one");
+}
+
+#[test]
+fn a_success_forgives_strikes_and_ends_the_trial() {
+    let mut rng = Rng::new(4);
+    let transient = Failure::Transient { retry_after: None };
+    for state in ["strike 2", "trial"] {
+        let mut gate = reach(state);
+        gate.succeeded();
+        gate.failed(transient, Some(1), NOW, &mut rng);
+        gate.failed(transient, Some(2), NOW, &mut rng);
+        assert!(gate.is_open(), "{state}");
+        gate.failed(transient, Some(3), NOW, &mut rng);
+        assert!(!gate.is_open(), "{state}");
+    }
+}

@@ -1,0 +1,149 @@
+//! A thousand daemons, and a server that goes away for a minute.
+//!
+//! Figures. While it is away each daemon probes at most once in 90 ms and on
+//! average once in 495 ms (a cap of 900 ms, jitter from a tenth of it): about
+//! 2,000 probes a second of 1,000 daemons, and less than 2,500 in any second.
+//! After its return, which all see within a second, there is work for five
+//! seconds at full capacity. Whoever is refused for lack of room waits up to
+//! 8 s: less than five requests a second of each daemon are refused, in all
+//! less than two for three that are served, and the server is never idle.
+
+use std::time::Duration;
+
+use super::super::{Action, CacheLimits, Event, Failure, Flow, Time};
+use super::sim::{Server, Sim};
+use super::{admit, missing, task};
+
+const HOSTS: usize = 1_000;
+const PATHS: usize = 20;
+const BACK: Time = Time(60_000);
+/// Requests at a time; with 50 ms for an upload 4,000 a second.
+const ROOM: usize = 200;
+
+struct Host {
+    first_probe_ok: Option<Time>,
+    probed_since: bool,
+    first_try_ok: bool,
+    first_upload: Option<Time>,
+    done: usize,
+}
+
+struct Crowded {
+    hosts: Vec<Host>,
+    running: usize,
+    probes: Vec<u32>,
+    refused: Vec<u32>,
+    served: Vec<u32>,
+    finished: Time,
+}
+
+fn good(action: &Action) -> Option<(Event, u64)> {
+    Some(match action {
+        Action::Ask(_, ids) => (missing(ids.clone()), 5),
+        Action::Upload(_, id, _) => (Event::Uploaded(*id), 50),
+        Action::Probe(c) => (Event::Probed(*c, Ok(())), 5),
+        _ => return None,
+    })
+}
+
+fn failed(action: &Action, failure: Failure) -> Event {
+    match action {
+        Action::Ask(cache, ids) => Event::AskFailed { cache: *cache, tasks: ids.clone(), failure },
+        Action::Upload(_, id, _) => Event::UploadFailed(*id, failure),
+        Action::Probe(cache) => Event::Probed(*cache, Err(failure)),
+        other => panic!("not a request: {other:?}"),
+    }
+}
+
+impl Server for Crowded {
+    fn request(&mut self, host: usize, action: &Action, now: Time) -> Option<(Time, Event)> {
+        let second = (now.0 / 1_000) as usize;
+        match action {
+            Action::Upload(..) if now >= BACK => {
+                self.hosts[host].first_upload.get_or_insert(now);
+            }
+            Action::Probe(_) => self.probes[second] += 1,
+            _ => {}
+        }
+        let (good, ms) = good(action)?;
+        let after = |ms| now.after(Duration::from_millis(ms));
+        let probe = matches!(action, Action::Probe(_));
+        if now < BACK {
+            return Some((after(2), failed(action, Failure::Unreachable)));
+        }
+        let first = probe && !std::mem::replace(&mut self.hosts[host].probed_since, true);
+        if self.running >= ROOM {
+            self.refused[second] += 1;
+            return Some((after(2), failed(action, Failure::Transient { retry_after: None })));
+        }
+        if probe {
+            self.hosts[host].first_probe_ok.get_or_insert(now);
+            self.hosts[host].first_try_ok |= first;
+        }
+        self.running += 1;
+        self.served[second] += 1;
+        Some((after(ms), good))
+    }
+
+    fn ended(&mut self, host: usize, event: &Event, now: Time) {
+        match event {
+            Event::Uploaded(_) => {
+                self.running -= 1;
+                self.hosts[host].done += 1;
+                self.finished = now;
+            }
+            Event::Asked { .. } | Event::Probed(_, Ok(())) => self.running -= 1,
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn a_thousand_daemons_survive_an_outage_of_a_minute() {
+    let hosts = (0..HOSTS).map(|n| Flow::new(&[CacheLimits { least: 2, most: 8 }], n as u64)).collect();
+    let host = || Host {
+        first_probe_ok: None,
+        probed_since: false,
+        first_try_ok: false,
+        first_upload: None,
+        done: 0,
+    };
+    let server = Crowded {
+        hosts: (0..HOSTS).map(|_| host()).collect(),
+        running: 0,
+        probes: vec![0; 400],
+        refused: vec![0; 400],
+        served: vec![0; 400],
+        finished: Time(0),
+    };
+    let mut sim = Sim::new(hosts, server);
+    for host in 0..HOSTS {
+        // All at the same moment: the jitter alone has to spread them.
+        let tasks = (1..=PATHS as i64).map(|id| task(id, &[], &[])).collect();
+        sim.at(Time(0), host, admit(tasks));
+    }
+    sim.run(Time(300_000));
+    let s = &sim.server;
+    let (worst, mean) = (s.probes[5..60].iter().max().unwrap(), s.probes[5..60].iter().sum::<u32>() / 55);
+    println!("probes a second: {mean} on average, {worst} at most; {} steps", sim.steps);
+    println!("after the return, refused: {:?}", &s.refused[60..90]);
+    println!("after the return, served:  {:?}; done at {:?}", &s.served[60..90], s.finished);
+
+    assert!(*worst < 2_500, "{worst} probes in one second of the outage");
+    assert!(s.hosts.iter().all(|h| h.done == PATHS), "everything arrives");
+    let (refused, served) = (s.refused.iter().sum::<u32>(), s.served.iter().sum::<u32>());
+    assert!(s.refused.iter().all(|n| *n < 5 * HOSTS as u32), "less than five a second of each daemon");
+    assert!(refused < served * 2 / 3, "{refused} refused for {served} served");
+    assert!(s.served[60..64].iter().all(|n| *n > 4_000), "the server is kept busy");
+    assert!(s.finished < Time(BACK.0 + 30_000), "done at {:?}", s.finished);
+
+    let late: Vec<_> = s
+        .hosts
+        .iter()
+        .filter(|h| h.first_try_ok)
+        .filter_map(|h| h.first_upload)
+        .filter(|at| at.0 > BACK.0 + 1_000)
+        .collect();
+    println!("first probe answered: {}", s.hosts.iter().filter(|h| h.first_try_ok).count());
+    assert_eq!(late, [], "whose probe was answered begins within a second of the return");
+}

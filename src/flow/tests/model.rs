@@ -1,0 +1,394 @@
+//! Random operations against a plain account of what must be true.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+
+use super::super::{
+    Action, CacheId, CacheLimits, Event, Failure, Flow, NewTask, Outcome, SessionId, TaskId, Time,
+};
+use super::recount;
+
+const CACHES: u16 = 2;
+const MOST: u32 = 3;
+
+#[derive(Debug, Clone)]
+enum Op {
+    /// `references`: which of the last sixteen of this cache. `again`: a settled one, not a new one.
+    Admit {
+        references: u16,
+        sessions: u8,
+        parked: bool,
+        again: bool,
+    },
+    Answer {
+        cache: u16,
+        present: u16,
+        failure: Option<Failure>,
+        leave_out: bool,
+    },
+    Upload {
+        which: usize,
+        result: Result<bool, Failure>,
+    },
+    Collect {
+        which: usize,
+    },
+    Probe {
+        cache: u16,
+        result: Result<(), Failure>,
+    },
+    Wait(u64),
+    Deadline,
+    Nudge(u16),
+    Retry {
+        which: usize,
+        all: bool,
+    },
+    Want {
+        session: SessionId,
+        tasks: u16,
+    },
+    WantAll(SessionId),
+    Flush(SessionId),
+    Forget(SessionId),
+    Limits {
+        cache: u16,
+        most: u32,
+    },
+    Stray {
+        which: TaskId,
+        kind: u8,
+    },
+    Stop,
+}
+
+fn failure() -> impl Strategy<Value = Failure> {
+    prop_oneof![
+        2 => Just(Failure::Unreachable),
+        4 => prop::option::of(0..900u64).prop_map(|s| Failure::Transient {
+            retry_after: s.map(std::time::Duration::from_secs)
+        }),
+        1 => Just(Failure::Refused),
+        1 => Just(Failure::NoSuchCache),
+        1 => Just(Failure::Mismatch),
+        1 => Just(Failure::TooLarge),
+        1 => Just(Failure::Rejected),
+        2 => Just(Failure::Local),
+    ]
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let result = prop_oneof![3 => any::<bool>().prop_map(Ok), 2 => failure().prop_map(Err)];
+    prop_oneof![
+        8 => (any::<u16>(), any::<u16>(), any::<u8>(), 0..12u8, any::<bool>()).prop_map(|(a, b, sessions, p, again)| {
+            Op::Admit { references: a & b, sessions, parked: p == 0, again }
+        }),
+        6 => (0..CACHES, any::<u16>(), any::<u16>(), prop::option::weighted(0.3, failure()), 0..8u8).prop_map(
+            |(cache, a, b, failure, l)| Op::Answer { cache, present: a & b, failure, leave_out: l == 0 }
+        ),
+        10 => (any::<usize>(), result).prop_map(|(which, result)| Op::Upload { which, result }),
+        1 => any::<usize>().prop_map(|which| Op::Collect { which }),
+        3 => (0..CACHES, prop_oneof![Just(Ok(())), failure().prop_map(Err)])
+            .prop_map(|(cache, result)| Op::Probe { cache, result }),
+        2 => (0..5_000u64).prop_map(Op::Wait),
+        4 => Just(Op::Deadline),
+        1 => (0..CACHES).prop_map(Op::Nudge),
+        2 => (any::<usize>(), any::<bool>()).prop_map(|(which, all)| Op::Retry { which, all }),
+        2 => (1..5i64, any::<u16>()).prop_map(|(session, tasks)| Op::Want { session, tasks }),
+        1 => (1..5i64).prop_map(Op::WantAll),
+        2 => (1..5i64).prop_map(Op::Flush),
+        1 => (1..5i64).prop_map(Op::Forget),
+        1 => (0..CACHES, 1..=MOST).prop_map(|(cache, most)| Op::Limits { cache, most }),
+        1 => (1..60i64, any::<u8>()).prop_map(|(which, kind)| Op::Stray { which, kind }),
+        1 => (0..20u8).prop_map(|n| if n == 0 { Op::Stop } else { Op::Deadline }),
+    ]
+}
+
+/// What a task must still wait for, and where it is.
+#[derive(Debug)]
+struct Known {
+    cache: u16,
+    waits: BTreeSet<TaskId>,
+    parked: bool,
+    sessions: BTreeSet<SessionId>,
+}
+
+struct World {
+    flow: Flow,
+    now: Time,
+    next: TaskId,
+    known: BTreeMap<TaskId, Known>,
+    /// Cache of everything that was ever confirmed and not collected since.
+    confirmed: BTreeMap<TaskId, u16>,
+    uploading: BTreeSet<TaskId>,
+    queries: [Option<Vec<TaskId>>; CACHES as usize],
+    probing: [bool; CACHES as usize],
+    flushing: BTreeSet<SessionId>,
+    stopped: bool,
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        Self {
+            flow: Flow::new(&[CacheLimits { least: 1, most: MOST }; CACHES as usize], seed),
+            now: Time(0),
+            next: 1,
+            known: BTreeMap::new(),
+            confirmed: BTreeMap::new(),
+            uploading: BTreeSet::new(),
+            queries: [None, None],
+            probing: [false; 2],
+            flushing: BTreeSet::new(),
+            stopped: false,
+        }
+    }
+
+    fn unsettled(&self, session: SessionId) -> usize {
+        self.known.values().filter(|k| !k.parked && k.sessions.contains(&session)).count()
+    }
+
+    /// One step, and everything that must hold after it.
+    fn step(&mut self, event: Event) {
+        let flushed = if let Event::Flush(s) = event { Some(s) } else { None };
+        let before: BTreeMap<_, _> = (1..5).map(|s| (s, self.unsettled(s))).collect();
+        let was_stopped = self.stopped;
+        let mut quiet = Vec::new();
+        for action in self.flow.step(event, self.now) {
+            match action {
+                Action::Ask(c, ids) => {
+                    assert!(!was_stopped && !ids.is_empty());
+                    assert!(self.queries[usize::from(c.0)].is_none(), "two queries at a time");
+                    assert!(ids.iter().all(|id| self.known[id].cache == c.0 && !self.known[id].parked));
+                    self.queries[usize::from(c.0)] = Some(ids);
+                }
+                Action::Upload(c, id, attempt) => {
+                    assert!(!was_stopped && attempt > 0);
+                    assert!(self.uploading.insert(id), "{id} is uploaded twice at a time");
+                    let known = &self.known[&id];
+                    assert!(!known.parked && known.cache == c.0);
+                    assert_eq!(known.waits, BTreeSet::new(), "{id} before its references");
+                    let view = self.flow.view(c).unwrap();
+                    assert!(view.uploading <= view.limit && view.limit <= MOST, "{view:?}");
+                }
+                Action::Probe(c) => {
+                    assert!(!was_stopped);
+                    assert!(!std::mem::replace(&mut self.probing[usize::from(c.0)], true), "two probes");
+                }
+                Action::Settled(id, outcome) => {
+                    let known = self.known.remove(&id).expect("settled twice");
+                    assert!(!self.uploading.contains(&id), "{id} is still being uploaded");
+                    if outcome == Outcome::Collected {
+                        self.confirmed.remove(&id);
+                    } else {
+                        self.confirmed.insert(id, known.cache);
+                        self.known.values_mut().for_each(|k| k.waits.retain(|r| *r != id));
+                    }
+                }
+                Action::Parked(id, _) => {
+                    let known = self.known.get_mut(&id).unwrap();
+                    assert!(!std::mem::replace(&mut known.parked, true), "parked twice");
+                    assert!(!self.uploading.contains(&id));
+                }
+                Action::Reopened(id) => {
+                    let known = self.known.get_mut(&id).unwrap();
+                    assert!(std::mem::replace(&mut known.parked, false), "{id} was not parked");
+                }
+                Action::Quiet(s) => quiet.push(s),
+                Action::Gate(..) => {}
+            }
+        }
+        let due: Vec<_> = (1..5)
+            .filter(|s| self.flushing.contains(s) && self.unsettled(*s) == 0)
+            .filter(|s| before[s] > 0 || flushed == Some(*s))
+            .collect();
+        quiet.sort_unstable();
+        assert_eq!(quiet, due, "quiet");
+        self.check();
+    }
+
+    fn check(&self) {
+        recount(&self.flow);
+        for c in 0..CACHES {
+            let view = self.flow.view(CacheId(c)).unwrap();
+            let here = || self.known.iter().filter(|(_, k)| k.cache == c);
+            assert_eq!(view.parked, here().filter(|(_, k)| k.parked).count());
+            assert_eq!(view.pending, here().filter(|(_, k)| !k.parked).count());
+            assert_eq!(view.uploading as usize, here().filter(|(id, _)| self.uploading.contains(id)).count());
+        }
+        (1..5).for_each(|s| assert_eq!(self.flow.unsettled(s) as usize, self.unsettled(s)));
+        let due = self.flow.next_deadline();
+        assert!(due.is_none_or(|due| due > self.now), "{due:?} is past at {:?}", self.now);
+    }
+
+    fn admit(&mut self, cache: u16, references: u16, sessions: u8, parked: bool, again: bool) {
+        let old = self.confirmed.iter().find(|(id, c)| **c == cache && !self.known.contains_key(id));
+        let id = match old {
+            Some((&id, _)) if again => id,
+            _ => {
+                self.next += 1;
+                self.next
+            }
+        };
+        // References are older, so that there is no cycle.
+        let there = |r: &TaskId| {
+            self.known.get(r).is_some_and(|k| k.cache == cache) || self.confirmed.get(r) == Some(&cache)
+        };
+        let references: Vec<_> =
+            (0..16).filter(|n| references & (1 << n) != 0).map(|n| id - 1 - n).filter(there).collect();
+        let sessions: Vec<SessionId> = (1..5).filter(|s| sessions & (1 << s) != 0).collect();
+        let waits = references.iter().copied().filter(|r| self.known.contains_key(r)).collect();
+        let named = sessions.iter().copied().collect();
+        self.known.insert(id, Known { cache, waits, parked, sessions: named });
+        let tasks = vec![NewTask { id, references, sessions, parked }];
+        self.step(Event::Admit { cache: CacheId(cache), tasks });
+    }
+
+    fn answer(&mut self, cache: u16, present: u16, failure: Option<Failure>, leave_out: bool) {
+        let Some(mut ids) = self.queries[usize::from(cache)].take() else { return };
+        let c = CacheId(cache);
+        if let Some(failure) = failure {
+            return self.step(Event::AskFailed { cache: c, tasks: ids, failure });
+        }
+        if leave_out {
+            ids.pop();
+        }
+        let (present, missing) = ids.into_iter().partition(|id| present & (1 << (id % 16)) != 0);
+        self.step(Event::Asked { cache: c, present, missing });
+    }
+
+    fn upload(&mut self, which: usize, result: Result<bool, Failure>) {
+        let Some(&id) = self.uploading.iter().nth(which % self.uploading.len().max(1)) else { return };
+        self.uploading.remove(&id);
+        self.step(match result {
+            Ok(true) => Event::Uploaded(id),
+            Ok(false) => Event::InUpstream(id),
+            Err(failure) => Event::UploadFailed(id, failure),
+        });
+    }
+
+    fn probe(&mut self, cache: u16, result: Result<(), Failure>) {
+        if std::mem::take(&mut self.probing[usize::from(cache)]) {
+            self.step(Event::Probed(CacheId(cache), result));
+        }
+    }
+
+    fn want(&mut self, session: SessionId, which: impl Fn(TaskId, &Known) -> bool) -> Vec<TaskId> {
+        let chosen = self.known.iter_mut().filter(|(id, k)| which(**id, k));
+        chosen.map(|(id, k)| (*id, k.sessions.insert(session)).0).collect()
+    }
+
+    fn apply(&mut self, op: Op) {
+        match op {
+            Op::Admit { references, sessions, parked, again } => {
+                self.admit(u16::from(sessions & 1), references, sessions, parked, again);
+            }
+            Op::Answer { cache, present, failure, leave_out } => {
+                self.answer(cache, present, failure, leave_out)
+            }
+            Op::Upload { which, result } => self.upload(which, result),
+            Op::Collect { which } => {
+                let Some(&id) = self.known.keys().nth(which % self.known.len().max(1)) else { return };
+                // An upload that is under way ends with it.
+                self.uploading.remove(&id);
+                self.step(Event::Collected(id));
+            }
+            Op::Probe { cache, result } => self.probe(cache, result),
+            Op::Wait(ms) => {
+                self.now.0 += ms;
+                self.step(Event::Tick);
+            }
+            Op::Deadline => {
+                if let Some(due) = self.flow.next_deadline() {
+                    self.now = due;
+                    self.step(Event::Tick);
+                }
+            }
+            Op::Nudge(cache) => self.step(Event::Nudge(CacheId(cache))),
+            Op::Retry { which, all } => {
+                let one = self.known.keys().nth(which % self.known.len().max(1)).copied();
+                self.step(Event::Retry(if all { None } else { Some(one.into_iter().collect()) }));
+            }
+            Op::Want { session, tasks } => {
+                let tasks = self.want(session, |id, _| tasks & (1 << (id % 16)) != 0);
+                self.step(Event::Want(session, tasks));
+            }
+            Op::WantAll(session) => {
+                self.want(session, |_, k| !k.parked);
+                self.step(Event::WantAll(session));
+            }
+            Op::Flush(session) => {
+                self.flushing.insert(session);
+                self.step(Event::Flush(session));
+            }
+            Op::Forget(session) => {
+                self.flushing.remove(&session);
+                self.known.values_mut().for_each(|k| k.sessions.retain(|s| *s != session));
+                self.step(Event::Forget(session));
+            }
+            Op::Limits { cache, most } => {
+                self.step(Event::Limits(CacheId(cache), CacheLimits { least: 1, most }))
+            }
+            Op::Stray { which, kind } => self.stray(which, kind),
+            Op::Stop => {
+                self.stopped = true;
+                self.step(Event::Stop);
+            }
+        }
+    }
+
+    /// Events about what is not under way: nothing may come of them.
+    fn stray(&mut self, id: TaskId, kind: u8) {
+        let c = CacheId(u16::from(kind) % CACHES);
+        let asking = self.queries[usize::from(c.0)].is_some();
+        match kind % 5 {
+            0 if !self.uploading.contains(&id) => self.step(Event::Uploaded(id)),
+            1 if !self.uploading.contains(&id) => self.step(Event::UploadFailed(id, Failure::Refused)),
+            2 if !asking => self.step(Event::Asked { cache: c, present: vec![id], missing: vec![id] }),
+            3 if !asking => {
+                self.step(Event::AskFailed { cache: c, tasks: vec![id], failure: Failure::Rejected });
+            }
+            4 if !self.probing[usize::from(c.0)] => self.step(Event::Probed(c, Ok(()))),
+            _ => {}
+        }
+    }
+
+    /// From now on nothing fails. Everything must end, and time must pass between tries.
+    fn settle(&mut self) {
+        for _ in 0..20_000 {
+            if let Some(c) = (0..CACHES).find(|c| self.queries[usize::from(*c)].is_some()) {
+                self.answer(c, 0, None, false);
+            } else if !self.uploading.is_empty() {
+                self.upload(0, Ok(true));
+            } else if let Some(c) = (0..CACHES).find(|c| self.probing[usize::from(*c)]) {
+                self.probe(c, Ok(()));
+            } else if let Some(due) = self.flow.next_deadline() {
+                self.now = due;
+                self.step(Event::Tick);
+            } else {
+                let open: Vec<_> = self.known.iter().filter(|(_, k)| !k.parked).collect();
+                assert!(open.is_empty() || self.stopped, "stuck: {open:?}");
+                return;
+            }
+        }
+        panic!("does not come to an end: {:?}", self.flow);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_happens_the_account_holds_and_it_ends(seed in any::<u64>(), ops in prop::collection::vec(op(), 1..150)) {
+        let mut world = World::new(seed);
+        for op in ops {
+            world.apply(op);
+        }
+        world.settle();
+        if !world.stopped {
+            world.step(Event::Retry(None));
+            world.settle();
+            prop_assert!(world.known.is_empty(), "after a retry nothing stays: {:?}", world.known);
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! A hundred thousand tasks: the work is counted, not timed.
+
+use super::super::{Action, CacheLimits, Event, Failure, Flow, TaskId, Time};
+use super::{MAIN, admit, missing, recount, task};
+
+const MANY: TaskId = 100_000;
+
+#[test]
+fn a_hundred_thousand_tasks_take_steps_in_proportion() {
+    let mut flow = Flow::new(&[CacheLimits { least: 8, most: 64 }], 1);
+    let now = Time(0);
+    let mut steps = 0_u32;
+    let mut open = Vec::new();
+    let mut settled = 0;
+    // Everything refers to task 1 and to the two before it.
+    for from in (1..=MANY).step_by(1_000) {
+        let refs =
+            |id: TaskId| [1, id - 1, id - 2].into_iter().filter(|r| *r > 0 && *r < id).collect::<Vec<_>>();
+        let tasks = (from..from + 1_000).map(|id| task(id, &refs(id), &[1 + id % 7])).collect();
+        open.extend(flow.step(admit(tasks), now));
+        steps += 1;
+    }
+    open.extend(flow.step(Event::WantAll(100), now));
+    open.extend(flow.step(Event::Flush(100), now));
+    let mut quiet = 0;
+    while let Some(action) = open.pop() {
+        let event = match action {
+            Action::Ask(_, ids) => missing(ids),
+            Action::Upload(_, id, _) => Event::Uploaded(id),
+            Action::Settled(..) => {
+                settled += 1;
+                continue;
+            }
+            Action::Quiet(100) => {
+                quiet += 1;
+                continue;
+            }
+            other => panic!("{other:?}"),
+        };
+        steps += 1;
+        open.extend(flow.step(event, now));
+    }
+    assert_eq!((settled, quiet), (MANY, 1));
+    assert!(steps <= 100 + 30 + MANY as u32, "{steps} steps");
+    recount(&flow);
+    assert!(flow.groups[&100].tasks.is_empty(), "what is settled is let go");
+}
+
+#[test]
+fn parking_and_retrying_a_hub_is_linear() {
+    let mut flow = Flow::new(&[CacheLimits { least: 8, most: 64 }], 1);
+    let now = Time(0);
+    let tasks = (1..=MANY).map(|id| task(id, if id == 1 { &[] } else { &[1] }, &[1])).collect();
+    let mut actions = flow.step(admit(tasks), now);
+    for _ in 0..3 {
+        let ask = |actions: &[Action]| {
+            actions.iter().find_map(|a| if let Action::Ask(_, ids) = a { Some(ids.clone()) } else { None })
+        };
+        while let Some(ids) = ask(&actions) {
+            actions = flow.step(missing(ids), now);
+        }
+        let parked = flow.step(Event::UploadFailed(1, Failure::Rejected), now);
+        assert_eq!(parked.len(), MANY as usize);
+        actions = flow.step(Event::Retry(None), now);
+    }
+    let gone = flow.step(Event::Collected(1), now);
+    assert!(!gone.is_empty());
+    recount(&flow);
+    assert_eq!(flow.view(MAIN).unwrap().pending, MANY as usize - 1);
+}

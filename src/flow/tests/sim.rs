@@ -1,0 +1,69 @@
+//! Many daemons against one server, in simulated time: what is to happen next
+//! is taken from a heap, so a minute costs what happens in it.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use super::super::{Action, Event, Flow, Time};
+
+/// What the daemons talk to.
+pub(super) trait Server {
+    /// A request begins; when it ends, and with what. `None`: not a request.
+    fn request(&mut self, host: usize, action: &Action, now: Time) -> Option<(Time, Event)>;
+    /// An event is about to be delivered.
+    fn ended(&mut self, _host: usize, _event: &Event, _now: Time) {}
+}
+
+pub(super) struct Sim<S> {
+    pub(super) hosts: Vec<Flow>,
+    pub(super) server: S,
+    pub(super) now: Time,
+    pub(super) steps: u64,
+    heap: BinaryHeap<Reverse<(Time, u64, usize)>>,
+    events: Vec<Option<Event>>,
+    ticks: Vec<Option<Time>>,
+}
+
+impl<S: Server> Sim<S> {
+    pub(super) fn new(hosts: Vec<Flow>, server: S) -> Self {
+        let ticks = vec![None; hosts.len()];
+        Self { hosts, server, now: Time(0), steps: 0, heap: BinaryHeap::new(), events: Vec::new(), ticks }
+    }
+
+    pub(super) fn at(&mut self, at: Time, host: usize, event: Event) {
+        self.heap.push(Reverse((at, self.events.len() as u64, host)));
+        self.events.push(Some(event));
+    }
+
+    /// Runs until nothing is to happen, or until `end`.
+    pub(super) fn run(&mut self, end: Time) {
+        while let Some(&Reverse((at, number, host))) = self.heap.peek() {
+            if at > end {
+                break;
+            }
+            self.heap.pop();
+            self.now = at;
+            let Some(event) = self.events[number as usize].take() else { continue };
+            if event == Event::Tick {
+                if self.ticks[host] != Some(at) {
+                    continue;
+                }
+                self.ticks[host] = None;
+            }
+            self.server.ended(host, &event, at);
+            self.steps += 1;
+            for action in self.hosts[host].step(event, at) {
+                if let Some((then, event)) = self.server.request(host, &action, at) {
+                    self.at(then, host, event);
+                }
+            }
+            if let Some(due) = self.hosts[host].next_deadline() {
+                assert!(due > at, "a deadline in the past: {due:?} at {at:?}");
+                if self.ticks[host].is_none_or(|t| due < t) {
+                    self.ticks[host] = Some(due);
+                    self.at(due, host, Event::Tick);
+                }
+            }
+        }
+    }
+}

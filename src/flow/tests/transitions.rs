@@ -1,0 +1,324 @@
+//! The whole table of a task: every phase and every event.
+
+use super::super::task::Phase;
+use super::super::{Action, Event, Failure, Flow, Outcome, Time};
+use super::{MAIN, admit, flow, missing, phase, recount, task};
+
+const NOW: Time = Time(10);
+
+/// Task 1 in each phase. 99 or 2 is what keeps it there.
+fn reach(phase: &str) -> Flow {
+    let mut flow = flow(1);
+    let mut step = |event| flow.step(event, Time(0));
+    match phase {
+        "unknown" => {}
+        "unasked" => {
+            step(admit(vec![task(99, &[], &[])]));
+            step(admit(vec![task(1, &[], &[])]));
+        }
+        "asking" => {
+            step(admit(vec![task(1, &[], &[])]));
+        }
+        "held" => {
+            step(admit(vec![task(2, &[], &[]), task(1, &[2], &[])]));
+            step(missing([2, 1]));
+        }
+        "ready" => {
+            step(admit(vec![task(2, &[], &[]), task(1, &[], &[])]));
+            step(missing([2, 1]));
+        }
+        "uploading" => {
+            step(admit(vec![task(1, &[], &[])]));
+            step(missing([1]));
+        }
+        "resting" => {
+            flow = reach("uploading");
+            flow.step(Event::UploadFailed(1, Failure::Transient { retry_after: None }), Time(0));
+        }
+        "parked" => {
+            flow = reach("uploading");
+            flow.step(Event::UploadFailed(1, Failure::TooLarge), Time(0));
+        }
+        other => panic!("{other}"),
+    }
+    flow
+}
+
+fn events() -> Vec<(&'static str, Event)> {
+    let ask = |failure| Event::AskFailed { cache: MAIN, tasks: vec![1], failure };
+    let up = |failure| Event::UploadFailed(1, failure);
+    let transient = Failure::Transient { retry_after: None };
+    vec![
+        ("admit", admit(vec![task(1, &[], &[])])),
+        ("present", Event::Asked { cache: MAIN, present: vec![1], missing: vec![] }),
+        ("missing", missing([1])),
+        ("left out", missing([])),
+        ("ask unreachable", ask(Failure::Unreachable)),
+        ("ask transient", ask(transient)),
+        ("ask refused", ask(Failure::Refused)),
+        ("ask no such cache", ask(Failure::NoSuchCache)),
+        ("ask mismatch", ask(Failure::Mismatch)),
+        ("ask too large", ask(Failure::TooLarge)),
+        ("ask rejected", ask(Failure::Rejected)),
+        ("ask local", ask(Failure::Local)),
+        ("uploaded", Event::Uploaded(1)),
+        ("upstream", Event::InUpstream(1)),
+        ("unreachable", up(Failure::Unreachable)),
+        ("transient", up(transient)),
+        ("refused", up(Failure::Refused)),
+        ("no such cache", up(Failure::NoSuchCache)),
+        ("mismatch", up(Failure::Mismatch)),
+        ("too large", up(Failure::TooLarge)),
+        ("rejected", up(Failure::Rejected)),
+        ("local", up(Failure::Local)),
+        ("collected", Event::Collected(1)),
+        ("probed", Event::Probed(MAIN, Ok(()))),
+        ("probe failed", Event::Probed(MAIN, Err(Failure::Unreachable))),
+        ("nudge", Event::Nudge(MAIN)),
+        ("retry", Event::Retry(Some(vec![1]))),
+        ("retry all", Event::Retry(None)),
+        ("want", Event::Want(5, vec![1])),
+        ("want all", Event::WantAll(5)),
+        ("flush", Event::Flush(5)),
+        ("forget", Event::Forget(5)),
+        ("tick", Event::Tick),
+        ("stop", Event::Stop),
+    ]
+}
+
+/// `phase | event | phase after | actions`; what is not here changes nothing
+/// and leads to nothing, but that a flush of nobody is quiet.
+const TABLE: &str = "
+unknown   | admit             | asking    | ask[1]
+unasked   | ask no such cache | asking    | parked99 ask[1]
+unasked   | ask mismatch      | asking    | parked99 ask[1]
+unasked   | ask too large     | asking    | parked99 ask[1]
+unasked   | ask rejected      | asking    | parked99 ask[1]
+unasked   | ask local         | asking    | parked99 ask[1]
+unasked   | ask unreachable   | unasked   | gate
+unasked   | ask refused       | unasked   | gate
+unasked   | collected         | unknown   | collected1
+asking    | present           | unknown   | cached1
+asking    | missing           | uploading | upload1#1
+asking    | left out          | unasked   |
+asking    | ask unreachable   | unasked   | gate
+asking    | ask transient     | unasked   |
+asking    | ask refused       | unasked   | gate
+asking    | ask no such cache | parked    | parked1
+asking    | ask mismatch      | parked    | parked1
+asking    | ask too large     | parked    | parked1
+asking    | ask rejected      | parked    | parked1
+asking    | ask local         | parked    | parked1
+asking    | collected         | unknown   | collected1
+held      | collected         | unknown   | collected1
+ready     | collected         | unknown   | collected1
+uploading | uploaded          | unknown   | pushed1
+uploading | upstream          | unknown   | upstream1
+uploading | unreachable       | ready     | gate
+uploading | transient         | resting   |
+uploading | refused           | ready     | gate
+uploading | no such cache     | parked    | parked1
+uploading | mismatch          | uploading | upload1#2
+uploading | too large         | parked    | parked1
+uploading | rejected          | parked    | parked1
+uploading | local             | resting   |
+uploading | collected         | unknown   | collected1
+resting   | collected         | unknown   | collected1
+parked    | collected         | unknown   | collected1
+parked    | retry             | asking    | reopened1 ask[1]
+parked    | retry all         | asking    | reopened1 ask[1]
+";
+
+fn name(phase: Option<Phase>) -> &'static str {
+    match phase {
+        None => "unknown",
+        Some(Phase::Unasked) => "unasked",
+        Some(Phase::Asking) => "asking",
+        Some(Phase::Held) => "held",
+        Some(Phase::Ready) => "ready",
+        Some(Phase::Uploading) => "uploading",
+        Some(Phase::Resting(_)) => "resting",
+        Some(Phase::Parked(_)) => "parked",
+    }
+}
+
+fn show(action: &Action) -> String {
+    match action {
+        Action::Ask(_, ids) => format!("ask{ids:?}"),
+        Action::Upload(_, id, attempt) => format!("upload{id}#{attempt}"),
+        Action::Probe(_) => "probe".into(),
+        Action::Settled(id, Outcome::Pushed) => format!("pushed{id}"),
+        Action::Settled(id, Outcome::Cached) => format!("cached{id}"),
+        Action::Settled(id, Outcome::Upstream) => format!("upstream{id}"),
+        Action::Settled(id, Outcome::Collected) => format!("collected{id}"),
+        Action::Parked(id, _) => format!("parked{id}"),
+        Action::Reopened(id) => format!("reopened{id}"),
+        Action::Quiet(session) => format!("quiet{session}"),
+        Action::Gate(..) => "gate".into(),
+    }
+}
+
+#[test]
+fn the_whole_table() {
+    let mut rows: Vec<Vec<&str>> =
+        TABLE.trim().lines().map(|l| l.split('|').map(str::trim).collect()).collect();
+    for from in ["unknown", "unasked", "asking", "held", "ready", "uploading", "resting", "parked"] {
+        assert_eq!(name(phase(&reach(from), 1)), from);
+        for (what, event) in events() {
+            let mut flow = reach(from);
+            let actions: Vec<_> = flow.step(event, NOW).iter().map(show).collect();
+            let row = rows.iter().position(|r| r[0] == from && r[1] == what).map(|at| rows.remove(at));
+            let (to, expected) = match &row {
+                Some(row) => (row[2], row[3]),
+                None => (from, if what == "flush" { "quiet5" } else { "" }),
+            };
+            assert_eq!(name(phase(&flow, 1)), to, "{from}, {what}: {actions:?}");
+            assert_eq!(actions.join(" "), expected, "{from}, {what}");
+            recount(&flow);
+        }
+    }
+    assert_eq!(rows, Vec::<Vec<&str>>::new(), "rows that nothing tested");
+}
+
+#[test]
+fn a_reference_decides_about_those_that_wait_for_it() {
+    for (event, actions, after) in [
+        (Event::Uploaded(2), "pushed2 upload1#1", "uploading"),
+        (Event::InUpstream(2), "upstream2 upload1#1", "uploading"),
+        (Event::UploadFailed(2, Failure::Rejected), "parked2 parked1", "parked"),
+        (Event::UploadFailed(2, Failure::Local), "", "held"),
+        (Event::Collected(2), "collected2 collected1", "unknown"),
+    ] {
+        let mut flow = reach("held");
+        let shown: Vec<_> = flow.step(event.clone(), NOW).iter().map(show).collect();
+        assert_eq!(shown.join(" "), actions, "{event:?}");
+        assert_eq!(name(phase(&flow, 1)), after, "{event:?}");
+        recount(&flow);
+    }
+}
+
+#[test]
+fn a_parked_reference_that_is_gone_takes_along_what_waits_for_it() {
+    let mut flow = reach("held");
+    flow.step(Event::UploadFailed(2, Failure::Rejected), NOW);
+    let shown: Vec<_> = flow.step(Event::Collected(2), NOW).iter().map(show).collect();
+    assert_eq!(shown.join(" "), "collected2 collected1");
+}
+
+#[test]
+fn retrying_one_takes_up_every_reference_it_is_parked_for() {
+    let mut flow = flow(4);
+    flow.step(admit(vec![task(2, &[], &[]), task(3, &[], &[]), task(1, &[2, 3], &[])]), NOW);
+    flow.step(missing([2, 3, 1]), NOW);
+    flow.step(Event::UploadFailed(2, Failure::Rejected), NOW);
+    flow.step(Event::UploadFailed(3, Failure::Rejected), NOW);
+    flow.step(Event::Retry(Some(vec![1])), NOW);
+    assert!([1, 2, 3].iter().all(|id| name(phase(&flow, *id)) == "asking"));
+}
+
+#[test]
+fn a_second_life_does_not_inherit_edges() {
+    let mut flow = flow(4);
+    flow.step(admit(vec![task(2, &[], &[]), task(1, &[2], &[])]), NOW);
+    flow.step(Event::Asked { cache: MAIN, present: vec![1], missing: vec![2] }, NOW);
+    flow.step(admit(vec![task(3, &[], &[]), task(1, &[2, 3], &[])]), NOW);
+    flow.step(missing([3, 1]), NOW);
+    recount(&flow);
+    let actions = flow.step(Event::Uploaded(2), NOW);
+    assert_eq!(super::uploads(&actions), [], "3 is not there yet");
+    assert_eq!(super::uploads(&flow.step(Event::Uploaded(3), NOW)), [1]);
+}
+
+#[test]
+fn a_refused_query_costs_only_the_one_it_is_refused_for() {
+    let mut flow = flow(1);
+    let bad = 2_345;
+    let mut actions = flow.step(admit((1..=4_000).map(|id| task(id, &[], &[])).collect()), NOW);
+    let (mut parked, mut queries) = (Vec::new(), 0);
+    while let Some(ids) =
+        actions.iter().find_map(|a| if let Action::Ask(_, ids) = a { Some(ids.clone()) } else { None })
+    {
+        queries += 1;
+        let failure = Failure::Rejected;
+        actions = if ids.contains(&bad) {
+            flow.step(Event::AskFailed { cache: MAIN, tasks: ids, failure }, NOW)
+        } else {
+            flow.step(Event::Asked { cache: MAIN, present: ids, missing: vec![] }, NOW)
+        };
+        parked.extend(
+            actions.iter().filter_map(|a| if let Action::Parked(id, _) = a { Some(*id) } else { None }),
+        );
+    }
+    assert_eq!(parked, [bad]);
+    assert!(queries <= 80, "{queries} queries");
+    assert_eq!(flow.view(MAIN).unwrap().pending, 0);
+}
+
+#[test]
+fn a_server_that_refuses_every_query_is_not_asked_for_each_task() {
+    let mut flow = flow(1);
+    let mut actions = flow.step(admit((1..=40_000).map(|id| task(id, &[], &[])).collect()), NOW);
+    let mut queries = 0;
+    while actions.iter().any(|a| matches!(a, Action::Ask(..))) {
+        queries += 1;
+        actions = flow.step(Event::AskFailed { cache: MAIN, tasks: vec![], failure: Failure::Rejected }, NOW);
+    }
+    assert!(queries <= 100, "{queries} queries");
+    assert_eq!(flow.view(MAIN).unwrap().parked, 40_000);
+}
+
+#[test]
+fn a_group_counts_parked_tasks_once_they_are_tried_again() {
+    let mut flow = reach("parked");
+    flow.step(Event::Want(5, vec![1]), NOW);
+    assert_eq!(flow.unsettled(5), 0);
+    flow.step(Event::Retry(None), NOW);
+    assert_eq!(flow.unsettled(5), 1);
+    assert_eq!(flow.step(Event::Flush(5), NOW), []);
+    let actions = flow.step(Event::Asked { cache: MAIN, present: vec![1], missing: vec![] }, NOW);
+    assert_eq!(actions, [Action::Settled(1, Outcome::Cached), Action::Quiet(5)]);
+}
+
+#[test]
+fn a_number_can_be_used_again_after_it_was_forgotten() {
+    let mut flow = reach("ready");
+    for _ in 0..3 {
+        flow.step(Event::WantAll(5), NOW);
+        assert_eq!(flow.unsettled(5), 2);
+        flow.step(Event::Forget(5), NOW);
+        recount(&flow);
+    }
+    flow.step(Event::Want(5, vec![2]), NOW);
+    flow.step(Event::Flush(5), NOW);
+    assert_eq!(flow.unsettled(5), 1);
+}
+
+#[test]
+fn after_a_stop_nothing_begins_and_nothing_is_due() {
+    let mut flow = reach("ready");
+    flow.step(Event::UploadFailed(2, Failure::Unreachable), Time(0));
+    flow.step(Event::Stop, Time(0));
+    for at in [0, 1_000, 100_000] {
+        assert_eq!(flow.step(Event::Tick, Time(at)), []);
+        assert_eq!(flow.next_deadline(), None);
+    }
+}
+
+#[test]
+fn no_deadline_stays_in_the_past_while_a_query_pauses_and_the_cache_is_away() {
+    let mut flow = flow(1);
+    flow.step(admit(vec![task(2, &[], &[])]), Time(0));
+    flow.step(missing([2]), Time(0));
+    flow.step(admit(vec![task(1, &[], &[])]), Time(0));
+    let transient = Failure::Transient { retry_after: None };
+    flow.step(Event::AskFailed { cache: MAIN, tasks: vec![1], failure: transient }, Time(0));
+    flow.step(Event::UploadFailed(2, Failure::Unreachable), Time(0));
+    for _ in 0..20 {
+        let Some(due) = flow.next_deadline() else { panic!("it must be probed") };
+        let actions = flow.step(Event::Tick, due);
+        assert!(flow.next_deadline().is_none_or(|next| next > due), "spins at {due:?}");
+        if actions.contains(&Action::Probe(MAIN)) {
+            flow.step(Event::Probed(MAIN, Err(Failure::Unreachable)), due);
+        }
+    }
+}
