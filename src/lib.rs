@@ -11,6 +11,7 @@
 //! | [`embedded`] | a cache in a directory that speaks the same API | everything else |
 //! | [`ledger`] | what is known durably: cursor, queue, sessions, results | HTTP, Nix |
 //! | [`flow`] | the decisions, pure: order, fairness, retry, breaker, flush | tokio, files, sockets |
+//! | [`attribution`] | who made a path: windows of sessions, evidence | uploads |
 //! | [`control`] | the socket: messages, codec, server, peer credentials | how pushing works |
 //! | [`daemon`] | assembly: driver, intake, supervision, signals | – |
 //! | [`ctl`] | the client: commands and rendering | the daemon's inside |

@@ -102,6 +102,7 @@ impl CiJob {
 
 /// What the daemon answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(clippy::large_enum_variant)] // one at a time, and read field by field
 pub enum Reply {
     /// Any number of these, before the final one.
     Progress(Progress),

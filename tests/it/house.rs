@@ -5,14 +5,26 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const ROOMS: [&str; 10] =
-    ["cache", "config", "control", "ctl", "daemon", "embedded", "flow", "ledger", "observe", "store"];
+const ROOMS: [&str; 11] = [
+    "attribution",
+    "cache",
+    "config",
+    "control",
+    "ctl",
+    "daemon",
+    "embedded",
+    "flow",
+    "ledger",
+    "observe",
+    "store",
+];
 
 /// Who may name whom; the table in `src/lib.rs` in code. A room that is not
 /// here may not exist.
 fn allowed(room: &str) -> Option<&'static [&'static str]> {
     Some(match room {
-        "store" | "cache" | "embedded" | "ledger" | "flow" | "control" | "config" | "observe" => &[],
+        "attribution" | "store" | "cache" | "embedded" | "ledger" | "flow" | "control" | "config"
+        | "observe" => &[],
         "ctl" => &["control"],
         "daemon" => &ROOMS,
         // The binaries and lib.rs.

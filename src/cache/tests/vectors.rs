@@ -14,11 +14,11 @@ use super::*;
 enum Outcome {
     Config,
     Missing(usize),
-    Uploaded { deduplicated: bool, file_size: Option<u64> },
+    Stored { deduplicated: bool, file_size: Option<u64> },
     Failed(ErrorClass),
 }
-use ErrorClass::*;
-use Outcome::*;
+use ErrorClass::{Forbidden, Mismatch, NoSuchCache, Rejected, Transient, Unauthorized};
+use Outcome::{Config, Failed, Missing, Stored};
 
 /// Requests that this client never makes, and why.
 const NEVER_ASKED: [(&str, &str); 12] = [
@@ -51,7 +51,7 @@ const GIVEN_UP: [&str; 5] = [
 ];
 
 fn expected(name: &str) -> Outcome {
-    let uploaded = |file_size| Uploaded { deduplicated: false, file_size };
+    let uploaded = |file_size| Stored { deduplicated: false, file_size };
     match name {
         "cache-config private, token push"
         | "cache-config private, token pull-only"
@@ -78,7 +78,7 @@ fn expected(name: &str) -> Outcome {
         "upload same path again" => uploaded(Some(89)),
         "upload new path 1/2" => uploaded(Some(290)),
         "upload other path with the same NAR (global dedup)" => {
-            Uploaded { deduplicated: true, file_size: None }
+            Stored { deduplicated: true, file_size: None }
         }
         "upload wrong nar_hash" => Failed(Mismatch),
         "upload while the server database is locked by another process" => Failed(Transient),
@@ -143,7 +143,7 @@ async fn outcome(vector: &Value) -> (Outcome, Server) {
     } else {
         let (info, size) = upload();
         let done = client.upload(&info, nar(size)).await;
-        done.map(|u| Uploaded { deduplicated: u.deduplicated, file_size: u.file_size })
+        done.map(|u| Stored { deduplicated: u.deduplicated, file_size: u.file_size })
     };
     (outcome.unwrap_or_else(|e| Failed(e.class)), server)
 }
