@@ -4,6 +4,8 @@
 
 use std::collections::HashMap;
 
+use rusqlite::CachedStatement;
+
 use super::info::PathInfo;
 use super::journal::{Journal, JournalError};
 use super::path::StorePath;
@@ -43,7 +45,15 @@ impl Journal {
     ) -> Result<Closure, JournalError> {
         // One snapshot: a collection that runs meanwhile cannot tear it.
         let snapshot = self.db.unchecked_transaction()?;
-        let mut walk = Walk { journal: self, enter, met: HashMap::new(), entered: Vec::new() };
+        let mut walk = Walk {
+            journal: self,
+            enter,
+            row: self.by_id_query()?,
+            path: self.db.prepare_cached("select path from ValidPaths where id = ?1")?,
+            references: self.db.prepare_cached("select reference from Refs where referrer = ?1")?,
+            met: HashMap::new(),
+            entered: Vec::new(),
+        };
         let mut invalid = Vec::new();
         for root in roots {
             match self.id_of(root)? {
@@ -56,7 +66,8 @@ impl Journal {
             walk.descend(at)?;
             at += 1;
         }
-        let paths = in_order(walk.entered, &walk.met);
+        let Walk { entered, met, .. } = walk;
+        let paths = in_order(entered, &met);
         snapshot.finish()?;
         Ok(Closure { paths, invalid })
     }
@@ -65,6 +76,10 @@ impl Journal {
 struct Walk<'a> {
     journal: &'a Journal,
     enter: &'a mut dyn FnMut(i64) -> bool,
+    // Kept for the whole walk: looking each up anew costs as much as running it.
+    row: CachedStatement<'a>,
+    path: CachedStatement<'a>,
+    references: CachedStatement<'a>,
     met: HashMap<i64, Met>,
     entered: Vec<Entered>,
 }
@@ -75,13 +90,12 @@ impl Walk<'_> {
             return Ok(());
         }
         let (path, entered) = if (self.enter)(id) {
-            let info = self.journal.by_id(id)?;
+            let info = self.journal.by_id(&mut self.row, id)?;
             let path = info.path.clone();
             self.entered.push(Entered { info, references: Vec::new() });
             (path, Some(self.entered.len() - 1))
         } else {
-            let mut query = self.journal.db.prepare_cached("select path from ValidPaths where id = ?1")?;
-            let path: String = query.query_row([id], |row| row.get(0))?;
+            let path: String = self.path.query_row([id], |row| row.get(0))?;
             (self.journal.path_in(id, &path)?, None)
         };
         self.met.insert(id, Met { path, entered });
@@ -89,10 +103,9 @@ impl Walk<'_> {
     }
 
     fn descend(&mut self, at: usize) -> Result<(), JournalError> {
-        let journal = self.journal;
-        let mut query = journal.db.prepare_cached("select reference from Refs where referrer = ?1")?;
+        let id = self.entered[at].info.id;
         let references: Vec<i64> =
-            query.query_map([self.entered[at].info.id], |row| row.get(0))?.collect::<Result<_, _>>()?;
+            self.references.query_map([id], |row| row.get(0))?.collect::<Result<_, _>>()?;
         for &id in &references {
             self.meet(id)?;
         }

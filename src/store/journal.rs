@@ -12,7 +12,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, Row};
+use rusqlite::{CachedStatement, Connection, ErrorCode, OpenFlags, OptionalExtension as _, Row};
 
 use super::info::{NarHash, PathInfo};
 use super::path::{StoreDir, StorePath};
@@ -123,7 +123,15 @@ impl fmt::Debug for Journal {
     }
 }
 
-const COLUMNS: &str = "id, path, hash, narSize, deriver, ultimate, sigs, ca, registrationTime";
+/// One row with what [`Journal::row`] wants, and how it is chosen.
+macro_rules! rows {
+    ($which:literal) => {
+        concat!(
+            "select id, path, hash, narSize, deriver, ultimate, sigs, ca, registrationTime from ValidPaths ",
+            $which
+        )
+    };
+}
 
 impl Journal {
     /// Opens `<state_dir>/db/db.sqlite` and checks its schema.
@@ -176,8 +184,7 @@ impl Journal {
         let snapshot = self.db.unchecked_transaction()?;
         let mut found = Vec::new();
         {
-            let sql = format!("select {COLUMNS} from ValidPaths where id > ?1 order by id");
-            let mut query = self.db.prepare_cached(&sql)?;
+            let mut query = self.db.prepare_cached(rows!("where id > ?1 order by id"))?;
             let mut rows = query.query([cursor])?;
             while found.len() < limit {
                 let Some(row) = rows.next()? else { break };
@@ -201,8 +208,7 @@ impl Journal {
     pub fn info(&self, path: &StorePath) -> Result<Option<PathInfo>, JournalError> {
         let snapshot = self.db.unchecked_transaction()?;
         let info = {
-            let sql = format!("select {COLUMNS} from ValidPaths where path = ?1");
-            let mut query = self.db.prepare_cached(&sql)?;
+            let mut query = self.db.prepare_cached(rows!("where path = ?1"))?;
             let mut rows = query.query([self.store_dir.full(path)])?;
             match rows.next()? {
                 Some(row) => {
@@ -227,9 +233,13 @@ impl Journal {
         Ok(query.query_row([self.store_dir.full(path)], |row| row.get(0)).optional()?)
     }
 
+    /// Finds a row by its id; for [`Self::by_id`].
+    pub(super) fn by_id_query(&self) -> Result<CachedStatement<'_>, JournalError> {
+        Ok(self.db.prepare_cached(rows!("where id = ?1"))?)
+    }
+
     /// A row by its id, references left empty.
-    pub(super) fn by_id(&self, id: i64) -> Result<PathInfo, JournalError> {
-        let mut query = self.db.prepare_cached(&format!("select {COLUMNS} from ValidPaths where id = ?1"))?;
+    pub(super) fn by_id(&self, query: &mut CachedStatement<'_>, id: i64) -> Result<PathInfo, JournalError> {
         let mut rows = query.query([id])?;
         let row =
             rows.next()?.ok_or(JournalError::Row { id, reason: "referred to, but not there".to_owned() })?;
