@@ -101,6 +101,10 @@ impl CiJob {
 }
 
 /// What the daemon answers.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one per request, encoded at once; boxes would only burden its users"
+)]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
     /// Any number of these, before the final one.
