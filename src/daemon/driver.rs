@@ -374,7 +374,7 @@ impl Driver {
         }
     }
 
-    fn report_progress(&mut self) {
+    pub(super) fn report_progress(&mut self) {
         self.desk.waiters.retain(|w| !w.responder.is_gone());
         let uploading = self.flow.in_flight();
         for waiter in &mut self.desk.waiters {

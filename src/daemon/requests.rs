@@ -349,6 +349,8 @@ impl Driver {
         if wait && self.stopping.is_none() {
             let total = u64::from(self.flow.unsettled(row));
             self.desk.waiters.push(Waiter { group: row, asked, responder, since, deadline, total });
+            // At once: a caller who loses the connection asks again by the session's id.
+            self.report_progress();
             self.step(Event::Flush(row));
         } else {
             self.step(Event::Flush(row));
