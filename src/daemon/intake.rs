@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use tokio::sync::mpsc::Sender;
 use tracing::{debug, error, info, warn};
@@ -17,7 +18,7 @@ use super::input::Input;
 use super::rules::{Facts, enters_as};
 use super::seen::Seen;
 use super::wall_ms;
-use crate::attribution::{Evidence as Why, Windows};
+use crate::attribution::{Evidence as Why, Windows, Witness};
 use crate::config::Filter;
 use crate::flow::{CacheId, NewTask};
 use crate::ledger::{Admit, Cursor, Evidence, ItemState, Ledger, NewItem, SessionRow};
@@ -28,7 +29,7 @@ const ROWS: usize = 256;
 /// Items that are written to the ledger at a time, and told to the driver.
 const ITEMS: usize = 1024;
 /// Things to do that may wait.
-const QUEUE: usize = 64;
+const QUEUE: usize = 512;
 /// A confirmation by the cache that is older is asked for again when somebody
 /// names the path: caches delete, too.
 const TRUST_MS: i64 = 15 * 60 * 1000;
@@ -40,6 +41,8 @@ pub(super) enum Work {
     Look,
     /// Take named paths with their closure; see [`Input::Named`].
     Name(Naming),
+    /// See who a hook says made these.
+    Hook(Vec<StorePath>),
     /// End.
     Stop,
 }
@@ -108,6 +111,7 @@ pub(super) struct Intake {
     pub(super) store_dir: StoreDir,
     pub(super) ledger: Ledger,
     pub(super) windows: Arc<Mutex<Windows>>,
+    pub(super) witness: Witness,
     pub(super) facts: Facts,
     pub(super) filter: Filter,
     /// The caches' names, by their numbers.
@@ -155,6 +159,10 @@ impl Intake {
                     ear.rung.store(false, Ordering::Release);
                     self.look(&mut cursor, &mut seen)?;
                     self.name(&naming, &mut cursor, &mut seen)?;
+                }
+                Work::Hook(paths) => {
+                    self.look(&mut cursor, &mut seen)?;
+                    self.hooked(&paths, &mut seen)?;
                 }
                 Work::Stop => return Ok(()),
             }
@@ -244,6 +252,7 @@ impl Intake {
     /// Takes in what became valid since the cursor.
     fn look(&mut self, cursor: &mut Cursor, seen: &mut [Seen]) -> Result<(), IntakeError> {
         self.reopen_if_replaced(cursor, seen)?;
+        let began = Instant::now();
         loop {
             let rows = match self.journal.since(cursor.id, ROWS) {
                 Ok(rows) => rows,
@@ -255,11 +264,24 @@ impl Intake {
             };
             let Some(last) = rows.last() else { break };
             let next = Cursor { identity: cursor.identity.clone(), id: last.id };
-            self.take_rows(rows, &next, seen)?;
+            // Their locks' events came before: what they tell is known then.
+            self.witness.catch_up();
+            self.take_rows(rows, Some(&next), seen)?;
             *cursor = next;
             self.tell(Input::Cursor(cursor.id))?;
         }
+        self.witness.sweep(began);
         Ok(())
+    }
+
+    /// A hook spoke of paths that were taken in before it did: they belong to
+    /// who made them, whoever was thought to have.
+    fn hooked(&mut self, paths: &[StorePath], seen: &mut [Seen]) -> Result<(), IntakeError> {
+        let mut rows = Vec::new();
+        for path in paths.iter().filter(|p| self.witness.is_hooked(p.base())) {
+            rows.extend(self.journal.info(path)?);
+        }
+        if rows.is_empty() { Ok(()) } else { self.take_rows(rows, None, seen) }
     }
 
     fn reopen_if_replaced(&mut self, cursor: &mut Cursor, seen: &mut [Seen]) -> Result<(), IntakeError> {
@@ -293,7 +315,7 @@ impl Intake {
     fn take_rows(
         &mut self,
         rows: Vec<PathInfo>,
-        next: &Cursor,
+        next: Option<&Cursor>,
         seen: &mut [Seen],
     ) -> Result<(), IntakeError> {
         let windows = self.windows().clone();
@@ -301,7 +323,12 @@ impl Intake {
         let mut owned: HashMap<i64, Vec<(SessionRow, Evidence)>> = HashMap::new();
         let mut aside = Vec::new();
         for info in rows {
-            let owners = windows.owners(info.id);
+            let maker = self.witness.maker(info.path.base());
+            let owners = windows.owners(info.id, maker.as_ref());
+            if next.is_none() {
+                let owner = owners.sessions.first().map_or(0, |(session, _)| *session);
+                self.ledger.claim(owner, &[info.path.base().to_owned()])?;
+            }
             let Some(cache) = owners.cache.unwrap_or(Some(self.default_cache.0)) else { continue };
             let sessions: Vec<_> = owners.sessions.into_iter().map(|(s, why)| (s, evidence(why))).collect();
             let state = enters_as(&self.filter, self.facts.in_upstream(cache, &info), &info);
@@ -329,7 +356,7 @@ impl Intake {
             }
         }
         candidates.extend(aside);
-        self.admit(candidates, Some(next))
+        self.admit(candidates, next)
     }
 
     /// Takes named paths with their whole closure.
@@ -452,6 +479,8 @@ impl Intake {
 
 fn evidence(why: Why) -> Evidence {
     match why {
+        Why::Hook => Evidence::Hook,
+        Why::Process => Evidence::Process,
         Why::Window => Evidence::Window,
         Why::Shared => Evidence::Shared,
     }
