@@ -48,7 +48,12 @@ impl Anchor {
     /// The anchor that a caller asks for by a number in its own process
     /// namespace. `Ok(None)`: it cannot be seen from here, or is the first
     /// process, which everything descends from.
-    pub fn resolve(proc: &Proc, wanted: u32, peer: Option<i32>, uid: u32) -> Result<Option<Self>, AnchorError> {
+    pub fn resolve(
+        proc: &Proc,
+        wanted: u32,
+        peer: Option<i32>,
+        uid: u32,
+    ) -> Result<Option<Self>, AnchorError> {
         let line = proc.ancestry(peer.unwrap_or_default());
         let (Some(caller), Ok(number)) = (line.first(), i32::try_from(wanted)) else { return Ok(None) };
         // In a container numbers mean something else: there an anchor must be

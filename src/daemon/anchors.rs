@@ -1,6 +1,7 @@
 //! Watching the processes that sessions are anchored to: when one ends, the
 //! driver is told at once. Must not know what follows from that.
 
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -53,7 +54,7 @@ async fn wait(anchor: ProcId) {
         return;
     }
     if let Some(Ok(fd)) = opened
-        && let Ok(fd) = AsyncFd::register(fd)
+        && let Ok(fd) = readiness(fd)
     {
         if fd.readable().await.is_ok() {
             return;
@@ -64,4 +65,11 @@ async fn wait(anchor: ProcId) {
     while proc.is_alive(anchor) {
         tokio::time::sleep(LOOK).await;
     }
+}
+
+/// Deprecated for types that lie about their descriptor, which this one cannot;
+/// what replaces it is unsafe.
+#[allow(deprecated)]
+fn readiness(fd: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::new(fd)
 }

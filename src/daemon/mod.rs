@@ -315,8 +315,13 @@ fn resume(
         let anchor = session.new.anchor_pid.map(|(pid, start)| ProcId { pid, start });
         let alive = anchor.filter(|_| same_boot).and_then(|id| Anchor::of(&Proc::default(), id));
         if !session.new.id.starts_with("push-") {
-            let window =
-                Window { session: session.row, after: session.new.after, until: session.until, cache, anchor: alive.clone().or(anchor.map(gone)) };
+            let window = Window {
+                session: session.row,
+                after: session.new.after,
+                until: session.until,
+                cache,
+                anchor: alive.clone().or(anchor.map(gone)),
+            };
             windows.lock().unwrap_or_else(std::sync::PoisonError::into_inner).open(window);
         }
         resumed.push(Resumed {

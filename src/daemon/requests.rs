@@ -137,13 +137,7 @@ impl Driver {
             .ok_or_else(|| format!("there is no cache {name:?} here; configured: {}", self.caches.join(", ")))
     }
 
-    fn session_start(
-        &mut self,
-        peer: &Peer,
-        responder: Responder,
-        cache: Option<&str>,
-        wish: Wish,
-    ) {
+    fn session_start(&mut self, peer: &Peer, responder: Responder, cache: Option<&str>, wish: Wish) {
         let open = self.desk.sessions.values().filter(|s| s.uid == peer.uid && s.ending.is_none()).count();
         if open >= SESSIONS_PER_UID {
             let message =
@@ -371,7 +365,8 @@ impl Driver {
         tokio::task::spawn_blocking(move || {
             let (found, otherwise) = match which {
                 Which::Id(id) => {
-                    let hint = format!("there is no session {id:?} (`flywheelctl session list --all` shows them)");
+                    let hint =
+                        format!("there is no session {id:?} (`flywheelctl session list --all` shows them)");
                     (ledger.session(&id), hint)
                 }
                 Which::Job(key, message) => {
@@ -466,7 +461,8 @@ impl Driver {
         let (witness, bell, peer) = (self.witness.clone(), self.bell.clone(), *peer);
         let store_dir = self.transfers.store_dir.clone();
         tokio::task::spawn_blocking(move || {
-            let owner = std::fs::metadata(store_dir.as_path()).map(|m| std::os::unix::fs::MetadataExt::uid(&m));
+            let owner =
+                std::fs::metadata(store_dir.as_path()).map(|m| std::os::unix::fs::MetadataExt::uid(&m));
             if peer.uid != 0 && owner.ok() != Some(peer.uid) {
                 return responder.refuse(ErrorCode::Denied, "only a builder of this store has a hook");
             }
