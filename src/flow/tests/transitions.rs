@@ -225,7 +225,7 @@ fn a_second_life_does_not_inherit_edges() {
     flow.step(missing([3, 1]), NOW);
     recount(&flow);
     let actions = flow.step(Event::Uploaded(2), NOW);
-    assert_eq!(super::uploads(&actions), [], "3 is not there yet");
+    assert!(super::uploads(&actions).is_empty(), "3 is not there yet");
     assert_eq!(super::uploads(&flow.step(Event::Uploaded(3), NOW)), [1]);
 }
 
