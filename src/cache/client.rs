@@ -1,0 +1,357 @@
+//! The calls of the Attic API, as the daemon makes them. Must not know retry
+//! policy, sessions or the ledger: one call, one outcome.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::io;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::Stream;
+use reqwest::RequestBuilder;
+use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
+
+use super::body::{self, Failure, Stall, Watch};
+use super::discover::{Discovered, Whereabouts};
+use super::endpoint::Endpoint;
+use super::error::{CacheError, ErrorClass};
+use super::name::CacheName;
+use super::token::{Secret, TokenSource};
+use super::transport::{Answer, Transport};
+use super::wire::{CacheConfig, MissingAnswer, MissingRequest, UploadAnswer, UploadInfo, Uploaded};
+
+/// A real server takes 10,000 hashes in one question and fails at 40,000.
+const HASHES_A_QUESTION: usize = 5_000;
+/// From this on the upload info goes in front of the body, as Attic's `upload_path.rs` advises.
+const LONGEST_INFO_HEADER: usize = 4 * 1024;
+/// An answer to 5,000 hashes has 175 KB.
+const LONGEST_ANSWER: usize = 1024 * 1024;
+const MAX_ENDPOINTS: usize = 32;
+
+/// What a client is made from.
+#[derive(Clone, Debug)]
+pub struct ClientSettings {
+    /// Addresses to try, in order.
+    pub endpoints: Vec<String>,
+    /// The cache's name on the server.
+    pub cache: CacheName,
+    /// Where the token is.
+    pub token: TokenSource,
+    /// For name, TCP and TLS together.
+    pub connect_timeout: Duration,
+    /// How long nothing may move, in either direction. There is no total one: a NAR takes what it takes.
+    pub stall_timeout: Duration,
+    /// How we introduce ourselves.
+    pub user_agent: String,
+}
+
+impl ClientSettings {
+    /// Settings with the usual timeouts: 10 s and 60 s.
+    pub fn new(endpoints: Vec<String>, cache: CacheName, token: TokenSource) -> Self {
+        Self {
+            endpoints,
+            cache,
+            token,
+            connect_timeout: Duration::from_secs(10),
+            stall_timeout: Duration::from_secs(60),
+            user_agent: concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")).to_owned(),
+        }
+    }
+}
+
+/// A client for one cache. Clones share connections, token and whereabouts.
+#[derive(Clone)]
+pub struct CacheClient(Arc<Inner>);
+
+pub(super) struct Inner {
+    pub(super) cache: CacheName,
+    pub(super) candidates: Vec<Endpoint>,
+    pub(super) connect_timeout: Duration,
+    pub(super) stall_timeout: Duration,
+    pub(super) transport: Transport,
+    pub(super) whereabouts: Whereabouts,
+    source: TokenSource,
+    token: RwLock<Option<Secret>>,
+}
+
+impl fmt::Debug for CacheClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CacheClient")
+            .field("cache", &self.0.cache)
+            .field("endpoint", &self.endpoint())
+            .finish()
+    }
+}
+
+impl CacheClient {
+    /// Checks the settings. Neither connects nor reads the token: both may
+    /// become available later.
+    pub fn new(s: ClientSettings) -> Result<Self, CacheError> {
+        let rejected =
+            |what: &str| CacheError::new(ErrorClass::Rejected, format!("the cache {}: {what}", s.cache));
+        if s.endpoints.is_empty() || s.endpoints.len() > MAX_ENDPOINTS {
+            return Err(rejected("it needs an endpoint, and 32 at most"));
+        }
+        if s.connect_timeout.is_zero() || s.stall_timeout.is_zero() {
+            return Err(rejected("a timeout of 0 would fail every request"));
+        }
+        if HeaderValue::from_str(&s.user_agent).is_err() {
+            return Err(rejected("the user agent has characters that a header cannot carry"));
+        }
+        let candidates = s.endpoints.iter().map(|e| Endpoint::parse(e)).collect::<Result<_, _>>()?;
+        Ok(Self(Arc::new(Inner {
+            cache: s.cache,
+            candidates,
+            connect_timeout: s.connect_timeout,
+            stall_timeout: s.stall_timeout,
+            transport: Transport::new(s.user_agent, s.connect_timeout, s.stall_timeout),
+            whereabouts: Whereabouts::default(),
+            source: s.token,
+            token: RwLock::new(None),
+        })))
+    }
+
+    /// The cache's name on the server.
+    pub fn cache(&self) -> &CacheName {
+        &self.0.cache
+    }
+
+    /// Finds the server and asks for the cache's configuration; also the probe
+    /// of whether the cache is back. The address that worked last is asked
+    /// first, then the candidates in order. Reads the token anew.
+    ///
+    /// When all fail, the error is the one that tells most, its message names all.
+    pub async fn discover(&self) -> Result<Discovered, CacheError> {
+        self.0.discover().await.map_err(|e| self.0.scrubbed(e))
+    }
+
+    /// Where the last discovery found the server.
+    pub fn endpoint(&self) -> Option<String> {
+        self.0.whereabouts.last().map(|d| d.endpoint)
+    }
+
+    /// The configuration that the last discovery brought.
+    pub fn config(&self) -> Option<CacheConfig> {
+        self.0.whereabouts.last().map(|d| d.config)
+    }
+
+    /// Which of `hashes` the cache does not have. All or nothing: an error
+    /// says nothing about any of them.
+    pub async fn missing(&self, hashes: Vec<String>) -> Result<HashSet<String>, CacheError> {
+        let mut missing = HashSet::new();
+        for part in hashes.chunks(HASHES_A_QUESTION) {
+            missing.extend(self.0.missing(part).await.map_err(|e| self.0.scrubbed(e))?);
+        }
+        Ok(missing)
+    }
+
+    /// Uploads one path. `nar` is read as fast as the server takes it and let
+    /// go of as soon as the outcome is known.
+    pub async fn upload<S>(&self, info: &UploadInfo, nar: S) -> Result<Uploaded, CacheError>
+    where
+        S: Stream<Item = io::Result<Bytes>> + Send + 'static,
+    {
+        info.check(&self.0.cache)?;
+        // From here on the body is of one type, whatever the stream was.
+        self.0.upload(info, nar).await.map_err(|e| self.0.scrubbed(e))
+    }
+
+    /// Reads the token again; true when it is another one. On an error the old one stays in use.
+    pub fn reload_token(&self) -> Result<bool, CacheError> {
+        self.0.reload_token()
+    }
+
+    /// When the token expires (seconds since 1970), if it says so: for a warning, nothing else.
+    pub fn token_expiry(&self) -> Option<i64> {
+        self.0.token().ok().flatten()?.expiry()
+    }
+}
+
+impl Inner {
+    /// The token, read when first needed.
+    pub(super) fn token(&self) -> Result<Option<Secret>, CacheError> {
+        let known = self.token.read().unwrap_or_else(PoisonError::into_inner).clone();
+        if known.is_some() || self.source == TokenSource::None {
+            return Ok(known);
+        }
+        self.reload_token()?;
+        Ok(self.token.read().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    pub(super) fn reload_token(&self) -> Result<bool, CacheError> {
+        let fresh = self.source.read()?;
+        let mut token = self.token.write().unwrap_or_else(PoisonError::into_inner);
+        let changed = *token != fresh;
+        *token = fresh;
+        Ok(changed)
+    }
+
+    /// The error without the token, wherever it may have come from.
+    pub(super) fn scrubbed(&self, mut error: CacheError) -> CacheError {
+        let token = self.token.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(clean) = token.as_ref().and_then(|t| t.scrub(&error.message)) {
+            error.message = clean;
+        }
+        error
+    }
+
+    fn authorized(&self, request: RequestBuilder) -> Result<RequestBuilder, CacheError> {
+        let Some(token) = self.token()? else { return Ok(request) };
+        // Checked when it was read: only visible ASCII.
+        let mut value = HeaderValue::from_str(&format!("Bearer {}", token.expose()))
+            .map_err(|_| CacheError::new(ErrorClass::Unauthorized, "the token does not fit into a header"))?;
+        value.set_sensitive(true);
+        Ok(request.header(AUTHORIZATION, value))
+    }
+
+    /// A request without a stream, so that it can be sent again: once, when a
+    /// connection from the pool turned out to be closed by the other side.
+    pub(super) async fn small(
+        &self,
+        request: impl Fn() -> Result<RequestBuilder, CacheError>,
+        limit: usize,
+        patience: Duration,
+        doing: &str,
+    ) -> Result<Answer, CacheError> {
+        let mut again = true;
+        loop {
+            let sending = self.authorized(request()?)?.send();
+            match tokio::time::timeout(self.connect_timeout + patience, sending).await {
+                Ok(Ok(response)) => return Ok(Answer::read(response, limit, patience).await),
+                Ok(Err(e)) if again && !e.is_connect() && !e.is_timeout() && !e.is_builder() => again = false,
+                Ok(Err(e)) => return Err(CacheError::from_transport(&e, false, doing)),
+                Err(_) => return Err(stall_error(&Stall::Answer, patience, doing)),
+            }
+        }
+    }
+
+    async fn missing(&self, hashes: &[String]) -> Result<Vec<String>, CacheError> {
+        let base = self.locate().await?;
+        let doing = format!("asking {base} which of {} paths it lacks", hashes.len());
+        let question = MissingRequest { cache: &self.cache, store_path_hashes: hashes };
+        let json = Bytes::from(serde_json::to_vec(&question).map_err(|e| unwritable(&e))?);
+        let request = || {
+            let url = base.api("get-missing-paths")?;
+            Ok(self
+                .transport
+                .client(&base)?
+                .post(url)
+                .header(CONTENT_TYPE, "application/json")
+                .body(json.clone()))
+        };
+        let answer = self.small(request, LONGEST_ANSWER, self.stall_timeout, &doing).await;
+        let answer = answer.inspect_err(|e| self.note(e, &base))?;
+        let MissingAnswer { missing_paths } = answer.json(&doing)?;
+        // Every hash that is not named counts as present. An answer that names
+        // others was given to another question (a proxy that caches, say): what
+        // it does not name proves nothing, so all of it is thrown away.
+        let asked: HashSet<&str> = hashes.iter().map(String::as_str).collect();
+        if let Some(stranger) = missing_paths.iter().find(|hash| !asked.contains(hash.as_str())) {
+            let stranger: String = stranger.chars().take(40).collect();
+            return Err(CacheError::new(
+                ErrorClass::Transient,
+                format!(
+                    "{doing}: the answer names {stranger:?}, which was not asked for; is a proxy caching answers?"
+                ),
+            ));
+        }
+        Ok(missing_paths)
+    }
+
+    async fn upload<S>(&self, info: &UploadInfo, nar: S) -> Result<Uploaded, CacheError>
+    where
+        S: Stream<Item = io::Result<Bytes>> + Send + 'static,
+    {
+        let base = self.locate().await?;
+        let doing = format!("uploading {} to {base}", info.store_path);
+        let json = serde_json::to_vec(info).map_err(|e| unwritable(&e))?;
+        let mut request = self.transport.client(&base)?.put(base.api("upload-path")?);
+        // A header takes visible ASCII only, which is all that Nix writes.
+        let header =
+            (json.len() < LONGEST_INFO_HEADER).then(|| HeaderValue::from_bytes(&json).ok()).flatten();
+        let preamble = match header.filter(|_| json.is_ascii()) {
+            Some(value) => {
+                request = request.header("X-Attic-Nar-Info", value);
+                None
+            }
+            None => {
+                request = request.header("X-Attic-Nar-Info-Preamble-Size", json.len());
+                Some(Bytes::from(json))
+            }
+        };
+        // Attic's client sends chunks of unknown total; the size of a NAR is
+        // known, and with it a proxy can refuse what is too long before it has
+        // all of it, and need not keep it to count it.
+        let length = info.nar_size + preamble.as_ref().map_or(0, |p| p.len() as u64);
+        let (body, watch) = body::body(preamble, info.nar_size, nar);
+        let request = self
+            .authorized(request)?
+            .header(CONTENT_LENGTH, length)
+            .header(CONTENT_TYPE, "application/octet-stream")
+            .body(reqwest::Body::wrap_stream(body));
+        let answer = self.exchange(request, &watch, &doing).await;
+        let answer = answer.inspect_err(|e| self.note(e, &base))?;
+        let UploadAnswer { kind, file_size } = answer.json(&doing)?;
+        Ok(Uploaded { deduplicated: kind == "Deduplicated", file_size })
+    }
+
+    async fn exchange(
+        &self,
+        request: RequestBuilder,
+        watch: &Watch,
+        doing: &str,
+    ) -> Result<Answer, CacheError> {
+        let response = tokio::select! {
+            // The answer first: it counts more than anything that happens beside it.
+            biased;
+            response = request.send() => response,
+            stall = watch.stalled(self.connect_timeout, self.stall_timeout) => {
+                return Err(stall_error(&stall, self.stall_timeout, doing));
+            }
+        };
+        match response {
+            Ok(response) => {
+                watch.hold();
+                Ok(Answer::read(response, LONGEST_ANSWER, self.stall_timeout).await)
+            }
+            Err(e) => Err(match watch.failure() {
+                Some(Failure::Broken(why)) => {
+                    CacheError::new(ErrorClass::Local, format!("{doing}: the path cannot be read: {why}"))
+                }
+                // What the server would say in the end, without sending it all.
+                Some(Failure::Short { missing }) => mismatch(doing, &format!("{missing} bytes shorter")),
+                Some(Failure::Long) => mismatch(doing, "longer"),
+                None => CacheError::from_transport(&e, watch.begun(), doing),
+            }),
+        }
+    }
+
+    /// After a request that did not get through, the next one looks around first.
+    fn note(&self, error: &CacheError, base: &Endpoint) {
+        if error.class == ErrorClass::Unreachable {
+            self.whereabouts.suspect(base);
+        }
+    }
+}
+
+fn mismatch(doing: &str, how: &str) -> CacheError {
+    let message =
+        format!("{doing}: its NAR is {how} than what Nix registered; `nix-store --verify-path` tells more");
+    CacheError::new(ErrorClass::Mismatch, message)
+}
+
+fn stall_error(stall: &Stall, after: Duration, doing: &str) -> CacheError {
+    let seconds = after.as_secs_f32();
+    let (class, what) = match stall {
+        Stall::Connecting => (ErrorClass::Unreachable, "no connection came about".to_owned()),
+        Stall::Sending => (ErrorClass::Transient, format!("the server took nothing for {seconds} s")),
+        Stall::Answer => (ErrorClass::Transient, format!("no answer for {seconds} s")),
+        Stall::Source => (ErrorClass::Local, "reading the path gave nothing for minutes".to_owned()),
+    };
+    CacheError::new(class, format!("{doing}: {what}"))
+}
+
+fn unwritable(error: &serde_json::Error) -> CacheError {
+    CacheError::new(ErrorClass::Rejected, format!("the request cannot be written: {error}"))
+}

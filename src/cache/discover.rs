@@ -1,0 +1,213 @@
+//! Which of several addresses to use: the candidates in order, the first that
+//! answers with the cache's configuration, and from there the address that the
+//! configuration names, if that one works. Must not know what is uploaded.
+//!
+//! Attic's own client uses the named `api_endpoint` whatever it is. A server
+//! behind a proxy often names one that only it can reach; so here it is tried,
+//! and the candidate, which has just answered, is used if it fails.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::client::Inner;
+use super::endpoint::Endpoint;
+use super::error::{CacheError, ErrorClass};
+use super::transport::Answer;
+use super::wire::CacheConfig;
+
+/// A named address that failed is not tried again for so long: it may take the
+/// whole connect timeout each time.
+const REFUSED_FOR: Duration = Duration::from_secs(300);
+const MAX_REDIRECTS: usize = 3;
+/// A configuration is below 1 KiB.
+const LONGEST_CONFIG: usize = 256 * 1024;
+
+/// What a discovery found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Discovered {
+    /// Where requests go.
+    pub endpoint: String,
+    /// The cache's configuration.
+    pub config: CacheConfig,
+    /// Why the `api_endpoint` that the configuration names is not used.
+    pub named_unusable: Option<String>,
+}
+
+#[derive(Default)]
+struct Known {
+    current: Option<(Endpoint, Discovered)>,
+    /// A request did not get through since: ask again before the next one.
+    suspect: bool,
+    refused: Option<(Endpoint, Instant, String)>,
+}
+
+/// What is known of the server's whereabouts.
+#[derive(Default)]
+pub(super) struct Whereabouts {
+    known: Mutex<Known>,
+    /// Sixteen uploads that know nothing ask once.
+    asking: tokio::sync::Mutex<()>,
+}
+
+impl Whereabouts {
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn last(&self) -> Option<Discovered> {
+        self.known().current.as_ref().map(|(_, discovered)| discovered.clone())
+    }
+
+    pub(super) fn suspect(&self, endpoint: &Endpoint) {
+        let mut known = self.known();
+        if known.current.as_ref().is_some_and(|(current, _)| current == endpoint) {
+            known.suspect = true;
+        }
+    }
+
+    fn trusted(&self) -> Option<Endpoint> {
+        let known = self.known();
+        if known.suspect { None } else { known.current.as_ref().map(|(endpoint, _)| endpoint.clone()) }
+    }
+
+    fn refusal(&self, endpoint: &Endpoint) -> Option<String> {
+        match &self.known().refused {
+            Some((refused, at, why)) if refused == endpoint && at.elapsed() < REFUSED_FOR => {
+                Some(why.clone())
+            }
+            _ => None,
+        }
+    }
+}
+
+impl Inner {
+    /// Where to send a request: as known, or found now.
+    pub(super) async fn locate(&self) -> Result<Endpoint, CacheError> {
+        if let Some(endpoint) = self.whereabouts.trusted() {
+            return Ok(endpoint);
+        }
+        let _asking = self.whereabouts.asking.lock().await;
+        match self.whereabouts.trusted() {
+            Some(endpoint) => Ok(endpoint),
+            None => self.search().await.map(|(endpoint, _)| endpoint),
+        }
+    }
+
+    pub(super) async fn discover(&self) -> Result<Discovered, CacheError> {
+        let _asking = self.whereabouts.asking.lock().await;
+        // A new token may be what everybody waits for. One that cannot be read
+        // just now, while it is being replaced, does not undo the one we have.
+        if let Err(e) = self.reload_token()
+            && self.token()?.is_none()
+        {
+            return Err(e);
+        }
+        self.search().await.map(|(_, discovered)| discovered)
+    }
+
+    /// The remembered address first, then all candidates in order.
+    async fn search(&self) -> Result<(Endpoint, Discovered), CacheError> {
+        let remembered = self.whereabouts.known().current.as_ref().map(|(endpoint, _)| endpoint.clone());
+        let others = self.candidates.iter().filter(|c| Some(*c) != remembered.as_ref());
+        let mut failures: Vec<CacheError> = Vec::new();
+        for base in remembered.iter().chain(others) {
+            match self.settle(base.clone()).await {
+                Ok((endpoint, discovered)) => {
+                    if remembered.as_ref() != Some(&endpoint) {
+                        tracing::info!(cache = %self.cache, endpoint = %endpoint, "the cache answers");
+                    }
+                    let mut known = self.whereabouts.known();
+                    known.current = Some((endpoint.clone(), discovered.clone()));
+                    known.suspect = false;
+                    return Ok((endpoint, discovered));
+                }
+                Err(e) => failures.push(e),
+            }
+        }
+        // Nobody answers: the next one starts over with all candidates in their order.
+        {
+            let mut known = self.whereabouts.known();
+            known.suspect = true;
+            let gone = failures.first().is_some_and(|e| e.class == ErrorClass::Unreachable);
+            if remembered.is_some() && gone {
+                known.current = None;
+            }
+        }
+        // An answer tells more than a silence; all are told.
+        let message = failures.iter().map(|e| e.message.as_str()).collect::<Vec<_>>().join("; ");
+        match failures.into_iter().min_by_key(CacheError::rank) {
+            Some(error) => Err(CacheError { message, ..error }),
+            None => Err(CacheError::new(
+                ErrorClass::Rejected,
+                format!("the cache {} has no endpoints", self.cache),
+            )),
+        }
+    }
+
+    /// One address, and the one that its configuration names.
+    async fn settle(&self, base: Endpoint) -> Result<(Endpoint, Discovered), CacheError> {
+        let (base, config) = self.ask(base).await?;
+        let here = |named_unusable| {
+            let discovered =
+                Discovered { endpoint: base.to_string(), config: config.clone(), named_unusable };
+            (base.clone(), discovered)
+        };
+        let Some(named) = config.api_endpoint.as_deref() else { return Ok(here(None)) };
+        let named = match Endpoint::parse(named) {
+            Ok(named) if named == base => return Ok(here(None)),
+            Ok(named) => named,
+            Err(e) => return Ok(here(Some(e.message))),
+        };
+        if let Some(why) = base.objection_to(&named) {
+            return Ok(here(Some(format!("{base} names {named} as its API endpoint: {why}"))));
+        }
+        if let Some(why) = self.whereabouts.refusal(&named) {
+            return Ok(here(Some(why)));
+        }
+        match self.ask(named.clone()).await {
+            Ok((endpoint, config)) => {
+                let discovered = Discovered { endpoint: endpoint.to_string(), config, named_unusable: None };
+                Ok((endpoint, discovered))
+            }
+            Err(e) => {
+                let why = format!("{base} names {named} as its API endpoint, which fails: {}", e.message);
+                tracing::warn!(cache = %self.cache, "using {base}: {why}");
+                self.whereabouts.known().refused = Some((named, Instant::now(), why.clone()));
+                Ok(here(Some(why)))
+            }
+        }
+    }
+
+    /// Asks one address for the cache's configuration, through redirects that stay on its host.
+    async fn ask(&self, mut base: Endpoint) -> Result<(Endpoint, CacheConfig), CacheError> {
+        let call = Endpoint::config_call(&self.cache);
+        // With several candidates, one that is silent must not hold up the rest for long.
+        let patience = self.stall_timeout.min(self.connect_timeout * 2);
+        for _ in 0..=MAX_REDIRECTS {
+            let doing = format!("asking {base} for the cache {}", self.cache);
+            let request = || Ok(self.transport.client(&base)?.get(base.api(&call)?));
+            let answer: Answer = self.small(request, LONGEST_CONFIG, patience, &doing).await?;
+            if answer.status.is_redirection() {
+                let location = answer.headers.get(reqwest::header::LOCATION).and_then(|l| l.to_str().ok());
+                if let Some(next) = location.and_then(|l| base.redirected(l, &self.cache)) {
+                    base = next;
+                    continue;
+                }
+                let mut e = CacheError::from_answer(answer.status, &answer.headers, &[], &doing);
+                if let Some(location) = location {
+                    e.message = format!(
+                        "{} ({})",
+                        e.message,
+                        location.chars().take(200).collect::<String>().escape_debug()
+                    );
+                }
+                return Err(self.scrubbed(e));
+            }
+            let config = answer.json(&doing).map_err(|e| self.scrubbed(e))?;
+            return Ok((base, config));
+        }
+        Err(CacheError::new(ErrorClass::Rejected, format!("{base} redirects in a circle")))
+    }
+}

@@ -1,0 +1,261 @@
+//! Error classes: what the caller should do next, and how a status, an answer
+//! or a broken connection becomes one. Must not know retry policy.
+
+use std::time::{Duration, SystemTime};
+
+use reqwest::StatusCode;
+use reqwest::header::{HeaderMap, RETRY_AFTER};
+
+use super::wire::ErrorAnswer;
+
+/// What kind of failure it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ErrorClass {
+    /// No connection: refused, no such host, TLS, or reset before anything was sent. Concerns the whole cache.
+    Unreachable,
+    /// Worth trying again: 5xx, 408, 425, 429, a stall, a cut or senseless answer, a reset amid an upload.
+    Transient,
+    /// 401, or the configured token cannot be read.
+    Unauthorized,
+    /// 403: expired (on a public cache) or without the right to push.
+    Forbidden,
+    /// 404.
+    NoSuchCache,
+    /// The NAR is not what its hash and size say. Permanent for the path.
+    Mismatch,
+    /// 413. Permanent for the path until someone raises a limit.
+    TooLarge,
+    /// Another 4xx, a redirect, or a request that must not be sent at all.
+    Rejected,
+    /// Reading the NAR failed on this side, before the server answered.
+    Local,
+}
+
+impl ErrorClass {
+    /// A word for it that stays the same: for records and for people.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unreachable => "unreachable",
+            Self::Transient => "transient",
+            Self::Unauthorized => "unauthorized",
+            Self::Forbidden => "forbidden",
+            Self::NoSuchCache => "no-such-cache",
+            Self::Mismatch => "mismatch",
+            Self::TooLarge => "too-large",
+            Self::Rejected => "rejected",
+            Self::Local => "local",
+        }
+    }
+}
+
+impl std::fmt::Display for ErrorClass {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A failed call. The token is never in it.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct CacheError {
+    /// What kind of failure.
+    pub class: ErrorClass,
+    /// What failed, where, and what to do about it.
+    pub message: String,
+    /// The status, when the server answered.
+    pub status: Option<u16>,
+    /// How long the server asks to wait.
+    pub retry_after: Option<Duration>,
+}
+
+/// A server that asks for more than this is not believed.
+const LONGEST_WAIT: Duration = Duration::from_secs(24 * 3600);
+/// How much of a server's words goes into a message.
+const LONGEST_QUOTE: usize = 300;
+
+impl CacheError {
+    pub(super) fn new(class: ErrorClass, message: impl Into<String>) -> Self {
+        Self { class, message: message.into(), status: None, retry_after: None }
+    }
+
+    /// What an answer that is no success means. `doing` is the beginning of a sentence: "asking X for Y".
+    pub(super) fn from_answer(status: StatusCode, headers: &HeaderMap, body: &[u8], doing: &str) -> Self {
+        let structured: Option<ErrorAnswer> = serde_json::from_slice(body).ok();
+        let said = match &structured {
+            Some(answer) => quote(&format!("{}: {}", answer.error, answer.message)),
+            None => quote(&String::from_utf8_lossy(body)),
+        };
+        let (class, hint) = classify(status, structured.is_some(), &said);
+        let said = if said.is_empty() { String::new() } else { format!(" ({said})") };
+        Self {
+            class,
+            message: format!("{doing}: the server answered {status}{said}{hint}"),
+            status: Some(status.as_u16()),
+            retry_after: retry_after(headers, SystemTime::now()),
+        }
+    }
+
+    /// What it means that no answer came. `sent`: the server had begun to take a body.
+    pub(super) fn from_transport(error: &reqwest::Error, sent: bool, doing: &str) -> Self {
+        let why = chain(error);
+        let (class, how) = if error.is_builder() {
+            (ErrorClass::Rejected, "the request cannot be made")
+        } else if error.is_connect() || (error.is_timeout() && !sent) {
+            (ErrorClass::Unreachable, "no connection")
+        } else if sent {
+            // It may be this one path that the other side cannot stand, so it
+            // must not count against the cache. Is the server gone, the next
+            // attempt says so.
+            (ErrorClass::Transient, "the connection broke while the path was being sent")
+        } else {
+            (ErrorClass::Unreachable, "the connection broke before an answer")
+        };
+        Self::new(class, format!("{doing}: {how}: {why}"))
+    }
+
+    /// The answer was an Attic server's own or could be: used to choose among the failures of several addresses.
+    /// Lower tells more.
+    pub(super) fn rank(&self) -> u8 {
+        match self.class {
+            ErrorClass::Unauthorized => 0,
+            ErrorClass::Forbidden => 1,
+            ErrorClass::NoSuchCache => 2,
+            ErrorClass::Transient => 3,
+            ErrorClass::Mismatch | ErrorClass::TooLarge | ErrorClass::Rejected | ErrorClass::Local => 4,
+            ErrorClass::Unreachable => 5,
+        }
+    }
+}
+
+fn classify(status: StatusCode, structured: bool, said: &str) -> (ErrorClass, &'static str) {
+    match status.as_u16() {
+        401 => (ErrorClass::Unauthorized, ": give it a token that is valid for this cache"),
+        403 => (ErrorClass::Forbidden, ": the token is expired or lacks the right to push to this cache"),
+        // A server that knows the API says so in JSON; anything else is most likely a proxy's or another site's page.
+        404 if structured => (ErrorClass::NoSuchCache, ": create the cache or correct its name"),
+        404 => (ErrorClass::NoSuchCache, ": that is not how an Attic server says it, check the address"),
+        // The proxy stands before every path, so it is not the path's fault.
+        407 => (ErrorClass::Unreachable, ": the HTTP proxy wants a login, put it into the proxy's URL"),
+        408 | 425 | 429 | 500..=599 => (ErrorClass::Transient, ""),
+        413 => (
+            ErrorClass::TooLarge,
+            ": raise the limit of the server or of the proxy before it (nginx: client_max_body_size)",
+        ),
+        // Attic's `server/src/api/v1/upload_path.rs` words it in these two ways.
+        400 if said.contains("Bad chunk hash or size") || said.contains("Bad NAR Hash or Size") => (
+            ErrorClass::Mismatch,
+            ": the files are no longer what Nix registered, `nix-store --verify-path` tells",
+        ),
+        300..=399 => {
+            (ErrorClass::Rejected, ": redirects are not followed with a token, use the final address")
+        }
+        _ => (ErrorClass::Rejected, ""),
+    }
+}
+
+/// Seconds or an HTTP date (RFC 9110, 10.2.3).
+fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    let wait = match value.parse::<u64>() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => httpdate::parse_http_date(value).ok()?.duration_since(now).unwrap_or_default(),
+    };
+    Some(wait.min(LONGEST_WAIT))
+}
+
+/// One line, no control characters, of bounded length.
+fn quote(text: &str) -> String {
+    let mut quoted: String = text
+        .split_whitespace()
+        .flat_map(|word| [" ", word])
+        .skip(1)
+        .flat_map(str::chars)
+        .filter(|c| !c.is_control())
+        .take(LONGEST_QUOTE + 1)
+        .collect();
+    if quoted.chars().count() > LONGEST_QUOTE {
+        quoted.pop();
+        quoted.push('…');
+    }
+    quoted
+}
+
+/// The reason is at the end of the chain; the URL is told elsewhere.
+fn chain(error: &reqwest::Error) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    let mut next = std::error::Error::source(error);
+    while let Some(error) = next {
+        let text = error.to_string();
+        // Layers often repeat the layer below.
+        if !parts.last().is_some_and(|above| above.contains(&text)) {
+            parts.push(text);
+        }
+        next = error.source();
+    }
+    quote(&parts.join(": "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_in_seconds_and_as_a_date() {
+        let now = httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
+        for (value, expected) in [
+            ("7", Some(7)),
+            (" 120 ", Some(120)),
+            ("Sun, 06 Nov 1994 08:50:07 GMT", Some(30)),
+            ("Sun, 06 Nov 1994 08:00:00 GMT", Some(0)),
+            ("99999999999", Some(86_400)),
+            ("soon", None),
+            ("-1", None),
+        ] {
+            let headers = HeaderMap::from_iter([(RETRY_AFTER, value.parse().unwrap())]);
+            assert_eq!(retry_after(&headers, now).map(|d| d.as_secs()), expected, "{value}");
+        }
+        assert_eq!(retry_after(&HeaderMap::new(), now), None);
+    }
+
+    #[test]
+    fn every_status_has_a_class() {
+        use ErrorClass::{
+            Forbidden, Mismatch, NoSuchCache, Rejected, TooLarge, Transient, Unauthorized, Unreachable,
+        };
+        for (status, body, class) in [
+            (301, "", Rejected),
+            (400, "x", Rejected),
+            (
+                400,
+                r#"{"code":400,"error":"RequestError","message":"General request error: Bad NAR Hash or Size"}"#,
+                Mismatch,
+            ),
+            (401, "", Unauthorized),
+            (403, "", Forbidden),
+            (404, "<html>", NoSuchCache),
+            (407, "", Unreachable),
+            (408, "", Transient),
+            (409, "", Rejected),
+            (413, "", TooLarge),
+            (422, "", Rejected),
+            (425, "", Transient),
+            (429, "", Transient),
+            (500, "", Transient),
+            (502, "<html>", Transient),
+            (503, "", Transient),
+            (507, "", Transient),
+            (599, "", Transient),
+        ] {
+            let status = StatusCode::from_u16(status).unwrap();
+            let error = CacheError::from_answer(status, &HeaderMap::new(), body.as_bytes(), "doing");
+            assert_eq!(error.class, class, "{status} {body}");
+            assert_eq!(error.status, Some(status.as_u16()));
+        }
+    }
+
+    #[test]
+    fn quotes_are_one_bounded_line() {
+        assert_eq!(quote("a\r\n\tb\u{1b}[31m  c "), "a b[31m c");
+        assert_eq!(quote(&"x".repeat(5000)).chars().count(), LONGEST_QUOTE + 1);
+    }
+}

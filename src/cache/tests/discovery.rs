@@ -1,0 +1,156 @@
+//! Which address is used, and where a token goes.
+
+use super::server::{CONFIG, Server, dead};
+use super::*;
+
+fn with_token(endpoints: &[&str]) -> CacheClient {
+    CacheClient::new(ClientSettings { token: TokenSource::Env("PATH".to_owned()), ..settings(endpoints) })
+        .unwrap()
+}
+
+#[tokio::test]
+async fn the_first_candidate_that_answers() {
+    let (gone, good) = (dead().await, Server::with_config(CONFIG).await);
+    let refusing = Server::bare(|_, mut conn| async move {
+        conn.answer("401 X", "", "{}").await;
+        Some(conn)
+    })
+    .await;
+    let client = CacheClient::new(settings(&[&gone, &refusing.url, &good.url, &refusing.url])).unwrap();
+    assert_eq!(client.endpoint(), None);
+    let found = client.discover().await.unwrap();
+    assert_eq!(found.endpoint, good.url);
+    assert_eq!(client.endpoint().as_deref(), Some(good.url.as_str()));
+    assert_eq!(client.config().unwrap().store_dir.as_deref(), Some("/nix/store"));
+    assert_eq!(refusing.requests().len(), 1, "the list ends at the first that answers");
+    // The error that tells most is the one given, all are named.
+    let client = CacheClient::new(settings(&[&gone, &refusing.url])).unwrap();
+    let error = client.discover().await.unwrap_err();
+    assert_eq!((error.class, error.status), (ErrorClass::Unauthorized, Some(401)));
+    assert!(error.message.contains(&gone) && error.message.contains(&refusing.url), "{error}");
+}
+
+#[tokio::test]
+async fn an_endpoint_that_goes_away_is_found_again() {
+    let answer = |request: server::Request, mut conn: server::Conn| async move {
+        conn.body(&request).await;
+        conn.answer("200 OK", "", r#"{"missing_paths":[]}"#).await;
+        Some(conn)
+    };
+    let (first, second) = (Server::start(answer).await, Server::start(answer).await);
+    let client = CacheClient::new(settings(&[&first.url, &second.url])).unwrap();
+    client.missing(hashes(1)).await.unwrap();
+    assert_eq!(client.endpoint().unwrap(), first.url);
+    drop(first);
+    // The request in hand finds out, the next one looks around.
+    let mut error = None;
+    while client.endpoint().unwrap() != second.url {
+        error = client.missing(hashes(1)).await.err().or(error);
+    }
+    assert_eq!(error.unwrap().class, ErrorClass::Unreachable);
+    client.missing(hashes(1)).await.unwrap();
+    drop(second);
+    assert_eq!(client.discover().await.unwrap_err().class, ErrorClass::Unreachable);
+    assert_eq!(client.endpoint(), None, "forgotten: the next discovery starts over");
+}
+
+#[tokio::test]
+async fn the_named_api_endpoint_is_used_if_it_works() {
+    let api = Server::start(|request, mut conn| async move {
+        conn.body(&request).await;
+        conn.answer("200 OK", "", r#"{"missing_paths":[]}"#).await;
+        Some(conn)
+    })
+    .await;
+    let front = Server::with_config(&format!(r#"{{"api_endpoint":"{}/"}}"#, api.url)).await;
+    let works = client(&front.url);
+    assert_eq!(works.discover().await.unwrap().endpoint, api.url);
+    works.missing(hashes(1)).await.unwrap();
+    assert_eq!(api.calls().len(), 1);
+
+    for named in [dead().await, "https://me:pw@x".to_owned(), "nonsense".to_owned()] {
+        let front = Server::with_config(&format!(r#"{{"api_endpoint":"{named}","priority":3}}"#)).await;
+        let found = client(&front.url).discover().await.unwrap();
+        assert_eq!(found.endpoint, front.url, "the candidate has answered, after all");
+        assert_eq!(found.config.priority, Some(3));
+        assert!(found.named_unusable.is_some(), "{named}");
+    }
+}
+
+#[tokio::test]
+async fn a_token_does_not_follow_redirects_elsewhere() {
+    let elsewhere = Server::with_config(CONFIG).await;
+    // Another name, so another host, although it leads to the same address.
+    let target = format!("{}/_api/v1/cache-config/main", elsewhere.url.replace("127.0.0.1", "localhost"));
+    let redirecting = Server::bare(move |request, mut conn| {
+        let target = target.clone();
+        async move {
+            conn.body(&request).await;
+            conn.answer("307 Temporary Redirect", &format!("location: {target}\r\n"), "").await;
+            Some(conn)
+        }
+    })
+    .await;
+    let error = with_token(&[&redirecting.url]).discover().await.unwrap_err();
+    assert_eq!((error.class, error.status), (ErrorClass::Rejected, Some(307)), "{error}");
+    assert!(error.message.contains("localhost"), "{error}");
+    assert_eq!(elsewhere.connections(), 0);
+    assert!(redirecting.requests()[0].header("authorization").unwrap().starts_with("Bearer "));
+    // The same host may move its API, as with the step from http to https.
+    let (status, location) =
+        ("301 Moved", format!("location: {}/_api/v1/cache-config/main\r\n", elsewhere.url));
+    let moving = Server::bare(move |_, mut conn| {
+        let location = location.clone();
+        async move {
+            conn.answer(status, &location, "").await;
+            Some(conn)
+        }
+    })
+    .await;
+    assert_eq!(with_token(&[&moving.url]).discover().await.unwrap().endpoint, elsewhere.url);
+    // An upload goes nowhere else.
+    let to = format!("location: {}/\r\n", elsewhere.url);
+    let upload = Server::start(move |request, mut conn| {
+        let to = to.clone();
+        async move {
+            conn.body(&request).await;
+            conn.answer("307 X", &to, "").await;
+            Some(conn)
+        }
+    })
+    .await;
+    let before = elsewhere.requests().len();
+    assert_eq!(client(&upload.url).upload(&info(9), nar(9)).await.unwrap_err().class, ErrorClass::Rejected);
+    assert_eq!(elsewhere.requests().len(), before);
+}
+
+/// The environment of a process cannot be changed safely once it has threads:
+/// the test runs itself again in a process that has the proxy from the start.
+#[tokio::test]
+async fn a_proxy_from_the_environment_but_never_for_loopback() {
+    const INNER: &str = "FLYWHEEL_TEST_BEHIND_PROXY";
+    if let Ok(direct) = std::env::var(INNER) {
+        assert_eq!(client(&direct).discover().await.unwrap().endpoint, direct);
+        let found = client("http://cache.invalid").discover().await.unwrap();
+        assert_eq!(found.endpoint, "http://cache.invalid");
+        return;
+    }
+    let (proxy, direct) = (Server::with_config(CONFIG).await, Server::with_config(CONFIG).await);
+    let status = tokio::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "cache::tests::discovery::a_proxy_from_the_environment_but_never_for_loopback"])
+        .env_remove("NO_PROXY")
+        .env_remove("no_proxy")
+        .env_remove("REQUEST_METHOD")
+        .env("http_proxy", &proxy.url)
+        .env("HTTP_PROXY", &proxy.url)
+        .env(INNER, &direct.url)
+        .stdout(std::process::Stdio::null())
+        .kill_on_drop(true)
+        .status()
+        .await
+        .unwrap();
+    assert!(status.success());
+    let through: Vec<String> = proxy.requests().into_iter().map(|r| r.path).collect();
+    assert_eq!(through, ["http://cache.invalid/_api/v1/cache-config/main"]);
+    assert_eq!(direct.requests().len(), 1);
+}

@@ -1,0 +1,204 @@
+//! A server that says exactly what a test wants said, byte by byte, on a real
+//! socket. It knows HTTP/1.1 just well enough to find the end of a request.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{AbortHandle, JoinSet};
+
+#[derive(Clone, Debug)]
+pub(super) struct Request {
+    pub(super) method: String,
+    pub(super) path: String,
+    pub(super) headers: HashMap<String, String>,
+}
+
+impl Request {
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(String::as_str)
+    }
+
+    fn is_config(&self) -> bool {
+        self.path.contains("/_api/v1/cache-config/")
+    }
+}
+
+pub(super) struct Conn {
+    pub(super) stream: TcpStream,
+    ahead: Vec<u8>,
+}
+
+impl Conn {
+    async fn head(&mut self) -> Option<Request> {
+        let end = loop {
+            if let Some(end) = self.ahead.windows(4).position(|w| w == b"\r\n\r\n") {
+                break end + 4;
+            }
+            if self.stream.read_buf(&mut self.ahead).await.ok()? == 0 {
+                return None;
+            }
+        };
+        let head: Vec<u8> = self.ahead.drain(..end).collect();
+        let head = String::from_utf8(head).unwrap();
+        let mut lines = head.lines();
+        let mut first = lines.next()?.split(' ');
+        let headers =
+            lines.filter_map(|l| l.split_once(": ")).map(|(k, v)| (k.to_lowercase(), v.to_owned())).collect();
+        Some(Request { method: first.next()?.to_owned(), path: first.next()?.to_owned(), headers })
+    }
+
+    /// Reads the whole body, which must have a length.
+    pub(super) async fn body(&mut self, request: &Request) -> Vec<u8> {
+        let length: usize = request.header("content-length").map_or(0, |l| l.parse().unwrap());
+        while self.ahead.len() < length {
+            if self.stream.read_buf(&mut self.ahead).await.unwrap_or(0) == 0 {
+                break;
+            }
+        }
+        let length = length.min(self.ahead.len());
+        self.ahead.drain(..length).collect()
+    }
+
+    /// Reads and forgets so many bytes of a body.
+    pub(super) async fn exactly(&mut self, length: usize) {
+        let ahead = length.min(self.ahead.len());
+        self.ahead.drain(..ahead);
+        let mut left = length - ahead;
+        let mut sink = vec![0; 256 * 1024];
+        while left > 0 {
+            let most = left.min(sink.len());
+            match self.stream.read(&mut sink[..most]).await {
+                Ok(n) if n > 0 => left -= n,
+                _ => break,
+            }
+        }
+    }
+
+    pub(super) async fn answer(&mut self, status: &str, headers: &str, body: &str) {
+        let text = format!("HTTP/1.1 {status}\r\n{headers}content-length: {}\r\n\r\n{body}", body.len());
+        self.raw(&text).await;
+    }
+
+    pub(super) async fn raw(&mut self, text: &str) {
+        // The other side may be gone already: that is for the test to notice.
+        let _ = self.stream.write_all(text.as_bytes()).await;
+    }
+
+    /// Reads and forgets until the other side closes.
+    pub(super) async fn drain(&mut self) {
+        let mut sink = vec![0; 64 * 1024];
+        while self.stream.read(&mut sink).await.unwrap_or(0) > 0 {}
+    }
+
+    /// Closes so that the other side gets a reset.
+    pub(super) fn reset(self) {
+        #[allow(deprecated)]
+        self.stream.set_linger(Some(std::time::Duration::ZERO)).unwrap();
+    }
+}
+
+type Served = Pin<Box<dyn Future<Output = Option<Conn>> + Send>>;
+
+#[derive(Default)]
+struct Log {
+    requests: Vec<Request>,
+    connections: usize,
+}
+
+/// Ends with its value.
+pub(super) struct Server {
+    pub(super) url: String,
+    log: Arc<Mutex<Log>>,
+    task: AbortHandle,
+}
+
+pub(super) const CONFIG: &str = r#"{"is_public":true,"store_dir":"/nix/store"}"#;
+
+impl Server {
+    /// `on` has each request; `None` ends its connection. Cache configurations are answered here.
+    pub(super) async fn start<F, R>(on: F) -> Self
+    where
+        F: Fn(Request, Conn) -> R + Send + Sync + 'static,
+        R: Future<Output = Option<Conn>> + Send + 'static,
+    {
+        Self::listen(Some(CONFIG.to_owned()), on).await
+    }
+
+    /// Without any answer of its own.
+    pub(super) async fn bare<F, R>(on: F) -> Self
+    where
+        F: Fn(Request, Conn) -> R + Send + Sync + 'static,
+        R: Future<Output = Option<Conn>> + Send + 'static,
+    {
+        Self::listen(None, on).await
+    }
+
+    pub(super) async fn with_config(config: &str) -> Self {
+        Self::listen(Some(config.to_owned()), |_, _| async { None }).await
+    }
+
+    async fn listen<F, R>(config: Option<String>, on: F) -> Self
+    where
+        F: Fn(Request, Conn) -> R + Send + Sync + 'static,
+        R: Future<Output = Option<Conn>> + Send + 'static,
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let log = Arc::new(Mutex::new(Log::default()));
+        let on: Arc<dyn Fn(Request, Conn) -> Served + Send + Sync> = Arc::new(move |r, c| Box::pin(on(r, c)));
+        let seen = Arc::clone(&log);
+        let task = tokio::spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                seen.lock().unwrap().connections += 1;
+                let (seen, on, config) = (Arc::clone(&seen), Arc::clone(&on), config.clone());
+                connections.spawn(async move {
+                    let mut conn = Conn { stream, ahead: Vec::new() };
+                    while let Some(request) = conn.head().await {
+                        seen.lock().unwrap().requests.push(request.clone());
+                        match &config {
+                            Some(config) if request.is_config() => {
+                                conn.answer("200 OK", "content-type: application/json\r\n", config).await;
+                            }
+                            _ => match on(request, conn).await {
+                                Some(same) => conn = same,
+                                None => break,
+                            },
+                        }
+                    }
+                });
+            }
+        });
+        Self { url, log, task: task.abort_handle() }
+    }
+
+    pub(super) fn requests(&self) -> Vec<Request> {
+        self.log.lock().unwrap().requests.clone()
+    }
+
+    /// Requests other than for the configuration.
+    pub(super) fn calls(&self) -> Vec<Request> {
+        self.requests().into_iter().filter(|r| !r.is_config()).collect()
+    }
+
+    pub(super) fn connections(&self) -> usize {
+        self.log.lock().unwrap().connections
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// An address where nobody listens: the listener is gone, and a port just
+/// given back is not given out again soon.
+pub(super) async fn dead() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    format!("http://{}", listener.local_addr().unwrap())
+}

@@ -1,0 +1,136 @@
+//! Where the token comes from, and how it is kept out of sight.
+//!
+//! The token is opaque: nothing is decided by what it says. Only `exp` is
+//! looked at, to warn before it runs out. Must not know HTTP.
+//!
+//! Not guaranteed: that no copy stays in memory. Our own copy is wiped when it
+//! is dropped; the HTTP library's header buffers are not.
+
+use std::fmt;
+use std::fs::File;
+use std::io::Read;
+use std::path::PathBuf;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use zeroize::Zeroizing;
+
+use super::error::{CacheError, ErrorClass};
+
+/// Longer than any token, short enough for the header limit of common proxies.
+const LONGEST: usize = 16 * 1024;
+
+/// Where the token is read from, each time it is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TokenSource {
+    /// A file with the token and nothing else but white space around it.
+    File(PathBuf),
+    /// An environment variable of this process.
+    Env(String),
+    /// Requests carry no token.
+    None,
+}
+
+/// A token. Neither `Debug` nor `Display` shows it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(Zeroizing<String>);
+
+impl Secret {
+    /// Takes `text` without the white space around it. `from` names the source
+    /// in the message.
+    fn parse(text: &str, from: &str) -> Result<Self, CacheError> {
+        let text = text.trim();
+        if text.is_empty() {
+            return Err(unusable(format!("{from} is empty: put the cache's token there")));
+        }
+        if text.len() > LONGEST {
+            return Err(unusable(format!("{from} holds more than {LONGEST} bytes: that is not a token")));
+        }
+        if !text.bytes().all(|b| b.is_ascii_graphic()) {
+            return Err(unusable(format!(
+                "{from} holds a character that a token cannot have (white space or a line break in the \
+                 middle, a control character, or something outside ASCII): write the token alone, on one line"
+            )));
+        }
+        Ok(Self(Zeroizing::new(text.to_owned())))
+    }
+
+    /// The token itself: for the request header, nothing else.
+    pub(super) fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// `exp` of the token, seconds since 1970, if it happens to be a readable JWT.
+    pub(super) fn expiry(&self) -> Option<i64> {
+        let payload = self.0.split('.').nth(1)?;
+        let payload = Zeroizing::new(URL_SAFE_NO_PAD.decode(payload.trim_end_matches('=')).ok()?);
+        let claims: serde_json::Value = serde_json::from_slice(&payload).ok()?;
+        let exp = claims.get("exp")?;
+        // RFC 7519 allows a fraction.
+        #[allow(clippy::cast_possible_truncation)]
+        exp.as_i64().or_else(|| exp.as_f64().map(|seconds| seconds as i64))
+    }
+
+    /// `text` without the token in it, should a server or proxy have echoed it.
+    pub(super) fn scrub(&self, text: &str) -> Option<String> {
+        text.contains(self.expose()).then(|| text.replace(self.expose(), "[token]"))
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret([token])")
+    }
+}
+
+impl fmt::Display for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[token]")
+    }
+}
+
+impl TokenSource {
+    /// Reads the token now.
+    pub(super) fn read(&self) -> Result<Option<Secret>, CacheError> {
+        match self {
+            Self::None => Ok(None),
+            Self::Env(name) => {
+                let from = format!("the environment variable {name}");
+                match std::env::var(name) {
+                    Ok(text) => Secret::parse(&Zeroizing::new(text), &from).map(Some),
+                    Err(std::env::VarError::NotPresent) => Err(unusable(format!(
+                        "{from} is not set: set it to the cache's token, or name a token file"
+                    ))),
+                    Err(std::env::VarError::NotUnicode(_)) => Err(unusable(format!("{from} is not text"))),
+                }
+            }
+            Self::File(path) => {
+                let from = format!("the token file {}", path.display());
+                let denied = |e: &std::io::Error| {
+                    unusable(format!(
+                        "{from} cannot be read: {e}; check the path and that the service's user may read it"
+                    ))
+                };
+                // A pipe or a directory would block or read nonsense.
+                if !std::fs::metadata(path).map_err(|e| denied(&e))?.is_file() {
+                    return Err(unusable(format!("{from} is not a regular file")));
+                }
+                let mut text = Zeroizing::new(String::new());
+                let limit = LONGEST as u64 + 1024;
+                match File::open(path).and_then(|file| file.take(limit).read_to_string(&mut text)) {
+                    Ok(_) => Secret::parse(&text, &from).map(Some),
+                    Err(e) if e.kind() == std::io::ErrorKind::InvalidData => {
+                        Err(unusable(format!("{from} is not text: it must hold the token alone")))
+                    }
+                    Err(e) => Err(denied(&e)),
+                }
+            }
+        }
+    }
+}
+
+/// A token that cannot be had is the same to the cache's users as one that the
+/// server refuses: someone has to look at it, and the cache waits meanwhile.
+fn unusable(message: String) -> CacheError {
+    CacheError::new(ErrorClass::Unauthorized, message)
+}
