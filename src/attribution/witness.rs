@@ -40,8 +40,13 @@ const AGAIN: Duration = Duration::from_micros(200);
 const EAGER: usize = 6;
 /// How often held locks are looked at, for those that change hands.
 const HELD: Duration = Duration::from_millis(250);
-/// And lock files that nobody holds.
-const LEFT: Duration = Duration::from_secs(2);
+/// And lock files that nobody holds: Nix lets go of one while it waits for a
+/// build slot, and takes it again without an event.
+const LEFT: [(Duration, Duration); 3] = [
+    (Duration::from_secs(60), Duration::from_millis(10)),
+    (Duration::from_secs(3600), Duration::from_millis(250)),
+    (Duration::MAX, Duration::from_secs(2)),
+];
 /// Longest wait of who asks for what was told before.
 const PATIENCE: Duration = Duration::from_millis(30);
 /// How long what a hook said is kept for a path that does not turn up.
@@ -103,6 +108,8 @@ struct Try {
     holder: Option<(i32, Option<Arc<Lineage>>)>,
     seen: Instant,
     removed: Option<Instant>,
+    /// Found before it was told.
+    scanned: bool,
 }
 
 impl Try {
@@ -235,6 +242,16 @@ impl State {
         Some(self.paths.entry(base.to_owned()).or_default())
     }
 
+    fn created(&mut self, base: &str, scanned: bool) {
+        let Some(entry) = self.entry(base) else { return };
+        if let Some(known) = entry.tries.iter_mut().find(|t| t.scanned && t.removed.is_none()) {
+            known.scanned = scanned;
+        } else if entry.tries.len() < TRIES {
+            let (inode, seen) = (Inode::Unread, Instant::now());
+            entry.tries.push(Try { inode, holder: None, seen, removed: None, scanned });
+        }
+    }
+
     fn open(&self) -> impl Iterator<Item = &Try> {
         self.paths.values().flat_map(|e| &e.tries).filter(|t| t.is_open())
     }
@@ -244,7 +261,10 @@ impl State {
         let wait = |t: &Try| match &t.holder {
             Some(_) => HELD,
             None if t.is_awaited() => AGAIN,
-            None => LEFT,
+            None => {
+                let age = t.seen.elapsed();
+                LEFT.iter().find(|(until, _)| age < *until).map_or(HELD, |(_, wait)| *wait)
+            }
         };
         self.open().map(wait).min().unwrap_or(Duration::from_secs(3600))
     }
@@ -270,7 +290,7 @@ impl Shared {
             let count = orders.len() as u64;
             for order in orders {
                 match order {
-                    Order::Created(base) => self.created(&mut state, &base),
+                    Order::Created(base) => state.created(&base, false),
                     Order::Removed(base) => self.removed(&mut state, &base),
                     Order::Rescan => self.scan(&mut state),
                 }
@@ -290,13 +310,6 @@ impl Shared {
     fn inode(&self, base: &str) -> Inode {
         let file = self.dir.join(format!("{base}.lock"));
         std::fs::symlink_metadata(file).map_or(Inode::Missed, |m| Inode::Is(m.ino()))
-    }
-
-    fn created(&self, state: &mut State, base: &str) {
-        let Some(entry) = state.entry(base) else { return };
-        if entry.tries.len() < TRIES {
-            entry.tries.push(Try { inode: Inode::Unread, holder: None, seen: Instant::now(), removed: None });
-        }
     }
 
     fn removed(&self, state: &mut State, base: &str) {
@@ -324,7 +337,7 @@ impl Shared {
         for file in files.filter_map(Result::ok) {
             if let Some(base) = file.file_name().to_str().and_then(|name| name.strip_suffix(".lock")) {
                 if state.paths.get(base).is_none_or(|e| e.tries.iter().all(|t| t.removed.is_some())) {
-                    self.created(state, base);
+                    state.created(base, true);
                 }
             }
         }
