@@ -39,7 +39,7 @@ const AGAIN: Duration = Duration::from_micros(200);
 /// Looks without a pause in between: an addition is over in no time.
 const EAGER: usize = 6;
 /// How often held locks are looked at, for those that change hands.
-const HELD: Duration = Duration::from_millis(250);
+const HELD: Duration = Duration::from_millis(25);
 /// And lock files that nobody holds: Nix lets go of one while it waits for a
 /// build slot, and takes it again without an event.
 const LEFT: [(Duration, Duration); 3] = [
@@ -492,6 +492,7 @@ mod tests {
         store.seen("a", true);
         drop(first.stdin.take());
         first.wait().unwrap();
+        store.seen("a", false);
         let file = File::options().append(true).open(store.file("a")).unwrap();
         flock(&file, FlockOperation::LockExclusive).unwrap(); // no event tells this
         store.seen("a", true);

