@@ -91,7 +91,8 @@ impl Driver {
         let mut pulse = tokio::time::interval(Duration::from_millis(500));
         pulse.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut requests_open = true;
-        // What each cache says of itself is wanted before the first path comes.
+        // Each cache is looked at once in the beginning: what it says of itself
+        // is known before the first path, and so is its absence.
         for number in 0..u16::try_from(self.caches.len()).unwrap_or(u16::MAX) {
             self.transfers.probe(CacheId(number));
         }
@@ -180,11 +181,20 @@ impl Driver {
             Input::Asked { cache, tasks, result } => self.asked(cache, tasks, result),
             Input::Uploaded { task, result, took_ms } => self.uploaded(task, result, took_ms),
             Input::Probed(cache, result) => {
+                let ours = self.transfers.store_dir.as_str();
                 let result = match result {
                     Ok(found) => {
                         let keys = found.config.upstream_cache_key_names.unwrap_or_default();
                         self.facts.set_upstream(cache.0, keys);
                         debug!(cache = self.name(cache), endpoint = found.endpoint, "the cache answers");
+                        if let Some(theirs) = found.config.store_dir.filter(|dir| dir != ours) {
+                            warn!(
+                                cache = self.name(cache),
+                                theirs,
+                                ours,
+                                "the cache is for another store directory: Nix cannot use what is pushed from here"
+                            );
+                        }
                         Ok(())
                     }
                     Err(error) => {

@@ -40,7 +40,14 @@ impl Transfers {
         let this = self.clone();
         tokio::spawn(async move {
             let hashes = tasks.iter().map(|(_, path)| path.hash_part().to_owned()).collect();
-            let result = this.client(cache).missing(hashes).await.map(|missing| {
+            let client = this.client(cache);
+            let result = client.missing(hashes).await;
+            // The question makes the client look for the cache when it has not
+            // yet, and its upstream keys must be known before anything is sent.
+            if let Some(config) = client.config() {
+                this.facts.set_upstream(cache.0, config.upstream_cache_key_names.unwrap_or_default());
+            }
+            let result = result.map(|missing| {
                 tasks.iter().filter(|(_, p)| missing.contains(p.hash_part())).map(|(id, _)| *id).collect()
             });
             let tasks = tasks.into_iter().map(|(id, _)| id).collect();

@@ -11,10 +11,16 @@
 )]
 
 mod control;
+mod daemon_caches;
+mod daemon_cases;
+mod daemon_commands;
+mod daemon_failures;
+mod daemon_restart;
 mod daemon_story;
 mod embedded;
 mod house;
 mod observe;
+mod quickstart;
 mod support;
 
 mod store_closure;
