@@ -145,7 +145,7 @@ impl Driver {
         let id = format!("{prefix}{}", super::identity::new_id());
         let label = label.map(|l| l.chars().take(200).collect::<String>());
         let mut live =
-            Live { row: 0, id, label, cache, uid: peer.uid, ci, ending: None, warnings: Vec::new() };
+            Live { row: 0, id, label, cache, uid: peer.uid, ci, ending: None, warnings: Vec::new(), unlooked: false };
         let peer = *peer;
         let settings = std::sync::Arc::clone(&self.settings);
         let names = self.caches.clone();
@@ -335,6 +335,7 @@ impl Driver {
     pub(super) fn named(&mut self, token: u64, invalid: &[StorePath]) {
         let Some(Pending { row, caller }) = self.desk.namings.remove(&token) else { return };
         if let Some(live) = self.desk.sessions.get_mut(&row) {
+            live.unlooked = false;
             for path in invalid {
                 warn!(session = live.id, path = %path, "named, but not valid in the store");
                 live.warnings.push(format!("{path} is not valid in the store: it was not pushed"));

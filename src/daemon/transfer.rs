@@ -1,9 +1,11 @@
 //! Carrying out what was decided: queries, uploads and probes, each a task of
 //! its own that reports to the driver and decides nothing.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use futures_util::StreamExt as _;
 use tokio::sync::mpsc::Sender;
 
 use super::input::{Input, Sent};
@@ -20,6 +22,8 @@ pub(super) struct Transfers {
     pub(super) state_dir: Arc<std::path::Path>,
     pub(super) store_dir: StoreDir,
     pub(super) facts: Facts,
+    /// Bytes read for uploads so far: whether anything moves.
+    pub(super) sent: Arc<AtomicU64>,
     pub(super) out: Sender<Input>,
 }
 
@@ -76,7 +80,13 @@ impl Transfers {
         let client = self.client(cache);
         let upload = upload_info(client.cache().clone(), &self.store_dir, &info);
         let file = self.store_dir.as_path().join(info.path.base());
-        match client.upload(&upload, nar::stream(file)).await {
+        let sent = Arc::clone(&self.sent);
+        let nar = nar::stream(file).inspect(move |chunk| {
+            if let Ok(chunk) = chunk {
+                sent.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+            }
+        });
+        match client.upload(&upload, nar).await {
             Ok(uploaded) => Sent::Done(uploaded, info.nar_size),
             // Reading failed: when the path is gone by now, that is why.
             Err(error) => match self.info(info.path).await {
@@ -84,6 +94,11 @@ impl Transfers {
                 Ok(Some(_)) | Err(_) => Sent::Failed(error),
             },
         }
+    }
+
+    /// Bytes read for uploads so far, also for those that are under way.
+    pub(super) fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
     }
 
     /// The highest number that the Nix database has given. Blocks for a moment.

@@ -51,7 +51,7 @@ impl Flow {
         let Some(batch) = c.asking.take() else { return };
         c.gate.failed(failure, None, now, &mut self.rng);
         match failure {
-            Failure::Unreachable | Failure::Refused => {}
+            Failure::Unreachable | Failure::Refused | Failure::Store => {}
             Failure::Transient { retry_after } => {
                 c.ask_attempt += 1;
                 let wait = Backoff::UPLOAD.wait(c.ask_attempt, &mut self.rng);

@@ -227,13 +227,33 @@ impl Journal {
         Ok(query.query_row([self.store_dir.full(path)], |row| row.get(0)).optional()?)
     }
 
-    /// A row by its id, references left empty.
+    /// What these row numbers stand for, in their order. One that is gone, or
+    /// makes no sense, is left out: the rest must not wait for it.
+    pub fn infos(&self, ids: &[i64]) -> Result<Vec<PathInfo>, JournalError> {
+        let snapshot = self.db.unchecked_transaction()?;
+        let mut found = Vec::with_capacity(ids.len());
+        for id in ids {
+            match self.by_id(*id) {
+                Ok(info) => found.push(info),
+                Err(JournalError::Row { id, reason }) => {
+                    tracing::warn!(id, reason, "a row of the Nix database is left out");
+                }
+                Err(other) => return Err(other),
+            }
+        }
+        snapshot.finish()?;
+        Ok(found)
+    }
+
+    /// A row by its id.
     pub(super) fn by_id(&self, id: i64) -> Result<PathInfo, JournalError> {
         let mut query = self.db.prepare_cached(&format!("select {COLUMNS} from ValidPaths where id = ?1"))?;
         let mut rows = query.query([id])?;
         let row =
             rows.next()?.ok_or(JournalError::Row { id, reason: "referred to, but not there".to_owned() })?;
-        self.row(row)
+        let mut info = self.row(row)?;
+        info.references = self.references(id)?;
+        Ok(info)
     }
 
     fn references(&self, id: i64) -> Result<Vec<StorePath>, JournalError> {

@@ -19,7 +19,7 @@ mod schema;
 mod temproots;
 mod watch;
 
-pub use closure::Closure;
+pub use closure::{Closure, ClosureIds};
 pub use doorbell::{Doorbell, Health, Ring};
 pub use info::{HashError, NarHash, Origin, PathInfo};
 pub use journal::{DbIdentity, Journal, JournalError};
