@@ -21,7 +21,9 @@ use crate::attribution::Windows;
 use crate::config::Settings;
 use crate::control::messages::Progress;
 use crate::control::server::Incoming;
-use crate::flow::{Action, CacheId, Cause, Event, Failure, Flow, GateState, Outcome, SessionId, TaskId, Time};
+use crate::flow::{
+    Action, CacheId, Cause, Event, Failure, Flow, GateState, Outcome, SessionId, TaskId, Time,
+};
 use crate::ledger::{Ledger, SessionState};
 use crate::store::{Doorbell, StorePath};
 
@@ -204,7 +206,8 @@ impl Driver {
     /// A caller whose paths could not even be looked at in its time.
     fn answer_unlooked(&mut self, caller: Caller) {
         let why = self.stuck.clone().unwrap_or_else(|| "it is being read".to_owned());
-        let text = format!("the store could not be looked through in time ({why}): there may be more to push");
+        let text =
+            format!("the store could not be looked through in time ({why}): there may be more to push");
         if let Asked::End(row) | Asked::Push(row) = caller.asked
             && let Some(live) = self.desk.sessions.get_mut(&row)
         {
@@ -463,8 +466,7 @@ impl Driver {
             self.answer(waiter.asked, waiter.responder, waiter.since, true);
         }
         let late = self.desk.namings.values_mut();
-        let late: Vec<_> =
-            late.filter_map(|n| n.caller.take_if(|caller| caller.deadline <= now)).collect();
+        let late: Vec<_> = late.filter_map(|n| n.caller.take_if(|caller| caller.deadline <= now)).collect();
         for caller in late {
             self.answer_unlooked(caller);
         }

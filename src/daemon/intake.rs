@@ -113,6 +113,8 @@ pub(super) struct Ear {
 pub(super) struct Intake {
     pub(super) journal: Journal,
     pub(super) state_dir: std::path::PathBuf,
+    /// The daemon's own state directory.
+    pub(super) own_dir: std::path::PathBuf,
     pub(super) store_dir: StoreDir,
     pub(super) ledger: Ledger,
     pub(super) windows: Arc<Mutex<Windows>>,
@@ -298,8 +300,17 @@ impl Intake {
                 Ok(Cursor { identity, id: 0 })
             }
             None => {
-                let id = if self.existing { 0 } else { self.journal.head()? };
+                let head = self.journal.head()?;
+                let id = match super::begin::noted(&self.own_dir, &identity).filter(|id| *id <= head) {
+                    Some(id) => {
+                        warn!("the ledger is new: what became valid since the first start counts as new");
+                        id
+                    }
+                    None if self.existing => 0,
+                    None => head,
+                };
                 let cursor = Cursor { identity, id };
+                super::begin::note(&self.own_dir, &cursor);
                 self.ledger.admit(Admit {
                     cursor: Some(cursor.clone()),
                     items: Vec::new(),
@@ -399,6 +410,7 @@ impl Intake {
         cursor.id = 0;
         seen.iter_mut().for_each(Seen::clear);
         self.windows().renumber();
+        super::begin::note(&self.own_dir, cursor);
         warn!("the Nix database was replaced: everything in it counts as new");
     }
 

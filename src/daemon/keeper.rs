@@ -230,19 +230,19 @@ impl State {
         if new.is_empty() {
             return;
         }
-        if let Some(links) = &self.links {
-            match new.iter().try_for_each(|path| links.add(path)) {
-                Ok(()) => self.link_failed = false,
-                Err(error) if !self.link_failed => {
-                    self.link_failed = true;
-                    warn!(%error, "a pending path may not be protected over a restart");
-                }
-                Err(_) => {}
-            }
+        if let Some(links) = &self.links
+            && new.iter().try_for_each(|path| links.add(path)).is_err()
+        {
+            self.link_again();
         }
         match &mut self.temp {
             Some(temp) => {
-                if let Err(error) = temp.add(new) {
+                let added = if temp.is_alive() {
+                    temp.add(new)
+                } else {
+                    Err(std::io::Error::other("the other end is gone"))
+                };
+                if let Err(error) = added {
                     // A restarted nix-daemon: there is a new one to go to.
                     self.lose(&error.to_string());
                     self.connect();
@@ -250,6 +250,34 @@ impl State {
             }
             None if self.next_try <= Instant::now() || self.lost.is_none() => self.connect(),
             None => {}
+        }
+    }
+
+    /// The directory may have been removed and be possible to make again.
+    fn link_again(&mut self) {
+        let made = Roots::new(&self.places.links, &self.places.store_dir).or_else(|_| {
+            // It was there all the time: our own lock is in the way.
+            self.links.take().ok_or_else(|| RootsError {
+                path: self.places.links.clone(),
+                error: std::io::ErrorKind::NotFound.into(),
+            })
+        });
+        match made.and_then(|links| {
+            self.held.keys().try_for_each(|path| links.add(path))?;
+            Ok(links)
+        }) {
+            Ok(links) => {
+                self.links = Some(links);
+                self.link_failed = false;
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut self.link_failed, true) {
+                    warn!(%error, "pending paths may not be protected over a restart");
+                }
+                // The next path tries again.
+                self.links =
+                    Roots::new(&self.places.links, &self.places.store_dir).ok().or(self.links.take());
+            }
         }
     }
 

@@ -14,6 +14,7 @@
 //! A part that the daemon cannot do without and that ends on its own ends the
 //! daemon with a failure; systemd starts it again, and the ledger knows the rest.
 
+mod begin;
 mod driver;
 mod history;
 mod identity;
@@ -123,7 +124,8 @@ pub async fn run(settings: Settings) -> Result<()> {
         links: settings.nix.gc_roots.clone(),
     })?;
     let watched = caches.iter().zip(transfers.clients.iter()).zip(token_files);
-    let watched = watched.map(|((name, client), file)| Watched::new(name.clone(), client.clone(), file)).collect();
+    let watched =
+        watched.map(|((name, client), file)| Watched::new(name.clone(), client.clone(), file)).collect();
     let tokens = tokio::spawn(tokens::watch(watched, out.clone()));
     let history = history::prune(ledger.clone(), settings.history_keep, closing.clone());
     let history = tokio::spawn(history);
@@ -139,6 +141,7 @@ pub async fn run(settings: Settings) -> Result<()> {
     let intake = Intake {
         journal,
         state_dir: settings.nix.state_dir.clone(),
+        own_dir: settings.state_dir.clone(),
         store_dir,
         ledger: ledger.clone(),
         windows: Arc::clone(&windows),

@@ -17,11 +17,16 @@ static OVERFLOW_SAID: Mutex<Option<Instant>> = Mutex::new(None);
 pub(super) fn tell(ring: &Ring) {
     match ring {
         Ring::WatchLost(why) => {
-            warn!(why, "the store directory is not watched any more; until it is again, new paths are looked for by a timer");
+            warn!(
+                why,
+                "the store directory is not watched any more; until it is again, new paths are looked for by a timer"
+            );
         }
         Ring::Remounted => info!("the store directory is watched again"),
         Ring::Overflow if due(&OVERFLOW_SAID, Instant::now()) => {
-            warn!("the kernel dropped events of the store directory: the Nix database is read instead, nothing is lost");
+            warn!(
+                "the kernel dropped events of the store directory: the Nix database is read instead, nothing is lost"
+            );
         }
         Ring::Start | Ring::LockRemoved(_) | Ring::LockCreated(_) | Ring::Overflow | Ring::Timer => {}
     }
@@ -44,7 +49,8 @@ mod tests {
     fn a_flood_is_told_once_a_minute() {
         let said = Mutex::new(None);
         let now = Instant::now();
-        let told: Vec<bool> = [0, 1, 59, 60, 61, 121].map(|s| due(&said, now + Duration::from_secs(s))).into();
+        let told: Vec<bool> =
+            [0, 1, 59, 60, 61, 121].map(|s| due(&said, now + Duration::from_secs(s))).into();
         assert_eq!(told, [true, false, false, true, false, true]);
     }
 }

@@ -35,12 +35,12 @@ impl Roots {
         let failed = |error| RootsError { path: dir.to_owned(), error };
         std::fs::create_dir_all(dir).map_err(failed)?;
         let lock = std::fs::File::open(dir).map_err(failed)?;
-        rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(
-            |error| match error {
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(|error| {
+            match error {
                 rustix::io::Errno::WOULDBLOCK => failed(io::Error::other("another process uses it")),
                 other => failed(other.into()),
-            },
-        )?;
+            }
+        })?;
         // Whether links can be made is better known now than with the first path.
         rustix::fs::access(dir, rustix::fs::Access::WRITE_OK).map_err(|e| failed(e.into()))?;
         Ok(Self { dir: dir.to_owned(), store_dir: store_dir.clone(), _lock: lock })

@@ -13,6 +13,8 @@
 mod control;
 mod embedded;
 mod house;
+mod nothing_lost_roots;
+mod nothing_lost_trouble;
 mod observe;
 mod support;
 

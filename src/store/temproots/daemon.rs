@@ -95,8 +95,7 @@ impl DaemonRoots {
     /// anything else, means that this connection is of no use any more.
     pub(super) fn is_alive(&self) -> bool {
         let mut byte = [0_u8];
-        let seen =
-            rustix::net::recv(self.stream.get_ref(), &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT);
+        let seen = rustix::net::recv(self.stream.get_ref(), &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT);
         matches!(seen, Err(rustix::io::Errno::WOULDBLOCK))
     }
 

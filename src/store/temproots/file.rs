@@ -105,7 +105,8 @@ impl FileRoots {
     }
 
     pub(super) fn is_alive(&self) -> bool {
-        self.file.metadata().is_ok_and(|meta| meta.nlink() > 0)
+        let there = |file: &File| file.metadata().is_ok_and(|meta| meta.nlink() > 0);
+        there(&self.file) && there(&self.gc_lock)
     }
 
     /// True when none runs; then none begins until the lock is let go.
@@ -146,7 +147,7 @@ impl FileRoots {
 impl Drop for FileRoots {
     fn drop(&mut self) {
         // Before the lock goes: nobody else can have made a file of this name.
-        if self.is_alive() {
+        if self.file.metadata().is_ok_and(|meta| meta.nlink() > 0) {
             let _ = std::fs::remove_file(&self.path);
         }
     }
