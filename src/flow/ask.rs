@@ -51,8 +51,9 @@ impl Flow {
         let Some(batch) = c.asking.take() else { return };
         c.gate.failed(failure, None, now, &mut self.rng);
         match failure {
-            Failure::Unreachable | Failure::Refused | Failure::Store => {}
-            Failure::Transient { retry_after } => {
+            Failure::Unreachable | Failure::Refused => {}
+            Failure::Transient { .. } | Failure::Store => {
+                let retry_after = if let Failure::Transient { retry_after } = failure { retry_after } else { None };
                 c.ask_attempt += 1;
                 let wait = Backoff::UPLOAD.wait(c.ask_attempt, &mut self.rng);
                 c.ask_rest = Some(now.after(wait.max(bounded(retry_after))));
