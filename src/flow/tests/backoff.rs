@@ -133,12 +133,8 @@ fn poisoned(poison: &[(TaskId, Failure)]) -> Sim<Poisoned> {
     Sim::new(vec![Flow::new(&[CacheLimits { least: 2, most: 8 }], 3)], server)
 }
 
-const ALWAYS: [Failure; 4] = [
-    Failure::Unreachable,
-    Failure::Transient { retry_after: None },
-    Failure::Local,
-    Failure::Store,
-];
+const ALWAYS: [Failure; 4] =
+    [Failure::Unreachable, Failure::Transient { retry_after: None }, Failure::Local, Failure::Store];
 
 #[test]
 fn a_store_that_cannot_be_read_parks_nothing_and_closes_no_gate() {
