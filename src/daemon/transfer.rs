@@ -2,6 +2,7 @@
 //! its own that reports to the driver and decides nothing.
 
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,7 @@ use super::rate::Rate;
 use super::rules::Facts;
 use crate::cache::{CacheClient, CacheName, UploadInfo};
 use crate::flow::{CacheId, TaskId};
-use crate::store::{DbIdentity, Journal, JournalError, PathInfo, StoreDir, StorePath, nar, nar::NarStream};
+use crate::store::{DbIdentity, Journal, JournalError, PathInfo, StoreDir, StorePath, nar};
 
 /// What transfers need; cheap to clone.
 #[derive(Clone)]
@@ -27,6 +28,8 @@ pub(super) struct Transfers {
     pub(super) facts: Facts,
     /// Bytes per second over all uploads, when they are limited.
     pub(super) rate: Option<Arc<Rate>>,
+    /// Bytes read for uploads so far: whether anything moves.
+    pub(super) sent: Arc<AtomicU64>,
     pub(super) out: Sender<Input>,
 }
 
@@ -90,7 +93,13 @@ impl Transfers {
         let client = self.client(cache);
         let upload = upload_info(client.cache().clone(), &self.store_dir, &info);
         let file = self.store_dir.as_path().join(info.path.base());
-        match client.upload(&upload, self.paced(nar::stream(file))).await {
+        let sent = Arc::clone(&self.sent);
+        let nar = nar::stream(file).inspect(move |chunk| {
+            if let Ok(chunk) = chunk {
+                sent.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+            }
+        });
+        match client.upload(&upload, self.paced(nar)).await {
             Ok(uploaded) => Sent::Done(uploaded, info.nar_size),
             // Reading failed: when the path is gone by now, that is why.
             Err(error) => match self.info(info.path).await {
@@ -98,6 +107,11 @@ impl Transfers {
                 Ok(Some(_)) | Err(_) => Sent::Failed(error),
             },
         }
+    }
+
+    /// Bytes read for uploads so far, also for those that are under way.
+    pub(super) fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
     }
 
     /// The highest number that the Nix database has given. Blocks for a moment.
@@ -123,7 +137,10 @@ impl Transfers {
     }
 
     /// The NAR at the rate that is allowed.
-    fn paced(&self, nar: NarStream) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
+    fn paced<S>(&self, nar: S) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static
+    where
+        S: Stream<Item = io::Result<Bytes>> + Send + 'static,
+    {
         let Some(rate) = self.rate.clone() else { return Either::Left(nar) };
         Either::Right(nar.then(move |chunk| {
             let wait = chunk.as_ref().map_or(Duration::ZERO, |c| rate.reserve(c.len(), Instant::now()));
