@@ -1,9 +1,12 @@
 //! Carrying out what was decided: queries, uploads and probes, each a task of
 //! its own that reports to the driver and decides nothing.
 
+use std::future::ready;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use futures_util::stream;
 use tokio::sync::mpsc::Sender;
 
 use super::input::{Input, Sent};
@@ -11,6 +14,10 @@ use super::rules::Facts;
 use crate::cache::{CacheClient, CacheName, UploadInfo};
 use crate::flow::{CacheId, TaskId};
 use crate::store::{DbIdentity, Journal, JournalError, PathInfo, StoreDir, StorePath, nar};
+
+/// A NAR up to this many bytes is read at once: most paths, and little memory
+/// for each upload.
+const SMALL: usize = 64 * 1024;
 
 /// What transfers need; cheap to clone.
 #[derive(Clone)]
@@ -65,8 +72,8 @@ impl Transfers {
     }
 
     async fn send(&self, cache: CacheId, path: StorePath) -> Sent {
-        let info = match self.info(path).await {
-            Ok(Some(info)) => info,
+        let (info, small) = match self.read(path).await {
+            Ok(Some(read)) => read,
             Ok(None) => return Sent::Collected,
             Err(reason) => return Sent::Unreadable(reason),
         };
@@ -75,8 +82,11 @@ impl Transfers {
         }
         let client = self.client(cache);
         let upload = upload_info(client.cache().clone(), &self.store_dir, &info);
-        let file = self.store_dir.as_path().join(info.path.base());
-        match client.upload(&upload, nar::stream(file)).await {
+        let result = match small {
+            Some(nar) => client.upload(&upload, stream::once(ready(Ok(nar.into())))).await,
+            None => client.upload(&upload, nar::stream(self.file(&info.path))).await,
+        };
+        match result {
             Ok(uploaded) => Sent::Done(uploaded, info.nar_size),
             // Reading failed: when the path is gone by now, that is why.
             Err(error) => match self.info(info.path).await {
@@ -106,6 +116,24 @@ impl Transfers {
             *reader = (journal, identity);
         }
         read(&reader.0).map_err(|e| e.to_string())
+    }
+
+    fn file(&self, path: &StorePath) -> PathBuf {
+        self.store_dir.as_path().join(path.base())
+    }
+
+    /// What the store knows of a path now, and its NAR when that is small: both
+    /// in one go, since for a small path the way to a thread that may block and
+    /// back is the dearest part. When reading fails, the stream tells why.
+    async fn read(&self, path: StorePath) -> Result<Option<(PathInfo, Option<Vec<u8>>)>, String> {
+        let this = self.clone();
+        let read = move || {
+            let Some(info) = this.with_journal(|j| j.info(&path))? else { return Ok(None) };
+            let size = usize::try_from(info.nar_size).ok().filter(|size| *size <= SMALL);
+            let nar = size.and_then(|size| nar::whole(&this.file(&path), size).ok().flatten());
+            Ok(Some((info, nar)))
+        };
+        tokio::task::spawn_blocking(read).await.unwrap_or_else(|e| Err(e.to_string()))
     }
 
     /// What the store knows of a path now.
