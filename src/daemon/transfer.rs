@@ -2,14 +2,18 @@
 //! its own that reports to the driver and decides nothing.
 
 use std::future::ready;
+use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use futures_util::stream;
+use bytes::Bytes;
+use futures_util::future::Either;
+use futures_util::{Stream, StreamExt, stream};
 use tokio::sync::mpsc::Sender;
 
 use super::input::{Input, Sent};
+use super::rate::Rate;
 use super::rules::Facts;
 use crate::cache::{CacheClient, CacheName, UploadInfo};
 use crate::flow::{CacheId, TaskId};
@@ -27,6 +31,8 @@ pub(super) struct Transfers {
     pub(super) state_dir: Arc<std::path::Path>,
     pub(super) store_dir: StoreDir,
     pub(super) facts: Facts,
+    /// Bytes per second over all uploads, when they are limited.
+    pub(super) rate: Option<Arc<Rate>>,
     pub(super) out: Sender<Input>,
 }
 
@@ -82,11 +88,11 @@ impl Transfers {
         }
         let client = self.client(cache);
         let upload = upload_info(client.cache().clone(), &self.store_dir, &info);
-        let result = match small {
-            Some(nar) => client.upload(&upload, stream::once(ready(Ok(nar.into())))).await,
-            None => client.upload(&upload, nar::stream(self.file(&info.path))).await,
+        let nar = match small {
+            Some(nar) => Either::Left(stream::once(ready(Ok(Bytes::from(nar))))),
+            None => Either::Right(nar::stream(self.file(&info.path))),
         };
-        match result {
+        match client.upload(&upload, self.paced(nar)).await {
             Ok(uploaded) => Sent::Done(uploaded, info.nar_size),
             // Reading failed: when the path is gone by now, that is why.
             Err(error) => match self.info(info.path).await {
@@ -134,6 +140,21 @@ impl Transfers {
             Ok(Some((info, nar)))
         };
         tokio::task::spawn_blocking(read).await.unwrap_or_else(|e| Err(e.to_string()))
+    }
+
+    /// The NAR at the rate that is allowed.
+    fn paced<S>(&self, nar: S) -> impl Stream<Item = io::Result<Bytes>> + Send + use<S>
+    where
+        S: Stream<Item = io::Result<Bytes>> + Send + 'static,
+    {
+        let Some(rate) = self.rate.clone() else { return Either::Left(nar) };
+        Either::Right(nar.then(move |chunk| {
+            let wait = chunk.as_ref().map_or(Duration::ZERO, |c| rate.reserve(c.len(), Instant::now()));
+            async move {
+                tokio::time::sleep(wait).await;
+                chunk
+            }
+        }))
     }
 
     /// What the store knows of a path now.
