@@ -1,14 +1,16 @@
 //! Carrying out what was decided: queries, uploads and probes, each a task of
 //! its own that reports to the driver and decides nothing.
 
+use std::future::ready;
 use std::io;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future::Either;
-use futures_util::{Stream, StreamExt};
+use futures_util::{Stream, StreamExt, stream};
 use tokio::sync::mpsc::Sender;
 
 use super::input::{Input, Sent};
@@ -17,6 +19,10 @@ use super::rules::Facts;
 use crate::cache::{CacheClient, CacheName, UploadInfo};
 use crate::flow::{CacheId, TaskId};
 use crate::store::{DbIdentity, Journal, JournalError, PathInfo, StoreDir, StorePath, nar};
+
+/// A NAR up to this many bytes is read at once: most paths, and little memory
+/// for each upload.
+const SMALL: usize = 64 * 1024;
 
 /// What transfers need; cheap to clone.
 #[derive(Clone)]
@@ -82,8 +88,8 @@ impl Transfers {
     }
 
     async fn send(&self, cache: CacheId, path: StorePath) -> Sent {
-        let info = match self.info(path).await {
-            Ok(Some(info)) => info,
+        let (info, small) = match self.read(path).await {
+            Ok(Some(read)) => read,
             Ok(None) => return Sent::Collected,
             Err(reason) => return Sent::Unreadable(reason),
         };
@@ -92,9 +98,12 @@ impl Transfers {
         }
         let client = self.client(cache);
         let upload = upload_info(client.cache().clone(), &self.store_dir, &info);
-        let file = self.store_dir.as_path().join(info.path.base());
+        let nar = match small {
+            Some(nar) => Either::Left(stream::once(ready(Ok(Bytes::from(nar))))),
+            None => Either::Right(nar::stream(self.file(&info.path))),
+        };
         let sent = Arc::clone(&self.sent);
-        let nar = nar::stream(file).inspect(move |chunk| {
+        let nar = nar.inspect(move |chunk| {
             if let Ok(chunk) = chunk {
                 sent.fetch_add(chunk.len() as u64, Ordering::Relaxed);
             }
@@ -136,8 +145,26 @@ impl Transfers {
         read(&reader.0).map_err(|e| e.to_string())
     }
 
+    fn file(&self, path: &StorePath) -> PathBuf {
+        self.store_dir.as_path().join(path.base())
+    }
+
+    /// What the store knows of a path now, and its NAR when that is small: both
+    /// in one go, since for a small path the way to a thread that may block and
+    /// back is the dearest part. When reading fails, the stream tells why.
+    async fn read(&self, path: StorePath) -> Result<Option<(PathInfo, Option<Vec<u8>>)>, String> {
+        let this = self.clone();
+        let read = move || {
+            let Some(info) = this.with_journal(|j| j.info(&path))? else { return Ok(None) };
+            let size = usize::try_from(info.nar_size).ok().filter(|size| *size <= SMALL);
+            let nar = size.and_then(|size| nar::whole(&this.file(&path), size).ok().flatten());
+            Ok(Some((info, nar)))
+        };
+        tokio::task::spawn_blocking(read).await.unwrap_or_else(|e| Err(e.to_string()))
+    }
+
     /// The NAR at the rate that is allowed.
-    fn paced<S>(&self, nar: S) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static
+    fn paced<S>(&self, nar: S) -> impl Stream<Item = io::Result<Bytes>> + Send + use<S>
     where
         S: Stream<Item = io::Result<Bytes>> + Send + 'static,
     {
