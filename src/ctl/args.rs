@@ -59,6 +59,8 @@ pub(super) enum Command {
         #[arg(long)]
         watch: bool,
     },
+    /// For Nix's post-build-hook: tells the daemon what was built, at once and without fail
+    Hook,
     /// Let the daemon read its configuration and tokens again
     Reload,
     /// Print a shell's completion script
@@ -89,7 +91,7 @@ pub(super) struct StartArgs {
     /// Cache to push to [default: the daemon's choice]
     #[arg(long, value_name = "NAME")]
     pub(super) cache: Option<String>,
-    /// Process whose descendants belong to the session
+    /// Process whose descendants belong to the session [default: the runner's, else the job's shell]
     #[arg(long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..=i64::from(i32::MAX)))]
     pub(super) anchor_pid: Option<u32>,
 }

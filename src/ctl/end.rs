@@ -74,6 +74,15 @@ pub(super) fn finish(context: &Context, ending: Ending) -> Result<Summary, Failu
         };
         let failure = match link.ask(&request, patience, &mut progress) {
             Ok(Reply::Ended(summary)) => return Ok(summary),
+            Ok(Reply::Error { code: ErrorCode::Busy, message }) => {
+                // Many jobs at once: a moment later there is room.
+                sleep(RETRY.min(left));
+                if Instant::now() >= until {
+                    return Err(Failure::Refused { code: ErrorCode::Busy, message });
+                }
+                link = context.link()?;
+                continue;
+            }
             Ok(Reply::Error { code: ErrorCode::Draining, message }) if ending.wait => {
                 Failure::Refused { code: ErrorCode::Draining, message }
             }

@@ -5,10 +5,12 @@
 //! Blocking on purpose, for a fast start. Only [`run`], which minds a command
 //! and signals at once, uses tokio.
 
+mod anchor;
 mod args;
 pub mod ci;
 mod duration;
 mod end;
+mod hook;
 mod link;
 mod paths;
 mod query;
@@ -58,6 +60,10 @@ fn in_ci() -> bool {
 
 /// The whole program.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args: Vec<OsString> = args.into_iter().collect();
+    if hook::is_called(&args) {
+        return hook::command(variable("FLYWHEEL_SOCKET").map(PathBuf::from));
+    }
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(e) => return render::usage(&e).code(),
@@ -79,6 +85,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Push(args) => query::push(&context, args),
         Command::Flush { timeout } => query::flush(&context, timeout),
         Command::Status { watch } => query::status(&context, watch),
+        Command::Hook => return hook::command(Some(context.socket)),
         Command::Reload => query::reload(&context),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -17,7 +17,7 @@ use super::notify::Notify;
 use super::rules::Facts;
 use super::settle;
 use super::transfer::Transfers;
-use crate::attribution::Windows;
+use crate::attribution::{ProcId, Windows, Witness};
 use crate::config::Settings;
 use crate::control::messages::Progress;
 use crate::control::server::Incoming;
@@ -48,6 +48,10 @@ pub(super) struct Resumed {
     pub(super) row: SessionId,
     pub(super) draining: bool,
     pub(super) pending: Vec<TaskId>,
+    /// To be watched.
+    pub(super) anchor: Option<ProcId>,
+    /// Its anchor ended while nobody watched.
+    pub(super) abandoned: bool,
 }
 
 /// How the driver came to its end.
@@ -72,6 +76,7 @@ pub(super) struct Driver {
     pub(super) ledger: Ledger,
     pub(super) bell: Bell,
     pub(super) windows: Arc<Mutex<Windows>>,
+    pub(super) witness: Witness,
     pub(super) facts: Facts,
     pub(super) transfers: Transfers,
     pub(super) doorbell: Doorbell,
@@ -249,6 +254,8 @@ impl Driver {
             Input::Cursor(cursor) => self.cursor = cursor,
             Input::Restored => self.resume(),
             Input::Opened(opening) => self.opened(*opening),
+            Input::AnchorGone(row) => self.abandon(row),
+            Input::Rejoined(rejoining) => self.rejoined(*rejoining),
             Input::IntakeEnded(_) => {}
             Input::Asked { cache, tasks, result } => self.asked(cache, tasks, result),
             Input::Uploaded { task, result, took_ms } => self.uploaded(task, result, took_ms),
@@ -437,10 +444,14 @@ impl Driver {
 
     /// The tasks of an earlier life are known again: its sessions wait for theirs.
     fn resume(&mut self) {
-        for Resumed { row, draining, pending } in std::mem::take(&mut self.resumed) {
+        for Resumed { row, draining, pending, anchor, abandoned } in std::mem::take(&mut self.resumed) {
             self.step(Event::Want(row, pending));
-            if draining {
+            if abandoned {
+                self.abandon(row);
+            } else if draining {
                 self.step(Event::Flush(row));
+            } else if let (Some(live), Some(anchor)) = (self.desk.sessions.get_mut(&row), anchor) {
+                live.watch = Some(super::anchors::watch(row, anchor, self.transfers.out.clone()));
             }
         }
     }
@@ -465,7 +476,8 @@ impl Driver {
         self.step(Event::Forget(row));
         let Some(session) = self.desk.sessions.remove(&row) else { return };
         let flush_ms = session.ending.map(|t| u64::try_from(t.elapsed().as_millis()).unwrap_or(u64::MAX));
-        self.ledger.session_state(row, SessionState::Closed, super::wall_ms(), flush_ms);
+        let state = if session.abandoned { SessionState::Abandoned } else { SessionState::Closed };
+        self.ledger.session_state(row, state, super::wall_ms(), flush_ms);
         self.windows().forget(row);
         self.log_summary(row, session.id, session.label);
     }

@@ -10,6 +10,8 @@
     dead_code
 )]
 
+mod attribution_jobs;
+mod attribution_life;
 mod control;
 mod daemon_caches;
 mod daemon_cases;

@@ -2,4 +2,5 @@
 
 pub mod cache;
 pub mod daemon;
+pub mod multiuser;
 pub mod nix;
