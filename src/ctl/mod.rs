@@ -9,7 +9,9 @@ mod args;
 pub mod ci;
 mod duration;
 mod end;
+mod html;
 mod link;
+mod manner;
 mod paths;
 mod query;
 mod render;
@@ -74,6 +76,9 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             SessionCommand::End(args) => end::command(&context, args),
             SessionCommand::List { all } => session::list(&context, all),
             SessionCommand::Show { session } => session::show(&context, session),
+            SessionCommand::Report { session, output } => {
+                session::report(&context, session, output.as_deref())
+            }
         },
         Command::Run(args) => run::command(&context, args),
         Command::Push(args) => query::push(&context, args),

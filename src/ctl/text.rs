@@ -209,7 +209,7 @@ pub(super) fn status(s: &Status, now_ms: i64) -> String {
     out
 }
 
-fn state(s: SessionState) -> &'static str {
+pub(super) fn state(s: SessionState) -> &'static str {
     match s {
         SessionState::Open => "open",
         SessionState::Draining => "draining",
@@ -218,7 +218,7 @@ fn state(s: SessionState) -> &'static str {
     }
 }
 
-fn age(started_ms: i64, now_ms: i64) -> String {
+pub(super) fn age(started_ms: i64, now_ms: i64) -> String {
     span(Duration::from_secs(u64::try_from((now_ms - started_ms) / 1000).unwrap_or_default()))
 }
 
