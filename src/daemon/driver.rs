@@ -13,12 +13,13 @@ use super::input::{Input, Sent};
 use super::intake::Bell;
 use super::live::{Asked, Desk, Waiter};
 use super::notify::Notify;
+use super::requests::STOPPING;
 use super::rules::Facts;
 use super::settle;
 use super::transfer::Transfers;
 use crate::attribution::Windows;
 use crate::config::Settings;
-use crate::control::messages::Progress;
+use crate::control::messages::{ErrorCode, Progress};
 use crate::control::server::Incoming;
 use crate::flow::{Action, CacheId, Cause, Event, Flow, GateState, Outcome, SessionId, TaskId, Time};
 use crate::ledger::{Ledger, SessionState};
@@ -152,6 +153,10 @@ impl Driver {
         self.step(Event::Stop);
         for waiter in std::mem::take(&mut self.desk.waiters) {
             self.answer(waiter.asked, waiter.responder, waiter.since, true);
+        }
+        // The intake ends before it comes to these.
+        for caller in self.desk.namings.drain().filter_map(|(_, naming)| naming.caller) {
+            caller.responder.refuse(ErrorCode::Draining, STOPPING);
         }
     }
 
@@ -374,7 +379,7 @@ impl Driver {
         }
     }
 
-    fn report_progress(&mut self) {
+    pub(super) fn report_progress(&mut self) {
         self.desk.waiters.retain(|w| !w.responder.is_gone());
         let uploading = self.flow.in_flight();
         for waiter in &mut self.desk.waiters {

@@ -20,6 +20,7 @@ mod input;
 mod intake;
 mod live;
 mod notify;
+mod rate;
 mod report;
 mod requests;
 mod rules;
@@ -49,6 +50,7 @@ use driver::{Driver, Ended, Resumed};
 use intake::{Bell, Intake};
 use live::{Desk, Live};
 use notify::Notify;
+use rate::Rate;
 use rules::Facts;
 use transfer::Transfers;
 
@@ -103,6 +105,7 @@ pub async fn run(settings: Settings) -> Result<()> {
         state_dir: settings.nix.state_dir.as_path().into(),
         store_dir: store_dir.clone(),
         facts: facts.clone(),
+        rate: settings.push.max_rate.map(|rate| Arc::new(Rate::new(rate))),
         out: out.clone(),
     };
     let windows = Arc::new(Mutex::new(Windows::default()));

@@ -304,6 +304,6 @@ fn look(path: &Path) -> Result<(u64, DbIdentity), JournalError> {
 
 fn permission(path: &Path) -> JournalError {
     let hint = "its user must be able to read the file, and also to write in its directory where this Nix \
-                removes db.sqlite-wal and db.sqlite-shm when idle (Nix before 2.19)";
+                removes db.sqlite-wal and db.sqlite-shm when idle (older versions do; NixOS/nix issue 10300)";
     JournalError::Permission { path: path.to_owned(), hint: hint.to_owned() }
 }

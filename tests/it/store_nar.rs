@@ -156,9 +156,11 @@ impl Write for Counting {
 }
 
 #[test]
-fn a_sparse_file_above_two_gib_in_bounded_memory() {
-    // Beyond what 31 bits hold, and in need of padding.
-    const SIZE: u64 = (2 << 30) + 5;
+fn a_sparse_file_of_eight_gib_in_bounded_memory() {
+    // Beyond what 32 bits hold, and in need of padding.
+    const SIZE: u64 = (8 << 30) + 5;
+    // Far more than it takes, far less than the file.
+    const MOST_KIB: u64 = 512 << 10;
     let dir = tempfile::tempdir().unwrap();
     let at = dir.path().join("large");
     let file = std::fs::File::create(&at).unwrap();
@@ -169,6 +171,10 @@ fn a_sparse_file_above_two_gib_in_bounded_memory() {
     let frame = 24 + 16 + 16 + 16 + 16 + 8 + 16;
     assert_eq!((length, sink.bytes), (SIZE + 3 + frame, SIZE + 3 + frame));
     assert_eq!(sink.largest, nar::CHUNK);
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let peak = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap();
+    let peak: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+    assert!(peak < MOST_KIB, "{peak} KiB at the most");
     let mut nix = Command::new("nix-store")
         .arg("--dump")
         .arg(&at)

@@ -57,7 +57,9 @@ fn show(gate: &Gate) -> String {
 /// For each state: itself; then after the failures of a request in the order
 /// of `FAILURES`; after a success and a nudge; after a probe that was answered,
 /// and after one that failed in the same order. "." is unchanged.
-const TABLE: [(&str, &str, [&str; 8], [&str; 2], [&str; 9]); 7] = {
+type Row = (&'static str, &'static str, [&'static str; 8], [&'static str; 2], [&'static str; 9]);
+
+const TABLE: [Row; 7] = {
     const SAME: [&str; 8] = ["."; 8];
     const UNASKED: [&str; 9] = ["."; 9];
     const OFF: &str = "waiting offline";

@@ -36,6 +36,20 @@ impl PrivateNix {
         std::fs::write(self.path().join("conf/nix.conf"), text).expect("nix.conf is written");
     }
 
+    /// The same store directory, empty again, with a new database.
+    pub fn wipe(&self) {
+        let mode =
+            Command::new("chmod").args(["-R", "u+w"]).arg(self.store_dir()).status().expect("chmod runs");
+        assert!(mode.success());
+        for dir in [self.store_dir(), self.path().join("var"), self.path().join("xdg")] {
+            let _ = std::fs::remove_dir_all(&dir);
+        }
+        for dir in [self.store_dir(), self.state_dir()] {
+            std::fs::create_dir_all(dir).expect("a directory for the private store");
+        }
+        assert!(self.run("nix-store", &["--init"]).status.success());
+    }
+
     /// The directory that holds everything.
     pub fn path(&self) -> &Path {
         self.dir.path()

@@ -1,0 +1,299 @@
+//! The real `flywheeld` as a process on a private Nix, and the real
+//! `flywheelctl` that talks to it. Waits for what happens, never for the clock;
+//! what it started ends with it, and a test that fails prints the daemon's log.
+
+use std::fs::File;
+use std::io::ErrorKind;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use super::cache::CacheView;
+use super::nix::PrivateNix;
+
+/// Longest wait for something that must come: only a broken daemon gets there.
+pub const PATIENCE: Duration = Duration::from_secs(90);
+
+/// The built-in cache on a port of its own.
+pub const EMBEDDED: &str = "[caches.main]\nendpoints = \"embedded\"\n[embedded]\nlisten = \"127.0.0.1:0\"\n[client]\nenable = false\n";
+
+/// A daemon, its store and its socket. Started by [`Daemon::start`].
+pub struct Daemon {
+    pub nix: PrivateNix,
+    child: Option<Child>,
+    notify: UnixDatagram,
+    /// What came on the notify socket since the last start.
+    told: Vec<String>,
+    starts: u32,
+    /// Environment beside `PATH` and `NOTIFY_SOCKET`.
+    pub env: Vec<(String, String)>,
+}
+
+/// How a command ended and what it said.
+#[derive(Debug)]
+pub struct Said {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
+}
+
+impl Said {
+    pub fn of(output: &Output) -> Self {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Self {
+            code: output.status.code().unwrap_or(-1),
+            out: text(&output.stdout),
+            err: text(&output.stderr),
+        }
+    }
+
+    /// Standard output as one JSON value.
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.out).unwrap_or_else(|e| panic!("{e}: {self:?}"))
+    }
+}
+
+impl Daemon {
+    /// With the built-in cache, on an empty store.
+    pub fn embedded() -> Self {
+        Self::start(PrivateNix::new(), EMBEDDED)
+    }
+
+    /// With this configuration (see [`Self::configure`]), until READY.
+    pub fn start(nix: PrivateNix, config: &str) -> Self {
+        let mut daemon = Self::prepare(nix, config);
+        daemon.up();
+        daemon
+    }
+
+    /// Configured and not started.
+    pub fn prepare(nix: PrivateNix, config: &str) -> Self {
+        let socket = nix.path().join("notify");
+        let notify = UnixDatagram::bind(&socket).unwrap();
+        let env = Vec::new();
+        let daemon = Self { nix, child: None, notify, told: Vec::new(), starts: 0, env };
+        daemon.configure(config);
+        daemon
+    }
+
+    /// Writes the configuration: socket, state and store first and last, so
+    /// that `config` may begin with keys that stand in no table.
+    pub fn configure(&self, config: &str) {
+        let top = self.nix.path().display();
+        let text = format!(
+            "socket = \"{top}/s\"\nstate_dir = \"{top}/state\"\n{config}\n[nix]\nstore_dir = \"{top}/store\"\nstate_dir = \"{top}/var/nix\"\n"
+        );
+        std::fs::write(self.config(), text).unwrap();
+    }
+
+    pub fn config(&self) -> PathBuf {
+        self.nix.path().join("flywheel.toml")
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.nix.path().join("s")
+    }
+
+    pub fn state_dir(&self) -> PathBuf {
+        self.nix.path().join("state")
+    }
+
+    /// `flywheeld` with this daemon's environment and nothing else.
+    pub fn program(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_flywheeld"));
+        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        command.envs(self.env.iter().map(|(k, v)| (k, v))).stdin(Stdio::null());
+        command
+    }
+
+    /// Starts it and waits until it says that it is ready.
+    pub fn up(&mut self) {
+        self.spawn();
+        self.until_told(|line| line == "READY=1");
+    }
+
+    /// Starts it and waits for nothing.
+    pub fn spawn(&mut self) {
+        assert!(self.child.is_none(), "the daemon runs already");
+        self.starts += 1;
+        self.told.clear();
+        let log = File::create(self.log_file(self.starts)).unwrap();
+        let mut command = self.program();
+        command.arg("--config").arg(self.config()).env("NOTIFY_SOCKET", self.nix.path().join("notify"));
+        command.stdout(log.try_clone().unwrap()).stderr(log);
+        self.child = Some(command.spawn().unwrap());
+    }
+
+    fn log_file(&self, start: u32) -> PathBuf {
+        self.nix.path().join(format!("log.{start}"))
+    }
+
+    /// What it has logged since the last start.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.log_file(self.starts)).unwrap_or_default()
+    }
+
+    /// All logs of all starts.
+    pub fn logs(&self) -> String {
+        (1..=self.starts).filter_map(|n| std::fs::read_to_string(self.log_file(n)).ok()).collect()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("the daemon runs").id()
+    }
+
+    /// What was told to the notify socket so far.
+    pub fn told(&mut self) -> &[String] {
+        self.notify.set_nonblocking(true).unwrap();
+        while self.receive() {}
+        self.notify.set_nonblocking(false).unwrap();
+        &self.told
+    }
+
+    /// Takes one datagram; false when there is none in time.
+    fn receive(&mut self) -> bool {
+        let mut buffer = [0; 4096];
+        match self.notify.recv(&mut buffer) {
+            Ok(n) => {
+                self.told.extend(String::from_utf8_lossy(&buffer[..n]).lines().map(str::to_owned));
+                true
+            }
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => false,
+            Err(e) => panic!("the notify socket: {e}"),
+        }
+    }
+
+    /// Waits until a line that is wanted was told; the line.
+    pub fn until_told(&mut self, wanted: impl Fn(&str) -> bool) -> String {
+        // Short turns, so that a daemon that ended is noticed; the datagram itself ends the wait.
+        self.notify.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        let patience = std::time::Instant::now() + PATIENCE;
+        loop {
+            if let Some(line) = self.told.iter().find(|line| wanted(line)) {
+                return line.clone();
+            }
+            if !self.receive() {
+                let ended = self.child.as_mut().and_then(|child| child.try_wait().unwrap());
+                assert!(ended.is_none(), "the daemon ended: {ended:?}");
+                assert!(patience > std::time::Instant::now(), "not told: {:?}", self.told);
+            }
+        }
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_raw(i32::try_from(self.pid()).unwrap()).unwrap(), signal).unwrap();
+    }
+
+    /// Waits for its end.
+    pub fn ended(&mut self) -> ExitStatus {
+        self.child.take().expect("the daemon runs").wait().unwrap()
+    }
+
+    /// SIGTERM, then its end, which must be a good one.
+    pub fn stop(&mut self) {
+        self.signal(Signal::TERM);
+        let status = self.ended();
+        assert!(status.success(), "{status}");
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        self.signal(Signal::KILL);
+        self.ended();
+    }
+
+    /// Stopped and started.
+    pub fn restart(&mut self) {
+        self.stop();
+        self.up();
+    }
+
+    /// `flywheelctl`, not run yet: in the scratch directory, with this socket.
+    pub fn client(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_flywheelctl"));
+        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        command.env("FLYWHEEL_SOCKET", self.socket()).current_dir(self.nix.work_dir());
+        command.args(args).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs `flywheelctl` to its end.
+    pub fn ctl(&self, args: &[&str]) -> Said {
+        Said::of(&self.client(args).output().unwrap())
+    }
+
+    /// The same, which must succeed and print JSON.
+    pub fn json(&self, args: &[&str]) -> Value {
+        let said = self.ctl(&[&["--json"], args].concat());
+        assert_eq!(said.code, 0, "{args:?}: {said:?}");
+        said.json()
+    }
+
+    pub fn status(&self) -> Value {
+        self.json(&["status"])
+    }
+
+    /// Opens a session; its id.
+    pub fn session(&self, args: &[&str]) -> String {
+        let said = self.ctl(&[&["session", "start"], args].concat());
+        assert_eq!((said.code, said.err.as_str()), (0, ""), "{said:?}");
+        said.out.trim_end().to_owned()
+    }
+
+    /// Ends a session and waits; its summary.
+    pub fn end(&self, session: &str, args: &[&str]) -> Value {
+        self.json(&[&["session", "end", session], args].concat())
+    }
+
+    /// Waits until all that is valid now is in the cache or has failed.
+    pub fn flush(&self) -> Value {
+        let summary = self.json(&["flush"]);
+        assert_eq!(summary["pending"], 0, "{summary}");
+        summary
+    }
+
+    /// The built-in cache's contents, as it serves them now.
+    pub fn cache(&self, name: &str) -> CacheView {
+        let log = self.log();
+        let line = log
+            .lines()
+            .find(|l| l.contains("the built-in cache serves") && l.contains(&format!("cache=\"{name}\"")))
+            .unwrap_or_else(|| panic!("no address of the cache {name} in the log"));
+        let field = |key: &str| {
+            let rest = line.split_once(&format!("{key}=")).unwrap_or_else(|| panic!("{line}")).1;
+            rest.split(' ').next().unwrap().trim_matches('"').to_owned()
+        };
+        CacheView::new(&field("address"), name, &field("public_key"), &self.state_dir().join("cache"))
+    }
+
+    /// The cache named main.
+    pub fn main(&self) -> CacheView {
+        self.cache("main")
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if std::thread::panicking() {
+            for n in 1..=self.starts {
+                let log = std::fs::read_to_string(self.log_file(n)).unwrap_or_default();
+                eprintln!("--- flywheeld, start {n}:\n{log}---");
+            }
+        }
+    }
+}
+
+/// A file with a secret, as an operator would make it.
+pub fn secret_file(path: &Path, text: &str) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::write(path, text).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
+}
