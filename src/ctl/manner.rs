@@ -112,7 +112,7 @@ impl Manner {
 /// The message of a workflow command, escaped as the runner's `ActionCommand` undoes it.
 fn data(text: &str) -> String {
     let text: String = text.chars().filter(|c| !c.is_control() || matches!(c, '\r' | '\n')).collect();
-    text.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A")
+    tame(&text).replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A")
 }
 
 /// Runners take `##[command]` anywhere in a line for a command, from whoever it comes.

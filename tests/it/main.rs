@@ -10,6 +10,10 @@
     dead_code
 )]
 
+mod ci_files;
+mod ci_gitlab;
+mod ci_jobs;
+mod ci_manner;
 mod control;
 mod daemon_story;
 mod embedded;
