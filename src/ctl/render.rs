@@ -56,7 +56,7 @@ pub(super) fn usage(e: &clap::Error) -> Exit {
 impl Render {
     pub(super) fn new(json: bool, quiet: bool) -> Self {
         let terminal = io::stderr().is_terminal();
-        let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+        let colour = terminal && variable("NO_COLOR").is_none();
         Self { json, quiet, terminal, colour, manner: Manner::of(variable), aside: false }
     }
 
