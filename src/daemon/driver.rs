@@ -91,6 +91,10 @@ impl Driver {
         let mut pulse = tokio::time::interval(Duration::from_millis(500));
         pulse.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut requests_open = true;
+        // What each cache says of itself is wanted before the first path comes.
+        for number in 0..u16::try_from(self.caches.len()).unwrap_or(u16::MAX) {
+            self.transfers.probe(CacheId(number));
+        }
         loop {
             if let Some(ended) = self.at_end() {
                 return ended;
