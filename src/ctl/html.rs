@@ -1,7 +1,11 @@
 //! A session as one HTML page that needs nothing else: no script, no font, no
 //! image from anywhere. Pure; must not know where the page goes.
 
-use std::{collections::HashMap, fmt::Write, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt::Write,
+    time::{Duration, UNIX_EPOCH},
+};
 
 use super::text;
 use crate::control::messages::{SessionDetail, Summary};
@@ -42,7 +46,7 @@ code{font:13px ui-monospace,monospace;overflow-wrap:anywhere}\
 @media(prefers-color-scheme:dark){.pushed{color:#3fb950}.failed,.bad{color:#f85149}.pending{color:#d29922}}";
 
 /// The whole page.
-pub(super) fn page(d: &SessionDetail, now_ms: i64) -> String {
+pub(super) fn page(d: &SessionDetail) -> String {
     let (entry, s) = (&d.session, &d.summary);
     let name = plain(entry.label.as_deref().unwrap_or(&entry.session));
     let mut out = format!(
@@ -57,7 +61,11 @@ pub(super) fn page(d: &SessionDetail, now_ms: i64) -> String {
         let _ = write!(out, ", cache {}", plain(&entry.cache));
     }
     let span = |ms: u64| text::span(Duration::from_millis(ms));
-    let _ = write!(out, ", started {} ago", text::age(entry.started_at, now_ms));
+    // The page is read later, so an age would mislead.
+    let started = Duration::from_millis(u64::try_from(entry.started_at).unwrap_or_default());
+    if let Some(started) = UNIX_EPOCH.checked_add(started).filter(|_| entry.started_at > 0) {
+        let _ = write!(out, ", started {}", httpdate::fmt_http_date(started));
+    }
     let _ = writeln!(out, ", took {}, of that {} after the job</p>", span(s.duration_ms), span(s.flush_ms));
     job(&mut out, d);
     match text::shortfall(s) {
@@ -125,6 +133,7 @@ fn paths(out: &mut String, d: &SessionDetail) {
     let rank = |state: &str| match state {
         "failed" => 0,
         "pending" => 1,
+        "skipped" | "collected" => 3,
         _ => 2,
     };
     let mut sorted: Vec<_> = d.paths.iter().collect();
@@ -141,7 +150,7 @@ fn paths(out: &mut String, d: &SessionDetail) {
             plain(evidence),
         );
     };
-    let listed: std::collections::HashSet<&str> = d.paths.iter().map(|p| p.path.as_str()).collect();
+    let listed: HashSet<&str> = d.paths.iter().map(|p| p.path.as_str()).collect();
     // The list of paths has a bound; a failure beyond it is still told.
     for failed in d.summary.failed.iter().filter(|f| !listed.contains(f.path.as_str())) {
         row(&failed.path, "failed", "", "");

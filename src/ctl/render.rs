@@ -162,9 +162,9 @@ impl Render {
     /// A page about a session; what was asked for as JSON stays JSON.
     pub(super) fn report(&self, detail: &SessionDetail, output: Option<&Path>) -> io::Result<()> {
         match output {
-            Some(file) => std::fs::write(file, html::page(detail, now_ms())),
+            Some(file) => std::fs::write(file, html::page(detail)),
             None if self.json => self.object(detail),
-            None => self.out(&html::page(detail, now_ms())),
+            None => self.out(&html::page(detail)),
         }
     }
 

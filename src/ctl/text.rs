@@ -218,7 +218,7 @@ pub(super) fn state(s: SessionState) -> &'static str {
     }
 }
 
-pub(super) fn age(started_ms: i64, now_ms: i64) -> String {
+fn age(started_ms: i64, now_ms: i64) -> String {
     span(Duration::from_secs(u64::try_from((now_ms - started_ms) / 1000).unwrap_or_default()))
 }
 

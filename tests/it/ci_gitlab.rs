@@ -2,7 +2,7 @@
 //! gitlab-ci-local (npm), which tests/run.sh installs where this looks for it.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::support::ci::{Job, expression, text};
@@ -46,7 +46,7 @@ fn repository(daemon: &Daemon, jobs: &str) -> Job {
     job
 }
 
-fn pipeline(job: &Job, runner: &PathBuf, jobs: &[&str]) -> Said {
+fn pipeline(job: &Job, runner: &Path, jobs: &[&str]) -> Said {
     let program = runner.to_str().unwrap();
     let mut command = job.command(program);
     command.arg("--shell-executor-no-image").arg("--no-color").args(jobs);
