@@ -14,7 +14,7 @@ use super::{
     link::{GRACE, Link, LinkError, PATIENCE},
     paths,
     render::Heading,
-    variable,
+    report, variable,
     verdict::{Exit, Failure},
 };
 use crate::control::messages::{ErrorCode, Progress, Reply, Request, Summary};
@@ -47,7 +47,7 @@ pub(super) fn command(context: &Context, args: EndArgs) -> Result<Exit, Failure>
     let exit = Exit::of(&summary, context.strict, !args.no_wait);
     context.render.summary(&summary, Heading::Session, exit);
     let Some((page, id)) = page.zip(summary.session.clone()) else { return Ok(exit) };
-    match super::session::report(context, id, Some(&page)) {
+    match report::command(context, id, Some(&page)) {
         Ok(_) => Ok(exit),
         // What the session's end said stands; a page that is missing fails nobody who was not strict.
         Err(failure) => {

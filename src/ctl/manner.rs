@@ -8,7 +8,7 @@
 
 use std::fmt::Write;
 
-use super::{ci, html, text};
+use super::{ci, page, text};
 use crate::control::messages::Summary;
 
 /// Annotations of one kind that GitHub shows for a step; the rest would be dropped unseen.
@@ -172,7 +172,7 @@ fn markdown(s: &Summary) -> String {
 /// Text in a Markdown table: what would be markup is written as an entity.
 fn cell(text: &str) -> String {
     let mut out = String::new();
-    for c in html::escape(&text::clean(text)).chars() {
+    for c in page::escape(&text::clean(text)).chars() {
         match c {
             '|' | '`' | '*' | '_' | '[' | ']' | '\\' | '~' | '@' | '!' => {
                 let _ = write!(out, "&#{};", u32::from(c));

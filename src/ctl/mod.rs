@@ -9,12 +9,13 @@ mod args;
 pub mod ci;
 mod duration;
 mod end;
-mod html;
 mod link;
 mod manner;
+mod page;
 mod paths;
 mod query;
 mod render;
+mod report;
 mod run;
 mod session;
 mod text;
@@ -77,7 +78,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             SessionCommand::List { all } => session::list(&context, all),
             SessionCommand::Show { session } => session::show(&context, session),
             SessionCommand::Report { session, output } => {
-                session::report(&context, session, output.as_deref())
+                report::command(&context, session, output.as_deref())
             }
         },
         Command::Run(args) => run::command(&context, args),

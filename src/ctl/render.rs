@@ -14,9 +14,8 @@ use std::{
 use serde::Serialize;
 
 use super::{
-    html,
     manner::{self, Level, Manner},
-    text, variable,
+    page, text, variable,
     verdict::{Exit, Failure},
 };
 use crate::control::messages::{Progress, SessionDetail, SessionEntry, Status, Summary};
@@ -162,9 +161,9 @@ impl Render {
     /// A page about a session; what was asked for as JSON stays JSON.
     pub(super) fn report(&self, detail: &SessionDetail, output: Option<&Path>) -> io::Result<()> {
         match output {
-            Some(file) => std::fs::write(file, html::page(detail)),
+            Some(file) => std::fs::write(file, page::page(detail)),
             None if self.json => self.object(detail),
-            None => self.out(&html::page(detail)),
+            None => self.out(&page::page(detail)),
         }
     }
 

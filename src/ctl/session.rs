@@ -1,7 +1,5 @@
 //! `session start`, `list` and `show`. Must not know how things are printed.
 
-use std::path::Path;
-
 use super::{
     Context,
     args::StartArgs,
@@ -49,19 +47,6 @@ pub(super) fn list(context: &Context, all: bool) -> Result<Exit, Failure> {
     let mut link: Link = context.link()?;
     match link.ask(&Request::SessionList { all }, GRACE, &mut |_| ())? {
         Reply::Sessions(list) => context.render.sessions(&list),
-        other => return Err(unexpected(other)),
-    }
-    Ok(Exit::Done)
-}
-
-/// A page about a session, to a file or to standard output.
-pub(super) fn report(context: &Context, session: String, output: Option<&Path>) -> Result<Exit, Failure> {
-    let mut link = context.link()?;
-    match link.ask(&Request::SessionShow { session }, GRACE, &mut |_| ())? {
-        Reply::Session(detail) => context.render.report(&detail, output).map_err(|e| {
-            let file = output.map_or("standard output".into(), Path::to_string_lossy);
-            Failure::Usage(format!("the report cannot be written to {file}: {e}"))
-        })?,
         other => return Err(unexpected(other)),
     }
     Ok(Exit::Done)

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Command;
 
-use flywheel::control::messages::{ErrorCode, Reply};
+use flywheel::control::messages::{ErrorCode, Reply, Request};
 
 use crate::control::Scripted;
 use crate::support::ci::{Job, commands, file, text};
@@ -66,7 +66,14 @@ fn no_file_fails_a_job() {
     drop(UnixListener::bind(&dead).unwrap());
     let hanging = dir.path().join("hanging");
     let _never_answers = UnixListener::bind(&hanging).unwrap();
-    let full = Scripted::saying(Reply::Error { code: ErrorCode::Busy, message: "full".into() });
+    // A full one opens no session, so there is none to end either.
+    let full = Scripted::new(|incoming| {
+        let code = match incoming.request {
+            Request::SessionStart { .. } => ErrorCode::Busy,
+            _ => ErrorCode::NotFound,
+        };
+        incoming.responder.reply(Reply::Error { code, message: "full".into() });
+    });
     let sockets = [dir.path().join("absent"), dead, full.socket(), hanging];
     let mut jobs: Vec<Job> = sockets.iter().map(|s| Job::at(s, dir.path(), &[])).collect();
     // And a host that has never heard of flywheel.
