@@ -10,16 +10,17 @@
     dead_code
 )]
 
-mod ci_files;
-mod ci_gitlab;
-mod ci_jobs;
-mod ci_manner;
 mod control;
 mod daemon_story;
 mod embedded;
 mod house;
 mod observe;
 mod support;
+
+mod ci_files;
+mod ci_gitlab;
+mod ci_jobs;
+mod ci_manner;
 
 mod store_closure;
 mod store_doorbell;
