@@ -90,13 +90,17 @@ rust_tools() {
     cargo_tool nextest "$NEXTEST" && cargo_tool deny "$DENY" && cargo fetch --locked
 }
 
+apt_install() {
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"
+}
+
 # What some tests are better with. They skip themselves without it, so that a
 # machine without npm or its registry loses these tests only.
 optional_tools() {
     local home="${FLYWHEEL_TEST_CACHE:-$HOME/.cache/flywheel-tests}/gitlab-ci-local-$GITLAB_CI_LOCAL" tool
     for tool in shellcheck rsync npm; do
-        has "$tool" || { has apt-get && as_root env DEBIAN_FRONTEND=noninteractive \
-            apt-get install -y -qq --no-install-recommends "$tool" >/dev/null 2>&1; }
+        has "$tool" || ! has apt-get || apt_install "$tool" >/dev/null 2>&1 ||
+            { as_root apt-get update -qq && apt_install "$tool"; } >/dev/null 2>&1
     done
     has shellcheck || skip "shellcheck of packaging/ci: it is not here and cannot be installed"
     if ! has npm || ! has rsync; then

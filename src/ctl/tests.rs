@@ -186,7 +186,7 @@ fn ci_systems() {
 }
 
 /// Every variable that the client reads. None holds a credential.
-const READ: [&str; 37] = [
+const READ: [&str; 39] = [
     "BRANCH_NAME",
     "BUILDKITE",
     "BUILDKITE_BRANCH",
@@ -203,6 +203,7 @@ const READ: [&str; 37] = [
     "CI_JOB_NAME",
     "CI_JOB_URL",
     "CI_PROJECT_PATH",
+    "DRV_PATH",
     "FLYWHEEL_SESSION",
     "FLYWHEEL_SOCKET",
     "FORGEJO_ACTIONS",
@@ -222,6 +223,7 @@ const READ: [&str; 37] = [
     "JENKINS_URL",
     "JOB_NAME",
     "NO_COLOR",
+    "OUT_PATHS",
     "RUNNER_NAME",
     "RUNNER_TRACKING_ID",
 ];
