@@ -11,10 +11,18 @@
 )]
 
 mod control;
+mod daemon_caches;
+mod daemon_cases;
+mod daemon_commands;
+mod daemon_failures;
+mod daemon_restart;
 mod daemon_story;
 mod embedded;
 mod house;
+mod nothing_lost_roots;
+mod nothing_lost_trouble;
 mod observe;
+mod quickstart;
 mod support;
 
 mod ci_files;
