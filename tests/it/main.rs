@@ -27,6 +27,11 @@ mod observe;
 mod quickstart;
 mod support;
 
+mod ci_files;
+mod ci_gitlab;
+mod ci_jobs;
+mod ci_manner;
+
 mod store_closure;
 mod store_doorbell;
 mod store_journal;
