@@ -12,7 +12,7 @@
 //! ```
 
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -25,11 +25,13 @@ use tokio::time::Instant;
 /// more time than the network, the rate limit of the caller acts here.
 const SOURCE_PATIENCE: Duration = Duration::from_secs(600);
 
-/// Times the connection is told to come back later after each chunk. With two,
-/// hyper writes the chunk and then looks for an answer before it asks for the
-/// next; with none, it writes for as long as the socket takes and may find the
-/// connection reset while an early 413 waits unread. If hyper changes, this
-/// costs a little time or a lost early answer (a retry), nothing else.
+/// Times the connection is told to come back later, after each chunk and after
+/// each wait for the reader. "Later" is after the runtime has looked at the
+/// sockets. With two, hyper writes the chunk and then looks for an answer
+/// before it asks for the next; with none, it writes for as long as the socket
+/// takes, and where a server resets after an early 413, it mostly finds the
+/// reset and leaves the answer unread. If hyper changes, this costs a little
+/// time or an early answer (a retry), nothing else.
 const BREATHS: u8 = 2;
 
 type Source = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
@@ -55,9 +57,10 @@ enum Phase {
 
 struct State {
     phase: Phase,
-    preamble: Option<Bytes>,
+    /// What goes out next: at first the preamble, if there is one.
+    next: Option<Bytes>,
     source: Option<Source>,
-    /// Bytes of the NAR that the server still expects.
+    /// Bytes of the NAR that are still to come from the source.
     left: u64,
     breaths: u8,
     moved: Instant,
@@ -86,7 +89,7 @@ where
 {
     let state = Arc::new(Mutex::new(State {
         phase: Phase::Fresh,
-        preamble,
+        next: preamble,
         source: Some(Box::pin(nar)),
         left: nar_size,
         breaths: 0,
@@ -122,12 +125,10 @@ impl State {
             }
         }
         if self.breaths > 0 {
-            self.breaths -= 1;
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
+            return self.breathe(cx);
         }
-        if let Some(preamble) = self.preamble.take() {
-            return self.give(preamble);
+        if let Some(next) = self.next.take() {
+            return self.give(next);
         }
         loop {
             if self.left == 0 {
@@ -149,13 +150,30 @@ impl State {
                     None => self.fail(Failure::Long),
                     Some(left) => {
                         self.left = left;
-                        self.give(chunk)
+                        if self.phase == Phase::Source {
+                            // Much may have come in during the wait.
+                            self.next = Some(chunk);
+                            self.phase = Phase::Network;
+                            self.moved = Instant::now();
+                            self.breaths = BREATHS;
+                            self.breathe(cx)
+                        } else {
+                            self.give(chunk)
+                        }
                     }
                 },
                 Poll::Ready(Some(Err(e))) => self.fail(Failure::Broken(e.to_string())),
                 Poll::Ready(None) => self.fail(Failure::Short { missing: self.left }),
             };
         }
+    }
+
+    /// Lets the connection look for an answer first.
+    fn breathe(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
+        self.breaths = self.breaths.saturating_sub(1);
+        // Only the first step of it, which arranges for the wake-up.
+        let _ = pin!(tokio::task::yield_now()).poll(cx);
+        Poll::Pending
     }
 
     fn give(&mut self, chunk: Bytes) -> Poll<Option<io::Result<Bytes>>> {
@@ -179,6 +197,7 @@ impl State {
     fn rest(&mut self, phase: Phase) {
         self.phase = phase;
         self.source = None;
+        self.next = None;
         self.moved = Instant::now();
     }
 }
@@ -237,11 +256,12 @@ impl Watch {
                 };
                 (limit, state.moved, stalled)
             };
-            let due = moved + limit;
-            if Instant::now() >= due {
+            let (now, due) = (Instant::now(), moved + limit);
+            if now >= due {
                 return stalled;
             }
-            tokio::time::sleep_until(due).await;
+            // Another phase may begin meanwhile, with the shortest of the limits.
+            tokio::time::sleep_until(due.min(now + stall)).await;
         }
     }
 }

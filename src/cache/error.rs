@@ -100,7 +100,7 @@ impl CacheError {
         let why = chain(error);
         let (class, how) = if error.is_builder() {
             (ErrorClass::Rejected, "the request cannot be made")
-        } else if error.is_connect() || error.is_timeout() {
+        } else if error.is_connect() || (error.is_timeout() && !sent) {
             (ErrorClass::Unreachable, "no connection")
         } else if sent {
             // It may be this one path that the other side cannot stand, so it
@@ -219,7 +219,9 @@ mod tests {
 
     #[test]
     fn every_status_has_a_class() {
-        use ErrorClass::*;
+        use ErrorClass::{
+            Forbidden, Mismatch, NoSuchCache, Rejected, TooLarge, Transient, Unauthorized, Unreachable,
+        };
         for (status, body, class) in [
             (301, "", Rejected),
             (400, "x", Rejected),
@@ -254,6 +256,6 @@ mod tests {
     #[test]
     fn quotes_are_one_bounded_line() {
         assert_eq!(quote("a\r\n\tb\u{1b}[31m  c "), "a b[31m c");
-        assert_eq!(quote(&"x".repeat(5000)).chars().count(), LONGEST_QUOTE + 1 - 1 + 1);
+        assert_eq!(quote(&"x".repeat(5000)).chars().count(), LONGEST_QUOTE + 1);
     }
 }

@@ -179,8 +179,8 @@ const ORIGINS: [(&str, Origin); 4] = [
 ];
 
 fn filter(merged: &Merged, raw: &RawFilter) -> Result<Filter, ConfigError> {
-    // A `.drv` is pushed on request only, as everyone in the field does.
-    let mut origins = vec![Origin::Built, Origin::Substituted, Origin::Source];
+    // Sources and `.drv` files go along when something pushed refers to them.
+    let mut origins = vec![Origin::Built, Origin::Substituted];
     if let Some(at) = &raw.origins {
         let read = |item: &toml::Spanned<String>| {
             let place = merged.place_in(&at.spot, &item.span());

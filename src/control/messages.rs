@@ -101,8 +101,11 @@ impl CiJob {
 }
 
 /// What the daemon answers.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one per request, encoded at once; boxes would only burden its users"
+)]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(clippy::large_enum_variant)] // one at a time, and read field by field
 pub enum Reply {
     /// Any number of these, before the final one.
     Progress(Progress),

@@ -95,9 +95,12 @@ fn exit_statuses() {
     }
 }
 
+/// Label, key, address.
+type Expected = Option<(&'static str, &'static str, Option<&'static str>)>;
+
 #[test]
 fn ci_systems() {
-    let table: [(&[(&str, &str)], Option<(&str, &str, Option<&str>)>); 9] = [
+    let table: [(&[(&str, &str)], Expected); 9] = [
         (&[], None),
         (
             &[

@@ -112,7 +112,7 @@ pub(super) fn progress(p: &Progress) -> String {
 /// `[#####---------------]`
 pub(super) fn bar(p: &Progress) -> String {
     const WIDTH: u64 = 20;
-    let full = p.settled.min(p.total).saturating_mul(WIDTH).checked_div(p.total).unwrap_or(0);
+    let full = p.settled.min(p.total).saturating_mul(WIDTH).checked_div(p.total).unwrap_or_default();
     let width = |n: u64| usize::try_from(n).unwrap_or_default();
     format!("[{}{}]", "#".repeat(width(full)), "-".repeat(width(WIDTH - full)))
 }

@@ -14,12 +14,13 @@ use super::intake::Bell;
 use super::keeper::Keeper;
 use super::live::{Asked, Caller, Desk, Waiter};
 use super::notify::Notify;
+use super::requests::STOPPING;
 use super::rules::Facts;
 use super::settle;
 use super::transfer::Transfers;
 use crate::attribution::Windows;
 use crate::config::Settings;
-use crate::control::messages::Progress;
+use crate::control::messages::{ErrorCode, Progress};
 use crate::control::server::Incoming;
 use crate::flow::{
     Action, CacheId, Cause, Event, Failure, Flow, GateState, Outcome, SessionId, TaskId, Time,
@@ -103,6 +104,10 @@ impl Driver {
         let mut pulse = tokio::time::interval(Duration::from_millis(500));
         pulse.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut requests_open = true;
+        // What each cache says of itself is wanted before the first path comes.
+        for number in 0..u16::try_from(self.caches.len()).unwrap_or(u16::MAX) {
+            self.transfers.probe(CacheId(number));
+        }
         loop {
             if let Some(ended) = self.at_end() {
                 return ended;
@@ -184,9 +189,9 @@ impl Driver {
         for waiter in never {
             self.answer(waiter.asked, waiter.responder, waiter.since, true);
         }
-        let unnamed: Vec<_> = self.desk.namings.values_mut().filter_map(|n| n.caller.take()).collect();
-        for caller in unnamed {
-            self.answer_unlooked(caller);
+        // The intake ends before it comes to these.
+        for caller in self.desk.namings.drain().filter_map(|(_, naming)| naming.caller) {
+            caller.responder.refuse(ErrorCode::Draining, STOPPING);
         }
         self.extend();
     }
@@ -472,7 +477,7 @@ impl Driver {
         }
     }
 
-    fn report_progress(&mut self) {
+    pub(super) fn report_progress(&mut self) {
         self.desk.waiters.retain(|w| !w.responder.is_gone());
         let uploading = self.flow.in_flight();
         for waiter in &mut self.desk.waiters {

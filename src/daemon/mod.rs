@@ -23,6 +23,7 @@ mod intake;
 mod keeper;
 mod live;
 mod notify;
+mod rate;
 mod report;
 mod requests;
 mod rings;
@@ -55,6 +56,7 @@ use intake::{Bell, Intake};
 use keeper::{Keeper, Places};
 use live::{Desk, Live};
 use notify::Notify;
+use rate::Rate;
 use rules::Facts;
 use tokens::Watched;
 use transfer::Transfers;
@@ -111,6 +113,7 @@ pub async fn run(settings: Settings) -> Result<()> {
         store_dir: store_dir.clone(),
         facts: facts.clone(),
         sent: Arc::default(),
+        rate: settings.push.max_rate.map(|rate| Arc::new(Rate::new(rate))),
         out: out.clone(),
     };
     let windows = Arc::new(Mutex::new(Windows::default()));

@@ -27,6 +27,9 @@ const NAMED_MOST: usize = 10_000;
 /// Longest wait that a caller may ask for.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
+/// What a caller hears who comes too late.
+pub(super) const STOPPING: &str = "the daemon is stopping: ask again when it is back";
+
 /// A session on its way to being open.
 #[derive(Debug)]
 pub(super) struct Opening {
@@ -50,8 +53,14 @@ impl Driver {
         let Incoming { request, peer, responder } = incoming;
         let stopping = self.stopping.is_some();
         match request {
-            Request::SessionStart { .. } | Request::Push { .. } if stopping => {
-                responder.refuse(ErrorCode::Draining, "the daemon is stopping: nothing new is begun");
+            // The next start goes on where this one ends; who asks again finds it.
+            Request::SessionStart { .. }
+            | Request::SessionEnd { .. }
+            | Request::Push { .. }
+            | Request::Flush { .. }
+                if stopping =>
+            {
+                responder.refuse(ErrorCode::Draining, STOPPING);
             }
             Request::SessionStart { label, cache, anchor_pid: _, strict, ci } => {
                 self.session_start(&peer, responder, label, cache.as_deref(), strict, ci);
@@ -362,6 +371,8 @@ impl Driver {
         if wait && self.stopping.is_none() {
             let total = u64::from(self.flow.unsettled(row));
             self.desk.waiters.push(Waiter { group: row, asked, responder, since, deadline, total });
+            // At once: a caller who loses the connection asks again by the session's id.
+            self.report_progress();
             self.step(Event::Flush(row));
         } else {
             self.step(Event::Flush(row));

@@ -1,18 +1,22 @@
 //! Carrying out what was decided: queries, uploads and probes, each a task of
 //! its own that reports to the driver and decides nothing.
 
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use futures_util::StreamExt as _;
+use bytes::Bytes;
+use futures_util::future::Either;
+use futures_util::{Stream, StreamExt};
 use tokio::sync::mpsc::Sender;
 
 use super::input::{Input, Sent};
+use super::rate::Rate;
 use super::rules::Facts;
 use crate::cache::{CacheClient, CacheName, UploadInfo};
 use crate::flow::{CacheId, TaskId};
-use crate::store::{DbIdentity, Journal, JournalError, PathInfo, StoreDir, StorePath, nar};
+use crate::store::{DbIdentity, Journal, JournalError, PathInfo, StoreDir, StorePath, nar, nar::NarStream};
 
 /// What transfers need; cheap to clone.
 #[derive(Clone)]
@@ -24,6 +28,8 @@ pub(super) struct Transfers {
     pub(super) facts: Facts,
     /// Bytes read for uploads so far: whether anything moves.
     pub(super) sent: Arc<AtomicU64>,
+    /// Bytes per second over all uploads, when they are limited.
+    pub(super) rate: Option<Arc<Rate>>,
     pub(super) out: Sender<Input>,
 }
 
@@ -80,13 +86,7 @@ impl Transfers {
         let client = self.client(cache);
         let upload = upload_info(client.cache().clone(), &self.store_dir, &info);
         let file = self.store_dir.as_path().join(info.path.base());
-        let sent = Arc::clone(&self.sent);
-        let nar = nar::stream(file).inspect(move |chunk| {
-            if let Ok(chunk) = chunk {
-                sent.fetch_add(chunk.len() as u64, Ordering::Relaxed);
-            }
-        });
-        match client.upload(&upload, nar).await {
+        match client.upload(&upload, self.paced(self.counted(nar::stream(file)))).await {
             Ok(uploaded) => Sent::Done(uploaded, info.nar_size),
             // Reading failed: when the path is gone by now, that is why.
             Err(error) => match self.info(info.path).await {
@@ -121,6 +121,31 @@ impl Transfers {
             *reader = (journal, identity);
         }
         read(&reader.0).map_err(|e| e.to_string())
+    }
+
+    /// The NAR, counted as it is read.
+    fn counted(&self, nar: NarStream) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
+        let sent = Arc::clone(&self.sent);
+        nar.inspect(move |chunk| {
+            if let Ok(chunk) = chunk {
+                sent.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+            }
+        })
+    }
+
+    /// The NAR at the rate that is allowed.
+    fn paced(
+        &self,
+        nar: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
+    ) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
+        let Some(rate) = self.rate.clone() else { return Either::Left(nar) };
+        Either::Right(nar.then(move |chunk| {
+            let wait = chunk.as_ref().map_or(Duration::ZERO, |c| rate.reserve(c.len(), Instant::now()));
+            async move {
+                tokio::time::sleep(wait).await;
+                chunk
+            }
+        }))
     }
 
     /// What the store knows of a path now.

@@ -8,6 +8,7 @@
 //! owns the watch, waits for the slow timer, and hangs the watch again when it
 //! was lost or the directory is another one.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -67,11 +68,19 @@ enum Order {
 }
 
 struct Bell {
-    ring: Box<dyn Fn(Ring) + Send + Sync>,
+    call: Box<dyn Fn(Ring) + Send + Sync>,
     health: Mutex<Health>,
 }
 
 impl Bell {
+    /// A panic of the callback costs that ring: unwinding further it would end
+    /// the thread, and the bell would never ring again.
+    fn ring(&self, ring: Ring) {
+        if catch_unwind(AssertUnwindSafe(|| (self.call)(ring))).is_err() {
+            tracing::error!("what the doorbell calls panicked");
+        }
+    }
+
     fn health(&self) -> MutexGuard<'_, Health> {
         self.health.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -87,7 +96,7 @@ impl Doorbell {
         ring: impl Fn(Ring) + Send + Sync + 'static,
     ) -> Result<Self, DoorbellError> {
         let health = Mutex::new(Health { watching: true, ..Health::default() });
-        let bell = Arc::new(Bell { ring: Box::new(ring), health });
+        let bell = Arc::new(Bell { call: Box::new(ring), health });
         // Room for some losses; another one tells nothing new.
         let (orders, incoming) = sync_channel(8);
         let mut keeper = Keeper {
@@ -98,7 +107,7 @@ impl Doorbell {
             watch: None,
         };
         keeper.watch = Some(keeper.hang()?);
-        (bell.ring)(Ring::Start);
+        bell.ring(Ring::Start);
         let thread = std::thread::Builder::new().name("doorbell".to_owned());
         let keeper = thread.spawn(move || keeper.run(&incoming, slow)).map_err(DoorbellError::Thread)?;
         Ok(Self { bell, orders, keeper: Some(keeper) })
@@ -154,7 +163,7 @@ impl Keeper {
                     }
                     if Instant::now() >= next {
                         next = Instant::now() + slow;
-                        (self.bell.ring)(Ring::Timer);
+                        self.bell.ring(Ring::Timer);
                     }
                 }
             }
@@ -171,7 +180,7 @@ impl Keeper {
             health.watching = false;
             health.last_loss = Some(why.clone());
         }
-        (self.bell.ring)(Ring::WatchLost(why));
+        self.bell.ring(Ring::WatchLost(why));
     }
 
     fn rehang(&mut self) {
@@ -183,7 +192,7 @@ impl Keeper {
                     health.watching = true;
                     health.rehung += 1;
                 }
-                (self.bell.ring)(Ring::Remounted);
+                self.bell.ring(Ring::Remounted);
             }
             Err(error) => self.bell.health().last_loss = Some(error.to_string()),
         }
@@ -193,11 +202,11 @@ impl Keeper {
         self.generation += 1;
         let (generation, bell, orders) = (self.generation, Arc::clone(&self.bell), self.orders.clone());
         Watch::hang(Path::new(&self.dir), move |seen| match seen {
-            Seen::LockCreated(base) => (bell.ring)(Ring::LockCreated(base)),
-            Seen::LockRemoved(base) => (bell.ring)(Ring::LockRemoved(base)),
+            Seen::LockCreated(base) => bell.ring(Ring::LockCreated(base)),
+            Seen::LockRemoved(base) => bell.ring(Ring::LockRemoved(base)),
             Seen::Overflow => {
                 bell.health().overflows += 1;
-                (bell.ring)(Ring::Overflow);
+                bell.ring(Ring::Overflow);
             }
             Seen::Lost(why) => {
                 let _ = orders.try_send(Order::Lost(generation, why));

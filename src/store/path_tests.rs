@@ -2,6 +2,8 @@
 
 use super::*;
 
+type Reason = fn(String) -> ParseError;
+
 const H: &str = "0njnh3x9rb4hh40rpc0dwc3w75vjl545";
 
 fn base(name: &str) -> String {
@@ -23,7 +25,7 @@ fn names_that_nix_accepts() {
 
 #[test]
 fn names_that_it_refuses_with_the_reason() {
-    let cases: [(String, fn(String) -> ParseError); 14] = [
+    let cases: [(String, Reason); 14] = [
         (String::new(), ParseError::Hash),
         ("hello".into(), ParseError::Hash),
         (H.into(), ParseError::Hash),
@@ -53,7 +55,7 @@ fn names_that_it_refuses_with_the_reason() {
 
 #[test]
 fn what_nix_leaves_beside_its_paths() {
-    let cases: [(&str, fn(String) -> ParseError); 5] = [
+    let cases: [(&str, Reason); 5] = [
         ("hello.lock", ParseError::Lock),
         ("hello.drv.chroot", ParseError::Chroot),
         ("hello.check", ParseError::Check),

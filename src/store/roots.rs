@@ -98,8 +98,7 @@ impl Roots {
     }
 
     fn names(&self) -> Result<Vec<String>, RootsError> {
-        let entries =
-            std::fs::read_dir(&self.dir).and_then(std::iter::Iterator::collect::<Result<Vec<_>, _>>);
+        let entries = std::fs::read_dir(&self.dir).and_then(Iterator::collect::<io::Result<Vec<_>>>);
         let entries = entries.map_err(|error| RootsError { path: self.dir.clone(), error })?;
         let links = entries.iter().filter(|e| e.file_type().is_ok_and(|kind| kind.is_symlink()));
         Ok(links.filter_map(|e| e.file_name().into_string().ok()).collect())

@@ -4,6 +4,8 @@
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::{fs, io};
 
 use notify::event::{EventKind, EventKindMask};
@@ -52,7 +54,18 @@ pub(super) enum Seen {
 /// A hung watch; dropping it takes it down.
 pub(super) struct Watch {
     on: (u64, u64),
-    _watcher: RecommendedWatcher,
+    watcher: Option<RecommendedWatcher>,
+    ended: Arc<AtomicBool>,
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        // notify (9.0.0-rc.7) panics when a watcher is dropped whose thread is
+        // no more; a few hundred bytes are the price of not dropping it.
+        if self.ended.load(Ordering::Acquire) {
+            std::mem::forget(self.watcher.take());
+        }
+    }
 }
 
 impl Watch {
@@ -65,9 +78,10 @@ impl Watch {
         // Only what comes and goes: reading a store file costs no event then.
         let mask = EventKindMask::CREATE | EventKindMask::REMOVE;
         let config = Config::default().with_event_kinds(mask);
-        let ended = Ended(seen);
+        let ended = Arc::new(AtomicBool::new(false));
+        let guard = Ended { seen, flag: Arc::clone(&ended) };
         let root = dir.to_owned();
-        let handler = move |event| interpret(&root, event, &ended.0);
+        let handler = move |event| interpret(&root, event, &guard.seen);
         let failed = |error: notify::Error| match &error.kind {
             ErrorKind::MaxFilesWatch => DoorbellError::Limit(dir.to_owned()),
             ErrorKind::Io(e) if e.raw_os_error() == Some(rustix::io::Errno::MFILE.raw_os_error()) => {
@@ -77,7 +91,7 @@ impl Watch {
         };
         let mut watcher = RecommendedWatcher::new(handler, config).map_err(failed)?;
         watcher.watch(dir, RecursiveMode::NonRecursive).map_err(failed)?;
-        Ok(Self { on, _watcher: watcher })
+        Ok(Self { on, watcher: Some(watcher), ended })
     }
 
     /// Whether the path still leads to the directory that is watched. A file
@@ -89,11 +103,15 @@ impl Watch {
 
 /// Says so when the watcher's thread ends, for whatever reason: otherwise the
 /// bell would simply never ring again.
-struct Ended<F: Fn(Seen)>(F);
+struct Ended<F: Fn(Seen)> {
+    seen: F,
+    flag: Arc<AtomicBool>,
+}
 
 impl<F: Fn(Seen)> Drop for Ended<F> {
     fn drop(&mut self) {
-        (self.0)(Seen::Lost("the watcher's thread ended".to_owned()));
+        self.flag.store(true, Ordering::Release);
+        (self.seen)(Seen::Lost("the watcher's thread ended".to_owned()));
     }
 }
 

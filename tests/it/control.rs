@@ -29,6 +29,7 @@ struct Scripted {
     dir: TempDir,
     runtime: Option<tokio::runtime::Runtime>,
     shutdown: CancellationToken,
+    server: Option<tokio::task::JoinHandle<()>>,
     seen: Arc<Mutex<Vec<(Request, server::Peer)>>>,
 }
 
@@ -44,7 +45,7 @@ impl Scripted {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let listener = server::bind(&dir.path().join("s")).unwrap();
         let _guard = runtime.enter();
-        let (mut incoming, _task) = server::start(listener, STORE, limits, shutdown.clone()).unwrap();
+        let (mut incoming, server) = server::start(listener, STORE, limits, shutdown.clone()).unwrap();
         let log = Arc::clone(&seen);
         runtime.spawn(async move {
             while let Some(next) = incoming.recv().await {
@@ -53,7 +54,7 @@ impl Scripted {
             }
         });
         drop(_guard);
-        Self { dir, runtime: Some(runtime), shutdown, seen }
+        Self { dir, runtime: Some(runtime), shutdown, server: Some(server), seen }
     }
 
     /// Always the same reply.
@@ -433,7 +434,7 @@ fn a_restarted_daemon_is_asked_again() {
 #[test]
 fn pending_replies_go_out_when_the_server_stops() {
     let (hold, held) = mpsc::channel();
-    let daemon = Scripted::new(move |incoming| hold.send(incoming.responder).unwrap());
+    let mut daemon = Scripted::new(move |incoming| hold.send(incoming.responder).unwrap());
     let mut waiting = daemon.dial();
     let mut idle = daemon.dial();
     codec::write(&mut waiting, &Request::Status).unwrap();
@@ -443,6 +444,8 @@ fn pending_replies_go_out_when_the_server_stops() {
     responder.reply(Reply::Done { message: "last".into() });
     assert_eq!(codec::read(&mut waiting).unwrap(), Some(Reply::Done { message: "last".into() }));
     assert!(codec::read::<Reply>(&mut waiting).unwrap().is_none());
+    let server = daemon.server.take().unwrap();
+    daemon.runtime.as_ref().unwrap().block_on(server).unwrap();
     assert!(UnixStream::connect(daemon.socket()).is_err(), "nothing listens any more");
 }
 

@@ -11,6 +11,7 @@
 )]
 
 mod control;
+mod daemon_story;
 mod embedded;
 mod house;
 mod nothing_lost_roots;

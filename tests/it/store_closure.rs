@@ -64,7 +64,7 @@ fn fifty_thousand_paths_references_first() {
     for info in &closure.paths {
         let mut expected: Vec<String> = references(info.id).into_iter().map(base).collect();
         expected.sort();
-        assert_eq!(info.references.iter().map(|r| r.base()).collect::<Vec<_>>(), expected);
+        assert_eq!(info.references.iter().map(StorePath::base).collect::<Vec<_>>(), expected);
         for reference in references(info.id) {
             assert!(
                 reference == info.id || place[&reference] < place[&info.id],

@@ -52,8 +52,8 @@ async fn cut_and_senseless_successes_are_no_successes() {
     ] {
         let server = Server::bare(move |request, mut conn| async move {
             conn.body(&request).await;
-            let ok = format!("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{{}}");
-            conn.raw(if request.method == "GET" { &ok } else { answer }).await;
+            let ok = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
+            conn.raw(if request.method == "GET" { ok } else { answer }).await;
             (request.method == "GET").then_some(conn)
         })
         .await;

@@ -29,8 +29,8 @@ fn client(endpoint: &str) -> CacheClient {
 
 /// A client that soon takes silence for a stall.
 fn impatient(endpoint: &str) -> CacheClient {
-    CacheClient::new(ClientSettings { stall_timeout: Duration::from_millis(150), ..settings(&[endpoint]) })
-        .unwrap()
+    let (connect_timeout, stall_timeout) = (Duration::from_secs(1), Duration::from_millis(150));
+    CacheClient::new(ClientSettings { connect_timeout, stall_timeout, ..settings(&[endpoint]) }).unwrap()
 }
 
 fn info(nar_size: u64) -> UploadInfo {

@@ -63,6 +63,21 @@ impl Conn {
         self.ahead.drain(..length).collect()
     }
 
+    /// Reads and forgets so many bytes of a body.
+    pub(super) async fn exactly(&mut self, length: usize) {
+        let ahead = length.min(self.ahead.len());
+        self.ahead.drain(..ahead);
+        let mut left = length - ahead;
+        let mut sink = vec![0; 256 * 1024];
+        while left > 0 {
+            let most = left.min(sink.len());
+            match self.stream.read(&mut sink[..most]).await {
+                Ok(n) if n > 0 => left -= n,
+                _ => break,
+            }
+        }
+    }
+
     pub(super) async fn answer(&mut self, status: &str, headers: &str, body: &str) {
         let text = format!("HTTP/1.1 {status}\r\n{headers}content-length: {}\r\n\r\n{body}", body.len());
         self.raw(&text).await;

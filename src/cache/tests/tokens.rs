@@ -86,7 +86,7 @@ async fn a_token_is_in_no_output() {
     })
     .await;
     let client = from_file(&server.url, &path);
-    let mut output = vec![
+    let mut output = [
         client.upload(&info(9), nar(9)).await.unwrap_err(),
         client.missing(hashes(1)).await.unwrap_err(),
         from_file(&format!("{}/moved", server.url), &path).discover().await.unwrap_err(),

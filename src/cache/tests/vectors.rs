@@ -164,6 +164,11 @@ async fn every_recorded_answer_has_its_outcome() {
             assert_eq!(server.connections(), 0, "{name} was sent");
             continue;
         }
+        run += 1;
+        if GIVEN_UP.contains(&name) {
+            // How much of it left before that is a matter of buffers.
+            continue;
+        }
         // It was the recorded request that brought the recorded answer.
         let sent = server.requests().pop().unwrap();
         assert_eq!(sent.method, vector["request"]["method"].as_str().unwrap(), "{name}");
@@ -173,7 +178,6 @@ async fn every_recorded_answer_has_its_outcome() {
             let plain = recorded.replace(": ", ":").replace(", ", ",");
             assert_eq!(sent.header("x-attic-nar-info").unwrap(), plain, "{name}");
         }
-        run += 1;
     }
     assert_eq!(run + NEVER_ASKED.len() + REFUSED.len(), vectors.len());
 }

@@ -57,17 +57,22 @@ fn show(gate: &Gate) -> String {
 /// For each state: itself; then after the failures of a request in the order
 /// of `FAILURES`; after a success and a nudge; after a probe that was answered,
 /// and after one that failed in the same order. "." is unchanged.
-const TABLE: [(&str, &str, [&str; 8], [&str; 2], [&str; 9]); 7] = {
+type Row = (&'static str, &'static str, [&'static str; 8], [&'static str; 2], [&'static str; 9]);
+
+const TABLE: [Row; 7] = {
     const SAME: [&str; 8] = ["."; 8];
-    const UNASKED: [&str; 9] = ["."; 9];
     const OFF: &str = "waiting offline";
     const REF: &str = "waiting refused";
+    // A probe that nobody waited for: what it saw counts like a request.
+    const FIRST: [&str; 9] = [".", OFF, ".", REF, ".", ".", ".", ".", "."];
+    const LAST: [&str; 9] = [".", OFF, OFF, REF, ".", ".", ".", ".", "."];
+    const SHUT: [&str; 9] = ["."; 9];
     [
-        ("open", "open online", [OFF, ".", REF, ".", ".", ".", ".", "."], [".", "."], UNASKED),
-        ("strike 2", "open online", [OFF, OFF, REF, ".", ".", ".", ".", "."], [".", "."], UNASKED),
-        ("trial", "open online", [OFF, OFF, REF, ".", ".", ".", ".", "."], [".", "."], UNASKED),
-        ("away waiting", "due offline", SAME, [".", "."], UNASKED),
-        ("refused waiting", "due refused", SAME, [".", "."], UNASKED),
+        ("open", "open online", [OFF, ".", REF, ".", ".", ".", ".", "."], [".", "."], FIRST),
+        ("strike 2", "open online", [OFF, OFF, REF, ".", ".", ".", ".", "."], [".", "."], LAST),
+        ("trial", "open online", [OFF, OFF, REF, ".", ".", ".", ".", "."], [".", "."], LAST),
+        ("away waiting", "due offline", SAME, [".", "."], SHUT),
+        ("refused waiting", "due refused", SAME, [".", "."], SHUT),
         (
             "away probing",
             "probing offline",

@@ -12,7 +12,7 @@ use super::recount;
 const CACHES: u16 = 2;
 const MOST: u32 = 3;
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 enum Op {
     /// `references`: which of the last sixteen of this cache. `again`: a settled one, not a new one.
     Admit {
@@ -285,7 +285,7 @@ impl World {
                 self.admit(u16::from(sessions & 1), references, sessions, parked, again);
             }
             Op::Answer { cache, present, failure, leave_out } => {
-                self.answer(cache, present, failure, leave_out)
+                self.answer(cache, present, failure, leave_out);
             }
             Op::Upload { which, result } => self.upload(which, result),
             Op::Collect { which } => {
@@ -328,7 +328,7 @@ impl World {
                 self.step(Event::Forget(session));
             }
             Op::Limits { cache, most } => {
-                self.step(Event::Limits(CacheId(cache), CacheLimits { least: 1, most }))
+                self.step(Event::Limits(CacheId(cache), CacheLimits { least: 1, most }));
             }
             Op::Stray { which, kind } => self.stray(which, kind),
             Op::Stop => {

@@ -18,7 +18,6 @@ pub(super) struct Sim<S> {
     pub(super) hosts: Vec<Flow>,
     pub(super) server: S,
     pub(super) now: Time,
-    pub(super) steps: u64,
     heap: BinaryHeap<Reverse<(Time, u64, usize)>>,
     events: Vec<Option<Event>>,
     ticks: Vec<Option<Time>>,
@@ -27,7 +26,7 @@ pub(super) struct Sim<S> {
 impl<S: Server> Sim<S> {
     pub(super) fn new(hosts: Vec<Flow>, server: S) -> Self {
         let ticks = vec![None; hosts.len()];
-        Self { hosts, server, now: Time(0), steps: 0, heap: BinaryHeap::new(), events: Vec::new(), ticks }
+        Self { hosts, server, now: Time(0), heap: BinaryHeap::new(), events: Vec::new(), ticks }
     }
 
     pub(super) fn at(&mut self, at: Time, host: usize, event: Event) {
@@ -51,7 +50,6 @@ impl<S: Server> Sim<S> {
                 self.ticks[host] = None;
             }
             self.server.ended(host, &event, at);
-            self.steps += 1;
             for action in self.hosts[host].step(event, at) {
                 if let Some((then, event)) = self.server.request(host, &action, at) {
                     self.at(then, host, event);

@@ -129,6 +129,14 @@ resting   | collected         | unknown   | collected1
 parked    | collected         | unknown   | collected1
 parked    | retry             | asking    | reopened1 ask[1]
 parked    | retry all         | asking    | reopened1 ask[1]
+unknown   | probe failed      | unknown   | gate
+unasked   | probe failed      | unasked   | gate
+asking    | probe failed      | asking    | gate
+held      | probe failed      | held      | gate
+ready     | probe failed      | ready     | gate
+uploading | probe failed      | uploading | gate
+resting   | probe failed      | resting   | gate
+parked    | probe failed      | parked    | gate
 ";
 
 fn name(phase: Option<Phase>) -> &'static str {

@@ -171,7 +171,7 @@ fn sessions_end_once() {
     assert_eq!(info.state, SessionState::Closed);
     assert_eq!((info.ended_at, info.closed_at, info.flush_ms), (Some(10), Some(20), Some(10)));
     assert_eq!(info.new.anchor_pid, Some((42, 77)));
-    assert_eq!(ledger.sessions(true).unwrap(), [info.clone()]);
+    assert_eq!(ledger.sessions(true).unwrap(), std::slice::from_ref(&info));
     assert!(ledger.sessions(false).unwrap().is_empty());
     assert_eq!(ledger.session_open(info.new), Err(LedgerError::SessionExists("s".into())));
     assert_eq!(ledger.summary(row + 1), Err(LedgerError::NoSession(row + 1)));
@@ -218,7 +218,7 @@ fn a_refused_call_does_not_touch_its_neighbours() {
 #[tokio::test]
 async fn call_reaches_the_ledger_from_async_code() {
     let (_dir, ledger) = new_ledger();
-    assert_eq!(ledger.call(|l| l.cursor()).await.unwrap(), None);
+    assert_eq!(ledger.call(super::Ledger::cursor).await.unwrap(), None);
 }
 
 #[test]

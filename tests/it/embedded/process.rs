@@ -38,11 +38,12 @@ impl OtherProcess {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap();
+        let mut process = Self(command.spawn().unwrap(), String::new());
         let mut heard = String::new();
-        for line in BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok) {
+        for line in BufReader::new(process.0.stderr.take().unwrap()).lines().map_while(Result::ok) {
             if let Some(addr) = line.strip_prefix("serving ") {
-                return Self(child, format!("http://{addr}"));
+                process.1 = format!("http://{addr}");
+                return process;
             }
             heard.push_str(&line);
         }
@@ -94,6 +95,8 @@ async fn killed_at_any_moment_it_serves_whole_nars_or_none() {
         while seen < stop_after {
             let found =
                 client.get(format!("{}/main/{}.narinfo", server.1, &base(round * 10_000 + seen)[..32]));
+            let going_on = !uploads.iter().all(tokio::task::JoinHandle::is_finished);
+            assert!(going_on, "uploads are refused");
             seen += usize::from(found.send().await.unwrap().status() == 200);
         }
         server.kill();

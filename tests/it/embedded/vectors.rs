@@ -36,7 +36,7 @@ impl Bodies {
         match name {
             "upload wrong nar_hash" => {}
             "upload truncated body" | "upload empty body" => {
-                info["nar_hash"] = hash(&self.nar(claimed)).into()
+                info["nar_hash"] = hash(&self.nar(claimed)).into();
             }
             _ => info["nar_hash"] = hash(sent).into(),
         }
@@ -146,7 +146,7 @@ fn same_shape(name: &str, ours: &str, recorded: &str) {
     for (key, value) in theirs {
         match key.as_str() {
             "substituter_endpoint" | "api_endpoint" => {
-                assert!(mine[key].as_str().unwrap().starts_with("http://127.0.0.1:"))
+                assert!(mine[key].as_str().unwrap().starts_with("http://127.0.0.1:"));
             }
             "public_key" => assert_eq!(mine[key].as_str().unwrap().len(), value.as_str().unwrap().len()),
             "file_size" => assert!(mine[key].is_u64()),
