@@ -41,7 +41,10 @@ impl Journal {
         // One snapshot: a collection that runs meanwhile cannot tear it.
         let snapshot = self.db.unchecked_transaction()?;
         let ClosureIds { ids, invalid } = self.walk(roots, enter)?;
-        let paths = ids.iter().map(|id| self.by_id(*id)).collect::<Result<_, _>>()?;
+        let paths = {
+            let mut read = self.reader()?;
+            ids.iter().map(|id| read.row(*id)).collect::<Result<_, _>>()?
+        };
         snapshot.finish()?;
         Ok(Closure { paths, invalid })
     }

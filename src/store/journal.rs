@@ -12,7 +12,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, Row};
+use rusqlite::{CachedStatement, Connection, ErrorCode, OpenFlags, OptionalExtension as _, Row, Statement};
 
 use super::info::{NarHash, PathInfo};
 use super::path::{StoreDir, StorePath};
@@ -123,7 +123,39 @@ impl fmt::Debug for Journal {
     }
 }
 
-const COLUMNS: &str = "id, path, hash, narSize, deriver, ultimate, sigs, ca, registrationTime";
+/// One row with what [`Journal::row`] wants, and how it is chosen.
+macro_rules! rows {
+    ($which:literal) => {
+        concat!(
+            "select id, path, hash, narSize, deriver, ultimate, sigs, ca, registrationTime from ValidPaths ",
+            $which
+        )
+    };
+}
+
+const REFERENCES: &str =
+    "select v.path from Refs r join ValidPaths v on v.id = r.reference where r.referrer = ?1";
+
+/// Rows by their ids, many: the statements are kept meanwhile, since looking
+/// each up anew costs as much as running it.
+pub(super) struct Reader<'a> {
+    journal: &'a Journal,
+    row: CachedStatement<'a>,
+    references: CachedStatement<'a>,
+}
+
+impl Reader<'_> {
+    /// A row with its references.
+    pub(super) fn row(&mut self, id: i64) -> Result<PathInfo, JournalError> {
+        let mut info = {
+            let mut rows = self.row.query([id])?;
+            let gone = || JournalError::Row { id, reason: "referred to, but not there".to_owned() };
+            self.journal.row(rows.next()?.ok_or_else(gone)?)?
+        };
+        info.references = self.journal.references_by(&mut self.references, id)?;
+        Ok(info)
+    }
+}
 
 impl Journal {
     /// Opens `<state_dir>/db/db.sqlite` and checks its schema.
@@ -176,8 +208,7 @@ impl Journal {
         let snapshot = self.db.unchecked_transaction()?;
         let mut found = Vec::new();
         {
-            let sql = format!("select {COLUMNS} from ValidPaths where id > ?1 order by id");
-            let mut query = self.db.prepare_cached(&sql)?;
+            let mut query = self.db.prepare_cached(rows!("where id > ?1 order by id"))?;
             let mut rows = query.query([cursor])?;
             while found.len() < limit {
                 let Some(row) = rows.next()? else { break };
@@ -201,8 +232,7 @@ impl Journal {
     pub fn info(&self, path: &StorePath) -> Result<Option<PathInfo>, JournalError> {
         let snapshot = self.db.unchecked_transaction()?;
         let info = {
-            let sql = format!("select {COLUMNS} from ValidPaths where path = ?1");
-            let mut query = self.db.prepare_cached(&sql)?;
+            let mut query = self.db.prepare_cached(rows!("where path = ?1"))?;
             let mut rows = query.query([self.store_dir.full(path)])?;
             match rows.next()? {
                 Some(row) => {
@@ -232,34 +262,35 @@ impl Journal {
     pub fn infos(&self, ids: &[i64]) -> Result<Vec<PathInfo>, JournalError> {
         let snapshot = self.db.unchecked_transaction()?;
         let mut found = Vec::with_capacity(ids.len());
-        for id in ids {
-            match self.by_id(*id) {
-                Ok(info) => found.push(info),
-                Err(JournalError::Row { id, reason }) => {
-                    tracing::warn!(id, reason, "a row of the Nix database is left out");
+        {
+            let mut read = self.reader()?;
+            for id in ids {
+                match read.row(*id) {
+                    Ok(info) => found.push(info),
+                    Err(JournalError::Row { id, reason }) => {
+                        tracing::warn!(id, reason, "a row of the Nix database is left out");
+                    }
+                    Err(other) => return Err(other),
                 }
-                Err(other) => return Err(other),
             }
         }
         snapshot.finish()?;
         Ok(found)
     }
 
-    /// A row by its id.
-    pub(super) fn by_id(&self, id: i64) -> Result<PathInfo, JournalError> {
-        let mut query = self.db.prepare_cached(&format!("select {COLUMNS} from ValidPaths where id = ?1"))?;
-        let mut rows = query.query([id])?;
-        let row =
-            rows.next()?.ok_or(JournalError::Row { id, reason: "referred to, but not there".to_owned() })?;
-        let mut info = self.row(row)?;
-        info.references = self.references(id)?;
-        Ok(info)
+    pub(super) fn reader(&self) -> Result<Reader<'_>, JournalError> {
+        Ok(Reader {
+            journal: self,
+            row: self.db.prepare_cached(rows!("where id = ?1"))?,
+            references: self.db.prepare_cached(REFERENCES)?,
+        })
     }
 
     fn references(&self, id: i64) -> Result<Vec<StorePath>, JournalError> {
-        let mut query = self.db.prepare_cached(
-            "select v.path from Refs r join ValidPaths v on v.id = r.reference where r.referrer = ?1",
-        )?;
+        self.references_by(&mut *self.db.prepare_cached(REFERENCES)?, id)
+    }
+
+    fn references_by(&self, query: &mut Statement<'_>, id: i64) -> Result<Vec<StorePath>, JournalError> {
         let mut rows = query.query([id])?;
         let mut references = Vec::new();
         while let Some(row) = rows.next()? {
@@ -314,6 +345,6 @@ fn look(path: &Path) -> Result<(u64, DbIdentity), JournalError> {
 
 fn permission(path: &Path) -> JournalError {
     let hint = "its user must be able to read the file, and also to write in its directory where this Nix \
-                removes db.sqlite-wal and db.sqlite-shm when idle (Nix before 2.19)";
+                removes db.sqlite-wal and db.sqlite-shm when idle (older versions do; NixOS/nix issue 10300)";
     JournalError::Permission { path: path.to_owned(), hint: hint.to_owned() }
 }
