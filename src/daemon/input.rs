@@ -15,7 +15,15 @@ pub(super) enum Input {
         tasks: Vec<NewTask>,
         /// What each stands for.
         paths: Vec<(TaskId, StorePath)>,
+        /// Why those that are parked are.
+        reasons: Vec<(TaskId, String, String)>,
+        /// Parked ones among them are to be tried again.
+        retry: bool,
     },
+    /// The intake cannot go on for the moment, and why; or it can again.
+    Stuck(Option<String>),
+    /// A cache's token is another one now.
+    TokenChanged(CacheId),
     /// A [`super::intake::Naming`] is done with.
     Named {
         /// Its token.
@@ -25,6 +33,10 @@ pub(super) enum Input {
     },
     /// A session was written down, or could not be.
     Opened(Box<super::requests::Opening>),
+    /// The process that a session is anchored to has ended.
+    AnchorGone(crate::ledger::SessionRow),
+    /// A session that was given up is ended by its job after all.
+    Rejoined(Box<super::requests::Rejoining>),
     /// Rows up to this one are taken in.
     Cursor(i64),
     /// What an earlier life left has been told.
@@ -62,7 +74,7 @@ pub(super) enum Sent {
     Upstream,
     /// Not valid any more.
     Collected,
-    /// The store could not be read.
+    /// The store's database could not be read.
     Unreadable(String),
     /// The cache, or the way to it.
     Failed(CacheError),

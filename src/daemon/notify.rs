@@ -24,6 +24,11 @@ impl Notify {
         Self::send(&[NotifyState::Stopping]);
     }
 
+    /// The end takes this long yet, from now.
+    pub(super) fn extend(&mut self, rest: Duration) {
+        Self::send(&[NotifyState::ExtendTimeoutUsec(u32::try_from(rest.as_micros()).unwrap_or(u32::MAX))]);
+    }
+
     /// Whether the last line is old enough for another.
     pub(super) fn is_due(&self) -> bool {
         self.last.as_ref().is_none_or(|(at, _)| at.elapsed() >= APART)

@@ -4,6 +4,7 @@
 use std::future::ready;
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -33,6 +34,8 @@ pub(super) struct Transfers {
     pub(super) facts: Facts,
     /// Bytes per second over all uploads, when they are limited.
     pub(super) rate: Option<Arc<Rate>>,
+    /// Bytes read for uploads so far: whether anything moves.
+    pub(super) sent: Arc<AtomicU64>,
     pub(super) out: Sender<Input>,
 }
 
@@ -46,7 +49,14 @@ impl Transfers {
         let this = self.clone();
         tokio::spawn(async move {
             let hashes = tasks.iter().map(|(_, path)| path.hash_part().to_owned()).collect();
-            let result = this.client(cache).missing(hashes).await.map(|missing| {
+            let client = this.client(cache);
+            let result = client.missing(hashes).await;
+            // The question makes the client look for the cache when it has not
+            // yet, and its upstream keys must be known before anything is sent.
+            if let Some(config) = client.config() {
+                this.facts.set_upstream(cache.0, config.upstream_cache_key_names.unwrap_or_default());
+            }
+            let result = result.map(|missing| {
                 tasks.iter().filter(|(_, p)| missing.contains(p.hash_part())).map(|(id, _)| *id).collect()
             });
             let tasks = tasks.into_iter().map(|(id, _)| id).collect();
@@ -92,6 +102,12 @@ impl Transfers {
             Some(nar) => Either::Left(stream::once(ready(Ok(Bytes::from(nar))))),
             None => Either::Right(nar::stream(self.file(&info.path))),
         };
+        let sent = Arc::clone(&self.sent);
+        let nar = nar.inspect(move |chunk| {
+            if let Ok(chunk) = chunk {
+                sent.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+            }
+        });
         match client.upload(&upload, self.paced(nar)).await {
             Ok(uploaded) => Sent::Done(uploaded, info.nar_size),
             // Reading failed: when the path is gone by now, that is why.
@@ -100,6 +116,11 @@ impl Transfers {
                 Ok(Some(_)) | Err(_) => Sent::Failed(error),
             },
         }
+    }
+
+    /// Bytes read for uploads so far, also for those that are under way.
+    pub(super) fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
     }
 
     /// The highest number that the Nix database has given. Blocks for a moment.
