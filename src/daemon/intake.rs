@@ -17,7 +17,7 @@ use super::input::Input;
 use super::rules::{Facts, enters_as};
 use super::seen::Seen;
 use super::wall_ms;
-use crate::attribution::{Evidence as Why, Windows};
+use crate::attribution::{Evidence as Why, Owners, Windows};
 use crate::config::Filter;
 use crate::flow::{CacheId, NewTask};
 use crate::ledger::{Admit, Cursor, Evidence, ItemState, Ledger, NewItem, SessionRow};
@@ -324,12 +324,21 @@ impl Intake {
                 let root = sessions.is_some();
                 let upstream = !root && self.facts.in_upstream(cache, &info);
                 let state = if upstream { ItemState::Upstream } else { ItemState::Pending };
-                let sessions = sessions.unwrap_or_default();
+                // One that was left out at first and is wanted now: those whose it is follow it.
+                let sessions = sessions.unwrap_or_else(|| self.whose(&windows.owners(info.id), cache));
                 candidates.push(Candidate { info, cache, state, sessions, recheck_before: 0, retry: false });
             }
         }
         candidates.extend(aside);
         self.admit(candidates, Some(next))
+    }
+
+    /// The sessions of a path that goes to this cache on behalf of another path.
+    fn whose(&self, owners: &Owners, cache: u16) -> Vec<(SessionRow, Evidence)> {
+        if owners.cache.unwrap_or(Some(self.default_cache.0)) != Some(cache) {
+            return Vec::new();
+        }
+        owners.sessions.iter().map(|(s, why)| (*s, evidence(*why))).collect()
     }
 
     /// Takes named paths with their whole closure.
