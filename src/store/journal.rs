@@ -12,7 +12,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
-use rusqlite::{CachedStatement, Connection, ErrorCode, OpenFlags, OptionalExtension as _, Row};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, Row};
 
 use super::info::{NarHash, PathInfo};
 use super::path::{StoreDir, StorePath};
@@ -123,15 +123,7 @@ impl fmt::Debug for Journal {
     }
 }
 
-/// One row with what [`Journal::row`] wants, and how it is chosen.
-macro_rules! rows {
-    ($which:literal) => {
-        concat!(
-            "select id, path, hash, narSize, deriver, ultimate, sigs, ca, registrationTime from ValidPaths ",
-            $which
-        )
-    };
-}
+const COLUMNS: &str = "id, path, hash, narSize, deriver, ultimate, sigs, ca, registrationTime";
 
 impl Journal {
     /// Opens `<state_dir>/db/db.sqlite` and checks its schema.
@@ -184,7 +176,8 @@ impl Journal {
         let snapshot = self.db.unchecked_transaction()?;
         let mut found = Vec::new();
         {
-            let mut query = self.db.prepare_cached(rows!("where id > ?1 order by id"))?;
+            let sql = format!("select {COLUMNS} from ValidPaths where id > ?1 order by id");
+            let mut query = self.db.prepare_cached(&sql)?;
             let mut rows = query.query([cursor])?;
             while found.len() < limit {
                 let Some(row) = rows.next()? else { break };
@@ -208,7 +201,8 @@ impl Journal {
     pub fn info(&self, path: &StorePath) -> Result<Option<PathInfo>, JournalError> {
         let snapshot = self.db.unchecked_transaction()?;
         let info = {
-            let mut query = self.db.prepare_cached(rows!("where path = ?1"))?;
+            let sql = format!("select {COLUMNS} from ValidPaths where path = ?1");
+            let mut query = self.db.prepare_cached(&sql)?;
             let mut rows = query.query([self.store_dir.full(path)])?;
             match rows.next()? {
                 Some(row) => {
@@ -233,17 +227,33 @@ impl Journal {
         Ok(query.query_row([self.store_dir.full(path)], |row| row.get(0)).optional()?)
     }
 
-    /// Finds a row by its id; for [`Self::by_id`].
-    pub(super) fn by_id_query(&self) -> Result<CachedStatement<'_>, JournalError> {
-        Ok(self.db.prepare_cached(rows!("where id = ?1"))?)
+    /// What these row numbers stand for, in their order. One that is gone, or
+    /// makes no sense, is left out: the rest must not wait for it.
+    pub fn infos(&self, ids: &[i64]) -> Result<Vec<PathInfo>, JournalError> {
+        let snapshot = self.db.unchecked_transaction()?;
+        let mut found = Vec::with_capacity(ids.len());
+        for id in ids {
+            match self.by_id(*id) {
+                Ok(info) => found.push(info),
+                Err(JournalError::Row { id, reason }) => {
+                    tracing::warn!(id, reason, "a row of the Nix database is left out");
+                }
+                Err(other) => return Err(other),
+            }
+        }
+        snapshot.finish()?;
+        Ok(found)
     }
 
-    /// A row by its id, references left empty.
-    pub(super) fn by_id(&self, query: &mut CachedStatement<'_>, id: i64) -> Result<PathInfo, JournalError> {
+    /// A row by its id.
+    pub(super) fn by_id(&self, id: i64) -> Result<PathInfo, JournalError> {
+        let mut query = self.db.prepare_cached(&format!("select {COLUMNS} from ValidPaths where id = ?1"))?;
         let mut rows = query.query([id])?;
         let row =
             rows.next()?.ok_or(JournalError::Row { id, reason: "referred to, but not there".to_owned() })?;
-        self.row(row)
+        let mut info = self.row(row)?;
+        info.references = self.references(id)?;
+        Ok(info)
     }
 
     fn references(&self, id: i64) -> Result<Vec<StorePath>, JournalError> {
@@ -304,6 +314,6 @@ fn look(path: &Path) -> Result<(u64, DbIdentity), JournalError> {
 
 fn permission(path: &Path) -> JournalError {
     let hint = "its user must be able to read the file, and also to write in its directory where this Nix \
-                removes db.sqlite-wal and db.sqlite-shm when idle (older versions do; NixOS/nix issue 10300)";
+                removes db.sqlite-wal and db.sqlite-shm when idle (Nix before 2.19)";
     JournalError::Permission { path: path.to_owned(), hint: hint.to_owned() }
 }

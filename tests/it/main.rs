@@ -19,6 +19,8 @@ mod daemon_restart;
 mod daemon_story;
 mod embedded;
 mod house;
+mod nothing_lost_roots;
+mod nothing_lost_trouble;
 mod observe;
 mod quickstart;
 mod support;

@@ -1,3 +1,5 @@
+//! The shelf over real directories: what is kept, evicted, swept, refused.
+
 use std::path::Path;
 
 use sha2::{Digest, Sha256};

@@ -61,15 +61,18 @@ type Row = (&'static str, &'static str, [&'static str; 8], [&'static str; 2], [&
 
 const TABLE: [Row; 7] = {
     const SAME: [&str; 8] = ["."; 8];
-    const UNASKED: [&str; 9] = ["."; 9];
     const OFF: &str = "waiting offline";
     const REF: &str = "waiting refused";
+    // A probe that nobody waited for: what it saw counts like a request.
+    const FIRST: [&str; 9] = [".", OFF, ".", REF, ".", ".", ".", ".", "."];
+    const LAST: [&str; 9] = [".", OFF, OFF, REF, ".", ".", ".", ".", "."];
+    const SHUT: [&str; 9] = ["."; 9];
     [
-        ("open", "open online", [OFF, ".", REF, ".", ".", ".", ".", "."], [".", "."], UNASKED),
-        ("strike 2", "open online", [OFF, OFF, REF, ".", ".", ".", ".", "."], [".", "."], UNASKED),
-        ("trial", "open online", [OFF, OFF, REF, ".", ".", ".", ".", "."], [".", "."], UNASKED),
-        ("away waiting", "due offline", SAME, [".", "."], UNASKED),
-        ("refused waiting", "due refused", SAME, [".", "."], UNASKED),
+        ("open", "open online", [OFF, ".", REF, ".", ".", ".", ".", "."], [".", "."], FIRST),
+        ("strike 2", "open online", [OFF, OFF, REF, ".", ".", ".", ".", "."], [".", "."], LAST),
+        ("trial", "open online", [OFF, OFF, REF, ".", ".", ".", ".", "."], [".", "."], LAST),
+        ("away waiting", "due offline", SAME, [".", "."], SHUT),
+        ("refused waiting", "due refused", SAME, [".", "."], SHUT),
         (
             "away probing",
             "probing offline",

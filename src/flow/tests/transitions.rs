@@ -71,6 +71,7 @@ fn events() -> Vec<(&'static str, Event)> {
         ("too large", up(Failure::TooLarge)),
         ("rejected", up(Failure::Rejected)),
         ("local", up(Failure::Local)),
+        ("store", up(Failure::Store)),
         ("collected", Event::Collected(1)),
         ("probed", Event::Probed(MAIN, Ok(()))),
         ("probe failed", Event::Probed(MAIN, Err(Failure::Unreachable))),
@@ -122,11 +123,20 @@ uploading | mismatch          | uploading | upload1#2
 uploading | too large         | parked    | parked1
 uploading | rejected          | parked    | parked1
 uploading | local             | resting   |
+uploading | store             | resting   |
 uploading | collected         | unknown   | collected1
 resting   | collected         | unknown   | collected1
 parked    | collected         | unknown   | collected1
 parked    | retry             | asking    | reopened1 ask[1]
 parked    | retry all         | asking    | reopened1 ask[1]
+unknown   | probe failed      | unknown   | gate
+unasked   | probe failed      | unasked   | gate
+asking    | probe failed      | asking    | gate
+held      | probe failed      | held      | gate
+ready     | probe failed      | ready     | gate
+uploading | probe failed      | uploading | gate
+resting   | probe failed      | resting   | gate
+parked    | probe failed      | parked    | gate
 ";
 
 fn name(phase: Option<Phase>) -> &'static str {
