@@ -530,8 +530,9 @@ impl Driver {
             self.report_progress();
             self.step(Event::Flush(row));
         } else {
+            let warnings = self.warnings(asked);
             self.step(Event::Flush(row));
-            self.answer(asked, responder, since, true);
+            self.answer_warning(asked, responder, since, true, warnings);
         }
     }
 
