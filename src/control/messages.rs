@@ -75,6 +75,13 @@ pub enum Request {
     Status,
     /// Reads configuration and tokens again. Answered by [`Reply::Done`].
     Reload,
+    /// Nix's post-build hook: who asks is a child of the builder. Answered by [`Reply::Done`].
+    Hook {
+        /// Full store path of what was built.
+        derivation: Option<String>,
+        /// Full store paths that came of it.
+        outputs: Vec<String>,
+    },
 }
 
 /// The CI job that a session belongs to, as its environment tells it.

@@ -60,7 +60,9 @@ fn message_bytes_are_pinned() {
     };
     let error = Reply::Error { code: ErrorCode::Version, message: "m".into() };
     let summary = Reply::Ended(Summary { pushed: 3, outcome: Outcome::Pending, ..Summary::default() });
-    let table: [(Vec<u8>, &[u8]); 6] = [
+    let hook = Request::Hook { derivation: Some("d".into()), outputs: vec!["o".into()] };
+    let table: [(Vec<u8>, &[u8]); 7] = [
+        (codec::encode(&hook).unwrap(), b"\0\0\0\x07\x08\x01\x01d\x01\x01o"),
         (codec::encode(&start).unwrap(), b"\0\0\0\x12\0\x01\x01a\0\x01\x07\x01\x01\x01s\x01i\0\0\x01\x01r"),
         (codec::encode(&end).unwrap(), b"\0\0\0\x0c\x01\0\0\x01\x01p\xfc\x80\xa9\x03\0\x01"),
         (codec::encode(&Request::Status).unwrap(), b"\0\0\0\x01\x06"),

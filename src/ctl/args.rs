@@ -59,6 +59,8 @@ pub(super) enum Command {
         #[arg(long)]
         watch: bool,
     },
+    /// For Nix's post-build-hook: tells the daemon what was built, at once and without fail
+    Hook,
     /// Let the daemon read its configuration and tokens again
     Reload,
     /// Print a shell's completion script
@@ -79,6 +81,14 @@ pub(super) enum SessionCommand {
     },
     /// Show one session
     Show { session: String },
+    /// A page about one session, for people
+    Report {
+        /// Its id
+        session: String,
+        /// Where the page goes [default: standard output]
+        #[arg(long, value_name = "FILE.html")]
+        output: Option<PathBuf>,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -89,7 +99,7 @@ pub(super) struct StartArgs {
     /// Cache to push to [default: the daemon's choice]
     #[arg(long, value_name = "NAME")]
     pub(super) cache: Option<String>,
-    /// Process whose descendants belong to the session
+    /// Process whose descendants belong to the session [default: the runner's, else the job's shell]
     #[arg(long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..=i64::from(i32::MAX)))]
     pub(super) anchor_pid: Option<u32>,
 }
@@ -107,6 +117,9 @@ pub(super) struct EndArgs {
     /// Do not wait; the daemon goes on
     #[arg(long)]
     pub(super) no_wait: bool,
+    /// Write a page about the session, for people
+    #[arg(long, value_name = "FILE.html")]
+    pub(super) report: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -5,14 +5,19 @@
 //! Blocking on purpose, for a fast start. Only [`run`], which minds a command
 //! and signals at once, uses tokio.
 
+mod anchor;
 mod args;
 pub mod ci;
 mod duration;
 mod end;
+mod hook;
 mod link;
+mod manner;
+mod page;
 mod paths;
 mod query;
 mod render;
+mod report;
 mod run;
 mod session;
 mod text;
@@ -58,6 +63,10 @@ fn in_ci() -> bool {
 
 /// The whole program.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args: Vec<OsString> = args.into_iter().collect();
+    if hook::is_called(&args) {
+        return hook::command(variable("FLYWHEEL_SOCKET").map(PathBuf::from));
+    }
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(e) => return render::usage(&e).code(),
@@ -74,11 +83,15 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             SessionCommand::End(args) => end::command(&context, args),
             SessionCommand::List { all } => session::list(&context, all),
             SessionCommand::Show { session } => session::show(&context, session),
+            SessionCommand::Report { session, output } => {
+                report::command(&context, session, output.as_deref())
+            }
         },
         Command::Run(args) => run::command(&context, args),
         Command::Push(args) => query::push(&context, args),
         Command::Flush { timeout } => query::flush(&context, timeout),
         Command::Status { watch } => query::status(&context, watch),
+        Command::Hook => return hook::command(Some(context.socket)),
         Command::Reload => query::reload(&context),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -1,7 +1,9 @@
 //! `session start`, `list` and `show`. Must not know how things are printed.
 
+use std::time::{Duration, Instant};
+
 use super::{
-    Context,
+    Context, anchor,
     args::StartArgs,
     ci,
     end::unexpected,
@@ -9,7 +11,12 @@ use super::{
     variable,
     verdict::{Exit, Failure},
 };
-use crate::control::messages::{Reply, Request};
+use crate::control::messages::{ErrorCode, Reply, Request};
+
+/// How long a daemon that has too much to do is asked again…
+const BUSY: Duration = Duration::from_secs(3);
+/// … and how often.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// What opens a session.
 pub(super) struct Opening {
@@ -19,7 +26,12 @@ pub(super) struct Opening {
 }
 
 pub(super) fn start(context: &Context, args: StartArgs) -> Result<Exit, Failure> {
-    let opening = Opening { label: args.label, cache: args.cache, anchor_pid: args.anchor_pid };
+    let detected = ci::detect(variable);
+    let system = detected.as_ref().map(|d| d.job.system.as_str());
+    // GitLab's is the one system here whose steps share a shell.
+    let id = detected.as_ref().filter(|d| d.job.system == "gitlab").map(|d| ("CI_JOB_ID", d.job.id.as_str()));
+    let anchor_pid = args.anchor_pid.or_else(|| anchor::find(system, id));
+    let opening = Opening { label: args.label, cache: args.cache, anchor_pid };
     let (session, cache) = open(context, opening)?;
     context.render.started(&session, &cache);
     Ok(Exit::Done)
@@ -37,9 +49,17 @@ pub(super) fn open(context: &Context, opening: Opening) -> Result<(String, Strin
         strict: context.strict,
         ci,
     };
-    match link.ask(&request, GRACE, &mut |_| ())? {
-        Reply::Started { session, cache } => Ok((session, cache)),
-        other => Err(unexpected(other)),
+    let until = Instant::now() + BUSY;
+    loop {
+        match link.ask(&request, GRACE, &mut |_| ())? {
+            Reply::Started { session, cache } => return Ok((session, cache)),
+            // Many jobs at once: a moment later there is room.
+            Reply::Error { code: ErrorCode::Busy, .. } if Instant::now() < until => {
+                std::thread::sleep(PAUSE);
+                link = context.link()?;
+            }
+            other => return Err(unexpected(other)),
+        }
     }
 }
 

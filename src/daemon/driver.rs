@@ -14,13 +14,12 @@ use super::intake::Bell;
 use super::keeper::Keeper;
 use super::live::{Asked, Caller, Desk, Waiter};
 use super::notify::Notify;
-use super::requests::STOPPING;
 use super::rules::Facts;
 use super::settle;
 use super::transfer::Transfers;
-use crate::attribution::Windows;
+use crate::attribution::{ProcId, Windows, Witness};
 use crate::config::Settings;
-use crate::control::messages::{ErrorCode, Progress};
+use crate::control::messages::Progress;
 use crate::control::server::Incoming;
 use crate::flow::{
     Action, CacheId, Cause, Event, Failure, Flow, GateState, Outcome, SessionId, TaskId, Time,
@@ -49,6 +48,10 @@ pub(super) struct Resumed {
     pub(super) row: SessionId,
     pub(super) draining: bool,
     pub(super) pending: Vec<TaskId>,
+    /// To be watched.
+    pub(super) anchor: Option<ProcId>,
+    /// Its anchor ended while nobody watched.
+    pub(super) abandoned: bool,
 }
 
 /// How the driver came to its end.
@@ -73,6 +76,7 @@ pub(super) struct Driver {
     pub(super) ledger: Ledger,
     pub(super) bell: Bell,
     pub(super) windows: Arc<Mutex<Windows>>,
+    pub(super) witness: Witness,
     pub(super) facts: Facts,
     pub(super) transfers: Transfers,
     pub(super) doorbell: Doorbell,
@@ -104,7 +108,8 @@ impl Driver {
         let mut pulse = tokio::time::interval(Duration::from_millis(500));
         pulse.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut requests_open = true;
-        // What each cache says of itself is wanted before the first path comes.
+        // Each cache is looked at once in the beginning: what it says of itself
+        // is known before the first path, and so is its absence.
         for number in 0..u16::try_from(self.caches.len()).unwrap_or(u16::MAX) {
             self.transfers.probe(CacheId(number));
         }
@@ -189,9 +194,9 @@ impl Driver {
         for waiter in never {
             self.answer(waiter.asked, waiter.responder, waiter.since, true);
         }
-        // The intake ends before it comes to these.
-        for caller in self.desk.namings.drain().filter_map(|(_, naming)| naming.caller) {
-            caller.responder.refuse(ErrorCode::Draining, STOPPING);
+        let unnamed: Vec<_> = self.desk.namings.values_mut().filter_map(|n| n.caller.take()).collect();
+        for caller in unnamed {
+            self.answer_unlooked(caller);
         }
         self.extend();
     }
@@ -249,15 +254,26 @@ impl Driver {
             Input::Cursor(cursor) => self.cursor = cursor,
             Input::Restored => self.resume(),
             Input::Opened(opening) => self.opened(*opening),
+            Input::AnchorGone(row) => self.abandon(row),
+            Input::Rejoined(rejoining) => self.rejoined(*rejoining),
             Input::IntakeEnded(_) => {}
             Input::Asked { cache, tasks, result } => self.asked(cache, tasks, result),
             Input::Uploaded { task, result, took_ms } => self.uploaded(task, result, took_ms),
             Input::Probed(cache, result) => {
+                let ours = self.transfers.store_dir.as_str();
                 let result = match result {
                     Ok(found) => {
                         let keys = found.config.upstream_cache_key_names.unwrap_or_default();
                         self.facts.set_upstream(cache.0, keys);
                         debug!(cache = self.name(cache), endpoint = found.endpoint, "the cache answers");
+                        if let Some(theirs) = found.config.store_dir.filter(|dir| dir != ours) {
+                            warn!(
+                                cache = self.name(cache),
+                                theirs,
+                                ours,
+                                "the cache is for another store directory: Nix cannot use what is pushed from here"
+                            );
+                        }
                         Ok(())
                     }
                     Err(error) => {
@@ -428,10 +444,14 @@ impl Driver {
 
     /// The tasks of an earlier life are known again: its sessions wait for theirs.
     fn resume(&mut self) {
-        for Resumed { row, draining, pending } in std::mem::take(&mut self.resumed) {
+        for Resumed { row, draining, pending, anchor, abandoned } in std::mem::take(&mut self.resumed) {
             self.step(Event::Want(row, pending));
-            if draining {
+            if abandoned {
+                self.abandon(row);
+            } else if draining {
                 self.step(Event::Flush(row));
+            } else if let (Some(live), Some(anchor)) = (self.desk.sessions.get_mut(&row), anchor) {
+                live.watch = Some(super::anchors::watch(row, anchor, self.transfers.out.clone()));
             }
         }
     }
@@ -456,7 +476,8 @@ impl Driver {
         self.step(Event::Forget(row));
         let Some(session) = self.desk.sessions.remove(&row) else { return };
         let flush_ms = session.ending.map(|t| u64::try_from(t.elapsed().as_millis()).unwrap_or(u64::MAX));
-        self.ledger.session_state(row, SessionState::Closed, super::wall_ms(), flush_ms);
+        let state = if session.abandoned { SessionState::Abandoned } else { SessionState::Closed };
+        self.ledger.session_state(row, state, super::wall_ms(), flush_ms);
         self.windows().forget(row);
         self.log_summary(row, session.id, session.label);
     }

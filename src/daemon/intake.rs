@@ -19,7 +19,7 @@ use super::keeper::Keeper;
 use super::rules::{Facts, enters_as};
 use super::seen::Seen;
 use super::wall_ms;
-use crate::attribution::{Evidence as Why, Windows};
+use crate::attribution::{Evidence as Why, Windows, Witness};
 use crate::config::Filter;
 use crate::flow::{CacheId, NewTask};
 use crate::ledger::{Admit, Cursor, Evidence, ItemState, Ledger, NewItem, SessionRow};
@@ -36,7 +36,7 @@ const SAY_AGAIN: Duration = Duration::from_secs(60);
 /// Items that are written to the ledger at a time, and told to the driver.
 const ITEMS: usize = 1024;
 /// Things to do that may wait.
-const QUEUE: usize = 64;
+const QUEUE: usize = 512;
 /// A confirmation by the cache that is older is asked for again when somebody
 /// names the path: caches delete, too.
 const TRUST_MS: i64 = 15 * 60 * 1000;
@@ -48,6 +48,8 @@ pub(super) enum Work {
     Look,
     /// Take named paths with their closure; see [`Input::Named`].
     Name(Naming),
+    /// See who a hook says made these.
+    Hook(Vec<StorePath>),
     /// End.
     Stop,
 }
@@ -118,6 +120,7 @@ pub(super) struct Intake {
     pub(super) store_dir: StoreDir,
     pub(super) ledger: Ledger,
     pub(super) windows: Arc<Mutex<Windows>>,
+    pub(super) witness: Witness,
     pub(super) facts: Facts,
     pub(super) keeper: Keeper,
     pub(super) filter: Filter,
@@ -205,6 +208,8 @@ struct Progress {
     /// By cache, which rows have been handed on.
     seen: Vec<Seen>,
     namings: VecDeque<Naming>,
+    /// What hooks spoke of.
+    hooked: VecDeque<Vec<StorePath>>,
 }
 
 impl Intake {
@@ -213,7 +218,13 @@ impl Intake {
     /// does not go away, so the work is done again when that has passed.
     pub(super) fn run(mut self, ear: &Ear) -> Result<(), IntakeError> {
         let seen = self.caches.iter().map(|_| Seen::default()).collect();
-        let mut progress = Progress { cursor: None, restored: false, seen, namings: VecDeque::new() };
+        let mut progress = Progress {
+            cursor: None,
+            restored: false,
+            seen,
+            namings: VecDeque::new(),
+            hooked: VecDeque::new(),
+        };
         let mut stuck = Stuck::default();
         loop {
             ear.rung.store(false, Ordering::Release);
@@ -247,6 +258,7 @@ impl Intake {
             match work {
                 Work::Look => {}
                 Work::Name(naming) => progress.namings.push_back(naming),
+                Work::Hook(paths) => progress.hooked.push_back(paths),
                 Work::Stop => return Ok(()),
             }
         }
@@ -255,7 +267,7 @@ impl Intake {
     /// Does what is to be done. After an error it is begun again, and nothing
     /// that was done then is lost or counted twice.
     fn advance(&mut self, progress: &mut Progress) -> Result<(), IntakeError> {
-        let Progress { cursor, restored, seen, namings } = progress;
+        let Progress { cursor, restored, seen, namings, hooked } = progress;
         let cursor = match cursor {
             Some(cursor) => cursor,
             None => {
@@ -270,6 +282,10 @@ impl Intake {
         self.look(cursor, seen)?;
         if !std::mem::replace(restored, true) {
             self.tell(Input::Restored)?;
+        }
+        while let Some(paths) = hooked.front() {
+            self.hooked(paths, seen)?;
+            hooked.pop_front();
         }
         while let Some(naming) = namings.front() {
             self.name(naming, cursor, seen)?;
@@ -375,11 +391,14 @@ impl Intake {
     /// Takes in what became valid since the cursor.
     fn look(&mut self, cursor: &mut Cursor, seen: &mut [Seen]) -> Result<(), IntakeError> {
         self.reopen_if_replaced(cursor, seen)?;
+        let began = Instant::now();
         loop {
             let rows = self.journal.since(cursor.id, ROWS)?;
             let Some(last) = rows.last() else { break };
             let next = Cursor { identity: cursor.identity.clone(), id: last.id };
-            self.take_rows(rows, &next, seen)?;
+            // Their locks' events came before: what they tell is known then.
+            self.witness.catch_up();
+            self.take_rows(rows, Some(&next), seen)?;
             *cursor = next;
             self.tell(Input::Cursor(cursor.id))?;
         }
@@ -388,7 +407,18 @@ impl Intake {
             self.begin_again(cursor, seen);
             return self.look(cursor, seen);
         }
+        self.witness.sweep(began);
         Ok(())
+    }
+
+    /// A hook spoke of paths that were taken in before it did: they belong to
+    /// who made them, whoever was thought to have.
+    fn hooked(&mut self, paths: &[StorePath], seen: &mut [Seen]) -> Result<(), IntakeError> {
+        let mut rows = Vec::new();
+        for path in paths.iter().filter(|p| self.witness.is_hooked(p.base())) {
+            rows.extend(self.journal.info(path)?);
+        }
+        if rows.is_empty() { Ok(()) } else { self.take_rows(rows, None, seen) }
     }
 
     fn reopen_if_replaced(&mut self, cursor: &mut Cursor, seen: &mut [Seen]) -> Result<(), IntakeError> {
@@ -417,7 +447,7 @@ impl Intake {
     fn take_rows(
         &mut self,
         rows: Vec<PathInfo>,
-        next: &Cursor,
+        next: Option<&Cursor>,
         seen: &mut [Seen],
     ) -> Result<(), IntakeError> {
         let windows = self.windows().clone();
@@ -425,7 +455,12 @@ impl Intake {
         let mut owned: HashMap<i64, Vec<(SessionRow, Evidence)>> = HashMap::new();
         let mut aside: Vec<Vec<Candidate>> = self.caches.iter().map(|_| Vec::new()).collect();
         for info in rows {
-            let owners = windows.owners(info.id);
+            let maker = self.witness.maker(info.path.base());
+            let owners = windows.owners(info.id, maker.as_ref());
+            if next.is_none() {
+                let owner = owners.sessions.first().map_or(0, |(session, _)| *session);
+                self.ledger.claim(owner, &[info.path.base().to_owned()])?;
+            }
             let Some(cache) = owners.cache.unwrap_or(Some(self.default_cache.0)) else { continue };
             let sessions: Vec<_> = owners.sessions.into_iter().map(|(s, why)| (s, evidence(why))).collect();
             let state = enters_as(&self.filter, self.facts.in_upstream(cache, &info), &info);
@@ -457,7 +492,9 @@ impl Intake {
             }
         }
         // Last, so that what a crash or a full disk cut off is read again.
-        self.ledger.admit(Admit { cursor: Some(next.clone()), items: Vec::new(), at: wall_ms() })?;
+        if let Some(next) = next {
+            self.ledger.admit(Admit { cursor: Some(next.clone()), items: Vec::new(), at: wall_ms() })?;
+        }
         Ok(())
     }
 
@@ -577,6 +614,8 @@ fn trusted_since(now: i64) -> i64 {
 
 fn evidence(why: Why) -> Evidence {
     match why {
+        Why::Hook => Evidence::Hook,
+        Why::Process => Evidence::Process,
         Why::Window => Evidence::Window,
         Why::Shared => Evidence::Shared,
     }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
+use super::anchors::Watch;
 use crate::control::messages::CiJob;
 use crate::control::server::Responder;
 use crate::flow::{CacheId, SessionId};
@@ -20,6 +21,10 @@ pub(super) struct Live {
     pub(super) ci: Option<CiJob>,
     /// When the first `session end` came; `None` while it is open.
     pub(super) ending: Option<Instant>,
+    /// Its job went away without ending it, so far.
+    pub(super) abandoned: bool,
+    /// Tells when the job goes away.
+    pub(super) watch: Option<Watch>,
     /// Named paths that were not valid, and the like.
     pub(super) warnings: Vec<String>,
     /// Not all that it named could be looked at yet.
@@ -96,22 +101,24 @@ impl Desk {
         self.sessions.values().find(|s| s.id == id)
     }
 
-    /// The caller's session of a CI job, or else its only open one.
-    pub(super) fn of_caller(&self, uid: u32, ci_job: Option<&str>) -> Result<&Live, String> {
-        let mine = || self.sessions.values().filter(|s| s.uid == uid);
-        if let Some(key) = ci_job {
-            let mut of_job = mine().filter(|s| s.ci.as_ref().is_some_and(|ci| ci.key() == key));
-            match (of_job.next(), of_job.next()) {
-                (Some(one), None) => return Ok(one),
-                (Some(_), Some(_)) => {
-                    return Err(format!(
-                        "CI job {key} has several open sessions: name one (`flywheelctl session list` shows them)"
-                    ));
-                }
-                (None, _) => {}
-            }
+    /// The caller's session of a CI job.
+    pub(super) fn of_job(&self, uid: u32, key: &str) -> Result<Option<&Live>, String> {
+        let of_job = |s: &&Live| s.uid == uid && s.ci.as_ref().is_some_and(|ci| ci.key() == key);
+        let mut of_job = self.sessions.values().filter(of_job);
+        match (of_job.next(), of_job.next()) {
+            (Some(_), Some(_)) => Err(format!(
+                "CI job {key} has several open sessions: name one (`flywheelctl session list` shows them)"
+            )),
+            (one, _) => Ok(one),
         }
-        let mut open = mine().filter(|s| s.ending.is_none());
+    }
+
+    /// The caller's only open session. From within a CI job that is never the
+    /// session of another one.
+    pub(super) fn only_open(&self, uid: u32, ci_job: Option<&str>) -> Result<&Live, String> {
+        let of_another = |s: &Live| ci_job.is_some() && s.ci.is_some();
+        let mut open =
+            self.sessions.values().filter(|s| s.uid == uid && s.ending.is_none() && !of_another(s));
         match (open.next(), open.next()) {
             (Some(one), None) => Ok(one),
             (None, _) => Err("you have no open session: `flywheelctl session start` opens one".to_owned()),

@@ -14,6 +14,7 @@
 //! A part that the daemon cannot do without and that ends on its own ends the
 //! daemon with a failure; systemd starts it again, and the ledger knows the rest.
 
+mod anchors;
 mod begin;
 mod driver;
 mod history;
@@ -42,14 +43,14 @@ use anyhow::{Context, Result, bail};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::attribution::{Window, Windows};
+use crate::attribution::{Anchor, Proc, ProcId, Window, Windows, Witness};
 use crate::cache::{CacheClient, CacheName, ClientSettings, TokenSource};
 use crate::config::{Jobs, Settings, Target, Token};
 use crate::control::server::{self, Limits};
 use crate::embedded::{self, Running};
 use crate::flow::{CacheId, CacheLimits, Flow};
 use crate::ledger::{Ledger, Opened, SessionState};
-use crate::store::{Doorbell, Journal, StoreDir};
+use crate::store::{Doorbell, Journal, Ring, StoreDir};
 
 use driver::{Driver, Ended, Resumed};
 use intake::{Bell, Intake};
@@ -112,8 +113,8 @@ pub async fn run(settings: Settings) -> Result<()> {
         state_dir: settings.nix.state_dir.as_path().into(),
         store_dir: store_dir.clone(),
         facts: facts.clone(),
-        sent: Arc::default(),
         rate: settings.push.max_rate.map(|rate| Arc::new(Rate::new(rate))),
+        sent: Arc::default(),
         out: out.clone(),
     };
     let windows = Arc::new(Mutex::new(Windows::default()));
@@ -132,12 +133,9 @@ pub async fn run(settings: Settings) -> Result<()> {
     let tokens = tokio::spawn(tokens::watch(watched, out.clone()));
     let history = history::prune(ledger.clone(), settings.history_keep, closing.clone());
     let history = tokio::spawn(history);
+    let witness = Witness::start(store_dir.as_path()).context("the thread that watches the store's locks")?;
     let (bell, ear) = Bell::new();
-    let ringer = bell.clone();
-    let doorbell = Doorbell::hang(&store_dir, SLOW, move |ring| {
-        rings::tell(&ring);
-        ringer.ring();
-    })?;
+    let doorbell = Doorbell::hang(&store_dir, SLOW, pull(witness.clone(), bell.clone()))?;
     let listener = server::bind(&settings.socket)?;
     let (requests, control) =
         server::start(listener, store_dir.as_str(), Limits::default(), closing.clone())?;
@@ -148,6 +146,7 @@ pub async fn run(settings: Settings) -> Result<()> {
         store_dir,
         ledger: ledger.clone(),
         windows: Arc::clone(&windows),
+        witness: witness.clone(),
         facts: facts.clone(),
         keeper: keeper.clone(),
         filter: settings.push.filter.clone(),
@@ -185,6 +184,7 @@ pub async fn run(settings: Settings) -> Result<()> {
         desk,
         bell,
         windows,
+        witness,
         facts,
         transfers,
         doorbell,
@@ -230,6 +230,21 @@ fn signals() -> Result<(tokio::task::JoinHandle<()>, tokio::sync::mpsc::Receiver
         std::process::exit(1);
     });
     Ok((task, stop))
+}
+
+/// What the doorbell's rings are for: locks that come are looked at while they
+/// are there, everything else is a reason to look into the journal.
+fn pull(witness: Witness, bell: Bell) -> impl Fn(Ring) {
+    move |ring| {
+        rings::tell(&ring);
+        match &ring {
+            Ring::LockCreated(base) => return witness.created(base),
+            Ring::LockRemoved(base) => witness.removed(base),
+            Ring::Overflow | Ring::Remounted => witness.rescan(),
+            Ring::Start | Ring::Timer | Ring::WatchLost(_) => {}
+        }
+        bell.ring();
+    }
 }
 
 fn make_state_dir(dir: &PathBuf) -> Result<()> {
@@ -331,15 +346,29 @@ fn resume(
     windows: &Mutex<Windows>,
 ) -> Result<Vec<Resumed>> {
     let mut resumed = Vec::new();
+    let same_boot = anchors::is_same_boot(ledger)?;
     for session in ledger.sessions(false)? {
         let draining = session.state != SessionState::Open;
         let cache = position(caches, &session.new.cache);
+        let anchor = session.new.anchor_pid.map(|(pid, start)| ProcId { pid, start });
+        let alive = anchor.filter(|_| same_boot).and_then(|id| Anchor::of(&Proc::default(), id));
         if !session.new.id.starts_with("push-") {
-            let window =
-                Window { session: session.row, after: session.new.after, until: session.until, cache };
+            let window = Window {
+                session: session.row,
+                after: session.new.after,
+                until: session.until,
+                cache,
+                anchor: alive.clone().or(anchor.map(gone)),
+            };
             windows.lock().unwrap_or_else(std::sync::PoisonError::into_inner).open(window);
         }
-        resumed.push(Resumed { row: session.row, draining, pending: ledger.session_pending(session.row)? });
+        resumed.push(Resumed {
+            row: session.row,
+            draining,
+            pending: ledger.session_pending(session.row)?,
+            anchor: anchor.filter(|_| !draining),
+            abandoned: !draining && anchor.is_some() && alive.is_none(),
+        });
         desk.sessions.insert(
             session.row,
             Live {
@@ -350,6 +379,8 @@ fn resume(
                 uid: session.new.uid,
                 ci: session.new.ci.as_deref().and_then(|ci| serde_json::from_str(ci).ok()),
                 ending: draining.then(Instant::now),
+                abandoned: false,
+                watch: None,
                 warnings: Vec::new(),
                 unlooked: false,
             },
@@ -359,4 +390,10 @@ fn resume(
         info!(sessions = resumed.len(), "sessions go on from before the restart");
     }
     Ok(resumed)
+}
+
+/// An anchor that is not there any more: it keeps its session apart from what
+/// others make.
+fn gone(id: ProcId) -> Anchor {
+    Anchor { id, session: None, cgroup: None }
 }

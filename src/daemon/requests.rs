@@ -3,7 +3,7 @@
 use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::driver::Driver;
 use super::identity::who_is;
@@ -11,19 +11,21 @@ use super::input::Input;
 use super::intake::{Naming, Work};
 use super::live::{Asked, Caller, Live, Pending, Waiter};
 use super::wall_ms;
-use crate::attribution::{Window, Windows};
+use crate::attribution::{Anchor, Lineage, Proc, ProcId, Window, Windows};
 use crate::config::{Destination, Who};
 use crate::control::messages::{CiJob, ErrorCode, Reply, Request};
 use crate::control::server::Responder;
 use crate::control::server::{Incoming, Peer};
 use crate::flow::{CacheId, Event, SessionId};
-use crate::ledger::{LedgerError, NewSession, SessionRow, SessionState};
+use crate::ledger::{NewSession, SessionInfo, SessionRow, SessionState};
 use crate::store::{StoreDir, StorePath};
 
 /// Open sessions of one user.
 const SESSIONS_PER_UID: usize = 256;
 /// Paths named in one request.
 const NAMED_MOST: usize = 10_000;
+/// Until a naming that found the intake busy is tried again.
+const AGAIN: Duration = Duration::from_millis(100);
 /// Longest wait that a caller may ask for.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
@@ -34,8 +36,35 @@ pub(super) const STOPPING: &str = "the daemon is stopping: ask again when it is 
 #[derive(Debug)]
 pub(super) struct Opening {
     pub(super) live: Live,
-    pub(super) result: Result<SessionRow, LedgerError>,
+    pub(super) result: Result<SessionRow, (ErrorCode, String)>,
+    pub(super) anchor: Option<ProcId>,
     pub(super) caller: Opened,
+}
+
+/// An abandoned session that its job ends after all.
+#[derive(Debug)]
+pub(super) struct Rejoining {
+    pub(super) info: SessionInfo,
+    pub(super) paths: Vec<StorePath>,
+    pub(super) caller: Caller,
+}
+
+/// What opens a session, besides who asks for it.
+#[derive(Debug, Default)]
+struct Wish {
+    prefix: &'static str,
+    label: Option<String>,
+    cache: Option<CacheId>,
+    anchor_pid: Option<u32>,
+    strict: bool,
+    ci: Option<CiJob>,
+}
+
+/// How a caller names a session that is not live.
+enum Which {
+    Id(String),
+    /// The CI job that it was of, and what to say when there was none.
+    Job(String, String),
 }
 
 /// What follows when it is.
@@ -62,8 +91,9 @@ impl Driver {
             {
                 responder.refuse(ErrorCode::Draining, STOPPING);
             }
-            Request::SessionStart { label, cache, anchor_pid: _, strict, ci } => {
-                self.session_start(&peer, responder, label, cache.as_deref(), strict, ci);
+            Request::SessionStart { label, cache, anchor_pid, strict, ci } => {
+                let wish = Wish { label, anchor_pid, strict, ci, ..Wish::default() };
+                self.session_start(&peer, responder, cache.as_deref(), wish);
             }
             Request::SessionEnd { session, ci_job, push, timeout_ms, wait } => {
                 let caller = caller(Asked::Flush, responder, wait, timeout_ms);
@@ -79,6 +109,7 @@ impl Driver {
                 let caller = caller(Asked::Flush, responder, true, timeout_ms);
                 self.name_paths(row, self.default_cache(), Vec::new(), false, caller);
             }
+            Request::Hook { outputs, .. } => self.hook(&peer, &outputs, responder),
             Request::Status => self.status(responder),
             Request::Reload => self.reload(&peer, responder),
         }
@@ -106,15 +137,7 @@ impl Driver {
             .ok_or_else(|| format!("there is no cache {name:?} here; configured: {}", self.caches.join(", ")))
     }
 
-    fn session_start(
-        &mut self,
-        peer: &Peer,
-        responder: Responder,
-        label: Option<String>,
-        cache: Option<&str>,
-        strict: bool,
-        ci: Option<CiJob>,
-    ) {
+    fn session_start(&mut self, peer: &Peer, responder: Responder, cache: Option<&str>, wish: Wish) {
         let open = self.desk.sessions.values().filter(|s| s.uid == peer.uid && s.ending.is_none()).count();
         if open >= SESSIONS_PER_UID {
             let message =
@@ -125,7 +148,7 @@ impl Driver {
             Ok(cache) => cache,
             Err(message) => return responder.refuse(ErrorCode::BadRequest, message),
         };
-        self.open(peer, "", label, cache, strict, ci, Opened::Start(responder));
+        self.open(peer, Wish { cache, ..wish }, Opened::Start(responder));
     }
 
     fn push(&mut self, peer: &Peer, paths: &[String], cache: Option<&str>, caller: Caller) {
@@ -134,23 +157,17 @@ impl Driver {
             Err(message) => return caller.responder.refuse(ErrorCode::BadRequest, message),
         };
         match self.parse_paths(paths) {
-            Ok(paths) => self.open(peer, "push-", None, cache, false, None, Opened::Push { paths, caller }),
+            Ok(paths) => {
+                let wish = Wish { prefix: "push-", cache, ..Wish::default() };
+                self.open(peer, wish, Opened::Push { paths, caller });
+            }
             Err(message) => caller.responder.refuse(ErrorCode::BadRequest, message),
         }
     }
 
     /// Writes a new session down; [`Driver::opened`] goes on.
-    #[allow(clippy::too_many_arguments)]
-    fn open(
-        &mut self,
-        peer: &Peer,
-        prefix: &str,
-        label: Option<String>,
-        cache: Option<CacheId>,
-        strict: bool,
-        ci: Option<CiJob>,
-        caller: Opened,
-    ) {
+    fn open(&mut self, peer: &Peer, wish: Wish, caller: Opened) {
+        let Wish { prefix, label, cache, anchor_pid, strict, ci } = wish;
         let id = format!("{prefix}{}", super::identity::new_id());
         let label = label.map(|l| l.chars().take(200).collect::<String>());
         let mut live = Live {
@@ -161,6 +178,8 @@ impl Driver {
             uid: peer.uid,
             ci,
             ending: None,
+            abandoned: false,
+            watch: None,
             warnings: Vec::new(),
             unlooked: false,
         };
@@ -189,6 +208,18 @@ impl Driver {
                     }
                 }
             };
+            let resolve = |pid| Anchor::resolve(&Proc::default(), pid, peer.pid, peer.uid);
+            let anchor = match anchor_pid.map(resolve).transpose() {
+                Ok(anchor) => anchor.flatten(),
+                Err(error) => {
+                    let result = Err((ErrorCode::BadRequest, error.to_string()));
+                    return Input::Opened(Box::new(Opening { live, result, anchor: None, caller }));
+                }
+            };
+            if anchor.is_none() && anchor_pid.is_some() {
+                debug!(pid = anchor_pid, "the job's processes cannot be seen from here");
+            }
+            let id = anchor.as_ref().map(|a| a.id);
             let is_push = matches!(caller, Opened::Push { .. });
             // The window is set under its lock: what becomes valid from this
             // moment on is looked at by the intake only afterwards.
@@ -202,7 +233,7 @@ impl Driver {
                 cache: live.cache.map(|c| names[usize::from(c.0)].clone()).unwrap_or_default(),
                 uid: peer.uid,
                 gid: peer.gid,
-                anchor_pid: None,
+                anchor_pid: id.map(|id| (id.pid, id.start)),
                 strict,
                 ci: live.ci.as_ref().and_then(|ci| serde_json::to_string(ci).ok()),
                 started_at: wall_ms(),
@@ -212,11 +243,13 @@ impl Driver {
                 live.row = row;
                 if !is_push {
                     let cache = live.cache.map(|c| c.0);
-                    windows.open(Window { session: row, after, until: None, cache });
+                    windows.open(Window { session: row, after, until: None, cache, anchor });
                 }
             }
             drop(windows);
-            Input::Opened(Box::new(Opening { live, result, caller }))
+            let refusal = |e| (ErrorCode::Internal, format!("the session cannot be recorded: {e}"));
+            let result = result.map_err(refusal);
+            Input::Opened(Box::new(Opening { live, result, anchor: id, caller }))
         };
         let out = self.transfers.out.clone();
         tokio::spawn(async move {
@@ -228,23 +261,30 @@ impl Driver {
 
     /// A session is written down.
     pub(super) fn opened(&mut self, opening: Opening) {
-        let Opening { mut live, result, caller } = opening;
+        let Opening { mut live, result, anchor, caller } = opening;
         let row = match result {
             Ok(row) => row,
-            Err(error) => {
+            Err((code, message)) => {
                 let responder = match caller {
                     Opened::Start(responder) => responder,
                     Opened::Push { caller, .. } => caller.responder,
                 };
-                return responder
-                    .refuse(ErrorCode::Internal, format!("the session cannot be recorded: {error}"));
+                return responder.refuse(code, message);
             }
         };
         let cache = live.cache;
         let name = cache.map(|c| self.name(c).to_owned());
         match caller {
             Opened::Start(responder) => {
-                info!(session = live.id, label = live.label, cache = name, uid = live.uid, "session started");
+                info!(
+                    session = live.id,
+                    label = live.label,
+                    cache = name,
+                    uid = live.uid,
+                    anchor = anchor.map(|a| a.pid),
+                    "session started"
+                );
+                live.watch = anchor.map(|a| super::anchors::watch(row, a, self.transfers.out.clone()));
                 responder.reply(Reply::Started { session: live.id.clone(), cache: name.unwrap_or_default() });
                 self.desk.sessions.insert(row, live);
             }
@@ -280,23 +320,36 @@ impl Driver {
         let found = match id {
             Some(id) => match self.desk.by_id(id) {
                 Some(live) => live,
-                None => return self.ended_before(peer, id.to_owned(), caller),
+                None => return self.ended_before(peer, Which::Id(id.to_owned()), paths, caller),
             },
-            None => match self.desk.of_caller(peer.uid, ci_job) {
-                Ok(live) => live,
-                Err(message) => return caller.responder.refuse(ErrorCode::NotFound, message),
-            },
+            None => {
+                let of_job = ci_job.map_or(Ok(None), |key| self.desk.of_job(peer.uid, key));
+                match (of_job, self.desk.only_open(peer.uid, ci_job), ci_job) {
+                    (Err(message), _, _) => return caller.responder.refuse(ErrorCode::NotFound, message),
+                    (Ok(Some(live)), _, _) | (Ok(None), Ok(live), _) => live,
+                    // It may have closed by itself when the job's shell ended.
+                    (Ok(None), Err(message), Some(key)) => {
+                        let which = Which::Job(key.to_owned(), message);
+                        return self.ended_before(peer, which, paths, caller);
+                    }
+                    (Ok(None), Err(message), None) => {
+                        return caller.responder.refuse(ErrorCode::NotFound, message);
+                    }
+                }
+            }
         };
         let (row, cache, uid) = (found.row, found.cache, found.uid);
         if !self.may(peer, uid) {
             let message = format!("the session belongs to uid {uid}, you are uid {}", peer.uid);
             return caller.responder.refuse(ErrorCode::Denied, message);
         }
-        if let Some(live) = self.desk.sessions.get_mut(&row)
-            && live.ending.is_none()
-        {
-            live.ending = Some(caller.since);
-            self.ledger.session_state(row, SessionState::Draining, wall_ms(), None);
+        if let Some(live) = self.desk.sessions.get_mut(&row) {
+            live.watch = None;
+            live.abandoned = false;
+            if live.ending.is_none() {
+                live.ending = Some(caller.since);
+                self.ledger.session_state(row, SessionState::Draining, wall_ms(), None);
+            }
         }
         caller.asked = Asked::End(row);
         // A session whose paths are skipped has nothing to push, but it ends like any other.
@@ -307,21 +360,123 @@ impl Driver {
         self.name_paths(row, cache, paths, true, caller);
     }
 
-    /// A session that is not live: it closed, here or in an earlier life.
-    fn ended_before(&mut self, peer: &Peer, id: String, caller: Caller) {
-        let Caller { responder, .. } = caller;
+    /// A session that is not live: it closed, here or in an earlier life. One
+    /// that was given up is taken up again.
+    fn ended_before(&mut self, peer: &Peer, which: Which, paths: Vec<StorePath>, caller: Caller) {
         let (ledger, peer, own) = (self.ledger.clone(), *peer, self.own_uid);
         let store_dir = self.transfers.store_dir.clone();
-        tokio::task::spawn_blocking(move || match ledger.session(&id) {
-            Ok(Some(info)) if peer.uid == info.new.uid || peer.uid == 0 || peer.uid == own => {
-                responder.reply(super::report::ended(&ledger, &store_dir, &info, Vec::new()));
+        let out = self.transfers.out.clone();
+        tokio::task::spawn_blocking(move || {
+            let (found, otherwise) = match which {
+                Which::Id(id) => {
+                    let hint =
+                        format!("there is no session {id:?} (`flywheelctl session list --all` shows them)");
+                    (ledger.session(&id), hint)
+                }
+                Which::Job(key, message) => {
+                    let all = ledger.sessions(true);
+                    let of_job = |s: &SessionInfo| s.new.uid == peer.uid && is_of_job(s, &key);
+                    (all.map(|all| all.into_iter().rev().find(of_job)), message)
+                }
+            };
+            let responder = caller.responder;
+            match found {
+                Ok(Some(info)) if peer.uid == info.new.uid || peer.uid == 0 || peer.uid == own => {
+                    let again = info.state == SessionState::Abandoned
+                        && ledger.session_rejoin(info.row).unwrap_or(false);
+                    if again {
+                        let caller = Caller { responder, ..caller };
+                        let _ =
+                            out.blocking_send(Input::Rejoined(Box::new(Rejoining { info, paths, caller })));
+                    } else {
+                        responder.reply(super::report::ended(&ledger, &store_dir, &info, Vec::new()));
+                    }
+                }
+                Ok(Some(_)) => responder.refuse(ErrorCode::Denied, "the session belongs to another user"),
+                Ok(None) => responder.refuse(ErrorCode::NotFound, otherwise),
+                Err(error) => responder.refuse(ErrorCode::Internal, error.to_string()),
             }
-            Ok(Some(_)) => responder.refuse(ErrorCode::Denied, "the session belongs to another user"),
-            Ok(None) => responder.refuse(
-                ErrorCode::NotFound,
-                format!("there is no session {id:?} (`flywheelctl session list --all` shows them)"),
-            ),
-            Err(error) => responder.refuse(ErrorCode::Internal, error.to_string()),
+        });
+    }
+
+    /// An abandoned session drains again, with what its job names now.
+    pub(super) fn rejoined(&mut self, rejoining: Rejoining) {
+        let Rejoining { info, paths, mut caller } = rejoining;
+        let row = info.row;
+        let cache = self.number_of(&info.new.cache);
+        info!(session = info.new.id, "the session's job ends it after all");
+        let live = Live {
+            row,
+            id: info.new.id,
+            label: info.new.label,
+            cache,
+            uid: info.new.uid,
+            ci: info.new.ci.as_deref().and_then(|ci| serde_json::from_str(ci).ok()),
+            ending: Some(caller.since),
+            abandoned: false,
+            watch: None,
+            unlooked: false,
+            warnings: Vec::new(),
+        };
+        self.desk.sessions.insert(row, live);
+        caller.asked = Asked::End(row);
+        let (cache, paths) = cache.map_or((self.default_cache(), Vec::new()), |cache| (cache, paths));
+        self.name_paths(row, cache, paths, true, caller);
+    }
+
+    /// The job went away without a word: what it made is pushed, then its
+    /// session is over.
+    pub(super) fn abandon(&mut self, row: SessionId) {
+        let default = self.default_cache();
+        if self.desk.sessions.get(&row).is_none_or(|s| s.ending.is_some()) {
+            return;
+        }
+        let token = self.desk.expect(Pending { row, caller: None });
+        let Some(live) = self.desk.sessions.get_mut(&row) else { return };
+        let cache = live.cache.unwrap_or(default);
+        let naming =
+            Naming { token, session: row, close_window: true, cache, paths: Vec::new(), retry: false };
+        if !self.bell.ask(Work::Name(naming)) {
+            self.desk.namings.remove(&token);
+            let out = self.transfers.out.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(AGAIN).await;
+                let _ = out.send(Input::AnchorGone(row)).await;
+            });
+            return;
+        }
+        live.watch = None;
+        live.abandoned = true;
+        live.ending = Some(Instant::now());
+        info!(
+            session = live.id,
+            label = live.label,
+            "the session's job has gone without ending it: what it made is pushed"
+        );
+        self.ledger.session_state(row, SessionState::Draining, wall_ms(), None);
+    }
+
+    /// A builder's hook names what was built. Only who owns the store, or
+    /// root, is a builder; others could claim what is not theirs.
+    fn hook(&self, peer: &Peer, outputs: &[String], responder: Responder) {
+        let paths = match self.parse_paths(outputs) {
+            Ok(paths) => paths,
+            Err(message) => return responder.refuse(ErrorCode::BadRequest, message),
+        };
+        let (witness, bell, peer) = (self.witness.clone(), self.bell.clone(), *peer);
+        let store_dir = self.transfers.store_dir.clone();
+        tokio::task::spawn_blocking(move || {
+            let owner =
+                std::fs::metadata(store_dir.as_path()).map(|m| std::os::unix::fs::MetadataExt::uid(&m));
+            if peer.uid != 0 && owner.ok() != Some(peer.uid) {
+                return responder.refuse(ErrorCode::Denied, "only a builder of this store has a hook");
+            }
+            if let Some(lineage) = peer.pid.and_then(|pid| Lineage::of(&Proc::default(), pid)) {
+                let bases: Vec<String> = paths.iter().map(|p| p.base().to_owned()).collect();
+                witness.hooked(&bases, &std::sync::Arc::new(lineage));
+                bell.ask(Work::Hook(paths));
+            }
+            responder.reply(Reply::Done { message: "noted".to_owned() });
         });
     }
 
@@ -402,6 +557,11 @@ impl Driver {
         info!("reload: {message}");
         responder.reply(Reply::Done { message });
     }
+}
+
+fn is_of_job(session: &SessionInfo, key: &str) -> bool {
+    let ci: Option<CiJob> = session.new.ci.as_deref().and_then(|ci| serde_json::from_str(ci).ok());
+    ci.is_some_and(|ci| ci.key() == key)
 }
 
 fn caller(asked: Asked, responder: Responder, wait: bool, timeout_ms: u64) -> Caller {

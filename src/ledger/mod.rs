@@ -173,10 +173,23 @@ impl Ledger {
         self.write(move |conn| sessions::open(conn, &new))
     }
 
-    /// Moves a session on; Closed and Abandoned are final, later calls change
-    /// nothing. Sent, not waited for.
+    /// Moves a session on; Closed is final, and Abandoned but for
+    /// [`Ledger::session_rejoin`]: later calls change nothing. Sent, not waited for.
     pub fn session_state(&self, row: SessionRow, state: SessionState, at: i64, flush_ms: Option<u64>) {
         self.note(Note::SessionState(row, state, at, flush_ms));
+    }
+
+    /// Takes an abandoned session up again, because its job ends it after all:
+    /// it is draining. False when it is not abandoned.
+    pub fn session_rejoin(&self, row: SessionRow) -> Result<bool> {
+        self.write(move |conn| sessions::rejoin(conn, row))
+    }
+
+    /// Takes paths from live sessions that had them only by window or shared
+    /// evidence, for the one that is known to have made them.
+    pub fn claim(&self, owner: SessionRow, paths: &[String]) -> Result<()> {
+        let paths = paths.to_vec();
+        self.write(move |conn| sessions::claim(conn, owner, &paths))
     }
 
     /// Open and draining sessions, or all (the latest [`MAX_SESSIONS`]), oldest first.

@@ -58,6 +58,26 @@ pub(super) fn set_state(
     Ok(())
 }
 
+/// A session that was given up is ended by its job after all: it drains again.
+pub(super) fn rejoin(conn: &Connection, row: SessionRow) -> Result<bool> {
+    let mut update =
+        conn.prepare_cached("UPDATE session SET state = 1, closed_at = NULL WHERE id = ?1 AND state = 3")?;
+    Ok(update.execute([row])? > 0)
+}
+
+/// Others that only happened to be open have no part in what one session made.
+pub(super) fn claim(conn: &Connection, owner: SessionRow, paths: &[String]) -> Result<()> {
+    let mut disown = conn.prepare_cached(
+        "DELETE FROM session_item
+         WHERE item IN (SELECT id FROM item WHERE path = ?2) AND session <> ?1 AND evidence IN (3, 4)
+           AND EXISTS (SELECT 1 FROM session WHERE id = session_item.session AND state IN (0, 1))",
+    )?;
+    for path in paths {
+        disown.execute((owner, path))?;
+    }
+    Ok(())
+}
+
 const COLUMNS: &str =
     "SELECT id, name, label, cache, uid, gid, anchor_pid, anchor_start, strict, ci, started_at,
   state, ended_at, closed_at, flush_ms, after_number, until_number FROM session";

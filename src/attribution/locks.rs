@@ -1,0 +1,97 @@
+//! Who holds which file lock: `/proc/locks` (proc(5)), readable by everyone.
+//! Must not know Nix or processes beyond their numbers.
+//!
+//! A lock whose holder is in another process namespace is not listed, or with
+//! the number 0.
+
+use std::collections::HashMap;
+use std::os::fd::AsRawFd as _;
+use std::path::Path;
+
+use super::proc::Proc;
+
+/// A file, as the kernel names it here: device major and minor, inode.
+pub(super) type FileId = (u32, u32, u64);
+
+/// The holders of exclusive flock(2) locks.
+pub(super) fn holders(proc: &Proc) -> HashMap<FileId, i32> {
+    parse(&String::from_utf8_lossy(&proc.read("locks").unwrap_or_default()))
+}
+
+/// Lines with `->` wait for a lock and hold none.
+fn parse(text: &str) -> HashMap<FileId, i32> {
+    text.lines()
+        .filter_map(|line| {
+            let mut words = line.split_whitespace().skip(1);
+            let (kind, _, mode, pid, file) =
+                (words.next()?, words.next()?, words.next()?, words.next()?, words.next()?);
+            let pid = pid.parse().ok().filter(|pid| *pid > 0)?;
+            if (kind, mode) != ("FLOCK", "WRITE") {
+                return None;
+            }
+            let mut parts = file.split(':');
+            let device = |part: Option<&str>| u32::from_str_radix(part?, 16).ok();
+            Some(((device(parts.next())?, device(parts.next())?, parts.next()?.parse().ok()?), pid))
+        })
+        .collect()
+}
+
+/// The device of a directory as `/proc/locks` writes it. That is not what
+/// stat(2) says where a file system has several (btrfs, overlayfs): both are
+/// that of the superblock, which `mountinfo` has too.
+pub(super) fn device(proc: &Proc, dir: &Path) -> Option<(u32, u32)> {
+    let opened = std::fs::File::open(dir).ok()?;
+    let info = String::from_utf8(proc.read(&format!("self/fdinfo/{}", opened.as_raw_fd()))?).ok()?;
+    let mount = info.lines().find_map(|line| line.strip_prefix("mnt_id:"))?.trim();
+    let mounts = proc.read("self/mountinfo")?;
+    parse_mounts(&String::from_utf8_lossy(&mounts), mount)
+}
+
+fn parse_mounts(text: &str, mount: &str) -> Option<(u32, u32)> {
+    let line = text.lines().find(|line| line.split_whitespace().next() == Some(mount))?;
+    let (major, minor) = line.split_whitespace().nth(2)?.split_once(':')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exclusive_flocks_count() {
+        let text = "\
+1: FLOCK  ADVISORY  WRITE 10420 fe:00:10010895 0 EOF
+2: POSIX  ADVISORY  READ 10420 fe:00:10010892 128 128
+3: FLOCK  ADVISORY  READ 8576 fe:00:10133506 0 EOF
+4: FLOCK  ADVISORY  WRITE 4701 00:2a:10010636 0 EOF
+4: -> FLOCK  ADVISORY  WRITE 5965 00:2a:10010636 0 EOF
+5: FLOCK  ADVISORY  WRITE 0 fe:00:7 0 EOF
+6: OFDLCK ADVISORY  WRITE -1 fe:00:8 0 EOF
+7: FLOCK  ADVISORY  WRITE nonsense
+";
+        let expected = [((0xfe, 0, 10_010_895), 10420), ((0, 0x2a, 10_010_636), 4701)];
+        assert_eq!(parse(text), HashMap::from(expected));
+        assert!(parse("").is_empty());
+    }
+
+    #[test]
+    fn the_device_is_the_superblocks() {
+        let text = "21 1 254:0 / / rw - ext4 /dev/vda rw\n40 21 0:36 /@nix /nix rw - btrfs /dev/vdb rw\n";
+        assert_eq!(parse_mounts(text, "40"), Some((0, 36)));
+        assert_eq!(parse_mounts(text, "4"), None);
+    }
+
+    #[test]
+    fn our_own_lock_is_found() {
+        use std::os::unix::fs::MetadataExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let file = std::fs::File::create(dir.path().join("x.lock")).unwrap();
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).unwrap();
+        let (major, minor) = device(&Proc::default(), dir.path()).unwrap();
+        let id = (major, minor, file.metadata().unwrap().ino());
+        let me = i32::try_from(std::process::id()).unwrap();
+        assert_eq!(holders(&Proc::default()).get(&id), Some(&me));
+        drop(file);
+        assert_eq!(holders(&Proc::default()).get(&id), None);
+    }
+}

@@ -1,0 +1,55 @@
+//! A `/proc` of a test's own making, in the form the kernel writes it.
+
+use std::fs;
+use std::path::PathBuf;
+
+use super::proc::Proc;
+
+/// The files that are read, in a temporary directory.
+pub(super) struct FakeProc {
+    dir: tempfile::TempDir,
+}
+
+impl FakeProc {
+    pub(super) fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap() }
+    }
+
+    pub(super) fn proc(&self) -> Proc {
+        Proc::at(self.dir.path())
+    }
+
+    fn file(&self, pid: i32, name: &str) -> PathBuf {
+        let dir = self.dir.path().join(pid.to_string());
+        fs::create_dir_all(&dir).unwrap();
+        dir.join(name)
+    }
+
+    pub(super) fn set(&self, pid: i32, name: &str, text: impl AsRef<[u8]>) {
+        fs::write(self.file(pid, name), text).unwrap();
+    }
+
+    /// A process; all are in process session 1, each in a group of its own.
+    pub(super) fn add(&self, pid: i32, ppid: i32, start: u64, comm: &str, uid: u32, cmdline: &[u8]) {
+        self.set(
+            pid,
+            "stat",
+            format!(
+                "{pid} ({comm}) S {ppid} {pid} 1 0 -1 4194368 433 1269 0 0 0 1 0 2 20 0 2 0 {start} 495128576 3189\n"
+            ),
+        );
+        self.set(pid, "status", format!("Name:\t{comm}\nUid:\t{uid}\t{uid}\t{uid}\t{uid}\nNSpid:\t{pid}\n"));
+        self.set(pid, "cmdline", cmdline);
+        self.set(pid, "cgroup", format!("0::/of/{pid}\n"));
+    }
+
+    /// Puts a process into an inner process namespace.
+    pub(super) fn nested(&self, pid: i32, inner: i32) {
+        let status = fs::read_to_string(self.file(pid, "status")).unwrap();
+        self.set(
+            pid,
+            "status",
+            status.replace(&format!("NSpid:\t{pid}"), &format!("NSpid:\t{pid}\t{inner}")),
+        );
+    }
+}

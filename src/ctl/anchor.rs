@@ -1,0 +1,229 @@
+//! Which process a session is anchored to when the caller names none: what
+//! everything the job does descends from, and what ends with the job. Reads
+//! `/proc` (proc(5)) as far as the caller's user may; must not know sessions.
+//!
+//! | where | anchor |
+//! |---|---|
+//! | GitHub, Gitea, Forgejo, Buildkite, Jenkins | the runner's process above the steps |
+//! | any other CI job | the job's outermost shell |
+//! | elsewhere | the parent |
+//!
+//! In `ID=$(flywheelctl session start)` the parent may be a subshell that ends
+//! with the line: then it is the one that reads our output.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+/// Generations that are looked at.
+const DEEPEST: usize = 128;
+const SHELLS: [&str; 8] = ["sh", "bash", "dash", "zsh", "ksh", "ash", "fish", "busybox"];
+
+/// The anchor for a job of this system, if any; `job` is the variable that
+/// tells the job apart, with its value.
+pub(super) fn find(system: Option<&str>, job: Option<(&str, &str)>) -> Option<u32> {
+    let tree = Tree { root: PathBuf::from("/proc") };
+    let me = std::process::id();
+    let found = tree.find(me, system, job)?;
+    // Somebody else's process would be refused; without an anchor it goes on.
+    let (ours, theirs) = (tree.owner(me)?, tree.owner(found)?);
+    (ours == theirs || ours == 0).then_some(found)
+}
+
+struct Tree {
+    root: PathBuf,
+}
+
+impl Tree {
+    fn file(&self, pid: u32, name: &str) -> PathBuf {
+        self.root.join(pid.to_string()).join(name)
+    }
+
+    fn owner(&self, pid: u32) -> Option<u32> {
+        Some(fs::metadata(self.root.join(pid.to_string())).ok()?.uid())
+    }
+
+    /// Name and parent. The name stands in parentheses and may hold anything.
+    fn stat(&self, pid: u32) -> Option<(String, u32)> {
+        let text = fs::read_to_string(self.file(pid, "stat")).ok()?;
+        let (head, rest) = text.rsplit_once(')')?;
+        let parent = rest.split_whitespace().nth(1)?.parse().ok().filter(|p| *p > 0)?;
+        Some((head.split_once('(')?.1.to_owned(), parent))
+    }
+
+    fn parent(&self, pid: u32) -> Option<u32> {
+        Some(self.stat(pid)?.1)
+    }
+
+    fn ancestors(&self, pid: u32) -> impl Iterator<Item = u32> {
+        std::iter::successors(self.parent(pid), |pid| self.parent(*pid)).take(DEEPEST)
+    }
+
+    fn find(&self, me: u32, system: Option<&str>, job: Option<(&str, &str)>) -> Option<u32> {
+        if let Some(system) = system
+            && let Some(runner) = self.ancestors(me).find(|pid| self.is_runner(system, *pid))
+        {
+            return Some(runner);
+        }
+        let parent = self.past_substitutions(me)?;
+        Some(job.map_or(parent, |job| self.outermost_shell(parent, job)))
+    }
+
+    /// Whether this is what a system's runner has for one job (or for all of
+    /// them one after another), above the processes of the steps.
+    fn is_runner(&self, system: &str, pid: u32) -> bool {
+        let Some((name, _)) = self.stat(pid) else { return false };
+        let arguments = fs::read(self.file(pid, "cmdline")).unwrap_or_default();
+        let mut arguments = arguments.split(|b| *b == 0).map(String::from_utf8_lossy);
+        match system {
+            "github" => name == "Runner.Worker",
+            "gitea" => matches!(name.as_str(), "act_runner" | "gitea-runner"),
+            "forgejo" => matches!(name.as_str(), "forgejo-runner" | "act_runner"),
+            "buildkite" => {
+                let program = arguments.next().unwrap_or_default();
+                Path::new(program.as_ref()).file_name().is_some_and(|n| n == "buildkite-agent")
+                    && arguments.next().is_some_and(|a| a == "bootstrap" || a == "job")
+            }
+            "jenkins" => {
+                let jars = ["agent.jar", "remoting.jar", "slave.jar", "jenkins.war"];
+                name == "java" && arguments.any(|a| jars.iter().any(|jar| a.ends_with(jar)))
+            }
+            _ => false,
+        }
+    }
+
+    /// Our parent, or who reads what it and we write.
+    fn past_substitutions(&self, me: u32) -> Option<u32> {
+        let mut parent = self.parent(me)?;
+        let output = fs::read_link(self.file(me, "fd/1")).ok();
+        let pipe = output.filter(|to| to.to_string_lossy().starts_with("pipe:"));
+        let Some(pipe) = pipe else { return Some(parent) };
+        let is_pipe = |file: PathBuf| fs::read_link(file).is_ok_and(|to| to == pipe);
+        let reads = |pid: u32| {
+            let Ok(files) = fs::read_dir(self.file(pid, "fd")) else { return false };
+            let mut others = files.filter_map(Result::ok).filter(|f| f.file_name() != "1");
+            !is_pipe(self.file(pid, "fd/1")) && others.any(|f| is_pipe(f.path()))
+        };
+        while is_pipe(self.file(parent, "fd/1"))
+            && let Some(above) = self.parent(parent)
+        {
+            if reads(above) {
+                return Some(above);
+            }
+            parent = above;
+        }
+        self.parent(me)
+    }
+
+    /// Climbs while what is there was started within the job (its environment
+    /// names the job) by another shell: a script in between ends before the job.
+    fn outermost_shell(&self, from: u32, (name, value): (&str, &str)) -> u32 {
+        let wanted = format!("{name}={value}");
+        let mut at = from;
+        for _ in 0..DEEPEST {
+            let environment = fs::read(self.file(at, "environ")).unwrap_or_default();
+            let of_job = environment.split(|b| *b == 0).any(|v| v == wanted.as_bytes());
+            let above = self.parent(at).filter(|pid| {
+                self.stat(*pid).is_some_and(|(name, _)| SHELLS.contains(&name.as_str()))
+                    && self.owner(*pid) == self.owner(at)
+            });
+            match above {
+                Some(above) if of_job => at = above,
+                _ => break,
+            }
+        }
+        at
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    struct Fake {
+        _dir: tempfile::TempDir,
+        tree: Tree,
+    }
+
+    impl Fake {
+        /// Number, parent, name, command line, environment, descriptors.
+        fn new(processes: &[(u32, u32, &str, &str, &str, &[(&str, &str)])]) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let tree = Tree { root: dir.path().to_owned() };
+            for (pid, parent, name, cmdline, environ, files) in processes {
+                fs::create_dir_all(tree.file(*pid, "fd")).unwrap();
+                fs::write(tree.file(*pid, "stat"), format!("{pid} ({name}) S {parent} 1 1 0\n")).unwrap();
+                fs::write(tree.file(*pid, "cmdline"), cmdline.replace(' ', "\0")).unwrap();
+                fs::write(tree.file(*pid, "environ"), environ.replace(' ', "\0")).unwrap();
+                for (fd, to) in *files {
+                    symlink(to, tree.file(*pid, "fd").join(fd)).unwrap();
+                }
+            }
+            Self { _dir: dir, tree }
+        }
+
+        fn find(&self, system: &str, job: Option<(&str, &str)>) -> Option<u32> {
+            self.tree.find(9, Some(system).filter(|s| !s.is_empty()), job)
+        }
+    }
+
+    #[test]
+    fn the_runners_process_above_the_steps() {
+        for (system, name, cmdline) in [
+            ("github", "Runner.Worker", "/opt/bin/Runner.Worker spawnclient 1 2"),
+            ("gitea", "act_runner", "act_runner daemon"),
+            ("forgejo", "forgejo-runner", "forgejo-runner daemon"),
+            ("buildkite", "buildkite-agent", "/usr/bin/buildkite-agent bootstrap"),
+            ("jenkins", "java", "java -jar /opt/agent.jar -url x"),
+        ] {
+            let fake = Fake::new(&[
+                (1, 0, "systemd", "init", "", &[]),
+                (4, 1, name, cmdline, "", &[]),
+                (5, 4, "bash", "bash -e step.sh", "", &[]),
+                (9, 5, "flywheelctl", "flywheelctl", "", &[]),
+            ]);
+            assert_eq!(fake.find(system, None), Some(4), "{system}");
+            assert_eq!(fake.find("", None), Some(5), "{system}: elsewhere it is nothing special");
+        }
+    }
+
+    #[test]
+    fn a_substitution_is_read_by_the_shell_that_lives_on() {
+        let pipe = ("1", "pipe:[7]");
+        let fake = Fake::new(&[
+            (4, 1, "bash", "bash", "", &[("1", "/dev/null"), ("3", "pipe:[7]")]),
+            (5, 4, "bash", "bash", "", &[pipe]),
+            (9, 5, "flywheelctl", "flywheelctl", "", &[pipe]),
+        ]);
+        assert_eq!(fake.find("", None), Some(4));
+        // A job of its own that is piped somewhere: nobody above reads it.
+        let fake = Fake::new(&[
+            (4, 1, "bash", "bash", "", &[("1", "/dev/null")]),
+            (5, 4, "bash", "bash", "", &[pipe]),
+            (9, 5, "flywheelctl", "flywheelctl", "", &[pipe]),
+        ]);
+        assert_eq!(fake.find("", None), Some(5));
+    }
+
+    #[test]
+    fn a_script_within_the_job_is_climbed_past() {
+        let job = Some(("CI_JOB_ID", "42"));
+        let fake = Fake::new(&[
+            (3, 1, "gitlab-runner", "gitlab-runner", "", &[]),
+            (4, 3, "bash", "bash", "A=1", &[]),
+            (5, 4, "sh", "sh start.sh", "A=1 CI_JOB_ID=42", &[]),
+            (9, 5, "flywheelctl", "flywheelctl", "", &[]),
+        ]);
+        assert_eq!(fake.find("gitlab", job), Some(4));
+        assert_eq!(fake.find("gitlab", Some(("CI_JOB_ID", "4"))), Some(5), "another job's shell");
+        // Never to the runner, although it gave the shell its environment.
+        let fake = Fake::new(&[
+            (3, 1, "node", "gitlab-ci-local", "", &[]),
+            (4, 3, "bash", "bash", "CI_JOB_ID=42", &[]),
+            (9, 4, "flywheelctl", "flywheelctl", "", &[]),
+        ]);
+        assert_eq!(fake.find("gitlab", job), Some(4));
+    }
+}

@@ -1,0 +1,433 @@
+//! How sessions end: with their job, after it, by somebody else, over a
+//! restart, many at once; and the hook.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use flywheel::control::codec::{self, ClientHello, PROTOCOL};
+use flywheel::control::dial::dial;
+use flywheel::control::messages::{Reply, Request};
+use rustix::process::{Pid, Signal, kill_process_group};
+use serde_json::Value;
+
+use crate::support::cache::Standalone;
+use crate::support::daemon::{Daemon, EMBEDDED, PATIENCE, Said};
+use crate::support::multiuser::NixDaemon;
+use crate::support::nix::PrivateNix;
+
+/// A shell that is a job: in a process group of its own.
+fn job(daemon: &Daemon, script: &str, env: &[(&str, &str)]) -> Child {
+    let mut shell = daemon.nix.command("sh");
+    shell.args(["-c", script]).env("FLYWHEEL_SOCKET", daemon.socket()).envs(env.iter().copied());
+    shell.env("CTL", env!("CARGO_BIN_EXE_flywheelctl")).process_group(0);
+    shell.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
+}
+
+fn until(what: &str, mut happened: impl FnMut() -> bool) {
+    let patience = Instant::now() + PATIENCE;
+    while !happened() {
+        assert!(Instant::now() < patience, "it never comes: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn until_state(daemon: &Daemon, session: &str, state: &str) -> Value {
+    let mut detail = Value::Null;
+    until(state, || {
+        detail = daemon.json(&["session", "show", session]);
+        detail["session"]["state"] == state
+    });
+    detail
+}
+
+fn has_lock(daemon: &Daemon, name: &str) -> bool {
+    let files = std::fs::read_dir(daemon.nix.store_dir()).unwrap().filter_map(Result::ok);
+    files.into_iter().any(|f| f.file_name().to_string_lossy().ends_with(&format!("-{name}.lock")))
+}
+
+#[test]
+fn a_job_that_is_killed_is_given_up_and_its_paths_are_pushed() {
+    let daemon = Daemon::embedded();
+    let script = "id=$(\"$CTL\" session start); echo $id
+        nix-build --no-out-link -E \"$ONE\"; nix-build --no-out-link -E \"$TWO\"; true";
+    let (one, two) = (PrivateNix::shell("made", "echo 1 > $out"), PrivateNix::shell("never", "sleep 600"));
+    let mut killed = job(&daemon, script, &[("ONE", &one), ("TWO", &two)]);
+    let mut lines = BufReader::new(killed.stdout.take().unwrap()).lines();
+    let session = lines.next().unwrap().unwrap();
+    let made = lines.next().unwrap().unwrap();
+    until("the second build", || has_lock(&daemon, "never"));
+    assert_eq!(daemon.json(&["session", "show", &session])["session"]["state"], "open");
+    kill_process_group(Pid::from_child(&killed), Signal::KILL).unwrap();
+    killed.wait().unwrap();
+    let detail = until_state(&daemon, &session, "abandoned");
+    assert_eq!(detail["summary"]["pushed"], 1, "{detail}");
+    assert_eq!(detail["summary"]["attributed"]["process"], 1, "{detail}");
+    assert!(daemon.main().has(&made));
+}
+
+/// The shape of GitLab's shell executor: the job's shell is gone when another
+/// one runs `after_script`, which knows only the job.
+#[test]
+fn a_job_that_ends_its_session_from_another_shell_is_not_abandoned() {
+    let daemon = Daemon::embedded();
+    let one = PrivateNix::shell("made", "echo 1 > $out");
+    let ci = [("GITLAB_CI", "true"), ("CI_JOB_ID", "77"), ("ONE", one.as_str())];
+    let first = job(&daemon, "\"$CTL\" session start; nix-build -o result -E \"$ONE\" >/dev/null 2>&1", &ci);
+    let session = String::from_utf8(first.wait_with_output().unwrap().stdout).unwrap().trim().to_owned();
+    until_state(&daemon, &session, "abandoned");
+    for _ in 0..2 {
+        let after = job(&daemon, "exec \"$CTL\" --json session end --push 'result*'", &ci);
+        let said = Said::of(&after.wait_with_output().unwrap());
+        let summary = said.json();
+        assert_eq!((&summary["session"], &summary["state"]), (&session.as_str().into(), &"closed".into()));
+        assert_eq!((&summary["pushed"], &summary["outcome"]), (&1.into(), &"complete".into()), "{summary}");
+    }
+    // Another job has nothing to end here.
+    let other = [("GITLAB_CI", "true"), ("CI_JOB_ID", "78")];
+    let open = daemon.session(&[]);
+    let after = job(&daemon, "exec \"$CTL\" --strict session end", &other);
+    assert_eq!(after.wait_with_output().unwrap().status.code(), Some(0), "that is the only open one");
+    assert_eq!(daemon.json(&["session", "show", &open])["session"]["state"], "closed");
+}
+
+#[test]
+fn a_job_that_died_while_the_daemon_was_away_is_given_up() {
+    let mut daemon = Daemon::embedded();
+    let mut shell = job(&daemon, "\"$CTL\" session start; read end", &[]);
+    let mut lines = BufReader::new(shell.stdout.take().unwrap()).lines();
+    let session = lines.next().unwrap().unwrap();
+    let mut lives = job(&daemon, "\"$CTL\" session start; read end", &[]);
+    let mut lines = BufReader::new(lives.stdout.take().unwrap()).lines();
+    let other = lines.next().unwrap().unwrap();
+    daemon.kill();
+    shell.kill().unwrap();
+    shell.wait().unwrap();
+    daemon.up();
+    until_state(&daemon, &session, "abandoned");
+    assert_eq!(daemon.json(&["session", "show", &other])["session"]["state"], "open");
+    // Its process is watched again.
+    lives.stdin.take().unwrap().write_all(b"\n").unwrap();
+    lives.wait().unwrap();
+    until_state(&daemon, &other, "abandoned");
+}
+
+#[test]
+fn an_anchor_must_be_the_callers_own() {
+    let daemon = Daemon::embedded();
+    let gone = daemon.ctl(&["session", "start", "--anchor-pid", "2147483647"]);
+    assert_eq!(gone.code, 2, "{gone:?}");
+    assert!(gone.err.contains("there is no process 2147483647"), "{gone:?}");
+    open_to_all(&daemon);
+    let mine = std::process::id().to_string();
+    let theirs = as_nobody(daemon.client(&["session", "start", "--anchor-pid", &mine]));
+    assert_eq!(theirs.code, 2, "{theirs:?}");
+    assert!(theirs.err.contains("belongs to user"), "{theirs:?}");
+}
+
+fn open_to_all(daemon: &Daemon) {
+    for (path, mode) in [(daemon.nix.path().to_owned(), 0o755), (daemon.socket(), 0o666)] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+}
+
+/// As another user; the tests run as root where there is one.
+fn as_nobody(mut command: Command) -> Said {
+    assert!(rustix::process::geteuid().is_root(), "another user needs root");
+    Said::of(&command.uid(65534).gid(65534).current_dir("/").output().unwrap())
+}
+
+#[test]
+fn another_user_cannot_end_a_session() {
+    let daemon = Daemon::embedded();
+    open_to_all(&daemon);
+    let session = daemon.session(&[]);
+    let theirs = as_nobody(daemon.client(&["--strict", "session", "end", &session]));
+    assert_eq!(theirs.code, 5, "{theirs:?}");
+    assert!(theirs.err.contains("belongs to"), "{theirs:?}");
+    let only = as_nobody(daemon.client(&["--strict", "session", "end"]));
+    assert_eq!(only.code, 5, "{only:?}");
+    assert_eq!(daemon.json(&["session", "show", &session])["session"]["state"], "open");
+    // But whoever it belongs to may, from any shell, by the variable.
+    let mut mine = job(&daemon, "exec \"$CTL\" --json session end", &[("FLYWHEEL_SESSION", &session)]);
+    assert!(mine.wait().unwrap().success());
+    assert_eq!(daemon.json(&["session", "show", &session])["session"]["state"], "closed");
+}
+
+#[test]
+fn a_small_flush_passes_a_large_backlog() {
+    let nix = PrivateNix::new();
+    let cache = Standalone::start(&nix, |_| ());
+    let gate = cache.gate();
+    let daemon = Daemon::start(nix, &cache.config_at(&gate.url()));
+    // The backlog is never let through: every upload of it waits behind the gate's rule.
+    gate.close();
+    let large = "let d = n: derivation { name = \"large-${toString n}\"; system = builtins.currentSystem; builder = \"/bin/sh\"; args = [ \"-c\" \"echo $name > $out\" ]; }; in builtins.genList d 60";
+    let first = job(
+        &daemon,
+        "id=$(\"$CTL\" session start); nix-build --no-out-link -E \"$LARGE\" >/dev/null 2>&1; echo $id; read end",
+        &[("LARGE", large)],
+    );
+    let mut first = first;
+    let mut lines = BufReader::new(first.stdout.take().unwrap()).lines();
+    let backlog = lines.next().unwrap().unwrap();
+    gate.until_came(1);
+    let small = PrivateNix::shell("small", "echo small > $out");
+    let second = job(
+        &daemon,
+        "id=$(\"$CTL\" session start); nix-build --no-out-link -E \"$SMALL\" >/dev/null 2>&1; exec \"$CTL\" --json session end $id",
+        &[("SMALL", &small)],
+    );
+    // The small one is waiting for its turn; from here on one upload after another gets through.
+    until("the small session's end", || {
+        let list = daemon.json(&["session", "list"]);
+        list.as_array().unwrap().iter().any(|s| s["state"] == "draining")
+    });
+    gate.open();
+    let summary = Said::of(&second.wait_with_output().unwrap()).json();
+    assert_eq!((&summary["outcome"], &summary["pushed"]), (&"complete".into(), &1.into()), "{summary}");
+    let came = gate.came();
+    let place = came.iter().position(|base| base.ends_with("-small")).unwrap();
+    assert!(place < 40, "behind {place} of the backlog");
+    first.stdin.take().unwrap().write_all(b"\n").unwrap();
+    first.wait().unwrap();
+    until_state(&daemon, &backlog, "abandoned");
+}
+
+#[test]
+fn a_waiting_client_goes_on_after_a_restart() {
+    let nix = PrivateNix::new();
+    let cache = Standalone::start(&nix, |_| ());
+    let gate = cache.gate();
+    let mut daemon = Daemon::start(nix, &format!("drain_timeout = \"1s\"\n{}", cache.config_at(&gate.url())));
+    gate.close();
+    let session = daemon.session(&[]);
+    daemon.nix.build(&PrivateNix::shell("made", "echo 1 > $out"));
+    let mut client = daemon.client(&["--json", "session", "end", &session]);
+    let client = client.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    until_state(&daemon, &session, "draining");
+    gate.until_came(1);
+    daemon.kill();
+    daemon.up();
+    gate.open();
+    let said = Said::of(&client.wait_with_output().unwrap());
+    assert_eq!(said.json()["outcome"], "complete", "{said:?}");
+    assert_eq!(said.json()["pushed"], 1, "{said:?}");
+    assert!(said.err.contains("the daemon went away"), "{said:?}");
+}
+
+#[test]
+fn the_caller_going_away_ends_nothing_and_a_second_end_joins() {
+    let nix = PrivateNix::new();
+    let cache = Standalone::start(&nix, |_| ());
+    let gate = cache.gate();
+    let daemon = Daemon::start(nix, &cache.config_at(&gate.url()));
+    gate.close();
+    let session = daemon.session(&[]);
+    daemon.nix.build(&PrivateNix::shell("made", "echo 1 > $out"));
+    let mut gone = daemon.client(&["session", "end", &session]).spawn().unwrap();
+    until_state(&daemon, &session, "draining");
+    gone.kill().unwrap();
+    gone.wait().unwrap();
+    let client = || {
+        let mut client = daemon.client(&["--json", "session", "end", &session]);
+        client.stdout(Stdio::piped()).spawn().unwrap()
+    };
+    let (one, two) = (client(), client());
+    gate.until_came(1);
+    gate.open();
+    let answers = [one, two].map(|c| Said::of(&c.wait_with_output().unwrap()).json());
+    for summary in &answers {
+        assert_eq!((&summary["pushed"], &summary["outcome"]), (&1.into(), &"complete".into()), "{summary}");
+    }
+    assert_eq!(daemon.end(&session, &[])["pushed"], 1, "and ever after");
+}
+
+/// A path that one job built and another waited for.
+#[test]
+fn what_a_waited_for_is_not_bs() {
+    let nix = PrivateNix::new();
+    let started = NixDaemon::start(&nix, &[]);
+    let daemon = Daemon::start(nix, EMBEDDED);
+    let slow = PrivateNix::shell("slow", "while ! [ -e go ]; do sleep 0.02; done; echo 1 > $out")
+        .replace("[ -e go ]", &format!("[ -e {}/go ]", daemon.nix.work_dir().display()));
+    let remote = started.remote();
+    let script =
+        "id=$(\"$CTL\" session start); echo $id; nix-build -o result-$K -E \"$SLOW\" 2>log-$K >/dev/null
+        exec \"$CTL\" --json session end $id --push result-$K";
+    let start = |k| job(&daemon, script, &[("K", k), ("SLOW", &slow), ("NIX_REMOTE", &remote)]);
+    let a = start("a");
+    until("A's build", || has_lock(&daemon, "slow"));
+    let b = start("b");
+    let log = daemon.nix.work_dir().join("log-b");
+    until("B's waiting", || std::fs::read_to_string(&log).is_ok_and(|text| text.contains("lock")));
+    std::fs::write(daemon.nix.work_dir().join("go"), "").unwrap();
+    let summary = |child: Child| {
+        let said = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();
+        serde_json::from_str::<Value>(said.lines().last().unwrap()).unwrap()
+    };
+    let (a, b) = (summary(a), summary(b));
+    assert_eq!((&a["pushed"], &a["attributed"]["process"]), (&1.into(), &1.into()), "{a}");
+    assert_eq!((&b["pushed"], &b["already_cached"]), (&0.into(), &1.into()), "{b}");
+    assert_eq!(b["attributed"]["closure"], 1, "{b}");
+}
+
+#[test]
+fn run_is_its_commands_session_and_ends_with_it() {
+    let daemon = Daemon::embedded();
+    let expr = PrivateNix::shell("made", "echo 1 > $out");
+    let mut run =
+        daemon.client(&["--json", "run", "--", "sh", "-c", "nix-build --no-out-link -E \"$E\"; exit 3"]);
+    let said = Said::of(&run.envs(daemon.nix.env()).env("E", &expr).output().unwrap());
+    assert_eq!(said.code, 3, "{said:?}");
+    let list = daemon.json(&["session", "list", "--all"]);
+    assert_eq!(list[0]["state"], "closed", "{list}");
+    let detail = daemon.json(&["session", "show", list[0]["session"].as_str().unwrap()]);
+    assert_eq!(detail["summary"]["attributed"]["process"], 1, "{detail}");
+
+    // Killed with its command, it cannot say so; the command's end does.
+    let mut run = daemon.client(&["run", "--label", "killed", "--", "sh", "-c", "read end"]);
+    let mut run = run.process_group(0).stdin(Stdio::piped()).spawn().unwrap();
+    let mut session = String::new();
+    until("the session of the command", || {
+        let list = daemon.json(&["session", "list"]);
+        let found = list.as_array().unwrap().iter().find(|s| s["label"] == "killed");
+        session = found.map(|s| s["session"].as_str().unwrap().to_owned()).unwrap_or_default();
+        !session.is_empty()
+    });
+    kill_process_group(Pid::from_child(&run), Signal::KILL).unwrap();
+    run.wait().unwrap();
+    until_state(&daemon, &session, "abandoned");
+}
+
+#[test]
+fn the_hook_tells_who_built() {
+    let nix = PrivateNix::new();
+    let hook = nix.path().join("flywheel-hook");
+    symlink(env!("CARGO_BIN_EXE_flywheelctl"), &hook).unwrap();
+    nix.configure(&format!("post-build-hook = {}", hook.display()));
+    let socket = nix.path().join("s");
+    let started = NixDaemon::start(&nix, &[("FLYWHEEL_SOCKET", &socket)]);
+    // Without a daemon a build is as good as with one.
+    let expr = PrivateNix::shell("before", "echo 1 > $out");
+    let alone =
+        nix.command("nix-build").args(["--no-out-link", "-E", &expr]).env("NIX_REMOTE", started.remote());
+    let mut alone = alone_output(alone);
+    assert!(alone.status.success(), "{}", String::from_utf8_lossy(&alone.stderr));
+    alone.stderr.clear();
+    // Nor with one that does not answer.
+    let deaf = UnixListener::bind(&socket).unwrap();
+    let mut call = Command::new(&hook);
+    call.env("FLYWHEEL_SOCKET", &socket).env("OUT_PATHS", "/nix/store/x");
+    let begun = Instant::now();
+    let said = Said::of(&call.output().unwrap());
+    eprintln!("the hook and a deaf daemon: {:?}", begun.elapsed());
+    assert_eq!((said.code, said.out.as_str(), said.err.as_str()), (0, "", ""));
+    drop(deaf);
+    std::fs::remove_file(&socket).unwrap();
+
+    let daemon = Daemon::start(nix, EMBEDDED);
+    let remote = started.remote();
+    let script = "id=$(\"$CTL\" session start); nix-build --no-out-link -E \"$E\" >/dev/null 2>&1
+        exec \"$CTL\" --json session end $id";
+    let jobs: Vec<Child> = (0..3)
+        .map(|k| {
+            let expr = PrivateNix::shell(&format!("hooked-{k}"), "echo 1 > $out");
+            job(&daemon, script, &[("E", &expr), ("NIX_REMOTE", &remote)])
+        })
+        .collect();
+    for job in jobs {
+        let summary = Said::of(&job.wait_with_output().unwrap()).json();
+        assert_eq!((&summary["pushed"], &summary["attributed"]["hook"]), (&1.into(), &1.into()), "{summary}");
+    }
+    // Who is no builder of this store is not believed, and not told either.
+    open_to_all(&daemon);
+    let mut call = daemon.client(&["hook"]);
+    call.env("OUT_PATHS", daemon.nix.store_dir().join("00000000000000000000000000000000-x"));
+    assert_eq!(as_nobody(call).code, 0);
+}
+
+fn alone_output(command: &mut Command) -> std::process::Output {
+    command.output().unwrap()
+}
+
+/// One connection that says hello and asks one thing after another.
+struct Client(std::os::unix::net::UnixStream);
+
+impl Client {
+    fn open(daemon: &Daemon) -> Self {
+        let mut stream = dial(&daemon.socket(), PATIENCE).unwrap();
+        let hello = ClientHello { protocol: PROTOCOL, version: "test".into() };
+        stream.write_all(&hello.frame()).unwrap();
+        codec::read_body(&mut stream, codec::MAX_HELLO).unwrap().unwrap();
+        Self(stream)
+    }
+
+    fn ask(&mut self, request: &Request) -> Reply {
+        codec::write(&mut self.0, request).unwrap();
+        loop {
+            match codec::read::<Reply>(&mut self.0).unwrap().unwrap() {
+                Reply::Progress(_) => {}
+                reply => return reply,
+            }
+        }
+    }
+}
+
+#[test]
+fn a_thousand_short_sessions() {
+    let daemon = Daemon::embedded();
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                let mut client = Client::open(&daemon);
+                for _ in 0..125 {
+                    let start = Request::SessionStart {
+                        label: None,
+                        cache: None,
+                        anchor_pid: Some(std::process::id()),
+                        strict: false,
+                        ci: None,
+                    };
+                    let Reply::Started { session, .. } = client.ask(&start) else { panic!("not started") };
+                    let end = Request::SessionEnd {
+                        session: Some(session),
+                        ci_job: None,
+                        push: Vec::new(),
+                        timeout_ms: 60_000,
+                        wait: true,
+                    };
+                    let Reply::Ended(summary) = client.ask(&end) else { panic!("not ended") };
+                    assert_eq!(summary.pending, 0);
+                }
+            });
+        }
+    });
+    eprintln!("a thousand sessions: {:?}", begun.elapsed());
+    assert_eq!(daemon.status()["sessions"].as_array().unwrap().len(), 0);
+    // Nothing is left behind: neither descriptors nor watches.
+    let open = || std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap().count();
+    until("the descriptors to be closed", || open() < 64);
+}
+
+#[test]
+fn two_hundred_clients_at_once() {
+    let daemon = Daemon::embedded();
+    let begun = Instant::now();
+    let children: Vec<Child> = (0..200)
+        .map(|_| {
+            let mut client = daemon.client(&["--strict", "run", "--", "true"]);
+            client.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        })
+        .collect();
+    for child in children {
+        let said = Said::of(&child.wait_with_output().unwrap());
+        assert_eq!(said.code, 0, "{said:?}");
+    }
+    eprintln!("two hundred clients: {:?}", begun.elapsed());
+    assert_eq!(daemon.json(&["session", "list", "--all"]).as_array().unwrap().len(), 200);
+}

@@ -1,0 +1,79 @@
+//! The multi-user half of a private Nix: `nix-daemon --daemon` on a socket in
+//! the store's directory. What it forked ends with it.
+
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::nix::PrivateNix;
+
+/// A nix-daemon on a [`PrivateNix`].
+pub struct NixDaemon {
+    child: Child,
+    socket: PathBuf,
+}
+
+impl NixDaemon {
+    /// Starts it, with more environment for it and the hooks it runs.
+    pub fn start(nix: &PrivateNix, env: &[(&str, &Path)]) -> Self {
+        let socket = nix.path().join("nix.sock");
+        // `NIX_REMOTE=local` (in the store's environment): without it the
+        // daemon may connect to itself, and so on without end.
+        let child = nix
+            .command("nix-daemon")
+            .arg("--daemon")
+            .env("NIX_DAEMON_SOCKET_PATH", &socket)
+            .envs(env.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("nix-daemon runs");
+        let daemon = Self { child, socket };
+        let until = Instant::now() + Duration::from_secs(60);
+        while UnixStream::connect(&daemon.socket).is_err() {
+            assert!(Instant::now() < until, "nix-daemon does not listen");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        daemon
+    }
+
+    /// `NIX_REMOTE` for its clients.
+    pub fn remote(&self) -> String {
+        format!("unix://{}", self.socket.display())
+    }
+}
+
+/// The processes whose parent is this one.
+pub fn children(parent: u32) -> Vec<i32> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap().filter_map(Result::ok) {
+        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else { continue };
+        let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+        let ppid = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse().ok());
+        if ppid == Some(parent) {
+            found.push(pid);
+        }
+    }
+    found
+}
+
+impl Drop for NixDaemon {
+    fn drop(&mut self) {
+        let kill = |pid: i32| {
+            if let Some(pid) = Pid::from_raw(pid) {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        };
+        // No new workers, then no old ones; they are ours until we have taken notice of the daemon.
+        if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
+            let _ = kill_process(pid, Signal::STOP);
+        }
+        children(self.child.id()).into_iter().for_each(kill);
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
