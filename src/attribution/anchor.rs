@@ -60,7 +60,8 @@ impl Anchor {
         // an ancestor, whose inner number the kernel tells.
         let nested = proc.numbers(caller.id.pid).len() > 1;
         let pid = if nested {
-            line.iter().map(|s| s.id.pid).find(|pid| proc.numbers(*pid).last() == Some(&number))
+            let inner = |pid: &i32| matches!(&proc.numbers(*pid)[..], [_, .., last] if *last == number);
+            line.iter().map(|s| s.id.pid).find(inner)
         } else {
             Some(number)
         };

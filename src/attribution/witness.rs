@@ -36,6 +36,8 @@ const LINEAGES: usize = 1024;
 const FRESH: Duration = Duration::from_millis(20);
 /// … so often.
 const AGAIN: Duration = Duration::from_micros(200);
+/// Looks without a pause in between: an addition is over in no time.
+const EAGER: usize = 6;
 /// How often held locks are looked at, for those that change hands.
 const HELD: Duration = Duration::from_millis(250);
 /// And lock files that nobody holds.
@@ -82,14 +84,36 @@ struct Entry {
     hook: Option<(Maker, Instant)>,
 }
 
+/// Which file a lock is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Inode {
+    /// Not looked at yet.
+    Unread,
+    /// This one.
+    Is(u64),
+    /// It was gone when it was looked at: who held it stays unknown.
+    Missed,
+}
+
 /// One lock file's life.
 struct Try {
-    /// Of the lock file; 0 when it was gone before it was seen.
-    inode: u64,
+    /// Of the lock file.
+    inode: Inode,
     /// Who held it last, and what that descends from, if that can be known.
     holder: Option<(i32, Option<Arc<Lineage>>)>,
     seen: Instant,
     removed: Option<Instant>,
+}
+
+impl Try {
+    fn is_open(&self) -> bool {
+        self.removed.is_none() && self.inode != Inode::Missed
+    }
+
+    /// A lock file is made first and locked then.
+    fn is_awaited(&self) -> bool {
+        self.is_open() && self.holder.is_none() && self.seen.elapsed() < FRESH
+    }
 }
 
 impl Witness {
@@ -212,14 +236,14 @@ impl State {
     }
 
     fn open(&self) -> impl Iterator<Item = &Try> {
-        self.paths.values().flat_map(|e| &e.tries).filter(|t| t.removed.is_none() && t.inode != 0)
+        self.paths.values().flat_map(|e| &e.tries).filter(|t| t.is_open())
     }
 
     /// Until when to wait for the next look without being told anything.
     fn pause(&self) -> Duration {
         let wait = |t: &Try| match &t.holder {
             Some(_) => HELD,
-            None if t.seen.elapsed() < FRESH => AGAIN,
+            None if t.is_awaited() => AGAIN,
             None => LEFT,
         };
         self.open().map(wait).min().unwrap_or(Duration::from_secs(3600))
@@ -251,25 +275,27 @@ impl Shared {
                     Order::Rescan => self.scan(&mut state),
                 }
             }
-            self.look(&mut state);
+            for _ in 0..EAGER {
+                self.look(&mut state);
+                if count == 0 || !state.open().any(Try::is_awaited) {
+                    break;
+                }
+            }
             state.done += count;
             drop(state);
             self.worked.notify_all();
         }
     }
 
-    fn inode(&self, base: &str) -> Option<u64> {
+    fn inode(&self, base: &str) -> Inode {
         let file = self.dir.join(format!("{base}.lock"));
-        Some(std::fs::symlink_metadata(file).ok()?.ino())
+        std::fs::symlink_metadata(file).map_or(Inode::Missed, |m| Inode::Is(m.ino()))
     }
 
     fn created(&self, state: &mut State, base: &str) {
-        let inode = self.inode(base).unwrap_or_default();
         let Some(entry) = state.entry(base) else { return };
-        // Found by a scan before it was told.
-        let known = |t: &Try| t.removed.is_none() && t.inode == inode && inode != 0;
-        if !entry.tries.iter().any(known) && entry.tries.len() < TRIES {
-            entry.tries.push(Try { inode, holder: None, seen: Instant::now(), removed: None });
+        if entry.tries.len() < TRIES {
+            entry.tries.push(Try { inode: Inode::Unread, holder: None, seen: Instant::now(), removed: None });
         }
     }
 
@@ -277,10 +303,9 @@ impl Shared {
         let Some(entry) = state.paths.get_mut(base) else { return };
         let Some(ended) = entry.tries.iter_mut().find(|t| t.removed.is_none()) else { return };
         ended.removed = Some(Instant::now());
-        if ended.inode != 0 && self.inode(base) == Some(ended.inode) {
+        if self.inode(base) == ended.inode {
             // Its file is there still: what was seen was the next try already.
             ended.holder = None;
-            ended.inode = 0;
         }
     }
 
@@ -290,7 +315,7 @@ impl Shared {
         let now = Instant::now();
         for (base, entry) in &mut state.paths {
             for gone in entry.tries.iter_mut().filter(|t| t.removed.is_none()) {
-                if self.inode(base) != Some(gone.inode) {
+                if self.inode(base) != gone.inode {
                     gone.removed = Some(now);
                 }
             }
@@ -298,7 +323,9 @@ impl Shared {
         let Ok(files) = std::fs::read_dir(&self.dir) else { return };
         for file in files.filter_map(Result::ok) {
             if let Some(base) = file.file_name().to_str().and_then(|name| name.strip_suffix(".lock")) {
-                self.created(state, base);
+                if state.paths.get(base).is_none_or(|e| e.tries.iter().all(|t| t.removed.is_some())) {
+                    self.created(state, base);
+                }
             }
         }
     }
@@ -309,20 +336,24 @@ impl Shared {
             return;
         }
         let Some((major, minor)) = state.device else { return };
+        // First who holds what, then which file is there: inodes are used
+        // again, and only what was there before and after is what was held.
         let holders = locks::holders(&self.proc);
         let State { paths, lineages, .. } = state;
         for (base, entry) in paths {
-            for open in entry.tries.iter_mut().filter(|t| t.removed.is_none() && t.inode != 0) {
-                let now = holders.get(&(major, minor, open.inode)).copied();
-                if now == open.holder.as_ref().map(|(pid, _)| *pid) {
-                    continue;
-                }
+            for open in entry.tries.iter_mut().filter(|t| t.is_open()) {
+                let there = match open.inode {
+                    Inode::Unread => self.inode(base),
+                    known => known,
+                };
+                open.inode = there;
+                let Inode::Is(inode) = there else { continue };
+                let now = holders.get(&(major, minor, inode)).copied();
                 // Who succeeds removes the file before letting go; while it is
                 // there, the former holder has given up.
-                if open.holder.is_some() && self.inode(base) != Some(open.inode) {
-                    continue;
+                if now != open.holder.as_ref().map(|(pid, _)| *pid) && self.inode(base) == there {
+                    open.holder = now.map(|pid| (pid, self.lineage(lineages, pid)));
                 }
-                open.holder = now.map(|pid| (pid, self.lineage(lineages, pid)));
             }
         }
     }
@@ -380,9 +411,17 @@ mod tests {
 
         fn seen(&self, base: &str, held: bool) {
             let until = Instant::now() + Duration::from_secs(10);
-            let is = |s: &State| s.paths[base].tries.last().unwrap().holder.is_some();
-            while is(&self.witness.shared.state()) != held {
+            let is = |s: &State| s.paths.get(base)?.tries.last().map(|t| t.holder.is_some());
+            while is(&self.witness.shared.state()) != Some(held) {
                 assert!(Instant::now() < until, "the holder of {base} is never seen");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+
+        /// As `catch_up`, however slow the machine is.
+        fn until_done(&self) {
+            let told = self.witness.shared.told.load(Ordering::Acquire);
+            while self.witness.shared.state().done < told {
                 std::thread::sleep(Duration::from_millis(1));
             }
         }
@@ -393,7 +432,7 @@ mod tests {
         }
 
         fn maker(&self, base: &str) -> Option<i32> {
-            self.witness.catch_up();
+            self.until_done();
             self.witness.maker(base).map(|m| m.lineage.line[0].pid)
         }
     }
@@ -464,7 +503,7 @@ mod tests {
         let lock = store.make("a");
         store.remove("a");
         drop(lock);
-        store.witness.catch_up();
+        store.until_done();
         store.witness.sweep(Instant::now());
         assert!(store.witness.shared.state().paths.is_empty());
     }
@@ -475,8 +514,7 @@ mod tests {
         let file = File::create(dir.path().join("a.lock")).unwrap();
         flock(&file, FlockOperation::LockExclusive).unwrap();
         let store = Store { witness: Witness::start(dir.path()).unwrap(), dir };
-        store.witness.rescan();
-        store.witness.catch_up();
+        store.seen("a", true);
         assert_eq!(store.maker("a"), me());
     }
 
@@ -500,7 +538,7 @@ mod tests {
         for _ in 0..TRIES + 5 {
             store.witness.created("0");
         }
-        store.witness.catch_up();
+        store.until_done();
         assert!(store.witness.shared.state().paths["0"].tries.len() <= TRIES);
     }
 }

@@ -69,6 +69,10 @@ impl Tree {
         Some(job.map_or(parent, |job| self.outermost_shell(parent, job)))
     }
 
+    fn is_shell(&self, pid: u32) -> bool {
+        self.stat(pid).is_some_and(|(name, _)| SHELLS.contains(&name.as_str()))
+    }
+
     /// Whether this is what a system's runner has for one job (or for all of
     /// them one after another), above the processes of the steps.
     fn is_runner(&self, system: &str, pid: u32) -> bool {
@@ -99,7 +103,11 @@ impl Tree {
         let pipe = output.filter(|to| to.to_string_lossy().starts_with("pipe:"));
         let Some(pipe) = pipe else { return Some(parent) };
         let is_pipe = |file: PathBuf| fs::read_link(file).is_ok_and(|to| to == pipe);
+        // A runner reads what its job writes; only a shell reads a substitution.
         let reads = |pid: u32| {
+            if !self.is_shell(pid) {
+                return false;
+            }
             let Ok(files) = fs::read_dir(self.file(pid, "fd")) else { return false };
             let mut others = files.filter_map(Result::ok).filter(|f| f.file_name() != "1");
             !is_pipe(self.file(pid, "fd/1")) && others.any(|f| is_pipe(f.path()))
@@ -123,10 +131,8 @@ impl Tree {
         for _ in 0..DEEPEST {
             let environment = fs::read(self.file(at, "environ")).unwrap_or_default();
             let of_job = environment.split(|b| *b == 0).any(|v| v == wanted.as_bytes());
-            let above = self.parent(at).filter(|pid| {
-                self.stat(*pid).is_some_and(|(name, _)| SHELLS.contains(&name.as_str()))
-                    && self.owner(*pid) == self.owner(at)
-            });
+            let above =
+                self.parent(at).filter(|pid| self.is_shell(*pid) && self.owner(*pid) == self.owner(at));
             match above {
                 Some(above) if of_job => at = above,
                 _ => break,
@@ -201,6 +207,13 @@ mod tests {
         // A job of its own that is piped somewhere: nobody above reads it.
         let fake = Fake::new(&[
             (4, 1, "bash", "bash", "", &[("1", "/dev/null")]),
+            (5, 4, "bash", "bash", "", &[pipe]),
+            (9, 5, "flywheelctl", "flywheelctl", "", &[pipe]),
+        ]);
+        assert_eq!(fake.find("", None), Some(5));
+        // A runner that reads its job's output.
+        let fake = Fake::new(&[
+            (4, 1, "runner", "runner", "", &[("1", "/dev/null"), ("3", "pipe:[7]")]),
             (5, 4, "bash", "bash", "", &[pipe]),
             (9, 5, "flywheelctl", "flywheelctl", "", &[pipe]),
         ]);

@@ -20,6 +20,7 @@ use super::{
     session::{Opening, open},
     verdict::{Exit, Failure},
 };
+use crate::control::messages::ErrorCode;
 
 pub(super) fn command(context: &Context, args: RunArgs) -> Result<Exit, Failure> {
     let runtime = Builder::new_current_thread().enable_all().build();
@@ -62,7 +63,13 @@ async fn mind(context: Context, args: RunArgs) -> Result<Exit, Failure> {
     let strict = context.strict;
     let context = Arc::new(context);
     let starter = Arc::clone(&context);
-    let started = spawn_blocking(move || open(&starter, opening));
+    let started = spawn_blocking(move || match open(&starter, &opening) {
+        // The command may be over by now, which is no mistake.
+        Err(Failure::Refused { code: ErrorCode::BadRequest, .. }) => {
+            open(&starter, &Opening { anchor_pid: None, ..opening })
+        }
+        done => done,
+    });
     let (status, cancelled) =
         attend(&mut child, &mut signals).await.map_err(|e| Failure::Internal(e.to_string()))?;
     let own = code(status);

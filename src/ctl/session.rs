@@ -32,19 +32,19 @@ pub(super) fn start(context: &Context, args: StartArgs) -> Result<Exit, Failure>
     let id = detected.as_ref().filter(|d| d.job.system == "gitlab").map(|d| ("CI_JOB_ID", d.job.id.as_str()));
     let anchor_pid = args.anchor_pid.or_else(|| anchor::find(system, id));
     let opening = Opening { label: args.label, cache: args.cache, anchor_pid };
-    let (session, cache) = open(context, opening)?;
+    let (session, cache) = open(context, &opening)?;
     context.render.started(&session, &cache);
     Ok(Exit::Done)
 }
 
 /// Opens a session: its id and cache.
-pub(super) fn open(context: &Context, opening: Opening) -> Result<(String, String), Failure> {
+pub(super) fn open(context: &Context, opening: &Opening) -> Result<(String, String), Failure> {
     let mut link = context.link()?;
     let detected = ci::detect(variable);
     let (default, ci) = detected.map(|d| (d.label, d.job)).unzip();
     let request = Request::SessionStart {
-        label: opening.label.or(default),
-        cache: opening.cache,
+        label: opening.label.clone().or(default),
+        cache: opening.cache.clone(),
         anchor_pid: opening.anchor_pid,
         strict: context.strict,
         ci,

@@ -465,9 +465,10 @@ impl Driver {
         let (ready, rest): (Vec<Waiter>, Vec<Waiter>) =
             std::mem::take(&mut self.desk.waiters).into_iter().partition(|w| w.group == group);
         self.desk.waiters = rest;
+        let warnings: Vec<_> = ready.iter().map(|w| self.warnings(w.asked)).collect();
         self.close(group);
-        for waiter in ready {
-            self.answer(waiter.asked, waiter.responder, waiter.since, false);
+        for (waiter, warnings) in ready.into_iter().zip(warnings) {
+            self.answer_warning(waiter.asked, waiter.responder, waiter.since, false, warnings);
         }
     }
 

@@ -19,7 +19,7 @@ use super::keeper::Keeper;
 use super::rules::{Facts, enters_as};
 use super::seen::Seen;
 use super::wall_ms;
-use crate::attribution::{Evidence as Why, Windows, Witness};
+use crate::attribution::{Evidence as Why, Owners, Windows, Witness};
 use crate::config::Filter;
 use crate::flow::{CacheId, NewTask};
 use crate::ledger::{Admit, Cursor, Evidence, ItemState, Ledger, NewItem, SessionRow};
@@ -477,10 +477,14 @@ impl Intake {
             let ids = self.journal.closure_ids(&roots, &mut enter)?.ids;
             for ids in ids.chunks(ITEMS) {
                 let candidate = |info: PathInfo| {
-                    let sessions = owned.remove(&info.id);
-                    let upstream = sessions.is_none() && self.facts.in_upstream(cache, &info);
+                    let root = owned.remove(&info.id);
+                    let upstream = root.is_none() && self.facts.in_upstream(cache, &info);
                     let state = if upstream { ItemState::Upstream } else { ItemState::Pending };
-                    let sessions = sessions.unwrap_or_default();
+                    // One that was left out at first and is wanted now: those whose it is follow it.
+                    let sessions = root.unwrap_or_else(|| {
+                        let maker = self.witness.maker(info.path.base());
+                        self.whose(&windows.owners(info.id, maker.as_ref()), cache)
+                    });
                     Candidate { info, cache, state, sessions, recheck_before: 0, retry: false }
                 };
                 let candidates = self.journal.infos(ids)?.into_iter().map(candidate).collect();
@@ -496,6 +500,17 @@ impl Intake {
             self.ledger.admit(Admit { cursor: Some(next.clone()), items: Vec::new(), at: wall_ms() })?;
         }
         Ok(())
+    }
+
+    /// The sessions of a path that goes to this cache on behalf of another path.
+    fn whose(&self, owners: &Owners, cache: u16) -> Vec<(SessionRow, Evidence)> {
+        // Who made it was asked and forgotten when it became valid: what only
+        // could be several sessions' is given to none of them anew.
+        let elsewhere = owners.cache.unwrap_or(Some(self.default_cache.0)) != Some(cache);
+        if elsewhere || owners.sessions.len() > 1 {
+            return Vec::new();
+        }
+        owners.sessions.iter().map(|(s, why)| (*s, evidence(*why))).collect()
     }
 
     /// Takes named paths with their whole closure.

@@ -157,7 +157,7 @@ pub async fn run(settings: Settings) -> Result<()> {
     };
     let intake = intake::start(intake, ear)?;
     let limits: Vec<_> = caches.iter().map(|_| limits(settings.push.jobs)).collect();
-    let mut notify = Notify::default();
+    let mut notify = Notify::new();
     notify.ready();
     info!(
         version = env!("CARGO_PKG_VERSION"),

@@ -21,6 +21,29 @@ impl Driver {
     /// Answers a caller that waited, or did not want to. `early`: not because
     /// everything is settled.
     pub(super) fn answer(&self, asked: Asked, responder: Responder, since: std::time::Instant, early: bool) {
+        let warnings = self.warnings(asked);
+        self.answer_warning(asked, responder, since, early, warnings);
+    }
+
+    /// What the caller's job should know. To be taken before the session closes.
+    pub(super) fn warnings(&self, asked: Asked) -> Vec<String> {
+        match asked {
+            Asked::End(row) | Asked::Push(row) => {
+                self.desk.sessions.get(&row).map(|s| s.warnings.clone()).unwrap_or_default()
+            }
+            Asked::Flush => Vec::new(),
+        }
+    }
+
+    /// The same, with what was to be warned of when the session still was live.
+    pub(super) fn answer_warning(
+        &self,
+        asked: Asked,
+        responder: Responder,
+        since: std::time::Instant,
+        early: bool,
+        warnings: Vec<String>,
+    ) {
         let (row, push) = match asked {
             Asked::End(row) => (row, false),
             Asked::Push(row) => (row, true),
@@ -39,9 +62,7 @@ impl Driver {
                 return responder.reply(Reply::Pushed(summary));
             }
         };
-        let live = self.desk.sessions.get(&row);
-        let warnings = live.map(|s| s.warnings.clone()).unwrap_or_default();
-        let unlooked = live.is_some_and(|s| s.unlooked);
+        let unlooked = self.desk.sessions.get(&row).is_some_and(|s| s.unlooked);
         let (ledger, store_dir) = (self.ledger.clone(), self.transfers.store_dir.clone());
         let flush_ms = millis(since.elapsed());
         tokio::task::spawn_blocking(move || {

@@ -22,6 +22,8 @@ use crate::store::{StoreDir, StorePath};
 
 /// Open sessions of one user.
 const SESSIONS_PER_UID: usize = 256;
+/// Bytes of a derivation that are read; its outputs stand at the beginning.
+const DERIVATION_MOST: u64 = 4 << 20;
 /// Paths named in one request.
 const NAMED_MOST: usize = 10_000;
 /// Until a naming that found the intake busy is tried again.
@@ -109,7 +111,7 @@ impl Driver {
                 let caller = caller(Asked::Flush, responder, true, timeout_ms);
                 self.name_paths(row, self.default_cache(), Vec::new(), false, caller);
             }
-            Request::Hook { outputs, .. } => self.hook(&peer, &outputs, responder),
+            Request::Hook { derivation, outputs } => self.hook(&peer, derivation, outputs, responder),
             Request::Status => self.status(responder),
             Request::Reload => self.reload(&peer, responder),
         }
@@ -458,11 +460,10 @@ impl Driver {
 
     /// A builder's hook names what was built. Only who owns the store, or
     /// root, is a builder; others could claim what is not theirs.
-    fn hook(&self, peer: &Peer, outputs: &[String], responder: Responder) {
-        let paths = match self.parse_paths(outputs) {
-            Ok(paths) => paths,
-            Err(message) => return responder.refuse(ErrorCode::BadRequest, message),
-        };
+    fn hook(&self, peer: &Peer, derivation: Option<String>, outputs: Vec<String>, responder: Responder) {
+        if outputs.len() > NAMED_MOST {
+            return responder.refuse(ErrorCode::BadRequest, "too many paths in one request");
+        }
         let (witness, bell, peer) = (self.witness.clone(), self.bell.clone(), *peer);
         let store_dir = self.transfers.store_dir.clone();
         tokio::task::spawn_blocking(move || {
@@ -471,6 +472,14 @@ impl Driver {
             if peer.uid != 0 && owner.ok() != Some(peer.uid) {
                 return responder.refuse(ErrorCode::Denied, "only a builder of this store has a hook");
             }
+            // Nix 2.8 leaves OUT_PATHS empty; the derivation says it too.
+            let outputs = match derivation.filter(|_| outputs.is_empty()) {
+                Some(drv) => {
+                    store_dir.parse(&drv).map(|drv| outputs_of(&store_dir, &drv)).unwrap_or_default()
+                }
+                None => outputs,
+            };
+            let paths: Vec<StorePath> = outputs.iter().filter_map(|p| store_dir.parse(p).ok()).collect();
             if let Some(lineage) = peer.pid.and_then(|pid| Lineage::of(&Proc::default(), pid)) {
                 let bases: Vec<String> = paths.iter().map(|p| p.base().to_owned()).collect();
                 witness.hooked(&bases, &std::sync::Arc::new(lineage));
@@ -530,8 +539,9 @@ impl Driver {
             self.report_progress();
             self.step(Event::Flush(row));
         } else {
+            let warnings = self.warnings(asked);
             self.step(Event::Flush(row));
-            self.answer(asked, responder, since, true);
+            self.answer_warning(asked, responder, since, true, warnings);
         }
     }
 
@@ -557,6 +567,15 @@ impl Driver {
         info!("reload: {message}");
         responder.reply(Reply::Done { message });
     }
+}
+
+/// What a derivation makes; nothing when its file cannot be read.
+fn outputs_of(store_dir: &StoreDir, derivation: &StorePath) -> Vec<String> {
+    use std::io::Read as _;
+    let mut text = String::new();
+    let file = std::fs::File::open(store_dir.as_path().join(derivation.base()));
+    let read = file.and_then(|file| file.take(DERIVATION_MOST).read_to_string(&mut text));
+    if read.is_ok() { crate::store::derivation::outputs(&text) } else { Vec::new() }
 }
 
 fn is_of_job(session: &SessionInfo, key: &str) -> bool {

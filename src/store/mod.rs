@@ -9,6 +9,7 @@
 //! lost event costs a moment, never a path.
 
 mod closure;
+pub mod derivation;
 mod doorbell;
 mod info;
 mod journal;

@@ -155,3 +155,20 @@ fn a_second_daemon_is_refused_and_the_first_goes_on() {
     assert_eq!(daemon.end(&session, &[])["pushed"], 1);
     assert_eq!(daemon.main().names(), ["after"]);
 }
+
+/// A full notify socket makes a sender wait: that must not be the one who decides.
+#[test]
+fn a_systemd_that_does_not_listen_holds_nothing_up() {
+    let mut daemon = Daemon::embedded();
+    daemon.deafen();
+    // Each session changes the status line; the second is told a second later at the earliest.
+    let patience = std::time::Instant::now() + std::time::Duration::from_millis(2500);
+    let mut number = 0;
+    while std::time::Instant::now() < patience {
+        let session = daemon.session(&[]);
+        number += 1;
+        build(&daemon, &format!("n{number}"));
+        assert_eq!(daemon.end(&session, &[])["pushed"], 1);
+    }
+    daemon.stop();
+}
