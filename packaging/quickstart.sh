@@ -118,7 +118,6 @@ fresh_store || die "the private store cannot be made"
 
 # --- the daemon -------------------------------------------------------------
 
-port=$((20000 + RANDOM % 20000))
 cat >"$top/flywheel.toml" <<TOML
 socket = "$top/control.sock"
 state_dir = "$top/state"
@@ -131,7 +130,7 @@ state_dir = "$top/var/nix"
 endpoints = ["embedded"]
 
 [embedded]
-listen = "127.0.0.1:$port"
+listen = "127.0.0.1:0"
 TOML
 export FLYWHEEL_SOCKET=$top/control.sock
 
@@ -169,7 +168,8 @@ copied() { grep -c '^copying path ' "$1"; }
 
 start_daemon
 key=$(grep -o 'public_key="[^"]*"' "$top/flywheeld.log" | head -n 1 | cut -d'"' -f2)
-[ -n "$key" ] || die "the built-in cache did not tell its public key"
+port=$(grep -o 'address=127.0.0.1:[0-9]*' "$top/flywheeld.log" | head -n 1 | cut -d: -f2)
+[ -n "$key" ] && [ -n "$port" ] || die "the built-in cache did not tell its address and public key"
 
 # The output paths, without building: what the cache is asked for.
 nix-instantiate "$top/work/tree.nix" --add-root "$top/work/drv" --indirect >/dev/null 2>&1 ||

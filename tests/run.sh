@@ -7,6 +7,8 @@ cd "$(dirname "$0")/.." || exit 1
 
 NEXTEST=0.9.143
 DENY=0.20.2
+# A runner of others for .gitlab-ci.yml; newer ones want Node 22. tests/it/ci_gitlab.rs has the same number.
+GITLAB_CI_LOCAL=4.61.0
 
 export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-auto} GIT_TERMINAL_PROMPT=0
 [ "${CI:-}" = true ] && export CARGO_TERM_PROGRESS_WHEN=never
@@ -88,6 +90,35 @@ rust_tools() {
     cargo_tool nextest "$NEXTEST" && cargo_tool deny "$DENY" && cargo fetch --locked
 }
 
+apt_install() {
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"
+}
+
+# What some tests are better with. They skip themselves without it, so that a
+# machine without npm or its registry loses these tests only.
+optional_tools() {
+    local home="${FLYWHEEL_TEST_CACHE:-$HOME/.cache/flywheel-tests}/gitlab-ci-local-$GITLAB_CI_LOCAL" tool
+    for tool in shellcheck rsync npm; do
+        has "$tool" || ! has apt-get || apt_install "$tool" >/dev/null 2>&1 ||
+            { as_root apt-get update -qq && apt_install "$tool"; } >/dev/null 2>&1
+    done
+    has shellcheck || skip "shellcheck of packaging/ci: it is not here and cannot be installed"
+    if ! has npm || ! has rsync; then
+        skip "the GitLab pipeline: npm or rsync is not here and cannot be installed"
+    elif [ ! -x "$home/node_modules/.bin/gitlab-ci-local" ]; then
+        # Beside its place and then moved: what is there is whole.
+        rm -rf "$home.part"
+        if mkdir -p "$home.part" && timeout 300 npm install --prefix "$home.part" --no-audit --no-fund \
+            --loglevel=error "gitlab-ci-local@$GITLAB_CI_LOCAL" >/dev/null 2>&1; then
+            rm -rf "$home" && mv "$home.part" "$home"
+        else
+            rm -rf "$home.part"
+            skip "the GitLab pipeline: gitlab-ci-local $GITLAB_CI_LOCAL cannot be had from npm"
+        fi
+    fi
+    return 0
+}
+
 tests() {
     cargo nextest run --locked --no-fail-fast && cargo test --locked --doc --no-fail-fast
 }
@@ -115,6 +146,7 @@ dependencies() {
 
 step "system packages" system_packages
 step "Rust tools" rust_tools
+step "tools that some tests want" optional_tools
 # Without them every step below would fail for that same reason.
 if [ ${#failed[@]} = 0 ]; then
     step "format" cargo fmt --check

@@ -70,7 +70,13 @@ table! {
     }
 }
 
-table! { RawNix { store_dir: Option<At<String>>, state_dir: Option<At<String>>, } }
+table! {
+    RawNix {
+        store_dir: Option<At<String>>,
+        state_dir: Option<At<String>>,
+        gc_roots: Option<At<String>>,
+    }
+}
 
 table! {
     RawCache {

@@ -50,6 +50,9 @@ pub struct Nix {
     pub store_dir: PathBuf,
     /// As in `/nix/var/nix`.
     pub state_dir: PathBuf,
+    /// Where symlinks protect pending paths from garbage collection: a
+    /// directory of its own at or below `<state_dir>/gcroots`.
+    pub gc_roots: PathBuf,
 }
 
 /// A cache that paths are pushed to.

@@ -37,7 +37,14 @@ fn nothing_at_all_is_the_embedded_cache() {
     let s = absent(&[]).unwrap();
     assert_eq!(s.socket, Path::new("/run/flywheel/control.sock"));
     assert_eq!(s.state_dir, Path::new("/var/lib/flywheel"));
-    assert_eq!(s.nix, Nix { store_dir: "/nix/store".into(), state_dir: "/nix/var/nix".into() });
+    assert_eq!(
+        s.nix,
+        Nix {
+            store_dir: "/nix/store".into(),
+            state_dir: "/nix/var/nix".into(),
+            gc_roots: "/nix/var/nix/gcroots/flywheel".into()
+        }
+    );
     assert_eq!(s.default_cache, "main");
     assert_eq!(s.caches.len(), 1);
     assert_eq!(
@@ -66,7 +73,14 @@ fn the_environment_when_no_cache_is_configured() {
     ])
     .unwrap();
     assert_eq!(s.state_dir, Path::new("/var/lib/a"));
-    assert_eq!(s.nix, Nix { store_dir: "/s/store".into(), state_dir: "/s/var".into() });
+    assert_eq!(
+        s.nix,
+        Nix {
+            store_dir: "/s/store".into(),
+            state_dir: "/s/var".into(),
+            gc_roots: "/s/var/gcroots/flywheel".into()
+        }
+    );
     assert_eq!(s.caches["main"].target, Target::Remote(vec!["https://attic.example.com".into()]));
     assert_eq!(s.caches["main"].token, Token::Env("ATTIC_TOKEN".into()));
     assert_eq!((s.embedded, s.warnings.len()), (None, 0));

@@ -51,13 +51,16 @@ pub(super) fn settings(merged: &Merged, env: Env<'_>) -> Result<Settings, Config
     let from_env = |name: &'static str, otherwise: &str| {
         (Place::Environment(name), env(name).unwrap_or_else(|| otherwise.to_owned()))
     };
+    let nix_state =
+        path(merged, "nix.state_dir", &raw.nix.state_dir, || from_env("NIX_STATE_DIR", "/nix/var/nix"))?;
     let nix = Nix {
         store_dir: path(merged, "nix.store_dir", &raw.nix.store_dir, || {
             from_env("NIX_STORE_DIR", "/nix/store")
         })?,
-        state_dir: path(merged, "nix.state_dir", &raw.nix.state_dir, || {
-            from_env("NIX_STATE_DIR", "/nix/var/nix")
+        gc_roots: path(merged, "nix.gc_roots", &raw.nix.gc_roots, || {
+            (Place::Absent, format!("{}/gcroots/flywheel", nix_state.display()))
         })?,
+        state_dir: nix_state,
     };
 
     let push = Push {

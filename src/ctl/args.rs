@@ -81,6 +81,14 @@ pub(super) enum SessionCommand {
     },
     /// Show one session
     Show { session: String },
+    /// A page about one session, for people
+    Report {
+        /// Its id
+        session: String,
+        /// Where the page goes [default: standard output]
+        #[arg(long, value_name = "FILE.html")]
+        output: Option<PathBuf>,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -109,6 +117,9 @@ pub(super) struct EndArgs {
     /// Do not wait; the daemon goes on
     #[arg(long)]
     pub(super) no_wait: bool,
+    /// Write a page about the session, for people
+    #[arg(long, value_name = "FILE.html")]
+    pub(super) report: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -25,7 +25,8 @@ pub fn detect(lookup: impl Fn(&str) -> Option<String>) -> Option<Detected> {
     let env = Env(&lookup);
     // Gitea and Forgejo set GitHub's variables too, so they are asked for first.
     match () {
-        () if env.on("GITLAB_CI") => env.gitlab(),
+        // Present with "false" where others run GitLab's files, as gitlab-ci-local does: a job all the same.
+        () if env.get("GITLAB_CI").is_some() => env.gitlab(),
         () if env.on("FORGEJO_ACTIONS") => env.actions("forgejo"),
         () if env.on("GITEA_ACTIONS") => env.actions("gitea"),
         () if env.on("GITHUB_ACTIONS") => env.actions("github"),

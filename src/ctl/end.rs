@@ -14,7 +14,7 @@ use super::{
     link::{GRACE, Link, LinkError, PATIENCE},
     paths,
     render::Heading,
-    variable,
+    report, variable,
     verdict::{Exit, Failure},
 };
 use crate::control::messages::{ErrorCode, Progress, Reply, Request, Summary};
@@ -38,6 +38,7 @@ pub(super) fn command(context: &Context, args: EndArgs) -> Result<Exit, Failure>
         timeout: args.timeout,
         wait: !args.no_wait,
     };
+    let page = args.report;
     let summary = finish(context, ending).map_err(|failure| match failure {
         // A job whose start found no daemon has nothing to end, which is not its mistake.
         Failure::Refused { code: ErrorCode::NotFound, message } if !named => Failure::NoSession(message),
@@ -45,7 +46,19 @@ pub(super) fn command(context: &Context, args: EndArgs) -> Result<Exit, Failure>
     })?;
     let exit = Exit::of(&summary, context.strict, !args.no_wait);
     context.render.summary(&summary, Heading::Session, exit);
-    Ok(exit)
+    let Some((page, id)) = page.zip(summary.session.clone()) else { return Ok(exit) };
+    match report::command(context, id, Some(&page)) {
+        Ok(_) => Ok(exit),
+        // What the session's end said stands; a page that is missing fails nobody who was not strict.
+        Err(failure) => {
+            let exit = match exit {
+                Exit::Done if context.strict || summary.strict => failure.exit(true),
+                exit => exit,
+            };
+            context.render.failure(&failure, exit);
+            Ok(exit)
+        }
+    }
 }
 
 /// Asks until there is an answer or the time is over.

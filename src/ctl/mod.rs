@@ -12,9 +12,12 @@ mod duration;
 mod end;
 mod hook;
 mod link;
+mod manner;
+mod page;
 mod paths;
 mod query;
 mod render;
+mod report;
 mod run;
 mod session;
 mod text;
@@ -80,6 +83,9 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             SessionCommand::End(args) => end::command(&context, args),
             SessionCommand::List { all } => session::list(&context, all),
             SessionCommand::Show { session } => session::show(&context, session),
+            SessionCommand::Report { session, output } => {
+                report::command(&context, session, output.as_deref())
+            }
         },
         Command::Run(args) => run::command(&context, args),
         Command::Push(args) => query::push(&context, args),

@@ -5,14 +5,17 @@
 //! went away is no error.
 
 use std::{
+    fs::OpenOptions,
     io::{self, IsTerminal, Write},
+    path::Path,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use serde::Serialize;
 
 use super::{
-    text,
+    manner::{self, Level, Manner},
+    page, text, variable,
     verdict::{Exit, Failure},
 };
 use crate::control::messages::{Progress, SessionDetail, SessionEntry, Status, Summary};
@@ -37,6 +40,8 @@ pub(super) struct Render {
     quiet: bool,
     terminal: bool,
     colour: bool,
+    /// Of the CI system whose log this is.
+    manner: Manner,
     /// Standard output is a command's; ours goes to standard error.
     aside: bool,
 }
@@ -50,8 +55,8 @@ pub(super) fn usage(e: &clap::Error) -> Exit {
 impl Render {
     pub(super) fn new(json: bool, quiet: bool) -> Self {
         let terminal = io::stderr().is_terminal();
-        let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
-        Self { json, quiet, terminal, colour, aside: false }
+        let colour = terminal && variable("NO_COLOR").is_none();
+        Self { json, quiet, terminal, colour, manner: Manner::of(variable), aside: false }
     }
 
     /// The same, with standard output left to somebody else.
@@ -72,9 +77,16 @@ impl Render {
         self.out(&format!("{}\n", serde_json::to_string(value)?))
     }
 
-    fn say(&self, word: &str, colour: &str, text: &str) {
-        let text = text::clean(text);
-        let line = if self.colour {
+    fn say(&self, level: Level, text: &str) {
+        let (word, colour) = match level {
+            Level::Note => ("note", "36"),
+            Level::Warning => ("warning", "33"),
+            Level::Error => ("error", "31"),
+        };
+        let text = manner::tame(&text::clean(text));
+        let line = if let Some(line) = self.decorated().remark(level, &text) {
+            line
+        } else if self.colour {
             format!("\x1b[{colour}m{word}:\x1b[0m {text}\n")
         } else {
             format!("{word}: {text}\n")
@@ -84,13 +96,13 @@ impl Render {
 
     /// Something is not as it should be, and the job goes on.
     pub(super) fn warn(&self, text: &str) {
-        self.say("warning", "33", text);
+        self.say(Level::Warning, text);
     }
 
     /// Something worth knowing.
     pub(super) fn note(&self, text: &str) {
         if !self.quiet {
-            self.say("note", "36", text);
+            self.say(Level::Note, text);
         }
     }
 
@@ -100,7 +112,7 @@ impl Render {
     }
 
     fn verdict(&self, text: &str, exit: Exit) {
-        if exit == Exit::Done { self.warn(text) } else { self.say("error", "31", text) }
+        self.say(level(exit), text);
     }
 
     /// As it is.
@@ -114,13 +126,21 @@ impl Render {
         } else {
             self.out(&format!("{}\n", text::clean(session)))
         };
+        if let Some(line) = self.manner.step_environment(session) {
+            self.append("GITHUB_ENV", &line);
+        }
     }
 
     pub(super) fn summary(&self, summary: &Summary, heading: Heading, exit: Exit) {
         if self.json {
             let _ = self.object(summary);
         } else if !self.quiet {
-            let _ = self.out(&text::summary(summary, heading));
+            let manner = self.decorated();
+            let _ = self.out(&manner.fold(&text::summary(summary, heading), summary, now_s()));
+            let _ = io::stderr().write_all(manner.failures(level(exit), summary).as_bytes());
+        }
+        if let (Some(table), false) = (self.manner.step_summary(summary), self.quiet) {
+            self.append("GITHUB_STEP_SUMMARY", &table);
         }
         for warning in &summary.warnings {
             self.warn(warning);
@@ -136,6 +156,29 @@ impl Render {
 
     pub(super) fn session(&self, detail: &SessionDetail) {
         let _ = if self.json { self.object(detail) } else { self.out(&text::session(detail, now_ms())) };
+    }
+
+    /// A page about a session; what was asked for as JSON stays JSON.
+    pub(super) fn report(&self, detail: &SessionDetail, output: Option<&Path>) -> io::Result<()> {
+        match output {
+            Some(file) => std::fs::write(file, page::page(detail)),
+            None if self.json => self.object(detail),
+            None => self.out(&page::page(detail)),
+        }
+    }
+
+    /// JSON is for programs.
+    fn decorated(&self) -> Manner {
+        if self.json { Manner::Plain } else { self.manner }
+    }
+
+    /// To a file through which a step speaks to its runner.
+    fn append(&self, named_by: &str, text: &str) {
+        let Some(file) = variable(named_by) else { return };
+        let opened = OpenOptions::new().append(true).create(true).open(&file);
+        if let Err(e) = opened.and_then(|mut f| f.write_all(text.as_bytes())) {
+            self.warn(&format!("${named_by}: {file} cannot be written: {e}"));
+        }
     }
 
     /// An error means that nobody reads any more.
@@ -220,6 +263,14 @@ impl Drop for Bar {
     fn drop(&mut self) {
         self.clear();
     }
+}
+
+fn level(exit: Exit) -> Level {
+    if exit == Exit::Done { Level::Warning } else { Level::Error }
+}
+
+fn now_s() -> u64 {
+    u64::try_from(now_ms() / 1000).unwrap_or_default()
 }
 
 fn now_ms() -> i64 {

@@ -6,10 +6,12 @@ use clap::{CommandFactory, Parser};
 
 use super::{
     args::{Cli, Command},
-    ci, duration, paths, text,
+    ci, duration,
+    manner::{Level, Manner},
+    paths, text,
     verdict::{Exit, Failure},
 };
-use crate::control::messages::{ErrorCode, Progress, Summary};
+use crate::control::messages::{ErrorCode, Failed, Progress, Summary};
 
 #[test]
 fn durations() {
@@ -171,12 +173,109 @@ fn ci_systems() {
         let found = found.as_ref().map(|d| (d.label.as_str(), d.job.key(), d.job.url.as_deref()));
         assert_eq!(found, expected.map(|(l, k, u)| (l, k.to_owned(), u)), "{variables:?}");
     }
-    for name in asked.into_inner() {
-        assert!(
-            !["TOKEN", "SECRET", "PASSWORD", "KEY", "AUTH"].iter().any(|w| name.contains(w)),
-            "{name} may be a secret"
-        );
+    // Each system's manner reads no more than that.
+    for own in ["GITLAB_CI", "GITHUB_ACTIONS", "BUILDKITE", "JENKINS_URL"] {
+        Manner::of(|name| {
+            asked.borrow_mut().push(name.to_owned());
+            (name == own).then(|| "true".to_owned())
+        });
     }
+    for name in asked.into_inner() {
+        assert!(READ.contains(&name.as_str()), "{name} is read: add it to READ if it is no secret");
+    }
+}
+
+/// Every variable that the client reads. None holds a credential.
+const READ: [&str; 39] = [
+    "BRANCH_NAME",
+    "BUILDKITE",
+    "BUILDKITE_BRANCH",
+    "BUILDKITE_BUILD_NUMBER",
+    "BUILDKITE_BUILD_URL",
+    "BUILDKITE_JOB_ID",
+    "BUILDKITE_LABEL",
+    "BUILDKITE_ORGANIZATION_SLUG",
+    "BUILDKITE_PIPELINE_SLUG",
+    "BUILD_TAG",
+    "BUILD_URL",
+    "CI_COMMIT_REF_NAME",
+    "CI_JOB_ID",
+    "CI_JOB_NAME",
+    "CI_JOB_URL",
+    "CI_PROJECT_PATH",
+    "DRV_PATH",
+    "FLYWHEEL_SESSION",
+    "FLYWHEEL_SOCKET",
+    "FORGEJO_ACTIONS",
+    "GITEA_ACTIONS",
+    "GITHUB_ACTIONS",
+    "GITHUB_ENV",
+    "GITHUB_JOB",
+    "GITHUB_REF_NAME",
+    "GITHUB_REPOSITORY",
+    "GITHUB_RUN_ATTEMPT",
+    "GITHUB_RUN_ID",
+    "GITHUB_RUN_NUMBER",
+    "GITHUB_SERVER_URL",
+    "GITHUB_STEP_SUMMARY",
+    "GITLAB_CI",
+    "GIT_BRANCH",
+    "JENKINS_URL",
+    "JOB_NAME",
+    "NO_COLOR",
+    "OUT_PATHS",
+    "RUNNER_NAME",
+    "RUNNER_TRACKING_ID",
+];
+
+/// One function reads the environment, so what is asked of it is all that is read.
+#[test]
+fn the_environment_is_read_in_one_place() {
+    let mut readers = Vec::new();
+    for file in std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/ctl")).unwrap() {
+        let file = file.unwrap();
+        if file.file_name() == "tests.rs" {
+            continue;
+        }
+        let text = std::fs::read_to_string(file.path()).unwrap();
+        readers.extend(vec![file.file_name().into_string().unwrap(); text.matches("env::var").count()]);
+        // What is not asked through the systems' table above is named where it is asked.
+        for call in ["variable(\"", "append(\""] {
+            for (at, _) in text.match_indices(call) {
+                let name = text[at + call.len()..].split('"').next().unwrap();
+                assert!(READ.contains(&name), "{name} is read: add it to READ if it is no secret");
+            }
+        }
+    }
+    assert_eq!(readers, ["mod.rs"]);
+}
+
+#[test]
+fn manners_follow_the_system() {
+    let of = |pairs: &[(&str, &str)]| {
+        let pairs: HashMap<_, _> = pairs.iter().copied().collect();
+        Manner::of(|name| pairs.get(name).map(|v| (*v).to_owned()))
+    };
+    assert_eq!(of(&[]), Manner::Plain);
+    // As gitlab-ci-local sets it.
+    assert_eq!(of(&[("GITLAB_CI", "false"), ("CI_JOB_ID", "1")]), Manner::GitLab);
+    assert_eq!(of(&[("GITHUB_ACTIONS", "true"), ("GITHUB_RUN_ID", "1")]), Manner::Actions);
+    assert_eq!(of(&[("GITEA_ACTIONS", "true"), ("GITHUB_RUN_ID", "1")]), Manner::Actions);
+    assert_eq!(of(&[("BUILDKITE", "true"), ("BUILDKITE_JOB_ID", "1")]), Manner::Buildkite);
+    assert_eq!(of(&[("JENKINS_URL", "j"), ("BUILD_TAG", "1")]), Manner::Plain);
+}
+
+#[test]
+fn annotations_have_a_bound_and_summaries_too() {
+    let failed = |n: u64| Failed { path: format!("/nix/store/{n}"), error: "e".into(), class: None };
+    let summary =
+        Summary { failed: (0..1000).map(failed).collect(), failed_total: 5000, ..Summary::default() };
+    assert_eq!(Manner::Actions.failures(Level::Error, &summary).lines().count(), 9);
+    assert_eq!(Manner::GitLab.failures(Level::Error, &summary), "");
+    let table = Manner::Actions.step_summary(&summary).unwrap();
+    assert!(table.contains("4900 paths more, not listed"), "{table}");
+    assert_eq!(Manner::Actions.step_environment("a\nb=c"), None);
+    assert_eq!(Manner::GitLab.step_environment("s1"), None);
 }
 
 const A: &str = "00000000000000000000000000000000-a";

@@ -209,7 +209,7 @@ pub(super) fn status(s: &Status, now_ms: i64) -> String {
     out
 }
 
-fn state(s: SessionState) -> &'static str {
+pub(super) fn state(s: SessionState) -> &'static str {
     match s {
         SessionState::Open => "open",
         SessionState::Draining => "draining",

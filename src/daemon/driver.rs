@@ -11,19 +11,26 @@ use tracing::{debug, error, info, warn};
 
 use super::input::{Input, Sent};
 use super::intake::Bell;
-use super::live::{Asked, Desk, Waiter};
+use super::keeper::Keeper;
+use super::live::{Asked, Caller, Desk, Waiter};
 use super::notify::Notify;
-use super::requests::STOPPING;
 use super::rules::Facts;
 use super::settle;
 use super::transfer::Transfers;
 use crate::attribution::{ProcId, Windows, Witness};
 use crate::config::Settings;
-use crate::control::messages::{ErrorCode, Progress};
+use crate::control::messages::Progress;
 use crate::control::server::Incoming;
-use crate::flow::{Action, CacheId, Cause, Event, Flow, GateState, Outcome, SessionId, TaskId, Time};
+use crate::flow::{
+    Action, CacheId, Cause, Event, Failure, Flow, GateState, Outcome, SessionId, TaskId, Time,
+};
 use crate::ledger::{Ledger, SessionState};
 use crate::store::{Doorbell, StorePath};
+
+/// How much time systemd is asked for at once while a drain moves, and what is
+/// needed after the deadline to write everything down.
+const EXTENSION: Duration = Duration::from_secs(30);
+const MARGIN: Duration = Duration::from_secs(10);
 
 /// What a task stands for, and how its last try went.
 #[derive(Debug)]
@@ -32,7 +39,7 @@ pub(super) struct Ware {
     pub(super) cache: CacheId,
     pub(super) attempts: u32,
     /// Class and text of the last failure.
-    pub(super) error: Option<(&'static str, String)>,
+    pub(super) error: Option<(String, String)>,
 }
 
 /// A session of an earlier life.
@@ -76,10 +83,15 @@ pub(super) struct Driver {
     pub(super) notify: Notify,
     /// The last thing each cache said that was not good.
     pub(super) troubles: Vec<Option<String>>,
+    /// Why the intake cannot go on for the moment.
+    pub(super) stuck: Option<String>,
+    pub(super) keeper: Keeper,
     pub(super) cursor: i64,
     pub(super) bytes_sent: u64,
     pub(super) began: Instant,
     pub(super) stopping: Option<Instant>,
+    /// What had moved when systemd was last asked for more time.
+    pub(super) moved: (u64, u32),
     pub(super) own_uid: u32,
     /// Sessions of an earlier life, until what they wait for is known again.
     pub(super) resumed: Vec<Resumed>,
@@ -96,7 +108,8 @@ impl Driver {
         let mut pulse = tokio::time::interval(Duration::from_millis(500));
         pulse.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut requests_open = true;
-        // What each cache says of itself is wanted before the first path comes.
+        // Each cache is looked at once in the beginning: what it says of itself
+        // is known before the first path, and so is its absence.
         for number in 0..u16::try_from(self.caches.len()).unwrap_or(u16::MAX) {
             self.transfers.probe(CacheId(number));
         }
@@ -118,7 +131,10 @@ impl Driver {
                     None => requests_open = false,
                 },
                 Some(()) = stop.recv(), if self.stopping.is_none() => self.stop(),
-                _ = pulse.tick(), if !self.desk.waiters.is_empty() || self.stopping.is_some() => self.report_progress(),
+                _ = pulse.tick(), if !self.desk.waiters.is_empty() || self.stopping.is_some() => {
+                    self.report_progress();
+                    self.extend();
+                }
                 () = tokio::time::sleep_until(wake.into()) => self.step(Event::Tick),
             }
             if self.notify.is_due() {
@@ -137,17 +153,25 @@ impl Driver {
             .flow
             .next_deadline()
             .map(|Time(ms)| self.began + Duration::from_millis(ms.saturating_add(1)));
-        let waiter = self.desk.waiters.iter().map(|w| w.deadline).min();
+        let naming = self.desk.namings.values().filter_map(|n| Some(n.caller.as_ref()?.deadline));
+        let waiter = self.desk.waiters.iter().map(|w| w.deadline).chain(naming).min();
         let far = Instant::now() + Duration::from_secs(3600);
         [flow, waiter, self.stopping].into_iter().flatten().min().unwrap_or(far)
     }
 
     fn at_end(&mut self) -> Option<Ended> {
         let deadline = self.stopping?;
-        if self.flow.in_flight() == 0 {
-            return Some(Ended::Drained);
+        let ended = if self.flow.in_flight() == 0 {
+            Ended::Drained
+        } else if deadline <= Instant::now() {
+            Ended::Deadline
+        } else {
+            return None;
+        };
+        for waiter in std::mem::take(&mut self.desk.waiters) {
+            self.answer(waiter.asked, waiter.responder, waiter.since, true);
         }
-        (deadline <= Instant::now()).then_some(Ended::Deadline)
+        Some(ended)
     }
 
     /// Stops intake and dispatch; what runs may end until the deadline.
@@ -160,23 +184,72 @@ impl Driver {
         );
         self.bell.stop();
         self.step(Event::Stop);
-        for waiter in std::mem::take(&mut self.desk.waiters) {
+        // What is under way may be all that some wait for; the others are told
+        // now how much is left.
+        let in_flight = self.flow.in_flight();
+        let (soon, never): (Vec<Waiter>, Vec<Waiter>) = std::mem::take(&mut self.desk.waiters)
+            .into_iter()
+            .partition(|w| self.flow.unsettled(w.group) <= in_flight);
+        self.desk.waiters = soon;
+        for waiter in never {
             self.answer(waiter.asked, waiter.responder, waiter.since, true);
         }
-        // The intake ends before it comes to these.
-        for caller in self.desk.namings.drain().filter_map(|(_, naming)| naming.caller) {
-            caller.responder.refuse(ErrorCode::Draining, STOPPING);
+        let unnamed: Vec<_> = self.desk.namings.values_mut().filter_map(|n| n.caller.take()).collect();
+        for caller in unnamed {
+            self.answer_unlooked(caller);
         }
+        self.extend();
+    }
+
+    /// Asks systemd for as long as the end takes, while something moves; see
+    /// EXTEND_TIMEOUT_USEC in sd_notify(3).
+    fn extend(&mut self) {
+        let Some(deadline) = self.stopping else { return };
+        let moved = (self.transfers.sent(), self.flow.in_flight());
+        if moved != self.moved {
+            self.moved = moved;
+            let rest = deadline.saturating_duration_since(Instant::now());
+            self.notify.extend(rest.min(EXTENSION) + MARGIN);
+        }
+    }
+
+    /// A caller whose paths could not even be looked at in its time.
+    fn answer_unlooked(&mut self, caller: Caller) {
+        let why = self.stuck.clone().unwrap_or_else(|| "it is being read".to_owned());
+        let text =
+            format!("the store could not be looked through in time ({why}): there may be more to push");
+        if let Asked::End(row) | Asked::Push(row) = caller.asked
+            && let Some(live) = self.desk.sessions.get_mut(&row)
+        {
+            live.warnings.push(text);
+            live.unlooked = true;
+        }
+        self.answer(caller.asked, caller.responder, caller.since, true);
     }
 
     fn take(&mut self, input: Input) {
         match input {
-            Input::Found { cache, tasks, paths } => {
+            Input::Found { cache, tasks, paths, reasons, retry } => {
+                let active: Vec<TaskId> = tasks.iter().filter(|t| !t.parked).map(|t| t.id).collect();
                 for (id, path) in paths {
                     self.wares.entry(id).or_insert(Ware { path, cache, attempts: 0, error: None });
                 }
+                for (id, class, text) in reasons {
+                    if let Some(ware) = self.wares.get_mut(&id) {
+                        ware.error = Some((class, text));
+                    }
+                }
+                let paths = active.iter().filter_map(|id| Some(self.wares.get(id)?.path.clone())).collect();
+                self.keeper.keep(cache.0, paths);
                 self.step(Event::Admit { cache, tasks });
+                if retry {
+                    // One that was given up is known already, and admitting it
+                    // again says only who waits for it.
+                    self.step(Event::Retry(Some(active)));
+                }
             }
+            Input::Stuck(why) => self.stuck = why,
+            Input::TokenChanged(cache) => self.step(Event::Nudge(cache)),
             Input::Named { token, invalid } => self.named(token, &invalid),
             Input::Cursor(cursor) => self.cursor = cursor,
             Input::Restored => self.resume(),
@@ -187,11 +260,20 @@ impl Driver {
             Input::Asked { cache, tasks, result } => self.asked(cache, tasks, result),
             Input::Uploaded { task, result, took_ms } => self.uploaded(task, result, took_ms),
             Input::Probed(cache, result) => {
+                let ours = self.transfers.store_dir.as_str();
                 let result = match result {
                     Ok(found) => {
                         let keys = found.config.upstream_cache_key_names.unwrap_or_default();
                         self.facts.set_upstream(cache.0, keys);
                         debug!(cache = self.name(cache), endpoint = found.endpoint, "the cache answers");
+                        if let Some(theirs) = found.config.store_dir.filter(|dir| dir != ours) {
+                            warn!(
+                                cache = self.name(cache),
+                                theirs,
+                                ours,
+                                "the cache is for another store directory: Nix cannot use what is pushed from here"
+                            );
+                        }
                         Ok(())
                     }
                     Err(error) => {
@@ -218,10 +300,10 @@ impl Driver {
             }
             Err(error) => {
                 self.trouble(cache, &error.to_string());
-                let class = error.class.as_str();
+                let class = error.class.as_str().to_owned();
                 for task in &tasks {
                     if let Some(ware) = self.wares.get_mut(task) {
-                        ware.error = Some((class, error.to_string()));
+                        ware.error = Some((class.clone(), error.to_string()));
                     }
                 }
                 self.step(Event::AskFailed { cache, tasks, failure: settle::failure(&error) });
@@ -245,9 +327,9 @@ impl Driver {
             Sent::Upstream => Event::InUpstream(task),
             Sent::Collected => Event::Collected(task),
             Sent::Unreadable(reason) => {
-                warn!(path = %path, reason, attempt = ware.attempts, "a path cannot be read");
-                ware.error = Some(("local", reason));
-                Event::UploadFailed(task, crate::flow::Failure::Local)
+                // About the database, not about this path: it waits its turn again.
+                warn!(path = %path, reason, attempt = ware.attempts, "the Nix database cannot be read; trying again");
+                Event::UploadFailed(task, Failure::Store)
             }
             Sent::Failed(error) => {
                 let text = error.to_string();
@@ -255,7 +337,7 @@ impl Driver {
                     path = %path, cache = self.caches[usize::from(cache.0)], attempt = ware.attempts,
                     class = error.class.as_str(), error = text, "an upload failed"
                 );
-                ware.error = Some((error.class.as_str(), text.clone()));
+                ware.error = Some((error.class.as_str().to_owned(), text.clone()));
                 let failure = settle::failure(&error);
                 self.trouble(cache, &text);
                 Event::UploadFailed(task, failure)
@@ -304,9 +386,15 @@ impl Driver {
                     info!(path = %ware.path, "skipped: collected from the store before it was pushed");
                 }
                 self.ledger.settle(task, settle::settled(outcome, 0, ware.attempts));
+                self.keeper.release(ware.cache.0, ware.path);
             }
             Action::Parked(task, cause) => self.parked(task, cause),
-            Action::Reopened(task) => self.ledger.reopen(&[task]),
+            Action::Reopened(task) => {
+                self.ledger.reopen(&[task]);
+                if let Some(ware) = self.wares.get(&task) {
+                    self.keeper.keep(ware.cache.0, vec![ware.path.clone()]);
+                }
+            }
             Action::Quiet(group) => self.quiet(group),
             Action::Gate(cache, state) => self.gate(cache, state),
         }
@@ -320,11 +408,21 @@ impl Driver {
         let Some(ware) = self.wares.get_mut(&task) else { return };
         if let Cause::Reference(_) = cause {
             let reference = reference.unwrap_or_default();
-            ware.error = Some(("reference", format!("its reference {reference} could not be pushed")));
+            ware.error =
+                Some(("reference".to_owned(), format!("its reference {reference} could not be pushed")));
         }
-        let (class, text) = ware.error.clone().unwrap_or(("unknown", "no reason was recorded".to_owned()));
+        if let (Cause::Failed(Failure::Mismatch), Some((_, text))) = (cause, &mut ware.error) {
+            let full = self.transfers.store_dir.full(&ware.path);
+            *text = format!(
+                "the local store is damaged: {full} is no longer what Nix registered, read twice; \
+                 `nix-store --verify-path {full}` shows it, `nix-store --repair-path {full}` may mend it ({text})"
+            );
+        }
+        let unknown = || ("unknown".to_owned(), "no reason was recorded".to_owned());
+        let (class, text) = ware.error.clone().unwrap_or_else(unknown);
         error!(path = %ware.path, cache = self.caches[usize::from(ware.cache.0)], class, error = text, "not pushed");
-        self.ledger.settle(task, settle::parked(class, text, ware.attempts));
+        self.ledger.settle(task, settle::parked(&class, text, ware.attempts));
+        self.keeper.park(ware.cache.0, ware.path.clone());
     }
 
     fn gate(&mut self, cache: CacheId, state: GateState) {
@@ -367,9 +465,10 @@ impl Driver {
         let (ready, rest): (Vec<Waiter>, Vec<Waiter>) =
             std::mem::take(&mut self.desk.waiters).into_iter().partition(|w| w.group == group);
         self.desk.waiters = rest;
+        let warnings: Vec<_> = ready.iter().map(|w| self.warnings(w.asked)).collect();
         self.close(group);
-        for waiter in ready {
-            self.answer(waiter.asked, waiter.responder, waiter.since, false);
+        for (waiter, warnings) in ready.into_iter().zip(warnings) {
+            self.answer_warning(waiter.asked, waiter.responder, waiter.since, false, warnings);
         }
     }
 
@@ -392,6 +491,11 @@ impl Driver {
         self.desk.waiters = rest;
         for waiter in late {
             self.answer(waiter.asked, waiter.responder, waiter.since, true);
+        }
+        let late = self.desk.namings.values_mut();
+        let late: Vec<_> = late.filter_map(|n| n.caller.take_if(|caller| caller.deadline <= now)).collect();
+        for caller in late {
+            self.answer_unlooked(caller);
         }
     }
 

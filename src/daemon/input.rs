@@ -15,7 +15,15 @@ pub(super) enum Input {
         tasks: Vec<NewTask>,
         /// What each stands for.
         paths: Vec<(TaskId, StorePath)>,
+        /// Why those that are parked are.
+        reasons: Vec<(TaskId, String, String)>,
+        /// Parked ones among them are to be tried again.
+        retry: bool,
     },
+    /// The intake cannot go on for the moment, and why; or it can again.
+    Stuck(Option<String>),
+    /// A cache's token is another one now.
+    TokenChanged(CacheId),
     /// A [`super::intake::Naming`] is done with.
     Named {
         /// Its token.
@@ -66,7 +74,7 @@ pub(super) enum Sent {
     Upstream,
     /// Not valid any more.
     Collected,
-    /// The store could not be read.
+    /// The store's database could not be read.
     Unreadable(String),
     /// The cache, or the way to it.
     Failed(CacheError),

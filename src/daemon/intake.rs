@@ -5,20 +5,21 @@
 //!
 //! Must not know how anything is uploaded.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::Sender;
 use tracing::{debug, error, info, warn};
 
 use super::input::Input;
+use super::keeper::Keeper;
 use super::rules::{Facts, enters_as};
 use super::seen::Seen;
 use super::wall_ms;
-use crate::attribution::{Evidence as Why, Windows, Witness};
+use crate::attribution::{Evidence as Why, Owners, Windows, Witness};
 use crate::config::Filter;
 use crate::flow::{CacheId, NewTask};
 use crate::ledger::{Admit, Cursor, Evidence, ItemState, Ledger, NewItem, SessionRow};
@@ -26,6 +27,12 @@ use crate::store::{Journal, JournalError, PathInfo, StoreDir, StorePath};
 
 /// Rows that are taken from the journal at a time.
 const ROWS: usize = 256;
+/// Between tries while nothing can be taken in: from this, doubled each time,
+const STUCK_LEAST: Duration = Duration::from_millis(50);
+/// to this.
+const STUCK_MOST: Duration = Duration::from_secs(5);
+/// The log is told of another reason this long after the last.
+const SAY_AGAIN: Duration = Duration::from_secs(60);
 /// Items that are written to the ledger at a time, and told to the driver.
 const ITEMS: usize = 1024;
 /// Things to do that may wait.
@@ -108,11 +115,14 @@ pub(super) struct Ear {
 pub(super) struct Intake {
     pub(super) journal: Journal,
     pub(super) state_dir: std::path::PathBuf,
+    /// The daemon's own state directory.
+    pub(super) own_dir: std::path::PathBuf,
     pub(super) store_dir: StoreDir,
     pub(super) ledger: Ledger,
     pub(super) windows: Arc<Mutex<Windows>>,
     pub(super) witness: Witness,
     pub(super) facts: Facts,
+    pub(super) keeper: Keeper,
     pub(super) filter: Filter,
     /// The caches' names, by their numbers.
     pub(super) caches: Vec<String>,
@@ -133,6 +143,53 @@ pub(super) enum IntakeError {
     Closed,
 }
 
+impl IntakeError {
+    /// It may go away by itself, and trying again does no harm.
+    fn is_passing(&self) -> bool {
+        match self {
+            Self::Journal(_) => true,
+            Self::Ledger(error) => error.is_storage(),
+            Self::Closed => false,
+        }
+    }
+}
+
+/// A time in which nothing can be taken in, told once and not with every try.
+#[derive(Debug, Default)]
+struct Stuck {
+    since: Option<Instant>,
+    tries: u32,
+    said: Option<(Instant, String)>,
+}
+
+impl Stuck {
+    /// Another try failed: how long to rest, and what to say of it.
+    fn on(&mut self, error: &IntakeError) -> (Duration, String) {
+        let text = error.to_string();
+        let since = *self.since.get_or_insert_with(Instant::now);
+        let news = self.said.as_ref().is_none_or(|(at, said)| *said != text && at.elapsed() >= SAY_AGAIN);
+        if news {
+            warn!(
+                error = text,
+                for_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX),
+                "newly built paths cannot be taken in for the moment; it is tried again, nothing is lost"
+            );
+            self.said = Some((Instant::now(), text.clone()));
+        }
+        let rest = STUCK_LEAST.saturating_mul(1 << self.tries.min(10)).min(STUCK_MOST);
+        self.tries += 1;
+        (rest, text)
+    }
+
+    /// A try succeeded; true when some before it had not.
+    fn over(&mut self) -> bool {
+        let Some(since) = std::mem::take(self).since else { return false };
+        let after_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+        info!(after_ms, "newly built paths are taken in again");
+        true
+    }
+}
+
 /// A path on its way into the ledger.
 struct Candidate {
     info: PathInfo,
@@ -143,32 +200,96 @@ struct Candidate {
     retry: bool,
 }
 
+/// How far the intake is.
+struct Progress {
+    /// `None` before the first look at the ledger.
+    cursor: Option<Cursor>,
+    restored: bool,
+    /// By cache, which rows have been handed on.
+    seen: Vec<Seen>,
+    namings: VecDeque<Naming>,
+    /// What hooks spoke of.
+    hooked: VecDeque<Vec<StorePath>>,
+}
+
 impl Intake {
-    /// Works until it is told to stop or the driver is gone.
+    /// Works until it is told to stop or the driver is gone. What keeps it from
+    /// reading or writing does not end it: the Nix database is the truth and
+    /// does not go away, so the work is done again when that has passed.
     pub(super) fn run(mut self, ear: &Ear) -> Result<(), IntakeError> {
-        let mut cursor = self.first_cursor()?;
-        let mut seen: Vec<Seen> = self.caches.iter().map(|_| Seen::default()).collect();
-        self.restore()?;
-        self.look(&mut cursor, &mut seen)?;
-        self.tell(Input::Restored)?;
-        while let Ok(work) = ear.work.recv() {
+        let seen = self.caches.iter().map(|_| Seen::default()).collect();
+        let mut progress = Progress {
+            cursor: None,
+            restored: false,
+            seen,
+            namings: VecDeque::new(),
+            hooked: VecDeque::new(),
+        };
+        let mut stuck = Stuck::default();
+        loop {
+            ear.rung.store(false, Ordering::Release);
+            let rest = match self.advance(&mut progress) {
+                Ok(()) => {
+                    if stuck.over() {
+                        self.tell(Input::Stuck(None))?;
+                    }
+                    None
+                }
+                Err(error) if error.is_passing() => {
+                    let (rest, text) = stuck.on(&error);
+                    self.tell(Input::Stuck(Some(text)))?;
+                    Some(rest)
+                }
+                Err(error) => return Err(error),
+            };
+            // What rang meanwhile has put a [`Work::Look`] into the queue.
+            let work = match rest {
+                None => ear.work.recv().map_err(|_| IntakeError::Closed)?,
+                Some(rest) if progress.namings.len() >= QUEUE => {
+                    std::thread::sleep(rest);
+                    continue;
+                }
+                Some(rest) => match ear.work.recv_timeout(rest) {
+                    Ok(work) => work,
+                    Err(RecvTimeoutError::Timeout) => continue,
+                    Err(RecvTimeoutError::Disconnected) => return Err(IntakeError::Closed),
+                },
+            };
             match work {
                 Work::Look => {}
-                Work::Name(naming) => {
-                    // What was rung for before belongs before what is named.
-                    ear.rung.store(false, Ordering::Release);
-                    self.look(&mut cursor, &mut seen)?;
-                    self.name(&naming, &mut cursor, &mut seen)?;
-                }
-                Work::Hook(paths) => {
-                    self.look(&mut cursor, &mut seen)?;
-                    self.hooked(&paths, &mut seen)?;
-                }
+                Work::Name(naming) => progress.namings.push_back(naming),
+                Work::Hook(paths) => progress.hooked.push_back(paths),
                 Work::Stop => return Ok(()),
             }
-            if ear.rung.swap(false, Ordering::AcqRel) {
-                self.look(&mut cursor, &mut seen)?;
+        }
+    }
+
+    /// Does what is to be done. After an error it is begun again, and nothing
+    /// that was done then is lost or counted twice.
+    fn advance(&mut self, progress: &mut Progress) -> Result<(), IntakeError> {
+        let Progress { cursor, restored, seen, namings, hooked } = progress;
+        let cursor = match cursor {
+            Some(cursor) => cursor,
+            None => {
+                let first = self.first_cursor()?;
+                cursor.insert(first)
             }
+        };
+        if !*restored {
+            self.restore()?;
+            self.keeper.restored();
+        }
+        self.look(cursor, seen)?;
+        if !std::mem::replace(restored, true) {
+            self.tell(Input::Restored)?;
+        }
+        while let Some(paths) = hooked.front() {
+            self.hooked(paths, seen)?;
+            hooked.pop_front();
+        }
+        while let Some(naming) = namings.front() {
+            self.name(naming, cursor, seen)?;
+            namings.pop_front();
         }
         Ok(())
     }
@@ -195,8 +316,17 @@ impl Intake {
                 Ok(Cursor { identity, id: 0 })
             }
             None => {
-                let id = if self.existing { 0 } else { self.journal.head()? };
+                let head = self.journal.head()?;
+                let id = match super::begin::noted(&self.own_dir, &identity).filter(|id| *id <= head) {
+                    Some(id) => {
+                        warn!("the ledger is new: what became valid since the first start counts as new");
+                        id
+                    }
+                    None if self.existing => 0,
+                    None => head,
+                };
                 let cursor = Cursor { identity, id };
+                super::begin::note(&self.own_dir, &cursor);
                 self.ledger.admit(Admit {
                     cursor: Some(cursor.clone()),
                     items: Vec::new(),
@@ -216,6 +346,7 @@ impl Intake {
             let Some(last) = rows.last() else { break };
             after = last.id;
             let mut found: HashMap<u16, Vec<(PathInfo, i64, ItemState)>> = HashMap::new();
+            let mut reasons = Vec::new();
             for row in rows {
                 let Some(cache) = self.number_of(&row.cache) else {
                     debug!(
@@ -230,13 +361,21 @@ impl Intake {
                     Err(_) => None,
                 };
                 match info {
-                    Some(info) => found.entry(cache).or_default().push((info, row.id, row.state)),
+                    Some(info) => {
+                        if row.state == ItemState::Failed {
+                            let unknown = || "no reason was recorded".to_owned();
+                            let class = row.error_class.unwrap_or_default();
+                            reasons.push((row.id, class, row.error.unwrap_or_else(unknown)));
+                        }
+                        found.entry(cache).or_default().push((info, row.id, row.state));
+                    }
                     None => self.ledger.settle(row.id, super::settle::collected(row.attempts)),
                 }
             }
             for (cache, items) in found {
                 count += items.len();
-                self.hand_over(cache, &items, &HashMap::new())?;
+                let mine = reasons.extract_if(.., |r| items.iter().any(|(_, id, _)| *id == r.0)).collect();
+                self.hand_over(cache, &items, &HashMap::new(), mine, false)?;
             }
         }
         if count > 0 {
@@ -254,14 +393,7 @@ impl Intake {
         self.reopen_if_replaced(cursor, seen)?;
         let began = Instant::now();
         loop {
-            let rows = match self.journal.since(cursor.id, ROWS) {
-                Ok(rows) => rows,
-                Err(JournalError::Busy) => {
-                    warn!("the Nix database is busy; looking again at the next ring");
-                    return Ok(());
-                }
-                Err(e) => return Err(e.into()),
-            };
+            let rows = self.journal.since(cursor.id, ROWS)?;
             let Some(last) = rows.last() else { break };
             let next = Cursor { identity: cursor.identity.clone(), id: last.id };
             // Their locks' events came before: what they tell is known then.
@@ -269,6 +401,11 @@ impl Intake {
             self.take_rows(rows, Some(&next), seen)?;
             *cursor = next;
             self.tell(Input::Cursor(cursor.id))?;
+        }
+        // The same file with another content, as after a restored backup.
+        if self.journal.head()? < cursor.id {
+            self.begin_again(cursor, seen);
+            return self.look(cursor, seen);
         }
         self.witness.sweep(began);
         Ok(())
@@ -285,31 +422,26 @@ impl Intake {
     }
 
     fn reopen_if_replaced(&mut self, cursor: &mut Cursor, seen: &mut [Seen]) -> Result<(), IntakeError> {
-        let identity = match self.journal.identity() {
-            Ok(identity) => identity.to_string(),
-            Err(JournalError::Busy) => return Ok(()),
-            Err(e) => {
-                debug!(error = %e, "the Nix database cannot be identified");
-                String::new()
-            }
-        };
-        if identity == cursor.identity {
+        if self.journal.identity().is_ok_and(|identity| identity.to_string() == cursor.identity) {
             return Ok(());
         }
-        self.journal = match Journal::open(&self.state_dir, &self.store_dir) {
-            Ok(journal) => journal,
-            Err(e) => {
-                // In the middle of being replaced; the next ring looks again.
-                warn!(error = %e, "the Nix database was replaced and cannot be read yet");
-                return Ok(());
-            }
-        };
-        cursor.identity = self.journal.identity()?.to_string();
+        // In the middle of being replaced this fails, and is tried again.
+        self.journal = Journal::open(&self.state_dir, &self.store_dir)?;
+        let identity = self.journal.identity()?.to_string();
+        // It may have been away only for a moment.
+        if identity != cursor.identity {
+            cursor.identity = identity;
+            self.begin_again(cursor, seen);
+        }
+        Ok(())
+    }
+
+    fn begin_again(&self, cursor: &mut Cursor, seen: &mut [Seen]) {
         cursor.id = 0;
         seen.iter_mut().for_each(Seen::clear);
         self.windows().renumber();
+        super::begin::note(&self.own_dir, cursor);
         warn!("the Nix database was replaced: everything in it counts as new");
-        Ok(())
     }
 
     fn take_rows(
@@ -319,9 +451,9 @@ impl Intake {
         seen: &mut [Seen],
     ) -> Result<(), IntakeError> {
         let windows = self.windows().clone();
-        let mut roots: Vec<Vec<PathInfo>> = self.caches.iter().map(|_| Vec::new()).collect();
+        let mut roots: Vec<Vec<StorePath>> = self.caches.iter().map(|_| Vec::new()).collect();
         let mut owned: HashMap<i64, Vec<(SessionRow, Evidence)>> = HashMap::new();
-        let mut aside = Vec::new();
+        let mut aside: Vec<Vec<Candidate>> = self.caches.iter().map(|_| Vec::new()).collect();
         for info in rows {
             let maker = self.witness.maker(info.path.base());
             let owners = windows.owners(info.id, maker.as_ref());
@@ -334,29 +466,51 @@ impl Intake {
             let state = enters_as(&self.filter, self.facts.in_upstream(cache, &info), &info);
             if state == ItemState::Pending {
                 owned.insert(info.id, sessions);
-                roots[usize::from(cache)].push(info);
+                roots[usize::from(cache)].push(info.path);
             } else if !sessions.is_empty() {
-                aside.push(Candidate { info, cache, state, sessions, recheck_before: 0, retry: false });
+                let candidate = Candidate { info, cache, state, sessions, recheck_before: 0, retry: false };
+                aside[usize::from(cache)].push(candidate);
             }
         }
-        let mut candidates = Vec::new();
-        for (cache, roots) in (0_u16..).zip(roots) {
-            let seen = &mut seen[usize::from(cache)];
-            let paths: Vec<_> = roots.iter().map(|r| r.path.clone()).collect();
-            let mut enter = |id: i64| owned.contains_key(&id) || !seen.contains(id);
-            let closure = self.journal.closure(&paths, &mut enter)?;
-            for info in closure.paths {
-                seen.insert(info.id);
-                let sessions = owned.remove(&info.id);
-                let root = sessions.is_some();
-                let upstream = !root && self.facts.in_upstream(cache, &info);
-                let state = if upstream { ItemState::Upstream } else { ItemState::Pending };
-                let sessions = sessions.unwrap_or_default();
-                candidates.push(Candidate { info, cache, state, sessions, recheck_before: 0, retry: false });
+        for (cache, (roots, aside)) in (0_u16..).zip(roots.into_iter().zip(aside)) {
+            let mut enter = |id: i64| owned.contains_key(&id) || !seen[usize::from(cache)].contains(id);
+            let ids = self.journal.closure_ids(&roots, &mut enter)?.ids;
+            for ids in ids.chunks(ITEMS) {
+                let candidate = |info: PathInfo| {
+                    let root = owned.remove(&info.id);
+                    let upstream = root.is_none() && self.facts.in_upstream(cache, &info);
+                    let state = if upstream { ItemState::Upstream } else { ItemState::Pending };
+                    // One that was left out at first and is wanted now: those whose it is follow it.
+                    let sessions = root.unwrap_or_else(|| {
+                        let maker = self.witness.maker(info.path.base());
+                        self.whose(&windows.owners(info.id, maker.as_ref()), cache)
+                    });
+                    Candidate { info, cache, state, sessions, recheck_before: 0, retry: false }
+                };
+                let candidates = self.journal.infos(ids)?.into_iter().map(candidate).collect();
+                self.admit(cache, candidates, false)?;
+                ids.iter().for_each(|id| seen[usize::from(cache)].insert(*id));
+            }
+            if !aside.is_empty() {
+                self.admit(cache, aside, false)?;
             }
         }
-        candidates.extend(aside);
-        self.admit(candidates, next)
+        // Last, so that what a crash or a full disk cut off is read again.
+        if let Some(next) = next {
+            self.ledger.admit(Admit { cursor: Some(next.clone()), items: Vec::new(), at: wall_ms() })?;
+        }
+        Ok(())
+    }
+
+    /// The sessions of a path that goes to this cache on behalf of another path.
+    fn whose(&self, owners: &Owners, cache: u16) -> Vec<(SessionRow, Evidence)> {
+        // Who made it was asked and forgotten when it became valid: what only
+        // could be several sessions' is given to none of them anew.
+        let elsewhere = owners.cache.unwrap_or(Some(self.default_cache.0)) != Some(cache);
+        if elsewhere || owners.sessions.len() > 1 {
+            return Vec::new();
+        }
+        owners.sessions.iter().map(|(s, why)| (*s, evidence(*why))).collect()
     }
 
     /// Takes named paths with their whole closure.
@@ -367,55 +521,37 @@ impl Intake {
             self.ledger.session_until(naming.session, head);
             self.look(cursor, seen)?;
         }
-        let recheck_before = wall_ms() - TRUST_MS;
-        let closure = self.journal.closure(&naming.paths, &mut |_| true)?;
-        let mut candidates = Vec::new();
-        for info in closure.paths {
-            seen[usize::from(naming.cache.0)].insert(info.id);
-            let upstream = self.facts.in_upstream(naming.cache.0, &info);
-            candidates.push(Candidate {
-                info,
-                cache: naming.cache.0,
-                state: if upstream { ItemState::Upstream } else { ItemState::Pending },
-                sessions: vec![(naming.session, Evidence::Closure)],
-                recheck_before,
-                retry: naming.retry,
-            });
+        let cache = naming.cache.0;
+        let recheck_before = trusted_since(wall_ms());
+        let closure = self.journal.closure_ids(&naming.paths, &mut |_| true)?;
+        for ids in closure.ids.chunks(ITEMS) {
+            let candidate = |info: PathInfo| {
+                let upstream = self.facts.in_upstream(cache, &info);
+                let state = if upstream { ItemState::Upstream } else { ItemState::Pending };
+                let sessions = vec![(naming.session, Evidence::Closure)];
+                Candidate { info, cache, state, sessions, recheck_before, retry: naming.retry }
+            };
+            let candidates = self.journal.infos(ids)?.into_iter().map(candidate).collect();
+            self.admit(cache, candidates, naming.retry)?;
+            ids.iter().for_each(|id| seen[usize::from(cache)].insert(*id));
         }
-        self.admit(candidates, None)?;
         self.tell(Input::Named { token: naming.token, invalid: closure.invalid })
     }
 
-    /// Writes candidates, references first, and tells the driver what of them
-    /// is to be done. The cursor moves with the last of them.
-    fn admit(&mut self, candidates: Vec<Candidate>, cursor: Option<&Cursor>) -> Result<(), IntakeError> {
-        let mut candidates = candidates.into_iter().peekable();
-        loop {
-            let mut chunk: Vec<Candidate> = Vec::new();
-            while let Some(candidate) = candidates
-                .next_if(|c| chunk.len() < ITEMS && chunk.first().is_none_or(|first| first.cache == c.cache))
-            {
-                chunk.push(candidate);
+    /// Writes candidates of one cache, references first, and tells the driver
+    /// what of them is to be done.
+    fn admit(&self, cache: u16, candidates: Vec<Candidate>, retry: bool) -> Result<(), IntakeError> {
+        let items = candidates.iter().map(|c| self.new_item(c)).collect();
+        let admitted = self.ledger.admit(Admit { cursor: None, items, at: wall_ms() })?;
+        let mut sessions = HashMap::new();
+        let mut found = Vec::new();
+        for (candidate, (id, state, _)) in candidates.into_iter().zip(admitted.items) {
+            if !candidate.sessions.is_empty() {
+                sessions.insert(id, candidate.sessions.iter().map(|(s, _)| *s).collect());
             }
-            let last = candidates.peek().is_none();
-            let items = chunk.iter().map(|c| self.new_item(c)).collect();
-            let moved = if last { cursor.cloned() } else { None };
-            let admitted = self.ledger.admit(Admit { cursor: moved, items, at: wall_ms() })?;
-            let mut sessions = HashMap::new();
-            let mut cache = 0;
-            let mut found = Vec::new();
-            for (candidate, (id, state, _)) in chunk.into_iter().zip(admitted.items) {
-                cache = candidate.cache;
-                if !candidate.sessions.is_empty() {
-                    sessions.insert(id, candidate.sessions.iter().map(|(s, _)| *s).collect());
-                }
-                found.push((candidate.info, id, state));
-            }
-            self.hand_over(cache, &found, &sessions)?;
-            if last {
-                return Ok(());
-            }
+            found.push((candidate.info, id, state));
         }
+        self.hand_over(cache, &found, &sessions, Vec::new(), retry)
     }
 
     fn new_item(&self, c: &Candidate) -> NewItem {
@@ -437,6 +573,8 @@ impl Intake {
         cache: u16,
         items: &[(PathInfo, i64, ItemState)],
         sessions: &HashMap<i64, Vec<SessionRow>>,
+        reasons: Vec<(i64, String, String)>,
+        retry: bool,
     ) -> Result<(), IntakeError> {
         let open =
             |state: ItemState| matches!(state, ItemState::Pending | ItemState::Uploading | ItemState::Failed);
@@ -445,6 +583,11 @@ impl Intake {
         let wanted: Vec<_> = items.iter().filter(|(_, _, state)| open(*state)).collect();
         if wanted.is_empty() {
             return Ok(());
+        }
+        // Before anybody may rely on it.
+        self.keeper.protect(cache, wanted.iter().map(|(info, _, _)| &info.path));
+        for (info, _, _) in wanted.iter().filter(|(_, _, state)| *state == ItemState::Failed) {
+            self.keeper.park(cache, info.path.clone());
         }
         let mut elsewhere: Vec<&StorePath> = wanted
             .iter()
@@ -473,8 +616,15 @@ impl Intake {
             })
             .collect();
         let paths = wanted.iter().map(|(info, id, _)| (*id, info.path.clone())).collect();
-        self.tell(Input::Found { cache: CacheId(cache), tasks, paths })
+        self.tell(Input::Found { cache: CacheId(cache), tasks, paths, reasons, retry })
     }
+}
+
+/// Confirmations from before this moment are asked for again. The ledger holds
+/// wall-clock times, so one from the future (the clock was put back) would be
+/// believed for ever; `ledger` is told the time and distrusts those.
+fn trusted_since(now: i64) -> i64 {
+    now - TRUST_MS
 }
 
 fn evidence(why: Why) -> Evidence {

@@ -27,6 +27,8 @@ pub(super) struct Live {
     pub(super) watch: Option<Watch>,
     /// Named paths that were not valid, and the like.
     pub(super) warnings: Vec<String>,
+    /// Not all that it named could be looked at yet.
+    pub(super) unlooked: bool,
 }
 
 /// What a caller is told when the group it waits for is settled.

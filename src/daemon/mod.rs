@@ -15,18 +15,23 @@
 //! daemon with a failure; systemd starts it again, and the ledger knows the rest.
 
 mod anchors;
+mod begin;
 mod driver;
+mod history;
 mod identity;
 mod input;
 mod intake;
+mod keeper;
 mod live;
 mod notify;
 mod rate;
 mod report;
 mod requests;
+mod rings;
 mod rules;
 mod seen;
 mod settle;
+mod tokens;
 mod transfer;
 
 use std::collections::HashMap;
@@ -49,10 +54,12 @@ use crate::store::{Doorbell, Journal, Ring, StoreDir};
 
 use driver::{Driver, Ended, Resumed};
 use intake::{Bell, Intake};
+use keeper::{Keeper, Places};
 use live::{Desk, Live};
 use notify::Notify;
 use rate::Rate;
 use rules::Facts;
+use tokens::Watched;
 use transfer::Transfers;
 
 /// How often the store is looked at without any event.
@@ -96,7 +103,7 @@ pub async fn run(settings: Settings) -> Result<()> {
     let closing = CancellationToken::new();
     let built_in = start_embedded(&settings, &store_dir, &closing).await?;
     let caches: Vec<String> = settings.caches.keys().cloned().collect();
-    let clients = clients(&settings, built_in.as_ref())?;
+    let (clients, token_files) = clients(&settings, built_in.as_ref())?;
     let facts = Facts::new(caches.len());
     let (out, inputs) = tokio::sync::mpsc::channel(INPUTS);
     let identity = reader.identity()?;
@@ -107,11 +114,25 @@ pub async fn run(settings: Settings) -> Result<()> {
         store_dir: store_dir.clone(),
         facts: facts.clone(),
         rate: settings.push.max_rate.map(|rate| Arc::new(Rate::new(rate))),
+        sent: Arc::default(),
         out: out.clone(),
     };
     let windows = Arc::new(Mutex::new(Windows::default()));
     let mut desk = Desk::default();
     let resumed = resume(&ledger, &caches, &mut desk, &windows)?;
+    let keeper = Keeper::start(Places {
+        state_dir: settings.nix.state_dir.clone(),
+        store_dir: store_dir.clone(),
+        socket: std::env::var_os("NIX_DAEMON_SOCKET_PATH")
+            .map_or_else(|| settings.nix.state_dir.join("daemon-socket/socket"), PathBuf::from),
+        links: settings.nix.gc_roots.clone(),
+    })?;
+    let watched = caches.iter().zip(transfers.clients.iter()).zip(token_files);
+    let watched =
+        watched.map(|((name, client), file)| Watched::new(name.clone(), client.clone(), file)).collect();
+    let tokens = tokio::spawn(tokens::watch(watched, out.clone()));
+    let history = history::prune(ledger.clone(), settings.history_keep, closing.clone());
+    let history = tokio::spawn(history);
     let witness = Witness::start(store_dir.as_path()).context("the thread that watches the store's locks")?;
     let (bell, ear) = Bell::new();
     let doorbell = Doorbell::hang(&store_dir, SLOW, pull(witness.clone(), bell.clone()))?;
@@ -121,11 +142,13 @@ pub async fn run(settings: Settings) -> Result<()> {
     let intake = Intake {
         journal,
         state_dir: settings.nix.state_dir.clone(),
+        own_dir: settings.state_dir.clone(),
         store_dir,
         ledger: ledger.clone(),
         windows: Arc::clone(&windows),
         witness: witness.clone(),
         facts: facts.clone(),
+        keeper: keeper.clone(),
         filter: settings.push.filter.clone(),
         caches: caches.clone(),
         default_cache: CacheId(position(&caches, &settings.default_cache).unwrap_or(0)),
@@ -134,7 +157,7 @@ pub async fn run(settings: Settings) -> Result<()> {
     };
     let intake = intake::start(intake, ear)?;
     let limits: Vec<_> = caches.iter().map(|_| limits(settings.push.jobs)).collect();
-    let mut notify = Notify::default();
+    let mut notify = Notify::new();
     notify.ready();
     info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -146,11 +169,14 @@ pub async fn run(settings: Settings) -> Result<()> {
     let driver = Driver {
         flow: Flow::new(&limits, seed()),
         troubles: caches.iter().map(|_| None).collect(),
+        stuck: None,
+        keeper: keeper.clone(),
         wares: HashMap::new(),
         cursor: 0,
         bytes_sent: 0,
         began: Instant::now(),
         stopping: None,
+        moved: (0, 0),
         own_uid: rustix::process::geteuid().as_raw(),
         settings: Arc::clone(&settings),
         ledger: ledger.clone(),
@@ -167,6 +193,9 @@ pub async fn run(settings: Settings) -> Result<()> {
     };
     let ended = driver.run(inputs, requests, stop).await;
     closing.cancel();
+    keeper.stop();
+    tokens.abort();
+    history.abort();
     if tokio::time::timeout(GOODBYE, control).await.is_err() {
         warn!("some callers did not take their answer in time");
     }
@@ -207,6 +236,7 @@ fn signals() -> Result<(tokio::task::JoinHandle<()>, tokio::sync::mpsc::Receiver
 /// are there, everything else is a reason to look into the journal.
 fn pull(witness: Witness, bell: Bell) -> impl Fn(Ring) {
     move |ring| {
+        rings::tell(&ring);
         match &ring {
             Ring::LockCreated(base) => return witness.created(base),
             Ring::LockRemoved(base) => witness.removed(base),
@@ -255,8 +285,12 @@ async fn start_embedded(
     Ok(Some(running))
 }
 
-fn clients(settings: &Settings, built_in: Option<&Running>) -> Result<Vec<CacheClient>> {
-    let mut clients = Vec::new();
+/// A client for each cache, and the file that its token is in.
+fn clients(
+    settings: &Settings,
+    built_in: Option<&Running>,
+) -> Result<(Vec<CacheClient>, Vec<Option<PathBuf>>)> {
+    let (mut clients, mut files) = (Vec::new(), Vec::new());
     for (name, cache) in &settings.caches {
         let (endpoints, token) = match (&cache.target, built_in) {
             (Target::Embedded, Some(running)) => {
@@ -274,10 +308,14 @@ fn clients(settings: &Settings, built_in: Option<&Running>) -> Result<Vec<CacheC
                 (urls.clone(), token)
             }
         };
+        files.push(match &token {
+            TokenSource::File(file) => Some(file.clone()),
+            TokenSource::Env(_) | TokenSource::None => None,
+        });
         let settings = ClientSettings::new(endpoints, CacheName::parse(&cache.cache)?, token);
         clients.push(CacheClient::new(settings).with_context(|| format!("the cache {name}"))?);
     }
-    Ok(clients)
+    Ok((clients, files))
 }
 
 fn limits(jobs: Jobs) -> CacheLimits {
@@ -344,6 +382,7 @@ fn resume(
                 abandoned: false,
                 watch: None,
                 warnings: Vec::new(),
+                unlooked: false,
             },
         );
     }

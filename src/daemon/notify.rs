@@ -1,27 +1,67 @@
 //! What systemd is told (sd_notify(3)). Without `$NOTIFY_SOCKET` nothing is.
+//!
+//! A full socket makes the sender wait for its reader, so a thread of its own
+//! does the telling: the driver never waits for somebody who does not listen.
 
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
 
 /// The way to systemd.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Notify {
     last: Option<(Instant, String)>,
+    out: Option<SyncSender<Note>>,
+    told: Receiver<()>,
 }
 
 /// Status lines are at least this far apart.
 const APART: Duration = Duration::from_secs(1);
+/// Notes that may wait to be told; one too many is dropped.
+const NOTES: usize = 32;
+/// How long the last ones may take at the end.
+const GOODBYE: Duration = Duration::from_millis(500);
+
+#[derive(Debug)]
+enum Note {
+    Ready,
+    Stopping,
+    Extend(u32),
+    Status(String),
+}
 
 impl Notify {
+    /// Opens the way, when there is one.
+    pub(super) fn new() -> Self {
+        let (ended, told) = channel();
+        let out = std::env::var_os("NOTIFY_SOCKET").and_then(|_| {
+            let (out, notes) = sync_channel(NOTES);
+            let thread = std::thread::Builder::new().name("notify".to_owned());
+            match thread.spawn(move || tell(&notes, ended)) {
+                Ok(_) => Some(out),
+                Err(error) => {
+                    tracing::warn!(%error, "systemd is not told anything: no thread for it");
+                    None
+                }
+            }
+        });
+        Self { last: None, out, told }
+    }
+
     /// The socket is served and the ledger is open.
     pub(super) fn ready(&mut self) {
-        Self::send(&[NotifyState::Ready]);
+        self.send(Note::Ready);
     }
 
     /// The end has begun.
     pub(super) fn stopping(&mut self) {
-        Self::send(&[NotifyState::Stopping]);
+        self.send(Note::Stopping);
+    }
+
+    /// The end takes this long yet, from now.
+    pub(super) fn extend(&mut self, rest: Duration) {
+        self.send(Note::Extend(u32::try_from(rest.as_micros()).unwrap_or(u32::MAX)));
     }
 
     /// Whether the last line is old enough for another.
@@ -32,14 +72,40 @@ impl Notify {
     /// A line for `systemctl status`, told when it differs from the last.
     pub(super) fn status(&mut self, line: String) {
         if self.last.as_ref().is_none_or(|(_, last)| *last != line) {
-            Self::send(&[NotifyState::Status(&line)]);
+            self.send(Note::Status(line.clone()));
         }
         self.last = Some((Instant::now(), line));
     }
 
-    fn send(states: &[NotifyState<'_>]) {
-        if let Err(error) = sd_notify::notify(states) {
+    fn send(&self, note: Note) {
+        if let Some(out) = &self.out
+            && out.try_send(note).is_err()
+        {
+            tracing::debug!("systemd does not listen; a note to it is dropped");
+        }
+    }
+}
+
+impl Drop for Notify {
+    fn drop(&mut self) {
+        if self.out.take().is_some() {
+            // Ends when all is told.
+            let _ = self.told.recv_timeout(GOODBYE);
+        }
+    }
+}
+
+fn tell(notes: &Receiver<Note>, ended: Sender<()>) {
+    for note in notes {
+        let state = match &note {
+            Note::Ready => NotifyState::Ready,
+            Note::Stopping => NotifyState::Stopping,
+            Note::Extend(micros) => NotifyState::ExtendTimeoutUsec(*micros),
+            Note::Status(line) => NotifyState::Status(line),
+        };
+        if let Err(error) = sd_notify::notify(&[state]) {
             tracing::debug!(%error, "systemd could not be told");
         }
     }
+    drop(ended);
 }

@@ -21,22 +21,48 @@ impl Driver {
     /// Answers a caller that waited, or did not want to. `early`: not because
     /// everything is settled.
     pub(super) fn answer(&self, asked: Asked, responder: Responder, since: std::time::Instant, early: bool) {
+        let warnings = self.warnings(asked);
+        self.answer_warning(asked, responder, since, early, warnings);
+    }
+
+    /// What the caller's job should know. To be taken before the session closes.
+    pub(super) fn warnings(&self, asked: Asked) -> Vec<String> {
+        match asked {
+            Asked::End(row) | Asked::Push(row) => {
+                self.desk.sessions.get(&row).map(|s| s.warnings.clone()).unwrap_or_default()
+            }
+            Asked::Flush => Vec::new(),
+        }
+    }
+
+    /// The same, with what was to be warned of when the session still was live.
+    pub(super) fn answer_warning(
+        &self,
+        asked: Asked,
+        responder: Responder,
+        since: std::time::Instant,
+        early: bool,
+        warnings: Vec<String>,
+    ) {
         let (row, push) = match asked {
             Asked::End(row) => (row, false),
             Asked::Push(row) => (row, true),
             Asked::Flush => {
                 let left = if early { self.pending() } else { 0 };
+                // Unknown is never told as success.
+                let unknown = early && left == 0 && self.stuck.is_some();
                 let summary = m::Summary {
-                    outcome: m::Outcome::of(0, left),
+                    outcome: if unknown { m::Outcome::Pending } else { m::Outcome::of(0, left) },
                     pending: left,
                     flush_ms: millis(since.elapsed()),
                     duration_ms: millis(since.elapsed()),
+                    warnings: self.stuck.iter().filter(|_| early).cloned().collect(),
                     ..m::Summary::default()
                 };
                 return responder.reply(Reply::Pushed(summary));
             }
         };
-        let warnings = self.desk.sessions.get(&row).map(|s| s.warnings.clone()).unwrap_or_default();
+        let unlooked = self.desk.sessions.get(&row).is_some_and(|s| s.unlooked);
         let (ledger, store_dir) = (self.ledger.clone(), self.transfers.store_dir.clone());
         let flush_ms = millis(since.elapsed());
         tokio::task::spawn_blocking(move || {
@@ -47,6 +73,13 @@ impl Driver {
                     message: "the session is not in the ledger any more".to_owned(),
                 },
                 Err(error) => internal(&error),
+            };
+            let reply = match reply {
+                Reply::Ended(mut summary) if unlooked => {
+                    summary.outcome = m::Outcome::Pending;
+                    Reply::Ended(summary)
+                }
+                other => other,
             };
             responder.reply(match reply {
                 Reply::Ended(mut summary) if push => {
@@ -159,19 +192,21 @@ impl Driver {
             });
         }
         let store_dir = &self.transfers.store_dir;
-        let parked = self.wares.values().filter_map(|w| Some((w, w.error.as_ref()?)));
+        let parked = self.wares.iter().filter(|(id, _)| status.queue.parked > 0 && self.flow.is_parked(**id));
         status.parked = parked
-            .filter(|_| status.queue.parked > 0)
+            .filter_map(|(_, ware)| Some((ware, ware.error.as_ref()?)))
             .take(PATHS_MOST)
             .map(|(ware, (class, error))| m::Failed {
                 path: store_dir.full(&ware.path),
                 error: error.clone(),
-                class: Some((*class).to_owned()),
+                class: Some(class.clone()),
             })
             .collect();
         let health = self.doorbell.health();
-        status.store.problem = (!health.watching)
+        let blind = (!health.watching)
             .then(|| health.last_loss.unwrap_or_else(|| "the store is not watched".to_owned()));
+        status.store.problem = self.stuck.clone().or(blind);
+        status.warnings.extend(self.keeper.trouble());
         status.store.cursor = self.cursor;
         status.ledger = match self.ledger.health() {
             Health::Ok => m::LedgerStatus { state: "ok".to_owned(), detail: None },

@@ -183,6 +183,7 @@ impl Driver {
             abandoned: false,
             watch: None,
             warnings: Vec::new(),
+            unlooked: false,
         };
         let peer = *peer;
         let settings = std::sync::Arc::clone(&self.settings);
@@ -190,6 +191,7 @@ impl Driver {
         let default = self.default_cache();
         let (ledger, windows) = (self.ledger.clone(), std::sync::Arc::clone(&self.windows));
         let transfers = self.transfers.clone();
+        let cursor = self.cursor;
         let work = move || {
             live.cache = match live.cache {
                 Some(named) => Some(named),
@@ -224,7 +226,9 @@ impl Driver {
             // The window is set under its lock: what becomes valid from this
             // moment on is looked at by the intake only afterwards.
             let mut windows = windows.lock().unwrap_or_else(PoisonError::into_inner);
-            let after = transfers.head().unwrap_or(i64::MAX);
+            // Unreadable just now: what was not taken in yet may be its own, and
+            // too much is better than to say that there was nothing.
+            let after = transfers.head().unwrap_or(cursor);
             let result = ledger.session_open(NewSession {
                 id: live.id.clone(),
                 label: live.label.clone(),
@@ -413,6 +417,7 @@ impl Driver {
             ending: Some(caller.since),
             abandoned: false,
             watch: None,
+            unlooked: false,
             warnings: Vec::new(),
         };
         self.desk.sessions.insert(row, live);
@@ -515,6 +520,7 @@ impl Driver {
     pub(super) fn named(&mut self, token: u64, invalid: &[StorePath]) {
         let Some(Pending { row, caller }) = self.desk.namings.remove(&token) else { return };
         if let Some(live) = self.desk.sessions.get_mut(&row) {
+            live.unlooked = false;
             for path in invalid {
                 warn!(session = live.id, path = %path, "named, but not valid in the store");
                 live.warnings.push(format!("{path} is not valid in the store: it was not pushed"));
@@ -533,8 +539,9 @@ impl Driver {
             self.report_progress();
             self.step(Event::Flush(row));
         } else {
+            let warnings = self.warnings(asked);
             self.step(Event::Flush(row));
-            self.answer(asked, responder, since, true);
+            self.answer_warning(asked, responder, since, true, warnings);
         }
     }
 

@@ -1,13 +1,16 @@
 //! Carrying out what was decided: queries, uploads and probes, each a task of
 //! its own that reports to the driver and decides nothing.
 
+use std::future::ready;
 use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future::Either;
-use futures_util::{Stream, StreamExt};
+use futures_util::{Stream, StreamExt, stream};
 use tokio::sync::mpsc::Sender;
 
 use super::input::{Input, Sent};
@@ -15,7 +18,11 @@ use super::rate::Rate;
 use super::rules::Facts;
 use crate::cache::{CacheClient, CacheName, UploadInfo};
 use crate::flow::{CacheId, TaskId};
-use crate::store::{DbIdentity, Journal, JournalError, PathInfo, StoreDir, StorePath, nar, nar::NarStream};
+use crate::store::{DbIdentity, Journal, JournalError, PathInfo, StoreDir, StorePath, nar};
+
+/// A NAR up to this many bytes is read at once: most paths, and little memory
+/// for each upload.
+const SMALL: usize = 64 * 1024;
 
 /// What transfers need; cheap to clone.
 #[derive(Clone)]
@@ -27,6 +34,8 @@ pub(super) struct Transfers {
     pub(super) facts: Facts,
     /// Bytes per second over all uploads, when they are limited.
     pub(super) rate: Option<Arc<Rate>>,
+    /// Bytes read for uploads so far: whether anything moves.
+    pub(super) sent: Arc<AtomicU64>,
     pub(super) out: Sender<Input>,
 }
 
@@ -40,7 +49,14 @@ impl Transfers {
         let this = self.clone();
         tokio::spawn(async move {
             let hashes = tasks.iter().map(|(_, path)| path.hash_part().to_owned()).collect();
-            let result = this.client(cache).missing(hashes).await.map(|missing| {
+            let client = this.client(cache);
+            let result = client.missing(hashes).await;
+            // The question makes the client look for the cache when it has not
+            // yet, and its upstream keys must be known before anything is sent.
+            if let Some(config) = client.config() {
+                this.facts.set_upstream(cache.0, config.upstream_cache_key_names.unwrap_or_default());
+            }
+            let result = result.map(|missing| {
                 tasks.iter().filter(|(_, p)| missing.contains(p.hash_part())).map(|(id, _)| *id).collect()
             });
             let tasks = tasks.into_iter().map(|(id, _)| id).collect();
@@ -72,8 +88,8 @@ impl Transfers {
     }
 
     async fn send(&self, cache: CacheId, path: StorePath) -> Sent {
-        let info = match self.info(path).await {
-            Ok(Some(info)) => info,
+        let (info, small) = match self.read(path).await {
+            Ok(Some(read)) => read,
             Ok(None) => return Sent::Collected,
             Err(reason) => return Sent::Unreadable(reason),
         };
@@ -82,8 +98,17 @@ impl Transfers {
         }
         let client = self.client(cache);
         let upload = upload_info(client.cache().clone(), &self.store_dir, &info);
-        let file = self.store_dir.as_path().join(info.path.base());
-        match client.upload(&upload, self.paced(nar::stream(file))).await {
+        let nar = match small {
+            Some(nar) => Either::Left(stream::once(ready(Ok(Bytes::from(nar))))),
+            None => Either::Right(nar::stream(self.file(&info.path))),
+        };
+        let sent = Arc::clone(&self.sent);
+        let nar = nar.inspect(move |chunk| {
+            if let Ok(chunk) = chunk {
+                sent.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+            }
+        });
+        match client.upload(&upload, self.paced(nar)).await {
             Ok(uploaded) => Sent::Done(uploaded, info.nar_size),
             // Reading failed: when the path is gone by now, that is why.
             Err(error) => match self.info(info.path).await {
@@ -91,6 +116,11 @@ impl Transfers {
                 Ok(Some(_)) | Err(_) => Sent::Failed(error),
             },
         }
+    }
+
+    /// Bytes read for uploads so far, also for those that are under way.
+    pub(super) fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
     }
 
     /// The highest number that the Nix database has given. Blocks for a moment.
@@ -115,8 +145,29 @@ impl Transfers {
         read(&reader.0).map_err(|e| e.to_string())
     }
 
+    fn file(&self, path: &StorePath) -> PathBuf {
+        self.store_dir.as_path().join(path.base())
+    }
+
+    /// What the store knows of a path now, and its NAR when that is small: both
+    /// in one go, since for a small path the way to a thread that may block and
+    /// back is the dearest part. When reading fails, the stream tells why.
+    async fn read(&self, path: StorePath) -> Result<Option<(PathInfo, Option<Vec<u8>>)>, String> {
+        let this = self.clone();
+        let read = move || {
+            let Some(info) = this.with_journal(|j| j.info(&path))? else { return Ok(None) };
+            let size = usize::try_from(info.nar_size).ok().filter(|size| *size <= SMALL);
+            let nar = size.and_then(|size| nar::whole(&this.file(&path), size).ok().flatten());
+            Ok(Some((info, nar)))
+        };
+        tokio::task::spawn_blocking(read).await.unwrap_or_else(|e| Err(e.to_string()))
+    }
+
     /// The NAR at the rate that is allowed.
-    fn paced(&self, nar: NarStream) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
+    fn paced<S>(&self, nar: S) -> impl Stream<Item = io::Result<Bytes>> + Send + use<S>
+    where
+        S: Stream<Item = io::Result<Bytes>> + Send + 'static,
+    {
         let Some(rate) = self.rate.clone() else { return Either::Left(nar) };
         Either::Right(nar.then(move |chunk| {
             let wait = chunk.as_ref().map_or(Duration::ZERO, |c| rate.reserve(c.len(), Instant::now()));

@@ -52,7 +52,9 @@ impl Flow {
         c.gate.failed(failure, None, now, &mut self.rng);
         match failure {
             Failure::Unreachable | Failure::Refused => {}
-            Failure::Transient { retry_after } => {
+            Failure::Transient { .. } | Failure::Store => {
+                let retry_after =
+                    if let Failure::Transient { retry_after } = failure { retry_after } else { None };
                 c.ask_attempt += 1;
                 let wait = Backoff::UPLOAD.wait(c.ask_attempt, &mut self.rng);
                 c.ask_rest = Some(now.after(wait.max(bounded(retry_after))));

@@ -120,6 +120,9 @@ pub enum Failure {
     Rejected,
     /// The path could not be read here.
     Local,
+    /// The store's database could not be read: says nothing about the path, nor
+    /// about the cache.
+    Store,
 }
 
 /// Why a task is parked.

@@ -137,7 +137,8 @@ impl Gate {
             | Failure::Mismatch
             | Failure::TooLarge
             | Failure::Rejected
-            | Failure::Local => {}
+            | Failure::Local
+            | Failure::Store => {}
         }
     }
 
@@ -171,7 +172,7 @@ impl Gate {
                 self.state = State::Open { strikes: 0 };
                 true
             }
-            Err(Failure::Unreachable | Failure::Transient { .. } | Failure::Local) => {
+            Err(Failure::Unreachable | Failure::Transient { .. } | Failure::Local | Failure::Store) => {
                 self.close(false, now, rng);
                 false
             }

@@ -192,6 +192,11 @@ impl Flow {
         self.tasks.contains_key(&task)
     }
 
+    /// Whether a task is given up for now.
+    pub fn is_parked(&self, task: TaskId) -> bool {
+        self.tasks.get(&task).is_some_and(Task::is_parked)
+    }
+
     pub(super) fn cache(&mut self, cache: CacheId) -> Option<&mut Cache> {
         self.caches.get_mut(usize::from(cache.0))
     }
@@ -246,6 +251,7 @@ impl Flow {
         let wait = Backoff::UPLOAD.wait(task.attempts, &mut self.rng);
         match failure {
             Failure::Refused => self.make_ready(id),
+            Failure::Store => self.rest(id, now.after(wait)),
             // The gate is closed now. A path that brings the connection down
             // every time waits on its own, so that it costs nobody else.
             Failure::Unreachable if task.attempts <= 2 => self.make_ready(id),

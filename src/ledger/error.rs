@@ -61,7 +61,7 @@ pub enum LedgerError {
 
 impl LedgerError {
     /// The storage is at fault, not the command: the same may work later.
-    pub(super) fn is_storage(&self) -> bool {
+    pub fn is_storage(&self) -> bool {
         matches!(self, Self::Full(_) | Self::Io(_) | Self::Corrupt(_))
     }
 }

@@ -22,6 +22,9 @@ use super::{MAX_ERROR, number, stored};
 
 type Result<T> = std::result::Result<T, LedgerError>;
 
+/// A settling and the next look may be written down in another order.
+const CLOCK_SLACK: i64 = 60_000;
+
 /// What [`lookup`] finds: id, state, when settled.
 pub(super) type Found = Option<(ItemId, ItemState, i64)>;
 
@@ -109,7 +112,11 @@ fn take_in(conn: &Connection, cache: i64, new: &NewItem, at: i64) -> Result<(Ite
     let again = match old {
         ItemState::Pending | ItemState::Uploading => false,
         ItemState::Failed => new.retry_failed,
-        ItemState::Pushed | ItemState::Cached | ItemState::Upstream => confirmed_at < new.recheck_before,
+        // One from the future was written before the clock was put back, who
+        // knows how long ago.
+        ItemState::Pushed | ItemState::Cached | ItemState::Upstream => {
+            new.recheck_before > 0 && (confirmed_at < new.recheck_before || confirmed_at > at + CLOCK_SLACK)
+        }
         // Says nothing about the cache: whatever is known now is better.
         ItemState::Skipped | ItemState::Collected => old != new.state,
     };

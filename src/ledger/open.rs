@@ -66,7 +66,9 @@ fn connect(path: &Path) -> Result<Connection, LedgerError> {
         path,
         OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
     )?;
-    conn.busy_timeout(Duration::from_secs(5))?;
+    // Nobody else should have it open. Somebody who looks at it may lock it for a
+    // moment; longer, and everything that only wants to read would wait as well.
+    conn.busy_timeout(Duration::from_millis(500))?;
     conn.set_prepared_statement_cache_capacity(64);
     // Before anything is written: a file of a later version, or of somebody else, stays untouched.
     let found = schema::version(&conn)?;

@@ -1,5 +1,6 @@
 //! The thread that owns the connection. Takes commands from a bounded queue,
 //! puts what has piled up into one transaction, and answers after the commit.
+//! What nobody waits for piles up for a moment first.
 //! Must not know what the commands mean.
 //!
 //! When the storage fails (full, read-only, I/O errors), whoever waits gets the
@@ -9,7 +10,7 @@
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 
@@ -24,6 +25,9 @@ const MAX_KEPT: usize = 65_536;
 /// Kept commands tried at once: a failing write should fail after little work.
 const RETRY_CHUNK: usize = 256;
 const RETRY_EVERY: Duration = Duration::from_secs(1);
+/// How long changes that nobody waits for may wait for others to come along: a
+/// commit costs as much as some twenty of them.
+const LINGER: Duration = Duration::from_millis(10);
 
 /// A change nobody waits for.
 #[derive(Debug)]
@@ -118,12 +122,7 @@ impl Writer {
             };
             match next {
                 Ok(first) => {
-                    let mut batch = vec![first];
-                    while batch.len() < MAX_BATCH
-                        && let Ok(more) = self.queue.try_recv()
-                    {
-                        batch.push(more);
-                    }
+                    let batch = self.gather(first);
                     self.batch(batch);
                 }
                 Err(RecvTimeoutError::Timeout) => {
@@ -139,6 +138,23 @@ impl Writer {
                 "ledger: closed while it could not be written; what was not recorded is checked again at the next start"
             );
         }
+    }
+
+    /// What is there, and while nobody waits for an answer, what comes soon.
+    fn gather(&self, first: Command) -> Vec<Command> {
+        let until = Instant::now() + LINGER;
+        let mut waited_for = !matches!(first, Command::Note(_));
+        let mut batch = vec![first];
+        while batch.len() < MAX_BATCH {
+            let left =
+                if waited_for { Duration::ZERO } else { until.saturating_duration_since(Instant::now()) };
+            let next =
+                if left.is_zero() { self.queue.try_recv().ok() } else { self.queue.recv_timeout(left).ok() };
+            let Some(next) = next else { break };
+            waited_for |= !matches!(next, Command::Note(_));
+            batch.push(next);
+        }
+        batch
     }
 
     fn batch(&mut self, mut batch: Vec<Command>) {

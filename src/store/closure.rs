@@ -4,11 +4,19 @@
 
 use std::collections::HashMap;
 
-use rusqlite::CachedStatement;
-
 use super::info::PathInfo;
 use super::journal::{Journal, JournalError};
 use super::path::StorePath;
+
+/// A closure as row numbers: what tens of thousands of paths need of memory
+/// before they are looked at one by one.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct ClosureIds {
+    /// References before referrers.
+    pub ids: Vec<i64>,
+    /// Roots that are not valid.
+    pub invalid: Vec<StorePath>,
+}
 
 /// A closure, or the part of it that was entered.
 #[derive(Debug, Default)]
@@ -17,19 +25,6 @@ pub struct Closure {
     pub paths: Vec<PathInfo>,
     /// Roots that are not valid.
     pub invalid: Vec<StorePath>,
-}
-
-/// A path that was met.
-struct Met {
-    path: StorePath,
-    /// Where it is in the list of entered paths.
-    entered: Option<usize>,
-}
-
-/// A path that was entered, with the rows it refers to.
-struct Entered {
-    info: PathInfo,
-    references: Vec<i64>,
 }
 
 impl Journal {
@@ -45,88 +40,85 @@ impl Journal {
     ) -> Result<Closure, JournalError> {
         // One snapshot: a collection that runs meanwhile cannot tear it.
         let snapshot = self.db.unchecked_transaction()?;
-        let mut walk = Walk {
-            journal: self,
-            enter,
-            row: self.by_id_query()?,
-            path: self.db.prepare_cached("select path from ValidPaths where id = ?1")?,
-            references: self.db.prepare_cached("select reference from Refs where referrer = ?1")?,
-            met: HashMap::new(),
-            entered: Vec::new(),
+        let ClosureIds { ids, invalid } = self.walk(roots, enter)?;
+        let paths = {
+            let mut read = self.reader()?;
+            ids.iter().map(|id| read.row(*id)).collect::<Result<_, _>>()?
         };
+        snapshot.finish()?;
+        Ok(Closure { paths, invalid })
+    }
+
+    /// The same as row numbers; [`Journal::infos`] tells what they stand for.
+    pub fn closure_ids(
+        &self,
+        roots: &[StorePath],
+        enter: &mut dyn FnMut(i64) -> bool,
+    ) -> Result<ClosureIds, JournalError> {
+        let snapshot = self.db.unchecked_transaction()?;
+        let found = self.walk(roots, enter)?;
+        snapshot.finish()?;
+        Ok(found)
+    }
+
+    fn walk(
+        &self,
+        roots: &[StorePath],
+        enter: &mut dyn FnMut(i64) -> bool,
+    ) -> Result<ClosureIds, JournalError> {
+        let mut walk = Walk { enter, met: HashMap::new(), entered: Vec::new(), edges: Vec::new() };
         let mut invalid = Vec::new();
         for root in roots {
             match self.id_of(root)? {
-                Some(id) => walk.meet(id)?,
+                Some(id) => drop(walk.meet(id)),
                 None => invalid.push(root.clone()),
             }
         }
+        let mut query = self.db.prepare_cached("select reference from Refs where referrer = ?1")?;
         let mut at = 0;
         while at < walk.entered.len() {
-            walk.descend(at)?;
+            let mut rows = query.query([walk.entered[at]])?;
+            let mut edges = Vec::new();
+            while let Some(row) = rows.next()? {
+                edges.extend(walk.meet(row.get(0)?));
+            }
+            walk.edges[at] = edges;
             at += 1;
         }
-        let Walk { entered, met, .. } = walk;
-        let paths = in_order(entered, &met);
-        snapshot.finish()?;
-        Ok(Closure { paths, invalid })
+        let order = in_order(&walk.edges);
+        Ok(ClosureIds { ids: order.into_iter().map(|at| walk.entered[at]).collect(), invalid })
     }
 }
 
 struct Walk<'a> {
-    journal: &'a Journal,
     enter: &'a mut dyn FnMut(i64) -> bool,
-    // Kept for the whole walk: looking each up anew costs as much as running it.
-    row: CachedStatement<'a>,
-    path: CachedStatement<'a>,
-    references: CachedStatement<'a>,
-    met: HashMap<i64, Met>,
-    entered: Vec<Entered>,
+    /// Rows that were met, and where among the entered ones they are.
+    met: HashMap<i64, Option<usize>>,
+    entered: Vec<i64>,
+    /// What each entered row refers to, of the entered ones.
+    edges: Vec<Vec<usize>>,
 }
 
 impl Walk<'_> {
-    fn meet(&mut self, id: i64) -> Result<(), JournalError> {
-        if self.met.contains_key(&id) {
-            return Ok(());
+    fn meet(&mut self, id: i64) -> Option<usize> {
+        if let Some(known) = self.met.get(&id) {
+            return *known;
         }
-        let (path, entered) = if (self.enter)(id) {
-            let info = self.journal.by_id(&mut self.row, id)?;
-            let path = info.path.clone();
-            self.entered.push(Entered { info, references: Vec::new() });
-            (path, Some(self.entered.len() - 1))
-        } else {
-            let path: String = self.path.query_row([id], |row| row.get(0))?;
-            (self.journal.path_in(id, &path)?, None)
-        };
-        self.met.insert(id, Met { path, entered });
-        Ok(())
-    }
-
-    fn descend(&mut self, at: usize) -> Result<(), JournalError> {
-        let id = self.entered[at].info.id;
-        let references: Vec<i64> =
-            self.references.query_map([id], |row| row.get(0))?.collect::<Result<_, _>>()?;
-        for &id in &references {
-            self.meet(id)?;
+        let place = (self.enter)(id).then_some(self.entered.len());
+        if place.is_some() {
+            self.entered.push(id);
+            self.edges.push(Vec::new());
         }
-        let mut names: Vec<StorePath> =
-            references.iter().filter_map(|id| self.met.get(id)).map(|met| met.path.clone()).collect();
-        names.sort_unstable();
-        self.entered[at].info.references = names;
-        self.entered[at].references = references;
-        Ok(())
+        self.met.insert(id, place);
+        place
     }
 }
 
 /// Depth-first, each path after what it refers to; a stack of its own, since
 /// chains of references can be longer than a thread's stack allows.
-fn in_order(entered: Vec<Entered>, met: &HashMap<i64, Met>) -> Vec<PathInfo> {
-    let (mut infos, edges): (Vec<Option<PathInfo>>, Vec<Vec<usize>>) = entered
-        .into_iter()
-        .map(|e| (Some(e.info), e.references.iter().filter_map(|id| met.get(id)?.entered).collect()))
-        .unzip();
-    let mut seen = vec![false; infos.len()];
-    let mut paths = Vec::with_capacity(infos.len());
+fn in_order(edges: &[Vec<usize>]) -> Vec<usize> {
+    let mut seen = vec![false; edges.len()];
+    let mut order = Vec::with_capacity(edges.len());
     let mut stack: Vec<(usize, usize)> = Vec::new();
     for start in 0..edges.len() {
         if !std::mem::replace(&mut seen[start], true) {
@@ -139,10 +131,10 @@ fn in_order(entered: Vec<Entered>, met: &HashMap<i64, Met>) -> Vec<PathInfo> {
                     stack.push((reference, 0));
                 }
             } else {
-                paths.extend(infos[*node].take());
+                order.push(*node);
                 stack.pop();
             }
         }
     }
-    paths
+    order
 }

@@ -171,7 +171,10 @@ impl Keeper {
     }
 
     fn lose(&mut self, why: String) {
-        self.watch = None;
+        let watch = self.watch.take();
+        // A watcher whose thread has died panics when it is dropped (notify 9:
+        // it cannot tell the thread to end). That must not end this one too.
+        let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || drop(watch)));
         {
             let mut health = self.bell.health();
             health.watching = false;

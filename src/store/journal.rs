@@ -12,7 +12,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
-use rusqlite::{CachedStatement, Connection, ErrorCode, OpenFlags, OptionalExtension as _, Row};
+use rusqlite::{CachedStatement, Connection, ErrorCode, OpenFlags, OptionalExtension as _, Row, Statement};
 
 use super::info::{NarHash, PathInfo};
 use super::path::{StoreDir, StorePath};
@@ -133,6 +133,30 @@ macro_rules! rows {
     };
 }
 
+const REFERENCES: &str =
+    "select v.path from Refs r join ValidPaths v on v.id = r.reference where r.referrer = ?1";
+
+/// Rows by their ids, many: the statements are kept meanwhile, since looking
+/// each up anew costs as much as running it.
+pub(super) struct Reader<'a> {
+    journal: &'a Journal,
+    row: CachedStatement<'a>,
+    references: CachedStatement<'a>,
+}
+
+impl Reader<'_> {
+    /// A row with its references.
+    pub(super) fn row(&mut self, id: i64) -> Result<PathInfo, JournalError> {
+        let mut info = {
+            let mut rows = self.row.query([id])?;
+            let gone = || JournalError::Row { id, reason: "referred to, but not there".to_owned() };
+            self.journal.row(rows.next()?.ok_or_else(gone)?)?
+        };
+        info.references = self.journal.references_by(&mut self.references, id)?;
+        Ok(info)
+    }
+}
+
 impl Journal {
     /// Opens `<state_dir>/db/db.sqlite` and checks its schema.
     pub fn open(state_dir: &Path, store_dir: &StoreDir) -> Result<Self, JournalError> {
@@ -233,23 +257,40 @@ impl Journal {
         Ok(query.query_row([self.store_dir.full(path)], |row| row.get(0)).optional()?)
     }
 
-    /// Finds a row by its id; for [`Self::by_id`].
-    pub(super) fn by_id_query(&self) -> Result<CachedStatement<'_>, JournalError> {
-        Ok(self.db.prepare_cached(rows!("where id = ?1"))?)
+    /// What these row numbers stand for, in their order. One that is gone, or
+    /// makes no sense, is left out: the rest must not wait for it.
+    pub fn infos(&self, ids: &[i64]) -> Result<Vec<PathInfo>, JournalError> {
+        let snapshot = self.db.unchecked_transaction()?;
+        let mut found = Vec::with_capacity(ids.len());
+        {
+            let mut read = self.reader()?;
+            for id in ids {
+                match read.row(*id) {
+                    Ok(info) => found.push(info),
+                    Err(JournalError::Row { id, reason }) => {
+                        tracing::warn!(id, reason, "a row of the Nix database is left out");
+                    }
+                    Err(other) => return Err(other),
+                }
+            }
+        }
+        snapshot.finish()?;
+        Ok(found)
     }
 
-    /// A row by its id, references left empty.
-    pub(super) fn by_id(&self, query: &mut CachedStatement<'_>, id: i64) -> Result<PathInfo, JournalError> {
-        let mut rows = query.query([id])?;
-        let row =
-            rows.next()?.ok_or(JournalError::Row { id, reason: "referred to, but not there".to_owned() })?;
-        self.row(row)
+    pub(super) fn reader(&self) -> Result<Reader<'_>, JournalError> {
+        Ok(Reader {
+            journal: self,
+            row: self.db.prepare_cached(rows!("where id = ?1"))?,
+            references: self.db.prepare_cached(REFERENCES)?,
+        })
     }
 
     fn references(&self, id: i64) -> Result<Vec<StorePath>, JournalError> {
-        let mut query = self.db.prepare_cached(
-            "select v.path from Refs r join ValidPaths v on v.id = r.reference where r.referrer = ?1",
-        )?;
+        self.references_by(&mut *self.db.prepare_cached(REFERENCES)?, id)
+    }
+
+    fn references_by(&self, query: &mut Statement<'_>, id: i64) -> Result<Vec<StorePath>, JournalError> {
         let mut rows = query.query([id])?;
         let mut references = Vec::new();
         while let Some(row) = rows.next()? {

@@ -20,17 +20,30 @@ pub struct RootsError {
 }
 
 /// A directory of GC roots, one symlink a path, named as the path.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Roots {
     dir: PathBuf,
     store_dir: StoreDir,
+    /// Held while this lives: another one would clear our roots as stale.
+    _lock: std::fs::File,
 }
 
 impl Roots {
-    /// Makes the directory if need be. Nothing else may put files there.
+    /// Makes the directory if need be. Nothing else may put files there, and
+    /// only one process at a time may use it.
     pub fn new(dir: &Path, store_dir: &StoreDir) -> Result<Self, RootsError> {
-        std::fs::create_dir_all(dir).map_err(|error| RootsError { path: dir.to_owned(), error })?;
-        Ok(Self { dir: dir.to_owned(), store_dir: store_dir.clone() })
+        let failed = |error| RootsError { path: dir.to_owned(), error };
+        std::fs::create_dir_all(dir).map_err(failed)?;
+        let lock = std::fs::File::open(dir).map_err(failed)?;
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(|error| {
+            match error {
+                rustix::io::Errno::WOULDBLOCK => failed(io::Error::other("another process uses it")),
+                other => failed(other.into()),
+            }
+        })?;
+        // Whether links can be made is better known now than with the first path.
+        rustix::fs::access(dir, rustix::fs::Access::WRITE_OK).map_err(|e| failed(e.into()))?;
+        Ok(Self { dir: dir.to_owned(), store_dir: store_dir.clone(), _lock: lock })
     }
 
     /// Protects a path; again does no harm. Making a symlink is atomic: there is

@@ -25,7 +25,7 @@ const STORE: &str = "/nix/store";
 const PATH: &str = "/nix/store/00000000000000000000000000000000-a";
 
 /// A server whose daemon is a closure.
-struct Scripted {
+pub struct Scripted {
     dir: TempDir,
     runtime: Option<tokio::runtime::Runtime>,
     shutdown: CancellationToken,
@@ -34,7 +34,7 @@ struct Scripted {
 }
 
 impl Scripted {
-    fn new(script: impl FnMut(Incoming) + Send + 'static) -> Self {
+    pub fn new(script: impl FnMut(Incoming) + Send + 'static) -> Self {
         Self::at(tempfile::tempdir().unwrap(), Limits::default(), script)
     }
 
@@ -58,19 +58,19 @@ impl Scripted {
     }
 
     /// Always the same reply.
-    fn saying(reply: Reply) -> Self {
+    pub fn saying(reply: Reply) -> Self {
         Self::new(move |incoming| incoming.responder.reply(reply.clone()))
     }
 
-    fn socket(&self) -> PathBuf {
+    pub fn socket(&self) -> PathBuf {
         self.dir.path().join("s")
     }
 
-    fn requests(&self) -> Vec<Request> {
+    pub fn requests(&self) -> Vec<Request> {
         self.seen.lock().unwrap().iter().map(|(r, _)| r.clone()).collect()
     }
 
-    fn ctl(&self, args: &[&str]) -> Command {
+    pub fn ctl(&self, args: &[&str]) -> Command {
         ctl(&self.socket(), args)
     }
 
@@ -98,7 +98,7 @@ impl Drop for Scripted {
     }
 }
 
-fn ctl(socket: &Path, args: &[&str]) -> Command {
+pub fn ctl(socket: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_flywheelctl"));
     command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
     command.env("FLYWHEEL_SOCKET", socket).args(args).stdin(Stdio::null());
@@ -106,16 +106,16 @@ fn ctl(socket: &Path, args: &[&str]) -> Command {
 }
 
 /// Exit status, standard output, standard error.
-fn run(command: &mut Command) -> (i32, String, String) {
+pub fn run(command: &mut Command) -> (i32, String, String) {
     said(&command.output().unwrap())
 }
 
-fn said(out: &Output) -> (i32, String, String) {
+pub fn said(out: &Output) -> (i32, String, String) {
     let text = |b: &[u8]| String::from_utf8(b.to_vec()).unwrap();
     (out.status.code().unwrap(), text(&out.stdout), text(&out.stderr))
 }
 
-fn summary() -> Summary {
+pub fn summary() -> Summary {
     Summary {
         session: Some("s1".into()),
         cache: "main".into(),
@@ -128,7 +128,7 @@ fn summary() -> Summary {
     }
 }
 
-fn partial() -> Summary {
+pub fn partial() -> Summary {
     let failed = vec![Failed {
         path: PATH.into(),
         error: "413 too\u{1b}[31m large".into(),

@@ -13,11 +13,24 @@
 mod attribution_jobs;
 mod attribution_life;
 mod control;
+mod daemon_caches;
+mod daemon_cases;
+mod daemon_commands;
+mod daemon_failures;
+mod daemon_restart;
 mod daemon_story;
 mod embedded;
 mod house;
+mod nothing_lost_roots;
+mod nothing_lost_trouble;
 mod observe;
+mod quickstart;
 mod support;
+
+mod ci_files;
+mod ci_gitlab;
+mod ci_jobs;
+mod ci_manner;
 
 mod store_closure;
 mod store_doorbell;

@@ -91,6 +91,10 @@ fn same(path: &Path) {
     let nix = by_nix(path);
     assert!(dumped(path) == nix, "dump differs");
     assert!(streamed(path).unwrap() == nix, "stream differs");
+    assert!(nar::whole(path, nix.len()).unwrap().unwrap() == nix, "whole differs");
+    for less in [1, nix.len() / 2, nix.len()] {
+        assert!(nar::whole(path, nix.len() - less).unwrap().is_none(), "{less} bytes too long");
+    }
 }
 
 proptest! {
@@ -190,6 +194,13 @@ fn a_sparse_file_of_eight_gib_in_bounded_memory() {
     assert!(sink.start[..4096] == start);
 }
 
+/// Whether this process has the file open.
+fn is_open(file: &Path) -> bool {
+    std::fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .any(|fd| fd.is_ok_and(|fd| std::fs::read_link(fd.path()).is_ok_and(|to| to == file)))
+}
+
 #[test]
 fn a_dropped_stream_ends_its_thread() {
     let dir = tempfile::tempdir().unwrap();
@@ -197,12 +208,15 @@ fn a_dropped_stream_ends_its_thread() {
     std::fs::File::create(&at).unwrap().set_len(1 << 40).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
-        let mut stream = nar::stream(at);
+        let mut stream = nar::stream(at.clone());
         assert!(stream.next().await.unwrap().is_ok());
+        assert!(is_open(&at));
     });
-    // Waits for blocking threads: with one that reads on to a terabyte, or waits
-    // for a reader that is gone, this would not return.
-    drop(runtime);
+    // With a thread that reads on to a terabyte, or waits for a reader that is
+    // gone, this would not end.
+    while is_open(&at) {
+        std::thread::yield_now();
+    }
 }
 
 #[test]

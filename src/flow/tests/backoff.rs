@@ -133,7 +133,25 @@ fn poisoned(poison: &[(TaskId, Failure)]) -> Sim<Poisoned> {
     Sim::new(vec![Flow::new(&[CacheLimits { least: 2, most: 8 }], 3)], server)
 }
 
-const ALWAYS: [Failure; 3] = [Failure::Unreachable, Failure::Transient { retry_after: None }, Failure::Local];
+const ALWAYS: [Failure; 4] =
+    [Failure::Unreachable, Failure::Transient { retry_after: None }, Failure::Local, Failure::Store];
+
+#[test]
+fn a_store_that_cannot_be_read_parks_nothing_and_closes_no_gate() {
+    let mut flow = flow(1);
+    flow.step(admit(vec![task(1, &[], &[])]), Time(0));
+    flow.step(missing([1]), Time(0));
+    let mut now = Time(0);
+    for attempt in 1..1_000 {
+        let actions = flow.step(Event::UploadFailed(1, Failure::Store), now);
+        assert!(actions.is_empty(), "{attempt}: {actions:?}");
+        let Some(Phase::Resting(until)) = phase(&flow, 1) else { panic!("{attempt}: it does not rest") };
+        assert!(until > now && until <= now.after(Backoff::UPLOAD.cap));
+        now = until;
+        assert_eq!(flow.step(Event::Tick, now), [Action::Upload(MAIN, 1, attempt + 1)]);
+    }
+    assert_eq!(flow.view(MAIN).unwrap().state, GateState::Online);
+}
 
 #[test]
 fn one_poisonous_path_does_not_hold_up_a_thousand() {

@@ -75,6 +75,7 @@ fn failure() -> impl Strategy<Value = Failure> {
         1 => Just(Failure::TooLarge),
         1 => Just(Failure::Rejected),
         2 => Just(Failure::Local),
+        2 => Just(Failure::Store),
     ]
 }
 

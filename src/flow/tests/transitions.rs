@@ -71,6 +71,7 @@ fn events() -> Vec<(&'static str, Event)> {
         ("too large", up(Failure::TooLarge)),
         ("rejected", up(Failure::Rejected)),
         ("local", up(Failure::Local)),
+        ("store", up(Failure::Store)),
         ("collected", Event::Collected(1)),
         ("probed", Event::Probed(MAIN, Ok(()))),
         ("probe failed", Event::Probed(MAIN, Err(Failure::Unreachable))),
@@ -122,6 +123,7 @@ uploading | mismatch          | uploading | upload1#2
 uploading | too large         | parked    | parked1
 uploading | rejected          | parked    | parked1
 uploading | local             | resting   |
+uploading | store             | resting   |
 uploading | collected         | unknown   | collected1
 resting   | collected         | unknown   | collected1
 parked    | collected         | unknown   | collected1

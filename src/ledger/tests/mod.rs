@@ -69,6 +69,21 @@ fn one(ledger: &Ledger, new: NewItem) -> (ItemId, ItemState, bool) {
 }
 
 #[test]
+fn a_confirmation_from_the_future_is_not_believed_for_ever() {
+    const HOUR: i64 = 3_600_000;
+    let (_dir, ledger) = new_ledger();
+    let (id, ..) = one(&ledger, item(1, &[]));
+    // The clock was ahead, and is put back.
+    ledger.settle(id, Settle { at: 100 * HOUR, ..to(ItemState::Pushed) });
+    let again = |at: i64| {
+        let new = NewItem { recheck_before: at - HOUR, ..item(1, &[]) };
+        ledger.admit(Admit { cursor: None, items: vec![new], at }).unwrap().items[0].2
+    };
+    assert!(!again(100 * HOUR - 1000), "a moment is no jump");
+    assert!(again(50 * HOUR));
+}
+
+#[test]
 fn an_item_goes_from_admitted_to_pushed() {
     let (_dir, ledger) = new_ledger();
     let s = session(&ledger, "s");

@@ -51,6 +51,23 @@ impl NarError {
     }
 }
 
+/// The NAR of `path` in memory, for a path that is known to be small: one read
+/// on a thread that may block, where a stream costs a thread of its own and a
+/// hand-over for each chunk. `None` when it is longer than `size`.
+pub fn whole(path: &Path, size: usize) -> Result<Option<Vec<u8>>, NarError> {
+    let mut all = None;
+    let mut emit = |chunk: Vec<u8>| match all.replace(chunk) {
+        // Whatever more there is finds a little room, and is refused next time.
+        None => Ok(Vec::with_capacity(64)),
+        Some(_) => Err(std::io::ErrorKind::FileTooLarge.into()),
+    };
+    match Encoder::new(Vec::with_capacity(size), &mut emit).encode(path) {
+        Ok(()) => Ok(all),
+        Err(NarError::Write(_)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Writes the NAR of `path`; its length.
 pub fn dump(path: &Path, out: &mut dyn Write) -> Result<u64, NarError> {
     let mut written = 0;

@@ -1,4 +1,7 @@
-//! A NAR as a stream of chunks, read by a blocking thread with back-pressure.
+//! A NAR as a stream of chunks, read by a thread of its own with back-pressure.
+//! Not one of the runtime's: those are counted, and a thread that waits for a
+//! slow server would keep one from whoever must end that wait, such as a cache
+//! in the same process.
 //!
 //! Must not know: who reads it. In memory are the chunk being filled, those in
 //! the channel, and the one being read.
@@ -41,8 +44,8 @@ enum Message {
     End(io::Result<()>),
 }
 
-/// Streams the NAR of `path`. Must be polled inside a Tokio runtime. After an
-/// error the stream ends; an archive without an error is whole.
+/// Streams the NAR of `path`. After an error the stream ends; an archive
+/// without an error is whole.
 pub fn stream(path: PathBuf) -> NarStream {
     NarStream(State::Idle(path))
 }
@@ -54,7 +57,11 @@ impl Stream for NarStream {
         if let State::Idle(path) = &mut self.0 {
             let path = std::mem::take(path);
             let (sender, receiver) = channel(WAITING);
-            tokio::task::spawn_blocking(move || run(path, &sender));
+            let thread = std::thread::Builder::new().name("nar".to_owned());
+            if let Err(error) = thread.spawn(move || run(path, &sender)) {
+                self.0 = State::Ended;
+                return Poll::Ready(Some(Err(error)));
+            }
             self.0 = State::Running(receiver);
         }
         let State::Running(receiver) = &mut self.0 else { return Poll::Ready(None) };

@@ -3,11 +3,12 @@
 //! what it started ends with it, and a test that fails prints the daemon's log.
 
 use std::fs::File;
-use std::io::ErrorKind;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -25,12 +26,33 @@ pub const EMBEDDED: &str = "[caches.main]\nendpoints = \"embedded\"\n[embedded]\
 pub struct Daemon {
     pub nix: PrivateNix,
     child: Option<Child>,
-    notify: UnixDatagram,
-    /// What came on the notify socket since the last start.
-    told: Vec<String>,
+    /// Held open also when nobody reads it any more.
+    _notify: UnixDatagram,
+    told: Arc<Told>,
     starts: u32,
     /// Environment beside `PATH` and `NOTIFY_SOCKET`.
     pub env: Vec<(String, String)>,
+}
+
+/// What came on the notify socket since the last start.
+#[derive(Default)]
+struct Told {
+    lines: Mutex<Vec<String>>,
+    more: Condvar,
+    deaf: AtomicBool,
+}
+
+/// Reads the notify socket, as systemd does: at once and all of it.
+fn listen(socket: &UnixDatagram, told: &Told) {
+    let mut buffer = [0; 4096];
+    while let Ok(n) = socket.recv(&mut buffer) {
+        let text = String::from_utf8_lossy(&buffer[..n]).into_owned();
+        told.lines.lock().unwrap().extend(text.lines().map(str::to_owned));
+        told.more.notify_all();
+        if told.deaf.load(Ordering::Acquire) {
+            return;
+        }
+    }
 }
 
 /// How a command ended and what it said.
@@ -74,8 +96,11 @@ impl Daemon {
     pub fn prepare(nix: PrivateNix, config: &str) -> Self {
         let socket = nix.path().join("notify");
         let notify = UnixDatagram::bind(&socket).unwrap();
-        let env = Vec::new();
-        let daemon = Self { nix, child: None, notify, told: Vec::new(), starts: 0, env };
+        let (env, told) = (Vec::new(), Arc::new(Told::default()));
+        let (reader, lines) = (notify.try_clone().unwrap(), Arc::clone(&told));
+        // Ends with the test's process.
+        std::thread::spawn(move || listen(&reader, &lines));
+        let daemon = Self { nix, child: None, _notify: notify, told, starts: 0, env };
         daemon.configure(config);
         daemon
     }
@@ -120,7 +145,7 @@ impl Daemon {
     pub fn spawn(&mut self) {
         assert!(self.child.is_none(), "the daemon runs already");
         self.starts += 1;
-        self.told.clear();
+        self.told.lines.lock().unwrap().clear();
         let log = File::create(self.log_file(self.starts)).unwrap();
         let mut command = self.program();
         command.arg("--config").arg(self.config()).env("NOTIFY_SOCKET", self.nix.path().join("notify"));
@@ -147,41 +172,47 @@ impl Daemon {
     }
 
     /// What was told to the notify socket so far.
-    pub fn told(&mut self) -> &[String] {
-        self.notify.set_nonblocking(true).unwrap();
-        while self.receive() {}
-        self.notify.set_nonblocking(false).unwrap();
-        &self.told
-    }
-
-    /// Takes one datagram; false when there is none in time.
-    fn receive(&mut self) -> bool {
-        let mut buffer = [0; 4096];
-        match self.notify.recv(&mut buffer) {
-            Ok(n) => {
-                self.told.extend(String::from_utf8_lossy(&buffer[..n]).lines().map(str::to_owned));
-                true
-            }
-            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => false,
-            Err(e) => panic!("the notify socket: {e}"),
-        }
+    pub fn told(&self) -> Vec<String> {
+        self.told.lines.lock().unwrap().clone()
     }
 
     /// Waits until a line that is wanted was told; the line.
     pub fn until_told(&mut self, wanted: impl Fn(&str) -> bool) -> String {
-        // Short turns, so that a daemon that ended is noticed; the datagram itself ends the wait.
-        self.notify.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
-        let patience = std::time::Instant::now() + PATIENCE;
+        let patience = Instant::now() + PATIENCE;
+        let told = Arc::clone(&self.told);
+        let mut lines = told.lines.lock().unwrap();
         loop {
-            if let Some(line) = self.told.iter().find(|line| wanted(line)) {
+            if let Some(line) = lines.iter().find(|line| wanted(line)) {
                 return line.clone();
             }
-            if !self.receive() {
+            // Short turns, so that a daemon that ended is noticed; the line itself ends the wait.
+            let turn = told.more.wait_timeout(lines, Duration::from_millis(200)).unwrap();
+            lines = turn.0;
+            if turn.1.timed_out() {
                 let ended = self.child.as_mut().and_then(|child| child.try_wait().unwrap());
                 assert!(ended.is_none(), "the daemon ended: {ended:?}");
-                assert!(patience > std::time::Instant::now(), "not told: {:?}", self.told);
+                assert!(patience > Instant::now(), "not told: {lines:?}");
             }
         }
+    }
+
+    /// From here on nobody reads the notify socket, which is full already.
+    pub fn deafen(&self) {
+        self.told.deaf.store(true, Ordering::Release);
+        let socket = self.nix.path().join("notify");
+        let filler = UnixDatagram::unbound().unwrap();
+        // Wakes the reader, which leaves.
+        filler.send_to(b"deaf", &socket).unwrap();
+        self.until_line("deaf");
+        filler.set_nonblocking(true).unwrap();
+        while filler.send_to(b"more", &socket).is_ok() {}
+    }
+
+    fn until_line(&self, wanted: &str) {
+        let lines = self.told.lines.lock().unwrap();
+        let wait =
+            self.told.more.wait_timeout_while(lines, PATIENCE, |lines| !lines.iter().any(|l| l == wanted));
+        assert!(!wait.unwrap().1.timed_out(), "not told: {wanted}");
     }
 
     pub fn signal(&self, signal: Signal) {

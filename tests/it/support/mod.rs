@@ -1,6 +1,7 @@
 //! What the tests share: real parts, made small and private.
 
 pub mod cache;
+pub mod ci;
 pub mod daemon;
 pub mod multiuser;
 pub mod nix;

@@ -1,0 +1,117 @@
+//! Figures of single rooms, called as a library.
+
+use std::time::Instant;
+
+use flywheel::ledger::{Admit, Evidence, ItemState, Ledger, NewItem, NewSession, Settle};
+use flywheel::store::{Journal, NarHash, StoreDir, StorePath};
+
+use crate::nix::PrivateNix;
+use crate::report::figure;
+use crate::rig::ms;
+
+const PATHS: i64 = 50_000;
+
+fn base(n: i64) -> String {
+    format!("{n:032}-p{n}")
+}
+
+/// A closure of 50,000 paths with six references each, in a database that Nix made.
+pub fn closure() {
+    let nix = PrivateNix::new();
+    let dir = StoreDir::new(nix.store_dir().to_str().unwrap()).unwrap();
+    let mut db = rusqlite::Connection::open(nix.state_dir().join("db/db.sqlite")).unwrap();
+    let tx = db.transaction().unwrap();
+    for id in 1..=PATHS {
+        tx.prepare_cached(
+            "insert into ValidPaths (path, hash, registrationTime, narSize) values (?1, ?2, 1, 120)",
+        )
+        .unwrap()
+        .execute((format!("{}/{}", dir.as_str(), base(id)), NarHash([7; 32]).to_string()))
+        .unwrap();
+        let mut refs: Vec<i64> =
+            (1..=5).map(|k| (id * 7919 * k) % id).chain([id - 1]).filter(|r| *r > 0).collect();
+        refs.sort_unstable();
+        refs.dedup();
+        for reference in refs {
+            tx.prepare_cached("insert into Refs values (?1, ?2)").unwrap().execute((id, reference)).unwrap();
+        }
+    }
+    tx.commit().unwrap();
+    drop(db);
+    let root = StorePath::parse(&base(PATHS)).unwrap();
+    let took: Vec<f64> = (0..5)
+        .map(|_| {
+            let journal = Journal::open(&nix.state_dir(), &dir).unwrap();
+            let began = Instant::now();
+            let closure = journal.closure(std::slice::from_ref(&root), &mut |_| true).unwrap();
+            assert_eq!(closure.paths.len(), 50_000);
+            ms(began)
+        })
+        .collect();
+    figure(
+        "closure of 50,000",
+        "ms",
+        &took,
+        "Journal::closure on a fresh connection, about 5.5 references a path",
+    );
+}
+
+/// What a closure of 2,001 paths costs in the ledger.
+pub fn ledger() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut fresh, mut settle, mut known) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 0..5 {
+        let (ledger, _) = Ledger::open(&dir.path().join(format!("{round}.sqlite"))).unwrap();
+        let session = |id: &str| {
+            let session = NewSession {
+                id: id.to_owned(),
+                label: None,
+                cache: "main".to_owned(),
+                uid: 0,
+                gid: 0,
+                anchor_pid: None,
+                strict: false,
+                ci: None,
+                started_at: 1,
+                after: 0,
+            };
+            ledger.session_open(session).unwrap()
+        };
+        let batch = |session| Admit {
+            cursor: None,
+            at: 1,
+            items: (0..2001)
+                .map(|n| NewItem {
+                    cache: "main".to_owned(),
+                    path: base(n),
+                    nar_size: 120,
+                    state: ItemState::Pending,
+                    recheck_before: 0,
+                    retry_failed: false,
+                    sessions: vec![(session, Evidence::Closure)],
+                })
+                .collect(),
+        };
+        let first = batch(session("a"));
+        let began = Instant::now();
+        let admitted = ledger.admit(first).unwrap();
+        fresh.push(ms(began));
+        let began = Instant::now();
+        for (id, ..) in &admitted.items {
+            let state = ItemState::Pushed;
+            ledger.settle(
+                *id,
+                Settle { state, error_class: None, error: None, bytes: 120, attempts: 1, at: 2 },
+            );
+        }
+        ledger.sync().unwrap();
+        settle.push(ms(began));
+        let again = batch(session("b"));
+        let began = Instant::now();
+        ledger.admit(again).unwrap();
+        known.push(ms(began));
+    }
+    figure("ledger: admit 2,001", "ms", &fresh, "unknown items with a session, one transaction");
+    figure("ledger: settle 2,001", "ms", &settle, "one by one, until committed");
+    figure("ledger: admit 2,001 known", "ms", &known, "the same items again for another session");
+}

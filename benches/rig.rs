@@ -1,0 +1,172 @@
+//! A private Nix, an embedded cache in this process, and the daemon between
+//! them as a process of its own.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use flywheel::embedded::{self, Running};
+use tokio_util::sync::CancellationToken;
+
+use crate::nix::PrivateNix;
+
+/// Processor time and memory of a process, from `/proc`.
+#[derive(Debug, Clone, Copy)]
+pub struct Usage {
+    pub cpu_s: f64,
+    pub rss_mb: f64,
+    pub anon_mb: f64,
+    pub peak_mb: f64,
+    pub threads: f64,
+}
+
+/// The cache, served by this process.
+pub struct Cache {
+    runtime: tokio::runtime::Runtime,
+    stop: CancellationToken,
+    running: Option<Running>,
+    pub dir: PathBuf,
+}
+
+impl Cache {
+    pub fn start(dir: &Path, store_dir: &Path) -> Self {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let stop = CancellationToken::new();
+        let settings = embedded::Settings {
+            dir: dir.join("cache"),
+            listen: "127.0.0.1:0".parse().unwrap(),
+            caches: vec!["main".to_owned()],
+            public: true,
+            store_dir: store_dir.to_str().unwrap().to_owned(),
+            max_size: None,
+            max_nar_size: 1 << 40,
+            token_dir: dir.to_owned(),
+            priority: 40,
+            upstream_cache_key_names: Vec::new(),
+        };
+        std::fs::create_dir_all(dir).unwrap();
+        let running = runtime.block_on(embedded::start(settings, stop.clone())).unwrap();
+        Self { runtime, stop, running: Some(running), dir: dir.join("cache") }
+    }
+
+    fn running(&self) -> &Running {
+        self.running.as_ref().unwrap()
+    }
+
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.running().addr)
+    }
+
+    pub fn token_file(&self) -> &Path {
+        &self.running().push_token_file
+    }
+}
+
+impl Drop for Cache {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        if let Some(running) = self.running.take() {
+            let _ = self.runtime.block_on(running.task);
+        }
+    }
+}
+
+/// The daemon and how to reach it.
+pub struct Daemon {
+    child: Child,
+    socket: PathBuf,
+    dir: PathBuf,
+}
+
+impl Daemon {
+    /// Starts with an empty ledger in `dir`, and returns when it answers.
+    /// `cache`: endpoint and token file.
+    pub fn start(nix: &PrivateNix, dir: &Path, cache: (&str, &Path), extra: &str) -> Self {
+        std::fs::create_dir_all(dir).unwrap();
+        let socket = dir.join("socket");
+        let config = dir.join("flywheel.toml");
+        let (endpoint, token) = (cache.0, cache.1.display());
+        let text = format!(
+            "socket = {socket:?}\nstate_dir = {state:?}\n[nix]\nstore_dir = {store:?}\nstate_dir = {nix_state:?}\n\
+             [caches.main]\nendpoints = [\"{endpoint}\"]\ntoken_file = \"{token}\"\n{extra}\n",
+            state = dir.join("state"),
+            store = nix.store_dir(),
+            nix_state = nix.state_dir(),
+        );
+        std::fs::write(&config, text).unwrap();
+        let log = std::fs::File::create(dir.join("log")).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_flywheeld"))
+            .arg("--config")
+            .arg(&config)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let mut daemon = Self { child, socket, dir: dir.to_owned() };
+        let began = Instant::now();
+        while !daemon.ctl(&["--strict", "status", "--json"]).status.success() {
+            let ended = daemon.child.try_wait().unwrap();
+            assert!(ended.is_none() && began.elapsed() < Duration::from_secs(60), "{}", daemon.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        daemon
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.join("log")).unwrap_or_default()
+    }
+
+    pub fn ctl(&self, args: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_flywheelctl"))
+            .args(args)
+            .env("FLYWHEEL_SOCKET", &self.socket)
+            .output()
+            .unwrap()
+    }
+
+    /// A command that has to succeed; its JSON.
+    pub fn json(&self, args: &[&str]) -> serde_json::Value {
+        let out = self.ctl(&[&["--strict", "--json"], args].concat());
+        assert!(out.status.success(), "{args:?}: {}\n{}", String::from_utf8_lossy(&out.stderr), self.log());
+        serde_json::from_slice(&out.stdout).unwrap()
+    }
+
+    pub fn usage(&self) -> Usage {
+        usage(self.child.id())
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = rustix::process::kill_process(
+            rustix::process::Pid::from_child(&self.child),
+            rustix::process::Signal::TERM,
+        );
+        let _ = self.child.wait();
+    }
+}
+
+pub fn usage(pid: u32) -> Usage {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    // After the name, which may have anything in it: field 3 comes first (proc(5)).
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    let ticks: f64 = fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap();
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let number = |key: &str| -> f64 {
+        let line = status.lines().find(|l| l.starts_with(key)).unwrap_or("x 0");
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    };
+    Usage {
+        cpu_s: ticks / rustix::param::clock_ticks_per_second() as f64,
+        rss_mb: number("VmRSS:") / 1024.0,
+        anon_mb: number("RssAnon:") / 1024.0,
+        peak_mb: number("VmHWM:") / 1024.0,
+        threads: number("Threads:"),
+    }
+}
+
+pub fn ms(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1e3
+}

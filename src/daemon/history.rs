@@ -1,0 +1,31 @@
+//! Forgets what is older than the configuration wants to remember: at start and
+//! once a day, in slices that leave the ledger to others in between.
+
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::wall_ms;
+use crate::ledger::Ledger;
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// Until `closing`.
+pub(super) async fn prune(ledger: Ledger, keep: Duration, closing: CancellationToken) {
+    let mut timer = tokio::time::interval(DAY);
+    loop {
+        tokio::select! {
+            () = closing.cancelled() => return,
+            _ = timer.tick() => {}
+        }
+        let before = wall_ms() - i64::try_from(keep.as_millis()).unwrap_or(i64::MAX / 2);
+        match ledger.call(move |ledger| ledger.prune(before)).await {
+            Ok(pruned) if pruned.sessions + pruned.items > 0 => {
+                info!(sessions = pruned.sessions, paths = pruned.items, "old history is forgotten");
+            }
+            Ok(_) => debug!("no history is old enough to be forgotten"),
+            Err(error) => warn!(%error, "old history cannot be forgotten; it is tried again tomorrow"),
+        }
+    }
+}

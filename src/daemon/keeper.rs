@@ -1,0 +1,435 @@
+//! Keeps pending paths out of Nix's garbage collection: from the moment the
+//! intake has seen one until the cache has confirmed it.
+//!
+//! ```text
+//!   intake ──protect (waits until it holds)──► held ──► temporary root: also against a collection
+//!   driver ──keep, release, park──► thread ──►  │       that runs already; ends with the process
+//!                                               └─────► symlink in [nix] gc_roots: outlives the process
+//! ```
+//!
+//! Either way does without the other; without both, paths are pushed all the
+//! same, and one that is collected first is counted so. A given-up path stays
+//! protected while it is among the latest [`PARKED`], so that it can still be
+//! pushed when the obstacle is gone; more of them would fill the disk.
+//!
+//! Must not know what is decided about a path, nor caches but by number.
+
+use std::collections::{HashMap, VecDeque};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tracing::{info, warn};
+
+use crate::store::{Roots, RootsError, StoreDir, StorePath, TempRoots};
+
+/// Given-up paths that stay protected, over all caches.
+const PARKED: usize = 1000;
+/// How often the way to the nix-daemon is looked at while something is held,
+/// and how soon a broken one is tried again.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long a connection without anything held is kept for the next path.
+const LINGER: Duration = Duration::from_secs(2);
+/// Temporary roots that nobody needs any more, before they are dropped while
+/// others are held: a new connection takes its time.
+const PILED: usize = 1000;
+
+/// Where protection is to be had.
+#[derive(Debug, Clone)]
+pub(super) struct Places {
+    /// Nix's state directory.
+    pub(super) state_dir: PathBuf,
+    pub(super) store_dir: StoreDir,
+    /// Where the nix-daemon listens.
+    pub(super) socket: PathBuf,
+    /// Where symlinks go.
+    pub(super) links: PathBuf,
+}
+
+/// A handle; clones are the same keeper. Its thread ends when `stop` is called.
+#[derive(Debug, Clone)]
+pub(super) struct Keeper(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    /// What the driver has said and the thread has not done yet; never waits
+    /// for a file or a socket, as the driver must not.
+    orders: Mutex<Orders>,
+    ordered: Condvar,
+    trouble: Mutex<Option<String>>,
+}
+
+#[derive(Debug, Default)]
+struct Orders {
+    queue: Vec<Order>,
+    stop: bool,
+}
+
+#[derive(Debug)]
+enum Order {
+    Keep(u16, Vec<StorePath>),
+    Release(u16, StorePath),
+    Park(u16, StorePath),
+    Restored,
+}
+
+#[derive(Debug)]
+struct State {
+    places: Places,
+    /// Which caches still want a path.
+    held: HashMap<StorePath, Vec<u16>>,
+    parked: VecDeque<(u16, StorePath)>,
+    links: Option<Roots>,
+    link_failed: bool,
+    temp: Option<TempRoots>,
+    /// When a lost way was lost, and when it is tried again.
+    lost: Option<Instant>,
+    next_try: Instant,
+    /// Temporary roots of paths that are not held any more.
+    piled: usize,
+    idle_since: Instant,
+}
+
+impl Keeper {
+    /// Finds out what can be had, says so once, and starts the thread.
+    pub(super) fn start(places: Places) -> std::io::Result<Self> {
+        let links = Roots::new(&places.links, &places.store_dir);
+        let temp = TempRoots::open(&places.state_dir, &places.store_dir, &places.socket);
+        let trouble = say(&places.links, links.as_ref().err(), temp.as_ref().err());
+        let now = Instant::now();
+        let state = State {
+            lost: temp.is_err().then_some(now),
+            held: HashMap::new(),
+            parked: VecDeque::new(),
+            links: links.ok(),
+            link_failed: false,
+            temp: temp.ok(),
+            next_try: now + LOOK,
+            piled: 0,
+            idle_since: now,
+            places,
+        };
+        let shared = Shared {
+            state: Mutex::new(state),
+            orders: Mutex::default(),
+            ordered: Condvar::new(),
+            trouble: Mutex::new(trouble),
+        };
+        let keeper = Self(Arc::new(shared));
+        let thread = keeper.clone();
+        std::thread::Builder::new().name("keeper".to_owned()).spawn(move || thread.run())?;
+        Ok(keeper)
+    }
+
+    /// Protects paths that are wanted in a cache, as well as can be had now.
+    /// Again does no harm. Waits for files and sockets.
+    pub(super) fn protect<'a>(&self, cache: u16, paths: impl IntoIterator<Item = &'a StorePath>) {
+        let mut state = self.state();
+        let new = state.take(cache, paths);
+        state.guard(&new);
+    }
+
+    /// Said by the driver when it has taken tasks up: what [`Self::protect`] did
+    /// may have been undone by the end of an earlier try.
+    pub(super) fn keep(&self, cache: u16, paths: Vec<StorePath>) {
+        self.order(Order::Keep(cache, paths));
+    }
+
+    /// A path is not wanted in this cache any more.
+    pub(super) fn release(&self, cache: u16, path: StorePath) {
+        self.order(Order::Release(cache, path));
+    }
+
+    /// A path is given up for now.
+    pub(super) fn park(&self, cache: u16, path: StorePath) {
+        self.order(Order::Park(cache, path));
+    }
+
+    /// What an earlier life left is known: other symlinks of its are stale.
+    pub(super) fn restored(&self) {
+        self.order(Order::Restored);
+    }
+
+    /// What is missing, in words for `status`.
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.0.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Ends the thread and with it the temporary roots; symlinks stay.
+    pub(super) fn stop(&self) {
+        self.orders().stop = true;
+        self.0.ordered.notify_one();
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn orders(&self) -> MutexGuard<'_, Orders> {
+        self.0.orders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn order(&self, order: Order) {
+        self.orders().queue.push(order);
+        self.0.ordered.notify_one();
+    }
+
+    fn run(&self) {
+        let mut watched = true;
+        loop {
+            let mut orders = self.orders();
+            while orders.queue.is_empty() && !orders.stop {
+                let waited = if watched {
+                    let (guard, late) =
+                        self.0.ordered.wait_timeout(orders, LOOK).unwrap_or_else(PoisonError::into_inner);
+                    (guard, late.timed_out())
+                } else {
+                    (self.0.ordered.wait(orders).unwrap_or_else(PoisonError::into_inner), false)
+                };
+                orders = waited.0;
+                if waited.1 {
+                    break;
+                }
+            }
+            let (queue, stop) = (std::mem::take(&mut orders.queue), orders.stop);
+            drop(orders);
+            let mut state = self.state();
+            for order in queue {
+                state.obey(order);
+            }
+            if stop {
+                state.temp = None;
+                return;
+            }
+            state.look_after();
+            watched = !state.held.is_empty() || state.temp.is_some();
+        }
+    }
+}
+
+impl State {
+    /// Notes who wants what; the paths that nobody wanted before.
+    fn take<'a>(&mut self, cache: u16, paths: impl IntoIterator<Item = &'a StorePath>) -> Vec<StorePath> {
+        let mut new = Vec::new();
+        for path in paths {
+            match self.held.get_mut(path) {
+                Some(caches) if caches.contains(&cache) => {}
+                Some(caches) => caches.push(cache),
+                None => {
+                    self.held.insert(path.clone(), vec![cache]);
+                    new.push(path.clone());
+                }
+            }
+        }
+        new
+    }
+
+    /// Protects what has just been taken.
+    fn guard(&mut self, new: &[StorePath]) {
+        if new.is_empty() {
+            return;
+        }
+        if let Some(links) = &self.links
+            && new.iter().try_for_each(|path| links.add(path)).is_err()
+        {
+            self.link_again();
+        }
+        match &mut self.temp {
+            Some(temp) => {
+                let added = if temp.is_alive() {
+                    temp.add(new)
+                } else {
+                    Err(std::io::Error::other("the other end is gone"))
+                };
+                if let Err(error) = added {
+                    // A restarted nix-daemon: there is a new one to go to.
+                    self.lose(&error.to_string());
+                    self.connect();
+                }
+            }
+            None if self.next_try <= Instant::now() || self.lost.is_none() => self.connect(),
+            None => {}
+        }
+    }
+
+    /// The directory may have been removed and be possible to make again.
+    fn link_again(&mut self) {
+        let made = Roots::new(&self.places.links, &self.places.store_dir).or_else(|_| {
+            // It was there all the time: our own lock is in the way.
+            self.links.take().ok_or_else(|| RootsError {
+                path: self.places.links.clone(),
+                error: std::io::ErrorKind::NotFound.into(),
+            })
+        });
+        match made.and_then(|links| {
+            self.held.keys().try_for_each(|path| links.add(path))?;
+            Ok(links)
+        }) {
+            Ok(links) => {
+                self.links = Some(links);
+                self.link_failed = false;
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut self.link_failed, true) {
+                    warn!(%error, "pending paths may not be protected over a restart");
+                }
+                // The next path tries again.
+                self.links =
+                    Roots::new(&self.places.links, &self.places.store_dir).ok().or(self.links.take());
+            }
+        }
+    }
+
+    fn lose(&mut self, why: &str) {
+        self.temp = None;
+        if self.lost.is_none() {
+            self.lost = Some(Instant::now());
+            self.next_try = Instant::now();
+            warn!(why, "the temporary roots of pending paths are lost; they are made again");
+        }
+    }
+
+    /// Opens a way and adds everything that is held.
+    fn connect(&mut self) {
+        let places = &self.places;
+        let opened = TempRoots::open(&places.state_dir, &places.store_dir, &places.socket);
+        let added = opened.map_err(|e| e.to_string()).and_then(|mut temp| {
+            temp.add(self.held.keys()).map_err(|e| e.to_string())?;
+            Ok(temp)
+        });
+        match added {
+            Ok(temp) => {
+                self.temp = Some(temp);
+                self.piled = 0;
+                if let Some(since) = self.lost.take() {
+                    let after_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+                    info!(paths = self.held.len(), after_ms, "pending paths have temporary roots again");
+                }
+            }
+            Err(why) => {
+                self.lose(&why);
+                self.next_try = Instant::now() + LOOK;
+            }
+        }
+    }
+
+    fn obey(&mut self, order: Order) {
+        match order {
+            Order::Keep(cache, paths) => {
+                self.parked.retain(|(c, path)| *c != cache || !paths.contains(path));
+                let new = self.take(cache, &paths);
+                self.guard(&new);
+            }
+            Order::Release(cache, path) => {
+                self.parked.retain(|(c, p)| *c != cache || *p != path);
+                self.release(cache, &path);
+            }
+            Order::Park(cache, path) => {
+                self.parked.retain(|(c, p)| *c != cache || *p != path);
+                self.parked.push_back((cache, path));
+                if self.parked.len() > PARKED
+                    && let Some((cache, path)) = self.parked.pop_front()
+                {
+                    self.release(cache, &path);
+                }
+            }
+            Order::Restored => {
+                let Some(links) = &self.links else { return };
+                match links.clear_stale(|path| self.held.contains_key(path)) {
+                    Ok(0) => {}
+                    Ok(cleared) => info!(cleared, "stale GC roots of an earlier run are removed"),
+                    Err(error) => warn!(%error, "stale GC roots of an earlier run cannot be removed"),
+                }
+            }
+        }
+    }
+
+    fn release(&mut self, cache: u16, path: &StorePath) {
+        let Some(caches) = self.held.get_mut(path) else { return };
+        caches.retain(|c| *c != cache);
+        if !caches.is_empty() {
+            return;
+        }
+        self.held.remove(path);
+        self.piled += 1;
+        self.idle_since = Instant::now();
+        if let Some(Err(error)) = self.links.as_ref().map(|links| links.remove(path)) {
+            warn!(%error, "a path that was pushed stays protected until the next start");
+        }
+    }
+
+    /// Notices a lost way, and drops roots that nobody needs.
+    fn look_after(&mut self) {
+        if self.temp.as_ref().is_some_and(|temp| !temp.is_alive()) {
+            self.lose("the other end is gone");
+        }
+        if self.temp.is_none() && !self.held.is_empty() && self.next_try <= Instant::now() {
+            self.connect();
+        }
+        let Some(temp) = &mut self.temp else { return };
+        if self.held.is_empty() {
+            if temp.is_remote() && self.idle_since.elapsed() < LINGER {
+                return;
+            }
+            if temp.is_remote() {
+                // The next path makes a new connection, and that is no loss.
+                self.temp = None;
+                self.piled = 0;
+                return;
+            }
+            if self.piled == 0 {
+                return;
+            }
+        } else if self.piled < PILED.max(2 * self.held.len()) {
+            return;
+        }
+        match temp.only(self.held.keys()) {
+            Ok(true) => self.piled = 0,
+            Ok(false) => {}
+            Err(error) => self.lose(&error.to_string()),
+        }
+    }
+}
+
+/// What can be had, told once; the words for `status` when something is missing.
+fn say(
+    links: &Path,
+    no_links: Option<&RootsError>,
+    no_temp: Option<&crate::store::TempRootsError>,
+) -> Option<String> {
+    let hint = format!(
+        "make {} and give it to the service's user (tmpfiles.d(5): `d {} 0755 flywheel -`), or set [nix] gc_roots",
+        links.display(),
+        links.display()
+    );
+    match (no_links, no_temp) {
+        (None, None) => None,
+        (Some(error), None) => {
+            info!(
+                %error,
+                "pending paths are protected from garbage collection while this runs, not while it is stopped; for that, {hint}"
+            );
+            None
+        }
+        (None, Some(error)) => {
+            let text = format!(
+                "pending paths are not protected from a garbage collection that runs already ({error}); \
+                 let the service's user reach the nix-daemon's socket"
+            );
+            warn!("{text}");
+            Some(text)
+        }
+        (Some(links), Some(temp)) => {
+            let text = format!(
+                "pending paths are not protected from garbage collection ({temp}; {links}): let the service's \
+                 user reach the nix-daemon's socket, and {hint}"
+            );
+            warn!("{text}");
+            Some(text)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,56 @@
+//! What the doorbell's rings mean for the log: what is lost and found is told
+//! once, and what comes in floods only now and then.
+
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use tracing::{info, warn};
+
+use crate::store::Ring;
+
+/// Between two words about the same.
+const APART: Duration = Duration::from_secs(60);
+
+static OVERFLOW_SAID: Mutex<Option<Instant>> = Mutex::new(None);
+
+/// Tells what a person would want to know of.
+pub(super) fn tell(ring: &Ring) {
+    match ring {
+        Ring::WatchLost(why) => {
+            warn!(
+                why,
+                "the store directory is not watched any more; until it is again, new paths are looked for by a timer"
+            );
+        }
+        Ring::Remounted => info!("the store directory is watched again"),
+        Ring::Overflow if due(&OVERFLOW_SAID, Instant::now()) => {
+            warn!(
+                "the kernel dropped events of the store directory: the Nix database is read instead, nothing is lost"
+            );
+        }
+        Ring::Start | Ring::LockRemoved(_) | Ring::LockCreated(_) | Ring::Overflow | Ring::Timer => {}
+    }
+}
+
+fn due(said: &Mutex<Option<Instant>>, now: Instant) -> bool {
+    let mut said = said.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let due = said.is_none_or(|at| now.duration_since(at) >= APART);
+    if due {
+        *said = Some(now);
+    }
+    due
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_is_told_once_a_minute() {
+        let said = Mutex::new(None);
+        let now = Instant::now();
+        let told: Vec<bool> =
+            [0, 1, 59, 60, 61, 121].map(|s| due(&said, now + Duration::from_secs(s))).into();
+        assert_eq!(told, [true, false, false, true, false, true]);
+    }
+}

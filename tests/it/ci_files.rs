@@ -1,0 +1,104 @@
+//! The files of packaging/ci: that shells take them, and that none fails a job
+//! whatever became of the daemon.
+
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::Command;
+
+use flywheel::control::messages::{ErrorCode, Reply, Request};
+
+use crate::control::Scripted;
+use crate::support::ci::{Job, commands, file, text};
+
+const SCRIPTS: [&str; 4] = [
+    "github-hooks/job-started.sh",
+    "github-hooks/job-completed.sh",
+    "buildkite-hooks/environment",
+    "buildkite-hooks/pre-exit",
+];
+
+#[test]
+fn shellcheck_finds_nothing() {
+    let mut shellcheck = Command::new("shellcheck");
+    shellcheck.args(SCRIPTS.map(file));
+    let Ok(said) = shellcheck.output() else {
+        return eprintln!("skipped: shellcheck is not here (apt-get install shellcheck)");
+    };
+    assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stdout));
+    // The one-line commands of the files that hold them for other programs.
+    for (shell, script) in one_liners() {
+        let mut shellcheck = Command::new("shellcheck");
+        let mut child = shellcheck.args(["--shell", shell, "-"]);
+        child = child.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+        let mut child = child.spawn().unwrap();
+        std::io::Write::write_all(&mut child.stdin.take().unwrap(), script.as_bytes()).unwrap();
+        let said = child.wait_with_output().unwrap();
+        assert!(said.status.success(), "{script}\n{}", String::from_utf8_lossy(&said.stdout));
+    }
+}
+
+/// What the YAML, TOML and Groovy files run, with the shell that runs it.
+fn one_liners() -> Vec<(&'static str, String)> {
+    let gitlab = text("gitlab-ci.yml");
+    let toml: toml::Table = text("gitlab-runner-config.toml").parse().unwrap();
+    let runner = |key: &str| toml["runners"][0][key].as_str().unwrap().to_owned();
+    let mut all = vec![
+        ("bash", commands(&gitlab, "before_script").join("\n")),
+        ("bash", commands(&gitlab, "after_script").join("\n")),
+        ("bash", format!("{}\n{}", runner("pre_build_script"), runner("post_build_script"))),
+    ];
+    for name in ["github-workflow.yml", "gitea-workflow.yml"] {
+        let text = text(name);
+        let steps = text.lines().filter_map(|l| l.split_once("run: ")).map(|(_, c)| c.to_owned());
+        all.extend(steps.map(|c| ("bash", c)));
+    }
+    let jenkins = text("Jenkinsfile");
+    let steps = jenkins.lines().filter_map(|l| l.trim().strip_prefix("sh "));
+    all.extend(steps.map(|c| ("sh", c[1..c.len() - 1].to_owned())));
+    assert_eq!(all.len(), 3 + 6 + 3, "every command is found");
+    all
+}
+
+#[test]
+fn no_file_fails_a_job() {
+    let dir = tempfile::tempdir().unwrap();
+    let dead = dir.path().join("dead");
+    drop(UnixListener::bind(&dead).unwrap());
+    let hanging = dir.path().join("hanging");
+    let _never_answers = UnixListener::bind(&hanging).unwrap();
+    // A full one opens no session, so there is none to end either.
+    let full = Scripted::new(|incoming| {
+        let code = match incoming.request {
+            Request::SessionStart { .. } => ErrorCode::Busy,
+            _ => ErrorCode::NotFound,
+        };
+        incoming.responder.reply(Reply::Error { code, message: "full".into() });
+    });
+    let sockets = [dir.path().join("absent"), dead, full.socket(), hanging];
+    let mut jobs: Vec<Job> = sockets.iter().map(|s| Job::at(s, dir.path(), &[])).collect();
+    // And a host that has never heard of flywheel.
+    let mut stranger = Job::at(Path::new("/nonexistent"), dir.path(), &[]);
+    stranger.set("PATH", "/usr/bin:/bin");
+    jobs.push(stranger);
+    std::thread::scope(|scope| {
+        for job in &jobs {
+            for script in SCRIPTS {
+                // GitHub's and Buildkite's way, and that of whoever is stricter.
+                let file = file(script);
+                let strict = ["--noprofile", "--norc", "-e", "-u", "-o", "pipefail"];
+                scope.spawn(move || {
+                    let said = job.command("bash").args(strict).arg(&file).output().unwrap();
+                    assert!(said.status.success(), "{script} {said:?}");
+                    let said = job.command(file.to_str().unwrap()).output().unwrap();
+                    assert!(said.status.success(), "{script} {said:?}");
+                });
+            }
+            for (_, command) in one_liners().into_iter().filter(|(_, c)| !c.starts_with("nix-build")) {
+                scope.spawn(move || {
+                    let said = job.bash(&command);
+                    assert_eq!(said.code, 0, "{command}: {said:?}");
+                });
+            }
+        }
+    });
+}

@@ -1,0 +1,284 @@
+//! What `flywheelctl` writes into the log of each CI system, and into the files
+//! through which a step speaks to its runner. Against a scripted daemon.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::net::UnixListener;
+
+use flywheel::control::{
+    codec::{self, ServerHello},
+    messages::*,
+};
+
+use crate::control::{Scripted, ctl, partial, run, summary};
+
+const GITLAB: [(&str, &str); 2] = [("GITLAB_CI", "true"), ("CI_JOB_ID", "42")];
+const GITHUB: [(&str, &str); 3] =
+    [("GITHUB_ACTIONS", "true"), ("GITHUB_RUN_ID", "7"), ("GITHUB_JOB", "build")];
+const BUILDKITE: [(&str, &str); 2] = [("BUILDKITE", "true"), ("BUILDKITE_JOB_ID", "u")];
+const FIRST: &str = "watch-store pushed 47 store paths incrementally\n";
+
+fn plain(summary: &Summary) -> String {
+    let daemon = Scripted::saying(Reply::Ended(summary.clone()));
+    run(&mut daemon.ctl(&["session", "end"])).1
+}
+
+#[test]
+fn gitlab_folds_the_details() {
+    for (ended, collapsed) in [(summary(), true), (partial(), false)] {
+        let daemon = Scripted::saying(Reply::Ended(ended.clone()));
+        let (code, out, _) = run(daemon.ctl(&["session", "end"]).envs(GITLAB));
+        assert_eq!(code, 0);
+        let (stamp, _) = out.split_once("section_start:").unwrap().1.split_once(':').unwrap();
+        assert!(stamp.parse::<u64>().unwrap() > 1_600_000_000, "unix time in seconds: {stamp}");
+        let details = plain(&ended).strip_prefix(FIRST).unwrap().to_owned();
+        let expected = format!(
+            "{FIRST}section_start:{stamp}:flywheel_s1[collapsed={collapsed}]\r\x1b[0Kflywheel: details\n{details}section_end:{stamp}:flywheel_s1\r\x1b[0K\n"
+        );
+        assert_eq!(out, expected);
+    }
+}
+
+#[test]
+fn github_groups_annotates_and_tells_the_runner() {
+    let dir = tempfile::tempdir().unwrap();
+    let (env, step) = (dir.path().join("env"), dir.path().join("summary"));
+    fs::write(&env, "OTHER=1\n").unwrap();
+    let with = |daemon: &Scripted, args: &[&str]| {
+        let mut command = daemon.ctl(args);
+        command.envs(GITHUB).env("GITHUB_ENV", &env).env("GITHUB_STEP_SUMMARY", &step);
+        run(&mut command)
+    };
+    let daemon = Scripted::saying(Reply::Started { session: "s1".into(), cache: "main".into() });
+    assert_eq!(with(&daemon, &["session", "start"]), (0, "s1\n".into(), String::new()));
+    assert_eq!(fs::read_to_string(&env).unwrap(), "OTHER=1\nFLYWHEEL_SESSION=s1\n");
+
+    let mut ended = partial();
+    ended.label = Some("a|b <i>".into());
+    ended.failed[0].error = "100% ##[error]wrong\n::error::no|`x`".into();
+    let daemon = Scripted::saying(Reply::Ended(ended.clone()));
+    let (code, out, err) = with(&daemon, &["session", "end"]);
+    assert_eq!(code, 0);
+    let group = out.strip_prefix(FIRST).unwrap();
+    let group = group.strip_prefix("::group::flywheel: details\n").unwrap();
+    let group = group.strip_suffix("::endgroup::\n").unwrap();
+    assert!(group.contains("  failed:         1\n") && !group.contains("\n::"), "{group}");
+    assert!(!out.contains("##["), "no command of the runner's old kind comes from a reason: {out}");
+    let path = &ended.failed[0].path;
+    let annotations = [
+        format!("::warning title=flywheel::{path}: 100%25 ##[error]wrong%0A::error::no|`x`\n"),
+        "::warning title=flywheel::token ends soon\n".to_owned(),
+        "::warning title=flywheel::1 path could not be pushed to cache main\n".to_owned(),
+    ];
+    assert_eq!(err, annotations.concat().replace("##[", "## ["));
+    let table = fs::read_to_string(&step).unwrap();
+    assert!(table.starts_with("### flywheel: a&#124;b &lt;i&gt;\n"), "{table}");
+    assert!(table.contains("| pushed | 47 |\n| already cached | 3 |\n"), "{table}");
+    let reason = "100% ##&#91;error&#93;wrong ::error::no&#124;&#96;x&#96;";
+    assert!(table.contains(&format!("| <code>{path}</code> | {reason} |\n")), "{table}");
+    assert!(table.lines().all(|l| !l.starts_with("::")), "{table}");
+
+    let (code, _, err) = with(&daemon, &["session", "end", "--strict"]);
+    assert_eq!(code, 3);
+    assert!(err.ends_with("::error title=flywheel::1 path could not be pushed to cache main\n"), "{err}");
+    assert_eq!(fs::read_to_string(&step).unwrap(), table.repeat(2), "appended");
+
+    // JSON and silence are never decorated.
+    let (_, out, err) = with(&daemon, &["session", "end", "--json"]);
+    assert_eq!(out, format!("{}\n", serde_json::to_string(&ended).unwrap()));
+    assert!(err.starts_with("warning: "), "{err}");
+    let (_, out, _) = with(&daemon, &["session", "end", "--quiet"]);
+    assert_eq!(out, "");
+}
+
+#[test]
+fn gitea_and_forgejo_are_told_in_githubs_words() {
+    for own in ["GITEA_ACTIONS", "FORGEJO_ACTIONS"] {
+        let daemon = Scripted::saying(Reply::Ended(summary()));
+        let (_, out, _) = run(daemon.ctl(&["session", "end"]).envs(GITHUB).env(own, "true"));
+        assert!(out.contains("\n::group::flywheel: details\n"), "{out}");
+    }
+}
+
+#[test]
+fn a_runners_file_that_cannot_be_written_is_a_warning() {
+    let daemon = Scripted::saying(Reply::Started { session: "s1".into(), cache: "main".into() });
+    let mut start = daemon.ctl(&["session", "start", "--strict"]);
+    let (code, out, err) = run(start.envs(GITHUB).env("GITHUB_ENV", "/nonexistent/env"));
+    assert_eq!((code, out.as_str()), (0, "s1\n"));
+    assert!(err.starts_with("::warning title=flywheel::$GITHUB_ENV: /nonexistent/env cannot"), "{err}");
+}
+
+#[test]
+fn an_id_cannot_smuggle_a_variable() {
+    let dir = tempfile::tempdir().unwrap();
+    let env = dir.path().join("env");
+    let daemon = Scripted::saying(Reply::Started { session: "s1\nPATH=/evil".into(), cache: "main".into() });
+    let (code, ..) = run(daemon.ctl(&["session", "start"]).envs(GITHUB).env("GITHUB_ENV", &env));
+    assert_eq!((code, env.exists()), (0, false));
+}
+
+#[test]
+fn buildkite_gets_a_section() {
+    for (ended, heading) in [
+        (summary(), "--- flywheel: 47 pushed, 3 already cached\n"),
+        (partial(), "+++ flywheel: 47 pushed, 3 already cached, 1 failed\n"),
+    ] {
+        let daemon = Scripted::saying(Reply::Ended(ended.clone()));
+        let (_, out, _) = run(daemon.ctl(&["session", "end"]).envs(BUILDKITE));
+        assert_eq!(out, format!("{heading}{}", plain(&ended)));
+    }
+}
+
+#[test]
+fn jenkins_and_others_stay_plain_and_nothing_is_coloured() {
+    let daemon = Scripted::saying(Reply::Ended(partial()));
+    let jenkins = [("JENKINS_URL", "https://j"), ("BUILD_TAG", "t")];
+    let (_, out, err) = run(daemon.ctl(&["session", "end"]).envs(jenkins));
+    assert_eq!(out, plain(&partial()));
+    assert!(!format!("{out}{err}").contains('\x1b'), "{out}{err}");
+}
+
+/// Also with a terminal, which `script` (util-linux) makes.
+#[test]
+fn no_color_is_honoured_on_a_terminal() {
+    let daemon = Scripted::saying(Reply::Ended(partial()));
+    for (no_color, coloured) in [("", true), ("1", false)] {
+        let line = format!("{} session end", env!("CARGO_BIN_EXE_flywheelctl"));
+        let mut script = std::process::Command::new("script");
+        script.args(["-qec", &line, "/dev/null"]).env("FLYWHEEL_SOCKET", daemon.socket());
+        for ci in ["GITLAB_CI", "GITHUB_ACTIONS", "BUILDKITE", "JENKINS_URL", "GITEA_ACTIONS"] {
+            script.env_remove(ci);
+        }
+        let (_, out, _) = run(script.env("NO_COLOR", no_color));
+        assert_eq!(out.contains("\x1b[33mwarning:"), coloured, "{out:?}");
+    }
+}
+
+/// Whatever is wrong with the daemon costs a job its patience at most.
+#[test]
+fn no_dead_hanging_or_full_daemon_fails_a_job_unless_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let absent = dir.path().join("absent");
+    let dead = dir.path().join("dead");
+    drop(UnixListener::bind(&dead).unwrap());
+    let full = Scripted::saying(Reply::Error { code: ErrorCode::Busy, message: "full".into() });
+    // Says hello and then nothing.
+    let mute = dir.path().join("mute");
+    let listener = UnixListener::bind(&mute).unwrap();
+    std::thread::spawn(move || {
+        let mut open = Vec::new();
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let _ = codec::read_body(&mut stream, codec::MAX_HELLO);
+            let hello = ServerHello {
+                protocol: codec::PROTOCOL,
+                minimum: codec::MINIMUM,
+                version: "0".into(),
+                store_dir: "/nix/store".into(),
+            };
+            let _ = stream.write_all(&hello.frame());
+            open.push(stream);
+        }
+    });
+    let commands: [&[&str]; 3] = [
+        &["session", "start"],
+        &["session", "end", "--timeout", "0s"],
+        &["run", "--timeout", "0s", "--", "true"],
+    ];
+    for socket in [&absent, &dead, &full.socket(), &mute] {
+        // All at once: each waits for the mute one in its own time.
+        let both = |args: &[&str]| {
+            [false, true].map(|strict| {
+                let mut command = ctl(socket, args);
+                if strict {
+                    command = ctl(socket, &[&["--strict"], args].concat());
+                }
+                command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+                command.spawn().unwrap()
+            })
+        };
+        let started: Vec<_> = commands.iter().map(|args| (args, both(args))).collect();
+        for (args, [lenient, strict]) in started {
+            let [lenient, strict] = [lenient, strict].map(|c| c.wait_with_output().unwrap());
+            let err = String::from_utf8_lossy(&lenient.stderr);
+            assert_eq!((lenient.status.code(), lenient.stdout.len()), (Some(0), 0), "{args:?}: {err}");
+            assert!(err.starts_with("warning: "), "{args:?} {}: {err}", socket.display());
+            assert_eq!(strict.status.code(), Some(5), "{args:?} {}", socket.display());
+        }
+    }
+}
+
+fn detail() -> SessionDetail {
+    let path = |name: &str, state: &str, evidence: &str| PathEntry {
+        path: format!("/nix/store/00000000000000000000000000000000-{name}"),
+        state: state.into(),
+        evidence: evidence.into(),
+        bytes: 1536,
+    };
+    let ci = CiJob {
+        system: "gitlab".into(),
+        id: "42".into(),
+        url: Some("javascript:alert(1)".into()),
+        project: Some("g/<p>".into()),
+        git_ref: None,
+    };
+    SessionDetail {
+        session: SessionEntry {
+            session: "s1".into(),
+            label: Some("<script>\"&'".into()),
+            cache: "main".into(),
+            ci: Some(ci),
+            ..SessionEntry::default()
+        },
+        summary: partial(),
+        paths: vec![path("b", "already_cached", "closure"), path("a", "failed", "process")],
+        paths_total: 3,
+    }
+}
+
+#[test]
+fn a_report_is_one_page_that_needs_and_runs_nothing() {
+    let daemon = Scripted::new(move |incoming| {
+        let reply = match &incoming.request {
+            Request::SessionShow { session } if session == "s1" => Reply::Session(detail()),
+            Request::SessionEnd { .. } => Reply::Ended(partial()),
+            _ => Reply::Error { code: ErrorCode::NotFound, message: "no such session".into() },
+        };
+        incoming.responder.reply(reply);
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let (to_end, to_report) = (dir.path().join("end.html"), dir.path().join("report.html"));
+    let (code, out, _) = run(daemon.ctl(&["session", "end", "--report"]).arg(&to_end));
+    assert_eq!((code, out.starts_with(FIRST)), (0, true));
+    let (code, out, _) = run(daemon.ctl(&["session", "report", "s1", "--output"]).arg(&to_report));
+    assert_eq!((code, out.as_str()), (0, ""));
+    let page = fs::read_to_string(&to_end).unwrap();
+    assert_eq!(page, fs::read_to_string(&to_report).unwrap());
+    assert_eq!(page, run(&mut daemon.ctl(&["session", "report", "s1"])).1);
+    for wanted in [
+        "<!DOCTYPE html>",
+        "<title>flywheel: &lt;script&gt;&quot;&amp;&#39;</title>",
+        "g/&lt;p&gt;",
+        "<b class=\"pushed\">47</b>pushed",
+        "413 too [31m large",
+        "<td>process</td><td class=\"n\">1.5 KiB</td>",
+        "<td class=\"already_cached\">already cached</td><td>closure</td>",
+        "1 path more, not listed",
+    ] {
+        assert!(page.contains(wanted), "{wanted} is not in {page}");
+    }
+    for bad in ["<script", "javascript:alert(1)\"", " src=", "<link", "@import", "url("] {
+        assert!(!page.contains(bad), "{bad} is in {page}");
+    }
+    let failed = page.find("-a</code>").unwrap();
+    assert!(failed < page.find("-b</code>").unwrap(), "what failed comes first");
+
+    // A page that cannot be written fails who asked for the page, and no job.
+    let nowhere = "/nonexistent/page.html";
+    let (code, _, err) = run(&mut daemon.ctl(&["session", "end", "--report", nowhere]));
+    assert_eq!(code, 0);
+    assert!(err.contains("warning: the report cannot be written to /nonexistent/page.html"), "{err}");
+    assert_eq!(run(&mut daemon.ctl(&["session", "report", "s1", "--output", nowhere])).0, 2);
+    assert_eq!(run(&mut daemon.ctl(&["session", "report", "other"])).0, 2);
+}

@@ -1,0 +1,125 @@
+//! Which cache a path goes to, and with what: two caches, overlapping
+//! sessions, named closures, large ones.
+
+use serde_json::Value;
+
+use crate::support::daemon::{Daemon, EMBEDDED};
+use crate::support::nix::PrivateNix;
+
+const TWO: &str = "default_cache = \"main\"\n[caches.main]\nendpoints = \"embedded\"\n\
+    [caches.other]\nendpoints = \"embedded\"\n[embedded]\nlisten = \"127.0.0.1:0\"\n[client]\nenable = false\n";
+
+fn build(daemon: &Daemon, name: &str) -> String {
+    daemon.nix.build(&PrivateNix::shell(name, &format!("echo {name} > $out"))).remove(0)
+}
+
+#[test]
+fn a_session_goes_to_its_cache_and_the_rest_to_the_default() {
+    let daemon = Daemon::start(PrivateNix::new(), TWO);
+    build(&daemon, "nobodys");
+    daemon.flush();
+    let session = daemon.session(&["--cache", "other"]);
+    let of_session = build(&daemon, "sessions");
+    let summary = daemon.end(&session, &[]);
+    assert_eq!(
+        (&summary["cache"], &summary["pushed"]),
+        (&Value::from("other"), &Value::from(1)),
+        "{summary}"
+    );
+    assert_eq!(daemon.cache("main").names(), ["nobodys"]);
+    assert_eq!(daemon.cache("other").names(), ["sessions"]);
+    // The same path for the other cache, by name.
+    let pushed = daemon.json(&["push", "--wait", "--cache", "main", &of_session]);
+    assert_eq!(pushed["pushed"], 1, "{pushed}");
+    assert_eq!(daemon.cache("main").names(), ["nobodys", "sessions"]);
+    let unknown = daemon.ctl(&["session", "start", "--cache", "nowhere"]);
+    assert_eq!(unknown.code, 2, "{unknown:?}");
+    assert!(unknown.err.contains("main, other"), "{unknown:?}");
+}
+
+#[test]
+fn overlapping_sessions_share_what_either_may_have_made() {
+    let daemon = Daemon::embedded();
+    let one = daemon.session(&[]);
+    build(&daemon, "first");
+    let two = daemon.session(&[]);
+    build(&daemon, "both");
+    let ended = daemon.end(&one, &[]);
+    build(&daemon, "last");
+    let last = daemon.end(&two, &[]);
+    for (summary, label) in [(&ended, "one"), (&last, "two")] {
+        assert_eq!(summary["outcome"], "complete", "{label}: {summary}");
+        assert_eq!(summary["pushed"], 2, "{label}: {summary}");
+    }
+    assert_eq!(daemon.main().names(), ["both", "first", "last"]);
+}
+
+#[test]
+fn a_named_path_goes_with_its_closure() {
+    let nix = PrivateNix::new();
+    let top = nix
+        .build(
+            "let dep = derivation { name = \"dep\"; system = builtins.currentSystem; builder = \"/bin/sh\"; \
+               args = [ \"-c\" \"echo hi > $out\" ]; }; \
+             in derivation { name = \"top\"; system = builtins.currentSystem; builder = \"/bin/sh\"; \
+               inherit dep; args = [ \"-c\" \"echo $dep > $out\" ]; }",
+        )
+        .remove(0);
+    // Valid before the first start: nobody asked for it.
+    let daemon = Daemon::start(nix, EMBEDDED);
+    daemon.flush();
+    assert!(daemon.main().all().is_empty());
+    let session = daemon.session(&[]);
+    std::os::unix::fs::symlink(&top, daemon.nix.work_dir().join("result")).unwrap();
+    let summary = daemon.end(&session, &["--push", "result*"]);
+    assert_eq!(summary["pushed"], 2, "{summary}");
+    assert_eq!(daemon.main().names(), ["dep", "top"]);
+    // A name that leads nowhere is said, and is not the others' harm.
+    let session = daemon.session(&[]);
+    let gone = format!("{}/00000000000000000000000000000000-gone", daemon.nix.store_dir().display());
+    let said = daemon.ctl(&["--json", "session", "end", &session, "--push", &gone, &top]);
+    assert_eq!(said.code, 0, "{said:?}");
+    let summary = said.json();
+    assert_eq!(
+        (&summary["already_cached"], &summary["pushed"]),
+        (&Value::from(2), &Value::from(0)),
+        "{summary}"
+    );
+    assert!(summary["warnings"][0].as_str().unwrap().contains("is not valid"), "{summary}");
+}
+
+const MANY: usize = 5_200;
+
+/// Over 5,000 paths, one of which refers to all others.
+#[test]
+fn a_closure_of_thousands_is_counted_once_each() {
+    let daemon = Daemon::embedded();
+    let session = daemon.session(&[]);
+    let text = format!(
+        "builtins.toFile \"top\" (builtins.concatStringsSep \"\\n\" \
+         (builtins.genList (i: builtins.toFile \"f-${{toString i}}\" \"x${{toString i}}\") {MANY}))"
+    );
+    let out = daemon.nix.run("nix-instantiate", &["--eval", "--strict", "--read-write-mode", "-E", &text]);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let top = String::from_utf8(out.stdout).unwrap().trim().trim_matches('"').to_owned();
+    let summary = daemon.end(&session, &["--push", &top]);
+    assert_eq!(summary["pushed"], MANY + 1, "{summary}");
+    assert_eq!((&summary["already_cached"], &summary["skipped"]), (&Value::from(0), &Value::from(0)));
+    assert_eq!(summary["outcome"], "complete");
+    let cache = daemon.main();
+    assert_eq!(cache.all().len(), MANY + 1);
+    let references = cache.narinfo(&top).unwrap();
+    let references = references.lines().find_map(|l| l.strip_prefix("References: ")).unwrap();
+    assert_eq!(references.split(' ').count(), MANY);
+
+    // Nothing to do.
+    let flushed = daemon.flush();
+    assert_eq!((&flushed["outcome"], &flushed["failed_total"]), (&Value::from("complete"), &Value::from(0)));
+    let session = daemon.session(&[]);
+    let summary = daemon.end(&session, &["--push", &top]);
+    assert_eq!(
+        (&summary["already_cached"], &summary["pushed"]),
+        (&Value::from(MANY + 1), &Value::from(0)),
+        "{summary}"
+    );
+}

@@ -1,0 +1,243 @@
+//! Nothing is lost to what goes wrong around the daemon: a database that is
+//! away or another one, a token that is no good, a path that is refused, a stop.
+
+use rustix::process::Signal;
+
+use crate::support::cache::Standalone;
+use crate::support::daemon::{Daemon, PATIENCE, Said, secret_file};
+use crate::support::nix::PrivateNix;
+
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let patience = std::time::Instant::now() + PATIENCE;
+    while !done() {
+        assert!(patience > std::time::Instant::now(), "waited in vain: {what}");
+        std::thread::yield_now();
+    }
+}
+
+fn times(log: &str, what: &str) -> usize {
+    log.lines().filter(|line| line.contains(what)).count()
+}
+
+#[test]
+fn a_database_that_is_away_for_a_while() {
+    let daemon = Daemon::embedded();
+    let session = daemon.session(&[]);
+    let path = daemon.nix.build(&PrivateNix::shell("before", "echo 1 > $out")).remove(0);
+    daemon.flush();
+    let db = daemon.nix.state_dir().join("db");
+    let away = daemon.nix.state_dir().join("db.away");
+    std::fs::rename(&db, &away).unwrap();
+    // Unknown is not success, and who waits is not kept longer than it wants.
+    let said = daemon.json(&["session", "end", &session, "--timeout", "1s"]);
+    assert_eq!(said["outcome"], "pending", "{said}");
+    assert!(said["warnings"][0].as_str().unwrap().contains("could not be looked through in time"), "{said}");
+    assert!(daemon.status()["store"]["problem"].as_str().unwrap().contains("no Nix database"));
+    std::fs::rename(&away, &db).unwrap();
+    let after = daemon.nix.build(&PrivateNix::shell("after", "echo 2 > $out")).remove(0);
+    daemon.flush();
+    assert!(daemon.main().has(&path) && daemon.main().has(&after));
+    let summary = daemon.end(&session, &[]);
+    assert_eq!(summary["outcome"], "complete", "{summary}");
+    let log = daemon.log();
+    assert_eq!(times(&log, "cannot be taken in for the moment"), 1, "{log}");
+    assert_eq!(times(&log, "are taken in again"), 1, "{log}");
+}
+
+#[test]
+fn a_refused_path_is_tried_again_by_push_and_reload_also_after_a_restart() {
+    let nix = PrivateNix::new();
+    let cache = Standalone::start(&nix, |_| {});
+    let gate = cache.gate();
+    gate.rule(|name| name.ends_with("-big").then_some(413));
+    let mut daemon = Daemon::start(nix, &cache.config_at(&gate.url()));
+    let session = daemon.session(&[]);
+    let big = daemon.nix.build(&PrivateNix::shell("big", "echo 1 > $out")).remove(0);
+    let small = daemon.nix.build(&PrivateNix::shell("small", "echo 2 > $out")).remove(0);
+    let summary = daemon.end(&session, &[]);
+    assert_eq!(summary["outcome"], "partial", "{summary}");
+    assert_eq!(summary["failed"][0]["path"], big, "{summary}");
+    assert!(cache.main().has(&small));
+    let parked = |daemon: &Daemon| {
+        let status = daemon.status();
+        assert_eq!(status["queue"]["parked"], 1, "{status}");
+        assert_eq!(status["parked"][0]["path"], big, "{status}");
+        assert!(status["parked"][0]["error"].as_str().unwrap().contains("413"), "{status}");
+    };
+    parked(&daemon);
+    assert_eq!(times(&daemon.log(), "not pushed"), 1);
+    // The reason is still known after a restart, and the path still protected.
+    daemon.restart();
+    parked(&daemon);
+    assert!(daemon.nix.run("nix-store", &["--gc"]).status.success());
+    assert!(std::path::Path::new(&big).exists());
+    // Asked for again, it fails again, and says so.
+    let said = Said::of(&daemon.client(&["--json", "push", "--wait", &big]).output().unwrap());
+    assert_eq!(said.json()["failed"][0]["path"], big, "{said:?}");
+    gate.rule(|_| None);
+    let said = daemon.json(&["push", "--wait", &big]);
+    assert_eq!(said["pushed"], 1, "{said}");
+    assert!(cache.main().has(&big));
+    // Another one, by a reload.
+    gate.rule(|name| name.ends_with("-big2").then_some(413));
+    let big2 = daemon.nix.build(&PrivateNix::shell("big2", "echo 1 > $out")).remove(0);
+    until("it is parked", || daemon.status()["queue"]["parked"] == 1);
+    gate.rule(|_| None);
+    assert_eq!(daemon.ctl(&["reload"]).code, 0);
+    daemon.flush();
+    assert!(cache.main().has(&big2));
+}
+
+#[test]
+fn a_renewed_token_is_noticed_by_itself_and_other_caches_go_on() {
+    let nix = PrivateNix::new();
+    let cache = Standalone::start(&nix, |s| s.caches = vec!["main".into(), "other".into()]);
+    let token = nix.path().join("token");
+    let config = format!(
+        "default_cache = \"main\"\n[caches.main]\nendpoints = [\"{0}\"]\ntoken_file = \"{1}\"\n[caches.other]\nendpoints = [\"{0}\"]\ntoken_file = \"{2}\"\n[client]\nenable = false\n",
+        cache.url(),
+        token.display(),
+        cache.token_file().display()
+    );
+    // There is none at first: that is no error by itself.
+    let daemon = Daemon::start(nix, &config);
+    let path = daemon.nix.build(&PrivateNix::shell("one", "echo 1 > $out")).remove(0);
+    until("refused", || daemon.status()["cache"][0]["state"] == "unauthorized");
+    let said = daemon.json(&["push", "--wait", "--cache", "other", &path]);
+    assert_eq!(said["pushed"], 1, "{said}");
+    assert!(!cache.main().has(&path));
+    secret_file(&token, "a wrong one");
+    secret_file(&token, "another-wrong-one");
+    secret_file(&token.with_extension("new"), &cache.token());
+    std::fs::rename(token.with_extension("new"), &token).unwrap();
+    daemon.flush();
+    assert!(cache.main().has(&path));
+    assert_eq!(daemon.status()["queue"]["parked"], 0);
+}
+
+#[test]
+fn a_stop_lets_uploads_end_asks_for_time_and_tells_who_waits() {
+    let nix = PrivateNix::new();
+    let cache = Standalone::start(&nix, |_| {});
+    let gate = cache.gate();
+    gate.close();
+    let mut daemon = Daemon::start(nix, &cache.config_at(&gate.url()));
+    let session = daemon.session(&[]);
+    let path = daemon.nix.build(&PrivateNix::shell("one", "echo 1 > $out")).remove(0);
+    let mut end = daemon.client(&["--json", "session", "end", &session]);
+    let end = end.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    gate.until_came(1);
+    until("it waits", || times(&daemon.status().to_string(), "draining") == 1);
+    daemon.signal(Signal::TERM);
+    let line = daemon.until_told(|line| line.starts_with("EXTEND_TIMEOUT_USEC="));
+    let micros: u64 = line.split_once('=').unwrap().1.parse().unwrap();
+    assert!(micros > 10_000_000, "{line}");
+    gate.open();
+    assert!(daemon.ended().success());
+    let said = Said::of(&end.wait_with_output().unwrap()).json();
+    assert_eq!((said["pushed"].as_u64(), said["outcome"].as_str()), (Some(1), Some("complete")), "{said}");
+    assert!(cache.main().has(&path));
+}
+
+#[test]
+fn a_stop_at_the_deadline_tells_what_is_pending_and_the_next_start_pushes_it() {
+    let nix = PrivateNix::new();
+    let cache = Standalone::start(&nix, |_| {});
+    let gate = cache.gate();
+    gate.close();
+    let config = format!("{}[drain]\ntimeout = \"1s\"\n", cache.config_at(&gate.url()));
+    let mut daemon = Daemon::start(nix, &config);
+    let session = daemon.session(&[]);
+    let path = daemon.nix.build(&PrivateNix::shell("one", "echo 1 > $out")).remove(0);
+    let mut end = daemon.client(&["--json", "session", "end", &session]);
+    let end = end.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    gate.until_came(1);
+    until("it waits", || times(&daemon.status().to_string(), "draining") == 1);
+    daemon.signal(Signal::TERM);
+    assert!(daemon.ended().success());
+    let said = Said::of(&end.wait_with_output().unwrap()).json();
+    assert_eq!((said["pending"].as_u64(), said["outcome"].as_str()), (Some(1), Some("pending")), "{said}");
+    gate.open();
+    daemon.up();
+    daemon.flush();
+    assert!(cache.main().has(&path));
+}
+
+#[test]
+fn a_second_signal_ends_at_once() {
+    let nix = PrivateNix::new();
+    let cache = Standalone::start(&nix, |_| {});
+    let gate = cache.gate();
+    gate.close();
+    let mut daemon = Daemon::start(nix, &cache.config_at(&gate.url()));
+    let path = daemon.nix.build(&PrivateNix::shell("one", "echo 1 > $out")).remove(0);
+    gate.until_came(1);
+    daemon.signal(Signal::TERM);
+    daemon.until_told(|line| line == "STOPPING=1");
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.ended().code(), Some(1));
+    gate.open();
+    daemon.up();
+    daemon.flush();
+    assert!(cache.main().has(&path));
+}
+
+#[test]
+fn a_ledger_that_cannot_be_written_for_a_while() {
+    let daemon = Daemon::embedded();
+    let locked = rusqlite::Connection::open(daemon.state_dir().join("ledger.sqlite")).unwrap();
+    locked.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let path = daemon.nix.build(&PrivateNix::shell("one", "echo 1 > $out")).remove(0);
+    until("it is told", || times(&daemon.log(), "ledger: cannot be written") == 1);
+    until("status tells", || daemon.status()["ledger"]["state"] == "degraded");
+    until("the intake waits", || times(&daemon.log(), "cannot be taken in for the moment") == 1);
+    locked.execute_batch("ROLLBACK").unwrap();
+    daemon.flush();
+    assert!(daemon.main().has(&path));
+    let log = daemon.log();
+    assert_eq!(times(&log, "ledger: can be written again"), 1, "{log}");
+    assert_eq!(daemon.status()["ledger"]["state"], "ok");
+}
+
+#[test]
+fn a_damaged_ledger_is_set_aside_and_a_newer_one_refused() {
+    let mut daemon = Daemon::embedded();
+    let path = daemon.nix.build(&PrivateNix::shell("one", "echo 1 > $out")).remove(0);
+    daemon.flush();
+    // Built while the daemon was away.
+    daemon.stop();
+    let queued = daemon.nix.build(&PrivateNix::shell("queued", "echo 3 > $out")).remove(0);
+    let file = daemon.state_dir().join("ledger.sqlite");
+    std::fs::write(&file, vec![b'x'; 8192]).unwrap();
+    daemon.up();
+    let aside = |name: &str| name.starts_with("ledger.sqlite.corrupt-");
+    let mut files = std::fs::read_dir(daemon.state_dir()).unwrap().map(|e| e.unwrap().file_name());
+    assert!(files.any(|name| aside(name.to_str().unwrap())));
+    assert!(daemon.log().contains("set aside"), "{}", daemon.log());
+    // What became valid since the first start counts as new; the cache says what it has.
+    daemon.flush();
+    assert!(daemon.main().has(&queued));
+    assert_eq!(daemon.json(&["push", "--wait", &path])["already_cached"], 1);
+    let next = daemon.nix.build(&PrivateNix::shell("two", "echo 2 > $out")).remove(0);
+    daemon.flush();
+    assert!(daemon.main().has(&next));
+    daemon.stop();
+    rusqlite::Connection::open(&file).unwrap().pragma_update(None, "user_version", 99).unwrap();
+    daemon.spawn();
+    assert!(!daemon.ended().success());
+    assert!(daemon.log().contains("written by flywheel"), "{}", daemon.log());
+}
+
+#[test]
+fn another_database_counts_as_new_and_another_store_directory_is_watched() {
+    let daemon = Daemon::embedded();
+    let first = daemon.nix.build(&PrivateNix::shell("one", "echo 1 > $out")).remove(0);
+    daemon.flush();
+    daemon.nix.wipe();
+    let second = daemon.nix.build(&PrivateNix::shell("two", "echo 2 > $out")).remove(0);
+    daemon.flush();
+    assert!(daemon.main().has(&first) && daemon.main().has(&second));
+    until("the store is watched", || daemon.status()["store"]["problem"].is_null());
+    let third = daemon.nix.build(&PrivateNix::shell("three", "echo 3 > $out")).remove(0);
+    until("it comes without being asked for", || daemon.main().has(&third));
+}

@@ -1,0 +1,16 @@
+//! What a newcomer runs first goes as it is told.
+
+use std::path::Path;
+use std::process::Command;
+
+#[test]
+fn the_quick_start_goes_as_told() {
+    let bin = Path::new(env!("CARGO_BIN_EXE_flywheeld")).parent().unwrap();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/quickstart.sh");
+    let out = Command::new(script).env("FLYWHEEL_BIN", bin).env_remove("KEEP").output().unwrap();
+    let text = String::from_utf8_lossy(&out.stdout);
+    assert!(out.status.success(), "{text}\n{}", String::from_utf8_lossy(&out.stderr));
+    for told in ["after the flush: 59", "from the cache: 59, built: 21", "from the cache: 80, built: 0"] {
+        assert!(text.contains(told), "{told}: {text}");
+    }
+}
