@@ -116,18 +116,18 @@ mod tests {
     fn command_lines_of_nix() {
         for (line, role) in [
             // Nix 2.8.0 and 2.26.3, `nix-daemon --daemon`: recorded.
-            (&b"nix-daemon\010417\0\0\0\0"[..], Role::WorkerFor(10417)),
-            (b"/nix/store/x-nix/bin/nix-daemon\04194303\0\0", Role::WorkerFor(4_194_303)),
+            (&b"nix-daemon\x0010417\0\0\0\0"[..], Role::WorkerFor(10417)),
+            (b"/nix/store/x-nix/bin/nix-daemon\x004194303\0\0", Role::WorkerFor(4_194_303)),
             // `nix daemon`: six letters of room, so that six digits may be seven.
-            (b"nix\054321\0\0", Role::WorkerFor(54321)),
-            (b"nix\0543210\0", Role::Secretive),
+            (b"nix\x0054321\0\0", Role::WorkerFor(54321)),
+            (b"nix\x00543210\0", Role::Secretive),
             (b"nix-daemon\0--daemon\0", Role::Secretive),
             (b"nix-daemon\0", Role::Secretive),
-            (b"nix-daemon\00\0\0\0\0\0\0\0\0", Role::Secretive),
+            (b"nix-daemon\x000\0\0\0\0\0\0\0\0", Role::Secretive),
             (b"nix-daemon\0--stdio\0", Role::Ordinary),
             (b"nix\0build\0", Role::Ordinary),
             (b"nix-build\0", Role::Ordinary),
-            (b"sh\01234\0\0", Role::Ordinary),
+            (b"sh\x001234\0\0", Role::Ordinary),
             (b"", Role::Ordinary),
         ] {
             assert_eq!(parse_role(line), role, "{}", String::from_utf8_lossy(line));
@@ -139,7 +139,7 @@ mod tests {
         let fake = FakeProc::new();
         fake.add(1, 0, 1, "systemd", 0, b"/sbin/init\0");
         fake.add(10, 1, 20, "nix-daemon", 0, b"nix-daemon\0--daemon\0");
-        fake.add(11, 10, 90, "nix-daemon", 0, b"nix-daemon\040\0\0\0\0\0\0\0");
+        fake.add(11, 10, 90, "nix-daemon", 0, b"nix-daemon\x0040\0\0\0\0\0\0\0");
         fake.add(30, 1, 50, "bash", 1000, b"bash\0");
         fake.add(40, 30, 80, "nix-build", 1000, b"nix-build\0");
         let found = Lineage::of(&fake.proc(), 11).unwrap();
@@ -154,7 +154,7 @@ mod tests {
     fn a_client_that_started_later_is_another_one() {
         let fake = FakeProc::new();
         fake.add(1, 0, 1, "systemd", 0, b"/sbin/init\0");
-        fake.add(11, 1, 90, "nix-daemon", 0, b"nix-daemon\040\0\0\0\0\0\0\0");
+        fake.add(11, 1, 90, "nix-daemon", 0, b"nix-daemon\x0040\0\0\0\0\0\0\0");
         fake.add(40, 1, 91, "nix-build", 1000, b"nix-build\0");
         assert_eq!(Lineage::of(&fake.proc(), 11), None);
     }
@@ -163,10 +163,10 @@ mod tests {
     fn nobody_can_pose_as_a_daemon() {
         let fake = FakeProc::new();
         fake.add(1, 0, 1, "systemd", 0, b"/sbin/init\0");
-        fake.add(11, 1, 90, "nix-daemon", 0, b"nix-daemon\040\0\0\0\0\0\0\0");
+        fake.add(11, 1, 90, "nix-daemon", 0, b"nix-daemon\x0040\0\0\0\0\0\0\0");
         fake.add(40, 30, 80, "nix-build", 1000, b"nix-build\0");
         // A user's process that names somebody else's job.
-        fake.add(30, 1, 50, "nix-daemon", 1000, b"nix-daemon\060\0\0\0\0\0\0\0");
+        fake.add(30, 1, 50, "nix-daemon", 1000, b"nix-daemon\x0060\0\0\0\0\0\0\0");
         fake.add(60, 1, 40, "bash", 2000, b"bash\0");
         let pids: Vec<i32> = Lineage::of(&fake.proc(), 11).unwrap().line.iter().map(|id| id.pid).collect();
         assert_eq!(pids, [11, 40, 30, 1]);

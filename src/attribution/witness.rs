@@ -322,10 +322,10 @@ impl Shared {
         }
         let Ok(files) = std::fs::read_dir(&self.dir) else { return };
         for file in files.filter_map(Result::ok) {
-            if let Some(base) = file.file_name().to_str().and_then(|name| name.strip_suffix(".lock")) {
-                if state.paths.get(base).is_none_or(|e| e.tries.iter().all(|t| t.removed.is_some())) {
-                    self.created(state, base);
-                }
+            if let Some(base) = file.file_name().to_str().and_then(|name| name.strip_suffix(".lock"))
+                && state.paths.get(base).is_none_or(|e| e.tries.iter().all(|t| t.removed.is_some()))
+            {
+                self.created(state, base);
             }
         }
     }
