@@ -148,15 +148,15 @@ mod tests {
 
     use super::*;
 
-    /// Number, parent, name, command line, environment, descriptors.
-    type Process<'a> = (u32, u32, &'a str, &'a str, &'a str, &'a [(&'a str, &'a str)]);
-
     struct Fake {
         _dir: tempfile::TempDir,
         tree: Tree,
     }
 
+    type Process<'a> = (u32, u32, &'a str, &'a str, &'a str, &'a [(&'a str, &'a str)]);
+
     impl Fake {
+        /// Number, parent, name, command line, environment, descriptors.
         fn new(processes: &[Process<'_>]) -> Self {
             let dir = tempfile::tempdir().unwrap();
             let tree = Tree { root: dir.path().to_owned() };

@@ -189,12 +189,12 @@ fn many_jobs(jobs: usize, multi_user: bool) {
         shares.entry(kind).or_insert([0; 3])[place] += 1;
     };
     let mut built = BTreeSet::new();
-    for k in 0..jobs {
+    for (k, fetched) in fetched.iter().enumerate().take(jobs) {
         for path in site.built_for(k) {
             count("built", &path, k, true);
             assert!(built.insert(path));
         }
-        count("substituted", &fetched[k], k, true);
+        count("substituted", fetched, k, true);
         let source = site.daemon.nix.run("sh", &["-c", &format!("ls -d ../store/*-source-{k}")]);
         let name = String::from_utf8(source.stdout).unwrap();
         let path = site.daemon.nix.store_dir().join(name.trim().rsplit('/').next().unwrap());

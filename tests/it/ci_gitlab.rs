@@ -107,10 +107,8 @@ fn two_jobs_at_once() {
     assert!(left.exists() && right.exists());
     let said = pipeline(&job, &runner, &["left", "right"]);
     assert_eq!(said.code, 0, "{said:?}");
-    for name in ["left", "right"] {
-        let told = lines(&said, name).iter().filter(|l| l.starts_with("watch-store pushed ")).count();
-        assert_eq!(told, 1, "{name}: {said:?}");
-    }
+    pushed(&said, "left", 3);
+    pushed(&said, "right", 2);
     let all = daemon.json(&["session", "list", "--all"]);
     let all = all.as_array().unwrap();
     assert_eq!(all.len(), 2, "{all:?}");
