@@ -178,7 +178,8 @@ fn status_list_and_show() {
     let shown = daemon.json(&["session", "show", &session]);
     assert_eq!(shown["paths_total"], 2, "{shown}");
     let entry = shown["paths"].as_array().unwrap().iter().find(|p| p["path"] == path.as_str()).unwrap();
-    assert_eq!((&entry["state"], &entry["evidence"]), (&"pushed".into(), &"window".into()), "{shown}");
+    assert_eq!(entry["state"], "pushed", "{shown}");
+    assert!(["process", "window"].contains(&entry["evidence"].as_str().unwrap()), "{shown}");
     assert_eq!(shown["summary"]["pushed"], 1);
     daemon.end(&session, &[]);
     assert_eq!(daemon.json(&["session", "list"]), serde_json::json!([]));
