@@ -12,7 +12,7 @@ GITLAB_CI_LOCAL=4.61.0
 
 export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-auto} GIT_TERMINAL_PROMPT=0
 [ "${CI:-}" = true ] && export CARGO_TERM_PROGRESS_WHEN=never
-export PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
+export PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH:/usr/sbin"
 exec </dev/null
 
 failed=() skipped=()
@@ -47,7 +47,7 @@ as_root() {
 }
 
 # What is needed: a command and the Debian package that brings it.
-NEEDED="cc:build-essential git:git nix-build:nix-bin nix-store:nix-bin sqlite3:sqlite3"
+NEEDED="cc:build-essential git:git nix-build:nix-bin nix-store:nix-bin sqlite3:sqlite3 nginx:nginx-light"
 
 system_packages() {
     local pair missing=() packages=()

@@ -83,7 +83,7 @@ impl CacheError {
         let structured: Option<ErrorAnswer> = serde_json::from_slice(body).ok();
         let said = match &structured {
             Some(answer) => quote(&format!("{}: {}", answer.error, answer.message)),
-            None => quote(&String::from_utf8_lossy(body)),
+            None => quote(page(&String::from_utf8_lossy(body))),
         };
         let (class, hint) = classify(status, structured.is_some(), &said);
         let said = if said.is_empty() { String::new() } else { format!(" ({said})") };
@@ -161,6 +161,13 @@ fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
         Err(_) => httpdate::parse_http_date(value).ok()?.duration_since(now).unwrap_or_default(),
     };
     Some(wait.min(LONGEST_WAIT))
+}
+
+/// What a proxy's page says: its title, else all of it. The rest is layout,
+/// and would push the hint behind it over the edge of a bounded message.
+fn page(text: &str) -> &str {
+    let title = text.split_once("<title>").and_then(|(_, rest)| rest.split_once("</title>"));
+    title.map_or(text, |(title, _)| title)
 }
 
 /// One line, no control characters, of bounded length.
@@ -251,6 +258,16 @@ mod tests {
             assert_eq!(error.class, class, "{status} {body}");
             assert_eq!(error.status, Some(status.as_u16()));
         }
+    }
+
+    #[test]
+    fn a_proxys_page_is_its_title_and_leaves_room_for_the_hint() {
+        let body =
+            "<html>\r\n<head><title>413 Request Entity Too Large</title></head>\r\n<body>nginx</body></html>";
+        let status = StatusCode::PAYLOAD_TOO_LARGE;
+        let error = CacheError::from_answer(status, &HeaderMap::new(), body.as_bytes(), "doing");
+        assert!(error.message.contains("(413 Request Entity Too Large): raise"), "{}", error.message);
+        assert_eq!(page("<title>cut off"), "<title>cut off");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 use super::endpoint;
 use super::error::{ConfigError, Place};
@@ -18,6 +19,8 @@ type Caches = BTreeMap<String, Cache>;
 
 const NAME: &str = "up to 50 of A-Z a-z 0-9 - _ +, the first a letter or digit";
 const MOST_ENDPOINTS: usize = 16;
+/// Longer than a busy server takes to answer, shorter than proxies wait for one.
+const STALL: Duration = Duration::from_secs(60);
 
 /// All caches.
 pub(super) fn caches(
@@ -72,7 +75,13 @@ fn from_environment(
         for name in ["ATTIC_CACHE", "ATTIC_TOKEN"].into_iter().filter(|name| env(name).is_some()) {
             warnings.push(format!("${name} is set without $ATTIC_SERVER and is not used"));
         }
-        let cache = Cache { cache: "main".to_owned(), target: Target::Embedded, token: Token::None, engine };
+        let cache = Cache {
+            cache: "main".to_owned(),
+            target: Target::Embedded,
+            token: Token::None,
+            engine,
+            stall_timeout: STALL,
+        };
         return Ok(("main".to_owned(), cache));
     };
     let url = endpoint::parse(&server).map_err(|found| {
@@ -83,7 +92,8 @@ fn from_environment(
         return Err(ConfigError::invalid(Place::Environment("ATTIC_CACHE"), format!("found {name:?}"), NAME));
     }
     let token = Token::from_surroundings(&name, env);
-    Ok((name.clone(), Cache { cache: name, target: Target::Remote(vec![url]), token, engine }))
+    let target = Target::Remote(vec![url]);
+    Ok((name.clone(), Cache { cache: name, target, token, engine, stall_timeout: STALL }))
 }
 
 fn cache(
@@ -126,7 +136,16 @@ fn cache(
         (Target::Remote(_), None) => Token::from_surroundings(name, env),
     };
     let own_engine = validate::engine(merged, &format!("caches.{name}.engine"), raw.engine.as_ref())?;
-    Ok(Cache { cache: on_server.to_owned(), target, token, engine: own_engine.unwrap_or(engine) })
+    let stall_timeout = match &raw.stall_timeout {
+        None => STALL,
+        Some(at) if at.value.0.is_zero() => {
+            let found = format!("caches.{name}.stall_timeout: found {}", at.value);
+            return Err(ConfigError::invalid(merged.place(&at.spot), found, "more than 0"));
+        }
+        Some(at) => at.value.0,
+    };
+    let engine = own_engine.unwrap_or(engine);
+    Ok(Cache { cache: on_server.to_owned(), target, token, engine, stall_timeout })
 }
 
 fn target(merged: &Merged, name: &str, at: &At<OneOrMany>) -> Result<Target, ConfigError> {

@@ -84,6 +84,7 @@ table! {
         cache: Option<At<String>>,
         token_file: Option<At<String>>,
         engine: Option<At<String>>,
+        stall_timeout: Option<At<Period>>,
     }
 }
 

@@ -66,6 +66,8 @@ pub struct Cache {
     pub token: Token,
     /// Who pushes to it.
     pub engine: Engine,
+    /// How long nothing may move before a request counts as failed.
+    pub stall_timeout: Duration,
 }
 
 /// Where a cache is.

@@ -49,7 +49,13 @@ fn nothing_at_all_is_the_embedded_cache() {
     assert_eq!(s.caches.len(), 1);
     assert_eq!(
         s.caches["main"],
-        Cache { cache: "main".into(), target: Target::Embedded, token: Token::None, engine: Engine::Native }
+        Cache {
+            cache: "main".into(),
+            target: Target::Embedded,
+            token: Token::None,
+            engine: Engine::Native,
+            stall_timeout: std::time::Duration::from_secs(60)
+        }
     );
     let embedded = s.embedded.unwrap();
     assert_eq!(
@@ -255,7 +261,7 @@ fn what_is_wrong_is_said() {
     let url = "expected a URL like \"https://attic.example.com\"";
     let cases: Vec<(String, String)> = vec![
         ("sokcet = \"/a\"".into(), "1:1: unknown field `sokcet`, expected one of `socket`, `state_dir`, `default_cache`, `nix`, `caches`, `embedded`, `push`, `client`, `drain`, `history`, `route` (did you mean `socket`?)".into()),
-        (main_with("token = \"s3cret\""), "3:1: unknown field `token`, expected one of `endpoints`, `cache`, `token_file`, `engine` (did you mean `token_file`?)".into()),
+        (main_with("token = \"s3cret\""), "3:1: unknown field `token`, expected one of `endpoints`, `cache`, `token_file`, `engine`, `stall_timeout` (did you mean `token_file`?)".into()),
         ("[drain]\nx = 1".into(), "2:1: unknown field `x`, expected `timeout`".into()),
         ("[limits]".into(), "1:2: unknown field `limits`, expected one of `socket`, `state_dir`, `default_cache`, `nix`, `caches`, `embedded`, `push`, `client`, `drain`, `history`, `route`".into()),
         ("socket = 3".into(), "1:10: invalid type: integer `3`, expected a string".into()),
@@ -270,6 +276,7 @@ fn what_is_wrong_is_said() {
         ("[caches.a]\nendpoints=[\"https://a\"]\n[caches.b]\nendpoints=[\"https://b\"]".into(), "configuration: default_cache: found none, and no cache is named \"main\", expected the name of a cache: \"a\" or \"b\"".into()),
         ("[caches.\"a b\"]\nendpoints=[\"https://a\"]".into(), format!("1:9: caches: found the name \"a b\", {cache_name}")),
         ("[caches.main]\ncache = \"x\"".into(), "1:9: caches.main: found no `endpoints`, expected a list of URLs, or \"embedded\"".into()),
+        (main_with("stall_timeout = \"0\""), "3:17: caches.main.stall_timeout: found 0s, expected more than 0".into()),
         ("[caches.main]\nendpoints = 3".into(), "2:13: invalid type: integer `3`, expected a list of URLs, or \"embedded\"".into()),
         ("[caches.main]\nendpoints = []".into(), "2:13: caches.main.endpoints: found 0 of them, expected 1 to 16".into()),
         ("[caches.main]\nendpoints = [\n  \"https://a\",\n  \"ftp://b\"]".into(), format!("4:3: caches.main.endpoints: found \"ftp://b\" with the scheme \"ftp\", {url}")),

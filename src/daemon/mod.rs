@@ -312,7 +312,8 @@ fn clients(
             TokenSource::File(file) => Some(file.clone()),
             TokenSource::Env(_) | TokenSource::None => None,
         });
-        let settings = ClientSettings::new(endpoints, CacheName::parse(&cache.cache)?, token);
+        let mut settings = ClientSettings::new(endpoints, CacheName::parse(&cache.cache)?, token);
+        settings.stall_timeout = cache.stall_timeout;
         clients.push(CacheClient::new(settings).with_context(|| format!("the cache {name}"))?);
     }
     Ok((clients, files))

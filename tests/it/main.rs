@@ -21,6 +21,7 @@ mod daemon_restart;
 mod daemon_story;
 mod embedded;
 mod house;
+mod lab;
 mod nothing_lost_roots;
 mod nothing_lost_trouble;
 mod observe;

@@ -1,0 +1,14 @@
+//! The fault laboratory: the real `flywheeld` on a real, private Nix, a cache
+//! apart from it, and between the two a proxy that misbehaves as a test says.
+//! A scenario is a file; what they share is in `rig.rs` and `proxy.rs`, which
+//! the soak uses as well.
+
+mod collect;
+mod crash;
+mod killers;
+mod nginx;
+mod proxy;
+mod rig;
+mod table;
+
+use rig::{COLLECTED, Dice, Rig, has, met, number, set, until, upload_of};

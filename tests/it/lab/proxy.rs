@@ -1,0 +1,532 @@
+//! A proxy between a daemon and its cache that does to each request what a
+//! test says: refuse, reset, stall, slow down, answer itself, cut or double the
+//! answer. It writes down every request, and a test waits for what it has seen.
+//! Must not know what the requests mean beyond their kind and path.
+
+use std::fmt::Write as _;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::watch;
+
+use crate::support::daemon::PATIENCE;
+
+/// What is done to one request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// Nothing.
+    Pass,
+    /// The connection is reset when so many bytes of the body have come.
+    Reset(u64),
+    /// So many bytes of the body are taken, then no more, until the client gives up.
+    Stall(u64),
+    /// The body is taken and no answer comes, until the client gives up.
+    Mute,
+    /// The body passes at so many bytes a second.
+    Slow(u64),
+    /// Answered without the cache: status and further header lines (each with its line end).
+    Answer(u16, &'static str),
+    /// The same, with the words of an Attic server that has compared the NAR with its hash.
+    BadHash,
+    /// The cache takes it; so many bytes of its answer come back, then the connection ends.
+    Cut(usize),
+    /// The cache takes it, and its answer comes back twice.
+    Double,
+    /// Waits until the test lets go, then passes.
+    Hold,
+}
+
+/// What a request is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Config,
+    Missing,
+    Upload,
+    Other,
+}
+
+/// One request.
+#[derive(Debug, Clone)]
+pub struct Call {
+    pub kind: Kind,
+    /// Base name of the path that is uploaded.
+    pub path: String,
+    /// How many of this kind (uploads: of this path) came before.
+    pub before: usize,
+    pub fault: Fault,
+    /// What the client was told, when it was told something whole.
+    pub told: Option<u16>,
+    /// It is over.
+    pub over: bool,
+}
+
+/// What the proxy has seen.
+#[derive(Debug, Default, Clone)]
+pub struct Tally {
+    pub connections: usize,
+    pub calls: Vec<Call>,
+    listening: bool,
+}
+
+impl Tally {
+    pub fn faults(&self) -> usize {
+        self.calls.iter().filter(|c| c.fault != Fault::Pass).count()
+    }
+
+    pub fn uploads(&self) -> impl Iterator<Item = &Call> {
+        self.calls.iter().filter(|c| c.kind == Kind::Upload)
+    }
+
+    /// Uploads that the client knows to be done.
+    pub fn done(&self) -> usize {
+        self.uploads().filter(|c| c.told == Some(200)).count()
+    }
+}
+
+type Rule = Box<dyn FnMut(&Call) -> Fault + Send>;
+
+struct Shared {
+    to: SocketAddr,
+    at: Mutex<SocketAddr>,
+    rule: Mutex<Rule>,
+    tally: Mutex<Tally>,
+    changed: Condvar,
+    up: watch::Sender<bool>,
+    held: watch::Sender<bool>,
+}
+
+/// The proxy; it ends when dropped.
+pub struct Proxy {
+    shared: Arc<Shared>,
+    runtime: Option<tokio::runtime::Runtime>,
+}
+
+/// A loopback address that only this process uses, so that a port stays free
+/// for whoever listened on it before.
+pub fn own_address() -> [u8; 4] {
+    let [_, a, b, c] = std::process::id().to_be_bytes();
+    [127, 64 + (a & 63), b, c]
+}
+
+impl Proxy {
+    pub fn before(to: SocketAddr) -> Self {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let shared = Arc::new(Shared {
+            to,
+            at: Mutex::new(SocketAddr::from((own_address(), 0))),
+            rule: Mutex::new(Box::new(|_| Fault::Pass)),
+            tally: Mutex::default(),
+            changed: Condvar::new(),
+            up: watch::Sender::new(true),
+            held: watch::Sender::new(true),
+        });
+        runtime.spawn(listen(Arc::clone(&shared)));
+        let proxy = Self { shared, runtime: Some(runtime) };
+        proxy.until("it listens", |tally| tally.listening);
+        proxy
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        *self.shared.at.lock().unwrap()
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address())
+    }
+
+    /// From here on each request meets what `rule` says. What is held stays so until [`Self::pass`].
+    pub fn rule(&self, rule: impl FnMut(&Call) -> Fault + Send + 'static) {
+        *self.shared.rule.lock().unwrap() = Box::new(rule);
+        self.shared.held.send_replace(true);
+    }
+
+    /// Everything passes from here on, what was held included.
+    pub fn pass(&self) {
+        self.rule(|_| Fault::Pass);
+        self.shared.held.send_replace(false);
+    }
+
+    /// Nobody listens any more; what is connected is reset.
+    pub fn down(&self) {
+        self.shared.up.send_replace(false);
+        self.until("it is down", |tally| !tally.listening);
+    }
+
+    /// It listens again, on the same port.
+    pub fn up(&self) {
+        self.shared.up.send_replace(true);
+        self.until("it is up", |tally| tally.listening);
+    }
+
+    /// Waits until what it has seen is as wanted.
+    pub fn until(&self, what: &str, wanted: impl Fn(&Tally) -> bool) -> Tally {
+        let seen = self.until_or(PATIENCE, &wanted);
+        assert!(wanted(&seen), "not seen: {what}; {}", told(&seen));
+        seen
+    }
+
+    /// The same, and no longer than that.
+    pub fn until_or(&self, patience: Duration, wanted: impl Fn(&Tally) -> bool) -> Tally {
+        let end = Instant::now() + patience;
+        let mut tally = self.shared.tally();
+        while !wanted(&tally) && Instant::now() < end {
+            let left = end.saturating_duration_since(Instant::now());
+            tally = self.shared.changed.wait_timeout(tally, left).unwrap().0;
+        }
+        tally.clone()
+    }
+
+    pub fn seen(&self) -> Tally {
+        self.shared.tally().clone()
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+        if std::thread::panicking() {
+            eprintln!("--- the proxy saw {}---", told(&self.shared.tally()));
+        }
+    }
+}
+
+fn told(tally: &Tally) -> String {
+    let mut text = format!("{} connections, {} requests:\n", tally.connections, tally.calls.len());
+    let most = 200;
+    for call in tally.calls.iter().skip(tally.calls.len().saturating_sub(most)) {
+        let Call { kind, path, before, fault, told, over } = call;
+        let _ = writeln!(text, "  {kind:?} {path} before {before} {fault:?} told {told:?} over {over}");
+    }
+    text
+}
+
+impl Shared {
+    fn tally(&self) -> MutexGuard<'_, Tally> {
+        self.tally.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn note(&self, change: impl FnOnce(&mut Tally)) {
+        change(&mut self.tally());
+        self.changed.notify_all();
+    }
+}
+
+async fn listen(shared: Arc<Shared>) {
+    let mut up = shared.up.subscribe();
+    while up.wait_for(|up| *up).await.is_ok() {
+        let at = *shared.at.lock().unwrap();
+        let listener = bind(at).expect("the proxy's own address is free");
+        *shared.at.lock().unwrap() = listener.local_addr().unwrap();
+        shared.note(|tally| tally.listening = true);
+        loop {
+            tokio::select! {
+                client = listener.accept() => {
+                    let Ok((client, _)) = client else { continue };
+                    shared.note(|tally| tally.connections += 1);
+                    tokio::spawn(connection(Arc::clone(&shared), client));
+                }
+                _ = up.wait_for(|up| !*up) => break,
+            }
+        }
+        drop(listener);
+        shared.note(|tally| tally.listening = false);
+    }
+}
+
+fn bind(at: SocketAddr) -> io::Result<TcpListener> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(at)?;
+    socket.listen(1024)
+}
+
+/// How a connection goes on after a request.
+enum Next {
+    /// With another request.
+    Request,
+    /// It is closed after the client has sent what it has to say.
+    Close,
+    /// It is reset.
+    Reset,
+}
+
+async fn connection(shared: Arc<Shared>, mut client: TcpStream) {
+    let mut up = shared.up.subscribe();
+    let serving = async {
+        let mut buffer = Vec::new();
+        loop {
+            match request(&shared, &mut client, &mut buffer).await {
+                Ok(Next::Request) => {}
+                Ok(Next::Close) => {
+                    let _ = client.shutdown().await;
+                    // Closing on unread bytes would reset, and the answer might be lost with it.
+                    let _ = tokio::io::copy(&mut client, &mut tokio::io::sink()).await;
+                    return false;
+                }
+                Ok(Next::Reset) => return true,
+                Err(_) => return false,
+            }
+        }
+    };
+    let reset = tokio::select! {
+        reset = serving => reset,
+        _ = up.wait_for(|up| !*up) => true,
+    };
+    if reset {
+        let _ = client.set_zero_linger();
+    }
+}
+
+struct Head {
+    text: String,
+    length: u64,
+}
+
+impl Head {
+    fn field(&self, name: &str) -> Option<&str> {
+        let mut lines = self.text.lines().skip(1).filter_map(|l| l.split_once(':'));
+        lines.find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.trim())
+    }
+
+    /// With this connection ended after the answer.
+    fn closing(&self) -> String {
+        let mut text = String::new();
+        for line in self.text.lines().filter(|l| !l.to_ascii_lowercase().starts_with("connection:")) {
+            if !line.is_empty() {
+                let _ = write!(text, "{line}\r\n");
+            }
+        }
+        text + "Connection: close\r\n\r\n"
+    }
+}
+
+fn gone() -> io::Error {
+    io::ErrorKind::UnexpectedEof.into()
+}
+
+async fn more(client: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<()> {
+    if client.read_buf(buffer).await? == 0 { Err(gone()) } else { Ok(()) }
+}
+
+async fn head(client: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<Head> {
+    let end = loop {
+        if let Some(at) = buffer.windows(4).position(|w| w == b"\r\n\r\n") {
+            break at + 4;
+        }
+        more(client, buffer).await?;
+    };
+    let text = String::from_utf8_lossy(&buffer[..end]).into_owned();
+    buffer.drain(..end);
+    let mut head = Head { text, length: 0 };
+    head.length = head.field("content-length").and_then(|v| v.parse().ok()).unwrap_or(0);
+    Ok(head)
+}
+
+/// Takes one request and deals with it.
+async fn request(shared: &Shared, client: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<Next> {
+    let head = head(client, buffer).await?;
+    let target = head.text.split(' ').nth(1).unwrap_or_default();
+    let kind = match target.split('?').next().unwrap_or_default() {
+        t if t.ends_with("/upload-path") => Kind::Upload,
+        t if t.ends_with("/get-missing-paths") => Kind::Missing,
+        t if t.contains("/cache-config/") => Kind::Config,
+        _ => Kind::Other,
+    };
+    let mut path = String::new();
+    if kind == Kind::Upload {
+        let preamble = head.field("x-attic-nar-info-preamble-size").and_then(|v| v.parse().ok()).unwrap_or(0);
+        while buffer.len() < preamble {
+            more(client, buffer).await?;
+        }
+        let info = head.field("x-attic-nar-info").map_or(&buffer[..preamble], str::as_bytes);
+        let info: serde_json::Value = serde_json::from_slice(info).unwrap_or_default();
+        path = crate::support::cache::base(info["store_path"].as_str().unwrap_or_default()).to_owned();
+    }
+    let mut call = Call { kind, path, before: 0, fault: Fault::Pass, told: None, over: false };
+    let index = {
+        // Under the tally's lock, so that the order in which rules see calls is the order of the tally.
+        let mut tally = shared.tally();
+        call.before = tally.calls.iter().filter(|c| c.kind == kind && c.path == call.path).count();
+        call.fault = (shared.rule.lock().unwrap())(&call);
+        tally.calls.push(call.clone());
+        tally.calls.len() - 1
+    };
+    shared.changed.notify_all();
+    // Dropped in the middle as well: a call that is cut off is over, too.
+    let over = Over { shared, index, told: None };
+    deal(shared, client, buffer, &head, call.fault, over).await
+}
+
+/// Writes down how a call ended, however it did.
+struct Over<'a> {
+    shared: &'a Shared,
+    index: usize,
+    told: Option<u16>,
+}
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        let (index, told) = (self.index, self.told);
+        self.shared.note(|tally| {
+            if let Some(call) = tally.calls.get_mut(index) {
+                (call.told, call.over) = (told, true);
+            }
+        });
+    }
+}
+
+async fn deal(
+    shared: &Shared,
+    client: &mut TcpStream,
+    buffer: &mut Vec<u8>,
+    head: &Head,
+    fault: Fault,
+    mut over: Over<'_>,
+) -> io::Result<Next> {
+    match fault {
+        Fault::Reset(after) => {
+            take(client, buffer, after.min(head.length)).await?;
+            return Ok(Next::Reset);
+        }
+        Fault::Stall(after) => {
+            take(client, buffer, after.min(head.length)).await?;
+            // Not read on: what the client still sends fills the pipe. That it gives up
+            // shows only when bytes of it were still on the way; else this waits with the proxy.
+            let _ = client.ready(tokio::io::Interest::ERROR).await;
+            return Ok(Next::Reset);
+        }
+        Fault::Mute => {
+            take(client, buffer, head.length).await?;
+            while more(client, buffer).await.is_ok() {}
+            return Ok(Next::Reset);
+        }
+        Fault::Answer(status, more) => return answer(client, status, more, "the laboratory", over).await,
+        Fault::BadHash => {
+            take(client, buffer, head.length).await?;
+            return answer(client, 400, "", "General request error: Bad NAR Hash or Size", over).await;
+        }
+        Fault::Hold => {
+            let _ = shared.held.subscribe().wait_for(|held| !*held).await;
+        }
+        Fault::Pass | Fault::Slow(_) | Fault::Cut(_) | Fault::Double => {}
+    }
+    let rate = if let Fault::Slow(rate) = fault { Some(rate) } else { None };
+    let (answer, whole) = forward(shared.to, client, buffer, head, rate).await?;
+    let status = answer.split(|b| *b == b' ').nth(1).and_then(|s| std::str::from_utf8(s).ok()?.parse().ok());
+    match fault {
+        Fault::Cut(most) => {
+            client.write_all(&answer[..most.min(answer.len())]).await?;
+            return Ok(Next::Close);
+        }
+        Fault::Double => {
+            client.write_all(&[&answer[..], &answer[..]].concat()).await?;
+        }
+        _ => client.write_all(&answer).await?,
+    }
+    over.told = status;
+    let last = head.field("connection").is_some_and(|c| c.eq_ignore_ascii_case("close"));
+    Ok(if whole && !last { Next::Request } else { Next::Close })
+}
+
+/// Takes so many bytes of the body and throws them away.
+async fn take(client: &mut TcpStream, buffer: &mut Vec<u8>, mut count: u64) -> io::Result<()> {
+    loop {
+        let have = buffer.len().min(usize::try_from(count).unwrap_or(usize::MAX));
+        buffer.drain(..have);
+        count -= have as u64;
+        if count == 0 {
+            return Ok(());
+        }
+        more(client, buffer).await?;
+    }
+}
+
+async fn answer(
+    client: &mut TcpStream,
+    status: u16,
+    more: &str,
+    message: &str,
+    mut over: Over<'_>,
+) -> io::Result<Next> {
+    let body = format!("{{\"code\":{status},\"error\":\"Fault\",\"message\":\"{message}\"}}");
+    let text = format!(
+        "HTTP/1.1 {status} Fault\r\ncontent-type: application/json\r\ncontent-length: {}\r\n{more}connection: close\r\n\r\n{body}",
+        body.len()
+    );
+    client.write_all(text.as_bytes()).await?;
+    over.told = Some(status);
+    Ok(Next::Close)
+}
+
+/// Sends a request on and reads the whole answer, which may come before the
+/// body has been taken (then the second value is false).
+async fn forward(
+    to: SocketAddr,
+    client: &mut TcpStream,
+    buffer: &mut Vec<u8>,
+    head: &Head,
+    rate: Option<u64>,
+) -> io::Result<(Vec<u8>, bool)> {
+    let mut cache = TcpStream::connect(to).await?;
+    let (mut from, mut into) = cache.split();
+    let mut answer = Vec::new();
+    let mut left = head.length;
+    let sending = async {
+        let mut accepts = into.write_all(head.closing().as_bytes()).await.is_ok();
+        while left > 0 {
+            if buffer.is_empty() {
+                more(client, buffer).await?;
+            }
+            let most = rate.map_or(64 << 10, |rate| (rate / 50).clamp(1, 64 << 10));
+            let count = buffer.len().min(usize::try_from(left.min(most)).unwrap_or(usize::MAX));
+            if let Some(rate) = rate {
+                tokio::time::sleep(Duration::from_secs_f64(count as f64 / rate as f64)).await;
+            }
+            // A cache that takes no more has answered: the answer counts.
+            accepts = accepts && into.write_all(&buffer[..count]).await.is_ok();
+            buffer.drain(..count);
+            left -= count as u64;
+            if !accepts {
+                return std::future::pending().await;
+            }
+        }
+        Ok::<_, io::Error>(())
+    };
+    tokio::pin!(sending);
+    let mut sent = false;
+    let mut chunk = vec![0; 16 << 10];
+    loop {
+        tokio::select! {
+            result = &mut sending, if !sent => {
+                result?;
+                sent = true;
+            }
+            count = from.read(&mut chunk) => match count {
+                Ok(count) if count > 0 => answer.extend_from_slice(&chunk[..count]),
+                _ if answer.is_empty() => return Err(gone()),
+                _ => break,
+            },
+        }
+    }
+    Ok((keep_alive(&answer), sent))
+}
+
+/// The answer without the cache's wish to close.
+fn keep_alive(answer: &[u8]) -> Vec<u8> {
+    let end = answer.windows(4).position(|w| w == b"\r\n\r\n").map_or(answer.len(), |at| at + 4);
+    let mut kept = Vec::new();
+    for line in answer[..end].split_inclusive(|b| *b == b'\n') {
+        if !line.to_ascii_lowercase().starts_with(b"connection:") {
+            kept.extend_from_slice(line);
+        }
+    }
+    kept.extend_from_slice(&answer[end..]);
+    kept
+}

@@ -1,0 +1,105 @@
+//! A fault is a row. For each row the same is done: five paths are built and
+//! pushed; the fault begins, twenty more are built and it is met so many times;
+//! it ends, five more are built. Then all thirty are in the cache, byte for
+//! byte, or have failed with the reason that the row names, and come in when
+//! the daemon is told to try again.
+//!
+//! What kills other watchers stands in `killers.rs`.
+
+use super::proxy::{Call, Fault, Kind};
+use super::{Rig, met, set, upload_of};
+
+/// One row.
+struct Row {
+    fault: Fault,
+    /// Which requests meet it.
+    on: fn(&Call) -> bool,
+    /// How many times it is met before it ends.
+    times: usize,
+    then: Then,
+}
+
+/// How it goes on after the fault.
+#[derive(Clone, Copy)]
+enum Then {
+    /// By itself.
+    Heals,
+    /// When the daemon is told to look again; nothing fails meanwhile.
+    Reload,
+    /// What met the fault has failed with this class, what refers to it because of that.
+    Parks(&'static str),
+}
+use Then::{Heals, Parks, Reload};
+
+macro_rules! rows {
+    ($($name:ident: $fault:expr, $on:expr, $times:expr, $then:expr;)*) => {
+        $(#[test] fn $name() { run(&Row { fault: $fault, on: $on, times: $times, then: $then }); })*
+    };
+}
+
+rows! {
+    reset_before_the_body: Fault::Reset(0), uploads, 6, Heals;
+    reset_amid_the_body: Fault::Reset(9_000), uploads, 6, Heals;
+    stalled_amid_the_body: Fault::Stall(4_096), uploads, 4, Heals;
+    no_answer: Fault::Mute, uploads, 4, Heals;
+    slow: Fault::Slow(100_000), uploads, 20, Heals;
+    internal_error_500: Fault::Answer(500, ""), uploads, 6, Heals;
+    unavailable_503: Fault::Answer(503, ""), uploads, 6, Heals;
+    too_many_requests_429: Fault::Answer(429, "Retry-After: 1\r\n"), uploads, 3, Heals;
+    unauthorized_401: Fault::Answer(401, ""), uploads, 1, Reload;
+    forbidden_403: Fault::Answer(403, ""), uploads, 1, Reload;
+    too_large_413: Fault::Answer(413, ""), one_path, 1, Parks("too-large");
+    bad_request_400: Fault::Answer(400, ""), one_path, 1, Parks("rejected");
+    bad_hash_400_twice: Fault::BadHash, one_path, 2, Parks("mismatch");
+    cut_before_the_answer: Fault::Cut(0), uploads, 6, Heals;
+    cut_amid_the_answer: Fault::Cut(40), uploads, 6, Heals;
+    answered_twice: Fault::Double, uploads, 20, Heals;
+    flapping: Fault::Reset(0), every_other, 12, Heals;
+    questions_reset: Fault::Reset(0), questions, 3, Heals;
+    questions_muted: Fault::Mute, questions, 1, Heals;
+    questions_500: Fault::Answer(500, ""), questions, 3, Heals;
+    questions_cut: Fault::Cut(30), questions, 3, Heals;
+    questions_401: Fault::Answer(401, ""), questions, 1, Reload;
+    everything_503: Fault::Answer(503, "Retry-After: 0\r\n"), |_| true, 6, Heals;
+}
+
+fn uploads(call: &Call) -> bool {
+    call.kind == Kind::Upload
+}
+
+fn questions(call: &Call) -> bool {
+    call.kind == Kind::Missing
+}
+
+fn one_path(call: &Call) -> bool {
+    upload_of(call, |name| name == "during-0")
+}
+
+fn every_other(call: &Call) -> bool {
+    call.before.is_multiple_of(2)
+}
+
+fn run(row: &Row) {
+    // A stall is noticed after this, so that no test waits a minute for it.
+    let rig = Rig::with("stall_timeout = \"1s\"", "");
+    rig.site.build(&set("before", 1, 5, 20_000));
+    rig.whole(|_| None);
+    let (fault, on) = (row.fault, row.on);
+    rig.proxy.rule(move |call| if on(call) { fault } else { Fault::Pass });
+    rig.site.build(&set("during", 2, 10, 20_000));
+    rig.proxy.until("the fault is met", met(row.times));
+    match row.then {
+        Heals | Reload => {}
+        Parks(class) => rig.whole(|name| match name {
+            "during-0" => Some(class),
+            name => name.starts_with("during-0-").then_some("reference"),
+        }),
+    }
+    rig.proxy.pass();
+    rig.site.build(&set("after", 1, 5, 20_000));
+    if let Reload | Parks(_) = row.then {
+        assert_eq!(rig.daemon.ctl(&["reload"]).code, 0);
+    }
+    rig.whole(|_| None);
+    rig.nothing_twice();
+}
