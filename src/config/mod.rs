@@ -1,7 +1,7 @@
 //! What the administrator wrote, made into settings that need no second look.
 //!
-//! Three steps, a file each: [`raw`] is the shape of the files (all optional,
-//! unknown keys refused), [`merge`] lays them over each other, `validate`
+//! Three steps, a file each: `raw` is the shape of the files (all optional,
+//! unknown keys refused), `merge` lays them over each other, `validate`
 //! turns the result into [`Settings`]: every path absolute, every name legal,
 //! every reference to a cache resolved. Whatever is wrong is a
 //! [`ConfigError`] with file, line and column before anything is bound,

@@ -4,7 +4,7 @@
 //!
 //! | where | anchor |
 //! |---|---|
-//! | GitHub, Gitea, Forgejo, Buildkite, Jenkins | the runner's process above the steps |
+//! | GitHub, Gitea, Forgejo, Buildkite, Jenkins | the runner's process above the steps; none, when it cannot be found |
 //! | any other CI job | the job's outermost shell |
 //! | elsewhere | the parent |
 //!
@@ -18,6 +18,9 @@ use std::path::{Path, PathBuf};
 /// Generations that are looked at.
 const DEEPEST: usize = 128;
 const SHELLS: [&str; 8] = ["sh", "bash", "dash", "zsh", "ksh", "ash", "fish", "busybox"];
+
+/// Where each step is a process of its own.
+const SEPARATE_STEPS: [&str; 5] = ["github", "gitea", "forgejo", "buildkite", "jenkins"];
 
 /// The anchor for a job of this system, if any; `job` is the variable that
 /// tells the job apart, with its value.
@@ -60,10 +63,10 @@ impl Tree {
     }
 
     fn find(&self, me: u32, system: Option<&str>, job: Option<(&str, &str)>) -> Option<u32> {
-        if let Some(system) = system
-            && let Some(runner) = self.ancestors(me).find(|pid| self.is_runner(system, *pid))
-        {
-            return Some(runner);
+        // A step's own shell ends with the step, and the next step is not below
+        // it: without the runner's process no anchor is better than that one.
+        if let Some(system) = system.filter(|s| SEPARATE_STEPS.contains(s)) {
+            return self.ancestors(me).find(|pid| self.is_runner(system, *pid));
         }
         let parent = self.past_substitutions(me)?;
         Some(job.map_or(parent, |job| self.outermost_shell(parent, job)))

@@ -2,7 +2,7 @@
 //! never makes a job fail or wait for more than it asked for. Knows the control
 //! socket's messages and codec; must not know the daemon's inside.
 //!
-//! Blocking on purpose, for a fast start. Only [`run`], which minds a command
+//! Blocking on purpose, for a fast start. Only `run`, which minds a command
 //! and signals at once, uses tokio.
 
 mod anchor;
