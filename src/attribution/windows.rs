@@ -101,8 +101,9 @@ impl Windows {
     }
 
     /// Who owns the path with this number. Sessions that push to different
-    /// caches leave the choice open: a path is never pushed to a cache only
-    /// because somebody else's session happened to be open as well.
+    /// caches leave it open: a path is never pushed to a cache only because
+    /// somebody else's session happened to be open as well, it is nobody's, and
+    /// who names it in the end has it in the right cache.
     pub fn owners(&self, number: i64, maker: Option<&Maker>) -> Owners {
         let mut holding: Vec<_> = self.open.iter().filter(|w| w.holds(number)).collect();
         let mut known = None;
@@ -120,10 +121,15 @@ impl Windows {
             (1, None) => Evidence::Window,
             _ => Evidence::Shared,
         };
-        let cache = match holding.split_first() {
-            Some((first, rest)) if rest.iter().all(|w| w.cache == first.cache) => Some(first.cache),
-            Some(_) | None => None,
+        let Some((first, rest)) = holding.split_first() else {
+            return Owners { sessions: Vec::new(), cache: None };
         };
+        if rest.iter().any(|w| w.cache != first.cache) {
+            // It goes where what nobody owns goes. A session that pushes to
+            // another cache must not be told that it was pushed for it.
+            return Owners { sessions: Vec::new(), cache: None };
+        }
+        let cache = Some(first.cache);
         Owners { sessions: holding.iter().map(|w| (w.session, evidence)).collect(), cache }
     }
 }
@@ -152,7 +158,7 @@ mod tests {
             (21, vec![(1, Shared), (2, Shared)], Some(Some(0))),
             (30, vec![(1, Shared), (2, Shared)], Some(Some(0))),
             (31, vec![(1, Alone)], Some(Some(0))),
-            (41, vec![(1, Shared), (3, Shared)], None),
+            (41, vec![], None),
         ];
         for (number, sessions, cache) in table {
             assert_eq!(windows.owners(number, None), Owners { sessions, cache }, "number {number}");
