@@ -64,6 +64,8 @@ pub(super) fn command(context: &Context, args: EndArgs) -> Result<Exit, Failure>
 /// Asks until there is an answer or the time is over.
 pub(super) fn finish(context: &Context, ending: Ending) -> Result<Summary, Failure> {
     let until = Instant::now() + ending.timeout;
+    // A daemon that has no room for so long will not have it soon.
+    let room_until = until.min(Instant::now() + GRACE);
     // No daemon at the first attempt is no daemon: a job does not wait for one to be installed.
     let mut link = context.link()?;
     let push = resolve(context, &ending.push, &link.server.store_dir)?;
@@ -90,7 +92,7 @@ pub(super) fn finish(context: &Context, ending: Ending) -> Result<Summary, Failu
             Ok(Reply::Error { code: ErrorCode::Busy, message }) => {
                 // Many jobs at once: a moment later there is room.
                 sleep(RETRY.min(left));
-                if Instant::now() >= until {
+                if Instant::now() >= room_until {
                     return Err(Failure::Refused { code: ErrorCode::Busy, message });
                 }
                 link = context.link()?;
