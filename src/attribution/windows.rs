@@ -214,10 +214,13 @@ mod tests {
         let nobody = windows.owners(9, Some(&made_by(&[55, 1])));
         assert_eq!(nobody, Owners { sessions: vec![], cache: None });
         // A session whose processes cannot be told may have made what no other did.
-        windows.open(window(5, 0, None, 1));
+        windows.open(window(5, 0, None, 0));
         let rest = windows.owners(9, Some(&made_by(&[55, 1])));
-        assert_eq!(rest, Owners { sessions: vec![(5, Alone)], cache: Some(Some(1)) });
+        assert_eq!(rest, Owners { sessions: vec![(5, Alone)], cache: Some(Some(0)) });
         assert_eq!(windows.owners(9, Some(&made_by(&[200, 1]))).sessions, [(2, Process)]);
         assert_eq!(windows.owners(9, None).sessions.len(), 6, "an unknown maker leaves all");
+        // With one that pushes elsewhere among them, it is nobody's.
+        windows.open(window(8, 0, None, 1));
+        assert_eq!(windows.owners(9, None), Owners { sessions: vec![], cache: None });
     }
 }

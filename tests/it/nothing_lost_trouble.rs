@@ -68,6 +68,7 @@ fn a_refused_path_is_tried_again_by_push_and_reload_also_after_a_restart() {
     assert_eq!(times(&daemon.log(), "not pushed"), 1);
     // The reason is still known after a restart, and the path still protected.
     daemon.restart();
+    until("it is known again", || daemon.status()["queue"]["parked"] == 1);
     parked(&daemon);
     assert!(daemon.nix.run("nix-store", &["--gc"]).status.success());
     assert!(std::path::Path::new(&big).exists());
