@@ -5,7 +5,7 @@
 //! | evidence | says | how strong |
 //! |---|---|---|
 //! | hook | Nix's post-build hook, run by the builder, named the path | certain |
-//! | process | who held the path's lock descends from the session's anchor | certain |
+//! | process | who held the path's lock descends from the session's anchor | strong |
 //! | window | it became valid while only this session was open | a guess |
 //! | shared | several sessions were open | one of them |
 //!

@@ -1,7 +1,7 @@
 //! The intake: one thread that reads what became valid, decides what of it is
-//! wanted, adds the closure, writes both to the ledger together with the
-//! cursor, and only then tells the driver. A path that was read and not yet
-//! written is read again after a crash.
+//! wanted, adds the closure, writes both to the ledger and tells the driver.
+//! The cursor moves last: what was read and not yet written is read again
+//! after a crash, and taking it in twice changes nothing.
 //!
 //! Must not know how anything is uploaded.
 
