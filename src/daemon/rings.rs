@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
+use super::intake::Bell;
+use crate::attribution::Witness;
 use crate::store::Ring;
 
 /// Between two words about the same.
@@ -13,8 +15,23 @@ const APART: Duration = Duration::from_secs(60);
 
 static OVERFLOW_SAID: Mutex<Option<Instant>> = Mutex::new(None);
 
+/// What the doorbell's rings are for: locks that come are looked at while they
+/// are there, everything else is a reason to look into the journal.
+pub(super) fn pull(witness: Witness, bell: Bell) -> impl Fn(Ring) {
+    move |ring| {
+        tell(&ring);
+        match &ring {
+            Ring::LockCreated(base) => return witness.created(base),
+            Ring::LockRemoved(base) => witness.removed(base),
+            Ring::Overflow | Ring::Remounted => witness.rescan(),
+            Ring::Start | Ring::Timer | Ring::WatchLost(_) => {}
+        }
+        bell.ring();
+    }
+}
+
 /// Tells what a person would want to know of.
-pub(super) fn tell(ring: &Ring) {
+fn tell(ring: &Ring) {
     match ring {
         Ring::WatchLost(why) => {
             warn!(

@@ -1,0 +1,71 @@
+//! The end: no new work, a deadline for what runs, and as much time from
+//! systemd as that takes.
+
+use std::time::{Duration, Instant};
+
+use tracing::info;
+
+use super::driver::{Driver, Ended};
+use super::live::Waiter;
+use crate::flow::Event;
+
+/// How much time systemd is asked for at once while a drain moves, and what is
+/// needed after the deadline to write everything down.
+const EXTENSION: Duration = Duration::from_secs(30);
+const MARGIN: Duration = Duration::from_secs(10);
+
+impl Driver {
+    pub(super) fn at_end(&mut self) -> Option<Ended> {
+        let deadline = self.stopping?;
+        let ended = if self.flow.in_flight() == 0 {
+            Ended::Drained
+        } else if deadline <= Instant::now() {
+            Ended::Deadline
+        } else {
+            return None;
+        };
+        for waiter in std::mem::take(&mut self.desk.waiters) {
+            self.answer(waiter.asked, waiter.responder, waiter.since, true);
+        }
+        Some(ended)
+    }
+
+    /// Stops intake and dispatch; what runs may end until the deadline.
+    pub(super) fn stop(&mut self) {
+        self.stopping = Some(Instant::now() + self.settings.drain_timeout);
+        self.notify.stopping();
+        info!(
+            uploading = self.flow.in_flight(),
+            "stopping: what is being uploaded may end, the rest stays in the ledger"
+        );
+        self.bell.stop();
+        self.step(Event::Stop);
+        // What is under way may be all that some wait for; the others are told
+        // now how much is left.
+        let in_flight = self.flow.in_flight();
+        let (soon, never): (Vec<Waiter>, Vec<Waiter>) = std::mem::take(&mut self.desk.waiters)
+            .into_iter()
+            .partition(|w| self.flow.unsettled(w.group) <= in_flight);
+        self.desk.waiters = soon;
+        for waiter in never {
+            self.answer(waiter.asked, waiter.responder, waiter.since, true);
+        }
+        let unnamed: Vec<_> = self.desk.namings.values_mut().filter_map(|n| n.caller.take()).collect();
+        for caller in unnamed {
+            self.answer_unlooked(caller);
+        }
+        self.extend();
+    }
+
+    /// Asks systemd for as long as the end takes, while something moves; see
+    /// EXTEND_TIMEOUT_USEC in sd_notify(3).
+    pub(super) fn extend(&mut self) {
+        let Some(deadline) = self.stopping else { return };
+        let moved = (self.transfers.sent(), self.flow.in_flight());
+        if moved != self.moved {
+            self.moved = moved;
+            let rest = deadline.saturating_duration_since(Instant::now());
+            self.notify.extend(rest.min(EXTENSION) + MARGIN);
+        }
+    }
+}

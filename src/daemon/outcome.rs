@@ -1,0 +1,143 @@
+//! What came of questions, uploads and probes, told to the decisions and to
+//! the log; and what the decisions say of a path or a cache in the end.
+
+use tracing::{debug, error, info, warn};
+
+use super::driver::Driver;
+use super::input::Sent;
+use super::settle;
+use crate::cache::{CacheError, Discovered};
+use crate::flow::{CacheId, Cause, Event, Failure, GateState, TaskId};
+
+impl Driver {
+    pub(super) fn asked(
+        &mut self,
+        cache: CacheId,
+        tasks: Vec<TaskId>,
+        result: Result<Vec<TaskId>, CacheError>,
+    ) {
+        match result {
+            Ok(missing) => {
+                let absent: std::collections::HashSet<_> = missing.iter().copied().collect();
+                let present = tasks.into_iter().filter(|t| !absent.contains(t)).collect();
+                self.step(Event::Asked { cache, present, missing });
+            }
+            Err(error) => {
+                self.trouble(cache, &error.to_string());
+                let class = error.class.as_str().to_owned();
+                for task in &tasks {
+                    if let Some(ware) = self.wares.get_mut(task) {
+                        ware.error = Some((class.clone(), error.to_string()));
+                    }
+                }
+                self.step(Event::AskFailed { cache, tasks, failure: settle::failure(&error) });
+            }
+        }
+    }
+
+    pub(super) fn uploaded(&mut self, task: TaskId, result: Sent, took_ms: u64) {
+        let Some(ware) = self.wares.get_mut(&task) else { return };
+        let path = ware.path.clone();
+        let cache = ware.cache;
+        let event = match result {
+            Sent::Done(uploaded, size) => {
+                self.bytes_sent = self.bytes_sent.saturating_add(size);
+                debug!(
+                    path = %path, cache = self.caches[usize::from(cache.0)], nar_size = size, took_ms,
+                    deduplicated = uploaded.deduplicated, "pushed"
+                );
+                Event::Uploaded(task)
+            }
+            Sent::Upstream => Event::InUpstream(task),
+            Sent::Collected => Event::Collected(task),
+            Sent::Unreadable(reason) => {
+                // About the database, not about this path: it waits its turn again.
+                warn!(path = %path, reason, attempt = ware.attempts, "the Nix database cannot be read; trying again");
+                Event::UploadFailed(task, Failure::Store)
+            }
+            Sent::Failed(error) => {
+                let text = error.to_string();
+                warn!(
+                    path = %path, cache = self.caches[usize::from(cache.0)], attempt = ware.attempts,
+                    class = error.class.as_str(), error = text, "an upload failed"
+                );
+                ware.error = Some((error.class.as_str().to_owned(), text.clone()));
+                let failure = settle::failure(&error);
+                self.trouble(cache, &text);
+                Event::UploadFailed(task, failure)
+            }
+        };
+        self.step(event);
+    }
+
+    pub(super) fn trouble(&mut self, cache: CacheId, text: &str) {
+        self.troubles[usize::from(cache.0)] = Some(text.to_owned());
+    }
+
+    pub(super) fn parked(&mut self, task: TaskId, cause: Cause) {
+        let reference = match cause {
+            Cause::Reference(reference) => self.wares.get(&reference).map(|w| w.path.to_string()),
+            Cause::Failed(_) | Cause::Earlier => None,
+        };
+        let Some(ware) = self.wares.get_mut(&task) else { return };
+        if let Cause::Reference(_) = cause {
+            let reference = reference.unwrap_or_default();
+            ware.error =
+                Some(("reference".to_owned(), format!("its reference {reference} could not be pushed")));
+        }
+        if let (Cause::Failed(Failure::Mismatch), Some((_, text))) = (cause, &mut ware.error) {
+            let full = self.transfers.store_dir.full(&ware.path);
+            *text = format!(
+                "the local store is damaged: {full} is no longer what Nix registered, read twice; \
+                 `nix-store --verify-path {full}` shows it, `nix-store --repair-path {full}` may mend it ({text})"
+            );
+        }
+        let unknown = || ("unknown".to_owned(), "no reason was recorded".to_owned());
+        let (class, text) = ware.error.clone().unwrap_or_else(unknown);
+        error!(path = %ware.path, cache = self.caches[usize::from(ware.cache.0)], class, error = text, "not pushed");
+        self.ledger.settle(task, settle::parked(&class, text, ware.attempts));
+        self.keeper.park(ware.cache.0, ware.path.clone());
+    }
+
+    pub(super) fn gate(&mut self, cache: CacheId, state: GateState) {
+        let reason = self.troubles[usize::from(cache.0)].clone().unwrap_or_default();
+        let name = self.caches[usize::from(cache.0)].clone();
+        match state {
+            GateState::Online => {
+                self.troubles[usize::from(cache.0)] = None;
+                info!(cache = name, "the cache is back: uploads go on");
+            }
+            GateState::Offline => {
+                warn!(cache = name, reason, "the cache does not answer: paths wait, nothing is lost");
+            }
+            GateState::Refused => {
+                warn!(cache = name, reason, "the cache refuses the token: paths wait until it is renewed");
+            }
+        }
+    }
+
+    pub(super) fn probed(&mut self, cache: CacheId, result: Result<Discovered, CacheError>) {
+        let ours = self.transfers.store_dir.as_str();
+        let result = match result {
+            Ok(found) => {
+                let keys = found.config.upstream_cache_key_names.unwrap_or_default();
+                self.facts.set_upstream(cache.0, keys);
+                debug!(cache = self.name(cache), endpoint = found.endpoint, "the cache answers");
+                if let Some(theirs) = found.config.store_dir.filter(|dir| dir != ours) {
+                    warn!(
+                        cache = self.name(cache),
+                        theirs,
+                        ours,
+                        "the cache is for another store directory: Nix cannot use what is pushed from here"
+                    );
+                }
+                Ok(())
+            }
+            Err(error) => {
+                self.trouble(cache, &error.to_string());
+                Err(settle::failure(&error))
+            }
+        };
+        self.step(Event::Probed(cache, result));
+    }
+}

@@ -1,0 +1,20 @@
+//! The signals that end the daemon.
+
+use anyhow::Result;
+use tracing::warn;
+
+/// SIGTERM or SIGINT: the first begins the end, a second ends at once.
+pub(super) fn signals() -> Result<(tokio::task::JoinHandle<()>, tokio::sync::mpsc::Receiver<()>)> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut term = signal(SignalKind::terminate())?;
+    let mut int = signal(SignalKind::interrupt())?;
+    let (begin, stop) = tokio::sync::mpsc::channel(1);
+    let task = tokio::spawn(async move {
+        tokio::select! { _ = term.recv() => {} _ = int.recv() => {} }
+        let _ = begin.send(()).await;
+        tokio::select! { _ = term.recv() => {} _ = int.recv() => {} }
+        warn!("a second signal: ending at once; what is pending stays in the ledger");
+        std::process::exit(1);
+    });
+    Ok((task, stop))
+}
