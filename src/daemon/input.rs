@@ -32,11 +32,11 @@ pub(super) enum Input {
         invalid: Vec<StorePath>,
     },
     /// A session was written down, or could not be.
-    Opened(Box<super::requests::Opening>),
+    Opened(Box<super::opening::Opening>),
     /// The process that a session is anchored to has ended.
     AnchorGone(crate::ledger::SessionRow),
     /// A session that was given up is ended by its job after all.
-    Rejoined(Box<super::requests::Rejoining>),
+    Rejoined(Box<super::closing::Rejoining>),
     /// Rows up to this one are taken in.
     Cursor(i64),
     /// What an earlier life left has been told.

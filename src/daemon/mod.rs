@@ -16,15 +16,18 @@
 
 mod anchors;
 mod begin;
+mod closing;
 mod driver;
 mod ending;
 mod history;
+mod hooks;
 mod identity;
 mod input;
 mod intake;
 mod keeper;
 mod live;
 mod notify;
+mod opening;
 mod outcome;
 mod rate;
 mod report;

@@ -1,0 +1,226 @@
+//! Sessions that begin: `session start`, and the unnamed one that a push is.
+
+use std::sync::PoisonError;
+
+use tracing::{debug, info};
+
+use super::driver::Driver;
+use super::identity::who_is;
+use super::input::Input;
+use super::live::{Asked, Caller, Live};
+use super::wall_ms;
+use crate::attribution::{Anchor, Proc, ProcId, Window};
+use crate::config::{Destination, Who};
+use crate::control::messages::{CiJob, ErrorCode, Reply};
+use crate::control::server::{Peer, Responder};
+use crate::flow::CacheId;
+use crate::ledger::{NewSession, SessionRow};
+use crate::store::StorePath;
+
+/// Open sessions of one user.
+const SESSIONS_PER_UID: usize = 256;
+
+/// A session on its way to being open.
+#[derive(Debug)]
+pub(super) struct Opening {
+    pub(super) live: Live,
+    pub(super) result: Result<SessionRow, (ErrorCode, String)>,
+    pub(super) anchor: Option<ProcId>,
+    pub(super) caller: Opened,
+}
+
+/// What opens a session, besides who asks for it.
+#[derive(Debug, Default)]
+pub(super) struct Wish {
+    pub(super) prefix: &'static str,
+    pub(super) label: Option<String>,
+    pub(super) cache: Option<CacheId>,
+    pub(super) anchor_pid: Option<u32>,
+    pub(super) strict: bool,
+    pub(super) ci: Option<CiJob>,
+}
+
+/// What follows when it is.
+#[derive(Debug)]
+pub(super) enum Opened {
+    /// `session start`: its id is told.
+    Start(Responder),
+    /// `push`: the paths are named at once.
+    Push { paths: Vec<StorePath>, caller: Caller },
+}
+
+impl Driver {
+    pub(super) fn session_start(
+        &mut self,
+        peer: &Peer,
+        responder: Responder,
+        cache: Option<&str>,
+        wish: Wish,
+    ) {
+        let open = self.desk.sessions.values().filter(|s| s.uid == peer.uid && s.ending.is_none()).count();
+        if open >= SESSIONS_PER_UID {
+            let message =
+                format!("uid {} has {open} open sessions, the most there may be: end some", peer.uid);
+            return responder.refuse(ErrorCode::Busy, message);
+        }
+        let cache = match cache.map(|name| self.known_cache(name)).transpose() {
+            Ok(cache) => cache,
+            Err(message) => return responder.refuse(ErrorCode::BadRequest, message),
+        };
+        self.open(peer, Wish { cache, ..wish }, Opened::Start(responder));
+    }
+
+    pub(super) fn push(&mut self, peer: &Peer, paths: &[String], cache: Option<&str>, caller: Caller) {
+        let cache = match cache.map(|name| self.known_cache(name)).transpose() {
+            Ok(cache) => cache,
+            Err(message) => return caller.responder.refuse(ErrorCode::BadRequest, message),
+        };
+        match self.parse_paths(paths) {
+            Ok(paths) => {
+                let wish = Wish { prefix: "push-", cache, ..Wish::default() };
+                self.open(peer, wish, Opened::Push { paths, caller });
+            }
+            Err(message) => caller.responder.refuse(ErrorCode::BadRequest, message),
+        }
+    }
+
+    /// Writes a new session down; [`Driver::opened`] goes on.
+    fn open(&mut self, peer: &Peer, wish: Wish, caller: Opened) {
+        let Wish { prefix, label, cache, anchor_pid, strict, ci } = wish;
+        let id = format!("{prefix}{}", super::identity::new_id());
+        let label = label.map(|l| l.chars().take(200).collect::<String>());
+        let mut live = Live {
+            row: 0,
+            id,
+            label,
+            cache,
+            uid: peer.uid,
+            ci,
+            ending: None,
+            abandoned: false,
+            watch: None,
+            warnings: Vec::new(),
+            unlooked: false,
+        };
+        let peer = *peer;
+        let settings = std::sync::Arc::clone(&self.settings);
+        let names = self.caches.clone();
+        let default = self.default_cache();
+        let (ledger, windows) = (self.ledger.clone(), std::sync::Arc::clone(&self.windows));
+        let transfers = self.transfers.clone();
+        let cursor = self.cursor;
+        let work = move || {
+            live.cache = match live.cache {
+                Some(named) => Some(named),
+                None if settings.routes.is_empty() => Some(default),
+                None => {
+                    let person = who_is(peer.uid, peer.gid);
+                    let label = live.label.as_deref().unwrap_or_default();
+                    let who = Who { user: (peer.uid, person.name.as_deref()), groups: &person.groups, label };
+                    match settings.route(&who) {
+                        Destination::Cache(name) => names
+                            .iter()
+                            .position(|c| c == name)
+                            .and_then(|n| u16::try_from(n).ok())
+                            .map(CacheId),
+                        Destination::Skip => None,
+                    }
+                }
+            };
+            let resolve = |pid| Anchor::resolve(&Proc::default(), pid, peer.pid, peer.uid);
+            let anchor = match anchor_pid.map(resolve).transpose() {
+                Ok(anchor) => anchor.flatten(),
+                Err(error) => {
+                    let result = Err((ErrorCode::BadRequest, error.to_string()));
+                    return Input::Opened(Box::new(Opening { live, result, anchor: None, caller }));
+                }
+            };
+            if anchor.is_none() && anchor_pid.is_some() {
+                debug!(pid = anchor_pid, "the job's processes cannot be seen from here");
+            }
+            let id = anchor.as_ref().map(|a| a.id);
+            let is_push = matches!(caller, Opened::Push { .. });
+            // The window is set under its lock: what becomes valid from this
+            // moment on is looked at by the intake only afterwards.
+            let mut windows = windows.lock().unwrap_or_else(PoisonError::into_inner);
+            // Unreadable just now: what was not taken in yet may be its own, and
+            // too much is better than to say that there was nothing.
+            let after = transfers.head().unwrap_or(cursor);
+            let result = ledger.session_open(NewSession {
+                id: live.id.clone(),
+                label: live.label.clone(),
+                cache: live.cache.map(|c| names[usize::from(c.0)].clone()).unwrap_or_default(),
+                uid: peer.uid,
+                gid: peer.gid,
+                anchor_pid: id.map(|id| (id.pid, id.start)),
+                strict,
+                ci: live.ci.as_ref().and_then(|ci| serde_json::to_string(ci).ok()),
+                started_at: wall_ms(),
+                after,
+            });
+            if let Ok(row) = result {
+                live.row = row;
+                if !is_push {
+                    let cache = live.cache.map(|c| c.0);
+                    windows.open(Window { session: row, after, until: None, cache, anchor });
+                }
+            }
+            drop(windows);
+            let refusal = |e| (ErrorCode::Internal, format!("the session cannot be recorded: {e}"));
+            let result = result.map_err(refusal);
+            Input::Opened(Box::new(Opening { live, result, anchor: id, caller }))
+        };
+        let out = self.transfers.out.clone();
+        tokio::spawn(async move {
+            if let Ok(input) = tokio::task::spawn_blocking(work).await {
+                let _ = out.send(input).await;
+            }
+        });
+    }
+
+    /// A session is written down.
+    pub(super) fn opened(&mut self, opening: Opening) {
+        let Opening { mut live, result, anchor, caller } = opening;
+        let row = match result {
+            Ok(row) => row,
+            Err((code, message)) => {
+                let responder = match caller {
+                    Opened::Start(responder) => responder,
+                    Opened::Push { caller, .. } => caller.responder,
+                };
+                return responder.refuse(code, message);
+            }
+        };
+        let cache = live.cache;
+        let name = cache.map(|c| self.name(c).to_owned());
+        match caller {
+            Opened::Start(responder) => {
+                info!(
+                    session = live.id,
+                    label = live.label,
+                    cache = name,
+                    uid = live.uid,
+                    anchor = anchor.map(|a| a.pid),
+                    "session started"
+                );
+                live.watch = anchor.map(|a| super::anchors::watch(row, a, self.transfers.out.clone()));
+                responder.reply(Reply::Started { session: live.id.clone(), cache: name.unwrap_or_default() });
+                self.desk.sessions.insert(row, live);
+            }
+            Opened::Push { paths, mut caller } => {
+                live.ending = Some(caller.since);
+                caller.asked = Asked::Push(row);
+                self.desk.sessions.insert(row, live);
+                match cache {
+                    Some(cache) => self.name_paths(row, cache, paths, true, caller),
+                    None => {
+                        caller
+                            .responder
+                            .refuse(ErrorCode::Denied, "a [[route]] of the configuration skips your paths");
+                        self.close(row);
+                    }
+                }
+            }
+        }
+    }
+}
