@@ -1,0 +1,156 @@
+//! Reading the journal: what became valid since the cursor, which of it is
+//! wanted, and what a replaced database means.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use tracing::warn;
+
+use super::super::input::Input;
+use super::super::rules::enters_as;
+use super::super::seen::Seen;
+use super::super::{begin, wall_ms};
+use super::hand_over::Candidate;
+use super::{ITEMS, Intake, IntakeError};
+use crate::attribution::{Evidence as Why, Owners};
+use crate::ledger::{Admit, Cursor, Evidence, ItemState, SessionRow};
+use crate::store::{Journal, PathInfo, StorePath};
+
+/// Rows that are taken from the journal at a time.
+const ROWS: usize = 256;
+
+impl Intake {
+    /// Takes in what became valid since the cursor.
+    pub(super) fn look(&mut self, cursor: &mut Cursor, seen: &mut [Seen]) -> Result<(), IntakeError> {
+        self.reopen_if_replaced(cursor, seen)?;
+        let began = Instant::now();
+        loop {
+            let rows = self.journal.since(cursor.id, ROWS)?;
+            let Some(last) = rows.last() else { break };
+            let next = Cursor { identity: cursor.identity.clone(), id: last.id };
+            // Their locks' events came before: what they tell is known then.
+            self.witness.catch_up();
+            self.take_rows(rows, Some(&next), seen)?;
+            *cursor = next;
+            self.tell(Input::Cursor(cursor.id))?;
+        }
+        // The same file with another content, as after a restored backup.
+        if self.journal.head()? < cursor.id {
+            self.begin_again(cursor, seen);
+            return self.look(cursor, seen);
+        }
+        self.witness.sweep(began);
+        Ok(())
+    }
+
+    /// A hook spoke of paths that were taken in before it did: they belong to
+    /// who made them, whoever was thought to have.
+    pub(super) fn hooked(&mut self, paths: &[StorePath], seen: &mut [Seen]) -> Result<(), IntakeError> {
+        let mut rows = Vec::new();
+        for path in paths.iter().filter(|p| self.witness.is_hooked(p.base())) {
+            rows.extend(self.journal.info(path)?);
+        }
+        if rows.is_empty() { Ok(()) } else { self.take_rows(rows, None, seen) }
+    }
+
+    fn reopen_if_replaced(&mut self, cursor: &mut Cursor, seen: &mut [Seen]) -> Result<(), IntakeError> {
+        if self.journal.identity().is_ok_and(|identity| identity.to_string() == cursor.identity) {
+            return Ok(());
+        }
+        // In the middle of being replaced this fails, and is tried again.
+        self.journal = Journal::open(&self.state_dir, &self.store_dir)?;
+        let identity = self.journal.identity()?.to_string();
+        // It may have been away only for a moment.
+        if identity != cursor.identity {
+            cursor.identity = identity;
+            self.begin_again(cursor, seen);
+        }
+        Ok(())
+    }
+
+    fn begin_again(&self, cursor: &mut Cursor, seen: &mut [Seen]) {
+        cursor.id = 0;
+        seen.iter_mut().for_each(Seen::clear);
+        self.windows().renumber();
+        begin::note(&self.own_dir, cursor);
+        warn!("the Nix database was replaced: everything in it counts as new");
+    }
+
+    fn take_rows(
+        &mut self,
+        rows: Vec<PathInfo>,
+        next: Option<&Cursor>,
+        seen: &mut [Seen],
+    ) -> Result<(), IntakeError> {
+        let windows = self.windows().clone();
+        let mut roots: Vec<Vec<StorePath>> = self.caches.iter().map(|_| Vec::new()).collect();
+        let mut owned: HashMap<i64, Vec<(SessionRow, Evidence)>> = HashMap::new();
+        let mut aside: Vec<Vec<Candidate>> = self.caches.iter().map(|_| Vec::new()).collect();
+        for info in rows {
+            let maker = self.witness.maker(info.path.base());
+            let owners = windows.owners(info.id, maker.as_ref());
+            if next.is_none() {
+                let owner = owners.sessions.first().map_or(0, |(session, _)| *session);
+                self.ledger.claim(owner, &[info.path.base().to_owned()])?;
+            }
+            let Some(cache) = owners.cache.unwrap_or(Some(self.default_cache.0)) else { continue };
+            let sessions: Vec<_> = owners.sessions.into_iter().map(|(s, why)| (s, evidence(why))).collect();
+            let state = enters_as(&self.filter, self.facts.in_upstream(cache, &info), &info);
+            if state == ItemState::Pending {
+                owned.insert(info.id, sessions);
+                roots[usize::from(cache)].push(info.path);
+            } else if !sessions.is_empty() {
+                let candidate = Candidate { info, cache, state, sessions, recheck_before: 0, retry: false };
+                aside[usize::from(cache)].push(candidate);
+            }
+        }
+        for (cache, (roots, aside)) in (0_u16..).zip(roots.into_iter().zip(aside)) {
+            let mut enter = |id: i64| owned.contains_key(&id) || !seen[usize::from(cache)].contains(id);
+            let ids = self.journal.closure_ids(&roots, &mut enter)?.ids;
+            for ids in ids.chunks(ITEMS) {
+                let candidate = |info: PathInfo| {
+                    let root = owned.remove(&info.id);
+                    let upstream = root.is_none() && self.facts.in_upstream(cache, &info);
+                    let state = if upstream { ItemState::Upstream } else { ItemState::Pending };
+                    // One that was left out at first and is wanted now: those whose it is follow it.
+                    let sessions = root.unwrap_or_else(|| {
+                        let maker = self.witness.maker(info.path.base());
+                        self.whose(&windows.owners(info.id, maker.as_ref()), cache)
+                    });
+                    Candidate { info, cache, state, sessions, recheck_before: 0, retry: false }
+                };
+                let candidates = self.journal.infos(ids)?.into_iter().map(candidate).collect();
+                self.admit(cache, candidates, false)?;
+                ids.iter().for_each(|id| seen[usize::from(cache)].insert(*id));
+            }
+            if !aside.is_empty() {
+                self.admit(cache, aside, false)?;
+            }
+        }
+        // Last, so that what a crash or a full disk cut off is read again.
+        if let Some(next) = next {
+            self.ledger.admit(Admit { cursor: Some(next.clone()), items: Vec::new(), at: wall_ms() })?;
+        }
+        Ok(())
+    }
+
+    /// The sessions of a path that goes to this cache on behalf of another path.
+    fn whose(&self, owners: &Owners, cache: u16) -> Vec<(SessionRow, Evidence)> {
+        // Who made it was asked and forgotten when it became valid: what only
+        // could be several sessions' is given to none of them anew.
+        let elsewhere = owners.cache.unwrap_or(Some(self.default_cache.0)) != Some(cache);
+        if elsewhere || owners.sessions.len() > 1 {
+            return Vec::new();
+        }
+        owners.sessions.iter().map(|(s, why)| (*s, evidence(*why))).collect()
+    }
+}
+
+fn evidence(why: Why) -> Evidence {
+    match why {
+        Why::Hook => Evidence::Hook,
+        Why::Process => Evidence::Process,
+        Why::Window => Evidence::Window,
+        Why::Shared => Evidence::Shared,
+    }
+}

@@ -1,0 +1,202 @@
+//! The intake: one thread that reads what became valid, decides what of it is
+//! wanted, adds the closure, writes both to the ledger and tells the driver.
+//! The cursor moves last: what was read and not yet written is read again
+//! after a crash, and taking it in twice changes nothing.
+//!
+//! Must not know how anything is uploaded.
+
+mod bell;
+mod hand_over;
+mod look;
+mod name;
+mod restore;
+mod stuck;
+
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::RecvTimeoutError;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::mpsc::Sender;
+use tracing::error;
+
+use super::input::Input;
+use super::keeper::Keeper;
+use super::rules::Facts;
+use super::seen::Seen;
+use crate::attribution::{Windows, Witness};
+use crate::config::Filter;
+use crate::flow::CacheId;
+use crate::ledger::{Cursor, Ledger};
+use crate::store::{Journal, JournalError, StoreDir, StorePath};
+
+pub(super) use bell::{Bell, Ear, Naming, Work};
+
+use bell::QUEUE;
+use stuck::Stuck;
+
+/// Items that are written to the ledger at a time, and told to the driver.
+const ITEMS: usize = 1024;
+
+/// What the intake works with.
+pub(super) struct Intake {
+    pub(super) journal: Journal,
+    pub(super) state_dir: std::path::PathBuf,
+    /// The daemon's own state directory.
+    pub(super) own_dir: std::path::PathBuf,
+    pub(super) store_dir: StoreDir,
+    pub(super) ledger: Ledger,
+    pub(super) windows: Arc<Mutex<Windows>>,
+    pub(super) witness: Witness,
+    pub(super) facts: Facts,
+    pub(super) keeper: Keeper,
+    pub(super) filter: Filter,
+    /// The caches' names, by their numbers.
+    pub(super) caches: Vec<String>,
+    pub(super) default_cache: CacheId,
+    /// On the first start: begin with what is valid already.
+    pub(super) existing: bool,
+    pub(super) out: Sender<Input>,
+}
+
+/// Why the intake cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum IntakeError {
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    #[error("the ledger: {0}")]
+    Ledger(#[from] crate::ledger::LedgerError),
+    #[error("the driver has ended")]
+    Closed,
+}
+
+impl IntakeError {
+    /// It may go away by itself, and trying again does no harm.
+    fn is_passing(&self) -> bool {
+        match self {
+            Self::Journal(_) => true,
+            Self::Ledger(error) => error.is_storage(),
+            Self::Closed => false,
+        }
+    }
+}
+
+/// How far the intake is.
+struct Progress {
+    /// `None` before the first look at the ledger.
+    cursor: Option<Cursor>,
+    restored: bool,
+    /// By cache, which rows have been handed on.
+    seen: Vec<Seen>,
+    namings: VecDeque<Naming>,
+    /// What hooks spoke of.
+    hooked: VecDeque<Vec<StorePath>>,
+}
+
+impl Intake {
+    /// Works until it is told to stop or the driver is gone. What keeps it from
+    /// reading or writing does not end it: the Nix database is the truth and
+    /// does not go away, so the work is done again when that has passed.
+    pub(super) fn run(mut self, ear: &Ear) -> Result<(), IntakeError> {
+        let seen = self.caches.iter().map(|_| Seen::default()).collect();
+        let mut progress = Progress {
+            cursor: None,
+            restored: false,
+            seen,
+            namings: VecDeque::new(),
+            hooked: VecDeque::new(),
+        };
+        let mut stuck = Stuck::default();
+        loop {
+            ear.rung.store(false, Ordering::Release);
+            let rest = match self.advance(&mut progress) {
+                Ok(()) => {
+                    if stuck.over() {
+                        self.tell(Input::Stuck(None))?;
+                    }
+                    None
+                }
+                Err(error) if error.is_passing() => {
+                    let (rest, text) = stuck.on(&error);
+                    self.tell(Input::Stuck(Some(text)))?;
+                    Some(rest)
+                }
+                Err(error) => return Err(error),
+            };
+            // What rang meanwhile has put a [`Work::Look`] into the queue.
+            let work = match rest {
+                None => ear.work.recv().map_err(|_| IntakeError::Closed)?,
+                Some(rest) if progress.namings.len() >= QUEUE => {
+                    std::thread::sleep(rest);
+                    continue;
+                }
+                Some(rest) => match ear.work.recv_timeout(rest) {
+                    Ok(work) => work,
+                    Err(RecvTimeoutError::Timeout) => continue,
+                    Err(RecvTimeoutError::Disconnected) => return Err(IntakeError::Closed),
+                },
+            };
+            match work {
+                Work::Look => {}
+                Work::Name(naming) => progress.namings.push_back(naming),
+                Work::Hook(paths) => progress.hooked.push_back(paths),
+                Work::Stop => return Ok(()),
+            }
+        }
+    }
+
+    /// Does what is to be done. After an error it is begun again, and nothing
+    /// that was done then is lost or counted twice.
+    fn advance(&mut self, progress: &mut Progress) -> Result<(), IntakeError> {
+        let Progress { cursor, restored, seen, namings, hooked } = progress;
+        let cursor = match cursor {
+            Some(cursor) => cursor,
+            None => {
+                let first = self.first_cursor()?;
+                cursor.insert(first)
+            }
+        };
+        if !*restored {
+            self.restore()?;
+            self.keeper.restored();
+        }
+        self.look(cursor, seen)?;
+        if !std::mem::replace(restored, true) {
+            self.tell(Input::Restored)?;
+        }
+        while let Some(paths) = hooked.front() {
+            self.hooked(paths, seen)?;
+            hooked.pop_front();
+        }
+        while let Some(naming) = namings.front() {
+            self.name(naming, cursor, seen)?;
+            namings.pop_front();
+        }
+        Ok(())
+    }
+
+    fn windows(&self) -> MutexGuard<'_, Windows> {
+        self.windows.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self, input: Input) -> Result<(), IntakeError> {
+        self.out.blocking_send(input).map_err(|_| IntakeError::Closed)
+    }
+}
+
+/// Runs the intake on a thread of its own; how it ended is told to the driver.
+pub(super) fn start(intake: Intake, ear: Ear) -> std::io::Result<std::thread::JoinHandle<()>> {
+    std::thread::Builder::new().name("intake".to_owned()).spawn(move || {
+        let out = intake.out.clone();
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| intake.run(&ear)));
+        let reason = match ended {
+            Ok(Ok(())) => None,
+            Ok(Err(e)) => Some(e.to_string()),
+            Err(_) => Some("it panicked".to_owned()),
+        };
+        if let Some(reason) = &reason {
+            error!(reason, "the intake has ended");
+        }
+        let _ = out.blocking_send(Input::IntakeEnded(reason));
+    })
+}

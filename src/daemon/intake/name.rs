@@ -1,0 +1,53 @@
+//! Paths that somebody named: their whole closure is wanted.
+
+use super::super::input::Input;
+use super::super::seen::Seen;
+use super::super::wall_ms;
+use super::bell::Naming;
+use super::hand_over::Candidate;
+use super::{ITEMS, Intake, IntakeError};
+use crate::ledger::{Cursor, Evidence, ItemState};
+use crate::store::PathInfo;
+
+/// A confirmation by the cache that is older is asked for again when somebody
+/// names the path: caches delete, too.
+const TRUST_MS: i64 = 15 * 60 * 1000;
+
+impl Intake {
+    /// Takes named paths with their whole closure.
+    pub(super) fn name(
+        &mut self,
+        naming: &Naming,
+        cursor: &mut Cursor,
+        seen: &mut [Seen],
+    ) -> Result<(), IntakeError> {
+        if naming.close_window {
+            let head = self.journal.head()?;
+            self.windows().close(naming.session, head);
+            self.ledger.session_until(naming.session, head);
+            self.look(cursor, seen)?;
+        }
+        let cache = naming.cache.0;
+        let recheck_before = trusted_since(wall_ms());
+        let closure = self.journal.closure_ids(&naming.paths, &mut |_| true)?;
+        for ids in closure.ids.chunks(ITEMS) {
+            let candidate = |info: PathInfo| {
+                let upstream = self.facts.in_upstream(cache, &info);
+                let state = if upstream { ItemState::Upstream } else { ItemState::Pending };
+                let sessions = vec![(naming.session, Evidence::Closure)];
+                Candidate { info, cache, state, sessions, recheck_before, retry: naming.retry }
+            };
+            let candidates = self.journal.infos(ids)?.into_iter().map(candidate).collect();
+            self.admit(cache, candidates, naming.retry)?;
+            ids.iter().for_each(|id| seen[usize::from(cache)].insert(*id));
+        }
+        self.tell(Input::Named { token: naming.token, invalid: closure.invalid })
+    }
+}
+
+/// Confirmations from before this moment are asked for again. The ledger holds
+/// wall-clock times, so one from the future (the clock was put back) would be
+/// believed for ever; `ledger` is told the time and distrusts those.
+fn trusted_since(now: i64) -> i64 {
+    now - TRUST_MS
+}

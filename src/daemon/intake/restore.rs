@@ -1,0 +1,99 @@
+//! Where the intake begins: the cursor of the last life, and what that left
+//! unsettled.
+
+use std::collections::HashMap;
+
+use tracing::{debug, info, warn};
+
+use super::super::{begin, settle, wall_ms};
+use super::{ITEMS, Intake, IntakeError};
+use crate::ledger::{Admit, Cursor, ItemState};
+use crate::store::{PathInfo, StorePath};
+
+impl Intake {
+    /// Where to go on: where the ledger says, or at the store's present end.
+    pub(super) fn first_cursor(&mut self) -> Result<Cursor, IntakeError> {
+        let identity = self.journal.identity()?.to_string();
+        match self.ledger.cursor()? {
+            Some(cursor) if cursor.identity == identity && cursor.id <= self.journal.head()? => Ok(cursor),
+            Some(cursor) => {
+                warn!(
+                    was = cursor.identity,
+                    now = identity,
+                    "the Nix database is another one than before: everything in it counts as new"
+                );
+                Ok(Cursor { identity, id: 0 })
+            }
+            None => {
+                let head = self.journal.head()?;
+                let id = match begin::noted(&self.own_dir, &identity).filter(|id| *id <= head) {
+                    Some(id) => {
+                        warn!("the ledger is new: what became valid since the first start counts as new");
+                        id
+                    }
+                    None if self.existing => 0,
+                    None => head,
+                };
+                let cursor = Cursor { identity, id };
+                begin::note(&self.own_dir, &cursor);
+                self.ledger.admit(Admit {
+                    cursor: Some(cursor.clone()),
+                    items: Vec::new(),
+                    at: wall_ms(),
+                })?;
+                Ok(cursor)
+            }
+        }
+    }
+
+    /// Tells the driver what an earlier life left unsettled.
+    pub(super) fn restore(&mut self) -> Result<(), IntakeError> {
+        let mut after = 0;
+        let mut count = 0_usize;
+        loop {
+            let rows = self.ledger.unsettled(after, ITEMS)?;
+            let Some(last) = rows.last() else { break };
+            after = last.id;
+            let mut found: HashMap<u16, Vec<(PathInfo, i64, ItemState)>> = HashMap::new();
+            let mut reasons = Vec::new();
+            for row in rows {
+                let Some(cache) = self.number_of(&row.cache) else {
+                    debug!(
+                        cache = row.cache,
+                        path = row.path,
+                        "left alone: its cache is not configured any more"
+                    );
+                    continue;
+                };
+                let info = match StorePath::parse(&row.path) {
+                    Ok(path) => self.journal.info(&path)?,
+                    Err(_) => None,
+                };
+                match info {
+                    Some(info) => {
+                        if row.state == ItemState::Failed {
+                            let unknown = || "no reason was recorded".to_owned();
+                            let class = row.error_class.unwrap_or_default();
+                            reasons.push((row.id, class, row.error.unwrap_or_else(unknown)));
+                        }
+                        found.entry(cache).or_default().push((info, row.id, row.state));
+                    }
+                    None => self.ledger.settle(row.id, settle::collected(row.attempts)),
+                }
+            }
+            for (cache, items) in found {
+                count += items.len();
+                let mine = reasons.extract_if(.., |r| items.iter().any(|(_, id, _)| *id == r.0)).collect();
+                self.hand_over(cache, &items, &HashMap::new(), mine, false)?;
+            }
+        }
+        if count > 0 {
+            info!(paths = count, "taken up again from before the restart");
+        }
+        Ok(())
+    }
+
+    fn number_of(&self, cache: &str) -> Option<u16> {
+        self.caches.iter().position(|c| c == cache).and_then(|n| u16::try_from(n).ok())
+    }
+}
