@@ -36,12 +36,12 @@ if ! has nix-build; then
         die "nix-build is missing. On Debian or Ubuntu: sudo apt-get install nix-bin; elsewhere: https://nixos.org/download"
     fi
 fi
-has cargo || die "cargo is missing. Install Rust: https://rustup.rs"
-has cc || die "a C compiler is missing. On Debian or Ubuntu: sudo apt-get install build-essential"
 
-say "Building flywheel"
 # FLYWHEEL_BIN: a directory with flywheeld and flywheelctl that are built already.
 if [ -z "${FLYWHEEL_BIN:-}" ]; then
+    has cargo || die "cargo is missing. Install Rust: https://rustup.rs"
+    has cc || die "a C compiler is missing. On Debian or Ubuntu: sudo apt-get install build-essential"
+    say "Building flywheel"
     cargo build --release --locked --quiet || die "the build failed"
     FLYWHEEL_BIN=$(cargo metadata --locked --no-deps --format-version 1 |
         sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/release
@@ -86,7 +86,7 @@ export NIX_STORE_DIR=$top/store NIX_STATE_DIR=$top/var/nix NIX_LOG_DIR=$top/var/
     NIX_CONF_DIR=$top/conf NIX_REMOTE=local NIX_USER_CONF_FILES=/dev/null HOME=$top XDG_CACHE_HOME=$top/xdg
 
 # A chain of outputs: as in a real build, what comes later needs what came
-# before. fails: which builder fails.
+# before. fails: which builder fails. The tools are where this script's are.
 cat >"$top/work/tree.nix" <<NIX
 { fails ? 0 }:
 let
@@ -94,7 +94,7 @@ let
     name = "output-\${toString n}";
     system = builtins.currentSystem;
     builder = "/bin/sh";
-    PATH = "/usr/bin:/bin";
+    PATH = "$(dirname "$(command -v sleep)"):/usr/bin:/bin";
     inherit needs;
     args = [ "-c" (
       if n == fails
