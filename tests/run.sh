@@ -102,6 +102,8 @@ optional_tools() {
         has "$tool" || ! has apt-get || apt_install "$tool" >/dev/null 2>&1 ||
             { as_root apt-get update -qq && apt_install "$tool"; } >/dev/null 2>&1
     done
+    [ -n "${NIXPKGS_LIB:-}" ] ||
+        skip "the NixOS module's evaluation: NIXPKGS_LIB names no directory with nixpkgs' lib"
     has shellcheck || skip "shellcheck of packaging/ci: it is not here and cannot be installed"
     if ! has npm || ! has rsync; then
         skip "the GitLab pipeline: npm or rsync is not here and cannot be installed"

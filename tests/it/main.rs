@@ -22,6 +22,8 @@ mod daemon_story;
 mod embedded;
 mod house;
 mod lab;
+mod nixos_flake;
+mod nixos_module;
 mod nothing_lost_roots;
 mod nothing_lost_trouble;
 mod observe;

@@ -1,0 +1,534 @@
+# services.flywheel: the daemon, its configuration and who may use it.
+#
+# What the daemon does by itself is not said again here. Its own defaults count
+# for every setting left out, and the unit with its hardening is the one of
+# systemd/, taken in with systemd.packages: this module adds to it only what
+# depends on options.
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
+
+let
+  inherit (lib) mkIf mkOption types;
+  cfg = config.services.flywheel;
+  toml = pkgs.formats.toml { };
+
+  # A setting with a place in the manual. Not set is not written, so that the
+  # daemon's own default is the only one.
+  setting =
+    type: example: description:
+    mkOption {
+      type = types.nullOr type;
+      default = null;
+      defaultText = lib.literalMD "the daemon's own";
+      inherit example description;
+    };
+
+  # Without what was left out, also inside lists.
+  written =
+    value:
+    if builtins.isAttrs value then
+      lib.mapAttrs (_: written) (lib.filterAttrs (_: v: v != null) value)
+    else if builtins.isList value then
+      map written value
+    else
+      value;
+  plain = written cfg.settings;
+
+  # --- the configuration, checked when the system is built ---------------------
+
+  # The credentials of the unit: one for all caches, or one for each.
+  credentials =
+    if cfg.tokenFile == null then
+      { }
+    else if builtins.isAttrs cfg.tokenFile then
+      lib.mapAttrs' (cache: file: lib.nameValuePair "attic-token-${cache}" file) cfg.tokenFile
+    else
+      { attic-token = cfg.tokenFile; };
+
+  # The daemon reads no token to check its configuration, only whether there is
+  # one: empty files stand in for the credentials.
+  checkedConfig =
+    pkgs.runCommand "flywheel.toml"
+      {
+        configuration = toml.generate "flywheel-unchecked.toml" plain;
+        credentials = lib.attrNames credentials;
+      }
+      (
+        lib.optionalString (pkgs.stdenv.buildPlatform.canExecute pkgs.stdenv.hostPlatform) ''
+          mkdir credentials
+          for name in $credentials; do
+            touch "credentials/$name"
+          done
+          CREDENTIALS_DIRECTORY=$PWD/credentials \
+            ${cfg.package}/bin/flywheeld --check-config --config "$configuration"
+        ''
+        + ''
+          cp "$configuration" "$out"
+        ''
+      );
+
+  # --- the built-in cache ------------------------------------------------------
+
+  listen = builtins.match "(.*):([0-9]+)" cfg.embedded.listen;
+  listenHost = builtins.elemAt listen 0;
+  listenPort = lib.toInt (builtins.elemAt listen 1);
+  isLoopback = lib.hasPrefix "127." listenHost || listenHost == "[::1]";
+  isWildcard = listenHost == "0.0.0.0" || listenHost == "[::]";
+  substituter = "http://${
+    if isWildcard then "127.0.0.1" else listenHost
+  }:${toString listenPort}/${cfg.embedded.cache}";
+
+  # --- the post-build hook -----------------------------------------------------
+
+  ownHook = "${cfg.package}/lib/flywheel/flywheel-hook";
+  hook =
+    if cfg.hook.chain == null then
+      ownHook
+    else
+      # Ours first: it takes a tenth of a second at most and always succeeds, so
+      # that the other one's status is Nix's.
+      pkgs.writeShellScript "post-build-hooks" ''
+        ${ownHook}
+        exec ${lib.escapeShellArg cfg.hook.chain}
+      '';
+  otherHook = config.nix.settings.post-build-hook or null;
+
+  # --- the runners -------------------------------------------------------------
+
+  # What packaging/ci says for a runner's config.toml; sourced by the job's own
+  # shell, so that a script that fails still ends its session.
+  gitlabRunner = builtins.head (lib.importTOML ./packaging/ci/gitlab-runner-config.toml).runners;
+  gitlabRunners = config.services.gitlab-runner.services;
+  isShell = runner: runner.executor == "shell";
+  githubRunners = lib.filterAttrs (_: runner: runner.enable) config.services.github-runners;
+  githubHooks = {
+    ACTIONS_RUNNER_HOOK_JOB_STARTED = "${cfg.package}/share/flywheel/ci/github-hooks/job-started.sh";
+    ACTIONS_RUNNER_HOOK_JOB_COMPLETED = "${cfg.package}/share/flywheel/ci/github-hooks/job-completed.sh";
+  };
+
+  inStore = file: builtins.isPath file || lib.hasPrefix builtins.storeDir (toString file);
+  tokenFiles =
+    lib.attrValues credentials
+    ++ lib.filter (file: file != null) (
+      lib.mapAttrsToList (_: cache: cache.token_file) cfg.settings.caches
+    );
+in
+{
+  options.services.flywheel = {
+    enable = lib.mkEnableOption ''
+      flywheel, the service that pushes every path Nix builds on this host to an
+      Attic binary cache while the build goes on, and tells CI jobs what became of
+      theirs'';
+
+    package = mkOption {
+      type = types.package;
+      default = pkgs.callPackage ./packaging/nix/package.nix { };
+      defaultText = lib.literalMD "the package of the flake, or of this directory";
+      description = "The flywheel package. Its rustc must be 1.89 or newer.";
+    };
+
+    settings = mkOption {
+      default = { };
+      example = lib.literalExpression ''
+        {
+          caches.main.endpoints = [ "https://attic.example.com" ];
+          push.filter.names = [ "*" "!*-doc" ];
+        }
+      '';
+      description = ''
+        The daemon's configuration, {file}`flywheel.toml`. Every key of the
+        annotated example (`packaging/flywheel.toml`) may be set, also those that
+        have no option of their own here; what is not set has the daemon's own
+        default. `flywheeld --check-config` looks at the result when the system is
+        built, so that a wrong key or value stops the build and not the service.
+      '';
+      type = types.submodule {
+        freeformType = toml.type;
+        options = {
+          default_cache = setting types.str "main" ''
+            The cache of whatever no route sends elsewhere.
+          '';
+          caches = mkOption {
+            default = { };
+            description = ''
+              The caches that paths are pushed to, by their names on this host. With
+              none, the built-in one is used.
+            '';
+            type = types.attrsOf (
+              types.submodule {
+                freeformType = toml.type;
+                options = {
+                  endpoints =
+                    setting (types.either types.str (types.listOf types.str)) [ "https://attic.example.com" ]
+                      ''
+                        URLs of the Attic server; the first that answers is used. `"embedded"`
+                        is the built-in cache.
+                      '';
+                  cache = setting types.str "main" "The cache's name on the server, if it has another one there.";
+                  token_file = setting types.str "/run/keys/attic" ''
+                    A file with the push token that the service's own user can read. Files
+                    that only root reads belong into {option}`services.flywheel.tokenFile`.
+                  '';
+                  engine = setting (types.enum [
+                    "native"
+                    "attic"
+                  ]) "native" "Who uploads: the daemon itself, or the attic client that it keeps.";
+                };
+              }
+            );
+          };
+          push = {
+            engine = setting (types.enum [
+              "native"
+              "attic"
+            ]) "native" "Who uploads to caches that do not say so themselves.";
+            jobs = setting (types.either types.ints.positive (types.enum [ "auto" ])) 8 ''
+              How many uploads at a time.
+            '';
+            existing = setting types.bool true "Whether to push also what was there before the first start.";
+            max_rate = setting types.str "20MiB" "Bytes per second over all uploads; `\"0\"` is no limit.";
+            filter = {
+              origins = setting (types.listOf (
+                types.enum [
+                  "built"
+                  "substituted"
+                  "source"
+                  "derivation"
+                ]
+              )) [ "built" ] "Which paths are pushed of their own accord, by where they come from.";
+              names = setting (types.listOf types.str) [ "!*-doc" ] ''
+                Globs for the name behind the hash; a leading `!` excludes.
+              '';
+              max_size = setting types.str "4GiB" "The largest NAR that is pushed of its own accord.";
+            };
+          };
+          client.enable = setting types.bool false "Whether an attic client is kept ready for jobs.";
+          drain.timeout = setting types.str "90s" "How long a stopping daemon goes on pushing.";
+          history.keep = setting types.str "30d" "How long closed sessions are remembered.";
+          route = mkOption {
+            default = [ ];
+            example = [
+              {
+                user = "ci-untrusted";
+                cache = "untrusted";
+              }
+            ];
+            description = ''
+              Sends the sessions of a user, of a group or with a label (a glob) to
+              another cache, or nowhere (`action = "skip"`). The first that matches decides.
+            '';
+            type = types.listOf (types.attrsOf types.str);
+          };
+        };
+      };
+    };
+
+    tokenFile = mkOption {
+      type = types.nullOr (types.either types.path (types.attrsOf types.path));
+      default = null;
+      example = lib.literalExpression ''{ main = "/run/secrets/attic-token"; }'';
+      description = ''
+        The file with the push token: one for all caches, or an attribute set with
+        one for each, by the names of `settings.caches`. systemd hands it to the
+        service as a credential, so it may be readable by root alone and never
+        reaches a job. Give it as text in quotes: a path of the Nix language is
+        copied into the Nix store, where every user of the host can read it.
+      '';
+    };
+
+    group = mkOption {
+      type = types.str;
+      default = "flywheel";
+      description = ''
+        The group whose members may open sessions and push: the users that run
+        jobs. Made if it is not there.
+      '';
+    };
+
+    members = mkOption {
+      type = types.listOf types.str;
+      default = [ ];
+      example = [ "buildkite-agent" ];
+      description = ''
+        Users that join the group. Those of {option}`services.flywheel.runners` are
+        in it already.
+      '';
+    };
+
+    embedded = {
+      enable = lib.mkEnableOption ''
+        pushing to the built-in cache, for a single host or to try it out. A fleet
+        wants an Attic server'';
+      cache = mkOption {
+        type = types.str;
+        default = "main";
+        description = "The name of the built-in cache.";
+      };
+      listen = mkOption {
+        type = types.strMatching ".+:[0-9]+";
+        default = "127.0.0.1:8742";
+        example = "[::]:8742";
+        description = "Where the built-in cache serves Nix.";
+      };
+      publicKey = mkOption {
+        type = types.nullOr (types.strMatching "[^:[:space:]]+:[A-Za-z0-9+/]{43}=");
+        default = null;
+        example = "main:bKzXeXL8Wtd1jhBrdBAgVhbgFhu0Ly7jQm2vYKJMLMM=";
+        description = ''
+          The public key of the built-in cache. With it this host's Nix uses the cache:
+          substituter and key are added to {option}`nix.settings`. The key is made at
+          the first start, which logs it:
+          {command}`journalctl -u flywheeld -g public_key`.
+
+          It is not taken over by itself: nix.conf belongs to root, and a file in it
+          that the service writes would make the service's user as good as root.
+        '';
+      };
+    };
+
+    openFirewall = mkOption {
+      type = types.bool;
+      default = false;
+      description = ''
+        Whether other hosts may reach the built-in cache. Nothing is opened as long
+        as it listens on the loopback interface.
+      '';
+    };
+
+    client.installable = mkOption {
+      type = types.nullOr (types.either types.package types.str);
+      default = null;
+      example = lib.literalExpression "pkgs.attic-client";
+      description = ''
+        What the attic client that is kept ready for jobs is taken from: a package,
+        which is then part of the system and needs no bootstrap, or text for
+        {command}`nix build`, which is only ever substituted.
+      '';
+    };
+
+    hook = {
+      enable = lib.mkEnableOption ''
+        the post-build hook, evidence of who built a path. Without it the daemon
+        finds out through the locks that builds hold, which needs nothing'';
+      chain = mkOption {
+        type = types.nullOr types.path;
+        default = null;
+        example = lib.literalExpression ''"''${pkgs.my-hook}/bin/hook"'';
+        description = ''
+          Another post-build hook, run after flywheel's with the same environment.
+          Its status is the one that Nix sees.
+        '';
+      };
+    };
+
+    runners = {
+      gitlab.enable = lib.mkEnableOption ''
+        a session around every job of the shell executors in
+        {option}`services.gitlab-runner.services`, without a line in any pipeline'';
+      github.enable = lib.mkEnableOption ''
+        a session around every job of {option}`services.github-runners`, without a
+        line in any workflow'';
+    };
+  };
+
+  # Each runner's own options are needed to add to them, so the type is extended
+  # instead of defining them from themselves.
+  options.services.gitlab-runner.services = mkOption {
+    type = types.attrsOf (
+      types.submodule (
+        { config, ... }:
+        {
+          config = mkIf (cfg.enable && cfg.runners.gitlab.enable && isShell config) {
+            registrationFlags = [
+              "--pre-build-script ${lib.escapeShellArg gitlabRunner.pre_build_script}"
+              "--post-build-script ${lib.escapeShellArg gitlabRunner.post_build_script}"
+            ];
+          };
+        }
+      )
+    );
+  };
+
+  config = mkIf cfg.enable (
+    lib.mkMerge [
+      {
+        assertions = map (file: {
+          assertion = !inStore file;
+          message = ''
+            services.flywheel: the token file ${toString file} is in the Nix store, or is a
+            path of the Nix language, which is copied there. Every user of this host could
+            read it, and it would go wherever the store is copied to. Keep it outside and
+            name it as text: tokenFile = "/run/secrets/attic-token";'';
+        }) tokenFiles;
+
+        environment = {
+          etc."flywheel/flywheel.toml".source = checkedConfig;
+          systemPackages = [ cfg.package ];
+        };
+
+        users = {
+          users.flywheel = {
+            isSystemUser = true;
+            group = "flywheel";
+            home = "/var/lib/flywheel";
+            description = "flywheel daemon";
+          };
+          groups = lib.mkMerge [
+            { flywheel = { }; }
+            { ${cfg.group} = { inherit (cfg) members; }; }
+          ];
+        };
+
+        systemd = {
+          packages = [ cfg.package ];
+          tmpfiles.packages = [ cfg.package ];
+          services.flywheeld = {
+            # What [Install] says is not looked at on NixOS.
+            wantedBy = [ "multi-user.target" ];
+            # The attic client is fetched with Nix.
+            path = [ config.nix.package ];
+            restartTriggers = [ checkedConfig ];
+            serviceConfig = {
+              # The first, empty one takes back the unit's own file, which a NixOS
+              # host does not have.
+              LoadCredential = [ "" ] ++ lib.mapAttrsToList (name: file: "${name}:${file}") credentials;
+            }
+            // lib.optionalAttrs (cfg.group != "flywheel") { Group = cfg.group; };
+          };
+        };
+      }
+
+      (mkIf (builtins.isAttrs cfg.tokenFile) {
+        assertions = lib.mapAttrsToList (cache: _: {
+          assertion = cfg.settings.caches ? ${cache};
+          message = ''
+            services.flywheel.tokenFile.${cache}: there is no such cache. Add
+            services.flywheel.settings.caches.${cache}, or correct the name; there are:
+            ${lib.concatStringsSep ", " (lib.attrNames cfg.settings.caches)}.'';
+        }) cfg.tokenFile;
+      })
+
+      (mkIf cfg.embedded.enable {
+        services.flywheel.settings = {
+          caches.${cfg.embedded.cache}.endpoints = lib.mkDefault "embedded";
+          embedded.listen = cfg.embedded.listen;
+        };
+        networking.firewall.allowedTCPPorts = mkIf (cfg.openFirewall && !isLoopback) [ listenPort ];
+        nix.settings = mkIf (cfg.embedded.publicKey != null) {
+          substituters = [ substituter ];
+          trusted-public-keys = [ cfg.embedded.publicKey ];
+        };
+        warnings =
+          lib.optional (cfg.embedded.publicKey == null) ''
+            services.flywheel.embedded: this host's Nix does not use the built-in cache yet,
+            because its public key is not known. After the first start,
+            `journalctl -u flywheeld -g public_key` shows it; set
+            services.flywheel.embedded.publicKey to it.''
+          ++ lib.optional (cfg.openFirewall && isLoopback) ''
+            services.flywheel.openFirewall opens nothing: the built-in cache listens on
+            ${cfg.embedded.listen}, which no other host reaches. Set
+            services.flywheel.embedded.listen, for instance to "[::]:${toString listenPort}", or
+            leave openFirewall out.'';
+      })
+
+      {
+        assertions = [
+          {
+            assertion = cfg.openFirewall -> cfg.embedded.enable;
+            message = ''
+              services.flywheel.openFirewall: nothing of flywheel listens for other hosts
+              without services.flywheel.embedded.enable. Leave openFirewall out.'';
+          }
+          {
+            assertion = cfg.embedded.publicKey != null -> cfg.embedded.enable;
+            message = ''
+              services.flywheel.embedded.publicKey is set without
+              services.flywheel.embedded.enable. Set enable, or leave the key out.'';
+          }
+        ];
+      }
+
+      (mkIf (cfg.client.installable != null) {
+        services.flywheel.settings.client.installable = "${cfg.client.installable}";
+      })
+
+      (mkIf cfg.hook.enable {
+        # A hook that stands there already wins over this default, and is told of.
+        nix.settings.post-build-hook = lib.mkDefault hook;
+        assertions = [
+          {
+            assertion = "${otherHook}" == "${hook}" && !lib.hasInfix "post-build-hook" config.nix.extraOptions;
+            message = ''
+              services.flywheel.hook.enable: nix.conf has another post-build-hook already
+              (${
+                if "${otherHook}" == "${hook}" then "in nix.extraOptions" else "nix.settings: ${otherHook}"
+              }), and Nix runs only one. Take it out there and name it
+              in services.flywheel.hook.chain: then both are run.'';
+          }
+        ];
+      })
+
+      (mkIf cfg.runners.gitlab.enable {
+        services.gitlab-runner.extraPackages = [ cfg.package ];
+        systemd.services.gitlab-runner = {
+          after = [ "flywheeld.service" ];
+          serviceConfig.SupplementaryGroups = [ cfg.group ];
+        };
+        assertions = [
+          {
+            assertion = config.services.gitlab-runner.enable;
+            message = ''
+              services.flywheel.runners.gitlab.enable: there is no GitLab runner on this
+              host. Set services.gitlab-runner.enable, or leave this out.'';
+          }
+        ]
+        ++ lib.mapAttrsToList (name: runner: {
+          assertion = isShell runner -> (runner.preBuildScript == null && runner.postBuildScript == null);
+          message = ''
+            services.gitlab-runner.services.${name} has a preBuildScript or postBuildScript of
+            its own, and a runner runs one of each: flywheel's would be left out. Leave out
+            services.flywheel.runners.gitlab.enable, add the runner's user to
+            services.flywheel.members, and call `flywheelctl session start || true` in the
+            former and `flywheelctl session end || true` in the latter.'';
+        }) gitlabRunners;
+        warnings = lib.optional (!lib.any isShell (lib.attrValues gitlabRunners)) ''
+          services.flywheel.runners.gitlab.enable changes nothing: no runner of
+          services.gitlab-runner.services has executor = "shell", and jobs in containers do
+          not reach this host's daemon.'';
+      })
+
+      (mkIf cfg.runners.github.enable {
+        systemd.services = lib.mapAttrs' (
+          name: runner:
+          lib.nameValuePair "github-runner-${name}" {
+            after = [ "flywheeld.service" ];
+            path = [ cfg.package ];
+            environment = removeAttrs githubHooks (lib.attrNames runner.extraEnvironment);
+            serviceConfig.SupplementaryGroups = [ cfg.group ];
+          }
+        ) githubRunners;
+        assertions = [
+          {
+            assertion = githubRunners != { };
+            message = ''
+              services.flywheel.runners.github.enable: there is no GitHub runner on this
+              host. Add one to services.github-runners, or leave this out.'';
+          }
+        ]
+        ++ lib.mapAttrsToList (name: runner: {
+          assertion = builtins.intersectAttrs githubHooks runner.extraEnvironment == { };
+          message = ''
+            services.github-runners.${name}.extraEnvironment sets a job hook of its own, and
+            a runner has one of each: flywheel's would be left out. Leave out
+            services.flywheel.runners.github.enable and call
+            ${githubHooks.ACTIONS_RUNNER_HOOK_JOB_STARTED} and
+            ${githubHooks.ACTIONS_RUNNER_HOOK_JOB_COMPLETED} from yours.'';
+        }) githubRunners;
+      })
+    ]
+  );
+}

@@ -1,0 +1,37 @@
+# All that tests/run.sh uses, so that it installs nothing itself.
+{
+  mkShell,
+  cargo,
+  cargo-deny,
+  cargo-nextest,
+  clippy,
+  git,
+  nginx,
+  nix,
+  nodejs,
+  rsync,
+  rustc,
+  rustfmt,
+  shellcheck,
+  sqlite,
+  util-linux,
+}:
+
+mkShell {
+  packages = [
+    cargo
+    cargo-deny
+    cargo-nextest
+    clippy
+    git
+    nginx
+    nix
+    nodejs
+    rsync
+    rustc
+    rustfmt
+    shellcheck
+    sqlite
+    util-linux
+  ];
+}

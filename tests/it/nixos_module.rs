@@ -1,0 +1,259 @@
+//! `services.flywheel`, evaluated with nixpkgs' own `lib` for the table of
+//! tests/nixos/cases.nix. Needs `NIXPKGS_LIB`, a directory that holds `lib/`: a
+//! checkout of nixpkgs, or of its mirror nix-community/nixpkgs.lib.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::support::nix::PrivateNix;
+
+const OURS: &str = "/nix/store/00000000000000000000000000000000-flywheel";
+
+/// What tests/nixos/eval.nix says; nothing without `NIXPKGS_LIB`.
+fn evaluated() -> Option<Value> {
+    let Some(lib) = std::env::var_os("NIXPKGS_LIB").filter(|dir| !dir.is_empty()) else {
+        eprintln!("skipped: NIXPKGS_LIB names no directory with nixpkgs' lib (CONTRIBUTING.md)");
+        return None;
+    };
+    let nix = PrivateNix::new();
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/nixos/eval.nix");
+    let mut command = nix.command("nix-instantiate");
+    command.args(["--eval", "--strict", "--json"]).arg(file).args(["--argstr", "nixpkgs"]).arg(lib);
+    let out = command.output().unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    Some(serde_json::from_slice(&out.stdout).unwrap())
+}
+
+fn strings(value: &Value) -> Vec<&str> {
+    value.as_array().unwrap().iter().map(|v| v.as_str().unwrap()).collect()
+}
+
+/// Each message that a case names is there, and no other.
+fn wrong_messages(name: &str, expected: &Value, found: &Value) -> Vec<String> {
+    let (expected, found) = (strings(expected), strings(found));
+    let missing = expected.iter().filter(|e| !found.iter().any(|f| f.contains(**e)));
+    let mut wrong: Vec<String> = missing.map(|e| format!("{name}: nobody says {e:?}: {found:?}")).collect();
+    let unasked = found.iter().filter(|f| !expected.iter().any(|e| f.contains(e)));
+    wrong.extend(unasked.map(|f| format!("{name}: says {f:?}")));
+    wrong
+}
+
+#[test]
+fn every_case_says_what_it_should() {
+    let Some(all) = evaluated() else { return };
+    let cases = all["cases"].as_object().unwrap();
+    assert!(cases.len() > 20);
+    let wrong: Vec<String> = cases
+        .iter()
+        .flat_map(|(name, case)| {
+            let mut wrong = wrong_messages(name, &case["fails"], &case["failed"]);
+            wrong.extend(wrong_messages(name, &case["warns"], &case["warned"]));
+            wrong
+        })
+        .collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Runs the check of the system's build, with the real flywheeld, for every
+/// case that may be built; then with a key that nobody knows.
+#[test]
+fn the_configurations_are_good() {
+    let Some(all) = evaluated() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let build = |name: &str, case: &Value, change: &dyn Fn(&mut toml::Table)| {
+        let at = dir.path().join(name);
+        fs::create_dir_all(&at).unwrap();
+        // Fails on a null: what is not set must not be there.
+        let mut table: toml::Table = serde_json::from_value(case["configuration"].clone())
+            .unwrap_or_else(|e| panic!("{name}: {e}: {}", case["configuration"]));
+        change(&mut table);
+        fs::write(at.join("in.toml"), table.to_string()).unwrap();
+        let bin = Path::new(env!("CARGO_BIN_EXE_flywheeld")).parent().unwrap();
+        let script = case["check"].as_str().unwrap();
+        let script = script.replace(&format!("{OURS}/bin"), bin.to_str().unwrap());
+        // As poor as the environment of a build.
+        let out = Command::new("bash")
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap())
+            .env("HOME", "/homeless-shelter")
+            .env("configuration", at.join("in.toml"))
+            .env("credentials", strings(&case["credentials"]).join(" "))
+            .env("out", at.join("out.toml"))
+            .current_dir(&at)
+            .args(["-euc", &script])
+            .output()
+            .unwrap();
+        (out.status.success(), String::from_utf8_lossy(&out.stderr).into_owned(), at.join("out.toml"))
+    };
+    for (name, case) in all["cases"].as_object().unwrap() {
+        if strings(&case["fails"]).is_empty() {
+            let (good, text, made) = build(name, case, &|_| ());
+            assert!(good && made.exists(), "{name}: {text}");
+            // The stand-ins for the credentials are seen.
+            let tokens = !strings(&case["credentials"]).is_empty();
+            assert!(!(tokens && text.contains("cache main: no token")), "{name}: {text}");
+        }
+    }
+    let (good, text, made) = build("wrong", &all["cases"]["minimal"], &|table| {
+        table.insert("sokcet".into(), "/run/x".into());
+    });
+    assert!(!good && !made.exists() && text.contains("sokcet"), "{text}");
+}
+
+/// The keys of a unit file's [Service] section.
+fn keys(unit: &str) -> BTreeSet<String> {
+    let service = unit.split_once("[Service]").unwrap().1;
+    let service = service.split("\n[").next().unwrap();
+    let lines = service.lines().filter(|l| !l.starts_with('#'));
+    lines.filter_map(|l| l.split_once('=')).map(|(key, _)| key.to_owned()).collect()
+}
+
+/// Hardening and limits stand once, in systemd/: the module's drop-in repeats
+/// nothing of the unit but what depends on options.
+#[test]
+fn the_unit_is_taken_and_only_added_to() {
+    let Some(all) = evaluated() else { return };
+    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd/flywheeld.service");
+    let unit = keys(&fs::read_to_string(unit).unwrap());
+    assert!(unit.contains("ProtectSystem") && unit.contains("LoadCredential"), "{unit:?}");
+    for (name, case) in all["cases"].as_object().unwrap() {
+        assert_eq!(strings(&case["packages"]), [OURS], "{name}");
+        assert_eq!(strings(&case["tmpfiles"]), [OURS], "{name}");
+        let service = &case["services"]["flywheeld"];
+        assert_eq!(strings(&service["wantedBy"]), ["multi-user.target"], "{name}");
+        let set: BTreeMap<String, Value> = serde_json::from_value(service["serviceConfig"].clone()).unwrap();
+        let allowed: &[&str] = match name.as_str() {
+            "everything" => &["Group", "LoadCredential"],
+            _ => &["LoadCredential"],
+        };
+        assert_eq!(set.keys().collect::<Vec<_>>(), allowed, "{name}");
+        assert_eq!(set["LoadCredential"][0], "", "{name}: the unit's own file is taken back");
+    }
+    let credentials = |name: &str| {
+        strings(&all["cases"][name]["services"]["flywheeld"]["serviceConfig"]["LoadCredential"])[1..]
+            .join(" ")
+    };
+    assert_eq!(credentials("minimal"), "");
+    assert_eq!(credentials("token"), "attic-token:/run/secrets/attic");
+    assert_eq!(
+        credentials("tokens"),
+        "attic-token-main:/run/secrets/main attic-token-other:/run/secrets/other"
+    );
+}
+
+#[test]
+fn what_is_not_set_is_left_to_the_daemon() {
+    let Some(all) = evaluated() else { return };
+    fn leaves(value: &Value) -> usize {
+        match value {
+            Value::Object(map) => map.values().map(leaves).sum(),
+            Value::Array(list) => list.len(),
+            _ => 1,
+        }
+    }
+    assert_eq!(leaves(&all["cases"]["minimal"]["configuration"]), 0);
+    assert_eq!(leaves(&all["cases"]["github"]["configuration"]), 1, "the endpoint");
+    // The one default that is written here is the daemon's.
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/flywheel.toml");
+    let listen = all["cases"]["embedded-unknown"]["configuration"]["embedded"]["listen"].as_str().unwrap();
+    assert!(fs::read_to_string(example).unwrap().contains(&format!("\n#listen = \"{listen}\"\n")));
+}
+
+#[test]
+fn everything_arrives_where_it_belongs() {
+    let Some(all) = evaluated() else { return };
+    let case = |name: &str| &all["cases"][name];
+    let everything = case("everything");
+    assert_eq!(everything["ports"], serde_json::json!([9000]));
+    assert_eq!(strings(&everything["groups"]["ci"]["members"]), ["builder"]);
+    assert_eq!(everything["users"]["flywheel"]["group"], "flywheel");
+    assert_eq!(everything["services"]["flywheeld"]["serviceConfig"]["Group"], "ci");
+    assert_eq!(strings(&everything["nix"]["substituters"]), ["http://127.0.0.1:9000/local"]);
+    assert_eq!(everything["nix"]["post-build-hook"], format!("{OURS}/lib/flywheel/flywheel-hook"));
+    assert_eq!(case("embedded-closed")["ports"], serde_json::json!([]));
+    assert!(case("embedded-unknown")["nix"]["substituters"].is_null());
+    assert!(case("minimal")["nix"]["post-build-hook"].is_null());
+    for name in ["everything", "minimal"] {
+        assert_eq!(strings(&case(name)["etc"]), ["flywheel/flywheel.toml"]);
+    }
+
+    let gitlab = &case("gitlab")["services"]["gitlab-runner"];
+    assert_eq!(strings(&gitlab["serviceConfig"]["SupplementaryGroups"]), ["flywheel"]);
+    assert!(case("gitlab-left-alone")["services"]["gitlab-runner"].is_null());
+    assert_eq!(strings(&case("gitlab-left-alone")["gitlab"]["nix"]).len(), 0);
+    assert_eq!(strings(&case("gitlab-containers")["gitlab"]["nix"]).len(), 0);
+
+    let github = &case("github")["services"]["github-runner-nix"];
+    assert_eq!(strings(&github["serviceConfig"]["SupplementaryGroups"]), ["flywheel"]);
+    assert_eq!(strings(&github["path"]), [OURS]);
+    for (variable, file) in [("STARTED", "job-started.sh"), ("COMPLETED", "job-completed.sh")] {
+        let hook = &github["environment"][format!("ACTIONS_RUNNER_HOOK_JOB_{variable}")];
+        assert_eq!(*hook, format!("{OURS}/share/flywheel/ci/github-hooks/{file}"));
+        assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/ci/github-hooks").join(file).exists());
+    }
+}
+
+/// The flags reach gitlab-runner through two shells, as NixOS passes them, and
+/// are then what packaging/ci tells administrators to write.
+#[test]
+fn a_gitlab_runner_gets_the_scripts_whole() {
+    let Some(all) = evaluated() else { return };
+    let flags = strings(&all["cases"]["gitlab"]["gitlab"]["nix"]);
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/ci/gitlab-runner-config.toml");
+    let runner: toml::Table = fs::read_to_string(file).unwrap().parse().unwrap();
+    let script = |key: &str| runner["runners"][0][key].as_str().unwrap().to_owned();
+    let command = format!("printf '%s\\0' \\\n {}", flags.join(" \\\n "));
+    let out = Command::new("bash").args(["-c", "exec bash -c \"$1\"", "bash", &command]).output().unwrap();
+    let arguments: Vec<String> =
+        out.stdout.split(|b| *b == 0).map(|a| String::from_utf8_lossy(a).into_owned()).collect();
+    assert_eq!(
+        arguments[..4],
+        [
+            "--pre-build-script".to_owned(),
+            script("pre_build_script"),
+            "--post-build-script".to_owned(),
+            script("post_build_script"),
+        ]
+    );
+}
+
+/// Both hooks are run, in order, with Nix's environment; the second one's
+/// status is the answer.
+#[test]
+fn chained_hooks_are_both_run() {
+    let Some(all) = evaluated() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let place = |name: &str| dir.path().join(name).display().to_string();
+    let program = |name: &str, last: &str| {
+        let text = format!("#!/bin/sh\necho \"{name}: $OUT_PATHS\" >> {}\n{last}\n", place("log"));
+        fs::write(dir.path().join(name), text).unwrap();
+        let mut mode = fs::metadata(dir.path().join(name)).unwrap().permissions();
+        std::os::unix::fs::PermissionsExt::set_mode(&mut mode, 0o755);
+        fs::set_permissions(dir.path().join(name), mode).unwrap();
+    };
+    program("ours", "exit 0");
+    program("other hook", "exit 7");
+    let script = all["cases"]["hook-chained"]["hook"].as_str().unwrap();
+    let script = script
+        .replace(&format!("{OURS}/lib/flywheel/flywheel-hook"), &place("ours"))
+        .replace("/etc/nix/other hook", &place("other hook"));
+    let status = Command::new("bash").args(["-c", &script]).env("OUT_PATHS", "/a /b").status().unwrap();
+    assert_eq!(status.code(), Some(7));
+    assert_eq!(fs::read_to_string(place("log")).unwrap(), "ours: /a /b\nother hook: /a /b\n");
+}
+
+#[test]
+fn the_manual_can_be_made_and_off_is_off() {
+    let Some(all) = evaluated() else { return };
+    let manual = all["manual"].as_array().unwrap();
+    assert!(manual.len() > 30, "{manual:#?}");
+    for option in manual {
+        let text = option["description"].as_str().unwrap_or_default().trim();
+        assert!(text.len() > 20 && !text.ends_with(','), "{}: {text:?}", option["name"]);
+    }
+    assert_eq!(all["off"], serde_json::json!({"assertions": [], "etc": {}, "services": {}, "warnings": []}));
+}
