@@ -391,6 +391,18 @@ pub enum CacheState {
     Unauthorized,
 }
 
+impl CacheState {
+    /// The word that the JSON has for it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Online => "online",
+            Self::Offline => "offline",
+            Self::Unauthorized => "unauthorized",
+        }
+    }
+}
+
 /// One cache.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CacheStatus {
@@ -406,6 +418,27 @@ pub struct CacheStatus {
     pub reason: Option<String>,
     /// When its token ends, Unix time in seconds.
     pub token_expires: Option<i64>,
+    /// What became of paths since the daemon started.
+    pub counts: PathCounts,
+}
+
+/// What became of paths for one cache since the daemon started; only grows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PathCounts {
+    /// Uploaded and confirmed.
+    pub pushed: u64,
+    /// In the cache before.
+    pub already_cached: u64,
+    /// In an upstream cache, by its signature.
+    pub upstream: u64,
+    /// Deleted from the store before they could be pushed.
+    pub collected: u64,
+    /// Given up; one that is tried again and fails again counts again.
+    pub failed: u64,
+    /// Uploads that failed, whether they were tried again or not.
+    pub failures: u64,
+    /// Bytes of NARs uploaded.
+    pub bytes: u64,
 }
 
 /// The queue's numbers.

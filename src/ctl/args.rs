@@ -63,6 +63,8 @@ pub(super) enum Command {
     Hook,
     /// Let the daemon read its configuration and tokens again
     Reload,
+    /// Print the daemon's figures as OpenMetrics text
+    Metrics,
     /// Print a shell's completion script
     Completions { shell: Shell },
 }

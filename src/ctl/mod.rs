@@ -13,6 +13,7 @@ mod end;
 mod hook;
 mod link;
 mod manner;
+mod metrics;
 mod page;
 mod paths;
 mod query;
@@ -93,6 +94,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Status { watch } => query::status(&context, watch),
         Command::Hook => return hook::command(Some(context.socket)),
         Command::Reload => query::reload(&context),
+        Command::Metrics => query::metrics(&context),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "flywheelctl", &mut script);

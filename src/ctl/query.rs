@@ -1,4 +1,4 @@
-//! `push`, `flush`, `status` and `reload`. Must not know how things are printed.
+//! `push`, `flush`, `status`, `metrics` and `reload`. Must not know how things are printed.
 
 use std::{thread::sleep, time::Duration};
 
@@ -7,6 +7,7 @@ use super::{
     args::PushArgs,
     end::{milliseconds, resolve, unexpected},
     link::GRACE,
+    metrics,
     render::Heading,
     verdict::{Exit, Failure},
 };
@@ -66,6 +67,14 @@ pub(super) fn status(context: &Context, watch: bool) -> Result<Exit, Failure> {
         }
         sleep(LOOK);
     }
+}
+
+pub(super) fn metrics(context: &Context) -> Result<Exit, Failure> {
+    match context.link()?.ask(&Request::Status, GRACE, &mut |_| ())? {
+        Reply::Status(status) => context.render.raw(metrics::page(&status).as_bytes()),
+        other => return Err(unexpected(other)),
+    }
+    Ok(Exit::Done)
 }
 
 pub(super) fn reload(context: &Context) -> Result<Exit, Failure> {

@@ -3,9 +3,7 @@
 use std::{fmt::Write, time::Duration};
 
 use super::render::Heading;
-use crate::control::messages::{
-    CacheState, Progress, SessionDetail, SessionEntry, SessionState, Status, Summary,
-};
+use crate::control::messages::{Progress, SessionDetail, SessionEntry, SessionState, Status, Summary};
 
 /// Without control characters: labels, names and reasons come from elsewhere
 /// and must not move the cursor of whoever reads them.
@@ -172,11 +170,7 @@ pub(super) fn status(s: &Status, now_ms: i64) -> String {
         span(Duration::from_millis(s.uptime_ms))
     );
     for c in &s.cache {
-        let state = match c.state {
-            CacheState::Online => "online",
-            CacheState::Offline => "offline",
-            CacheState::Unauthorized => "unauthorized",
-        };
+        let state = c.state.as_str();
         let endpoint = clean(c.endpoint.as_deref().unwrap_or("no endpoint found"));
         let _ = write!(out, "cache {}: {state}, {endpoint}, engine {}", clean(&c.name), clean(&c.engine));
         if let Some(reason) = &c.reason {

@@ -20,6 +20,7 @@ use super::settle;
 use super::transfer::Transfers;
 use crate::attribution::{Windows, Witness};
 use crate::config::Settings;
+use crate::control::messages::PathCounts;
 use crate::control::server::Incoming;
 use crate::flow::{Action, CacheId, Event, Flow, Outcome, TaskId, Time};
 use crate::ledger::Ledger;
@@ -68,7 +69,8 @@ pub(super) struct Driver {
     pub(super) stuck: Option<String>,
     pub(super) keeper: Keeper,
     pub(super) cursor: i64,
-    pub(super) bytes_sent: u64,
+    /// What became of paths so far, by cache.
+    pub(super) counts: Vec<PathCounts>,
     pub(super) began: Instant,
     pub(super) stopping: Option<Instant>,
     /// What had moved when systemd was last asked for more time.
@@ -211,6 +213,13 @@ impl Driver {
                 if outcome == Outcome::Collected {
                     info!(path = %ware.path, "skipped: collected from the store before it was pushed");
                 }
+                let counts = &mut self.counts[usize::from(ware.cache.0)];
+                *match outcome {
+                    Outcome::Pushed => &mut counts.pushed,
+                    Outcome::Cached => &mut counts.already_cached,
+                    Outcome::Upstream => &mut counts.upstream,
+                    Outcome::Collected => &mut counts.collected,
+                } += 1;
                 self.ledger.settle(task, settle::settled(outcome, 0, ware.attempts));
                 self.keeper.release(ware.cache.0, ware.path);
             }

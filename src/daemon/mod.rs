@@ -54,6 +54,7 @@ use tracing::{info, warn};
 
 use crate::attribution::{Windows, Witness};
 use crate::config::Settings;
+use crate::control::messages::PathCounts;
 use crate::control::server::{self, Limits};
 use crate::flow::{CacheId, Flow};
 use crate::ledger::{Ledger, Opened};
@@ -178,7 +179,7 @@ pub async fn run(settings: Settings) -> Result<()> {
         keeper: keeper.clone(),
         wares: HashMap::new(),
         cursor: 0,
-        bytes_sent: 0,
+        counts: caches.iter().map(|_| PathCounts::default()).collect(),
         began: Instant::now(),
         stopping: None,
         moved: (0, 0),

@@ -41,7 +41,7 @@ impl Driver {
         let cache = ware.cache;
         let event = match result {
             Sent::Done(uploaded, size) => {
-                self.bytes_sent = self.bytes_sent.saturating_add(size);
+                self.counts[usize::from(cache.0)].bytes += size;
                 debug!(
                     path = %path, cache = self.caches[usize::from(cache.0)], nar_size = size, took_ms,
                     deduplicated = uploaded.deduplicated, "pushed"
@@ -56,6 +56,7 @@ impl Driver {
                 Event::UploadFailed(task, Failure::Store)
             }
             Sent::Failed(error) => {
+                self.counts[usize::from(cache.0)].failures += 1;
                 let text = error.to_string();
                 warn!(
                     path = %path, cache = self.caches[usize::from(cache.0)], attempt = ware.attempts,
@@ -92,6 +93,7 @@ impl Driver {
                  `nix-store --verify-path {full}` shows it, `nix-store --repair-path {full}` may mend it ({text})"
             );
         }
+        self.counts[usize::from(ware.cache.0)].failed += 1;
         let unknown = || ("unknown".to_owned(), "no reason was recorded".to_owned());
         let (class, text) = ware.error.clone().unwrap_or_else(unknown);
         error!(path = %ware.path, cache = self.caches[usize::from(ware.cache.0)], class, error = text, "not pushed");

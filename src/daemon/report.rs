@@ -181,14 +181,11 @@ impl Driver {
             status.cache.push(m::CacheStatus {
                 name: name.clone(),
                 endpoint: client.endpoint(),
-                state: match view.state {
-                    GateState::Online => m::CacheState::Online,
-                    GateState::Offline => m::CacheState::Offline,
-                    GateState::Refused => m::CacheState::Unauthorized,
-                },
+                state: cache_state(view.state),
                 engine: "native".to_owned(),
                 reason: self.troubles[usize::from(number)].clone(),
                 token_expires: client.token_expiry(),
+                counts: self.counts[usize::from(number)],
             });
         }
         let store_dir = &self.transfers.store_dir;
@@ -240,12 +237,7 @@ impl Driver {
         for (number, name) in (0_u16..).zip(&self.caches) {
             let Some(view) = self.flow.view(CacheId(number)) else { continue };
             uploading += view.uploading;
-            let state = match view.state {
-                GateState::Online => "online",
-                GateState::Offline => "offline",
-                GateState::Refused => "unauthorized",
-            };
-            caches.push(format!("{name} {state}"));
+            caches.push(format!("{name} {}", cache_state(view.state).as_str()));
         }
         let queued = self.pending().saturating_sub(u64::from(uploading));
         let stopping = if self.stopping.is_some() { "stopping, " } else { "" };
@@ -258,6 +250,14 @@ impl Driver {
 
 fn millis(d: std::time::Duration) -> u64 {
     u64::try_from(d.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn cache_state(state: GateState) -> m::CacheState {
+    match state {
+        GateState::Online => m::CacheState::Online,
+        GateState::Offline => m::CacheState::Offline,
+        GateState::Refused => m::CacheState::Unauthorized,
+    }
 }
 
 fn internal(error: &LedgerError) -> Reply {

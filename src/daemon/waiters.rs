@@ -70,6 +70,7 @@ impl Driver {
     pub(super) fn report_progress(&mut self) {
         self.desk.waiters.retain(|w| !w.responder.is_gone());
         let uploading = self.flow.in_flight();
+        let bytes_sent = self.counts.iter().map(|c| c.bytes).sum();
         for waiter in &mut self.desk.waiters {
             let left = u64::from(self.flow.unsettled(waiter.group));
             waiter.total = waiter.total.max(left);
@@ -81,7 +82,7 @@ impl Driver {
                 settled: waiter.total - left,
                 total: waiter.total,
                 uploading,
-                bytes_sent: self.bytes_sent,
+                bytes_sent,
                 note: None,
                 session,
             });

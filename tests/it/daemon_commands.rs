@@ -317,3 +317,23 @@ fn the_token_stays_inside() {
     assert_eq!(containing(&daemon.state_dir(), &own), [file.display().to_string()]);
     assert!(!daemon.logs().contains(&own));
 }
+
+#[test]
+fn figures_for_a_dashboard() {
+    let daemon = Daemon::embedded();
+    let path = build(&daemon, "counted");
+    daemon.flush();
+    daemon.json(&["push", "--wait", &path]);
+    let page = daemon.ctl(&["metrics"]);
+    assert_eq!((page.code, page.err.as_str()), (0, ""), "{page:?}");
+    let counts = &daemon.status()["cache"][0]["counts"];
+    assert!(counts["pushed"].as_u64() >= Some(1) && counts["failed"] == 0, "{counts}");
+    for (name, value) in [
+        ("flywheel_cache_up{cache=\"main\",engine=\"native\",state=\"online\"}".to_owned(), "1".to_owned()),
+        ("flywheel_paths_total{cache=\"main\",outcome=\"pushed\"}".to_owned(), counts["pushed"].to_string()),
+        ("flywheel_uploaded_bytes_total{cache=\"main\"}".to_owned(), counts["bytes"].to_string()),
+    ] {
+        assert!(page.out.contains(&format!("\n{name} {value}\n")), "{name} {value} in {}", page.out);
+    }
+    assert!(page.out.ends_with("# EOF\n"), "{}", page.out);
+}
