@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const ROOMS: [&str; 11] = [
+pub(super) const ROOMS: [&str; 11] = [
     "attribution",
     "cache",
     "config",
@@ -35,15 +35,15 @@ fn allowed(room: &str) -> Option<&'static [&'static str]> {
 
 /// A source file: its path below `src`, its room, its text without comments
 /// and without what its strings and character literals say.
-struct Source {
-    path: String,
-    room: String,
-    full: String,
+pub(super) struct Source {
+    pub(super) path: String,
+    pub(super) room: String,
+    pub(super) full: String,
     code: String,
 }
 
 impl Source {
-    fn new(path: &str, text: &str) -> Self {
+    pub(super) fn new(path: &str, text: &str) -> Self {
         let first = path.split('/').next().unwrap();
         let room = match first.strip_suffix(".rs").unwrap_or(first) {
             "lib" | "bin" => "",
@@ -53,7 +53,7 @@ impl Source {
     }
 }
 
-fn sources() -> Vec<Source> {
+pub(super) fn sources() -> Vec<Source> {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = Vec::new();
     walk(&src, &mut files);
@@ -164,7 +164,7 @@ fn heads(rest: &str) -> Vec<String> {
 
 /// The rooms that a file names: behind `crate::` or `flywheel::`, or behind as
 /// many `super::` as lead out of its room.
-fn named(source: &Source) -> BTreeSet<String> {
+pub(super) fn named(source: &Source) -> BTreeSet<String> {
     let code: String = source
         .code
         .split_whitespace()

@@ -21,6 +21,7 @@ mod daemon_restart;
 mod daemon_story;
 mod embedded;
 mod house;
+mod house_picture;
 mod lab;
 mod nixos_flake;
 mod nixos_module;
