@@ -45,7 +45,7 @@ rustPlatform.buildRustPackage {
       install -Dm0644 "$unit" -t $out/lib/systemd/system
     done
     substituteInPlace $out/lib/systemd/system/flywheeld.service \
-      --replace-fail /usr/bin/flywheeld $out/bin/flywheeld
+      --replace-fail /usr/bin/ $out/bin/
     install -Dm0644 systemd/flywheel.sysusers.conf $out/lib/sysusers.d/flywheel.conf
     install -Dm0644 systemd/flywheel.tmpfiles.conf $out/lib/tmpfiles.d/flywheel.conf
 
@@ -63,6 +63,11 @@ rustPlatform.buildRustPackage {
     for shell in bash fish zsh; do
       $out/bin/flywheelctl completions $shell > flywheelctl.$shell
     done
+    mkdir man
+    $out/bin/flywheelctl man man
+    $out/bin/flywheeld --man > man/flywheeld.8
+    sh packaging/debian/toml-man.sh packaging/flywheel.toml > man/flywheel.toml.5
+    installManPage man/*
     installShellCompletion flywheelctl.bash flywheelctl.fish flywheelctl.zsh
   '';
 

@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use flywheel::{config::Settings, daemon, observe};
 
 /// Streams every path Nix builds to an Attic binary cache, for all jobs of this host.
 #[derive(Debug, Parser)]
-#[command(name = "flywheeld", version)]
+#[command(name = "flywheeld", version, after_help = MORE)]
 struct Args {
     /// Configuration file [default: /etc/flywheel/flywheel.toml, when it is there]
     #[arg(long, value_name = "FILE")]
@@ -16,13 +16,36 @@ struct Args {
     /// Read and check the configuration, say what is wrong with it, and end
     #[arg(long)]
     check_config: bool,
+    /// Print the manual page, for packages
+    #[arg(long, hide = true, exclusive = true)]
+    man: bool,
 }
+
+/// What the manual page and `--help` say beside the options.
+const MORE: &str = "\
+Files:
+  /etc/flywheel/flywheel.toml        the configuration, see flywheel.toml(5)
+  /etc/flywheel/flywheel.toml.d/     read after it
+  /var/lib/flywheel/                 what is kept over restarts
+  /run/flywheel/control.sock         where flywheelctl(1) finds it
+
+Signals:
+  SIGTERM, SIGINT  drains: running uploads may end, the rest is kept for the next start; a second one ends at once
+
+Exit status:
+  0  ended as it was told to
+  1  cannot go on; the last message says why
+  2  the configuration cannot be used";
 
 /// Exit status of a configuration that cannot be used.
 const BAD_CONFIG: u8 = 2;
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    if args.man {
+        let page = clap_mangen::Man::new(Args::command()).section("8").manual("System administration");
+        return page.render(&mut std::io::stdout()).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
+    }
     let target = if args.check_config { observe::Target::Stderr } else { observe::Target::Auto };
     observe::init(target);
     let settings = match Settings::load(args.config.as_deref(), &|name| std::env::var(name).ok()) {

@@ -67,6 +67,9 @@ pub(super) enum Command {
     Metrics,
     /// Print a shell's completion script
     Completions { shell: Shell },
+    /// Write the manual pages, for packages
+    #[command(hide = true)]
+    Man { dir: PathBuf },
 }
 
 #[derive(Debug, Subcommand)]

@@ -13,6 +13,7 @@ mod end;
 mod hook;
 mod link;
 mod manner;
+mod manual;
 mod metrics;
 mod page;
 mod paths;
@@ -101,6 +102,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             context.render.raw(&script);
             Ok(Exit::Done)
         }
+        Command::Man { dir } => manual::write(&dir),
     };
     done.unwrap_or_else(|failure| {
         let exit = failure.exit(context.strict);

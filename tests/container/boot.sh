@@ -1,0 +1,38 @@
+#!/bin/bash
+# Boots a container from the image and stays until it is powered off. What it
+# writes is in memory and gone with it; so are its mounts and its control group.
+# Told to $NOTIFY_SOCKET: its first process (X_NSPAWN_LEADER_PID=), READY=1.
+# Usage: tests/container/boot.sh IMAGE DIRECTORY     an empty directory to mount in
+set -euo pipefail
+image=$1 top=$2
+
+# Its own place among the control groups: two containers, or anything of this
+# host, must not meet there.
+groups=$(findmnt -n -o TARGET -t cgroup2 | head -n 1)
+group=$groups/flywheel-test-$$
+if [ -z "${FLYWHEEL_TEST_MOUNTED:-}" ]; then
+    export FLYWHEEL_TEST_MOUNTED=1
+    exec unshare --mount --propagation private "$0" "$image" "$top"
+fi
+
+mkdir "$group"
+echo $$ >"$group/cgroup.procs"
+mount -t tmpfs -o mode=0755 tmpfs "$top"
+mkdir "$top/upper" "$top/work" "$top/root"
+mount -t overlay -o "lowerdir=$image,upperdir=$top/upper,workdir=$top/work" overlay "$top/root"
+# A file system of its own, as stores often are: an overlay's inode numbers are
+# not those of the kernel's list of locks.
+cp -a "$image/nix" "$top/nix"
+
+# 133: it was rebooted, and --keep-unit leaves it to us to boot it again.
+status=133
+while [ $status = 133 ]; do
+    status=0
+    SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 systemd-nspawn --quiet --directory="$top/root" --bind="$top/nix:/nix" \
+        --boot --register=no --keep-unit --private-network --machine="fw-$$" --console=pipe --notify-ready=yes \
+        </dev/null || status=$?
+done
+echo $$ >"$groups/cgroup.procs"
+find "$group" -depth -type d -exec rmdir {} + 2>/dev/null || true
+rmdir "/run/systemd/nspawn/propagate/fw-$$" 2>/dev/null || true
+exit $status
