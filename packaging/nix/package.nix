@@ -6,6 +6,8 @@
   stdenv,
   rustPlatform,
   installShellFiles,
+  nix,
+  util-linux,
 }:
 
 let
@@ -39,6 +41,11 @@ rustPlatform.buildRustPackage {
   # The tests beside the code. Those of tests/it start Nix and want a host of
   # their own: `nix flake check` runs the ones that fit into a build.
   cargoTestFlags = [ "--lib" ];
+  # They ask nix-hash for the right answer, and flock for a lock.
+  nativeCheckInputs = [
+    nix
+    util-linux
+  ];
 
   postInstall = ''
     for unit in systemd/*.service; do

@@ -52,6 +52,53 @@ fn every_nix_file_is_nix() {
     assert!(out.status.success(), "{}", said(&out));
 }
 
+/// In the manner of nixfmt, which `nix flake check` asks for.
+#[test]
+fn every_nix_file_is_formatted() {
+    let mut all = Vec::new();
+    files(root(), &mut all);
+    all.retain(|f| f.extension().is_some_and(|e| e == "nix"));
+    let Ok(out) = Command::new("nixfmt").arg("--check").args(&all).output() else {
+        return eprintln!("skipped: nixfmt is not here (nix fmt, or cargo install nixfmt_rs)");
+    };
+    assert!(out.status.success(), "{}", said(&out));
+}
+
+/// What the documents show can be copied: it is Nix, whole or as part of a
+/// configuration.
+#[test]
+fn the_documents_show_nix() {
+    let nix = PrivateNix::new();
+    let mut seen = 0;
+    for page in ["README.md", "docs/nixos.md", "docs/migration.md"] {
+        for shown in text(page).split("```nix\n").skip(1) {
+            let shown = shown.split("```").next().unwrap();
+            let code = if shown.contains("\n{\n") { shown.to_owned() } else { format!("{{ {shown} }}") };
+            let out = nix.run("nix-instantiate", &["--parse", "-E", &code]);
+            assert!(out.status.success(), "{page}: {shown}\n{}", said(&out));
+            seen += 1;
+        }
+    }
+    assert!(seen >= 5, "{seen}");
+}
+
+/// Python only reads it.
+#[test]
+fn the_script_for_two_machines_is_python() {
+    let nix = PrivateNix::new();
+    let (flake, stub) = copied(&nix);
+    let attribute = format!("{flake}#checks.x86_64-linux.vm.script");
+    let more = ["--no-write-lock-file", "--override-input", "nixpkgs", &stub];
+    let out = nix.command("nix").args(["eval", "--raw"]).args(more).arg(&attribute).output().unwrap();
+    assert!(out.status.success(), "{}", said(&out));
+    let read = "import ast, sys; ast.parse(sys.argv[1])";
+    let script = String::from_utf8(out.stdout).unwrap();
+    let Ok(out) = Command::new("python3").args(["-c", read, &script]).output() else {
+        return eprintln!("skipped: python3 is not here");
+    };
+    assert!(out.status.success(), "{}", said(&out));
+}
+
 /// A copy of the tree for Nix to take into its store, and the stand-in for
 /// nixpkgs beside it.
 fn copied(nix: &PrivateNix) -> (String, String) {

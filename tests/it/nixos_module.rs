@@ -255,5 +255,57 @@ fn the_manual_can_be_made_and_off_is_off() {
         let text = option["description"].as_str().unwrap_or_default().trim();
         assert!(text.len() > 20 && !text.ends_with(','), "{}: {text:?}", option["name"]);
     }
+    assert_eq!(strings(&all["overlay"]), ["flywheel"]);
     assert_eq!(all["off"], serde_json::json!({"assertions": [], "etc": {}, "services": {}, "warnings": []}));
+}
+
+/// The documents speak of options that there are.
+#[test]
+fn the_documents_name_options_that_exist() {
+    let Some(all) = evaluated() else { return };
+    let manual = all["manual"].as_array().unwrap();
+    let options: BTreeSet<&str> = manual.iter().map(|o| o["name"].as_str().unwrap()).collect();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (mut wrong, mut seen) = (Vec::new(), 0);
+    for page in ["README.md", "docs/nixos.md", "docs/migration.md", "nixos-module.nix"] {
+        let text = fs::read_to_string(root.join(page)).unwrap();
+        for (at, prefix) in text.match_indices("services.flywheel.") {
+            let rest = &text[at + prefix.len()..];
+            let end = rest.find(|c: char| !(c.is_alphanumeric() || "._".contains(c))).unwrap_or(rest.len());
+            let name = text[at..at + prefix.len() + end].trim_end_matches('.');
+            // What is said of a file's text, or of a name that is put in.
+            if name == "services.flywheel" || name.starts_with("services.flywheel.settings.") {
+                continue;
+            }
+            seen += 1;
+            // An option, or the set that holds some; tokenFile has names of its own.
+            let known = options.iter().any(|o| *o == name || o.starts_with(&format!("{name}.")));
+            if !known && !name.starts_with("services.flywheel.tokenFile.") {
+                wrong.push(format!("{page}: {name}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty() && seen > 20, "{seen}: {}", wrong.join("\n"));
+}
+
+/// Each option of `settings` is a key of the annotated example.
+#[test]
+fn the_typed_settings_are_keys_of_the_daemon() {
+    let Some(all) = evaluated() else { return };
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/flywheel.toml");
+    // What is commented out is a key; a comment has a blank behind its sign.
+    let text = fs::read_to_string(example).unwrap();
+    let keys = text.lines().filter_map(|l| l.strip_prefix('#')).filter(|l| !l.starts_with(' '));
+    let example: toml::Table = keys.collect::<Vec<_>>().join("\n").parse().unwrap();
+    let example = toml::Value::Table(example);
+    let mut seen = 0;
+    for option in all["manual"].as_array().unwrap() {
+        let name = option["name"].as_str().unwrap();
+        let Some(path) = name.strip_prefix("services.flywheel.settings.") else { continue };
+        let path = path.replace("<name>", "main");
+        let found = path.split('.').try_fold(&example, |at, key| at.get(key));
+        assert!(found.is_some(), "{name}: packaging/flywheel.toml has no such key");
+        seen += 1;
+    }
+    assert!(seen > 15, "{seen}");
 }

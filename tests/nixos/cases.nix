@@ -165,7 +165,10 @@ in
       imports = [ (with_ { hook.enable = true; }) ];
       nix.settings.post-build-hook = "/etc/nix/other-hook";
     };
-    fails = [ "/etc/nix/other-hook), and Nix runs only one" "hook.chain" ];
+    fails = [
+      "/etc/nix/other-hook), and Nix runs only one"
+      "hook.chain"
+    ];
   };
 
   hook-taken-in-text = {
@@ -178,7 +181,10 @@ in
 
   token-in-store = {
     module = with_ { tokenFile = "${builtins.storeDir}/00000000000000000000000000000000-token"; };
-    fails = [ "is in the Nix store" "Every user of this host could" ];
+    fails = [
+      "is in the Nix store"
+      "Every user of this host could"
+    ];
   };
 
   token-of-one-in-store = {
@@ -200,7 +206,10 @@ in
 
   token-of-no-cache = {
     module = with_ { tokenFile.mian = "/run/secrets/attic"; };
-    fails = [ "tokenFile.mian: there is no such cache" "main" ];
+    fails = [
+      "tokenFile.mian: there is no such cache"
+      "main"
+    ];
   };
 
   firewall-for-nothing = {
@@ -248,7 +257,10 @@ in
         (with_ { runners.gitlab.enable = true; })
       ];
     };
-    fails = [ "has a preBuildScript" "flywheelctl session start || true" ];
+    fails = [
+      "has a preBuildScript"
+      "flywheelctl session start || true"
+    ];
   };
 
   gitlab-absent = {

@@ -41,19 +41,38 @@ let
           types.attrsOf value;
         generate = name: content: thing name { inherit content; };
       };
-    runCommand = name: env: script: thing name { inherit env script; };
+    runCommand =
+      name: env: script:
+      thing name { inherit env script; };
     writeShellScript = name: script: thing name { inherit script; };
     callPackage = _: _: thing "flywheel" { };
     git = thing "git" { };
     stdenv = {
-      hostPlatform = { };
+      hostPlatform.system = "x86_64-linux";
       buildPlatform.canExecute = _: true;
+    };
+  };
+
+  # As a host takes it in: out of the flake, which sets the package.
+  flake = (import ../../flake.nix).outputs {
+    self = flake;
+    nixpkgs = {
+      inherit lib;
+      legacyPackages = lib.genAttrs lib.systems.flakeExposed (_: pkgs);
     };
   };
 
   option = type: default: mkOption { inherit type default; };
   lists = types.listOf types.raw;
-  atom = with types; oneOf [ bool int str path package ];
+  atom =
+    with types;
+    oneOf [
+      bool
+      int
+      str
+      path
+      package
+    ];
 
   # What the module reads of NixOS, and where it writes to.
   surroundings = {
@@ -125,14 +144,13 @@ let
       inherit
         (lib.evalModules {
           modules = [
-            ../../nixos-module.nix
+            flake.nixosModules.default
             surroundings
             case.module
           ];
           specialArgs = { inherit pkgs; };
         })
         config
-        options
         ;
       checked = config.environment.etc."flywheel/flywheel.toml".source;
     in
@@ -157,7 +175,7 @@ let
 
   module = lib.evalModules {
     modules = [
-      ../../nixos-module.nix
+      flake.nixosModules.default
       surroundings
     ];
     specialArgs = { inherit pkgs; };
@@ -166,15 +184,22 @@ in
 {
   cases = lib.mapAttrs (_: evaluate) (import ./cases.nix { });
   # What the manual would say.
-  manual = map (o: { inherit (o) name; description = o.description or null; }) (
-    lib.filter (o: lib.hasPrefix "services.flywheel." o.name) (
-      lib.optionAttrSetToDocList module.options
-    )
-  );
+  manual =
+    map
+      (o: {
+        inherit (o) name;
+        description = o.description or null;
+      })
+      (
+        lib.filter (o: lib.hasPrefix "services.flywheel." o.name) (
+          lib.optionAttrSetToDocList module.options
+        )
+      );
   # Switched off it does nothing at all.
   off = {
     inherit (module.config) assertions warnings;
     services = module.config.systemd.services;
     etc = module.config.environment.etc;
   };
+  overlay = lib.attrNames (flake.overlays.default pkgs pkgs);
 }

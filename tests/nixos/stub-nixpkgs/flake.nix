@@ -23,9 +23,7 @@
         optionalString = yes: text: if yes then text else "";
         filterAttrs =
           keep: set:
-          builtins.removeAttrs set (
-            builtins.filter (name: !keep name set.${name}) (builtins.attrNames set)
-          );
+          builtins.removeAttrs set (builtins.filter (name: !keep name set.${name}) (builtins.attrNames set));
         filter = builtins.filter;
         mapAttrs = builtins.mapAttrs;
         concatMapStrings = f: list: builtins.concatStringsSep "" (map f list);
@@ -59,32 +57,32 @@
               builder = "/bin/sh";
             }
             // more;
+          # Everything that a build would have at hand.
+          named = attrs: map (package: package.name) (attrs.nativeBuildInputs ++ attrs.nativeCheckInputs);
           pkgs =
-            genAttrs
-              [
-                "attic-client"
-                "cargo"
-                "cargo-deny"
-                "cargo-nextest"
-                "clippy"
-                "coreutils"
-                "git"
-                "gnugrep"
-                "gnused"
-                "installShellFiles"
-                "nginx"
-                "nix"
-                "nixfmt"
-                "nixfmt-tree"
-                "nodejs"
-                "rsync"
-                "rustc"
-                "rustfmt"
-                "shellcheck"
-                "sqlite"
-                "util-linux"
-              ]
-              (name: thing name { })
+            genAttrs [
+              "attic-client"
+              "cargo"
+              "cargo-deny"
+              "cargo-nextest"
+              "clippy"
+              "coreutils"
+              "git"
+              "gnugrep"
+              "gnused"
+              "installShellFiles"
+              "nginx"
+              "nix"
+              "nixfmt"
+              "nixfmt-tree"
+              "nodejs"
+              "rsync"
+              "rustc"
+              "rustfmt"
+              "shellcheck"
+              "sqlite"
+              "util-linux"
+            ] (name: thing name { })
             // {
               inherit lib;
               stdenv = {
@@ -93,7 +91,7 @@
               };
               rustPlatform.buildRustPackage =
                 attrs:
-                builtins.deepSeq [ attrs.src attrs.postInstall ] (
+                builtins.deepSeq [ attrs.src attrs.postInstall (named attrs) ] (
                   thing "flywheel-${attrs.version}" {
                     inherit (attrs) postInstall meta;
                     overrideAttrs =
@@ -101,14 +99,16 @@
                       let
                         changed = attrs // change attrs;
                       in
-                      builtins.deepSeq changed.checkPhase (thing changed.pname { });
+                      builtins.deepSeq [ changed.checkPhase (named changed) ] (thing changed.pname { });
                   }
                 );
               mkShell = attrs: builtins.deepSeq (map (p: p.name) attrs.packages) (thing "shell" { });
               writeShellApplication = attrs: builtins.deepSeq attrs.text (thing attrs.name { });
               writeShellScriptBin = name: text: builtins.deepSeq text (thing name { });
               writeText = name: text: builtins.deepSeq text (thing name { });
-              runCommand = name: env: script: builtins.deepSeq script (thing name { });
+              runCommand =
+                name: env: script:
+                builtins.deepSeq script (thing name { });
               linkFarm = name: entries: builtins.deepSeq (builtins.attrNames entries) (thing name { });
               callPackage =
                 file: given:
