@@ -20,7 +20,8 @@
 //!
 //! Dependencies point from `daemon` inwards and never sideways between
 //! `store`, `cache`, `embedded` and `ledger`; `flow` and the control messages
-//! import no other room. `tests/it/house.rs` checks the arrows.
+//! import no other room. What is to be logged goes to `observe`, which knows
+//! nobody. `tests/it/house.rs` checks the arrows.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 

@@ -51,15 +51,12 @@ fn main() -> ExitCode {
     let settings = match Settings::load(args.config.as_deref(), &|name| std::env::var(name).ok()) {
         Ok(settings) => settings,
         Err(error) => {
-            tracing::error!("{error}");
+            observe::configuration_refused(&error);
             return ExitCode::from(BAD_CONFIG);
         }
     };
     if args.check_config {
-        for warning in &settings.warnings {
-            tracing::warn!("{warning}");
-        }
-        tracing::info!("the configuration is good: {} cache(s)", settings.caches.len());
+        observe::configuration_good(&settings.warnings, settings.caches.len());
         return ExitCode::SUCCESS;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -79,7 +76,7 @@ fn main() -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!("{error:#}");
+            observe::failed(&format_args!("{error:#}"));
             ExitCode::FAILURE
         }
     }

@@ -116,7 +116,7 @@ impl Inner {
             match self.settle(base.clone()).await {
                 Ok((endpoint, discovered)) => {
                     if remembered.as_ref() != Some(&endpoint) {
-                        tracing::info!(cache = %self.cache, endpoint = %endpoint, "the cache answers");
+                        crate::observe::event!(ENDPOINT_CHOSEN, cache = %self.cache, endpoint = %endpoint, "the cache answers");
                     }
                     let mut known = self.whereabouts.known();
                     known.current = Some((endpoint.clone(), discovered.clone()));
@@ -173,7 +173,7 @@ impl Inner {
             }
             Err(e) => {
                 let why = format!("{base} names {named} as its API endpoint, which fails: {}", e.message);
-                tracing::warn!(cache = %self.cache, "using {base}: {why}");
+                crate::observe::event!(ENDPOINT_FALLBACK, cache = %self.cache, endpoint = %base, error = why, "the configured address is used");
                 self.whereabouts.known().refused = Some((named, Instant::now(), why.clone()));
                 Ok(here(Some(why)))
             }

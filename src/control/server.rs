@@ -21,7 +21,6 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
 
 pub use super::responder::{Answer, Responder};
 use super::{
@@ -31,6 +30,7 @@ use super::{
     messages::{ErrorCode, Reply, Request},
     slots::{Slot, Slots},
 };
+use crate::observe::{detail, event};
 
 /// How much the server takes on.
 #[derive(Debug, Clone)]
@@ -170,7 +170,7 @@ async fn accept(listener: UnixListener, shared: Arc<Shared>) {
             () = shared.shutdown.cancelled() => break,
             Some(ended) = open.join_next() => {
                 if let Err(e) = ended {
-                    warn!("a control connection failed: {e}");
+                    event!(CONTROL_FAULT, error = %e, "a control connection failed");
                 }
             }
             accepted = listener.accept() => match accepted {
@@ -180,7 +180,7 @@ async fn accept(listener: UnixListener, shared: Arc<Shared>) {
                 }
                 Err(e) => {
                     // EMFILE and the like: what is open must end first. Spinning would not help it.
-                    warn!("cannot accept a control connection: {e}; trying again in {pause:?}");
+                    event!(ACCEPT_FAILED, error = %e, "cannot accept a control connection; trying again in {pause:?}");
                     tokio::select! {
                         () = shared.shutdown.cancelled() => break,
                         () = sleep(pause) => pause = (pause * 2).min(Duration::from_secs(1)),
@@ -198,14 +198,14 @@ const FIRST_PAUSE: Duration = Duration::from_millis(20);
 fn admit(stream: UnixStream, slots: &Arc<Slots>, shared: &Arc<Shared>, open: &mut JoinSet<()>) {
     let peer = match stream.peer_cred() {
         Ok(c) => Peer { pid: c.pid(), uid: c.uid(), gid: c.gid() },
-        Err(e) => return warn!("a caller without credentials: {e}"),
+        Err(e) => return event!(CALLER_REFUSED, error = %e, "a caller without credentials"),
     };
     match slots.take(peer.uid) {
         Ok(slot) => {
             open.spawn(converse(stream, peer, slot, Arc::clone(shared)));
         }
         Err(message) => {
-            warn!("a connection of user {} is refused: {message}", peer.uid);
+            event!(CALLER_REFUSED, uid = peer.uid, error = message, "a connection is refused");
             // No task for it: a fresh socket's buffer takes this at once, or it goes without.
             let reply = codec::encode(&Reply::Error { code: ErrorCode::Busy, message }).unwrap_or_default();
             let _ = stream.try_write(&[&shared.hello[..], &reply].concat());
@@ -218,7 +218,7 @@ async fn converse(stream: UnixStream, peer: Peer, _slot: Slot, shared: Arc<Share
     let (read, write) = stream.into_split();
     let mut connection = Connection { read: BufReader::new(read), write, patience: shared.limits.write };
     if let Err(e) = connection.serve(peer, &shared).await {
-        debug!(pid = peer.pid, uid = peer.uid, "a control connection ended: {e}");
+        detail!(pid = peer.pid, uid = peer.uid, error = %e, "a control connection ended");
     }
 }
 

@@ -7,11 +7,11 @@ use std::time::Duration;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc::Sender;
-use tracing::debug;
 
 use super::input::Input;
 use crate::attribution::{Proc, ProcId};
 use crate::ledger::{Ledger, LedgerError, SessionRow};
+use crate::observe::detail;
 
 /// How often a process is looked at where the kernel cannot tell of its end.
 const LOOK: Duration = Duration::from_secs(1);
@@ -60,7 +60,7 @@ async fn wait(anchor: ProcId) {
             return;
         }
     } else {
-        debug!(pid = anchor.pid, "the end of this process is looked for every second");
+        detail!(pid = anchor.pid, "the end of this process is looked for every second");
     }
     while proc.is_alive(anchor) {
         tokio::time::sleep(LOOK).await;

@@ -4,9 +4,8 @@
 
 use std::path::Path;
 
-use tracing::warn;
-
 use crate::ledger::Cursor;
+use crate::observe::event;
 
 const NAME: &str = "begin";
 
@@ -16,7 +15,7 @@ pub(super) fn note(state_dir: &Path, cursor: &Cursor) {
     let text = format!("{} {}\n", cursor.id, cursor.identity);
     let written = std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, state_dir.join(NAME)));
     if let Err(error) = written {
-        warn!(%error, "where the daemon began cannot be noted: should the ledger be lost, it begins at the present");
+        event!(BEGIN_NOT_NOTED, error = %error, "where the daemon began cannot be noted: should the ledger be lost, it begins at the present");
     }
 }
 

@@ -2,8 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use tracing::info;
-
 use super::driver::Driver;
 use super::input::Input;
 use super::intake::{Naming, Work};
@@ -13,6 +11,7 @@ use crate::control::messages::{CiJob, ErrorCode};
 use crate::control::server::Peer;
 use crate::flow::SessionId;
 use crate::ledger::{SessionInfo, SessionState};
+use crate::observe::event;
 use crate::store::StorePath;
 
 /// Until a naming that found the intake busy is tried again.
@@ -133,7 +132,12 @@ impl Driver {
         let Rejoining { info, paths, mut caller } = rejoining;
         let row = info.row;
         let cache = self.number_of(&info.new.cache);
-        info!(session = info.new.id, "the session's job ends it after all");
+        event!(
+            SESSION_REJOINED,
+            session = info.new.id,
+            label = info.new.label,
+            "the session's job ends it after all"
+        );
         let live = Live {
             row,
             id: info.new.id,
@@ -177,7 +181,8 @@ impl Driver {
         live.watch = None;
         live.abandoned = true;
         live.ending = Some(Instant::now());
-        info!(
+        event!(
+            SESSION_ABANDONED,
             session = live.id,
             label = live.label,
             "the session's job has gone without ending it: what it made is pushed"

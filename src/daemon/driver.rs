@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::Receiver;
-use tracing::info;
 
 use super::input::Input;
 use super::intake::Bell;
@@ -24,6 +23,7 @@ use crate::control::messages::PathCounts;
 use crate::control::server::Incoming;
 use crate::flow::{Action, CacheId, Event, Flow, Outcome, TaskId, Time};
 use crate::ledger::Ledger;
+use crate::observe::event;
 use crate::store::{Doorbell, StorePath};
 
 /// What a task stands for, and how its last try went.
@@ -211,7 +211,12 @@ impl Driver {
             Action::Settled(task, outcome) => {
                 let Some(ware) = self.wares.remove(&task) else { return };
                 if outcome == Outcome::Collected {
-                    info!(path = %ware.path, "skipped: collected from the store before it was pushed");
+                    event!(
+                        PATH_COLLECTED,
+                        cache = self.name(ware.cache),
+                        store_path = self.transfers.store_dir.full(&ware.path),
+                        "skipped: collected from the store before it was pushed"
+                    );
                 }
                 let counts = &mut self.counts[usize::from(ware.cache.0)];
                 *match outcome {

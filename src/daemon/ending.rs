@@ -3,11 +3,10 @@
 
 use std::time::{Duration, Instant};
 
-use tracing::info;
-
 use super::driver::{Driver, Ended};
 use super::live::Waiter;
 use crate::flow::Event;
+use crate::observe::event;
 
 /// How much time systemd is asked for at once while a drain moves, and what is
 /// needed after the deadline to write everything down.
@@ -34,7 +33,8 @@ impl Driver {
     pub(super) fn stop(&mut self) {
         self.stopping = Some(Instant::now() + self.settings.drain_timeout);
         self.notify.stopping();
-        info!(
+        event!(
+            STOPPING,
             uploading = self.flow.in_flight(),
             "stopping: what is being uploaded may end, the rest stays in the ledger"
         );

@@ -4,10 +4,10 @@
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
 
 use super::wall_ms;
 use crate::ledger::Ledger;
+use crate::observe::{detail, event};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -22,10 +22,17 @@ pub(super) async fn prune(ledger: Ledger, keep: Duration, closing: CancellationT
         let before = wall_ms() - i64::try_from(keep.as_millis()).unwrap_or(i64::MAX / 2);
         match ledger.call(move |ledger| ledger.prune(before)).await {
             Ok(pruned) if pruned.sessions + pruned.items > 0 => {
-                info!(sessions = pruned.sessions, paths = pruned.items, "old history is forgotten");
+                event!(
+                    HISTORY_PRUNED,
+                    sessions = pruned.sessions,
+                    paths = pruned.items,
+                    "old history is forgotten"
+                );
             }
-            Ok(_) => debug!("no history is old enough to be forgotten"),
-            Err(error) => warn!(%error, "old history cannot be forgotten; it is tried again tomorrow"),
+            Ok(_) => detail!("no history is old enough to be forgotten"),
+            Err(error) => {
+                event!(HISTORY_FAILED, error = %error, "old history cannot be forgotten; it is tried again tomorrow");
+            }
         }
     }
 }

@@ -76,6 +76,6 @@ pub(super) enum Sent {
     Collected,
     /// The store's database could not be read.
     Unreadable(String),
-    /// The cache, or the way to it.
-    Failed(CacheError),
+    /// The cache, or the way to it; the NAR's size in bytes.
+    Failed(CacheError, u64),
 }

@@ -19,8 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tracing::{info, warn};
-
+use crate::observe::event;
 use crate::store::{Roots, RootsError, StoreDir, StorePath, TempRoots};
 
 /// Given-up paths that stay protected, over all caches.
@@ -272,7 +271,7 @@ impl State {
             }
             Err(error) => {
                 if !std::mem::replace(&mut self.link_failed, true) {
-                    warn!(%error, "pending paths may not be protected over a restart");
+                    event!(ROOTS_FAILED, error = %error, "pending paths may not be protected over a restart");
                 }
                 // The next path tries again.
                 self.links =
@@ -286,7 +285,11 @@ impl State {
         if self.lost.is_none() {
             self.lost = Some(Instant::now());
             self.next_try = Instant::now();
-            warn!(why, "the temporary roots of pending paths are lost; they are made again");
+            event!(
+                ROOTS_LOST,
+                error = why,
+                "the temporary roots of pending paths are lost; they are made again"
+            );
         }
     }
 
@@ -303,8 +306,13 @@ impl State {
                 self.temp = Some(temp);
                 self.piled = 0;
                 if let Some(since) = self.lost.take() {
-                    let after_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
-                    info!(paths = self.held.len(), after_ms, "pending paths have temporary roots again");
+                    let duration_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+                    event!(
+                        ROOTS_RESUMED,
+                        paths = self.held.len(),
+                        duration_ms = duration_ms,
+                        "pending paths have temporary roots again"
+                    );
                 }
             }
             Err(why) => {
@@ -338,8 +346,16 @@ impl State {
                 let Some(links) = &self.links else { return };
                 match links.clear_stale(|path| self.held.contains_key(path)) {
                     Ok(0) => {}
-                    Ok(cleared) => info!(cleared, "stale GC roots of an earlier run are removed"),
-                    Err(error) => warn!(%error, "stale GC roots of an earlier run cannot be removed"),
+                    Ok(cleared) => {
+                        event!(
+                            ROOTS_CLEARED,
+                            paths = cleared,
+                            "stale GC roots of an earlier run are removed"
+                        );
+                    }
+                    Err(error) => {
+                        event!(ROOTS_FAILED, error = %error, "stale GC roots of an earlier run cannot be removed");
+                    }
                 }
             }
         }
@@ -355,7 +371,7 @@ impl State {
         self.piled += 1;
         self.idle_since = Instant::now();
         if let Some(Err(error)) = self.links.as_ref().map(|links| links.remove(path)) {
-            warn!(%error, "a path that was pushed stays protected until the next start");
+            event!(ROOTS_FAILED, error = %error, "a path that was pushed stays protected until the next start");
         }
     }
 
@@ -406,8 +422,9 @@ fn say(
     match (no_links, no_temp) {
         (None, None) => None,
         (Some(error), None) => {
-            info!(
-                %error,
+            event!(
+                ROOTS_PARTIAL,
+                error = %error,
                 "pending paths are protected from garbage collection while this runs, not while it is stopped; for that, {hint}"
             );
             None
@@ -417,7 +434,7 @@ fn say(
                 "pending paths are not protected from a garbage collection that runs already ({error}); \
                  let the service's user reach the nix-daemon's socket"
             );
-            warn!("{text}");
+            event!(ROOTS_MISSING, "{text}");
             Some(text)
         }
         (Some(links), Some(temp)) => {
@@ -425,7 +442,7 @@ fn say(
                 "pending paths are not protected from garbage collection ({temp}; {links}): let the service's \
                  user reach the nix-daemon's socket, and {hint}"
             );
-            warn!("{text}");
+            event!(ROOTS_MISSING, "{text}");
             Some(text)
         }
     }

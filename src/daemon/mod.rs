@@ -50,14 +50,14 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
 
 use crate::attribution::{Windows, Witness};
 use crate::config::Settings;
 use crate::control::messages::PathCounts;
 use crate::control::server::{self, Limits};
 use crate::flow::{CacheId, Flow};
-use crate::ledger::{Ledger, Opened};
+use crate::ledger::Ledger;
+use crate::observe::event;
 use crate::store::{Doorbell, Journal, StoreDir};
 
 use driver::{Driver, Ended};
@@ -87,19 +87,13 @@ fn wall_ms() -> i64 {
 /// begin, or that a part it cannot do without has failed.
 pub async fn run(settings: Settings) -> Result<()> {
     for warning in &settings.warnings {
-        warn!("{warning}");
+        event!(CONFIG_WARNING, "{warning}");
     }
     let settings = Arc::new(settings);
     let (signal, stop) = signals::signals()?;
     make_state_dir(&settings.state_dir)?;
     let path = settings.state_dir.join("ledger.sqlite");
     let (ledger, opened) = Ledger::open(&path).with_context(|| format!("the ledger {}", path.display()))?;
-    if let Opened::Recovered { set_aside } = &opened {
-        warn!(
-            set_aside = %set_aside.display(),
-            "the ledger was damaged and is set aside; a new one begins from the Nix database and the cache's answers"
-        );
-    }
     let store_dir = StoreDir::new(&settings.nix.store_dir.to_string_lossy())?;
     let open_journal = || {
         Journal::open(&settings.nix.state_dir, &store_dir)
@@ -165,7 +159,8 @@ pub async fn run(settings: Settings) -> Result<()> {
     let limits: Vec<_> = caches.iter().map(|_| servers::limits(settings.push.jobs)).collect();
     let mut notify = Notify::new();
     notify.ready();
-    info!(
+    event!(
+        READY,
         version = env!("CARGO_PKG_VERSION"),
         caches = caches.join(", "),
         socket = %settings.socket.display(),
@@ -203,7 +198,7 @@ pub async fn run(settings: Settings) -> Result<()> {
     tokens.abort();
     history.abort();
     if tokio::time::timeout(GOODBYE, control).await.is_err() {
-        warn!("some callers did not take their answer in time");
+        event!(CALLERS_LEFT, "some callers did not take their answer in time");
     }
     let _ = std::fs::remove_file(&settings.socket);
     let written = ledger.clone();
@@ -213,8 +208,13 @@ pub async fn run(settings: Settings) -> Result<()> {
     }
     signal.abort();
     match ended {
-        Ended::Drained => info!("stopped: nothing was left under way"),
-        Ended::Deadline => warn!("stopped at the deadline: what was under way is taken up at the next start"),
+        Ended::Drained => event!(STOPPED, "stopped: nothing was left under way"),
+        Ended::Deadline => {
+            event!(
+                STOPPED_EARLY,
+                "stopped at the deadline: what was under way is taken up at the next start"
+            );
+        }
         Ended::Failed(reason) => bail!("{reason}"),
     }
     // The intake ends when the driver's end of its channel is gone.

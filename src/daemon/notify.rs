@@ -41,7 +41,7 @@ impl Notify {
             match thread.spawn(move || tell(&notes, ended)) {
                 Ok(_) => Some(out),
                 Err(error) => {
-                    tracing::warn!(%error, "systemd is not told anything: no thread for it");
+                    crate::observe::event!(SYSTEMD_NOT_TOLD, error = %error, "systemd is not told anything: no thread for it");
                     None
                 }
             }
@@ -81,7 +81,7 @@ impl Notify {
         if let Some(out) = &self.out
             && out.try_send(note).is_err()
         {
-            tracing::debug!("systemd does not listen; a note to it is dropped");
+            crate::observe::detail!("systemd does not listen; a note to it is dropped");
         }
     }
 }
@@ -104,7 +104,7 @@ fn tell(notes: &Receiver<Note>, ended: Sender<()>) {
             Note::Status(line) => NotifyState::Status(line),
         };
         if let Err(error) = sd_notify::notify(&[state]) {
-            tracing::debug!(%error, "systemd could not be told");
+            crate::observe::detail!(error = %error, "systemd could not be told");
         }
     }
     drop(ended);

@@ -2,8 +2,6 @@
 
 use std::sync::PoisonError;
 
-use tracing::{debug, info};
-
 use super::driver::Driver;
 use super::identity::who_is;
 use super::input::Input;
@@ -15,6 +13,7 @@ use crate::control::messages::{CiJob, ErrorCode, Reply};
 use crate::control::server::{Peer, Responder};
 use crate::flow::CacheId;
 use crate::ledger::{NewSession, SessionRow};
+use crate::observe::{detail, event};
 use crate::store::StorePath;
 
 /// Open sessions of one user.
@@ -136,7 +135,7 @@ impl Driver {
                 }
             };
             if anchor.is_none() && anchor_pid.is_some() {
-                debug!(pid = anchor_pid, "the job's processes cannot be seen from here");
+                detail!(pid = anchor_pid, "the job's processes cannot be seen from here");
             }
             let id = anchor.as_ref().map(|a| a.id);
             let is_push = matches!(caller, Opened::Push { .. });
@@ -195,7 +194,8 @@ impl Driver {
         let name = cache.map(|c| self.name(c).to_owned());
         match caller {
             Opened::Start(responder) => {
-                info!(
+                event!(
+                    SESSION_STARTED,
                     session = live.id,
                     label = live.label,
                     cache = name,

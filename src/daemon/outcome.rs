@@ -1,13 +1,13 @@
 //! What came of questions, uploads and probes, told to the decisions and to
 //! the log; and what the decisions say of a path or a cache in the end.
 
-use tracing::{debug, error, info, warn};
-
 use super::driver::Driver;
 use super::input::Sent;
+use super::live::Desk;
 use super::settle;
 use crate::cache::{CacheError, Discovered};
-use crate::flow::{CacheId, Cause, Event, Failure, GateState, TaskId};
+use crate::flow::{CacheId, Cause, Event, Failure, Flow, GateState, TaskId};
+use crate::observe::{detail, event};
 
 impl Driver {
     pub(super) fn asked(
@@ -37,31 +37,62 @@ impl Driver {
 
     pub(super) fn uploaded(&mut self, task: TaskId, result: Sent, took_ms: u64) {
         let Some(ware) = self.wares.get_mut(&task) else { return };
-        let path = ware.path.clone();
         let cache = ware.cache;
+        let name = &self.caches[usize::from(cache.0)];
+        let full = || self.transfers.store_dir.full(&ware.path);
         let event = match result {
             Sent::Done(uploaded, size) => {
                 self.counts[usize::from(cache.0)].bytes += size;
-                debug!(
-                    path = %path, cache = self.caches[usize::from(cache.0)], nar_size = size, took_ms,
-                    deduplicated = uploaded.deduplicated, "pushed"
-                );
+                if tracing::enabled!(tracing::Level::DEBUG) {
+                    for (session, label) in story(&self.flow, &self.desk, task) {
+                        event!(
+                            PATH_PUSHED,
+                            session = session,
+                            label = label,
+                            cache = name,
+                            store_path = full(),
+                            nar_size = size,
+                            duration_ms = took_ms,
+                            attempt = ware.attempts,
+                            deduplicated = uploaded.deduplicated,
+                            "pushed"
+                        );
+                    }
+                }
                 Event::Uploaded(task)
             }
             Sent::Upstream => Event::InUpstream(task),
             Sent::Collected => Event::Collected(task),
             Sent::Unreadable(reason) => {
                 // About the database, not about this path: it waits its turn again.
-                warn!(path = %path, reason, attempt = ware.attempts, "the Nix database cannot be read; trying again");
+                event!(
+                    PATH_UNREADABLE,
+                    cache = name,
+                    store_path = full(),
+                    attempt = ware.attempts,
+                    error = reason,
+                    "the Nix database cannot be read; trying again"
+                );
                 Event::UploadFailed(task, Failure::Store)
             }
-            Sent::Failed(error) => {
+            Sent::Failed(error, size) => {
                 self.counts[usize::from(cache.0)].failures += 1;
                 let text = error.to_string();
-                warn!(
-                    path = %path, cache = self.caches[usize::from(cache.0)], attempt = ware.attempts,
-                    class = error.class.as_str(), error = text, "an upload failed"
-                );
+                for (session, label) in story(&self.flow, &self.desk, task) {
+                    event!(
+                        UPLOAD_FAILED,
+                        session = session,
+                        label = label,
+                        cache = name,
+                        store_path = full(),
+                        nar_size = size,
+                        attempt = ware.attempts,
+                        duration_ms = took_ms,
+                        error_class = error.class.as_str(),
+                        error = text,
+                        "an upload failed"
+                    );
+                }
                 ware.error = Some((error.class.as_str().to_owned(), text.clone()));
                 let failure = settle::failure(&error);
                 self.trouble(cache, &text);
@@ -96,7 +127,19 @@ impl Driver {
         self.counts[usize::from(ware.cache.0)].failed += 1;
         let unknown = || ("unknown".to_owned(), "no reason was recorded".to_owned());
         let (class, text) = ware.error.clone().unwrap_or_else(unknown);
-        error!(path = %ware.path, cache = self.caches[usize::from(ware.cache.0)], class, error = text, "not pushed");
+        for (session, label) in story(&self.flow, &self.desk, task) {
+            event!(
+                PATH_GIVEN_UP,
+                session = session,
+                label = label,
+                cache = self.caches[usize::from(ware.cache.0)],
+                store_path = self.transfers.store_dir.full(&ware.path),
+                attempt = ware.attempts,
+                error_class = class,
+                error = text,
+                "not pushed"
+            );
+        }
         self.ledger.settle(task, settle::parked(&class, text, ware.attempts));
         self.keeper.park(ware.cache.0, ware.path.clone());
     }
@@ -107,13 +150,23 @@ impl Driver {
         match state {
             GateState::Online => {
                 self.troubles[usize::from(cache.0)] = None;
-                info!(cache = name, "the cache is back: uploads go on");
+                event!(CACHE_ONLINE, cache = name, "the cache is back: uploads go on");
             }
             GateState::Offline => {
-                warn!(cache = name, reason, "the cache does not answer: paths wait, nothing is lost");
+                event!(
+                    CACHE_OFFLINE,
+                    cache = name,
+                    error = reason,
+                    "the cache does not answer: paths wait, nothing is lost"
+                );
             }
             GateState::Refused => {
-                warn!(cache = name, reason, "the cache refuses the token: paths wait until it is renewed");
+                event!(
+                    CACHE_REFUSES,
+                    cache = name,
+                    error = reason,
+                    "the cache refuses the token: paths wait until it is renewed"
+                );
             }
         }
     }
@@ -124,12 +177,13 @@ impl Driver {
             Ok(found) => {
                 let keys = found.config.upstream_cache_key_names.unwrap_or_default();
                 self.facts.set_upstream(cache.0, keys);
-                debug!(cache = self.name(cache), endpoint = found.endpoint, "the cache answers");
+                detail!(cache = self.name(cache), endpoint = found.endpoint, "the cache answers");
                 if let Some(theirs) = found.config.store_dir.filter(|dir| dir != ours) {
-                    warn!(
+                    event!(
+                        CACHE_FOREIGN,
                         cache = self.name(cache),
-                        theirs,
-                        ours,
+                        theirs = theirs,
+                        ours = ours,
                         "the cache is for another store directory: Nix cannot use what is pushed from here"
                     );
                 }
@@ -142,4 +196,15 @@ impl Driver {
         };
         self.step(Event::Probed(cache, result));
     }
+}
+
+/// Whose story an entry about a task belongs to: the id and label of each
+/// session that waits for it, or once neither.
+fn story<'a>(flow: &Flow, desk: &'a Desk, task: TaskId) -> Vec<(Option<&'a str>, Option<&'a str>)> {
+    let live = flow.sessions_of(task).iter().filter_map(|row| desk.sessions.get(row));
+    let mut story: Vec<_> = live.map(|live| (Some(live.id.as_str()), live.label.as_deref())).collect();
+    if story.is_empty() {
+        story.push((None, None));
+    }
+    story
 }

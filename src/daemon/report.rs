@@ -1,8 +1,6 @@
 //! The truth, told: summaries, lists and status, made from the ledger and from
 //! where the decisions stand.
 
-use tracing::info;
-
 use super::driver::Driver;
 use super::live::Asked;
 use super::wall_ms;
@@ -12,6 +10,7 @@ use crate::control::server::Peer;
 use crate::control::server::Responder;
 use crate::flow::{CacheId, GateState};
 use crate::ledger::{Counts, Evidence, Health, Ledger, LedgerError, Outcome, SessionInfo, SessionState};
+use crate::observe::event;
 use crate::store::StoreDir;
 
 /// Paths that one `session show` lists.
@@ -106,10 +105,16 @@ impl Driver {
     /// One line for the log when a session has closed.
     pub(super) fn log_summary(&self, row: i64, session: String, label: Option<String>) {
         let ledger = self.ledger.clone();
-        tokio::task::spawn_blocking(move || match ledger.summary(row) {
-            Ok(c) => info!(
-                session,
-                label,
+        let told = move || {
+            let info = ledger.session_by_row(row)?;
+            Ok((info, ledger.summary(row)?))
+        };
+        tokio::task::spawn_blocking(move || match told() {
+            Ok((info, c)) => event!(
+                SESSION_SUMMARY,
+                session = session,
+                label = label,
+                cache = info.as_ref().map(|info| info.new.cache.as_str()),
                 pushed = c.pushed,
                 already_cached = c.already_cached,
                 upstream = c.upstream,
@@ -117,10 +122,18 @@ impl Driver {
                 skipped = c.skipped,
                 collected = c.collected,
                 bytes = c.bytes,
+                duration_ms =
+                    info.as_ref().map(|info| info.ended_at.unwrap_or_else(wall_ms) - info.new.started_at),
                 "watch-store pushed {} store paths incrementally",
                 c.pushed
             ),
-            Err(error) => tracing::warn!(session, %error, "the session's summary cannot be read"),
+            Err::<_, LedgerError>(error) => event!(
+                SESSION_UNREADABLE,
+                session = session,
+                label = label,
+                error = %error,
+                "the session's summary cannot be read"
+            ),
         });
     }
 

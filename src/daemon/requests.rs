@@ -3,8 +3,6 @@
 use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tracing::{info, warn};
-
 use super::driver::Driver;
 use super::intake::{Naming, Work};
 use super::live::{Asked, Caller, Pending, Waiter};
@@ -14,6 +12,7 @@ use crate::control::messages::{ErrorCode, Reply, Request};
 use crate::control::server::Responder;
 use crate::control::server::{Incoming, Peer};
 use crate::flow::{CacheId, Event, SessionId};
+use crate::observe::event;
 use crate::store::{StoreDir, StorePath};
 
 /// Paths named in one request.
@@ -118,7 +117,13 @@ impl Driver {
         if let Some(live) = self.desk.sessions.get_mut(&row) {
             live.unlooked = false;
             for path in invalid {
-                warn!(session = live.id, path = %path, "named, but not valid in the store");
+                event!(
+                    NAMED_INVALID,
+                    session = live.id,
+                    label = live.label,
+                    store_path = self.transfers.store_dir.full(path),
+                    "named, but not valid in the store"
+                );
                 live.warnings.push(format!("{path} is not valid in the store: it was not pushed"));
             }
         }
@@ -160,7 +165,7 @@ impl Driver {
         self.step(Event::Retry(None));
         let notes = if notes.is_empty() { "tokens unchanged".to_owned() } else { notes.join("; ") };
         let message = format!("{notes}; what was given up is tried again");
-        info!("reload: {message}");
+        event!(RELOADED, "reload: {message}");
         responder.reply(Reply::Done { message });
     }
 }

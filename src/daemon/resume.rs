@@ -4,7 +4,6 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use anyhow::Result;
-use tracing::info;
 
 use super::driver::Driver;
 use super::live::{Desk, Live};
@@ -12,6 +11,7 @@ use super::{anchors, position};
 use crate::attribution::{Anchor, Proc, ProcId, Window, Windows};
 use crate::flow::{CacheId, Event, SessionId, TaskId};
 use crate::ledger::{Ledger, SessionState};
+use crate::observe::event;
 
 /// A session of an earlier life.
 #[derive(Debug)]
@@ -74,7 +74,7 @@ pub(super) fn resume(
         );
     }
     if !resumed.is_empty() {
-        info!(sessions = resumed.len(), "sessions go on from before the restart");
+        event!(SESSIONS_RESUMED, sessions = resumed.len(), "sessions go on from before the restart");
     }
     Ok(resumed)
 }

@@ -4,10 +4,9 @@
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use tracing::{info, warn};
-
 use super::intake::Bell;
 use crate::attribution::Witness;
+use crate::observe::event;
 use crate::store::Ring;
 
 /// Between two words about the same.
@@ -34,14 +33,16 @@ pub(super) fn pull(witness: Witness, bell: Bell) -> impl Fn(Ring) {
 fn tell(ring: &Ring) {
     match ring {
         Ring::WatchLost(why) => {
-            warn!(
-                why,
+            event!(
+                WATCH_LOST,
+                error = why,
                 "the store directory is not watched any more; until it is again, new paths are looked for by a timer"
             );
         }
-        Ring::Remounted => info!("the store directory is watched again"),
+        Ring::Remounted => event!(WATCH_RESUMED, "the store directory is watched again"),
         Ring::Overflow if due(&OVERFLOW_SAID, Instant::now()) => {
-            warn!(
+            event!(
+                EVENTS_DROPPED,
                 "the kernel dropped events of the store directory: the Nix database is read instead, nothing is lost"
             );
         }

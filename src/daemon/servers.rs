@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use tokio_util::sync::CancellationToken;
-use tracing::info;
 
 use crate::cache::{CacheClient, CacheName, ClientSettings, TokenSource};
 use crate::config::{Jobs, Settings, Target, Token};
 use crate::embedded::{self, Running};
 use crate::flow::CacheLimits;
+use crate::observe::event;
 use crate::store::StoreDir;
 
 /// Uploads at a time when the configuration leaves it open.
@@ -39,7 +39,7 @@ pub(super) async fn start_embedded(
     .await
     .context("the built-in cache")?;
     for (name, key) in &running.public_keys {
-        info!(cache = name, address = %running.addr, public_key = key, "the built-in cache serves");
+        event!(BUILT_IN_SERVES, cache = name, address = %running.addr, public_key = key, "the built-in cache serves");
     }
     Ok(Some(running))
 }

@@ -1,7 +1,7 @@
 //! The signals that end the daemon.
 
+use crate::observe::event;
 use anyhow::Result;
-use tracing::warn;
 
 /// SIGTERM or SIGINT: the first begins the end, a second ends at once.
 pub(super) fn signals() -> Result<(tokio::task::JoinHandle<()>, tokio::sync::mpsc::Receiver<()>)> {
@@ -13,7 +13,7 @@ pub(super) fn signals() -> Result<(tokio::task::JoinHandle<()>, tokio::sync::mps
         tokio::select! { _ = term.recv() => {} _ = int.recv() => {} }
         let _ = begin.send(()).await;
         tokio::select! { _ = term.recv() => {} _ = int.recv() => {} }
-        warn!("a second signal: ending at once; what is pending stays in the ledger");
+        event!(SECOND_SIGNAL, "a second signal: ending at once; what is pending stays in the ledger");
         std::process::exit(1);
     });
     Ok((task, stop))

@@ -11,12 +11,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::sync::mpsc::Sender;
-use tracing::{info, warn};
 
 use super::input::Input;
 use super::wall_ms;
 use crate::cache::CacheClient;
 use crate::flow::CacheId;
+use crate::observe::event;
 
 /// Between looks.
 const LOOK: Duration = Duration::from_secs(5);
@@ -92,13 +92,18 @@ pub(super) async fn watch(mut all: Vec<Watched>, out: Sender<Input>) {
         timer.tick().await;
         for (number, watched) in (0_u16..).zip(&mut all) {
             if watched.look() {
-                info!(cache = watched.name, "a new token: it is used from now on");
+                event!(TOKEN_RENEWED, cache = watched.name, "a new token: it is used from now on");
                 if out.send(Input::TokenChanged(CacheId(number))).await.is_err() {
                     return;
                 }
             }
             if let Some(text) = watched.warning(wall_ms() / 1000) {
-                warn!("{text}");
+                event!(
+                    TOKEN_EXPIRES,
+                    cache = watched.name,
+                    expires = watched.client.token_expiry(),
+                    "{text}"
+                );
             }
         }
         if out.is_closed() {

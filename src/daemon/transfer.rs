@@ -111,9 +111,9 @@ impl Transfers {
         match client.upload(&upload, self.paced(nar)).await {
             Ok(uploaded) => Sent::Done(uploaded, info.nar_size),
             // Reading failed: when the path is gone by now, that is why.
-            Err(error) => match self.info(info.path).await {
+            Err(error) => match self.info(info.path.clone()).await {
                 Ok(None) => Sent::Collected,
-                Ok(Some(_)) | Err(_) => Sent::Failed(error),
+                Ok(Some(_)) | Err(_) => Sent::Failed(error, info.nar_size),
             },
         }
     }

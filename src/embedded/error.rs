@@ -151,7 +151,7 @@ impl ApiError {
         if is_full(error) {
             return Self::DiskFull;
         }
-        tracing::error!("embedded cache: {doing}: {error}");
+        crate::observe::event!(BUILT_IN_FAILED, error = %error, "embedded cache: {doing} failed");
         Self::Internal
     }
 
@@ -161,7 +161,7 @@ impl ApiError {
         {
             return Self::DiskFull;
         }
-        tracing::error!("embedded cache: {doing}: {error}");
+        crate::observe::event!(BUILT_IN_FAILED, error = %error, "embedded cache: {doing} failed");
         Self::Internal
     }
 }

@@ -67,7 +67,11 @@ pub(super) async fn nar(
             let path = app.shelf.nar_file(&hash);
             let Ok(mut file) = tokio::fs::File::open(&path).await else {
                 // Evicted between the two looks, or somebody took it away: then the row must not stay either.
-                tracing::warn!("embedded cache: {} is gone; its paths are dropped", path.display());
+                crate::observe::event!(
+                    BUILT_IN_LOST,
+                    file = %path.display(),
+                    "embedded cache: a NAR is gone; its paths are dropped"
+                );
                 app.shelf.writer.lost(hash).await;
                 return Err(ApiError::NoSuchObject);
             };

@@ -39,7 +39,7 @@ pub(super) async fn serve(listener: TcpListener, router: Router, shutdown: Cance
             None => break,
             Some(Ok((stream, _))) => stream,
             Some(Err(e)) => {
-                tracing::warn!("embedded cache: accept: {e}");
+                crate::observe::event!(BUILT_IN_TROUBLE, error = %e, "embedded cache: a connection cannot be accepted");
                 shutdown.run_until_cancelled(tokio::time::sleep(BREATH)).await;
                 continue;
             }
@@ -53,7 +53,11 @@ pub(super) async fn serve(listener: TcpListener, router: Router, shutdown: Cance
     drop(listener);
     connections.close();
     if tokio::time::timeout(GRACE, connections.wait()).await.is_err() {
-        tracing::warn!("embedded cache: {} connections are cut off", connections.len());
+        crate::observe::event!(
+            BUILT_IN_TROUBLE,
+            connections = connections.len(),
+            "embedded cache: connections are cut off"
+        );
         cut_off.cancel();
         connections.wait().await;
     }
@@ -76,6 +80,6 @@ async fn connection(stream: TcpStream, router: Router, shutdown: CancellationTok
         }
     };
     if let Err(e) = ended {
-        tracing::debug!("embedded cache: connection: {e}"); // the client's business
+        crate::observe::detail!(error = %e, "embedded cache: a connection ended"); // the client's business
     }
 }

@@ -192,6 +192,11 @@ impl Flow {
         self.tasks.contains_key(&task)
     }
 
+    /// The groups that wait for a task.
+    pub fn sessions_of(&self, task: TaskId) -> &[SessionId] {
+        self.tasks.get(&task).map_or(&[], |t| &t.sessions)
+    }
+
     /// Whether a task is given up for now.
     pub fn is_parked(&self, task: TaskId) -> bool {
         self.tasks.get(&task).is_some_and(Task::is_parked)

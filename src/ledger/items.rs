@@ -201,7 +201,7 @@ pub(super) fn settle(conn: &Connection, item: ItemId, to: &Settle) -> Result<()>
     let found: Option<(i64, i64)> =
         find.query_row([item], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
     let Some((old, nar_size)) = found else {
-        tracing::warn!(item, state = ?to.state, "ledger: an item that is not known was settled");
+        crate::observe::event!(LEDGER_FAULT, item = item, state = ?to.state, "ledger: an item that is not known was settled");
         return Ok(());
     };
     let sent_before = state(old)? == ItemState::Uploading && to.state == ItemState::Cached;

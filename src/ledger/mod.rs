@@ -70,7 +70,7 @@ impl Drop for Inner {
         if let Some(writer) = self.writer.take()
             && writer.join().is_err()
         {
-            tracing::error!("ledger: its thread panicked");
+            crate::observe::event!(LEDGER_FAULT, "ledger: its thread panicked");
         }
     }
 }
@@ -103,7 +103,7 @@ impl Ledger {
 
     fn note(&self, note: Note) {
         if let Err(error) = self.send(Command::Note(note)) {
-            tracing::error!(%error, "a change could not be recorded");
+            crate::observe::event!(LEDGER_FAULT, error = %error, "a change could not be recorded");
             *self.inner.health.lock().unwrap_or_else(PoisonError::into_inner) =
                 Health::Degraded { since: now_ms(), error: error.to_string(), kept: 0, lost: 0 };
         }

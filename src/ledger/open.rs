@@ -33,8 +33,13 @@ pub(super) fn open(path: &Path) -> Result<(Connection, Opened), LedgerError> {
         Ok(conn) => Ok((conn, if fresh { Opened::Fresh } else { Opened::Continued })),
         Err(LedgerError::Corrupt(reason)) => {
             let set_aside = set_aside(path).map_err(|e| cannot(path, &e))?;
-            tracing::error!(ledger = %path.display(), set_aside = %set_aside.display(), reason,
-                "the ledger was damaged; it is set aside and an empty one is started");
+            crate::observe::event!(
+                LEDGER_DAMAGED,
+                ledger = %path.display(),
+                set_aside = %set_aside.display(),
+                error = reason,
+                "the ledger was damaged and is set aside; a new one begins from the Nix database and the cache's answers"
+            );
             prepare_file(path).map_err(|e| cannot(path, &e))?;
             Ok((connect(path)?, Opened::Recovered { set_aside }))
         }

@@ -132,7 +132,8 @@ impl Writer {
             }
         }
         if self.failing.is_some() && !self.catch_up() {
-            tracing::error!(
+            crate::observe::event!(
+                LEDGER_UNWRITABLE,
                 kept = self.kept.len(),
                 lost = self.lost,
                 "ledger: closed while it could not be written; what was not recorded is checked again at the next start"
@@ -230,7 +231,12 @@ impl Writer {
             self.kept.drain(..count);
             if self.kept.is_empty() {
                 if let Some((since, _)) = self.failing.take() {
-                    tracing::info!(since, lost = self.lost, "ledger: can be written again");
+                    crate::observe::event!(
+                        LEDGER_WRITABLE,
+                        since = since,
+                        lost = self.lost,
+                        "ledger: can be written again"
+                    );
                 }
                 self.report();
                 return true;
@@ -242,7 +248,7 @@ impl Writer {
         match &mut self.failing {
             Some((_, last)) => *last = error,
             None => {
-                tracing::error!(%error, "ledger: cannot be written; changes are kept in memory and tried again");
+                crate::observe::event!(LEDGER_UNWRITABLE, error = %error, "ledger: cannot be written; changes are kept in memory and tried again");
                 self.failing = Some((now_ms(), error));
             }
         }
@@ -268,7 +274,7 @@ impl Writer {
 fn apply(note: &Note, conn: &Connection, lost: &mut u64) -> Result<(), LedgerError> {
     match note.apply(conn) {
         Err(error) if !error.is_storage() => {
-            tracing::error!(%error, ?note, "ledger: a change could not be recorded");
+            crate::observe::event!(LEDGER_FAULT, error = %error, note = ?note, "ledger: a change could not be recorded");
             *lost += 1;
             Ok(())
         }

@@ -1,19 +1,23 @@
 //! Where the log goes: to journald with its fields, or as lines to standard
 //! error. Must not know what is logged; imports no other room.
 //!
-//! Fields keep the names that callers give them; journald's own rule makes
-//! them upper case (`session` is `SESSION=` in the journal) and drops what is
-//! no letter, digit or `_`. There is no prefix, so a caller must not name a
-//! field like one that journald or the layer sets itself: `message`,
-//! `priority`, `target`, `code_file`, `code_line`, `syslog_identifier`
-//! (systemd.journal-fields(7)).
+//! What can be told is in [`events`]: `event!` gives each entry its
+//! `MESSAGE_ID` and its fields the prefix `FLYWHEEL_`; journald makes names
+//! upper case. Lines on standard error leave both out.
 
+pub mod events;
+
+use std::fmt::{self, Debug, Display};
 use std::io;
 
 use tracing::Subscriber;
+use tracing::field::Field;
 use tracing_journald::{Priority, PriorityMappings};
+use tracing_subscriber::fmt::format::{FieldFn, Format, Writer, debug_fn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry};
+
+pub(crate) use events::{detail, event};
 
 /// The variable that says what is logged, as in `info,flywheel::flow=debug`.
 pub const LEVEL: &str = "FLYWHEEL_LOG";
@@ -62,10 +66,10 @@ pub fn init(target: Target) -> Sink {
         return Sink::Earlier;
     }
     if let Some(error) = no_journal {
-        tracing::warn!(%error, "journald cannot be reached, the log goes to standard error");
+        event!(JOURNALD_AWAY, error = %error, "journald cannot be reached, the log goes to standard error");
     }
     if let Some(reason) = bad_filter {
-        tracing::warn!(reason, "${LEVEL} is not understood, logging from level info on");
+        event!(LOG_LEVEL_UNKNOWN, error = reason, "${LEVEL} is not understood, logging from level info on");
     }
     sink
 }
@@ -82,19 +86,44 @@ where
     tracing::subscriber::set_global_default(tracing_subscriber::registry().with(layer.with_filter(filter)))
 }
 
-type Lines = tracing_subscriber::fmt::Layer<
-    Registry,
-    tracing_subscriber::fmt::format::DefaultFields,
-    tracing_subscriber::fmt::format::Format,
-    fn() -> io::Stderr,
->;
+type Fields = FieldFn<fn(&mut Writer<'_>, &Field, &dyn Debug) -> fmt::Result>;
+type Lines = tracing_subscriber::fmt::Layer<Registry, Fields, Format, fn() -> io::Stderr>;
 
 fn lines() -> Lines {
     // A closed standard error loses the line, but must not panic.
     tracing_subscriber::fmt::layer()
+        .fmt_fields(debug_fn(field as fn(&mut Writer<'_>, &Field, &dyn Debug) -> fmt::Result))
         .with_writer(io::stderr as fn() -> io::Stderr)
         .with_ansi(false)
         .log_internal_errors(false)
+}
+
+/// One field on a line: by its short name, and no id.
+fn field(line: &mut Writer<'_>, field: &Field, value: &dyn Debug) -> fmt::Result {
+    match field.name() {
+        "message" => write!(line, "{value:?}"),
+        "MESSAGE_ID" => Ok(()),
+        name => write!(line, " {}={value:?}", name.strip_prefix("FLYWHEEL_").unwrap_or(name)),
+    }
+}
+
+/// Tells that the configuration cannot be used.
+pub fn configuration_refused(error: &dyn Display) {
+    event!(CONFIG_REFUSED, "{error}");
+}
+
+/// Tells that the configuration was checked: what is doubtful in it, and that
+/// it can be used.
+pub fn configuration_good(warnings: &[String], caches: usize) {
+    for warning in warnings {
+        event!(CONFIG_WARNING, "{warning}");
+    }
+    event!(CONFIG_GOOD, "the configuration is good: {caches} cache(s)");
+}
+
+/// Tells why the daemon could not start, or had to end.
+pub fn failed(error: &dyn Display) {
+    event!(FAILED, "{error}");
 }
 
 /// "notice" would mark every single line as unusual.

@@ -77,7 +77,7 @@ impl Bell {
     /// the thread, and the bell would never ring again.
     fn ring(&self, ring: Ring) {
         if catch_unwind(AssertUnwindSafe(|| (self.call)(ring))).is_err() {
-            tracing::error!("what the doorbell calls panicked");
+            crate::observe::event!(DOORBELL_FAULT, "what the doorbell calls panicked");
         }
     }
 

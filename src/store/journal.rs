@@ -218,7 +218,12 @@ impl Journal {
                         found.push(info);
                     }
                     Err(JournalError::Row { id, reason }) => {
-                        tracing::warn!(id, reason, "a row of the Nix database is left out");
+                        crate::observe::event!(
+                            DATABASE_ROW,
+                            row = id,
+                            error = reason,
+                            "a row of the Nix database is left out"
+                        );
                     }
                     Err(other) => return Err(other),
                 }
@@ -268,7 +273,12 @@ impl Journal {
                 match read.row(*id) {
                     Ok(info) => found.push(info),
                     Err(JournalError::Row { id, reason }) => {
-                        tracing::warn!(id, reason, "a row of the Nix database is left out");
+                        crate::observe::event!(
+                            DATABASE_ROW,
+                            row = id,
+                            error = reason,
+                            "a row of the Nix database is left out"
+                        );
                     }
                     Err(other) => return Err(other),
                 }

@@ -22,6 +22,7 @@ mod daemon_story;
 mod embedded;
 mod house;
 mod house_picture;
+mod journal;
 mod lab;
 mod nixos_flake;
 mod nixos_module;

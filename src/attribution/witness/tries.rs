@@ -4,11 +4,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tracing::debug;
-
 use super::super::lineage::Lineage;
 use super::super::proc::ProcId;
 use super::super::windows::Maker;
+use crate::observe::detail;
 
 /// Paths that are remembered.
 pub(super) const PATHS: usize = 16_384;
@@ -82,7 +81,7 @@ impl State {
     /// A path's entry; none when too much is remembered already.
     pub(super) fn entry(&mut self, base: &str) -> Option<&mut Entry> {
         if self.paths.len() >= PATHS && !self.paths.contains_key(base) {
-            debug!(path = base, "too many locks are watched: who makes this path stays unknown");
+            detail!(base = base, "too many locks are watched: who makes this path stays unknown");
             return None;
         }
         Some(self.paths.entry(base.to_owned()).or_default())

@@ -8,12 +8,11 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use tracing::debug;
-
 use super::super::lineage::Lineage;
 use super::super::locks;
 use super::super::proc::{Proc, ProcId};
 use super::tries::{Inode, State, Try};
+use crate::observe::detail;
 
 /// Events that are looked at together.
 const BATCH: usize = 64;
@@ -143,7 +142,7 @@ impl Shared {
             return Some(Arc::clone(lineage));
         }
         let Some(lineage) = Lineage::of(&self.proc, pid) else {
-            debug!(pid, "what holds a lock of the store does not show whom it works for");
+            detail!(pid = pid, "what holds a lock of the store does not show whom it works for");
             return None;
         };
         if known.len() >= LINEAGES {

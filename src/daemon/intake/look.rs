@@ -4,8 +4,6 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
-use tracing::warn;
-
 use super::super::input::Input;
 use super::super::rules::enters_as;
 use super::super::seen::Seen;
@@ -14,6 +12,7 @@ use super::hand_over::Candidate;
 use super::{ITEMS, Intake, IntakeError};
 use crate::attribution::{Evidence as Why, Owners};
 use crate::ledger::{Admit, Cursor, Evidence, ItemState, SessionRow};
+use crate::observe::event;
 use crate::store::{Journal, PathInfo, StorePath};
 
 /// Rows that are taken from the journal at a time.
@@ -73,7 +72,7 @@ impl Intake {
         seen.iter_mut().for_each(Seen::clear);
         self.windows().renumber();
         begin::note(&self.own_dir, cursor);
-        warn!("the Nix database was replaced: everything in it counts as new");
+        event!(DATABASE_REPLACED, "the Nix database was replaced: everything in it counts as new");
     }
 
     fn take_rows(

@@ -18,7 +18,6 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::mpsc::Sender;
-use tracing::error;
 
 use super::input::Input;
 use super::keeper::Keeper;
@@ -28,6 +27,7 @@ use crate::attribution::{Windows, Witness};
 use crate::config::Filter;
 use crate::flow::CacheId;
 use crate::ledger::{Cursor, Ledger};
+use crate::observe::event;
 use crate::store::{Journal, JournalError, StoreDir, StorePath};
 
 pub(super) use bell::{Bell, Ear, Naming, Work};
@@ -195,7 +195,7 @@ pub(super) fn start(intake: Intake, ear: Ear) -> std::io::Result<std::thread::Jo
             Err(_) => Some("it panicked".to_owned()),
         };
         if let Some(reason) = &reason {
-            error!(reason, "the intake has ended");
+            event!(INTAKE_ENDED, error = reason, "the intake has ended");
         }
         let _ = out.blocking_send(Input::IntakeEnded(reason));
     })

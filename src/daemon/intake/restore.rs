@@ -3,11 +3,10 @@
 
 use std::collections::HashMap;
 
-use tracing::{debug, info, warn};
-
 use super::super::{begin, settle, wall_ms};
 use super::{ITEMS, Intake, IntakeError};
 use crate::ledger::{Admit, Cursor, ItemState};
+use crate::observe::{detail, event};
 use crate::store::{PathInfo, StorePath};
 
 impl Intake {
@@ -17,7 +16,8 @@ impl Intake {
         match self.ledger.cursor()? {
             Some(cursor) if cursor.identity == identity && cursor.id <= self.journal.head()? => Ok(cursor),
             Some(cursor) => {
-                warn!(
+                event!(
+                    DATABASE_REPLACED,
                     was = cursor.identity,
                     now = identity,
                     "the Nix database is another one than before: everything in it counts as new"
@@ -28,7 +28,10 @@ impl Intake {
                 let head = self.journal.head()?;
                 let id = match begin::noted(&self.own_dir, &identity).filter(|id| *id <= head) {
                     Some(id) => {
-                        warn!("the ledger is new: what became valid since the first start counts as new");
+                        event!(
+                            LEDGER_NEW,
+                            "the ledger is new: what became valid since the first start counts as new"
+                        );
                         id
                     }
                     None if self.existing => 0,
@@ -58,9 +61,9 @@ impl Intake {
             let mut reasons = Vec::new();
             for row in rows {
                 let Some(cache) = self.number_of(&row.cache) else {
-                    debug!(
+                    detail!(
                         cache = row.cache,
-                        path = row.path,
+                        store_path = format!("{}/{}", self.store_dir.as_str(), row.path),
                         "left alone: its cache is not configured any more"
                     );
                     continue;
@@ -88,7 +91,7 @@ impl Intake {
             }
         }
         if count > 0 {
-            info!(paths = count, "taken up again from before the restart");
+            event!(BACKLOG_RESUMED, paths = count, "taken up again from before the restart");
         }
         Ok(())
     }

@@ -3,9 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-use tracing::{info, warn};
-
 use super::IntakeError;
+use crate::observe::event;
 
 /// Between tries while nothing can be taken in: from this, doubled each time,
 const STUCK_LEAST: Duration = Duration::from_millis(50);
@@ -29,9 +28,10 @@ impl Stuck {
         let since = *self.since.get_or_insert_with(Instant::now);
         let news = self.said.as_ref().is_none_or(|(at, said)| *said != text && at.elapsed() >= SAY_AGAIN);
         if news {
-            warn!(
+            event!(
+                INTAKE_STUCK,
                 error = text,
-                for_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX),
+                duration_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX),
                 "newly built paths cannot be taken in for the moment; it is tried again, nothing is lost"
             );
             self.said = Some((Instant::now(), text.clone()));
@@ -44,8 +44,8 @@ impl Stuck {
     /// A try succeeded; true when some before it had not.
     pub(super) fn over(&mut self) -> bool {
         let Some(since) = std::mem::take(self).since else { return false };
-        let after_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
-        info!(after_ms, "newly built paths are taken in again");
+        let duration_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+        event!(INTAKE_RESUMED, duration_ms = duration_ms, "newly built paths are taken in again");
         true
     }
 }

@@ -204,7 +204,12 @@ fn sweep(connection: &mut Connection, dir: &Path, path: &Path) -> Result<(), Emb
         }
     }
     if !rows.is_empty() {
-        tracing::warn!("embedded cache: {} NARs have lost their file; their paths are dropped", rows.len());
+        crate::observe::event!(
+            BUILT_IN_LOST,
+            paths = rows.len(),
+            "embedded cache: {} NARs have lost their file; their paths are dropped",
+            rows.len()
+        );
         let lost: Vec<i64> = rows.into_values().map(|(id, _)| id).collect();
         let tx = connection.transaction().map_err(database)?;
         evict::drop_nars(&tx, &lost).and_then(|_| tx.commit()).map_err(database)?;

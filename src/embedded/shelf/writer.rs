@@ -216,7 +216,12 @@ impl Thread {
         drop(pins);
         self.size = (self.size + added).saturating_sub(removed.bytes);
         if removed.paths > 0 {
-            tracing::info!("embedded cache: {} paths left, {} bytes", removed.paths, removed.bytes);
+            crate::observe::event!(
+                BUILT_IN_EVICTED,
+                paths = removed.paths,
+                bytes = removed.bytes,
+                "embedded cache: made room"
+            );
             // Gives freed pages back to the file system; what it does not reach now, the next one does.
             let _ = self.connection.execute_batch("PRAGMA incremental_vacuum(4096)");
         }

@@ -32,6 +32,8 @@ pub struct Daemon {
     starts: u32,
     /// Environment beside `PATH` and `NOTIFY_SOCKET`.
     pub env: Vec<(String, String)>,
+    /// A command that ends with executing its arguments, to start it through.
+    pub wrapper: Vec<String>,
 }
 
 /// What came on the notify socket since the last start.
@@ -101,7 +103,7 @@ impl Daemon {
         let (reader, lines) = (notify.try_clone().unwrap(), Arc::clone(&told));
         // Ends with the test's process.
         std::thread::spawn(move || listen(&reader, &lines));
-        let daemon = Self { nix, child: None, _notify: notify, told, starts: 0, env };
+        let daemon = Self { nix, child: None, _notify: notify, told, starts: 0, env, wrapper: Vec::new() };
         daemon.configure(config);
         daemon
     }
@@ -130,7 +132,15 @@ impl Daemon {
 
     /// `flywheeld` with this daemon's environment and nothing else.
     pub fn program(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_flywheeld"));
+        let daemon = env!("CARGO_BIN_EXE_flywheeld");
+        let mut command = match self.wrapper.split_first() {
+            Some((wrapper, args)) => {
+                let mut command = Command::new(wrapper);
+                command.args(args).arg(daemon);
+                command
+            }
+            None => Command::new(daemon),
+        };
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.envs(self.env.iter().map(|(k, v)| (k, v))).stdin(Stdio::null());
         command

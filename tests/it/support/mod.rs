@@ -3,5 +3,6 @@
 pub mod cache;
 pub mod ci;
 pub mod daemon;
+pub mod journald;
 pub mod multiuser;
 pub mod nix;

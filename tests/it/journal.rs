@@ -1,0 +1,219 @@
+//! The events: what the code can tell, what the catalog explains and what the
+//! documentation lists are the same; and what a journald receives of a day.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+
+use flywheel::observe::events::{ALL, Kind};
+use tracing::Level;
+
+use crate::house::sources;
+use crate::support::cache::Standalone;
+use crate::support::daemon::{Daemon, EMBEDDED};
+use crate::support::journald::{Entry, Journald};
+use crate::support::nix::PrivateNix;
+
+fn read(file: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap()
+}
+
+/// The kinds that the sources tell of, and everything else that logs.
+#[test]
+fn all_that_is_logged_has_a_kind_and_every_kind_is_logged() {
+    let (mut told, mut other) = (BTreeSet::new(), Vec::new());
+    for source in sources() {
+        for (at, _) in source.code.match_indices("event!(") {
+            let before = source.code[..at].trim_end_matches(':');
+            let name: String = source.code[at + "event!(".len()..]
+                .trim_start()
+                .chars()
+                .take_while(|c| c.is_alphanumeric() || *c == '_')
+                .collect();
+            if source.path != "observe/events.rs" {
+                assert!(!before.ends_with("tracing"), "src/{}: tracing::event!", source.path);
+                told.insert(name);
+            }
+        }
+        for level in ["error", "warn", "info", "debug", "trace"] {
+            for call in [format!("tracing::{level}!"), format!(" {level}!("), format!("\n{level}!(")] {
+                if source.code.contains(&call) {
+                    other.push(format!("src/{}: {}", source.path, call.trim()));
+                }
+            }
+        }
+    }
+    assert!(other.is_empty(), "use event! or detail!: {other:?}");
+    let kinds: BTreeSet<String> = ALL.iter().map(|k| k.name.to_owned()).collect();
+    assert_eq!(told, kinds);
+}
+
+#[test]
+fn ids_are_ids_and_differ() {
+    let ids: BTreeSet<&str> = ALL.iter().map(|k| k.id).collect();
+    assert_eq!(ids.len(), ALL.len());
+    for id in ids {
+        assert!(id.len() == 32 && id.bytes().all(|b| b"0123456789abcdef".contains(&b)), "{id}");
+    }
+}
+
+/// An entry of the catalog: its header fields and its paragraphs.
+struct Explained {
+    header: BTreeMap<String, String>,
+    paragraphs: Vec<String>,
+}
+
+fn catalog() -> BTreeMap<String, Explained> {
+    let text = read("systemd/flywheel.catalog");
+    let mut all = BTreeMap::new();
+    for entry in text.split("\n-- ").skip(1) {
+        let (id, rest) = entry.split_once('\n').unwrap();
+        let (header, body) = rest.split_once("\n\n").unwrap_or((rest, ""));
+        let header = header.lines().map(|line| line.split_once(": ").unwrap_or_else(|| panic!("{line}")));
+        let explained = Explained {
+            header: header.map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
+            paragraphs: body.trim().split("\n\n").map(|p| p.replace('\n', " ")).collect(),
+        };
+        assert!(all.insert(id.to_owned(), explained).is_none(), "{id} is explained twice");
+    }
+    all
+}
+
+#[test]
+fn the_catalog_explains_each_kind() {
+    let catalog = catalog();
+    let explained: BTreeSet<&str> = catalog.keys().map(String::as_str).collect();
+    assert_eq!(explained, ALL.iter().map(|k| k.id).collect());
+    for Kind { name, id, level, fields, .. } in ALL {
+        let Explained { header, paragraphs } = &catalog[*id];
+        assert!(header["Subject"].len() > 8, "{name}");
+        assert_eq!(header["Defined-By"], "flywheel", "{name}");
+        assert!(paragraphs.iter().all(|p| !p.is_empty()), "{name}: says nothing");
+        // What is wrong has two: what happened, and what to do.
+        let least = if *level == Level::ERROR { 2 } else { 1 };
+        assert!(paragraphs.len() >= least, "{name}: what is to be done?");
+        // `@FIELD@` is filled in, from fields that the kind has.
+        let text = format!("{} {}", header["Subject"], paragraphs.join(" "));
+        for field in text.split('@').skip(1).step_by(2) {
+            let known = fields.iter().any(|f| field == format!("FLYWHEEL_{}", f.to_uppercase()));
+            assert!(known, "{name}: {field} is no field of it");
+        }
+    }
+}
+
+#[test]
+fn the_documentation_lists_each_kind() {
+    let text = read("docs/journal.md");
+    let listed: Vec<&str> = text.lines().skip_while(|l| !l.starts_with("| event |")).skip(2).collect();
+    let expected: Vec<String> = ALL
+        .iter()
+        .map(|Kind { name, id, level, fields, when }| {
+            let fields: Vec<String> = fields.iter().map(|f| format!("`{}`", f.to_uppercase())).collect();
+            let fields = if fields.is_empty() { "–".to_owned() } else { fields.join(" ") };
+            let level = level.as_str().to_lowercase();
+            format!("| `{name}` | {level} | `{id}` | {fields} | {} |", when.trim())
+        })
+        .collect();
+    assert_eq!(listed, expected);
+    for field in
+        ["session", "label", "cache", "store_path", "nar_size", "duration_ms", "attempt", "error_class"]
+    {
+        assert!(text.contains(&format!("| `FLYWHEEL_{}` |", field.to_uppercase())), "{field}");
+        assert!(ALL.iter().any(|k| k.declares(field)), "nothing has {field}");
+    }
+}
+
+fn name_of(entry: &Entry) -> &'static str {
+    let id = entry.get("MESSAGE_ID").map(String::as_str);
+    ALL.iter().find(|k| Some(k.id) == id).map_or("", |k| k.name)
+}
+
+fn names(entries: &[Entry]) -> Vec<&'static str> {
+    entries.iter().map(name_of).collect()
+}
+
+/// A day on which nothing goes wrong, at the usual level.
+#[test]
+fn an_undisturbed_day_is_a_few_entries() {
+    let Some(journald) = Journald::start() else { return };
+    let mut daemon = Daemon::prepare(PrivateNix::new(), EMBEDDED);
+    journald.under(&mut daemon);
+    daemon.up();
+    for label in ["one", "two"] {
+        let session = daemon.session(&["--label", label]);
+        for n in 0..20 {
+            daemon.nix.build(&PrivateNix::shell(&format!("{label}-{n}"), "echo hi > $out"));
+        }
+        assert_eq!(daemon.end(&session, &[])["pushed"], 20);
+    }
+    daemon.stop();
+    let entries = journald.entries();
+    // Whether roots are to be had is the machine's business.
+    let day: Vec<&str> = names(&entries).into_iter().filter(|n| !n.starts_with("ROOTS_")).collect();
+    let session = ["SESSION_STARTED", "SESSION_SUMMARY"];
+    let mut expected = vec!["BUILT_IN_SERVES", "READY", "ENDPOINT_CHOSEN"];
+    expected.extend([session, session].concat());
+    expected.extend(["STOPPING", "STOPPED"]);
+    assert_eq!(day, expected, "{entries:#?}");
+}
+
+/// `journalctl FLYWHEEL_SESSION=…`: the story of one job, beside another's.
+#[test]
+fn the_story_of_one_job() {
+    let Some(journald) = Journald::start() else { return };
+    let nix = PrivateNix::new();
+    let cache = Standalone::start(&nix, |s| s.max_nar_size = 64 << 10);
+    let mut daemon = Daemon::prepare(nix, &cache.config());
+    daemon.env.push(("FLYWHEEL_LOG".to_owned(), "debug".to_owned()));
+    journald.under(&mut daemon);
+    daemon.up();
+    let id = daemon.session(&["--label", "red"]);
+    let small = daemon.nix.build(&PrivateNix::shell("small", "echo hi > $out")).remove(0);
+    let large = daemon.nix.build(&PrivateNix::shell("large", "head -c 200000 /dev/zero > $out")).remove(0);
+    assert_eq!(daemon.end(&id, &[])["failed_total"], 1);
+    let other = daemon.session(&["--label", "green"]);
+    daemon.nix.build(&PrivateNix::shell("other", "echo hi > $out"));
+    daemon.end(&other, &[]);
+    daemon.stop();
+
+    let entries = journald.entries();
+    let story: Vec<Entry> =
+        entries.iter().filter(|e| e.get("FLYWHEEL_SESSION") == Some(&id)).cloned().collect();
+    let told = names(&story);
+    assert_eq!((told[0], told[told.len() - 1]), ("SESSION_STARTED", "SESSION_SUMMARY"), "{story:#?}");
+    let middle: BTreeSet<&str> = told[1..told.len() - 1].iter().copied().collect();
+    assert_eq!(middle, ["PATH_GIVEN_UP", "PATH_PUSHED", "UPLOAD_FAILED"].into(), "{story:#?}");
+    for entry in &story {
+        assert_eq!((entry["FLYWHEEL_LABEL"].as_str(), entry["FLYWHEEL_CACHE"].as_str()), ("red", "main"));
+    }
+    let of = |name: &str| story.iter().find(|e| name_of(e) == name).unwrap();
+    let number = |entry: &Entry, field: &str| entry[field].parse::<u64>().unwrap();
+    let pushed = of("PATH_PUSHED");
+    assert_eq!((pushed["FLYWHEEL_STORE_PATH"].as_str(), number(pushed, "FLYWHEEL_ATTEMPT")), (&*small, 1));
+    assert!(number(pushed, "FLYWHEEL_NAR_SIZE") > 100 && pushed.contains_key("FLYWHEEL_DURATION_MS"));
+    for name in ["UPLOAD_FAILED", "PATH_GIVEN_UP"] {
+        let failed = of(name);
+        assert_eq!(failed["FLYWHEEL_STORE_PATH"], large);
+        assert_eq!(failed["FLYWHEEL_ERROR_CLASS"], "too-large");
+        assert!(failed["FLYWHEEL_ERROR"].contains("413"), "{failed:?}");
+    }
+    assert!(number(of("UPLOAD_FAILED"), "FLYWHEEL_NAR_SIZE") > 200_000);
+    assert_eq!(number(of("SESSION_SUMMARY"), "FLYWHEEL_FAILED"), 1);
+    assert!(of("SESSION_SUMMARY").contains_key("FLYWHEEL_DURATION_MS"));
+
+    // Whatever is said aloud has an id, and nothing has a field of another kind.
+    let levels =
+        BTreeMap::from([("3", Level::ERROR), ("4", Level::WARN), ("6", Level::INFO), ("7", Level::DEBUG)]);
+    for entry in entries.iter().filter(|e| e["TARGET"].starts_with("flywheel")) {
+        let level = levels[entry["PRIORITY"].as_str()];
+        match ALL.iter().find(|k| entry.get("MESSAGE_ID").is_some_and(|id| id == k.id)) {
+            Some(kind) => assert_eq!(kind.level, level, "{entry:?}"),
+            None => assert_eq!(level, Level::DEBUG, "{entry:?}"),
+        }
+        const OTHERS: [&str; 7] =
+            ["MESSAGE", "MESSAGE_ID", "PRIORITY", "TARGET", "CODE_FILE", "CODE_LINE", "SYSLOG_IDENTIFIER"];
+        for field in entry.keys() {
+            assert!(field.starts_with("FLYWHEEL_") || OTHERS.contains(&field.as_str()), "{field}: {entry:?}");
+        }
+    }
+}
