@@ -392,12 +392,12 @@ in
             # The attic client is fetched with Nix.
             path = [ config.nix.package ];
             restartTriggers = [ checkedConfig ];
-            serviceConfig = {
-              # The first, empty one takes back the unit's own file, which a NixOS
-              # host does not have.
-              LoadCredential = [ "" ] ++ lib.mapAttrsToList (name: file: "${name}:${file}") credentials;
-            }
-            // lib.optionalAttrs (cfg.group != "flywheel") { Group = cfg.group; };
+            # The unit itself takes attic-token from /etc/credstore, if it is there.
+            serviceConfig =
+              lib.optionalAttrs (credentials != { }) {
+                LoadCredential = lib.mapAttrsToList (name: file: "${name}:${file}") credentials;
+              }
+              // lib.optionalAttrs (cfg.group != "flywheel") { Group = cfg.group; };
           };
         };
       }

@@ -48,13 +48,17 @@ rustPlatform.buildRustPackage {
   ];
 
   postInstall = ''
-    for unit in systemd/*.service; do
+    for unit in systemd/*.service systemd/*.socket; do
+      [ -e "$unit" ] || continue
       install -Dm0644 "$unit" -t $out/lib/systemd/system
     done
     substituteInPlace $out/lib/systemd/system/flywheeld.service \
       --replace-fail /usr/bin/ $out/bin/
     install -Dm0644 systemd/flywheel.sysusers.conf $out/lib/sysusers.d/flywheel.conf
     install -Dm0644 systemd/flywheel.tmpfiles.conf $out/lib/tmpfiles.d/flywheel.conf
+    if [ -e systemd/flywheel.catalog ]; then
+      install -Dm0644 systemd/flywheel.catalog -t $out/lib/systemd/catalog
+    fi
 
     # Nix runs its post-build hook without arguments: the name says what is meant.
     mkdir -p $out/lib/flywheel

@@ -191,7 +191,7 @@ in
         description = o.description or null;
       })
       (
-        lib.filter (o: lib.hasPrefix "services.flywheel." o.name) (
+        lib.filter (o: lib.hasPrefix "services.flywheel." o.name && !lib.hasInfix "._module." o.name) (
           lib.optionAttrSetToDocList module.options
         )
       );
