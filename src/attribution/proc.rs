@@ -2,10 +2,15 @@
 //! `stat`, `status`, `cmdline`, `cgroup` (proc(5)). Must not know Nix, sessions.
 
 use std::collections::BTreeMap;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 /// Longest `cmdline` or `cgroup` that is looked at.
 const MOST: usize = 4096;
+/// What most files here fit into.
+const ROOM: usize = 4096;
+/// The most of a file that is read: some 60,000 lines of `locks`.
+const LONGEST: u64 = 4 << 20;
 
 /// A process, told apart from a later one with the same number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -50,8 +55,12 @@ impl Proc {
         Self { root: root.to_owned() }
     }
 
+    /// With room from the beginning: these files have no size that could be
+    /// asked for, and a reader that begins small reads each of them many times.
     pub(super) fn read(&self, name: &str) -> Option<Vec<u8>> {
-        std::fs::read(self.root.join(name)).ok()
+        let mut bytes = Vec::with_capacity(ROOM);
+        std::fs::File::open(self.root.join(name)).ok()?.take(LONGEST).read_to_end(&mut bytes).ok()?;
+        Some(bytes)
     }
 
     fn text(&self, pid: i32, name: &str) -> Option<String> {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::body::to_bytes;
 use axum::extract::{Path, Request, State};
-use axum::http::header::{CONTENT_TYPE, HOST};
+use axum::http::header::{ALLOW, CONTENT_TYPE, HOST};
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{Html, IntoResponse, Response};
@@ -88,6 +88,11 @@ pub(super) async fn cache_config(
         retention_period: "Global",
     };
     Ok(Json(config).into_response())
+}
+
+/// Whoever would make, change or remove a cache over HTTP, as `attic cache create` does.
+pub(super) async fn fixed_caches() -> Response {
+    ([(ALLOW, "GET,HEAD")], ApiError::FixedCaches).into_response()
 }
 
 /// Needs the right to push: it tells what is in the cache. The token is looked

@@ -110,6 +110,10 @@ pub(super) enum ApiError {
     NoSuchCache,
     #[error("The requested object does not exist.")]
     NoSuchObject,
+    #[error(
+        "The caches of this server are made and changed in flywheel's configuration only ([caches.NAME], [embedded])."
+    )]
+    FixedCaches,
     #[error("General request error: {0}")]
     Request(String),
     #[error("The NAR is too large: {size} bytes, this cache takes up to {limit}.")]
@@ -137,6 +141,7 @@ impl ApiError {
             Self::Forbidden => (StatusCode::FORBIDDEN, "AccessError"),
             Self::NoSuchCache => (StatusCode::NOT_FOUND, "NoSuchCache"),
             Self::NoSuchObject => (StatusCode::NOT_FOUND, "NoSuchObject"),
+            Self::FixedCaches => (StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed"),
             Self::Request(_) => (StatusCode::BAD_REQUEST, "RequestError"),
             Self::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "PayloadTooLarge"),
             Self::DiskFull => (StatusCode::INSUFFICIENT_STORAGE, "InsufficientStorage"),

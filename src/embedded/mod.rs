@@ -180,7 +180,7 @@ async fn run(
 fn router(app: Arc<App>) -> Router {
     Router::new()
         .route("/", get(api::root))
-        .route("/_api/v1/cache-config/{cache}", get(api::cache_config))
+        .route("/_api/v1/cache-config/{cache}", get(api::cache_config).fallback(api::fixed_caches))
         .route("/_api/v1/get-missing-paths", post(api::get_missing_paths))
         .route("/_api/v1/upload-path", put(upload::upload_path))
         .route("/{cache}/nix-cache-info", get(nix::cache_info))

@@ -7,7 +7,7 @@ mod vectors;
 use std::path::Path;
 
 use flywheel::embedded::{Running, Settings, start};
-use reqwest::{Client, Response};
+use reqwest::{Client, Method, Response};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
@@ -139,6 +139,23 @@ async fn a_locked_database_answers_500_and_then_recovers() {
     assert_eq!(answer.json::<Value>().await.unwrap()["error"], "InternalServerError");
     other.execute_batch("ROLLBACK").unwrap();
     assert_eq!(server.upload(&info(&base(1), &[], b"x"), &b"x"[..]).await.status(), 200);
+    server.stop().await;
+}
+
+/// `attic cache create`, `configure` and `destroy`: the attic client prints the `message` of the answer's JSON.
+#[tokio::test]
+async fn caches_cannot_be_made_changed_or_removed_over_http() {
+    let server = Server::start(|_| {}).await;
+    let url = server.url("/_api/v1/cache-config/main");
+    for method in [Method::POST, Method::PATCH, Method::DELETE] {
+        let call = server.client.request(method.clone(), &url).bearer_auth(server.token("push").unwrap());
+        let answer = call.json(&json!({"is_public": true})).send().await.unwrap();
+        assert_eq!(answer.status(), 405, "{method}");
+        assert_eq!(answer.headers()["allow"], "GET,HEAD", "{method}");
+        let body: Value = answer.json().await.unwrap();
+        assert_eq!((&body["code"], &body["error"]), (&json!(405), &json!("MethodNotAllowed")));
+        assert!(body["message"].as_str().unwrap().contains("configuration"), "{body}");
+    }
     server.stop().await;
 }
 
