@@ -183,16 +183,20 @@ fn settle_sessions(conn: &Connection, item: ItemId, now: ItemState, reason: Opti
     }
     // Who only needed or named the path yields the credit to a waiting session
     // that made it (Hook, Process); if there is none, it was pushed for them.
+    let made: bool = conn
+        .prepare_cached(
+            "SELECT EXISTS (SELECT 1 FROM session_item WHERE item = ?1 AND outcome = 0 AND evidence <= 1)",
+        )?
+        .query_row([item], |row| row.get(0))?;
+    // Not UPDATE … FROM, which makes a temporary table each time.
     conn.prepare_cached(
         "UPDATE session_item
-         SET outcome = CASE WHEN evidence IN (2, 5) AND made THEN 3 ELSE 2 END,
-             bytes = CASE WHEN evidence IN (2, 5) AND made THEN 0 ELSE nar_size END
-         FROM (SELECT nar_size,
-                 EXISTS (SELECT 1 FROM session_item WHERE item = ?1 AND outcome = 0 AND evidence <= 1) AS made
-               FROM item WHERE id = ?1)
+         SET outcome = CASE WHEN ?2 AND evidence IN (2, 5) THEN 3 ELSE 2 END,
+             bytes = CASE WHEN ?2 AND evidence IN (2, 5) THEN 0
+                          ELSE (SELECT nar_size FROM item WHERE id = ?1) END
          WHERE item = ?1 AND outcome = 0",
     )?
-    .execute([item])?;
+    .execute((item, made))?;
     Ok(())
 }
 

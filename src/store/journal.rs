@@ -235,21 +235,13 @@ impl Journal {
 
     /// One path, if it is valid.
     pub fn info(&self, path: &StorePath) -> Result<Option<PathInfo>, JournalError> {
-        let snapshot = self.db.unchecked_transaction()?;
-        let info = {
-            let mut query = self.db.prepare_cached(rows!("where path = ?1"))?;
-            let mut rows = query.query([self.store_dir.full(path)])?;
-            match rows.next()? {
-                Some(row) => {
-                    let mut info = self.row(row)?;
-                    info.references = self.references(info.id)?;
-                    Some(info)
-                }
-                None => None,
-            }
-        };
-        snapshot.finish()?;
-        Ok(info)
+        let mut query = self.db.prepare_cached(rows!("where path = ?1"))?;
+        let mut rows = query.query([self.store_dir.full(path)])?;
+        let Some(row) = rows.next()? else { return Ok(None) };
+        let mut info = self.row(row)?;
+        // Of the same snapshot: it lasts as long as the query that is still open.
+        info.references = self.references(info.id)?;
+        Ok(Some(info))
     }
 
     /// Whether a path is valid now.
