@@ -26,6 +26,7 @@ mod library;
 mod live;
 mod report;
 mod rig;
+mod slowdown;
 mod trees;
 mod watch;
 
@@ -40,6 +41,7 @@ const FIGURES: &[Figure] = &[
     ("small", true, live::small),
     ("flush", true, live::flush),
     ("large", true, live::large),
+    ("slowdown", true, slowdown::slowdown),
     ("closure", true, library::closure),
     ("ledger", true, library::ledger),
     ("backlog", false, backlog::backlog),

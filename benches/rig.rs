@@ -148,18 +148,28 @@ impl Drop for Daemon {
     }
 }
 
-pub fn usage(pid: u32) -> Usage {
+/// Two neighbouring fields of `/proc/PID/stat` that count ticks, together, in seconds.
+fn ticks(pid: u32, field: usize) -> f64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     // After the name, which may have anything in it: field 3 comes first (proc(5)).
     let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-    let ticks: f64 = fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap();
+    let both: f64 = fields[field - 3..field - 1].iter().map(|n| n.parse::<f64>().unwrap()).sum();
+    both / rustix::param::clock_ticks_per_second() as f64
+}
+
+/// Processor time of the children that this process has waited for, and of theirs.
+pub fn children_cpu_s() -> f64 {
+    ticks(std::process::id(), 16)
+}
+
+pub fn usage(pid: u32) -> Usage {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let number = |key: &str| -> f64 {
         let line = status.lines().find(|l| l.starts_with(key)).unwrap_or("x 0");
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     };
     Usage {
-        cpu_s: ticks / rustix::param::clock_ticks_per_second() as f64,
+        cpu_s: ticks(pid, 14),
         rss_mb: number("VmRSS:") / 1024.0,
         anon_mb: number("RssAnon:") / 1024.0,
         peak_mb: number("VmHWM:") / 1024.0,

@@ -44,3 +44,19 @@ pub fn build_closure(nix: &PrivateNix, tag: &str, count: usize) -> String {
     );
     nix.build(&expression).remove(0)
 }
+
+/// What [`build_busy`] builds, in words.
+pub const BUSY_IS: &str =
+    "20 derivations that compute for some 0.3 s each, as many at once as there are processors";
+
+/// Builds what keeps the processors busy; the names of its outputs.
+pub fn build_busy(nix: &PrivateNix, tag: &str) -> Vec<String> {
+    let expression = format!(
+        r#"builtins.genList (n: derivation {{
+            name = "{tag}-${{toString n}}"; system = builtins.currentSystem; builder = "/bin/sh"; PATH = "/usr/bin:/bin";
+            args = [ "-c" "i=0; while [ $i -lt 400000 ]; do i=$((i+1)); done; echo $i {tag} > $out" ];
+        }}) 20"#
+    );
+    nix.configure("max-jobs = auto");
+    nix.build(&expression)
+}
