@@ -4,7 +4,7 @@
 //! ```text
 //!   intake ──protect (waits until it holds)──► held ──► temporary root: also against a collection
 //!   driver ──keep, release, park──► thread ──►  │       that runs already; ends with the process
-//!                                               └─────► symlink in [nix] gc_roots: outlives the process
+//!                                               └─────► file in [nix] gc_roots: outlives the process
 //! ```
 //!
 //! Either way does without the other; without both, paths are pushed all the
@@ -41,7 +41,7 @@ pub(super) struct Places {
     pub(super) store_dir: StoreDir,
     /// Where the nix-daemon listens.
     pub(super) socket: PathBuf,
-    /// Where symlinks go.
+    /// Where roots that outlive the process go.
     pub(super) links: PathBuf,
 }
 
@@ -145,7 +145,7 @@ impl Keeper {
         self.order(Order::Park(cache, path));
     }
 
-    /// What an earlier life left is known: other symlinks of its are stale.
+    /// What an earlier life left is known: other roots of its are stale.
     pub(super) fn restored(&self) {
         self.order(Order::Restored);
     }
@@ -155,7 +155,7 @@ impl Keeper {
         self.0.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Ends the thread and with it the temporary roots; symlinks stay.
+    /// Ends the thread and with it the temporary roots; the others stay.
     pub(super) fn stop(&self) {
         self.orders().stop = true;
         self.0.ordered.notify_one();

@@ -5,12 +5,14 @@
 //! Must not know HTTP or Nix: caches and paths are plain strings here.
 //!
 //! Invariant: a call that was answered is in the file, and so is everything
-//! that was sent before it; a process killed at any moment leaves a prefix of
-//! what it sent. Invariant: a session counts each of its items exactly once.
+//! that was sent before it, or while [`Health`] is degraded, all of it is kept
+//! in memory until there is room; a process killed at any moment leaves a prefix
+//! of what it sent. Invariant: a session counts each of its items exactly once.
 //! Not guaranteed: that the last moments before a power cut are there
 //! (synchronous=NORMAL). They are lost together with the cursor and the queue
 //! entries of the same moments, so they are read from the store again.
 
+mod command;
 mod error;
 mod items;
 mod model;
@@ -38,7 +40,8 @@ pub use model::{
 };
 pub use open::Opened;
 
-use writer::{Command, Note, Question, Writer};
+use command::{Ask, Command, Note, Question};
+use writer::Writer;
 
 /// Commands on their way to the writer; a sender waits when there are more.
 const QUEUE: usize = 1024;
@@ -111,23 +114,24 @@ impl Ledger {
 
     fn ask<R: Send + 'static>(
         &self,
-        kind: fn(Box<dyn writer::Ask>) -> Command,
+        kind: fn(Box<dyn Ask>) -> Command,
+        weight: usize,
         f: impl FnMut(&Connection) -> Result<R> + Send + 'static,
     ) -> Result<R> {
         let (reply, answer) = mpsc::sync_channel(1);
-        self.send(kind(Box::new(Question { f, result: Err(LedgerError::Stopped), reply })))?;
+        self.send(kind(Box::new(Question { f, result: Err(LedgerError::Stopped), reply, weight })))?;
         answer.recv().map_err(|_| LedgerError::Stopped)?
     }
 
     fn read<R: Send + 'static>(&self, f: impl FnMut(&Connection) -> Result<R> + Send + 'static) -> Result<R> {
-        self.ask(Command::Read, f)
+        self.ask(Command::Read, 0, f)
     }
 
     fn write<R: Send + 'static>(
         &self,
         f: impl FnMut(&Connection) -> Result<R> + Send + 'static,
     ) -> Result<R> {
-        self.ask(Command::Write, f)
+        self.ask(Command::Write, 1, f)
     }
 
     /// How far the store was read; none before the first [`Ledger::admit`] with a cursor.
@@ -139,7 +143,7 @@ impl Ledger {
     /// settled ones up again where there is cause to, attaches sessions, moves
     /// the cursor.
     pub fn admit(&self, batch: Admit) -> Result<Admitted> {
-        self.write(move |conn| items::admit(conn, &batch))
+        self.ask(Command::Write, 1 + batch.items.len(), move |conn| items::admit(conn, &batch))
     }
 
     /// Where these paths of one cache stand, in their order: id, state, when settled.
@@ -268,7 +272,9 @@ impl Ledger {
     /// Returns when everything that was sent before is committed; fails while
     /// it can only be kept in memory.
     pub fn sync(&self) -> Result<()> {
-        self.write(|_| Ok(()))
+        let (reply, answer) = mpsc::sync_channel(1);
+        self.send(Command::Sync(reply))?;
+        answer.recv().map_err(|_| LedgerError::Stopped)?
     }
 
     /// Runs blocking calls from async code, on tokio's threads for that.

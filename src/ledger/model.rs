@@ -384,14 +384,15 @@ pub struct Pruned {
 pub enum Health {
     /// Yes.
     Ok,
-    /// No: the last write failed. What was sent without waiting is kept in
-    /// memory and tried again.
+    /// No: the last write failed. On a full disk everything goes on in memory;
+    /// when not even that is possible, what was sent without waiting is kept.
+    /// It is tried again until it succeeds.
     Degraded {
         /// Since when, unix ms.
         since: i64,
         /// Why.
         error: String,
-        /// How many commands wait.
+        /// About how many changed rows wait.
         kept: usize,
         /// How many had to be dropped because too many wait. Their items are
         /// found unsettled at the next start and checked again.

@@ -4,7 +4,6 @@
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 use std::{ffi::OsString, io};
 
 use rusqlite::{Connection, OpenFlags};
@@ -71,9 +70,8 @@ fn connect(path: &Path) -> Result<Connection, LedgerError> {
         path,
         OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
     )?;
-    // Nobody else should have it open. Somebody who looks at it may lock it for a
-    // moment; longer, and everything that only wants to read would wait as well.
-    conn.busy_timeout(Duration::from_millis(500))?;
+    // Nobody else should have it open.
+    conn.busy_timeout(super::writer::BUSY)?;
     conn.set_prepared_statement_cache_capacity(64);
     // Before anything is written: a file of a later version, or of somebody else, stays untouched.
     let found = schema::version(&conn)?;

@@ -2,7 +2,7 @@
 //! doorbell on the store directory, NAR streams and GC roots.
 //!
 //! Must not know: caches, sessions, the ledger. Nothing here writes to Nix's
-//! database or store; the only things written at all are the symlinks of
+//! database or store; the only things written at all are the files of
 //! [`Roots`] and the file of [`TempRoots`].
 //!
 //! The Nix database is the truth and the doorbell only a hint to look at it: a

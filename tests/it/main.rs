@@ -26,6 +26,8 @@ mod journal;
 mod lab;
 mod nixos_flake;
 mod nixos_module;
+mod nothing_lost_disk;
+mod nothing_lost_multiuser;
 mod nothing_lost_roots;
 mod nothing_lost_trouble;
 mod observe;

@@ -158,10 +158,11 @@ impl Intake {
         };
         if !*restored {
             self.restore()?;
-            self.keeper.restored();
         }
         self.look(cursor, seen)?;
         if !std::mem::replace(restored, true) {
+            // Only now: what the ledger knew nothing of may have been protected too.
+            self.keeper.restored();
             self.tell(Input::Restored)?;
         }
         while let Some(paths) = hooked.front() {

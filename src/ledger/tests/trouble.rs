@@ -136,3 +136,86 @@ fn kill_child() {
         ledger.settle(id, to(ItemState::Pushed));
     }
 }
+
+const NO_ROOM: &str = "FLYWHEEL_TEST_LEDGER_NO_ROOM";
+
+/// A limit on the size of files stands for a disk without room. It holds for a
+/// whole process, and ends it unless the signal is ignored; so it has its own.
+#[test]
+fn without_room_everything_goes_on_in_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let ended = Command::new("sh")
+        .args(["-c", "trap '' XFSZ; exec \"$@\"", "sh"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["ledger::tests::trouble::no_room_child", "--exact", "--nocapture"])
+        .env(NO_ROOM, dir.path().join("ledger.db"))
+        .status()
+        .unwrap();
+    assert!(ended.success());
+}
+
+fn limit(bytes: Option<u64>) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let maximum = getrlimit(Resource::Fsize).maximum;
+    setrlimit(Resource::Fsize, Rlimit { current: bytes.or(maximum), maximum }).unwrap();
+}
+
+#[test]
+fn no_room_child() {
+    let Some(file) = std::env::var_os(NO_ROOM) else { return };
+    let file = Path::new(&file);
+    let (ledger, _) = Ledger::open(file).unwrap();
+    let first = session(&ledger, "first");
+    let (written, ..) = one(&ledger, item(0, &[(first, Evidence::Hook)]));
+    ledger.sync().unwrap();
+    let log = || std::fs::metadata(file.with_file_name("ledger.db-wal")).unwrap();
+    // Some of a commit can be written, and never all of it.
+    limit(Some(log().len() + 8192));
+    let cursor = |id| Some(Cursor { identity: "db".into(), id });
+    let items = (1..100).map(|n| item(n, &[(first, Evidence::Process)])).collect();
+    let ids = ledger.admit(Admit { cursor: cursor(99), items, at: 1000 }).unwrap().items;
+    for (id, ..) in &ids[..50] {
+        ledger.uploading(*id, 1);
+        ledger.settle(*id, to(ItemState::Pushed));
+    }
+    let second = session(&ledger, "second");
+    // One that is refused leaves nothing, now and when all is done again.
+    let twice = ledger.session("first").unwrap().unwrap().new;
+    assert!(matches!(ledger.session_open(twice), Err(LedgerError::SessionExists(_))));
+    assert!(matches!(ledger.sync(), Err(LedgerError::Io(_) | LedgerError::Full(_))));
+    let Health::Degraded { kept, lost, .. } = ledger.health() else { panic!("healthy") };
+    assert!(kept >= 200 && lost == 0, "{kept} kept, {lost} lost");
+    let as_expected = |ledger: &Ledger| {
+        let counts = ledger.summary(first).unwrap();
+        assert_eq!((counts.pushed, counts.pending), (50, 50));
+        assert_eq!(ledger.cursor().unwrap(), cursor(99));
+        assert_eq!(ledger.session("second").unwrap().unwrap().row, second);
+        let found = ledger.lookup("main", &[path(0), path(1), path(99)]).unwrap();
+        let found: Vec<_> = found.into_iter().map(|f| f.unwrap()).map(|(id, state, _)| (id, state)).collect();
+        let wanted =
+            [(written, ItemState::Pending), (ids[0].0, ItemState::Pushed), (ids[98].0, ItemState::Pending)];
+        assert_eq!(found, wanted);
+    };
+    as_expected(&ledger);
+    // It is tried again, taken back and done again: each try writes a part.
+    for _ in 0..2 {
+        let before = log().modified().unwrap();
+        while log().modified().unwrap() == before {
+            std::thread::yield_now();
+        }
+        as_expected(&ledger);
+    }
+    // There is an end to it: what is taken in must also be able to end.
+    let many: Vec<NewItem> = (1000..41_000).map(|n| item(n, &[])).collect();
+    assert!(ledger.admit(admit(many)).unwrap_err().is_storage());
+    as_expected(&ledger);
+    limit(None);
+    while ledger.health() != Health::Ok {
+        std::thread::yield_now();
+    }
+    ledger.sync().unwrap();
+    drop(ledger);
+    let (ledger, opened) = Ledger::open(file).unwrap();
+    assert_eq!(opened, Opened::Continued);
+    as_expected(&ledger);
+}

@@ -3,6 +3,7 @@
 pub mod cache;
 pub mod ci;
 pub mod daemon;
+pub mod disk;
 pub mod journald;
 pub mod multiuser;
 pub mod nix;

@@ -1,0 +1,120 @@
+//! Nothing is lost, and nothing waits, while the disk of `state_dir` is full.
+
+use std::path::PathBuf;
+
+use crate::support::cache::{Gate, Standalone};
+use crate::support::daemon::{Daemon, PATIENCE};
+use crate::support::disk::SmallDisk;
+use crate::support::nix::PrivateNix;
+
+struct Bench {
+    daemon: Daemon,
+    disk: SmallDisk,
+    gate: Gate,
+    cache: Standalone,
+}
+
+impl Bench {
+    /// Running, with one path in the cache, on a disk that is full now.
+    fn full() -> Option<Self> {
+        let nix = PrivateNix::new();
+        let cache = Standalone::start(&nix, |_| {});
+        let gate = cache.gate();
+        let mut daemon = Daemon::prepare(nix, &cache.config_at(&gate.url()));
+        let disk = SmallDisk::mount(&daemon.state_dir(), "2m")?;
+        daemon.wrapper = disk.wrap();
+        daemon.up();
+        let bench = Self { daemon, disk, gate, cache };
+        bench.build("before");
+        bench.daemon.flush();
+        bench.until("what was answered is written a moment later", || bench.recorded() == 1);
+        bench.disk.fill();
+        Some(bench)
+    }
+
+    fn build(&self, name: &str) -> String {
+        self.daemon.nix.build(&PrivateNix::shell(name, &format!("echo {name} > $out"))).remove(0)
+    }
+
+    fn ledger(&self) -> serde_json::Value {
+        self.daemon.status()["ledger"].clone()
+    }
+
+    fn until(&self, what: &str, mut done: impl FnMut() -> bool) {
+        let patience = std::time::Instant::now() + PATIENCE;
+        while !done() {
+            assert!(patience > std::time::Instant::now(), "waited in vain: {what}");
+            std::thread::yield_now();
+        }
+    }
+
+    /// How many paths the ledger on the disk has as pushed or cached.
+    fn recorded(&self) -> i64 {
+        // A copy: whoever opens the ledger itself makes files beside it.
+        let copy: PathBuf = self.daemon.nix.path().join("copy");
+        for part in ["", "-wal"] {
+            let from = self.disk.file(&format!("ledger.sqlite{part}"));
+            std::fs::copy(from, format!("{}{part}", copy.display())).unwrap();
+        }
+        let db = rusqlite::Connection::open(copy).unwrap();
+        db.query_row("select count(*) from item where state in (2, 3)", [], |row| row.get(0)).unwrap()
+    }
+}
+
+#[test]
+fn paths_are_pushed_from_memory_and_recorded_when_there_is_room() {
+    let Some(mut bench) = Bench::full() else { return };
+    let daemon = &bench.daemon;
+    let session = daemon.session(&["--label", "on a full disk"]);
+    let names: Vec<String> = (0..10).map(|n| format!("full{n}")).collect();
+    let paths: Vec<String> = names.iter().map(|name| bench.build(name)).collect();
+    bench.until("pushed from memory", || bench.cache.main().having(&paths).iter().all(|there| *there));
+    let said = bench.ledger();
+    assert_eq!(said["state"], "degraded", "{said}");
+    assert!(said["detail"].as_str().unwrap().contains("full"), "{said}");
+    assert_eq!(bench.recorded(), 1, "nothing of it is on the disk");
+    // The summary is true, from memory.
+    let summary = daemon.end(&session, &[]);
+    assert_eq!(
+        (summary["pushed"].as_u64(), &summary["outcome"]),
+        (Some(10), &"complete".into()),
+        "{summary}"
+    );
+    bench.disk.free();
+    bench.until("it is written again", || bench.ledger()["state"] == "ok");
+    assert_eq!(bench.recorded(), 11, "all at once");
+    let log = daemon.log();
+    let times = |what: &str| log.lines().filter(|line| line.contains(what)).count();
+    assert_eq!(times("ledger: cannot be written"), 1, "{log}");
+    assert_eq!(times("ledger: can be written again"), 1, "{log}");
+    assert_eq!(times("cannot be taken in"), 0, "{log}");
+    // Also the session that was opened and closed meanwhile.
+    bench.daemon.kill();
+    bench.daemon.up();
+    let shown = bench.daemon.json(&["session", "show", &session]);
+    assert_eq!(shown["summary"]["pushed"], 10, "{shown}");
+    assert_eq!(bench.daemon.flush()["pending"], 0);
+    assert_eq!(bench.gate.came().len(), 11, "nothing is sent twice");
+}
+
+#[test]
+fn killed_while_the_disk_is_full() {
+    let Some(mut bench) = Bench::full() else { return };
+    let sent = bench.build("sent");
+    bench.until("pushed from memory", || bench.cache.main().has(&sent));
+    bench.gate.close();
+    let held = bench.build("held");
+    bench.gate.until_came(3);
+    assert_eq!(bench.ledger()["state"], "degraded");
+    bench.daemon.kill();
+    // Not in the ledger, and protected all the same.
+    assert!(bench.daemon.nix.run("nix-store", &["--gc"]).status.success());
+    assert!(std::path::Path::new(&held).exists(), "collected while the daemon was away");
+    bench.disk.free();
+    bench.gate.open();
+    bench.daemon.up();
+    bench.daemon.flush();
+    assert!(bench.cache.main().has(&held));
+    // What was sent is not in the ledger and was collected: nobody misses it.
+    bench.until("those that are there are recorded", || bench.recorded() == 2);
+}
