@@ -8,6 +8,7 @@
 //! |---|---|---|
 //! | [`store`] | Nix's store: paths, database journal, closure, doorbell, NARs | caches, sessions |
 //! | [`cache`] | the Attic API, endpoints, tokens, what a server's answers mean | sessions, the ledger |
+//! | [`attic`] | the attic client that we own: having it, its configuration, pushing through it | the control socket |
 //! | [`embedded`] | a cache in a directory that speaks the same API | everything else |
 //! | [`ledger`] | what is known durably: cursor, queue, sessions, results | HTTP, Nix |
 //! | [`flow`] | the decisions, pure: order, fairness, retry, breaker, flush | tokio, files, sockets |
@@ -19,12 +20,13 @@
 //! | [`observe`] | logging to journald or standard error | – |
 //!
 //! Dependencies point from `daemon` inwards and never sideways between
-//! `store`, `cache`, `embedded` and `ledger`; `flow` and the control messages
-//! import no other room. What is to be logged goes to `observe`, which knows
-//! nobody. `tests/it/house.rs` checks the arrows.
+//! `store`, `cache`, `attic`, `embedded` and `ledger`; `flow` and the control
+//! messages import no other room. What is to be logged goes to `observe`, which
+//! knows nobody. `tests/it/house.rs` checks the arrows.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+pub mod attic;
 pub mod attribution;
 pub mod cache;
 pub mod config;

@@ -41,6 +41,10 @@ Exit status:
 const BAD_CONFIG: u8 = 2;
 
 fn main() -> ExitCode {
+    let words: Vec<_> = std::env::args_os().collect();
+    if let Some(ended) = daemon::supervise(&words) {
+        return ended;
+    }
     let args = Args::parse();
     if args.man {
         let page = clap_mangen::Man::new(Args::command()).section("8").manual("System administration");

@@ -117,6 +117,10 @@ impl CacheClient {
         &self.0.cache
     }
 
+    pub(super) fn inner(&self) -> &Inner {
+        &self.0
+    }
+
     /// Finds the server and asks for the cache's configuration; also the probe
     /// of whether the cache is back. The address that worked last is asked
     /// first, then the candidates in order. Reads the token anew.

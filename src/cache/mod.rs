@@ -18,6 +18,7 @@
 //! | `body` | the NAR on its way: exact length, stall watch, early answers |
 //! | `discover` | which of several addresses to use |
 //! | `client` | the calls |
+//! | `read` | whether Nix could read it |
 
 mod body;
 mod client;
@@ -25,6 +26,7 @@ mod discover;
 mod endpoint;
 mod error;
 mod name;
+mod read;
 mod token;
 mod transport;
 mod wire;

@@ -21,13 +21,14 @@ use super::error::{CacheError, ErrorClass};
 const LONGEST: usize = 16 * 1024;
 
 /// Where the token is read from, each time it is asked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum TokenSource {
     /// A file with the token and nothing else but white space around it.
     File(PathBuf),
     /// An environment variable of this process.
     Env(String),
     /// Requests carry no token.
+    #[default]
     None,
 }
 
@@ -90,6 +91,12 @@ impl fmt::Display for Secret {
 }
 
 impl TokenSource {
+    /// The token itself, for a file of ours with no more rights than its
+    /// source, and for nothing else.
+    pub fn text(&self) -> Result<Option<Zeroizing<String>>, CacheError> {
+        Ok(self.read()?.map(|secret| secret.0.clone()))
+    }
+
     /// Reads the token now.
     pub(super) fn read(&self) -> Result<Option<Secret>, CacheError> {
         match self {

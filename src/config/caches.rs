@@ -79,6 +79,7 @@ fn from_environment(
             cache: "main".to_owned(),
             target: Target::Embedded,
             token: Token::None,
+            pull_token: None,
             engine,
             stall_timeout: STALL,
         };
@@ -93,7 +94,7 @@ fn from_environment(
     }
     let token = Token::from_surroundings(&name, env);
     let target = Target::Remote(vec![url]);
-    Ok((name.clone(), Cache { cache: name, target, token, engine, stall_timeout: STALL }))
+    Ok((name.clone(), Cache { cache: name, target, token, pull_token: None, engine, stall_timeout: STALL }))
 }
 
 fn cache(
@@ -135,6 +136,26 @@ fn cache(
         }
         (Target::Remote(_), None) => Token::from_surroundings(name, env),
     };
+    let pull_token = match (&target, &raw.pull_token_file) {
+        (_, None) => None,
+        (Target::Embedded, Some(at)) => {
+            let found = format!("caches.{name}.pull_token_file: found a token for the built-in cache");
+            return Err(ConfigError::invalid(merged.place(&at.spot), found, "none")
+                .hint("it makes its own at the first start"));
+        }
+        (Target::Remote(_), Some(at)) => {
+            let key = format!("caches.{name}.pull_token_file");
+            let absent = || (Place::Absent, String::new());
+            Some(validate::path(merged, &key, &Some(at.clone()), absent)?)
+        }
+    };
+    if let (Some(at), Token::File(push)) = (&raw.pull_token_file, &token)
+        && pull_token.as_ref() == Some(push)
+    {
+        let found = format!("caches.{name}.pull_token_file: found the file of the push token");
+        return Err(ConfigError::invalid(merged.place(&at.spot), found, "a token that may only pull")
+            .hint("whoever may read the netrc file could push with it"));
+    }
     let own_engine = validate::engine(merged, &format!("caches.{name}.engine"), raw.engine.as_ref())?;
     let stall_timeout = match &raw.stall_timeout {
         None => STALL,
@@ -145,7 +166,7 @@ fn cache(
         Some(at) => at.value.0,
     };
     let engine = own_engine.unwrap_or(engine);
-    Ok(Cache { cache: on_server.to_owned(), target, token, engine, stall_timeout })
+    Ok(Cache { cache: on_server.to_owned(), target, token, pull_token, engine, stall_timeout })
 }
 
 fn target(merged: &Merged, name: &str, at: &At<OneOrMany>) -> Result<Target, ConfigError> {

@@ -75,6 +75,8 @@ table! {
         store_dir: Option<At<String>>,
         state_dir: Option<At<String>>,
         gc_roots: Option<At<String>>,
+        netrc: Option<At<String>>,
+        netrc_group: Option<At<String>>,
     }
 }
 
@@ -83,6 +85,7 @@ table! {
         endpoints: Option<At<OneOrMany>>,
         cache: Option<At<String>>,
         token_file: Option<At<String>>,
+        pull_token_file: Option<At<String>>,
         engine: Option<At<String>>,
         stall_timeout: Option<At<Period>>,
     }
@@ -117,7 +120,14 @@ table! {
     }
 }
 
-table! { RawClient { enable: Option<At<bool>>, installable: Option<At<String>>, } }
+table! {
+    RawClient {
+        enable: Option<At<bool>>,
+        installable: Option<At<String>>,
+        timeout: Option<At<Period>>,
+        memory: Option<At<ByteSize>>,
+    }
+}
 table! { RawDrain { timeout: Option<At<Period>>, } }
 table! { RawHistory { keep: Option<At<Period>>, } }
 

@@ -19,6 +19,8 @@ pub struct Settings {
     pub socket: PathBuf,
     /// What is kept over restarts.
     pub state_dir: PathBuf,
+    /// What is not: files that only mean something while the daemon runs.
+    pub runtime_dir: PathBuf,
     /// The cache of whatever no route sends elsewhere; a key of `caches`.
     pub default_cache: String,
     /// The store that is watched.
@@ -53,6 +55,10 @@ pub struct Nix {
     /// Where symlinks protect pending paths from garbage collection: a
     /// directory of its own at or below `<state_dir>/gcroots`.
     pub gc_roots: PathBuf,
+    /// The file that is kept for Nix to read private caches with.
+    pub netrc: Option<PathBuf>,
+    /// Whose group it is, by name or number; none: the service's.
+    pub netrc_group: Option<String>,
 }
 
 /// A cache that paths are pushed to.
@@ -64,6 +70,8 @@ pub struct Cache {
     pub target: Target,
     /// Where the token is; [`Token::None`] for the built-in cache, which makes its own.
     pub token: Token,
+    /// Where the token is that Nix reads it with, when it is not public.
+    pub pull_token: Option<PathBuf>,
     /// Who pushes to it.
     pub engine: Engine,
     /// How long nothing may move before a request counts as failed.
@@ -173,8 +181,12 @@ impl Filter {
 pub struct Client {
     /// Whether it is kept at all.
     pub enable: bool,
-    /// What it is built from.
+    /// What it is: a flake reference, a store path, or a program.
     pub installable: String,
+    /// The longest that having it may take, without ever building it.
+    pub timeout: Duration,
+    /// Bytes of address space that one run of it may take; none: no limit.
+    pub memory: Option<u64>,
 }
 
 /// Sends the sessions of some to a cache of their own, or nowhere. All that is

@@ -37,12 +37,19 @@ fn nothing_at_all_is_the_embedded_cache() {
     let s = absent(&[]).unwrap();
     assert_eq!(s.socket, Path::new("/run/flywheel/control.sock"));
     assert_eq!(s.state_dir, Path::new("/var/lib/flywheel"));
+    assert_eq!(s.runtime_dir, Path::new("/var/lib/flywheel/run"));
+    assert_eq!(
+        absent(&[("RUNTIME_DIRECTORY", "/run/flywheel:/run/more")]).unwrap().runtime_dir,
+        Path::new("/run/flywheel")
+    );
     assert_eq!(
         s.nix,
         Nix {
             store_dir: "/nix/store".into(),
             state_dir: "/nix/var/nix".into(),
-            gc_roots: "/nix/var/nix/gcroots/flywheel".into()
+            gc_roots: "/nix/var/nix/gcroots/flywheel".into(),
+            netrc: None,
+            netrc_group: None,
         }
     );
     assert_eq!(s.default_cache, "main");
@@ -53,6 +60,7 @@ fn nothing_at_all_is_the_embedded_cache() {
             cache: "main".into(),
             target: Target::Embedded,
             token: Token::None,
+            pull_token: None,
             engine: Engine::Native,
             stall_timeout: std::time::Duration::from_secs(60)
         }
@@ -84,7 +92,9 @@ fn the_environment_when_no_cache_is_configured() {
         Nix {
             store_dir: "/s/store".into(),
             state_dir: "/s/var".into(),
-            gc_roots: "/s/var/gcroots/flywheel".into()
+            gc_roots: "/s/var/gcroots/flywheel".into(),
+            netrc: None,
+            netrc_group: None,
         }
     );
     assert_eq!(s.caches["main"].target, Target::Remote(vec!["https://attic.example.com".into()]));
@@ -244,6 +254,18 @@ fn warnings_name_what_is_probably_not_wanted() {
             "[caches.main]\nendpoints = [\"https://a\"]\ntoken_file = \"/nix/store/x\"",
             "cache main: token_file is in the store, where everyone can read it",
         ),
+        (
+            "[nix]\nnetrc = \"/run/netrc\"\n[caches.main]\nendpoints = [\"https://a\"]\ntoken_file = \"/t\"",
+            "nix.netrc: no cache has a pull_token_file, so nothing is in that file",
+        ),
+        (
+            "[caches.main]\nendpoints = [\"https://a\"]\ntoken_file = \"/t\"\npull_token_file = \"/p\"",
+            "caches.main.pull_token_file is not used without [nix] netrc",
+        ),
+        (
+            "[push]\nengine = \"attic\"\nmax_rate = \"1MiB\"",
+            "push.max_rate: the attic client knows no limit; caches with engine = \"attic\" have none",
+        ),
     ] {
         assert_eq!(load(text).unwrap().warnings, [warning]);
     }
@@ -261,7 +283,7 @@ fn what_is_wrong_is_said() {
     let url = "expected a URL like \"https://attic.example.com\"";
     let cases: Vec<(String, String)> = vec![
         ("sokcet = \"/a\"".into(), "1:1: unknown field `sokcet`, expected one of `socket`, `state_dir`, `default_cache`, `nix`, `caches`, `embedded`, `push`, `client`, `drain`, `history`, `route` (did you mean `socket`?)".into()),
-        (main_with("token = \"s3cret\""), "3:1: unknown field `token`, expected one of `endpoints`, `cache`, `token_file`, `engine`, `stall_timeout` (did you mean `token_file`?)".into()),
+        (main_with("token = \"s3cret\""), "3:1: unknown field `token`, expected one of `endpoints`, `cache`, `token_file`, `pull_token_file`, `engine`, `stall_timeout` (did you mean `token_file`?)".into()),
         ("[drain]\nx = 1".into(), "2:1: unknown field `x`, expected `timeout`".into()),
         ("[limits]".into(), "1:2: unknown field `limits`, expected one of `socket`, `state_dir`, `default_cache`, `nix`, `caches`, `embedded`, `push`, `client`, `drain`, `history`, `route`".into()),
         ("socket = 3".into(), "1:10: invalid type: integer `3`, expected a string".into()),
@@ -288,9 +310,11 @@ fn what_is_wrong_is_said() {
         ("[caches.main]\nendpoints = \"embedded\"\ntoken_file = \"/t\"".into(), "3:14: caches.main.token_file: found a token for the built-in cache, expected none (it makes its own at the first start)".into()),
         (main_with("cache = \"-x\""), format!("3:9: caches.main.cache: found \"-x\", {cache_name}")),
         (main_with("token_file = \"t\""), format!("3:14: caches.main.token_file: found \"t\", {path}")),
+        (main_with("token_file = \"/t\"\npull_token_file = \"/t\""), "4:19: caches.main.pull_token_file: found the file of the push token, expected a token that may only pull (whoever may read the netrc file could push with it)".into()),
+        ("[caches.main]\nendpoints = \"embedded\"\npull_token_file = \"/t\"".into(), "3:19: caches.main.pull_token_file: found a token for the built-in cache, expected none (it makes its own at the first start)".into()),
+        ("[nix]\nnetrc = \"netrc\"".into(), format!("2:9: nix.netrc: found \"netrc\", {path}")),
         (main_with("[caches.other]\ncache = \"main\"\nendpoints = [\"https://a/\"]"), "3:9: caches.other: found the same endpoints and name on the server as caches.main, expected each cache once (set `cache` to its name on the server)".into()),
-        (main_with("engine = \"attic\""), "3:10: caches.main.engine: found \"attic\", expected \"native\" (this version does not push through the attic client; \"native\" pushes to the same servers)".into()),
-        ("[push]\nengine = \"attic\"".into(), "2:10: push.engine: found \"attic\", expected \"native\" (this version does not push through the attic client; \"native\" pushes to the same servers)".into()),
+        (main_with("engine = \"attic\"\n[client]\nenable = false"), "5:10: client.enable: found false, and caches.main has engine = \"attic\", expected true, or engine = \"native\"".into()),
         ("[push]\nengine = \"nativ\"".into(), "2:10: push.engine: found \"nativ\", expected \"native\" or \"attic\" (did you mean \"native\"?)".into()),
         ("[push]\njobs = \"many\"".into(), "2:8: push.jobs: found \"many\", expected \"auto\" or a number from 1 to 256".into()),
         ("[push]\njobs = 257".into(), "2:8: push.jobs: found 257, expected \"auto\" or a number from 1 to 256".into()),
@@ -304,6 +328,7 @@ fn what_is_wrong_is_said() {
         ("[embedded]\npriority = -1".into(), "2:12: embedded.priority: found -1, expected a number from 0 to 4294967295".into()),
         ("[embedded]\ndir = \"c\"".into(), format!("2:7: embedded.dir: found \"c\", {path}")),
         ("[client]\ninstallable = \"--impure\"".into(), "2:15: client.installable: found \"--impure\", expected an installable like \"github:zhaofengli/attic#attic-client\"".into()),
+        ("[client]\ntimeout = \"0\"".into(), "2:11: client.timeout: found 0s, expected more than 0".into()),
         ("[drain]\ntimeout = 90".into(), "2:11: invalid type: integer `90`, expected a duration like \"240s\", \"5m\" or \"1h30m\"".into()),
         ("[drain]\ntimeout = \"soon\"".into(), "2:11: found \"soon\", expected a duration like \"240s\", \"5m\" or \"1h30m\"".into()),
         ("[history]\nkeep = \"5m\"".into(), "2:8: history.keep: found \"5m\", expected at least \"1h\" (a job that has just ended is still asked for)".into()),
@@ -389,11 +414,15 @@ fn the_example_shows_the_defaults() {
     assert_eq!(s.caches["main"].token, Token::File("/run/secrets/attic".into()));
     let mut push = s.push.clone();
     (push.filter.include, push.filter.exclude) = (vec![], vec![]);
+    assert_eq!(s.caches["main"].pull_token, Some("/run/secrets/attic-pull".into()));
+    assert_eq!(s.nix.netrc, Some("/run/flywheel/netrc".into()));
     let embedded = Embedded { caches: vec!["main".into()], ..s.embedded.clone().unwrap() };
+    let nix = Nix { netrc: None, netrc_group: None, ..s.nix.clone() };
     let examples_aside = Settings {
         caches: plain.caches.clone(),
         embedded: Some(embedded),
         push,
+        nix,
         routes: vec![],
         files: vec![],
         ..s

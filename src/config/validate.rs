@@ -2,6 +2,7 @@
 //! checked, everything that is wrong said with its place. Caches and routes
 //! have a file of their own.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::caches;
@@ -10,7 +11,7 @@ use super::glob::Glob;
 use super::merge::Merged;
 use super::names;
 use super::raw::{At, RawFilter, RawJobs};
-use super::settings::{Client, Engine, Filter, Jobs, Nix, Origin, Push, Settings};
+use super::settings::{Cache, Client, Engine, Filter, Jobs, Nix, Origin, Push, Settings, Target};
 use super::units::{ByteSize, Period};
 
 /// Looks up environment variables; an empty one is none.
@@ -48,6 +49,11 @@ pub(super) fn settings(merged: &Merged, env: Env<'_>) -> Result<Settings, Config
             first_directory(env("STATE_DIRECTORY").as_deref(), "/var/lib/flywheel"),
         )
     })?;
+    let runtime_dir = path(merged, "runtime_dir", &None, || {
+        let otherwise = state_dir.join("run").to_string_lossy().into_owned();
+        let place = Place::Environment("RUNTIME_DIRECTORY");
+        (place, first_directory(env("RUNTIME_DIRECTORY").as_deref(), &otherwise))
+    })?;
     let from_env = |name: &'static str, otherwise: &str| {
         (Place::Environment(name), env(name).unwrap_or_else(|| otherwise.to_owned()))
     };
@@ -60,6 +66,11 @@ pub(super) fn settings(merged: &Merged, env: Env<'_>) -> Result<Settings, Config
         gc_roots: path(merged, "nix.gc_roots", &raw.nix.gc_roots, || {
             (Place::Absent, format!("{}/gcroots/flywheel", nix_state.display()))
         })?,
+        netrc: match &raw.nix.netrc {
+            None => None,
+            at => Some(path(merged, "nix.netrc", at, || (Place::Absent, String::new()))?),
+        },
+        netrc_group: raw.nix.netrc_group.as_ref().map(|at| at.value.clone()),
         state_dir: nix_state,
     };
 
@@ -74,12 +85,30 @@ pub(super) fn settings(merged: &Merged, env: Env<'_>) -> Result<Settings, Config
     let default_cache = caches::default_cache(merged, &caches)?;
     let embedded = caches::embedded(merged, &caches, &state_dir, &mut warnings)?;
     let routes = caches::routes(merged, &caches)?;
+    let reads = |cache: &Cache| cache.pull_token.is_some() || cache.target == Target::Embedded;
+    match (&nix.netrc, caches.iter().find(|(_, cache)| cache.pull_token.is_some())) {
+        (Some(_), None) if !caches.values().any(reads) => {
+            warnings.push("nix.netrc: no cache has a pull_token_file, so nothing is in that file".to_owned());
+        }
+        (None, Some((name, _))) => {
+            warnings.push(format!("caches.{name}.pull_token_file is not used without [nix] netrc"));
+        }
+        _ => {}
+    }
+    let client = client(merged)?;
+    engine_needs_client(merged, &caches, &client)?;
+    if push.max_rate.is_some() && caches.values().any(|cache| cache.engine == Engine::Attic) {
+        warnings.push(
+            "push.max_rate: the attic client knows no limit; caches with engine = \"attic\" have none"
+                .to_owned(),
+        );
+    }
 
     Ok(Settings {
         default_cache,
         embedded,
         push,
-        client: client(merged)?,
+        client,
         drain_timeout: raw
             .drain
             .timeout
@@ -91,6 +120,7 @@ pub(super) fn settings(merged: &Merged, env: Env<'_>) -> Result<Settings, Config
         files: merged.files(),
         socket,
         state_dir,
+        runtime_dir,
         nix,
         caches,
         warnings,
@@ -147,13 +177,23 @@ pub(super) fn engine(
 ) -> Result<Option<Engine>, ConfigError> {
     let Some(at) = at else { return Ok(None) };
     let place = merged.place(&at.spot);
-    match word(place.clone(), key, &at.value, &[("native", Engine::Native), ("attic", Engine::Attic)])? {
-        // Known, so that the message is a better one than "unknown".
-        Engine::Attic => Err(ConfigError::invalid(place, format!("{key}: found \"attic\""), "\"native\"")
-            .hint(
-                "this version does not push through the attic client; \"native\" pushes to the same servers",
-            )),
-        Engine::Native => Ok(Some(Engine::Native)),
+    word(place, key, &at.value, &[("native", Engine::Native), ("attic", Engine::Attic)]).map(Some)
+}
+
+/// The attic client has to be kept where it has work.
+fn engine_needs_client(
+    merged: &Merged,
+    caches: &BTreeMap<String, Cache>,
+    client: &Client,
+) -> Result<(), ConfigError> {
+    match caches.iter().find(|(_, cache)| cache.engine == Engine::Attic && !client.enable) {
+        None => Ok(()),
+        Some((name, _)) => {
+            let at = merged.raw.client.enable.as_ref();
+            let place = at.map_or(Place::Absent, |at| merged.place(&at.spot));
+            let found = format!("client.enable: found false, and caches.{name} has engine = \"attic\"");
+            Err(ConfigError::invalid(place, found, "true, or engine = \"native\""))
+        }
     }
 }
 
@@ -231,7 +271,17 @@ fn client(merged: &Merged) -> Result<Client, ConfigError> {
         }
         installable.clone_from(text);
     }
-    Ok(Client { enable: raw.enable.as_ref().is_none_or(|at| at.value), installable })
+    let timeout = match &raw.timeout {
+        None => std::time::Duration::from_secs(600),
+        Some(at) if at.value.0.is_zero() => {
+            let found = format!("client.timeout: found {}", at.value);
+            return Err(ConfigError::invalid(merged.place(&at.spot), found, "more than 0"));
+        }
+        Some(at) => at.value.0,
+    };
+    // One path of 1 GiB took 1 GiB where it was measured; it keeps what it has not sent yet.
+    let memory = if raw.memory.is_none() { Some(4 << 30) } else { limit(raw.memory.as_ref()) };
+    Ok(Client { enable: raw.enable.as_ref().is_none_or(|at| at.value), installable, timeout, memory })
 }
 
 fn keep(merged: &Merged) -> Result<Period, ConfigError> {

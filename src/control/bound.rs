@@ -3,7 +3,8 @@
 //! text are cut. Must not know any other room.
 
 use super::messages::{
-    Failed, MAX_ENTRIES, MAX_FAILED, MAX_PATH, MAX_TEXT, Reply, SessionEntry, Status, Summary,
+    ClientInfo, ClientStatus, Failed, MAX_ENTRIES, MAX_FAILED, MAX_PATH, MAX_TEXT, Reply, SessionEntry,
+    Status, Summary,
 };
 
 /// Free text is at most [`MAX_TEXT`] bytes, ended by `…` when cut.
@@ -57,7 +58,29 @@ fn summary(s: &mut Summary, most: u32) {
     warnings(&mut s.warnings);
 }
 
+fn client(c: &mut ClientStatus) {
+    for field in [&mut c.path, &mut c.version, &mut c.installable, &mut c.error] {
+        field.iter_mut().for_each(|s| cut(s, MAX_PATH));
+    }
+}
+
+fn client_info(info: &mut ClientInfo) {
+    client(&mut info.client);
+    info.netrc.iter_mut().for_each(|s| cut(s, MAX_PATH));
+    info.servers.truncate(100);
+    for server in &mut info.servers {
+        cut(&mut server.name, 64);
+        cut(&mut server.cache, 64);
+        // An address or a key that is cut is none.
+        for field in [&mut server.endpoint, &mut server.substituter, &mut server.public_key] {
+            field.take_if(|s| s.len() > 2 * MAX_PATH as usize);
+        }
+        server.problem.iter_mut().for_each(text);
+    }
+}
+
 fn status(s: &mut Status) {
+    client(&mut s.client);
     s.cache.truncate(100);
     for cache in &mut s.cache {
         text(&mut cache.name);
@@ -99,6 +122,7 @@ pub(super) fn bounded(mut reply: Reply) -> Reply {
             }
         }
         Reply::Status(s) => status(s),
+        Reply::Client(info) => client_info(info),
         Reply::Done { message } | Reply::Error { message, .. } => cut(message, 4 * MAX_TEXT),
     }
     reply

@@ -17,9 +17,9 @@ pub const MAX_FRAME: u32 = 1 << 20;
 /// Longest body of a hello: nobody is trusted with more before it.
 pub const MAX_HELLO: u32 = 4096;
 /// What this program speaks. Raised with every change of a message's layout.
-pub const PROTOCOL: u16 = 1;
+pub const PROTOCOL: u16 = 2;
 /// The oldest protocol that this program understands.
-pub const MINIMUM: u16 = 1;
+pub const MINIMUM: u16 = 2;
 
 const MAGIC: [u8; 4] = *b"FLYW";
 

@@ -82,6 +82,11 @@ pub enum Request {
         /// Full store paths that came of it.
         outputs: Vec<String>,
     },
+    /// The attic client, and how to read the caches. Answered by [`Reply::Client`].
+    Client {
+        /// Also whether the caches can be read.
+        check: bool,
+    },
 }
 
 /// The CI job that a session belongs to, as its environment tells it.
@@ -108,10 +113,6 @@ impl CiJob {
 }
 
 /// What the daemon answers.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "one per request, encoded at once; boxes would only burden its users"
-)]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
     /// Any number of these, before the final one.
@@ -145,6 +146,8 @@ pub enum Reply {
         /// For people: what, where, what to do.
         message: String,
     },
+    /// The attic client, and how to read the caches.
+    Client(ClientInfo),
 }
 
 /// How far a waiting request is.
@@ -294,6 +297,10 @@ pub struct Summary {
     pub strict: bool,
     /// What the job should know.
     pub warnings: Vec<String>,
+    /// Which way it went: `native` or `attic`; empty when to several caches.
+    pub engine: String,
+    /// It went through the attic client, which only appeared after its start.
+    pub waited_for_client: bool,
 }
 
 /// A session in a list.
@@ -466,10 +473,56 @@ pub struct StoreStatus {
 /// The attic client.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClientStatus {
-    /// `ready`, `disabled`, …
+    /// `disabled`, `absent`, `trying`, `ready`, `updating` or `broken`.
     pub state: String,
-    /// Where it is.
+    /// The program.
     pub path: Option<String>,
+    /// What it says of its version.
+    pub version: Option<String>,
+    /// What the configuration names.
+    pub installable: Option<String>,
+    /// Since when this one is here, Unix time in milliseconds.
+    pub since: Option<i64>,
+    /// How long phase 1 took that brought it: fetching and trying it.
+    pub took_ms: Option<u64>,
+    /// How long the daemon was without one before that.
+    pub waited_ms: Option<u64>,
+    /// Why there is none, or why the last newer one was not taken.
+    pub error: Option<String>,
+}
+
+/// What a job needs for calling the client itself, and Nix for reading.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientInfo {
+    /// The client.
+    pub client: ClientStatus,
+    /// The caches.
+    pub servers: Vec<ClientServer>,
+    /// The netrc file that the daemon keeps.
+    pub netrc: Option<String>,
+}
+
+/// One cache as its readers see it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientServer {
+    /// Name in the configuration.
+    pub name: String,
+    /// Name on the server.
+    pub cache: String,
+    /// Where sessions go when nothing else is said.
+    pub default: bool,
+    /// Address of the API, when one was found.
+    pub endpoint: Option<String>,
+    /// Where Nix fetches from, as the cache says.
+    pub substituter: Option<String>,
+    /// For `trusted-public-keys`, as the cache says.
+    pub public_key: Option<String>,
+    /// Whether reading needs no token, as the cache says.
+    pub public: Option<bool>,
+    /// Whether it can be read with what the netrc file holds, when that was asked for.
+    pub readable: Option<bool>,
+    /// Why not.
+    pub problem: Option<String>,
 }
 
 /// The daemon's own records.

@@ -61,7 +61,9 @@ fn message_bytes_are_pinned() {
     let error = Reply::Error { code: ErrorCode::Version, message: "m".into() };
     let summary = Reply::Ended(Summary { pushed: 3, outcome: Outcome::Pending, ..Summary::default() });
     let hook = Request::Hook { derivation: Some("d".into()), outputs: vec!["o".into()] };
-    let table: [(Vec<u8>, &[u8]); 7] = [
+    let client = Request::Client { check: true };
+    let table: [(Vec<u8>, &[u8]); 8] = [
+        (codec::encode(&client).unwrap(), b"\0\0\0\x02\x09\x01"),
         (codec::encode(&hook).unwrap(), b"\0\0\0\x07\x08\x01\x01d\x01\x01o"),
         (codec::encode(&start).unwrap(), b"\0\0\0\x12\0\x01\x01a\0\x01\x07\x01\x01\x01s\x01i\0\0\x01\x01r"),
         (codec::encode(&end).unwrap(), b"\0\0\0\x0c\x01\0\0\x01\x01p\xfc\x80\xa9\x03\0\x01"),
@@ -70,7 +72,7 @@ fn message_bytes_are_pinned() {
         (codec::encode(&error).unwrap(), b"\0\0\0\x04\x08\x06\x01m"),
         (
             codec::encode(&summary).unwrap(),
-            b"\0\0\0\x19\x02\0\0\0\x02\x03\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
+            b"\0\0\0\x1b\x02\0\0\0\x02\x03\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
         ),
     ];
     for (i, (bytes, pinned)) in table.iter().enumerate() {
@@ -118,7 +120,7 @@ fn summary_json_is_the_documented_one() {
             r#""upstream":0,"failed":[{"path":"/nix/store/x","error":"e","class":null}],"failed_total":1,"#,
             r#""pending":0,"skipped":0,"collected":0,"bytes":117440512,"attributed":{"process":40,"hook":0,"#,
             r#""closure":5,"window":5,"shared":0,"named":0},"flush_ms":312,"duration_ms":61234,"state":"open","#,
-            r#""strict":false,"warnings":[]}"#
+            r#""strict":false,"warnings":[],"engine":"","waited_for_client":false}"#
         )
     );
     assert_eq!((Outcome::of(0, 0), Outcome::of(1, 1)), (Outcome::Complete, Outcome::Pending));
@@ -145,6 +147,10 @@ fn status_json_is_the_documented_one() {
         "/store/lag",
         "/client/state",
         "/client/path",
+        "/client/version",
+        "/client/since",
+        "/client/took_ms",
+        "/client/error",
     ] {
         assert!(json.pointer(pointer).is_some(), "{pointer} in {json}");
     }
@@ -198,6 +204,19 @@ fn bounded_replies_fit_a_frame() {
         }),
         Reply::Error { code: ErrorCode::Internal, message: long() },
         Reply::Done { message: long() },
+        Reply::Client(ClientInfo {
+            client: ClientStatus { error: Some(long()), path: Some(long()), ..ClientStatus::default() },
+            servers: vec![
+                ClientServer {
+                    name: long(),
+                    public_key: Some(long()),
+                    problem: Some(long()),
+                    ..ClientServer::default()
+                };
+                300
+            ],
+            netrc: Some(long()),
+        }),
     ];
     for reply in replies {
         let reply = bounded(reply);

@@ -59,6 +59,20 @@ pub(super) enum Command {
         #[arg(long)]
         watch: bool,
     },
+    /// The attic client that the daemon keeps
+    Client {
+        #[command(subcommand)]
+        command: Option<ClientCommand>,
+    },
+    /// Print what nix.conf needs so that Nix reads the caches
+    NixConf {
+        /// Print the netrc file that the daemon keeps instead
+        #[arg(long)]
+        netrc: bool,
+        /// Only for this cache
+        #[arg(long, value_name = "NAME", conflicts_with = "netrc")]
+        cache: Option<String>,
+    },
     /// For Nix's post-build-hook: tells the daemon what was built, at once and without fail
     Hook,
     /// Let the daemon read its configuration and tokens again
@@ -93,6 +107,18 @@ pub(super) enum SessionCommand {
         /// Where the page goes [default: standard output]
         #[arg(long, value_name = "FILE.html")]
         output: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ClientCommand {
+    /// Show how it stands, and whether this host can read the caches
+    Status,
+    /// Run it, without any token, and exit with its status
+    Exec {
+        /// Its arguments
+        #[arg(last = true, value_name = "ARGS")]
+        args: Vec<OsString>,
     },
 }
 

@@ -8,6 +8,7 @@
 mod anchor;
 mod args;
 pub mod ci;
+mod client;
 mod duration;
 mod end;
 mod hook;
@@ -15,6 +16,7 @@ mod link;
 mod manner;
 mod manual;
 mod metrics;
+mod nix_conf;
 mod page;
 mod paths;
 mod query;
@@ -32,7 +34,7 @@ use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use clap::{CommandFactory, Parser};
 
-use args::{Cli, Command, SessionCommand};
+use args::{Cli, ClientCommand, Command, SessionCommand};
 use link::Link;
 use render::Render;
 use verdict::{Exit, Failure};
@@ -93,6 +95,11 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Push(args) => query::push(&context, args),
         Command::Flush { timeout } => query::flush(&context, timeout),
         Command::Status { watch } => query::status(&context, watch),
+        Command::Client { command } => match command.unwrap_or(ClientCommand::Status) {
+            ClientCommand::Status => client::status(&context),
+            ClientCommand::Exec { args } => client::exec(&context, &args),
+        },
+        Command::NixConf { netrc, cache } => nix_conf::command(&context, netrc, cache.as_deref()),
         Command::Hook => return hook::command(Some(context.socket)),
         Command::Reload => query::reload(&context),
         Command::Metrics => query::metrics(&context),

@@ -15,10 +15,11 @@ use serde::Serialize;
 
 use super::{
     manner::{self, Level, Manner},
+    nix_conf::{Knows, Lines},
     page, text, variable,
     verdict::{Exit, Failure},
 };
-use crate::control::messages::{Progress, SessionDetail, SessionEntry, Status, Summary};
+use crate::control::messages::{ClientInfo, Progress, SessionDetail, SessionEntry, Status, Summary};
 
 /// Between two lines of progress where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -194,6 +195,23 @@ impl Render {
             self.warn(warning);
         }
         Ok(())
+    }
+
+    /// The client, the caches, and what this host's Nix knows of each.
+    pub(super) fn client(&self, info: &ClientInfo, known: &[Option<Knows>]) {
+        if !self.json {
+            let _ = self.out(&text::client_info(info, known, now_ms()));
+            return;
+        }
+        let mut value = serde_json::json!(info);
+        for (i, knows) in known.iter().enumerate() {
+            value["servers"][i]["nix"] = serde_json::json!(knows);
+        }
+        let _ = self.object(&value);
+    }
+
+    pub(super) fn nix_conf(&self, lines: &Lines) {
+        let _ = if self.json { self.object(lines) } else { self.out(&text::nix_conf(lines)) };
     }
 
     pub(super) fn done(&self, message: &str) {

@@ -108,7 +108,7 @@ async fn mind(context: Context, args: RunArgs) -> Result<Exit, Failure> {
 }
 
 /// Waits for the command, passing signals on; also whether there were any.
-async fn attend(child: &mut Child, signals: &mut Signals) -> io::Result<(ExitStatus, bool)> {
+pub(super) async fn attend(child: &mut Child, signals: &mut Signals) -> io::Result<(ExitStatus, bool)> {
     let mut signalled = false;
     loop {
         tokio::select! {
@@ -127,14 +127,14 @@ async fn attend(child: &mut Child, signals: &mut Signals) -> io::Result<(ExitSta
     }
 }
 
-struct Signals {
+pub(super) struct Signals {
     term: Stream,
     int: Stream,
     hup: Stream,
 }
 
 impl Signals {
-    fn listen() -> io::Result<Self> {
+    pub(super) fn listen() -> io::Result<Self> {
         Ok(Self {
             term: signal(SignalKind::terminate())?,
             int: signal(SignalKind::interrupt())?,
@@ -152,7 +152,7 @@ impl Signals {
 }
 
 /// As shells do: 128 and the signal's number.
-fn code(status: ExitStatus) -> Exit {
+pub(super) fn code(status: ExitStatus) -> Exit {
     let number = status.code().or_else(|| status.signal().map(|s| 128 + s)).unwrap_or(1);
     Exit::Command(u8::try_from(number & 0xff).unwrap_or(1))
 }

@@ -186,7 +186,7 @@ fn ci_systems() {
 }
 
 /// Every variable that the client reads. None holds a credential.
-const READ: [&str; 39] = [
+const READ: [&str; 42] = [
     "BRANCH_NAME",
     "BUILDKITE",
     "BUILDKITE_BRANCH",
@@ -220,12 +220,15 @@ const READ: [&str; 39] = [
     "GITHUB_STEP_SUMMARY",
     "GITLAB_CI",
     "GIT_BRANCH",
+    "HOME",
     "JENKINS_URL",
     "JOB_NAME",
     "NO_COLOR",
     "OUT_PATHS",
     "RUNNER_NAME",
     "RUNNER_TRACKING_ID",
+    "XDG_CONFIG_HOME",
+    "XDG_RUNTIME_DIR",
 ];
 
 /// One function reads the environment, so what is asked of it is all that is read.

@@ -2,8 +2,12 @@
 
 use std::{fmt::Write, time::Duration};
 
+use super::nix_conf::{Knows, Lines};
 use super::render::Heading;
-use crate::control::messages::{Progress, SessionDetail, SessionEntry, SessionState, Status, Summary};
+use crate::control::messages::{
+    ClientInfo, ClientServer, ClientStatus, Progress, SessionDetail, SessionEntry, SessionState, Status,
+    Summary,
+};
 
 /// Without control characters: labels, names and reasons come from elsewhere
 /// and must not move the cursor of whoever reads them.
@@ -67,6 +71,11 @@ pub(super) fn summary(s: &Summary, heading: Heading) -> String {
     }
     line("bytes:", if s.bytes < 1024 { bytes(s.bytes) } else { format!("{} ({})", s.bytes, bytes(s.bytes)) });
     line("flush:", span(Duration::from_millis(s.flush_ms)));
+    match (s.engine.as_str(), s.waited_for_client) {
+        ("attic", true) => line("engine:", "attic, which had to wait for its client".to_owned()),
+        ("attic", false) => line("engine:", "attic".to_owned()),
+        _ => {}
+    }
     for failed in &s.failed {
         let _ = writeln!(out, "failed: {}: {}", clean(&failed.path), clean(&failed.error));
     }
@@ -188,8 +197,7 @@ pub(super) fn status(s: &Status, now_ms: i64) -> String {
     if let Some(detail) = &s.ledger.detail {
         let _ = write!(out, ": {}", clean(detail));
     }
-    let client = s.client.path.as_deref().map(|p| format!(", {}", clean(p))).unwrap_or_default();
-    let _ = writeln!(out, "\nclient: {}{client}", clean(&s.client.state));
+    let _ = writeln!(out, "\nclient: {}", client(&s.client, now_ms));
     if !s.sessions.is_empty() {
         out.push_str(&sessions(&s.sessions, now_ms));
     }
@@ -199,6 +207,87 @@ pub(super) fn status(s: &Status, now_ms: i64) -> String {
     let listed = s.parked.len() as u64;
     if q.parked > listed && listed > 0 {
         let _ = writeln!(out, "parked: {} more, not listed", paths(q.parked - listed));
+    }
+    out
+}
+
+fn client(c: &ClientStatus, now_ms: i64) -> String {
+    let mut out = clean(&c.state);
+    if let Some(path) = &c.path {
+        let _ = write!(out, ", {}", clean(path));
+    }
+    if let Some(version) = &c.version {
+        let _ = write!(out, " ({})", clean(version));
+    }
+    if let Some(since) = c.since {
+        let _ = write!(out, ", here for {}", age(since, now_ms));
+    }
+    if let Some(error) = &c.error {
+        let _ = write!(out, ": {}", clean(error));
+    }
+    out
+}
+
+pub(super) fn client_info(info: &ClientInfo, known: &[Option<Knows>], now_ms: i64) -> String {
+    let c = &info.client;
+    let mut out = format!("client: {}\n", client(c, now_ms));
+    let mut line = |name: &str, value: Option<String>| {
+        if let Some(value) = value {
+            let _ = writeln!(out, "  {name:<12} {value}");
+        }
+    };
+    line("from:", c.installable.as_deref().map(clean));
+    line("phase 1:", c.took_ms.map(|ms| span(Duration::from_millis(ms))));
+    line("without it:", c.waited_ms.map(|ms| span(Duration::from_millis(ms))));
+    for (server, knows) in info.servers.iter().zip(known) {
+        reading(&mut out, server, knows.as_ref(), info.netrc.as_deref());
+    }
+    out
+}
+
+/// Whether Nix on this host reads a cache, and what to do when it does not.
+fn reading(out: &mut String, server: &ClientServer, knows: Option<&Knows>, netrc: Option<&str>) {
+    let url = server.substituter.as_deref().unwrap_or("it has not said where Nix reads it");
+    let _ = writeln!(out, "cache {}: {}", clean(&server.name), clean(url));
+    let mut line = |name: &str, good: bool, otherwise: &str| {
+        let _ = writeln!(out, "  {name:<22} {}", if good { "yes" } else { otherwise });
+    };
+    if let Some(knows) = knows {
+        let hint = "no: add what `flywheelctl nix-conf` prints to nix.conf";
+        line("a substituter of Nix:", knows.substituter, hint);
+        line("its key is trusted:", knows.public_key, hint);
+        match (knows.netrc, netrc) {
+            (None, _) => {}
+            (Some(good), Some(_)) => line("Nix uses its netrc:", good, hint),
+            (Some(good), None) => {
+                line(
+                    "Nix uses its netrc:",
+                    good,
+                    "no: it is private; set [nix] netrc and its pull_token_file",
+                );
+            }
+        }
+    }
+    let problem = clean(server.problem.as_deref().unwrap_or("the reason is not known"));
+    match server.readable {
+        Some(good) => line("can be read:", good, &format!("no: {problem}")),
+        None => line("can be read:", false, "not known: the cache has not answered yet"),
+    }
+}
+
+/// Lines for nix.conf.
+pub(super) fn nix_conf(lines: &Lines) -> String {
+    let mut out = String::new();
+    for (key, values) in [
+        ("extra-substituters", &lines.substituters),
+        ("extra-trusted-public-keys", &lines.trusted_public_keys),
+    ] {
+        if !values.is_empty() {
+            let _ = writeln!(out, "{key} = {}", clean(&values.join(" ")));
+        }
+    }
+    if let Some(file) = &lines.netrc_file {
+        let _ = writeln!(out, "netrc-file = {}", clean(file));
     }
     out
 }

@@ -92,7 +92,7 @@ impl Driver {
     /// that was given up is taken up again.
     fn ended_before(&mut self, peer: &Peer, which: Which, paths: Vec<StorePath>, caller: Caller) {
         let (ledger, peer, own) = (self.ledger.clone(), *peer, self.own_uid);
-        let store_dir = self.transfers.store_dir.clone();
+        let (store_dir, ways) = (self.transfers.store_dir.clone(), self.ways());
         let out = self.transfers.out.clone();
         tokio::task::spawn_blocking(move || {
             let (found, otherwise) = match which {
@@ -117,7 +117,7 @@ impl Driver {
                         let _ =
                             out.blocking_send(Input::Rejoined(Box::new(Rejoining { info, paths, caller })));
                     } else {
-                        responder.reply(super::report::ended(&ledger, &store_dir, &info, Vec::new()));
+                        responder.reply(super::report::ended(&ledger, &store_dir, &ways, &info, Vec::new()));
                     }
                 }
                 Ok(Some(_)) => responder.refuse(ErrorCode::Denied, "the session belongs to another user"),

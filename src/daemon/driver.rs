@@ -78,6 +78,13 @@ pub(super) struct Driver {
     pub(super) own_uid: u32,
     /// Sessions of an earlier life, until what they wait for is known again.
     pub(super) resumed: Vec<Resumed>,
+    /// The attic client that is kept.
+    pub(super) client: super::client::Handle,
+    pub(super) login: super::login::Login,
+    /// The file that Nix reads private caches with.
+    pub(super) netrc: Option<super::netrc::Netrc>,
+    /// What carries out the uploads of caches that do not take them from us.
+    pub(super) engines: Vec<Option<super::engine::Engine>>,
 }
 
 impl Driver {
@@ -96,6 +103,7 @@ impl Driver {
         for number in 0..u16::try_from(self.caches.len()).unwrap_or(u16::MAX) {
             self.transfers.probe(CacheId(number));
         }
+        self.client_usable(self.client.is_usable());
         loop {
             if let Some(ended) = self.at_end() {
                 return ended;
@@ -175,6 +183,7 @@ impl Driver {
             Input::Asked { cache, tasks, result } => self.asked(cache, tasks, result),
             Input::Uploaded { task, result, took_ms } => self.uploaded(task, result, took_ms),
             Input::Probed(cache, result) => self.probed(cache, result),
+            Input::Client(usable) => self.client_usable(usable),
         }
     }
 
@@ -204,7 +213,10 @@ impl Driver {
                 if let Some(ware) = self.wares.get_mut(&task) {
                     ware.attempts = attempt;
                     self.ledger.uploading(task, attempt);
-                    self.transfers.upload(cache, task, ware.path.clone());
+                    match &self.engines[usize::from(cache.0)] {
+                        Some(engine) => engine.upload(task, ware.path.clone()),
+                        None => self.transfers.upload(cache, task, ware.path.clone()),
+                    }
                 }
             }
             Action::Probe(cache) => self.transfers.probe(cache),

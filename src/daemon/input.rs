@@ -61,6 +61,8 @@ pub(super) enum Input {
         /// How long it took, in milliseconds.
         took_ms: u64,
     },
+    /// The attic client may be used from now on, or may not.
+    Client(bool),
     /// A probe came to an end.
     Probed(CacheId, Result<Discovered, CacheError>),
 }
@@ -76,6 +78,8 @@ pub(super) enum Sent {
     Collected,
     /// The store's database could not be read.
     Unreadable(String),
+    /// What carries uploads out could not do its work.
+    Engine(String),
     /// The cache, or the way to it; the NAR's size in bytes.
     Failed(CacheError, u64),
 }

@@ -16,9 +16,11 @@
 
 mod anchors;
 mod begin;
+mod client;
 mod closing;
 mod driver;
 mod ending;
+mod engine;
 mod history;
 mod hooks;
 mod identity;
@@ -26,10 +28,13 @@ mod input;
 mod intake;
 mod keeper;
 mod live;
+mod login;
+mod netrc;
 mod notify;
 mod opening;
 mod outcome;
 mod rate;
+mod readers;
 mod report;
 mod requests;
 mod resume;
@@ -42,6 +47,7 @@ mod signals;
 mod tokens;
 mod transfer;
 mod waiters;
+mod wrapper;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -51,6 +57,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail};
 use tokio_util::sync::CancellationToken;
 
+/// Being the process between the daemon and a program that it runs.
+pub use crate::attic::supervise;
 use crate::attribution::{Windows, Witness};
 use crate::config::Settings;
 use crate::control::messages::PathCounts;
@@ -64,6 +72,7 @@ use driver::{Driver, Ended};
 use intake::{Bell, Intake};
 use keeper::{Keeper, Places};
 use live::Desk;
+use netrc::Netrc;
 use notify::Notify;
 use rate::Rate;
 use rules::Facts;
@@ -91,7 +100,7 @@ pub async fn run(settings: Settings) -> Result<()> {
     }
     let settings = Arc::new(settings);
     let (signal, stop) = signals::signals()?;
-    make_state_dir(&settings.state_dir)?;
+    make_dir(&settings.state_dir, "state_dir")?;
     let path = settings.state_dir.join("ledger.sqlite");
     let (ledger, opened) = Ledger::open(&path).with_context(|| format!("the ledger {}", path.display()))?;
     let store_dir = StoreDir::new(&settings.nix.store_dir.to_string_lossy())?;
@@ -104,6 +113,7 @@ pub async fn run(settings: Settings) -> Result<()> {
     let built_in = servers::start_embedded(&settings, &store_dir, &closing).await?;
     let caches: Vec<String> = settings.caches.keys().cloned().collect();
     let (clients, token_files) = servers::clients(&settings, built_in.as_ref())?;
+    let login = login::Login::new(&settings, built_in.as_ref(), &clients);
     let facts = Facts::new(caches.len());
     let (out, inputs) = tokio::sync::mpsc::channel(INPUTS);
     let identity = reader.identity()?;
@@ -139,8 +149,16 @@ pub async fn run(settings: Settings) -> Result<()> {
     let listener = server::bind(&settings.socket)?;
     let (requests, control) =
         server::start(listener, store_dir.as_str(), Limits::default(), closing.clone())?;
+    make_dir(&settings.runtime_dir, "RUNTIME_DIRECTORY")?;
+    wrapper::write(&settings);
+    let reads = servers::reads(&settings, built_in.as_ref(), &transfers.clients);
+    let netrc = settings.nix.netrc.clone();
+    let netrc = netrc.map(|file| Netrc::new(file, settings.nix.netrc_group.clone(), reads));
+    let reading = netrc.clone().map(|netrc| tokio::spawn(netrc.keep()));
+    let (client, keeping) = client::start(&settings, login.clone(), seed(), out.clone());
     let intake = Intake {
         journal,
+        client: client.clone(),
         state_dir: settings.nix.state_dir.clone(),
         own_dir: settings.state_dir.clone(),
         store_dir,
@@ -156,7 +174,7 @@ pub async fn run(settings: Settings) -> Result<()> {
         out,
     };
     let intake = intake::start(intake, ear)?;
-    let limits: Vec<_> = caches.iter().map(|_| servers::limits(settings.push.jobs)).collect();
+    let (engines, limits) = servers::engines(&settings, &transfers, &client, &login);
     let mut notify = Notify::new();
     notify.ready();
     event!(
@@ -191,12 +209,19 @@ pub async fn run(settings: Settings) -> Result<()> {
         doorbell,
         notify,
         resumed,
+        client,
+        login,
+        engines,
+        netrc,
     };
     let ended = driver.run(inputs, requests, stop).await;
     closing.cancel();
     keeper.stop();
     tokens.abort();
     history.abort();
+    // And with it what it runs.
+    keeping.abort();
+    reading.iter().for_each(tokio::task::JoinHandle::abort);
     if tokio::time::timeout(GOODBYE, control).await.is_err() {
         event!(CALLERS_LEFT, "some callers did not take their answer in time");
     }
@@ -222,13 +247,14 @@ pub async fn run(settings: Settings) -> Result<()> {
     Ok(())
 }
 
-fn make_state_dir(dir: &PathBuf) -> Result<()> {
+/// A directory of ours, for nobody else, unless somebody has made it already.
+fn make_dir(dir: &PathBuf, set_by: &str) -> Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(dir)
-        .with_context(|| format!("the state directory {} cannot be made; set state_dir", dir.display()))
+        .with_context(|| format!("the directory {} cannot be made; set {set_by}", dir.display()))
 }
 
 fn position(caches: &[String], name: &str) -> Option<u16> {

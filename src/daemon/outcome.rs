@@ -75,6 +75,18 @@ impl Driver {
                 );
                 Event::UploadFailed(task, Failure::Store)
             }
+            Sent::Engine(reason) => {
+                event!(
+                    UPLOAD_UNDONE,
+                    cache = name,
+                    store_path = full(),
+                    attempt = ware.attempts,
+                    error = reason,
+                    "the attic client has not done its work; trying again"
+                );
+                ware.error = Some(("engine".to_owned(), reason));
+                Event::UploadFailed(task, Failure::Engine)
+            }
             Sent::Failed(error, size) => {
                 self.counts[usize::from(cache.0)].failures += 1;
                 let text = error.to_string();
@@ -151,6 +163,7 @@ impl Driver {
             GateState::Online => {
                 self.troubles[usize::from(cache.0)] = None;
                 event!(CACHE_ONLINE, cache = name, "the cache is back: uploads go on");
+                self.client.cache_back();
             }
             GateState::Offline => {
                 event!(

@@ -3,6 +3,7 @@
 
 use super::driver::Driver;
 use super::live::Asked;
+use super::readers::{Ways, word};
 use super::wall_ms;
 use crate::control::messages as m;
 use crate::control::messages::{ErrorCode, Reply};
@@ -20,7 +21,13 @@ impl Driver {
     /// Answers a caller that waited, or did not want to. `early`: not because
     /// everything is settled.
     pub(super) fn answer(&self, asked: Asked, responder: Responder, since: std::time::Instant, early: bool) {
-        let warnings = self.warnings(asked);
+        let mut warnings = self.warnings(asked);
+        if let (Asked::End(row) | Asked::Push(row), true) = (asked, early) {
+            let cache = self.desk.sessions.get(&row).and_then(|session| session.cache);
+            let held = cache.filter(|_| self.flow.unsettled(row) > 0).and_then(|c| self.waits_for_client(c));
+            warnings
+                .extend(held.map(|why| format!("{why}; what is pending is pushed as soon as it is there")));
+        }
         self.answer_warning(asked, responder, since, early, warnings);
     }
 
@@ -63,10 +70,11 @@ impl Driver {
         };
         let unlooked = self.desk.sessions.get(&row).is_some_and(|s| s.unlooked);
         let (ledger, store_dir) = (self.ledger.clone(), self.transfers.store_dir.clone());
+        let ways = self.ways();
         let flush_ms = millis(since.elapsed());
         tokio::task::spawn_blocking(move || {
             let reply = match ledger.session_by_row(row) {
-                Ok(Some(info)) => ended(&ledger, &store_dir, &info, warnings),
+                Ok(Some(info)) => ended(&ledger, &store_dir, &ways, &info, warnings),
                 Ok(None) => Reply::Error {
                     code: ErrorCode::Internal,
                     message: "the session is not in the ledger any more".to_owned(),
@@ -153,11 +161,11 @@ impl Driver {
     /// `session show`.
     pub(super) fn show(&self, peer: &Peer, id: String, responder: Responder) {
         let (ledger, peer, own) = (self.ledger.clone(), *peer, self.own_uid);
-        let store_dir = self.transfers.store_dir.clone();
+        let (store_dir, ways) = (self.transfers.store_dir.clone(), self.ways());
         tokio::task::spawn_blocking(move || {
             let reply = match ledger.session(&id) {
                 Ok(Some(info)) if peer.uid == info.new.uid || peer.uid == 0 || peer.uid == own => {
-                    detail(&ledger, &store_dir, &info).unwrap_or_else(|e| internal(&e))
+                    detail(&ledger, &store_dir, &ways, &info).unwrap_or_else(|e| internal(&e))
                 }
                 Ok(Some(_)) => Reply::Error {
                     code: ErrorCode::Denied,
@@ -181,7 +189,7 @@ impl Driver {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_ms: millis(self.began.elapsed()),
             draining: self.stopping.is_some(),
-            client: m::ClientStatus { state: "disabled".to_owned(), path: None },
+            client: super::readers::client(&self.client.view(), &self.settings),
             warnings: self.settings.warnings.clone(),
             ..m::Status::default()
         };
@@ -195,8 +203,10 @@ impl Driver {
                 name: name.clone(),
                 endpoint: client.endpoint(),
                 state: cache_state(view.state),
-                engine: "native".to_owned(),
-                reason: self.troubles[usize::from(number)].clone(),
+                engine: word(self.settings.caches[name].engine).to_owned(),
+                reason: self.troubles[usize::from(number)]
+                    .clone()
+                    .or_else(|| self.waits_for_client(CacheId(number))),
                 token_expires: client.token_expiry(),
                 counts: self.counts[usize::from(number)],
             });
@@ -217,6 +227,7 @@ impl Driver {
             .then(|| health.last_loss.unwrap_or_else(|| "the store is not watched".to_owned()));
         status.store.problem = self.stuck.clone().or(blind);
         status.warnings.extend(self.keeper.trouble());
+        status.warnings.extend(self.netrc.as_ref().and_then(super::netrc::Netrc::trouble));
         status.store.cursor = self.cursor;
         status.ledger = match self.ledger.health() {
             Health::Ok => m::LedgerStatus { state: "ok".to_owned(), detail: None },
@@ -290,16 +301,24 @@ fn state(state: SessionState) -> m::SessionState {
 pub(super) fn ended(
     ledger: &Ledger,
     store_dir: &StoreDir,
+    ways: &Ways,
     info: &SessionInfo,
     warnings: Vec<String>,
 ) -> Reply {
     match ledger.summary(info.row) {
-        Ok(counts) => Reply::Ended(summary(store_dir, info, counts, warnings)),
+        Ok(counts) => Reply::Ended(summary(store_dir, ways, info, counts, warnings)),
         Err(error) => internal(&error),
     }
 }
 
-fn summary(store_dir: &StoreDir, info: &SessionInfo, c: Counts, warnings: Vec<String>) -> m::Summary {
+fn summary(
+    store_dir: &StoreDir,
+    ways: &Ways,
+    info: &SessionInfo,
+    c: Counts,
+    warnings: Vec<String>,
+) -> m::Summary {
+    let (engine, waited_for_client) = ways.of(info);
     let by = |evidence: Evidence| c.by_evidence[evidence as usize];
     let until = info.ended_at.unwrap_or_else(wall_ms);
     m::Summary {
@@ -337,6 +356,8 @@ fn summary(store_dir: &StoreDir, info: &SessionInfo, c: Counts, warnings: Vec<St
         state: state(info.state),
         strict: info.new.strict,
         warnings,
+        engine,
+        waited_for_client,
     }
 }
 
@@ -357,7 +378,12 @@ fn entry(info: &SessionInfo, c: &Counts) -> m::SessionEntry {
     }
 }
 
-fn detail(ledger: &Ledger, store_dir: &StoreDir, info: &SessionInfo) -> Result<Reply, LedgerError> {
+fn detail(
+    ledger: &Ledger,
+    store_dir: &StoreDir,
+    ways: &Ways,
+    info: &SessionInfo,
+) -> Result<Reply, LedgerError> {
     let counts = ledger.summary(info.row)?;
     let items = ledger.session_items(info.row, 0, PATHS_MOST)?;
     let paths = items
@@ -388,6 +414,6 @@ fn detail(ledger: &Ledger, store_dir: &StoreDir, info: &SessionInfo) -> Result<R
         .collect();
     let session = entry(info, &counts);
     let paths_total = counts.total();
-    let summary = summary(store_dir, info, counts, Vec::new());
+    let summary = summary(store_dir, ways, info, counts, Vec::new());
     Ok(Reply::Session(m::SessionDetail { session, summary, paths, paths_total }))
 }

@@ -59,6 +59,7 @@ impl Driver {
             Request::Hook { derivation, outputs } => self.hook(&peer, derivation, outputs, responder),
             Request::Status => self.status(responder),
             Request::Reload => self.reload(&peer, responder),
+            Request::Client { check } => self.readers(check, responder),
         }
     }
 
@@ -163,6 +164,7 @@ impl Driver {
             self.step(Event::Nudge(CacheId(number)));
         }
         self.step(Event::Retry(None));
+        self.client.wanted();
         let notes = if notes.is_empty() { "tokens unchanged".to_owned() } else { notes.join("; ") };
         let message = format!("{notes}; what was given up is tried again");
         event!(RELOADED, "reload: {message}");

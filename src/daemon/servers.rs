@@ -5,10 +5,15 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use tokio_util::sync::CancellationToken;
 
+use super::client::Handle;
+use super::engine::{self, Engine, Means};
+use super::login::{Login, Served};
+use super::netrc::Read;
+use super::transfer::Transfers;
 use crate::cache::{CacheClient, CacheName, ClientSettings, TokenSource};
-use crate::config::{Jobs, Settings, Target, Token};
+use crate::config::{self, Cache, Jobs, Settings, Target, Token};
 use crate::embedded::{self, Running};
-use crate::flow::CacheLimits;
+use crate::flow::{CacheId, CacheLimits};
 use crate::observe::event;
 use crate::store::StoreDir;
 
@@ -51,21 +56,8 @@ pub(super) fn clients(
 ) -> Result<(Vec<CacheClient>, Vec<Option<PathBuf>>)> {
     let (mut clients, mut files) = (Vec::new(), Vec::new());
     for (name, cache) in &settings.caches {
-        let (endpoints, token) = match (&cache.target, built_in) {
-            (Target::Embedded, Some(running)) => {
-                (vec![format!("http://{}", running.addr)], TokenSource::File(running.push_token_file.clone()))
-            }
-            (Target::Embedded, None) => {
-                bail!("the cache {name} is built in, and the built-in cache does not run")
-            }
-            (Target::Remote(urls), _) => {
-                let token = match &cache.token {
-                    Token::File(file) => TokenSource::File(file.clone()),
-                    Token::Env(variable) => TokenSource::Env(variable.clone()),
-                    Token::None => TokenSource::None,
-                };
-                (urls.clone(), token)
-            }
+        let Some((endpoints, token)) = whereabouts(cache, built_in) else {
+            bail!("the cache {name} is built in, and the built-in cache does not run")
         };
         files.push(match &token {
             TokenSource::File(file) => Some(file.clone()),
@@ -78,7 +70,72 @@ pub(super) fn clients(
     Ok((clients, files))
 }
 
-pub(super) fn limits(jobs: Jobs) -> CacheLimits {
+/// Where a cache is and where its token is; nothing for a built-in one that
+/// does not run.
+pub(super) fn whereabouts(cache: &Cache, built_in: Option<&Running>) -> Option<(Vec<String>, TokenSource)> {
+    match (&cache.target, built_in) {
+        (Target::Embedded, Some(running)) => {
+            let address = format!("http://{}", running.addr);
+            Some((vec![address], TokenSource::File(running.push_token_file.clone())))
+        }
+        (Target::Embedded, None) => None,
+        (Target::Remote(urls), _) => {
+            let token = match &cache.token {
+                Token::File(file) => TokenSource::File(file.clone()),
+                Token::Env(variable) => TokenSource::Env(variable.clone()),
+                Token::None => TokenSource::None,
+            };
+            Some((urls.clone(), token))
+        }
+    }
+}
+
+/// The caches as Nix reads them.
+pub(super) fn reads(settings: &Settings, built_in: Option<&Running>, clients: &[CacheClient]) -> Vec<Read> {
+    let pull = |cache: &Cache| match (&cache.target, &cache.pull_token, built_in, &settings.embedded) {
+        (Target::Remote(_), Some(file), ..) => TokenSource::File(file.clone()),
+        (Target::Embedded, _, Some(running), Some(own)) if !own.public => {
+            TokenSource::File(running.pull_token_file.clone())
+        }
+        _ => TokenSource::None,
+    };
+    let read = |((name, cache), client): ((&String, &Cache), &CacheClient)| Read {
+        name: name.clone(),
+        client: client.clone(),
+        pull: pull(cache),
+    };
+    settings.caches.iter().zip(clients).map(read).collect()
+}
+
+/// What carries out each cache's uploads when we do not, and how many at a time.
+pub(super) fn engines(
+    settings: &Settings,
+    transfers: &Transfers,
+    client: &Handle,
+    login: &Login,
+) -> (Vec<Option<Engine>>, Vec<CacheLimits>) {
+    let of = |(number, (cache, served)): (u16, (&Cache, &Served))| match cache.engine {
+        config::Engine::Native => (None, limits(settings.push.jobs)),
+        config::Engine::Attic => {
+            let means = Means {
+                cache: CacheId(number),
+                transfers: transfers.clone(),
+                client: client.clone(),
+                place: super::client::place(settings, login),
+                login: login.clone(),
+                served: served.clone(),
+                // attic's own number when the configuration leaves it open.
+                jobs: if let Jobs::Fixed(n) = settings.push.jobs { n } else { 5 },
+                memory: settings.client.memory,
+                stall: cache.stall_timeout,
+            };
+            (Some(engine::start(means)), engine::LIMITS)
+        }
+    };
+    (0..).zip(settings.caches.values().zip(&login.served)).map(of).unzip()
+}
+
+fn limits(jobs: Jobs) -> CacheLimits {
     match jobs {
         Jobs::Auto => AUTO,
         Jobs::Fixed(n) => CacheLimits { least: n, most: n },

@@ -123,6 +123,21 @@ impl Transfers {
         self.sent.load(Ordering::Relaxed)
     }
 
+    /// Bytes that were sent for uploads elsewhere.
+    pub(super) fn add_sent(&self, bytes: u64) {
+        self.sent.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// What the store knows of these now, each for itself.
+    pub(super) async fn infos(&self, paths: Vec<StorePath>) -> Vec<Result<Option<PathInfo>, String>> {
+        let (this, count) = (self.clone(), paths.len());
+        let read = move || paths.iter().map(|path| this.with_journal(|j| j.info(path))).collect();
+        match tokio::task::spawn_blocking(read).await {
+            Ok(infos) => infos,
+            Err(e) => (0..count).map(|_| Err(e.to_string())).collect(),
+        }
+    }
+
     /// The highest number that the Nix database has given. Blocks for a moment.
     pub(super) fn head(&self) -> Result<i64, String> {
         self.with_journal(Journal::head)

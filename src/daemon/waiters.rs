@@ -6,7 +6,7 @@ use super::driver::Driver;
 use super::live::{Asked, Caller, Waiter};
 use super::wall_ms;
 use crate::control::messages::Progress;
-use crate::flow::{Event, SessionId};
+use crate::flow::{CacheId, Event, SessionId};
 use crate::ledger::SessionState;
 
 impl Driver {
@@ -71,6 +71,8 @@ impl Driver {
         self.desk.waiters.retain(|w| !w.responder.is_gone());
         let uploading = self.flow.in_flight();
         let bytes_sent = self.counts.iter().map(|c| c.bytes).sum();
+        let numbers = 0..u16::try_from(self.caches.len()).unwrap_or(u16::MAX);
+        let note = numbers.map(CacheId).find_map(|cache| self.waits_for_client(cache));
         for waiter in &mut self.desk.waiters {
             let left = u64::from(self.flow.unsettled(waiter.group));
             waiter.total = waiter.total.max(left);
@@ -83,7 +85,7 @@ impl Driver {
                 total: waiter.total,
                 uploading,
                 bytes_sent,
-                note: None,
+                note: note.clone(),
                 session,
             });
         }

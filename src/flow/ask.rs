@@ -52,7 +52,7 @@ impl Flow {
         c.gate.failed(failure, None, now, &mut self.rng);
         match failure {
             Failure::Unreachable | Failure::Refused => {}
-            Failure::Transient { .. } | Failure::Store => {
+            Failure::Transient { .. } | Failure::Store | Failure::Engine => {
                 let retry_after =
                     if let Failure::Transient { retry_after } = failure { retry_after } else { None };
                 c.ask_attempt += 1;

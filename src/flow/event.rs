@@ -88,6 +88,9 @@ pub enum Event {
     Flush(SessionId),
     /// Nobody waits for this group any more.
     Forget(SessionId),
+    /// Uploads to a cache wait from here on, or may go on: what carries them
+    /// out is not there. What runs may end, and the cache is asked all the same.
+    Hold(CacheId, bool),
     /// The number of uploads at a time to a cache changed.
     Limits(CacheId, CacheLimits),
     /// Time passed.
@@ -123,6 +126,8 @@ pub enum Failure {
     /// The store's database could not be read: says nothing about the path, nor
     /// about the cache.
     Store,
+    /// What carries uploads out could not do its work; says as little.
+    Engine,
 }
 
 /// Why a task is parked.

@@ -138,7 +138,8 @@ impl Gate {
             | Failure::TooLarge
             | Failure::Rejected
             | Failure::Local
-            | Failure::Store => {}
+            | Failure::Store
+            | Failure::Engine => {}
         }
     }
 
@@ -172,7 +173,13 @@ impl Gate {
                 self.state = State::Open { strikes: 0 };
                 true
             }
-            Err(Failure::Unreachable | Failure::Transient { .. } | Failure::Local | Failure::Store) => {
+            Err(
+                Failure::Unreachable
+                | Failure::Transient { .. }
+                | Failure::Local
+                | Failure::Store
+                | Failure::Engine,
+            ) => {
                 self.close(false, now, rng);
                 false
             }

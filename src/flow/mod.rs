@@ -23,6 +23,7 @@
 //! and those that refer to it; every retry waits and is jittered.
 
 mod ask;
+mod client;
 mod event;
 mod fate;
 mod gate;
@@ -33,6 +34,7 @@ mod session;
 mod step;
 mod task;
 
+pub use client::{ClientAction, ClientEvent, ClientLife, ClientState, Found};
 pub use event::{Action, CacheId, Cause, Event, Failure, NewTask, Outcome, SessionId, TaskId, Time};
 pub use gate::GateState;
 pub use retry::Backoff;

@@ -58,6 +58,8 @@ pub(super) struct Cache {
     pub(super) uploading: u32,
     pub(super) tasks: usize,
     pub(super) parked: usize,
+    /// Nothing is uploaded for the moment, whatever the gate says.
+    pub(super) held: bool,
 }
 
 /// All decisions of one daemon.
@@ -91,6 +93,7 @@ impl Flow {
                 uploading: 0,
                 tasks: 0,
                 parked: 0,
+                held: false,
             })
             .collect();
         Self {
@@ -134,6 +137,11 @@ impl Flow {
             }
             Event::Flush(session) => self.flush(session),
             Event::Forget(session) => self.forget(session),
+            Event::Hold(cache, held) => {
+                if let Some(c) = self.cache(cache) {
+                    c.held = held;
+                }
+            }
             Event::Limits(cache, limits) => {
                 if let Some(c) = self.cache(cache) {
                     c.pace = Pace::new(limits.least, limits.most);
@@ -256,7 +264,7 @@ impl Flow {
         let wait = Backoff::UPLOAD.wait(task.attempts, &mut self.rng);
         match failure {
             Failure::Refused => self.make_ready(id),
-            Failure::Store => self.rest(id, now.after(wait)),
+            Failure::Store | Failure::Engine => self.rest(id, now.after(wait)),
             // The gate is closed now. A path that brings the connection down
             // every time waits on its own, so that it costs nobody else.
             Failure::Unreachable if task.attempts <= 2 => self.make_ready(id),
@@ -364,7 +372,7 @@ impl Flow {
                 out.push(Action::Ask(cache_id(index), batch));
             }
         }
-        while c.uploading < c.pace.limit() {
+        while !c.held && c.uploading < c.pace.limit() {
             let ready = |id, urgent| {
                 tasks.get(&id).is_some_and(|t: &Task| t.phase == Phase::Ready && t.urgent == urgent)
             };

@@ -195,6 +195,38 @@ kinds! {
     ACCEPT_FAILED = "9ea5d0806490405b843d41c0ccc00008", WARN, [error];
     /// Serving a connection failed in an unforeseen way.
     CONTROL_FAULT = "6f707450bb424d4f8e8a405bdf96b062", WARN, [error];
+    /// An attic client is kept ready from now on.
+    CLIENT_KEPT = "ac0ff8bce88b4fb3b0683548e1d8c6a4", INFO, [phase, installable];
+    /// The attic client's configuration is written.
+    CLIENT_LOGGED_IN = "4498965d096542cf8955b5901c193d41", INFO, [dir];
+    /// The attic client of before the restart answers.
+    CLIENT_RESUMED = "6346f144b4cc430aa57f13d4efc4162d", INFO, [phase, client, version];
+    /// There is an attic client, or a newer one.
+    CLIENT_READY = "5f2838074c724e29a3205b12fadf00b0", INFO, [phase, client, version, duration_ms, waited_ms];
+    /// No attic client is to be had without building it.
+    CLIENT_MISSING = "d02e7622f65947e28b79d4b35800c118", INFO, [phase, error];
+    /// The attic client that is to be had does not work.
+    CLIENT_BROKEN = "cad6066bcdee4feea64b9ebd37668f02", WARN, [phase, error];
+    /// The attic client of before the restart does not answer.
+    CLIENT_STALE = "00cd3fc2c77244c790b4cab9d60864e7", WARN, [error];
+    /// A newer attic client was not taken.
+    CLIENT_NOT_REPLACED = "fd9ba3591faa4128b1b8c96d4e300d6f", WARN, [client, error];
+    /// The attic client in use does not work any more.
+    CLIENT_LOST = "18452987c11a483bb3bae27f94ca88bc", WARN, [error];
+    /// A file for the attic client cannot be written.
+    CLIENT_FAULT = "16009f805f364133aed7f7cde8f95158", WARN, [file, error];
+    /// The attic client says that it has pushed a path.
+    ATTIC_PUSHED = "fb0b6ea736a0456ebb85b9f0a51619a5", DEBUG, [cache, store_path, line];
+    /// The attic client says why it could not push a path.
+    ATTIC_FAILED = "eb4a94795aec4411ba0663d2e6cc35ca", WARN, [cache, store_path, error];
+    /// The attic client gave up a run.
+    ATTIC_GAVE_UP = "69ceb39feb7e48a7866a4e920e78acdf", WARN, [cache, error];
+    /// The attic client could not be used for a path.
+    UPLOAD_UNDONE = "04294c215138440daf4d7700101a9f91", WARN, [cache, store_path, attempt, error];
+    /// The netrc file for Nix is written.
+    NETRC_WRITTEN = "52223ccd4c7349bc8ee078997b072669", INFO, [file];
+    /// The netrc file for Nix is not as it should be.
+    NETRC_TROUBLE = "cadf9d6dd9644ae9806ba8b8f4345bf0", WARN, [file, error];
     /// Configuration and tokens were read again.
     RELOADED = "ded992d592eb46a28efad328b99a9bf6", INFO, [];
 }

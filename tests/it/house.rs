@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-pub(super) const ROOMS: [&str; 11] = [
+pub(super) const ROOMS: [&str; 12] = [
+    "attic",
     "attribution",
     "cache",
     "config",
@@ -25,7 +26,7 @@ fn allowed(room: &str) -> Option<&'static [&'static str]> {
     Some(match room {
         "flow" | "config" | "observe" => &[],
         // Who meets trouble tells of it.
-        "attribution" | "store" | "cache" | "embedded" | "ledger" | "control" => &["observe"],
+        "attic" | "attribution" | "store" | "cache" | "embedded" | "ledger" | "control" => &["observe"],
         "ctl" => &["control"],
         "daemon" => &ROOMS,
         // The binaries and lib.rs.

@@ -12,6 +12,8 @@
 
 mod attribution_jobs;
 mod attribution_life;
+mod client_life;
+mod client_reading;
 mod control;
 mod daemon_caches;
 mod daemon_cases;
@@ -20,6 +22,7 @@ mod daemon_failures;
 mod daemon_restart;
 mod daemon_story;
 mod embedded;
+mod engine_attic;
 mod house;
 mod house_picture;
 mod journal;

@@ -27,6 +27,7 @@ impl Intake {
             let rows = self.journal.since(cursor.id, ROWS)?;
             let Some(last) = rows.last() else { break };
             let next = Cursor { identity: cursor.identity.clone(), id: last.id };
+            rows.iter().for_each(|row| self.client.sighted(row.path.base()));
             // Their locks' events came before: what they tell is known then.
             self.witness.catch_up();
             self.take_rows(rows, Some(&next), seen)?;

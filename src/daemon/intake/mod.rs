@@ -51,6 +51,8 @@ pub(super) struct Intake {
     pub(super) facts: Facts,
     pub(super) keeper: Keeper,
     pub(super) filter: Filter,
+    /// Told of paths that may be the attic client.
+    pub(super) client: super::client::Handle,
     /// The caches' names, by their numbers.
     pub(super) caches: Vec<String>,
     pub(super) default_cache: CacheId,

@@ -6,9 +6,11 @@ use super::task::Phase;
 use super::{Action, CacheId, CacheLimits, Event, Flow, NewTask, SessionId, TaskId, Time};
 
 mod backoff;
+mod client;
 mod fairness;
 mod gate;
 mod herd;
+mod hold;
 mod model;
 mod scale;
 mod sim;

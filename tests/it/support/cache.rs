@@ -210,12 +210,18 @@ impl Standalone {
         std::fs::read_to_string(self.token_file()).unwrap().trim().to_owned()
     }
 
+    pub fn pull_token(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("embedded-pull-token")).unwrap().trim().to_owned()
+    }
+
     /// `[caches.main]` of a daemon's configuration, for this cache at `url`.
+    pub fn caches(&self, url: &str) -> String {
+        format!("[caches.main]\nendpoints = [\"{url}\"]\ntoken_file = \"{}\"\n", self.token_file().display())
+    }
+
+    /// The same, without an attic client.
     pub fn config_at(&self, url: &str) -> String {
-        format!(
-            "[caches.main]\nendpoints = [\"{url}\"]\ntoken_file = \"{}\"\n[client]\nenable = false\n",
-            self.token_file().display()
-        )
+        format!("{}[client]\nenable = false\n", self.caches(url))
     }
 
     pub fn config(&self) -> String {

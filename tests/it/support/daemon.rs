@@ -111,9 +111,14 @@ impl Daemon {
     /// Writes the configuration: socket, state and store first and last, so
     /// that `config` may begin with keys that stand in no table.
     pub fn configure(&self, config: &str) {
+        self.configure_nix(config, "");
+    }
+
+    /// The same, with further keys of `[nix]`.
+    pub fn configure_nix(&self, config: &str, nix: &str) {
         let top = self.nix.path().display();
         let text = format!(
-            "socket = \"{top}/s\"\nstate_dir = \"{top}/state\"\n{config}\n[nix]\nstore_dir = \"{top}/store\"\nstate_dir = \"{top}/var/nix\"\n"
+            "socket = \"{top}/s\"\nstate_dir = \"{top}/state\"\n{config}\n[nix]\nstore_dir = \"{top}/store\"\nstate_dir = \"{top}/var/nix\"\n{nix}"
         );
         std::fs::write(self.config(), text).unwrap();
     }

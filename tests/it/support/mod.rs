@@ -1,5 +1,6 @@
 //! What the tests share: real parts, made small and private.
 
+pub mod attic;
 pub mod cache;
 pub mod ci;
 pub mod daemon;

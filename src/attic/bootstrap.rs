@@ -1,0 +1,261 @@
+//! Phase 1: having the client without ever building it. Nix substitutes it or
+//! finds it in the store; either takes seconds, anything else fails at once and
+//! is tried again later. A client is tried before it takes the place of another:
+//!
+//! ```text
+//!   nix build … --out-link attic-client.new ─► --version ─► cache info ─► attic-client
+//!        │ not to be had                           │ no          │ no
+//!        ▼                                         ▼             ▼
+//!      Missing                                   the one before stays in use
+//! ```
+//!
+//! Both links are garbage collector roots, registered by Nix itself (through
+//! its daemon where there is one), so at no moment the client can be collected.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::child::{Ended, Limits, Runner, Stream};
+use super::home::Home;
+use super::installable::Installable;
+use crate::observe::detail;
+
+/// For `--version`; for `cache info`, which asks a server.
+const ANSWER: Duration = Duration::from_secs(30);
+/// The link to the client in use, in the state directory, and to the one that is tried.
+const LINK: &str = "attic-client";
+const CANDIDATE: &str = "attic-client.new";
+/// How much of what a command said goes into a message.
+const QUOTE: usize = 240;
+
+/// What the bootstrap works with.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// How programs are run.
+    pub runner: Runner,
+    /// Where the links are.
+    pub state_dir: PathBuf,
+    /// The client's configuration.
+    pub home: Home,
+    /// The longest that phase 1 may take.
+    pub timeout: Duration,
+}
+
+/// A client that has answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Obtained {
+    /// The program.
+    pub program: PathBuf,
+    /// What it says of its version.
+    pub version: String,
+    /// It is the one that was there before.
+    pub same: bool,
+    /// How long it took to have it.
+    pub took: Duration,
+}
+
+/// Why there is no client, or no new one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Miss {
+    /// No substituter has it, and it is not in the store.
+    #[error("{0}")]
+    Missing(String),
+    /// It is there and does not work.
+    #[error("{0}")]
+    Broken(String),
+    /// It is there, and the cache did not answer it.
+    #[error("{0}")]
+    Silent(String),
+}
+
+/// The client that an earlier life left, if it is still there.
+pub fn present(place: &Place, installable: &Installable) -> Option<PathBuf> {
+    let program = match installable {
+        Installable::Program(_) => installable.program_in(Path::new("")),
+        Installable::Flake(_) | Installable::Store { .. } => {
+            installable.program_in(&std::fs::read_link(place.state_dir.join(LINK)).ok()?)
+        }
+    };
+    program.is_file().then_some(program)
+}
+
+/// Has the client, or says why not. `cache`: `SERVER:CACHE` to try it on.
+pub async fn obtain(
+    place: &Place,
+    installable: &Installable,
+    before: Option<&Path>,
+    cache: &str,
+) -> Result<Obtained, Miss> {
+    let begun = Instant::now();
+    let candidate = place.state_dir.join(CANDIDATE);
+    let tried = attempt(place, installable, before, cache, &candidate).await;
+    // Nobody needs it any more, whatever came of it.
+    let _ = std::fs::remove_file(&candidate);
+    let (program, version) = tried?;
+    let same = before == Some(&program);
+    Ok(Obtained { program, version, same, took: begun.elapsed() })
+}
+
+async fn attempt(
+    place: &Place,
+    installable: &Installable,
+    before: Option<&Path>,
+    cache: &str,
+    candidate: &Path,
+) -> Result<(PathBuf, String), Miss> {
+    let root = match installable {
+        Installable::Program(_) => None,
+        Installable::Flake(reference) => {
+            nix(place, &flake(reference, candidate)).await?;
+            Some(linked(candidate)?)
+        }
+        Installable::Store { path, .. } => {
+            nix(place, &realise(path, candidate)).await?;
+            Some(linked(candidate)?)
+        }
+    };
+    let program = installable.program_in(root.as_deref().unwrap_or(Path::new("")));
+    let version = check(place, &program, Some(cache)).await?;
+    if let Some(root) = root.filter(|_| before != Some(&program)) {
+        // Nix turns the link round in one step and registers it.
+        nix(place, &realise(&root, &place.state_dir.join(LINK))).await?;
+    }
+    Ok((program, version))
+}
+
+fn linked(candidate: &Path) -> Result<PathBuf, Miss> {
+    let missing = |e| Miss::Missing(format!("nix made no link {}: {e}", candidate.display()));
+    std::fs::read_link(candidate).map_err(missing)
+}
+
+/// Nothing is built, here or elsewhere: no jobs, no builders. A cache that did
+/// not have it a minute ago is asked again.
+fn common() -> Vec<OsString> {
+    ["--max-jobs", "0", "--option", "builders", "", "--option", "narinfo-cache-negative-ttl", "0"]
+        .map(OsString::from)
+        .into()
+}
+
+fn flake(reference: &str, link: &Path) -> Vec<OsString> {
+    let mut command: Vec<OsString> =
+        ["nix", "build", "--extra-experimental-features", "nix-command flakes"].map(OsString::from).into();
+    command.extend(["--no-write-lock-file".into(), "--out-link".into(), link.into()]);
+    command.extend(common());
+    command.push(reference.into());
+    command
+}
+
+fn realise(path: &Path, link: &Path) -> Vec<OsString> {
+    let mut command: Vec<OsString> = ["nix-store", "--realise"].map(OsString::from).into();
+    command.extend([path.into(), "--add-root".into(), link.into(), "--indirect".into()]);
+    command.extend(common());
+    command
+}
+
+async fn nix(place: &Place, command: &[OsString]) -> Result<(), Miss> {
+    let limits = Limits { memory: None, time: place.timeout, stall: None };
+    let mut errors = Vec::new();
+    let ended = place
+        .runner
+        .run(command, &[], &[], limits, |_, line| {
+            detail!(line = line, "nix says");
+            if let Some(error) = line.trim().strip_prefix("error: ") {
+                errors.push(error.to_owned());
+            }
+        })
+        .await;
+    if ended.is_good() {
+        return Ok(());
+    }
+    let name = command[0].to_string_lossy();
+    let said = match errors.last() {
+        // Nix says so of whatever it would have to build.
+        Some(error) if error.contains("--max-jobs") => {
+            "no substituter has it, and it would have to be built".to_owned()
+        }
+        Some(error) => quote(error),
+        None => format!("it gave no reason; {ended}"),
+    };
+    Err(Miss::Missing(match ended {
+        Ended::Exited(127) => format!("{name} is not installed, or not in the service's PATH"),
+        Ended::Exited(_) => format!("{name}: {said}"),
+        ended => format!("{name}: {ended}"),
+    }))
+}
+
+/// Whether a client answers: its version, and with `cache` (`SERVER:CACHE`)
+/// what it says of that cache.
+pub async fn check(place: &Place, program: &Path, cache: Option<&str>) -> Result<String, Miss> {
+    let (ended, said) = ask(place, program, &["--version"]).await;
+    let version = match (&ended, said.first()) {
+        (Ended::Exited(0), Some(version)) => quote(version),
+        _ => {
+            let said = said.last().map_or_else(|| "it said nothing".to_owned(), |line| quote(line));
+            return Err(Miss::Broken(format!("{} --version: {ended} ({said})", program.display())));
+        }
+    };
+    let Some(cache) = cache else { return Ok(version) };
+    let (ended, said) = ask(place, program, &["cache", "info", cache]).await;
+    if ended.is_good() {
+        return Ok(version);
+    }
+    let said = said.last().map_or_else(|| "it said nothing".to_owned(), |line| quote(line));
+    Err(Miss::Silent(format!("{} cache info {cache}: {ended} ({said})", program.display())))
+}
+
+/// Asks a client something small; the last lines of its answer.
+async fn ask(place: &Place, program: &Path, args: &[&str]) -> (Ended, Vec<String>) {
+    let mut command = vec![program.into()];
+    command.extend(args.iter().map(OsString::from));
+    let limits = Limits { memory: None, time: ANSWER, stall: None };
+    let mut said = Vec::new();
+    let home = [("XDG_CONFIG_HOME", place.home.dir().as_os_str().to_owned())];
+    let hear = |_: Stream, line: &str| {
+        if said.len() < 20 {
+            said.push(line.trim().to_owned());
+        }
+    };
+    let ended = place.runner.run(&command, &home, &[], limits, hear).await;
+    (ended, said)
+}
+
+/// One line of bounded length without control characters.
+fn quote(text: &str) -> String {
+    let clean: String = text.trim().chars().filter(|c| !c.is_control()).collect();
+    if clean.chars().count() <= QUOTE {
+        return clean;
+    }
+    let mut cut: String = clean.chars().take(QUOTE).collect();
+    cut.push('…');
+    cut
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_commands_never_build() {
+        let link = Path::new("/s/attic-client.new");
+        let text = |command: Vec<OsString>| {
+            command.iter().map(|a| a.to_str().unwrap()).collect::<Vec<_>>().join("|")
+        };
+        assert_eq!(
+            text(flake("github:a/b#c", link)),
+            "nix|build|--extra-experimental-features|nix-command flakes|--no-write-lock-file|--out-link|\
+             /s/attic-client.new|--max-jobs|0|--option|builders||--option|narinfo-cache-negative-ttl|0|github:a/b#c"
+        );
+        assert_eq!(
+            text(realise(Path::new("/nix/store/x"), link)),
+            "nix-store|--realise|/nix/store/x|--add-root|/s/attic-client.new|--indirect|--max-jobs|0|--option|\
+             builders||--option|narinfo-cache-negative-ttl|0"
+        );
+    }
+
+    #[test]
+    fn quotes_are_bounded() {
+        assert_eq!(quote(" a\u{1b}b \n"), "ab");
+        assert_eq!(quote(&"x".repeat(1000)).chars().count(), QUOTE + 1);
+    }
+}

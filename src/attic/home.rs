@@ -1,0 +1,135 @@
+//! The client's configuration (attic's `client/src/config.rs`): an
+//! `XDG_CONFIG_HOME` of its own with `attic/config.toml`, for one user to read.
+//! The token is not in it, only where it is: `attic login` would put it into an
+//! argument list, and into a file that it does not write atomically.
+
+use std::fs::{DirBuilder, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+/// A server as the client knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Server {
+    /// What it is called in `SERVER:CACHE`; attic's rule for names of caches.
+    pub name: String,
+    /// Its address.
+    pub endpoint: String,
+    /// The file with its token; none: it is used without one.
+    pub token_file: Option<PathBuf>,
+}
+
+/// The directory that is the client's `XDG_CONFIG_HOME`.
+#[derive(Debug, Clone)]
+pub struct Home(PathBuf);
+
+impl Home {
+    /// A home in this directory; nothing is written yet.
+    pub fn new(dir: PathBuf) -> Self {
+        Self(dir)
+    }
+
+    /// The directory.
+    pub fn dir(&self) -> &Path {
+        &self.0
+    }
+
+    /// Has these servers in it, the first as the default; true when that was
+    /// not so before. Whoever reads sees the old file or the new one.
+    pub fn write(&self, servers: &[Server]) -> io::Result<bool> {
+        let dir = self.0.join("attic");
+        for dir in [&self.0, &dir] {
+            DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+            std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))?;
+        }
+        let file = dir.join("config.toml");
+        let text = render(servers);
+        if std::fs::read_to_string(&file).is_ok_and(|now| now == text) {
+            return Ok(false);
+        }
+        atomically(&file, text.as_bytes(), 0o600, None)?;
+        Ok(true)
+    }
+}
+
+/// Writes a file so that nobody ever sees half of it, or it with other rights.
+/// `group`: whose it is to be, by number.
+pub fn atomically(file: &Path, content: &[u8], mode: u32, group: Option<u32>) -> io::Result<()> {
+    let name = file.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_string_lossy();
+    let new = file.with_file_name(format!(".{name}.{}~", std::process::id()));
+    let written = (|| {
+        let _ = std::fs::remove_file(&new);
+        let mut out = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+        out.write_all(content)?;
+        if group.is_some() {
+            std::os::unix::fs::fchown(&out, None, group)?;
+        }
+        // Whatever the umask says.
+        out.set_permissions(std::fs::Permissions::from_mode(mode))?;
+        out.sync_all()?;
+        std::fs::rename(&new, file)
+    })();
+    if written.is_err() {
+        let _ = std::fs::remove_file(&new);
+    }
+    written
+}
+
+fn render(servers: &[Server]) -> String {
+    let mut out = String::from("# Written by flywheeld, again and again.\n");
+    let text = |text: &str| toml::Value::String(text.to_owned()).to_string();
+    if let Some(first) = servers.first() {
+        out += &format!("default-server = {}\n", text(&first.name));
+    }
+    for server in servers {
+        // The client joins its paths to the address, which would cut off a last part without a slash.
+        let endpoint = format!("{}/", server.endpoint.trim_end_matches('/'));
+        out += &format!("\n[servers.{}]\nendpoint = {}\n", text(&server.name), text(&endpoint));
+        if let Some(file) = &server.token_file {
+            out += &format!("token-file = {}\n", text(&file.to_string_lossy()));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server(name: &str, endpoint: &str, token: Option<&str>) -> Server {
+        Server { name: name.into(), endpoint: endpoint.into(), token_file: token.map(PathBuf::from) }
+    }
+
+    #[test]
+    fn is_for_one_user_and_changes_when_something_does() {
+        let top = tempfile::tempdir().unwrap();
+        let home = Home::new(top.path().join("home"));
+        let servers =
+            [server("a+b", "https://x/sub", Some("/run/to\"ken")), server("c", "http://127.0.0.1:1/", None)];
+        assert!(home.write(&servers).unwrap() && !home.write(&servers).unwrap());
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let file = home.dir().join("attic/config.toml");
+        assert_eq!((mode(home.dir()), mode(&home.dir().join("attic")), mode(&file)), (0o700, 0o700, 0o600));
+        let read: toml::Table = std::fs::read_to_string(&file).unwrap().parse().unwrap();
+        assert_eq!(read["default-server"].as_str(), Some("a+b"));
+        assert_eq!(read["servers"]["a+b"]["endpoint"].as_str(), Some("https://x/sub/"));
+        assert_eq!(read["servers"]["a+b"]["token-file"].as_str(), Some("/run/to\"ken"));
+        assert_eq!(read["servers"]["c"]["endpoint"].as_str(), Some("http://127.0.0.1:1/"));
+        assert!(read["servers"]["c"].get("token-file").is_none());
+        assert!(home.write(&servers[1..]).unwrap());
+        let left: Vec<_> = std::fs::read_dir(home.dir().join("attic")).unwrap().collect();
+        assert_eq!(left.len(), 1, "nothing half written is left: {left:?}");
+    }
+
+    #[test]
+    fn a_file_has_its_rights_from_the_beginning() {
+        let top = tempfile::tempdir().unwrap();
+        let file = top.path().join("netrc");
+        let group = rustix::process::getegid().as_raw();
+        atomically(&file, b"one", 0o640, Some(group)).unwrap();
+        atomically(&file, b"two", 0o640, None).unwrap();
+        let mode = std::fs::metadata(&file).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode, std::fs::read(&file).unwrap().as_slice()), (0o640, &b"two"[..]));
+        assert!(atomically(&top.path().join("no/netrc"), b"x", 0o640, None).is_err());
+    }
+}

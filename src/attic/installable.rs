@@ -1,0 +1,135 @@
+//! What the configuration may name as the client: a flake reference, a store
+//! path, or a program that somebody else keeps. Pure.
+
+use std::path::{Path, PathBuf};
+
+/// Where the client comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Installable {
+    /// As `nix build` takes it.
+    Flake(String),
+    /// A path of the store, and the program in it.
+    Store {
+        /// The store path itself.
+        path: PathBuf,
+        /// The program, relative to it.
+        program: PathBuf,
+    },
+    /// A program that somebody else installs and protects, as in a profile.
+    Program(PathBuf),
+}
+
+/// Where packages have the program.
+const PROGRAM: &str = "bin/attic";
+
+impl Installable {
+    /// An absolute path without `#` is a path; what lies in the store is
+    /// fetched by its own name. Anything else is a flake reference.
+    pub fn parse(text: &str, store_dir: &Path) -> Self {
+        let path = Path::new(text);
+        if !path.is_absolute() || text.contains('#') {
+            return Self::Flake(text.to_owned());
+        }
+        let Ok(rest) = path.strip_prefix(store_dir) else { return Self::Program(path.to_owned()) };
+        let mut parts = rest.components();
+        let Some(base) = parts.next() else { return Self::Program(path.to_owned()) };
+        let inner = parts.as_path();
+        let program = if inner.as_os_str().is_empty() { PROGRAM.into() } else { inner.to_owned() };
+        Self::Store { path: store_dir.join(base), program }
+    }
+
+    /// The program, once the package is at `root`.
+    pub fn program_in(&self, root: &Path) -> PathBuf {
+        match self {
+            Self::Flake(_) => root.join(PROGRAM),
+            Self::Store { program, .. } => root.join(program),
+            Self::Program(path) if path.is_dir() => path.join(PROGRAM),
+            Self::Program(path) => path.clone(),
+        }
+    }
+
+    /// Whether a store path with this name (`attic-0.1.0`) may be the client:
+    /// a reason to look, no proof. What a flake's attribute is called and what
+    /// its package is called need not be the same.
+    pub fn may_be(&self, base: &str) -> bool {
+        let name = base.get(33..).unwrap_or_default();
+        if name.ends_with(".drv") || name.ends_with("-source") {
+            return false;
+        }
+        let is = |wanted: &str| {
+            let rest = name.strip_prefix(wanted).unwrap_or("?");
+            rest.is_empty() || rest.starts_with('-')
+        };
+        match self {
+            Self::Flake(reference) => is(attribute(reference)) || is("attic"),
+            Self::Store { path, .. } => path.file_name().is_some_and(|own| own == base),
+            Self::Program(_) => false,
+        }
+    }
+}
+
+/// The last part of a flake's attribute, or nothing that a name could be.
+fn attribute(reference: &str) -> &str {
+    let path = reference.split_once('#').map_or("", |(_, path)| path);
+    let path = path.split('^').next().unwrap_or_default();
+    let last = path.rsplit('.').next().unwrap_or_default().trim_matches('"');
+    if last.is_empty() { "attic" } else { last }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BASE: &str = "0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c";
+
+    #[test]
+    fn flakes_store_paths_and_programs() {
+        let store = Path::new("/nix/store");
+        let stored = |program: &str| Installable::Store {
+            path: format!("/nix/store/{BASE}-attic").into(),
+            program: program.into(),
+        };
+        for (text, expected) in [
+            (
+                "github:zhaofengli/attic#attic-client".to_owned(),
+                Installable::Flake("github:zhaofengli/attic#attic-client".into()),
+            ),
+            ("/home/ci/flake#attic".to_owned(), Installable::Flake("/home/ci/flake#attic".into())),
+            ("nixpkgs#attic-client".to_owned(), Installable::Flake("nixpkgs#attic-client".into())),
+            (format!("/nix/store/{BASE}-attic"), stored("bin/attic")),
+            (format!("/nix/store/{BASE}-attic/sbin/a"), stored("sbin/a")),
+            ("/usr/bin/attic".to_owned(), Installable::Program("/usr/bin/attic".into())),
+        ] {
+            assert_eq!(Installable::parse(&text, store), expected, "{text}");
+        }
+        let root = Path::new("/r");
+        assert_eq!(Installable::Flake("a#b".into()).program_in(root), Path::new("/r/bin/attic"));
+        assert_eq!(stored("sbin/a").program_in(root), Path::new("/r/sbin/a"));
+        assert_eq!(
+            Installable::Program("/usr/bin/attic".into()).program_in(root),
+            Path::new("/usr/bin/attic")
+        );
+    }
+
+    #[test]
+    fn names_that_are_worth_a_look() {
+        let flake = Installable::Flake("github:x/y#packages.x86_64-linux.my-client^out".into());
+        for (name, yes) in [
+            ("attic", true),
+            ("attic-0.1.0", true),
+            ("attic-client-0.1.0", true),
+            ("my-client-2", true),
+            ("my-clients", false),
+            ("atticd", false),
+            ("attic-0.1.0.drv", false),
+            ("attic-source", false),
+            ("hello", false),
+        ] {
+            assert_eq!(flake.may_be(&format!("{BASE}-{name}")), yes, "{name}");
+        }
+        let store = Installable::parse(&format!("/nix/store/{BASE}-attic"), Path::new("/nix/store"));
+        assert!(store.may_be(&format!("{BASE}-attic")) && !store.may_be(&format!("{BASE}-attic-2")));
+        assert!(!Installable::Program("/a".into()).may_be(&format!("{BASE}-attic")));
+        assert!(!flake.may_be("short"));
+    }
+}

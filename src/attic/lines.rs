@@ -1,0 +1,144 @@
+//! What the client says, line by line (attic's `client/src/push.rs`). Pure.
+//! A help for people and for telling one path's failure from another's; what
+//! is in the cache, only the cache knows.
+
+/// One line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Line<'a> {
+    /// `✅ BASE (NOTE)`: it says that it has uploaded this path.
+    Pushed {
+        /// Base name.
+        base: &'a str,
+        /// Speed, or that the server had the content already.
+        note: &'a str,
+    },
+    /// `❌ BASE: ERROR`.
+    Failed {
+        /// Base name.
+        base: &'a str,
+        /// Its reason.
+        error: &'a str,
+    },
+    /// `Error: …`: why it gives up as a whole.
+    Fatal(&'a str),
+    /// Anything else.
+    Other(&'a str),
+}
+
+/// Reads one line.
+pub fn parse(line: &str) -> Line<'_> {
+    let line = line.trim();
+    if let Some(rest) = line.strip_prefix('✅')
+        && let Some((base, note)) = rest.trim_start().split_once(" (")
+        && is_base(base)
+    {
+        return Line::Pushed { base, note: note.strip_suffix(')').unwrap_or(note) };
+    }
+    if let Some(rest) = line.strip_prefix('❌')
+        && let Some((base, error)) = rest.trim_start().split_once(": ")
+        && is_base(base)
+    {
+        return Line::Failed { base, error };
+    }
+    match line.strip_prefix("Error: ") {
+        Some(error) => Line::Fatal(error),
+        None => Line::Other(line),
+    }
+}
+
+/// `<32 characters>-<name>`.
+fn is_base(text: &str) -> bool {
+    let hash = |b: &u8| b.is_ascii_digit() || b.is_ascii_lowercase();
+    let bytes = text.as_bytes();
+    bytes.len() > 33
+        && bytes[..32].iter().all(hash)
+        && bytes[32] == b'-'
+        && !text.contains(char::is_whitespace)
+}
+
+/// What a reason means for what to do next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Meaning {
+    /// The server refuses the token.
+    Refused,
+    /// There is no such cache.
+    NoSuchCache,
+    /// The server, or a proxy, refuses the size.
+    TooLarge,
+    /// Hash or size is not what Nix registered.
+    Mismatch,
+    /// It may work another time.
+    Transient,
+    /// Nothing that we know.
+    Unknown,
+}
+
+/// What an error says. The server's own are `NAME: MESSAGE`, others' are
+/// `HTTP STATUS: BODY`, and the rest is the HTTP library's.
+pub fn meaning(error: &str) -> Meaning {
+    let http = error.strip_prefix("HTTP ").and_then(|rest| rest.get(..3)?.parse::<u16>().ok());
+    let named = error.split(':').next().unwrap_or_default();
+    match (http, named) {
+        (Some(401 | 403), _) | (_, "Unauthorized") => Meaning::Refused,
+        (Some(404), _) | (_, "NoSuchCache") => Meaning::NoSuchCache,
+        (Some(413), _) => Meaning::TooLarge,
+        (Some(408 | 425 | 429 | 500..=599), _) => Meaning::Transient,
+        (_, "InternalServerError" | "DatabaseError" | "StorageError") => Meaning::Transient,
+        _ if error.contains("Bad NAR Hash or Size") || error.contains("Bad chunk hash or size") => {
+            Meaning::Mismatch
+        }
+        _ if error.contains("error sending request") || error.contains("timed out") => Meaning::Transient,
+        _ => Meaning::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BASE: &str = "0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c-hello-2.12";
+
+    #[test]
+    fn lines_are_told_apart() {
+        let pushed = format!("✅ {BASE} (1.2 MiB/s, 3.0% deduplicated)\r");
+        let failed = format!("❌ {BASE}: HTTP 413 Payload Too Large: <html>");
+        let odd = format!("✅ {BASE}");
+        for (line, expected) in [
+            (pushed.as_str(), Line::Pushed { base: BASE, note: "1.2 MiB/s, 3.0% deduplicated" }),
+            (&failed, Line::Failed { base: BASE, error: "HTTP 413 Payload Too Large: <html>" }),
+            ("Error: Unauthorized: Unauthorized.", Line::Fatal("Unauthorized: Unauthorized.")),
+            (
+                "✅ All done! (3 already cached, 0 in upstream)",
+                Line::Other("✅ All done! (3 already cached, 0 in upstream)"),
+            ),
+            (&odd, Line::Other(&odd)),
+            ("❌ short: x", Line::Other("❌ short: x")),
+            ("", Line::Other("")),
+            ("\u{1}\u{fffd} (", Line::Other("\u{1}\u{fffd} (")),
+        ] {
+            assert_eq!(parse(line), expected, "{line:?}");
+        }
+    }
+
+    #[test]
+    fn reasons_have_a_meaning() {
+        for (error, expected) in [
+            ("Unauthorized: Unauthorized.", Meaning::Refused),
+            ("HTTP 401 Unauthorized: ", Meaning::Refused),
+            ("HTTP 403 Forbidden: x", Meaning::Refused),
+            ("NoSuchCache: The requested cache does not exist.", Meaning::NoSuchCache),
+            ("HTTP 404 Not Found: <html>", Meaning::NoSuchCache),
+            ("HTTP 413 Payload Too Large: ", Meaning::TooLarge),
+            ("HTTP 502 Bad Gateway: <html>", Meaning::Transient),
+            ("HTTP 429 Too Many Requests: ", Meaning::Transient),
+            ("InternalServerError: The server encountered an internal error", Meaning::Transient),
+            ("RequestError: General request error: Bad NAR Hash or Size", Meaning::Mismatch),
+            ("error sending request for url (http://127.0.0.1:1/)", Meaning::Transient),
+            ("HTTP 4", Meaning::Unknown),
+            ("something else", Meaning::Unknown),
+            ("", Meaning::Unknown),
+        ] {
+            assert_eq!(meaning(error), expected, "{error}");
+        }
+    }
+}

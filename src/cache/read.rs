@@ -1,0 +1,45 @@
+//! Reading as Nix reads: whether a cache lets us, with the login that a netrc
+//! file would give. Must not know where such a file is.
+
+use reqwest::Url;
+
+use super::client::CacheClient;
+use super::endpoint::Endpoint;
+use super::error::{CacheError, ErrorClass};
+use super::token::TokenSource;
+
+/// A `nix-cache-info` has three lines.
+const LONGEST: usize = 4096;
+
+impl CacheClient {
+    /// Asks `substituter` for its `nix-cache-info`, with the token as the
+    /// password that Nix would send, if there is one.
+    pub async fn readable(&self, substituter: &str, pull: &TokenSource) -> Result<(), CacheError> {
+        let base = Endpoint::parse(substituter)?;
+        let url = Url::parse(&format!("{}/nix-cache-info", substituter.trim_end_matches('/')))
+            .map_err(|e| CacheError::new(ErrorClass::Rejected, format!("{substituter}: {e}")))?;
+        let doing = format!("reading {url}");
+        let token = pull.text()?;
+        let inner = self.inner();
+        let mut request = inner.transport.client(&base)?.get(url);
+        if let Some(token) = &token {
+            request = request.basic_auth("flywheel", Some(token.as_str()));
+        }
+        let patience = inner.stall_timeout.min(inner.connect_timeout);
+        let answer = match tokio::time::timeout(patience, request.send()).await {
+            Ok(Ok(response)) => super::transport::Answer::read(response, LONGEST, patience).await,
+            Ok(Err(e)) => return Err(CacheError::from_transport(&e, false, &doing)),
+            Err(_) => {
+                let late = format!("{doing}: no answer for {} s", patience.as_secs());
+                return Err(CacheError::new(ErrorClass::Unreachable, late));
+            }
+        };
+        if !answer.status.is_success() {
+            return Err(CacheError::from_answer(answer.status, &answer.headers, &answer.body, &doing));
+        }
+        if String::from_utf8_lossy(&answer.body).contains("StoreDir:") {
+            return Ok(());
+        }
+        Err(CacheError::new(ErrorClass::Rejected, format!("{doing}: that is no binary cache")))
+    }
+}

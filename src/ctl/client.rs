@@ -1,0 +1,159 @@
+//! `client status` and `client exec`: the attic client that the daemon keeps.
+//! Must not know how things are printed.
+
+use std::ffi::OsString;
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+
+use tokio::process::Command;
+
+use super::{
+    Context,
+    end::unexpected,
+    link::GRACE,
+    nix_conf,
+    run::{Signals, attend, code},
+    variable,
+    verdict::{Exit, Failure},
+};
+use crate::control::messages::{ClientInfo, ClientServer, Reply, Request};
+
+/// As a shell says that there is no such command.
+const NOT_FOUND: Exit = Exit::Command(127);
+
+/// What the daemon says of the client and the caches.
+pub(super) fn ask(context: &Context, check: bool) -> Result<ClientInfo, Failure> {
+    match context.link()?.ask(&Request::Client { check }, GRACE, &mut |_| ())? {
+        Reply::Client(info) => Ok(info),
+        other => Err(unexpected(other)),
+    }
+}
+
+pub(super) fn status(context: &Context) -> Result<Exit, Failure> {
+    let info = ask(context, true)?;
+    let conf = nix_conf::host();
+    if let Err(why) = &conf {
+        context.render.warn(&format!("this host's Nix cannot be asked for its settings: {why}"));
+    }
+    let knows = |server| conf.as_ref().ok().map(|conf| nix_conf::knows(conf, server, info.netrc.as_deref()));
+    let known: Vec<_> = info.servers.iter().map(knows).collect();
+    context.render.client(&info, &known);
+    Ok(Exit::Done)
+}
+
+/// Runs the client for the caller, who gets its status. Whoever calls it wants
+/// it to have run, so its absence is a failure, `--strict` or not.
+pub(super) fn exec(context: &Context, args: &[OsString]) -> Result<Exit, Failure> {
+    let refused = |failure: &Failure| {
+        context.render.failure(failure, NOT_FOUND);
+        Ok(NOT_FOUND)
+    };
+    let info = match ask(context, false) {
+        Ok(info) => info,
+        Err(failure) => return refused(&failure),
+    };
+    let Some(program) = &info.client.path else {
+        let why = info.client.error.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
+        let state = &info.client.state;
+        return refused(&Failure::Usage(format!("the daemon has no attic client ({state}{why})")));
+    };
+    let internal = |e: io::Error| Failure::Internal(format!("a configuration for the attic client: {e}"));
+    let home = Scratch::make().map_err(internal)?;
+    home.fill(&info.servers).map_err(internal)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|e| Failure::Internal(format!("no runtime: {e}")))?;
+    runtime.block_on(async {
+        let mut signals =
+            Signals::listen().map_err(|e| Failure::Internal(format!("cannot handle signals: {e}")))?;
+        let mut child = match Command::new(program).args(args).env("XDG_CONFIG_HOME", &home.0).spawn() {
+            Ok(child) => child,
+            Err(e) => {
+                let status = if e.kind() == io::ErrorKind::NotFound { 127 } else { 126 };
+                let failure = Failure::Usage(format!("cannot run `{program}`: {e}"));
+                context.render.failure(&failure, Exit::Command(status));
+                return Ok(Exit::Command(status));
+            }
+        };
+        let (status, _) =
+            attend(&mut child, &mut signals).await.map_err(|e| Failure::Internal(e.to_string()))?;
+        Ok(code(status))
+    })
+}
+
+/// A directory of the caller's own for one run, with the client's configuration
+/// in it: addresses, and no token.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn make() -> io::Result<Self> {
+        let parent = variable("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|dir| dir.is_dir());
+        let parent = parent.unwrap_or_else(std::env::temp_dir);
+        let mut random = [0; 8];
+        getrandom::fill(&mut random).map_err(io::Error::other)?;
+        let dir = parent.join(format!("flywheel-attic-{:016x}", u64::from_ne_bytes(random)));
+        // Fails when somebody else was there first.
+        DirBuilder::new().mode(0o700).create(&dir)?;
+        Ok(Self(dir))
+    }
+
+    fn fill(&self, servers: &[ClientServer]) -> io::Result<()> {
+        let dir = self.0.join("attic");
+        DirBuilder::new().mode(0o700).create(&dir)?;
+        std::fs::write(dir.join("config.toml"), configuration(servers)?)?;
+        // Nix, of which the client is a part, keeps the caller's own settings.
+        let own = variable("XDG_CONFIG_HOME").map(PathBuf::from);
+        let own = own.or_else(|| Some(Path::new(&variable("HOME")?).join(".config")));
+        if let Some(nix) = own.map(|own| own.join("nix")).filter(|nix| nix.is_dir()) {
+            std::os::unix::fs::symlink(nix, self.0.join("nix"))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// As attic reads it.
+fn configuration(servers: &[ClientServer]) -> io::Result<String> {
+    let known = |server: &ClientServer| {
+        let endpoint = format!("{}/", server.endpoint.as_deref()?.trim_end_matches('/'));
+        Some((server.name.clone(), toml::Table::from_iter([("endpoint".to_owned(), endpoint.into())])))
+    };
+    let table: toml::Table = servers.iter().filter_map(known).map(|(n, t)| (n, t.into())).collect();
+    let mut all = toml::Table::from_iter([("servers".to_owned(), table.into())]);
+    if let Some(default) = servers.iter().find(|server| server.default) {
+        all.insert("default-server".to_owned(), default.name.clone().into());
+    }
+    toml::to_string(&all).map_err(io::Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_configuration_names_servers_and_no_token() {
+        let server = |name: &str, endpoint: Option<&str>, default| ClientServer {
+            name: name.into(),
+            endpoint: endpoint.map(Into::into),
+            default,
+            ..ClientServer::default()
+        };
+        let servers = [
+            server("a+b", Some("https://a"), false),
+            server("main", Some("http://127.0.0.1:1/"), true),
+            server("lost", None, false),
+        ];
+        let read: toml::Table = configuration(&servers).unwrap().parse().unwrap();
+        assert_eq!(read["default-server"].as_str(), Some("main"));
+        let servers = read["servers"].as_table().unwrap();
+        assert_eq!(servers.keys().collect::<Vec<_>>(), ["a+b", "main"]);
+        assert_eq!(servers["a+b"]["endpoint"].as_str(), Some("https://a/"));
+        assert_eq!(servers["a+b"].as_table().unwrap().len(), 1);
+    }
+}

@@ -1,0 +1,153 @@
+//! `nix-conf`, and whether this host's Nix is set up for the caches. Must not
+//! know how things are printed.
+
+use std::process::Command;
+
+use super::{
+    Context,
+    client::ask,
+    verdict::{Exit, Failure},
+};
+use crate::control::messages::{ClientInfo, ClientServer};
+
+/// What Nix has to be told.
+#[derive(Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub(super) struct Lines {
+    pub(super) substituters: Vec<String>,
+    pub(super) trusted_public_keys: Vec<String>,
+    pub(super) netrc_file: Option<String>,
+}
+
+/// What this host's Nix knows of one cache.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub(super) struct Knows {
+    pub(super) substituter: bool,
+    pub(super) public_key: bool,
+    /// Nothing when the cache needs none.
+    pub(super) netrc: Option<bool>,
+}
+
+/// `nix-conf`: from the caches' own configurations, as the daemon has read them.
+pub(super) fn command(context: &Context, netrc: bool, cache: Option<&str>) -> Result<Exit, Failure> {
+    let info = ask(context, false)?;
+    if netrc {
+        return print_netrc(context, &info);
+    }
+    let wanted = |server: &&ClientServer| cache.is_none_or(|cache| cache == server.name);
+    let servers: Vec<&ClientServer> = info.servers.iter().filter(wanted).collect();
+    if let (Some(cache), []) = (cache, servers.as_slice()) {
+        let names: Vec<&str> = info.servers.iter().map(|s| s.name.as_str()).collect();
+        return Err(Failure::Usage(format!("there is no cache {cache:?}; configured: {}", names.join(", "))));
+    }
+    for server in servers.iter().filter(|server| server.substituter.is_none() || server.public_key.is_none())
+    {
+        context.render.warn(&format!(
+            "cache {}: it has not said where Nix reads it and with which key (`flywheelctl status` says whether it answers)",
+            server.name
+        ));
+    }
+    context.render.nix_conf(&lines(&servers, info.netrc.as_deref()));
+    Ok(Exit::Done)
+}
+
+/// The file that the daemon keeps, as far as the caller may read it.
+fn print_netrc(context: &Context, info: &ClientInfo) -> Result<Exit, Failure> {
+    let Some(file) = &info.netrc else {
+        let text = "the daemon keeps no netrc file: set [nix] netrc and a pull_token_file for the cache";
+        return Err(Failure::Usage(text.to_owned()));
+    };
+    let text = std::fs::read(file).map_err(|e| {
+        Failure::Usage(format!("{file}: {e}; it is for root and its group (see [nix] netrc_group)"))
+    })?;
+    context.render.raw(&text);
+    Ok(Exit::Done)
+}
+
+fn lines(servers: &[&ClientServer], netrc: Option<&str>) -> Lines {
+    let known = || servers.iter().filter_map(|s| Some((s, s.substituter.clone()?, s.public_key.clone()?)));
+    let private = servers.iter().any(|server| server.public == Some(false));
+    Lines {
+        substituters: known().map(|(_, url, _)| url).collect(),
+        trusted_public_keys: known().map(|(_, _, key)| key).collect(),
+        netrc_file: netrc.filter(|_| private).map(str::to_owned),
+    }
+}
+
+/// nix.conf as Nix itself shows it: `key = value` lines.
+pub(super) fn host() -> Result<String, String> {
+    // The name of the command has changed with 2.20.
+    let mut why = String::new();
+    for words in [&["config", "show"][..], &["show-config"]] {
+        let features = ["--extra-experimental-features", "nix-command"];
+        match Command::new("nix").args(features).args(words).output() {
+            Ok(output) if output.status.success() => {
+                return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+            }
+            Ok(output) => why = String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+            Err(e) => return Err(format!("nix cannot be run: {e}")),
+        }
+    }
+    Err(why)
+}
+
+/// What it says of a cache.
+pub(super) fn knows(conf: &str, server: &ClientServer, netrc: Option<&str>) -> Knows {
+    let values = |key: &str| {
+        let line = conf.lines().filter_map(|line| line.split_once(" = ")).find(|(k, _)| *k == key);
+        line.map_or("", |(_, value)| value)
+    };
+    let has = |key: &str, wanted: &Option<String>, same: &dyn Fn(&str, &str) -> bool| {
+        wanted.as_deref().is_some_and(|wanted| values(key).split_whitespace().any(|v| same(v, wanted)))
+    };
+    let address = |url: &str| url.split('?').next().unwrap_or_default().trim_end_matches('/').to_owned();
+    let needed = server.public == Some(false);
+    Knows {
+        substituter: has("substituters", &server.substituter, &|a, b| address(a) == address(b)),
+        public_key: has("trusted-public-keys", &server.public_key, &|a, b| a == b),
+        netrc: needed.then(|| netrc.is_some_and(|file| values("netrc-file").trim() == file)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server(public: bool) -> ClientServer {
+        ClientServer {
+            name: "main".into(),
+            substituter: Some("https://a/main".into()),
+            public_key: Some("main:key=".into()),
+            public: Some(public),
+            ..ClientServer::default()
+        }
+    }
+
+    #[test]
+    fn the_lines_are_what_the_cache_says() {
+        let (public, private) = (server(true), server(false));
+        let silent = ClientServer { name: "silent".into(), ..ClientServer::default() };
+        let all = lines(&[&public, &silent], Some("/run/netrc"));
+        assert_eq!(
+            (all.substituters.len(), all.trusted_public_keys.as_slice()),
+            (1, &["main:key=".to_owned()][..])
+        );
+        assert_eq!(all.netrc_file, None, "a public cache needs none");
+        assert_eq!(lines(&[&private], Some("/run/netrc")).netrc_file.as_deref(), Some("/run/netrc"));
+        assert_eq!(lines(&[&private], None).netrc_file, None);
+    }
+
+    #[test]
+    fn what_nix_knows() {
+        let conf = "netrc-file = /run/netrc\nsubstituters = https://x https://a/main/?priority=3\ntrusted-public-keys = x:1 main:key=\n";
+        let is = |conf: &str, server: &ClientServer, netrc| {
+            let k = knows(conf, server, netrc);
+            (k.substituter, k.public_key, k.netrc)
+        };
+        assert_eq!(is(conf, &server(true), None), (true, true, None));
+        assert_eq!(is(conf, &server(false), Some("/run/netrc")), (true, true, Some(true)));
+        assert_eq!(is(conf, &server(false), Some("/etc/netrc")), (true, true, Some(false)));
+        assert_eq!(is(conf, &server(false), None), (true, true, Some(false)));
+        assert_eq!(is("substituters = https://a/mai\n", &server(true), None), (false, false, None));
+        assert_eq!(is(conf, &ClientServer::default(), None), (false, false, None));
+    }
+}

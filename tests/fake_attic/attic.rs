@@ -1,0 +1,195 @@
+//! A program that behaves as the attic client does, as far as the daemon meets
+//! it: its options, its configuration file, what it prints, its exit statuses.
+//! For tests. What it is to do wrong stands in the file `mode` of the directory
+//! in `$FAKE_DIR`; each run is written down in `runs` beside it.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, clippy::print_stdout)]
+
+use std::io::{BufRead as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use flywheel::cache::{CacheClient, CacheError, CacheName, ClientSettings, TokenSource, UploadInfo};
+use flywheel::store::{Journal, PathInfo, StoreDir, StorePath, nar};
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let mode = mode();
+    note(&format!("{} {}", std::process::id(), args.join(" ")));
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["--version"] => {
+            println!("attic {}", std::env::var("FAKE_VERSION").unwrap_or_default());
+            ExitCode::SUCCESS
+        }
+        ["cache", "info", reference] => answer(info(reference)),
+        ["push", rest @ ..] => push(rest, &mode),
+        // Not attic's: for what a job passes through.
+        ["echo", rest @ ..] => {
+            let read: Vec<String> = std::io::stdin().lines().map_while(Result::ok).collect();
+            println!("{} / {}", rest.join(" "), read.join(","));
+            println!("{}", std::fs::read_to_string(config_file()).unwrap_or_default());
+            ExitCode::from(7)
+        }
+        _ => {
+            eprintln!("error: unrecognized subcommand");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn dir() -> PathBuf {
+    std::env::var("FAKE_DIR").expect("FAKE_DIR").into()
+}
+
+fn mode() -> String {
+    std::fs::read_to_string(dir().join("mode")).unwrap_or_default().trim().to_owned()
+}
+
+/// One line in one write, so that runs side by side do not mix.
+fn note(text: &str) {
+    let file = std::fs::OpenOptions::new().create(true).append(true).open(dir().join("runs"));
+    file.unwrap().write_all(format!("{text}\n").as_bytes()).unwrap();
+}
+
+fn answer(result: Result<(), String>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("Error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn config_file() -> PathBuf {
+    Path::new(&std::env::var("XDG_CONFIG_HOME").expect("XDG_CONFIG_HOME")).join("attic/config.toml")
+}
+
+/// The server and cache of `CACHE` or `SERVER:CACHE`.
+fn client(reference: &str) -> Result<CacheClient, String> {
+    let text = std::fs::read_to_string(config_file()).map_err(|e| e.to_string())?;
+    let config: toml::Table = text.parse().map_err(|e: toml::de::Error| e.to_string())?;
+    let (server, cache) = match reference.split_once(':') {
+        Some((server, cache)) => (server, cache),
+        None => (config["default-server"].as_str().unwrap(), reference),
+    };
+    let server = config["servers"].get(server).ok_or(format!("Server \"{server}\" does not exist"))?;
+    let token = match server.get("token-file") {
+        Some(file) => {
+            let file = file.as_str().unwrap();
+            std::fs::read_to_string(file).map_err(|e| format!("Failed to read token from {file}: {e}"))?;
+            TokenSource::File(file.into())
+        }
+        None => TokenSource::None,
+    };
+    let endpoints = vec![server["endpoint"].as_str().unwrap().to_owned()];
+    let settings = ClientSettings::new(endpoints, CacheName::parse(cache).unwrap(), token);
+    CacheClient::new(settings).map_err(|e| e.to_string())
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+/// As attic words a server's answer.
+fn words(error: &CacheError) -> String {
+    match error.status {
+        Some(401) => "Unauthorized: Unauthorized.".to_owned(),
+        Some(status) => format!("HTTP {status}: {}", error.message),
+        None => format!("error sending request: {}", error.message),
+    }
+}
+
+fn info(reference: &str) -> Result<(), String> {
+    let client = client(reference)?;
+    let found = runtime().block_on(client.discover()).map_err(|e| words(&e))?;
+    eprintln!("               Public: {}", found.config.is_public.unwrap_or_default());
+    Ok(())
+}
+
+fn push(args: &[&str], mode: &str) -> ExitCode {
+    let mut reference = None;
+    let mut args = args.iter();
+    while let Some(arg) = args.next() {
+        match *arg {
+            "--stdin" | "--no-closure" | "--ignore-upstream-cache-filter" => {}
+            "-j" | "--jobs" => drop(args.next()),
+            text => reference = Some(text),
+        }
+    }
+    let lines: Vec<String> =
+        std::io::stdin().lock().lines().map_while(Result::ok).filter(|l| !l.is_empty()).collect();
+    note(&format!("{} took {} paths", std::process::id(), lines.len()));
+    match mode.split_once(' ').unwrap_or((mode, "")) {
+        ("crash", _) => std::process::abort(),
+        ("hang", _) => loop {
+            std::thread::sleep(std::time::Duration::from_secs(3600));
+        },
+        ("liar", _) => {
+            lines.iter().for_each(|path| eprintln!("✅ {} (deduplicated)", base(path)));
+            return ExitCode::SUCCESS;
+        }
+        ("poison", name) if lines.iter().any(|path| path.contains(name)) => {
+            eprintln!("Error: something about one of the paths");
+            return ExitCode::FAILURE;
+        }
+        ("garbage", _) => {
+            let mut noise: Vec<u8> = (0..=255).cycle().take(100_000).collect();
+            noise.extend("\n✅ ✅ (\n❌ : \nError:\n".bytes());
+            std::io::stderr().write_all(&noise).unwrap();
+            std::io::stdout().write_all(&noise).unwrap();
+        }
+        _ => {}
+    }
+    match upload(reference.unwrap_or_default(), &lines) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => answer(Err("some paths failed".to_owned())),
+        Err(error) => answer(Err(error)),
+    }
+}
+
+fn base(path: &str) -> &str {
+    path.rsplit('/').next().unwrap()
+}
+
+/// The whole batch fails when one of its paths is not valid, as attic's does.
+fn upload(reference: &str, paths: &[String]) -> Result<bool, String> {
+    let client = client(reference)?;
+    let var = |name: &str, otherwise: &str| std::env::var(name).unwrap_or_else(|_| otherwise.to_owned());
+    let store_dir = StoreDir::new(&var("NIX_STORE_DIR", "/nix/store")).unwrap();
+    let journal = Journal::open(Path::new(&var("NIX_STATE_DIR", "/nix/var/nix")), &store_dir).unwrap();
+    let mut infos: Vec<PathInfo> = Vec::new();
+    for path in paths {
+        let parsed = StorePath::parse(base(path)).map_err(|e| e.to_string())?;
+        let info = journal.info(&parsed).map_err(|e| e.to_string())?;
+        infos.push(info.ok_or(format!("path '{path}' is not valid"))?);
+    }
+    let runtime = runtime();
+    let hashes = infos.iter().map(|i| i.path.hash_part().to_owned()).collect();
+    let missing = runtime.block_on(client.missing(hashes)).map_err(|e| words(&e))?;
+    let mut good = true;
+    for info in infos.iter().filter(|i| missing.contains(i.path.hash_part())) {
+        let upload = UploadInfo {
+            cache: client.cache().clone(),
+            store_path_hash: info.path.hash_part().to_owned(),
+            store_path: store_dir.full(&info.path),
+            references: info.references.iter().map(|r| r.base().to_owned()).collect(),
+            system: None,
+            deriver: None,
+            sigs: info.sigs.clone(),
+            ca: info.ca.clone(),
+            nar_hash: info.nar_hash.to_string(),
+            nar_size: info.nar_size,
+        };
+        let file = store_dir.as_path().join(info.path.base());
+        match runtime.block_on(client.upload(&upload, nar::stream(file))) {
+            Ok(_) => eprintln!("✅ {} (1.0 MiB/s)", info.path.base()),
+            Err(error) => {
+                eprintln!("❌ {}: {}", info.path.base(), words(&error));
+                good = false;
+            }
+        }
+    }
+    Ok(good)
+}

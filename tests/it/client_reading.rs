@@ -1,0 +1,176 @@
+//! The other half: what was pushed comes back, also from a private cache. What
+//! `nix-conf` prints is given to a real Nix, and so is the netrc file.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+use crate::support::attic::{environment, until};
+use crate::support::cache::Standalone;
+use crate::support::daemon::{Daemon, Said, secret_file};
+use crate::support::nix::PrivateNix;
+
+/// A daemon before a private cache, with a pull token and a netrc file to keep.
+struct Rig {
+    daemon: Daemon,
+    cache: Standalone,
+    pull: PathBuf,
+    netrc: PathBuf,
+}
+
+impl Rig {
+    fn new(more: &str) -> Self {
+        let nix = PrivateNix::new();
+        let cache = Standalone::start(&nix, |settings| settings.public = false);
+        let (pull, netrc) = (nix.path().join("pull"), nix.path().join("netrc"));
+        secret_file(&pull, &cache.pull_token());
+        let daemon = Daemon::prepare(nix, "");
+        let rig = Self { daemon, cache, pull, netrc };
+        rig.configure(more);
+        rig
+    }
+
+    /// `more`: further keys of `[nix]`.
+    fn configure(&self, more: &str) {
+        self.daemon.configure_nix(
+            &format!(
+                "{}pull_token_file = \"{}\"\n[client]\nenable = false\n",
+                self.cache.caches(&self.cache.url()),
+                self.pull.display()
+            ),
+            &format!("netrc = \"{}\"\n{more}", self.netrc.display()),
+        );
+    }
+
+    fn up(&mut self) {
+        self.daemon.env = environment(&self.daemon.nix);
+        self.daemon.up();
+        until("the netrc file", || {
+            std::fs::read_to_string(&self.netrc).ok().filter(|text| text.contains("machine"))
+        });
+    }
+
+    fn nix_status(&self) -> Value {
+        let mut command = self.daemon.client(&["--json", "client", "status"]);
+        let said = Said::of(&command.envs(self.daemon.nix.env()).output().unwrap());
+        assert_eq!(said.code, 0, "{said:?}");
+        said.json()
+    }
+}
+
+#[test]
+fn nix_reads_a_private_cache_with_what_is_printed() {
+    let mut rig = Rig::new("");
+    rig.up();
+    let path = rig.daemon.nix.build(&PrivateNix::shell("private", "echo private > $out")).remove(0);
+    rig.daemon.flush();
+    let conf = rig.daemon.ctl(&["nix-conf"]);
+    assert_eq!((conf.code, conf.err.as_str()), (0, ""), "{conf:?}");
+    let view = rig.cache.main();
+    assert_eq!(
+        conf.out,
+        format!(
+            "extra-substituters = {}\nextra-trusted-public-keys = {}\nnetrc-file = {}\n",
+            view.url(),
+            view.key,
+            rig.netrc.display()
+        )
+    );
+    // Before: this host's Nix knows nothing of it. It could be read, though.
+    let before = rig.nix_status();
+    let server = &before["servers"][0];
+    assert_eq!(
+        server["nix"],
+        serde_json::json!({"substituter": false, "public_key": false, "netrc": false}),
+        "{before}"
+    );
+    assert_eq!(server["readable"], true, "{before}");
+    let text = rig.daemon.ctl(&["client", "status"]);
+    assert!(text.out.contains("can be read:           yes"), "{text:?}");
+
+    rig.daemon.nix.configure(&format!("substitute = true\nsubstituters =\n{}", conf.out));
+    assert_eq!(
+        rig.nix_status()["servers"][0]["nix"],
+        serde_json::json!({"substituter": true, "public_key": true, "netrc": true})
+    );
+    let take = |rig: &Rig| {
+        let out = rig
+            .daemon
+            .nix
+            .run("nix-store", &["--realise", &path, "--option", "narinfo-cache-negative-ttl", "0"]);
+        (out.status.success(), String::from_utf8_lossy(&out.stderr).into_owned())
+    };
+    rig.daemon.stop();
+    rig.daemon.nix.wipe();
+    // Without the file it is what users found: not read, and rebuilt.
+    let aside = rig.netrc.with_extension("aside");
+    std::fs::rename(&rig.netrc, &aside).unwrap();
+    assert!(!take(&rig).0);
+    std::fs::rename(&aside, &rig.netrc).unwrap();
+    let (taken, said) = take(&rig);
+    assert!(taken, "{said}");
+}
+
+#[test]
+fn the_netrc_file_follows_the_token_and_keeps_its_rights() {
+    let mut rig = Rig::new(&format!("netrc_group = \"{}\"\n", rustix::process::getegid().as_raw()));
+    rig.up();
+    let mode = std::fs::metadata(&rig.netrc).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode, 0o640);
+    let text = std::fs::read_to_string(&rig.netrc).unwrap();
+    assert!(
+        text.ends_with(&format!("machine 127.0.0.1\nlogin flywheel\npassword {}\n", rig.cache.pull_token())),
+        "{text}"
+    );
+    assert!(!text.contains(&rig.cache.token()), "never the push token");
+    let printed = rig.daemon.ctl(&["nix-conf", "--netrc"]);
+    assert_eq!((printed.code, printed.out.as_str()), (0, text.as_str()));
+    // Renewed: the file has the new one within seconds, whole.
+    secret_file(&rig.pull, "new.pull.token");
+    let text = until("the new token", || {
+        std::fs::read_to_string(&rig.netrc).ok().filter(|text| text.contains("new.pull.token"))
+    });
+    assert!(!text.contains(&rig.cache.pull_token()), "{text}");
+    // The cache does not take that one, which is said with what it says.
+    let status = rig.nix_status();
+    let server = &status["servers"][0];
+    assert_eq!(server["readable"], false, "{status}");
+    assert!(server["problem"].as_str().unwrap().contains("401"), "{status}");
+    for seen in [rig.daemon.log(), status.to_string(), rig.daemon.status().to_string()] {
+        assert!(!seen.contains("new.pull.token") && !seen.contains(&rig.cache.pull_token()), "{seen}");
+    }
+}
+
+#[test]
+fn somebody_elses_netrc_is_left_alone_and_said() {
+    let mut rig = Rig::new("");
+    std::fs::write(&rig.netrc, "machine x\nlogin y\npassword z\n").unwrap();
+    rig.up();
+    let warned = until("the warning", || {
+        let status = rig.daemon.status();
+        status["warnings"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|w| w.as_str().unwrap().contains("left alone"))
+            .then_some(status)
+    });
+    assert_eq!(std::fs::read_to_string(&rig.netrc).unwrap(), "machine x\nlogin y\npassword z\n", "{warned}");
+}
+
+#[test]
+fn a_public_cache_needs_no_netrc() {
+    let daemon = Daemon::embedded();
+    daemon.flush();
+    let conf = daemon.json(&["nix-conf"]);
+    assert_eq!(
+        conf,
+        serde_json::json!({
+            "substituters": [daemon.main().url()], "trusted_public_keys": [daemon.main().key], "netrc_file": null
+        })
+    );
+    assert_eq!(daemon.ctl(&["nix-conf", "--netrc"]).code, 2);
+    let unknown = daemon.ctl(&["nix-conf", "--cache", "nowhere"]);
+    assert!(unknown.code == 2 && unknown.err.contains("configured: main"), "{unknown:?}");
+}

@@ -1,0 +1,310 @@
+//! `engine = "attic"`: what is built goes through the owned client, as surely
+//! as through our own uploads. What is in the cache decides, never the
+//! client's word.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::support::attic::{FakeAttic, environment, substitute_from, until, until_client};
+use crate::support::cache::{Gate, Standalone};
+use crate::support::daemon::{Daemon, secret_file};
+use crate::support::nix::PrivateNix;
+
+/// A daemon that pushes through a client; the client is not built yet.
+struct Rig {
+    daemon: Daemon,
+    cache: Standalone,
+    gate: Gate,
+    fake: FakeAttic,
+}
+
+impl Rig {
+    /// `more`: further lines of `[caches.main]`.
+    fn new(more: &str) -> Self {
+        let nix = PrivateNix::new();
+        let cache = Standalone::start(&nix, |_| {});
+        let gate = cache.gate();
+        substitute_from(&nix, &cache.main());
+        let fake = FakeAttic::new(&nix);
+        let config = format!("{}engine = \"attic\"\n{more}\n{}", cache.caches(&gate.url()), fake.config());
+        let mut daemon = Daemon::prepare(nix, &config);
+        daemon.env = environment(&daemon.nix);
+        daemon.up();
+        Self { daemon, cache, gate, fake }
+    }
+
+    /// The same with the client there.
+    fn ready(more: &str) -> Self {
+        let rig = Self::new(more);
+        rig.fake.built(&rig.daemon.nix);
+        until_client(&rig.daemon, "ready");
+        rig.daemon.flush();
+        rig
+    }
+
+    /// Builds so many paths at once; one of them is called `odd`.
+    fn build(&self, count: usize, odd: &str) -> Vec<String> {
+        let name = |n: usize| if n == count / 2 { odd.to_owned() } else { format!("path-{n}") };
+        let all: Vec<String> = (0..count)
+            .map(|n| format!("({})", PrivateNix::shell(&name(n), &format!("echo {n} > $out"))))
+            .collect();
+        let paths = self.daemon.nix.build(&format!("[ {} ]", all.join(" ")));
+        assert_eq!(paths.len(), count);
+        paths
+    }
+}
+
+/// Phase 2b: the job that builds the client is not held up, and everything it
+/// built, the client included, is pushed as soon as the client is there.
+#[test]
+fn without_a_client_the_queue_holds_until_a_job_builds_it() {
+    let rig = Rig::new("");
+    until_client(&rig.daemon, "absent");
+    let session = rig.daemon.session(&["--label", "pipeline 1"]);
+    let early = rig.build(3, "early");
+    let status = until("the queue to hold", || {
+        let status = rig.daemon.status();
+        (status["queue"]["pending"].as_u64() >= Some(3)).then_some(status)
+    });
+    assert_eq!(
+        (&status["cache"][0]["engine"], &status["cache"][0]["state"]),
+        (&"attic".into(), &"online".into())
+    );
+    let reason = status["cache"][0]["reason"].as_str().unwrap();
+    assert!(reason.starts_with("waiting for the attic client"), "{status}");
+    // An end that does not wait says so, and that nothing is lost.
+    let told = rig.daemon.end(&session, &["--timeout", "1s"]);
+    assert_eq!((&told["outcome"], &told["waited_for_client"]), (&"pending".into(), &true.into()), "{told}");
+    assert!(told["warnings"][0].as_str().unwrap().starts_with("waiting for the attic client"), "{told}");
+    assert_eq!(rig.gate.came().len(), 0);
+
+    let later = rig.daemon.session(&["--label", "pipeline 1, the client"]);
+    let client = rig.fake.built(&rig.daemon.nix);
+    let summary = rig.daemon.end(&later, &[]);
+    assert_eq!(summary["outcome"], "complete", "{summary}");
+    assert_eq!(
+        (&summary["engine"], &summary["waited_for_client"]),
+        (&"attic".into(), &true.into()),
+        "{summary}"
+    );
+    assert!(rig.cache.main().has(&client), "the client itself is in the cache now");
+    let summary = rig.daemon.end(&session, &[]);
+    assert_eq!((&summary["outcome"], &summary["pushed"]), (&"complete".into(), &3.into()), "{summary}");
+    assert_eq!(rig.cache.main().having(&early), [true; 3]);
+    rig.cache.main().assert_closed();
+
+    // A session after that went with it from the beginning: 2a.
+    let third = rig.daemon.session(&[]);
+    rig.build(1, "third");
+    let summary = rig.daemon.end(&third, &[]);
+    assert_eq!((&summary["pushed"], &summary["waited_for_client"]), (&1.into(), &false.into()), "{summary}");
+    let text = rig.daemon.ctl(&["session", "end", &third]);
+    assert!(text.out.contains("  engine:         attic\n"), "{text:?}");
+}
+
+#[test]
+fn references_come_first_and_nix_takes_it_all_back() {
+    let mut rig = Rig::ready("");
+    let session = rig.daemon.session(&[]);
+    let top = rig
+        .daemon
+        .nix
+        .build(
+            "let f = n: derivation { name = \"c-${toString n}\"; system = builtins.currentSystem; builder = \"/bin/sh\"; \
+             needs = if n == 0 then [ ] else [ (f (n - 1)) ]; args = [ \"-c\" \"echo $needs > $out\" ]; }; in f 11",
+        )
+        .remove(0);
+    let summary = rig.daemon.end(&session, &["--push", &top]);
+    assert_eq!((&summary["outcome"], &summary["pushed"]), (&"complete".into(), &12.into()), "{summary}");
+    // As they came to the server: each after the one that it refers to.
+    let order: Vec<String> =
+        rig.gate.came().iter().filter_map(|b| b[33..].strip_prefix("c-").map(str::to_owned)).collect();
+    assert_eq!(order, (0..12).map(|n| n.to_string()).collect::<Vec<_>>());
+    rig.cache.main().assert_closed();
+    rig.daemon.stop();
+    rig.cache.main().assert_nix_takes(&rig.daemon.nix, &[top]);
+}
+
+#[test]
+fn one_bad_path_in_fifty_costs_itself_only() {
+    let rig = Rig::ready("");
+    // attic gives up a whole run for one such path, and does not say which.
+    rig.fake.mode("poison odd-one");
+    let session = rig.daemon.session(&[]);
+    let paths = rig.build(50, "odd-one");
+    let summary = rig.daemon.end(&session, &[]);
+    assert_eq!((&summary["pushed"], &summary["failed_total"]), (&49.into(), &1.into()), "{summary}");
+    let failed = &summary["failed"][0];
+    assert_eq!(failed["path"], paths[25].as_str(), "{summary}");
+    assert!(failed["error"].as_str().unwrap().contains("something about one of the paths"), "{summary}");
+    let expected: Vec<bool> = (0..50).map(|n| n != 25).collect();
+    assert_eq!(rig.cache.main().having(&paths), expected);
+    // Mended, it is taken up again.
+    rig.fake.mode("");
+    let pushed = rig.daemon.json(&["push", "--wait", &paths[25]]);
+    assert_eq!((&pushed["outcome"], &pushed["pushed"]), (&"complete".into(), &1.into()), "{pushed}");
+}
+
+#[test]
+fn a_path_that_the_server_refuses_is_told_by_its_own_line() {
+    let rig = Rig::ready("");
+    rig.gate.rule(|base| base.ends_with("-huge").then_some(413));
+    let session = rig.daemon.session(&[]);
+    let paths = rig.build(6, "huge");
+    let summary = rig.daemon.end(&session, &[]);
+    assert_eq!((&summary["pushed"], &summary["failed_total"]), (&5.into(), &1.into()), "{summary}");
+    assert_eq!(summary["failed"][0]["class"], "too-large", "{summary}");
+    assert_eq!(rig.cache.main().having(&paths).iter().filter(|has| **has).count(), 5);
+    // Once, not again and again.
+    assert_eq!(rig.gate.came().iter().filter(|base| base.ends_with("-huge")).count(), 1);
+    // Its lines are in the log with the path.
+    let log = rig.daemon.log();
+    let line = log.lines().find(|l| l.contains("attic: failed")).unwrap_or_else(|| panic!("{log}"));
+    assert!(line.contains("-huge") && line.contains("413"), "{line}");
+}
+
+/// A client that crashes, says nothing that can be read, or claims what is not
+/// so: the cache is asked, and nothing is called pushed that is not there.
+#[test]
+fn a_crash_noise_and_lies() {
+    let rig = Rig::ready("");
+    rig.fake.mode("garbage");
+    let session = rig.daemon.session(&[]);
+    let noisy = rig.build(3, "noisy");
+    assert_eq!(rig.daemon.end(&session, &[])["pushed"], 3);
+    assert_eq!(rig.cache.main().having(&noisy), [true; 3]);
+
+    for (mode, says) in [("crash", "signal 6"), ("liar", "the cache does not have it")] {
+        rig.fake.mode(mode);
+        let session = rig.daemon.session(&[]);
+        let paths = rig.daemon.nix.build(&PrivateNix::shell(mode, &format!("echo {mode} > $out")));
+        let summary = rig.daemon.end(&session, &[]);
+        assert_eq!(
+            (&summary["pushed"], &summary["failed_total"]),
+            (&0.into(), &1.into()),
+            "{mode}: {summary}"
+        );
+        let error = summary["failed"][0]["error"].as_str().unwrap();
+        assert!(error.contains(says), "{mode}: {error}");
+        assert!(!rig.cache.main().has(&paths[0]));
+        rig.fake.mode("");
+        assert_eq!(rig.daemon.json(&["push", "--wait", &paths[0]])["pushed"], 1, "{mode}");
+        assert!(rig.cache.main().has(&paths[0]));
+    }
+    assert_eq!(rig.daemon.status()["client"]["state"], "ready", "it answers, so it is not given up");
+}
+
+#[test]
+fn a_client_that_hangs_is_killed_and_the_paths_go_with_the_next() {
+    let rig = Rig::ready("stall_timeout = \"2s\"");
+    rig.fake.mode("hang");
+    let session = rig.daemon.session(&[]);
+    let paths = rig.build(4, "slow");
+    until("a run that hangs and is killed", || {
+        rig.daemon.log().contains("nothing moved for 2 s").then_some(())
+    });
+    rig.fake.mode("");
+    let summary = rig.daemon.end(&session, &[]);
+    assert_eq!((&summary["outcome"], &summary["pushed"]), (&"complete".into(), &4.into()), "{summary}");
+    assert_eq!(rig.cache.main().having(&paths), [true; 4]);
+    let alive: Vec<String> = hanging(&rig.fake);
+    assert!(alive.is_empty(), "{alive:?}");
+}
+
+/// Process numbers of the client's runs that still run.
+fn hanging(fake: &FakeAttic) -> Vec<String> {
+    let pids = fake.runs().into_iter().filter_map(|run| run.split(' ').next().map(str::to_owned));
+    let is_fake = |pid: &String| {
+        let name = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&name).contains("fake-attic")
+    };
+    pids.filter(is_fake).collect()
+}
+
+#[test]
+fn nothing_of_it_outlives_the_daemon() {
+    let mut rig = Rig::ready("");
+    for kill in [true, false] {
+        rig.fake.mode("hang");
+        rig.build(1, if kill { "killed" } else { "stopped" });
+        until("a run that hangs", || (!hanging(&rig.fake).is_empty()).then_some(()));
+        if kill {
+            rig.daemon.kill();
+        } else {
+            // Twice: the second ends at once.
+            rig.daemon.signal(rustix::process::Signal::TERM);
+            until("the end to begin", || rig.daemon.log().contains("stopping:").then_some(()));
+            rig.daemon.signal(rustix::process::Signal::TERM);
+            rig.daemon.ended();
+        }
+        until("the client's end", || hanging(&rig.fake).is_empty().then_some(()));
+        // And what it had in hand goes on in the next life.
+        rig.fake.mode("");
+        rig.daemon.up();
+        until_client(&rig.daemon, "ready");
+        assert_eq!(rig.daemon.flush()["outcome"], "complete");
+    }
+    let names = rig.cache.main().names();
+    assert!(names.contains(&"killed".to_owned()) && names.contains(&"stopped".to_owned()), "{names:?}");
+}
+
+#[test]
+fn a_client_that_is_gone_holds_the_queue_and_comes_back() {
+    let rig = Rig::ready("");
+    // Somebody deletes it by force.
+    let path = rig.daemon.status()["client"]["path"].as_str().unwrap().to_owned();
+    let package = Path::new(&path).parent().unwrap().parent().unwrap();
+    let away = rig.daemon.nix.path().join("away");
+    std::process::Command::new("chmod").arg("u+w").arg(package).status().unwrap();
+    std::fs::rename(package, &away).unwrap();
+    let session = rig.daemon.session(&[]);
+    rig.build(2, "while-gone");
+    until("the loss to be noticed", || rig.daemon.log().contains("does not work any more").then_some(()));
+    std::fs::rename(&away, package).unwrap();
+    assert_eq!(rig.daemon.ctl(&["reload"]).code, 0);
+    let summary = rig.daemon.end(&session, &[]);
+    assert_eq!((&summary["outcome"], &summary["pushed"]), (&"complete".into(), &2.into()), "{summary}");
+}
+
+/// The token is renewed in its file: the next run of the client has the new one.
+#[test]
+fn a_token_is_renewed_and_never_seen() {
+    let nix = PrivateNix::new();
+    let cache = Standalone::start(&nix, |settings| settings.public = false);
+    let fake = FakeAttic::new(&nix);
+    let package = fake.built(&nix);
+    let token = nix.path().join("token");
+    secret_file(&token, "wrong.token.here");
+    let config = format!(
+        "[caches.main]\nendpoints = [\"{}\"]\ntoken_file = \"{}\"\nengine = \"attic\"\n{}",
+        cache.url(),
+        token.display(),
+        fake.config()
+    );
+    let mut daemon = Daemon::prepare(nix, &config);
+    daemon.env = environment(&daemon.nix);
+    daemon.up();
+    // The client is there and cannot be tried: the cache refuses it as it refuses us.
+    let waiting = until("the refusal", || {
+        let client = daemon.status()["client"].clone();
+        client["error"].as_str().is_some_and(|error| error.contains("401")).then_some(client)
+    });
+    assert_ne!(waiting["state"], "ready", "{waiting}");
+    let session = daemon.session(&[]);
+    let path = daemon.nix.build(&PrivateNix::shell("private", "echo private > $out")).remove(0);
+    secret_file(&token, &cache.token());
+    let summary = daemon.end(&session, &[]);
+    assert_eq!(
+        (&summary["outcome"], &summary["pushed"]),
+        (&Value::from("complete"), &Value::from(1)),
+        "{summary}"
+    );
+    let pushed = daemon.json(&["push", "--wait", &package]);
+    assert_eq!(pushed["outcome"], "complete", "{pushed}");
+    assert_eq!(daemon.status()["client"]["path"], format!("{package}/bin/attic"));
+    let status = daemon.status().to_string();
+    for seen in [fake.runs().join("\n"), daemon.log(), status, path] {
+        assert!(!seen.contains(&cache.token()) && !seen.contains("wrong.token.here"), "{seen}");
+    }
+}

@@ -1,0 +1,131 @@
+//! An attic client as the daemon meets one: a flake whose package is a small
+//! program that behaves like it (`tests/fake_attic`), built by a real Nix.
+
+use std::path::PathBuf;
+use std::process::Output;
+use std::time::{Duration, Instant};
+
+use super::cache::CacheView;
+use super::daemon::{Daemon, PATIENCE};
+use super::nix::PrivateNix;
+
+/// A flake with the client as `attic-client`.
+pub struct FakeAttic {
+    dir: PathBuf,
+}
+
+impl FakeAttic {
+    /// In the private store's directory, not built yet.
+    pub fn new(nix: &PrivateNix) -> Self {
+        let dir = nix.path().join("attic");
+        std::fs::create_dir_all(&dir).unwrap();
+        let fake = Self { dir };
+        fake.release("1");
+        fake
+    }
+
+    /// The program itself, which cargo builds along with the tests.
+    fn program() -> PathBuf {
+        let bin = PathBuf::from(env!("CARGO_BIN_EXE_flywheelctl"));
+        let program = bin.with_file_name("examples").join("fake-attic");
+        assert!(program.is_file(), "{} is missing: `cargo build --examples`", program.display());
+        program
+    }
+
+    /// The next version.
+    pub fn release(&self, version: &str) {
+        let run = format!(
+            "FAKE_DIR={} FAKE_VERSION={version} exec {} \"$@\"",
+            self.dir.display(),
+            Self::program().display()
+        );
+        self.release_script(version, &run);
+    }
+
+    /// A version that is this shell script.
+    pub fn release_script(&self, version: &str, script: &str) {
+        let system = format!("{}-linux", std::env::consts::ARCH);
+        let text = format!(
+            r#"{{ outputs = _: {{ packages.{system}.attic-client = derivation {{
+  name = "attic-client-{version}"; system = "{system}"; builder = "/bin/sh"; PATH = "/usr/bin:/bin";
+  script = ''
+#!/bin/sh
+{script}
+'';
+  args = [ "-c" "mkdir -p $out/bin; printf '%s' \"$script\" > $out/bin/attic; chmod 755 $out/bin/attic" ];
+}}; }}; }}"#
+        );
+        let flake = self.dir.join("flake");
+        std::fs::create_dir_all(&flake).unwrap();
+        std::fs::write(flake.join("flake.nix"), text).unwrap();
+    }
+
+    pub fn reference(&self) -> String {
+        format!("path:{}/flake#attic-client", self.dir.display())
+    }
+
+    /// `[client]` of a daemon's configuration.
+    pub fn config(&self) -> String {
+        format!("[client]\ninstallable = \"{}\"\n", self.reference())
+    }
+
+    /// What a job does that builds it, or substitutes it.
+    pub fn build(&self, nix: &PrivateNix) -> Output {
+        nix.run("nix", &["build", "--no-link", &self.reference()])
+    }
+
+    /// The same, which must succeed; its store path.
+    pub fn built(&self, nix: &PrivateNix) -> String {
+        let out = self.build(nix);
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        let path = nix.run("nix", &["eval", "--raw", &format!("{}.outPath", self.reference())]);
+        String::from_utf8(path.stdout).unwrap().trim().to_owned()
+    }
+
+    /// What it does from the next run on.
+    pub fn mode(&self, mode: &str) {
+        let new = self.dir.join("mode~");
+        std::fs::write(&new, mode).unwrap();
+        std::fs::rename(new, self.dir.join("mode")).unwrap();
+    }
+
+    /// The runs so far.
+    pub fn runs(&self) -> Vec<String> {
+        let text = std::fs::read_to_string(self.dir.join("runs")).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+}
+
+/// Has Nix substitute from a cache, and from nothing else.
+pub fn substitute_from(nix: &PrivateNix, cache: &CacheView) {
+    nix.configure(&format!(
+        "substitute = true\nsubstituters = {}\ntrusted-public-keys = {}\nnarinfo-cache-negative-ttl = 0",
+        cache.url(),
+        cache.key
+    ));
+}
+
+/// Nix as the daemon is to use it: this private one.
+pub fn environment(nix: &PrivateNix) -> Vec<(String, String)> {
+    let own = nix.env().into_iter().filter(|(name, _)| *name != "NIX_STORE_DIR" && *name != "NIX_STATE_DIR");
+    own.map(|(name, value)| (name.to_owned(), value.to_str().unwrap().to_owned())).collect()
+}
+
+/// Waits until something is so, which only an event outside this process makes so.
+pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let patience = Instant::now() + PATIENCE;
+    loop {
+        if let Some(seen) = look() {
+            return seen;
+        }
+        assert!(Instant::now() < patience, "never came: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Waits until the daemon's client is in this state; the whole of it.
+pub fn until_client(daemon: &Daemon, state: &str) -> serde_json::Value {
+    until(&format!("client {state}"), || {
+        Some(daemon.status()["client"].clone()).filter(|c| c["state"] == state)
+    })
+}
