@@ -50,6 +50,8 @@ fn main() -> ExitCode {
         let page = clap_mangen::Man::new(Args::command()).section("8").manual("System administration");
         return page.render(&mut std::io::stdout()).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
     }
+    // Before there is any thread: it changes the environment.
+    let passed = daemon::passed();
     let target = if args.check_config { observe::Target::Stderr } else { observe::Target::Auto };
     observe::init(target);
     let settings = match Settings::load(args.config.as_deref(), &|name| std::env::var(name).ok()) {
@@ -63,6 +65,13 @@ fn main() -> ExitCode {
         observe::configuration_good(&settings.warnings, settings.caches.len());
         return ExitCode::SUCCESS;
     }
+    let passed = match passed {
+        Ok(passed) => passed,
+        Err(error) => {
+            observe::failed(&error);
+            return ExitCode::FAILURE;
+        }
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .max_blocking_threads(64)
@@ -71,7 +80,7 @@ fn main() -> ExitCode {
         .build();
     let ended = match runtime {
         Ok(runtime) => {
-            let ended = runtime.block_on(daemon::run(settings));
+            let ended = runtime.block_on(daemon::run(settings, passed));
             runtime.shutdown_timeout(std::time::Duration::from_secs(1));
             ended
         }

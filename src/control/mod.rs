@@ -10,6 +10,7 @@
 mod bound;
 pub mod codec;
 pub mod dial;
+mod listen;
 pub mod messages;
 mod responder;
 pub mod server;

@@ -4,29 +4,28 @@
 
 use std::{
     io,
-    os::unix::{
-        fs::{FileTypeExt, PermissionsExt},
-        net::UnixListener as StdListener,
+    os::unix::net::UnixListener as StdListener,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
     },
-    path::{Path, PathBuf},
-    sync::Arc,
     time::Duration,
 };
 
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
     net::{UnixListener, UnixStream, unix::OwnedReadHalf, unix::OwnedWriteHalf},
-    sync::mpsc,
+    sync::{Notify, mpsc},
     task::{JoinHandle, JoinSet},
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
+pub use super::listen::{BindError, bind, passed};
 pub use super::responder::{Answer, Responder};
 use super::{
     bound::bounded,
     codec::{self, ClientHello, CodecError, MINIMUM, PROTOCOL, ServerHello},
-    dial::dial,
     messages::{ErrorCode, Reply, Request},
     slots::{Slot, Slots},
 };
@@ -87,55 +86,26 @@ pub struct Incoming {
     pub responder: Responder,
 }
 
-/// Why there is no socket.
-#[derive(Debug, thiserror::Error)]
-pub enum BindError {
-    /// Another daemon answers there.
-    #[error("another daemon is listening on {0}: stop it first, or choose another `socket`")]
-    Live(PathBuf),
-    /// Something else is there.
-    #[error("{0} exists and is not a socket: remove it, or choose another `socket`")]
-    NotASocket(PathBuf),
-    /// The system said no.
-    #[error("cannot listen on {path}: {source}; its directory must exist and be writable by the daemon")]
-    Io {
-        /// Where.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-}
+/// Shows that connections are accepted: the task that does it counts when asked.
+#[derive(Debug, Clone, Default)]
+pub struct Beat(Arc<(Notify, AtomicU64)>);
 
-/// Listens on a path, with mode 0660. A file left by a dead daemon is replaced, a live daemon is not.
-///
-/// The socket appears under its name only when it is complete: a client finds
-/// no daemon, or one that listens and has the right mode.
-pub fn bind(path: &Path) -> Result<StdListener, BindError> {
-    let io = |source| BindError::Io { path: path.to_owned(), source };
-    match std::fs::symlink_metadata(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-        Err(e) => return Err(io(e)),
-        Ok(meta) if !meta.file_type().is_socket() => return Err(BindError::NotASocket(path.to_owned())),
-        Ok(_) => match dial(path, Duration::from_secs(1)) {
-            Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {}
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            // Connected, or refused for want of room: somebody is there.
-            Ok(_) => return Err(BindError::Live(path.to_owned())),
-            Err(e) if e.kind() == io::ErrorKind::TimedOut => return Err(BindError::Live(path.to_owned())),
-            Err(e) => return Err(io(e)),
-        },
+impl Beat {
+    /// Asks it to count on.
+    pub fn ask(&self) {
+        self.0.0.notify_one();
     }
-    let mut new = path.as_os_str().to_owned();
-    new.push(".new");
-    let new = PathBuf::from(new);
-    match std::fs::remove_file(&new) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io(e)),
-        _ => {}
+
+    /// How far it has counted.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.0.1.load(Ordering::Relaxed)
     }
-    let listener = StdListener::bind(&new).map_err(io)?;
-    std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o660)).map_err(io)?;
-    std::fs::rename(&new, path).map_err(io)?;
-    Ok(listener)
+
+    async fn asked(&self) {
+        self.0.0.notified().await;
+        self.0.1.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 /// Serves a listener until `shutdown`: then nothing more is accepted, pending
@@ -146,12 +116,13 @@ pub fn start(
     store_dir: &str,
     limits: Limits,
     shutdown: CancellationToken,
+    beat: Beat,
 ) -> io::Result<(mpsc::Receiver<Incoming>, JoinHandle<()>)> {
     listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(listener)?;
     let (requests, incoming) = mpsc::channel(limits.queue);
     let shared = Arc::new(Shared { hello: ServerHello::ours(store_dir).frame(), limits, requests, shutdown });
-    Ok((incoming, tokio::spawn(accept(listener, shared))))
+    Ok((incoming, tokio::spawn(accept(listener, shared, beat))))
 }
 
 struct Shared {
@@ -161,13 +132,14 @@ struct Shared {
     shutdown: CancellationToken,
 }
 
-async fn accept(listener: UnixListener, shared: Arc<Shared>) {
+async fn accept(listener: UnixListener, shared: Arc<Shared>, beat: Beat) {
     let slots = Slots::new(shared.limits.connections, shared.limits.per_uid);
     let mut open = JoinSet::new();
     let mut pause = FIRST_PAUSE;
     loop {
         tokio::select! {
             () = shared.shutdown.cancelled() => break,
+            () = beat.asked() => {}
             Some(ended) = open.join_next() => {
                 if let Err(e) = ended {
                     event!(CONTROL_FAULT, error = %e, "a control connection failed");

@@ -13,6 +13,7 @@ use super::intake::Bell;
 use super::keeper::Keeper;
 use super::live::Desk;
 use super::notify::Notify;
+use super::pulse::Pulse;
 use super::resume::Resumed;
 use super::rules::Facts;
 use super::settle;
@@ -63,6 +64,8 @@ pub(super) struct Driver {
     pub(super) transfers: Transfers,
     pub(super) doorbell: Doorbell,
     pub(super) notify: Notify,
+    /// Moves with every turn.
+    pub(super) pulse: Pulse,
     /// The last thing each cache said that was not good.
     pub(super) troubles: Vec<Option<String>>,
     /// Why the intake cannot go on for the moment.
@@ -108,6 +111,7 @@ impl Driver {
             if let Some(ended) = self.at_end() {
                 return ended;
             }
+            self.pulse.beat();
             let wake = self.wake_at();
             tokio::select! {
                 input = inputs.recv() => match input {
@@ -179,7 +183,7 @@ impl Driver {
             Input::Opened(opening) => self.opened(*opening),
             Input::AnchorGone(row) => self.abandon(row),
             Input::Rejoined(rejoining) => self.rejoined(*rejoining),
-            Input::IntakeEnded(_) => {}
+            Input::IntakeEnded(_) | Input::Beat => {}
             Input::Asked { cache, tasks, result } => self.asked(cache, tasks, result),
             Input::Uploaded { task, result, took_ms } => self.uploaded(task, result, took_ms),
             Input::Probed(cache, result) => self.probed(cache, result),

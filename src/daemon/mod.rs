@@ -33,6 +33,7 @@ mod netrc;
 mod notify;
 mod opening;
 mod outcome;
+mod pulse;
 mod rate;
 mod readers;
 mod report;
@@ -44,12 +45,15 @@ mod seen;
 mod servers;
 mod settle;
 mod signals;
+mod tenure;
 mod tokens;
 mod transfer;
 mod waiters;
+mod watchdog;
 mod wrapper;
 
 use std::collections::HashMap;
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -62,7 +66,7 @@ pub use crate::attic::supervise;
 use crate::attribution::{Windows, Witness};
 use crate::config::Settings;
 use crate::control::messages::PathCounts;
-use crate::control::server::{self, Limits};
+use crate::control::server::{self, Beat, Limits};
 use crate::flow::{CacheId, Flow};
 use crate::ledger::Ledger;
 use crate::observe::event;
@@ -74,6 +78,7 @@ use keeper::{Keeper, Places};
 use live::Desk;
 use netrc::Netrc;
 use notify::Notify;
+use pulse::{Part, Pulse};
 use rate::Rate;
 use rules::Facts;
 use tokens::Watched;
@@ -92,15 +97,20 @@ fn wall_ms() -> i64 {
     i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
 }
 
+pub use crate::control::server::passed;
+
 /// Runs the daemon until a signal ends it. An error means that it could not
 /// begin, or that a part it cannot do without has failed.
-pub async fn run(settings: Settings) -> Result<()> {
+///
+/// `passed`: the socket that systemd listens on for it; else one is made.
+pub async fn run(settings: Settings, passed: Option<UnixListener>) -> Result<()> {
     for warning in &settings.warnings {
         event!(CONFIG_WARNING, "{warning}");
     }
     let settings = Arc::new(settings);
     let (signal, stop) = signals::signals()?;
     make_dir(&settings.state_dir, "state_dir")?;
+    let tenure = tenure::take(&settings.state_dir)?;
     let path = settings.state_dir.join("ledger.sqlite");
     let (ledger, opened) = Ledger::open(&path).with_context(|| format!("the ledger {}", path.display()))?;
     let store_dir = StoreDir::new(&settings.nix.store_dir.to_string_lossy())?;
@@ -146,9 +156,17 @@ pub async fn run(settings: Settings) -> Result<()> {
     let witness = Witness::start(store_dir.as_path()).context("the thread that watches the store's locks")?;
     let (bell, ear) = Bell::new();
     let doorbell = Doorbell::hang(&store_dir, SLOW, rings::pull(witness.clone(), bell.clone()))?;
-    let listener = server::bind(&settings.socket)?;
+    let ours = passed.is_none();
+    let (listener, address) = match passed {
+        Some(listener) => {
+            let address = listener.local_addr()?.as_pathname().map(PathBuf::from);
+            (listener, address.unwrap_or_default())
+        }
+        None => (server::bind(&settings.socket)?, settings.socket.clone()),
+    };
+    let beat = Beat::default();
     let (requests, control) =
-        server::start(listener, store_dir.as_str(), Limits::default(), closing.clone())?;
+        server::start(listener, store_dir.as_str(), Limits::default(), closing.clone(), beat.clone())?;
     make_dir(&settings.runtime_dir, "RUNTIME_DIRECTORY")?;
     wrapper::write(&settings);
     let reads = servers::reads(&settings, built_in.as_ref(), &transfers.clients);
@@ -156,6 +174,7 @@ pub async fn run(settings: Settings) -> Result<()> {
     let netrc = netrc.map(|file| Netrc::new(file, settings.nix.netrc_group.clone(), reads));
     let reading = netrc.clone().map(|netrc| tokio::spawn(netrc.keep()));
     let (client, keeping) = client::start(&settings, login.clone(), seed(), out.clone());
+    let (pulse, intake_pulse) = (Pulse::default(), Pulse::default());
     let intake = Intake {
         journal,
         client: client.clone(),
@@ -171,17 +190,20 @@ pub async fn run(settings: Settings) -> Result<()> {
         caches: caches.clone(),
         default_cache: CacheId(position(&caches, &settings.default_cache).unwrap_or(0)),
         existing: settings.push.existing,
-        out,
+        out: out.clone(),
+        pulse: intake_pulse.clone(),
     };
     let intake = intake::start(intake, ear)?;
     let (engines, limits) = servers::engines(&settings, &transfers, &client, &login);
     let mut notify = Notify::new();
+    notify.watch(parts(&bell, intake_pulse, out, pulse.clone(), beat));
     notify.ready();
     event!(
         READY,
         version = env!("CARGO_PKG_VERSION"),
         caches = caches.join(", "),
-        socket = %settings.socket.display(),
+        socket = %address.display(),
+        activated = !ours,
         ledger = ?opened,
         "flywheeld is ready"
     );
@@ -208,6 +230,7 @@ pub async fn run(settings: Settings) -> Result<()> {
         transfers,
         doorbell,
         notify,
+        pulse,
         resumed,
         client,
         login,
@@ -225,7 +248,9 @@ pub async fn run(settings: Settings) -> Result<()> {
     if tokio::time::timeout(GOODBYE, control).await.is_err() {
         event!(CALLERS_LEFT, "some callers did not take their answer in time");
     }
-    let _ = std::fs::remove_file(&settings.socket);
+    if ours {
+        let _ = std::fs::remove_file(&address);
+    }
     let written = ledger.clone();
     tokio::task::spawn_blocking(move || written.sync()).await??;
     if let Some(running) = built_in {
@@ -242,9 +267,27 @@ pub async fn run(settings: Settings) -> Result<()> {
         }
         Ended::Failed(reason) => bail!("{reason}"),
     }
+    drop(tenure);
     // The intake ends when the driver's end of its channel is gone.
     drop(intake);
     Ok(())
+}
+
+/// What must move for the watchdog, and how each is asked to.
+fn parts(
+    bell: &Bell,
+    intake: Pulse,
+    out: tokio::sync::mpsc::Sender<input::Input>,
+    driver: Pulse,
+    socket: Beat,
+) -> Vec<Part> {
+    let (bell, asked) = (bell.clone(), socket.clone());
+    vec![
+        Part::new(watchdog::INTAKE, move || bell.ring(), move || intake.count()),
+        // With a full queue there is enough to move by.
+        Part::new("driver", move || drop(out.try_send(input::Input::Beat)), move || driver.count()),
+        Part::new("socket", move || asked.ask(), move || socket.count()),
+    ]
 }
 
 /// A directory of ours, for nobody else, unless somebody has made it already.

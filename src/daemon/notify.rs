@@ -3,10 +3,13 @@
 //! A full socket makes the sender wait for its reader, so a thread of its own
 //! does the telling: the driver never waits for somebody who does not listen.
 
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
+
+use super::pulse::Part;
+use super::watchdog::{INTAKE, Watchdog};
 
 /// The way to systemd.
 #[derive(Debug)]
@@ -25,6 +28,7 @@ const GOODBYE: Duration = Duration::from_millis(500);
 
 #[derive(Debug)]
 enum Note {
+    Watch(Vec<Part>),
     Ready,
     Stopping,
     Extend(u32),
@@ -52,6 +56,12 @@ impl Notify {
     /// The socket is served and the ledger is open.
     pub(super) fn ready(&mut self) {
         self.send(Note::Ready);
+    }
+
+    /// The parts whose standing still is to end the daemon, when the unit has
+    /// a watchdog (`WatchdogSec=`).
+    pub(super) fn watch(&self, parts: Vec<Part>) {
+        self.send(Note::Watch(parts));
     }
 
     /// The end has begun.
@@ -96,16 +106,38 @@ impl Drop for Notify {
 }
 
 fn tell(notes: &Receiver<Note>, ended: Sender<()>) {
-    for note in notes {
-        let state = match &note {
-            Note::Ready => NotifyState::Ready,
-            Note::Stopping => NotifyState::Stopping,
-            Note::Extend(micros) => NotifyState::ExtendTimeoutUsec(*micros),
-            Note::Status(line) => NotifyState::Status(line),
+    let mut watchdog: Option<Watchdog> = None;
+    loop {
+        let note = match &watchdog {
+            None => notes.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(watchdog) => notes.recv_timeout(watchdog.next.saturating_duration_since(Instant::now())),
         };
-        if let Err(error) = sd_notify::notify(&[state]) {
-            crate::observe::detail!(error = %error, "systemd could not be told");
+        match note {
+            Ok(Note::Watch(parts)) => {
+                watchdog = sd_notify::watchdog_enabled().map(|limit| Watchdog::new(parts, limit));
+            }
+            Ok(Note::Ready) => say(&[NotifyState::Ready]),
+            Ok(Note::Stopping) => {
+                say(&[NotifyState::Stopping]);
+                // Nothing is taken in any more.
+                watchdog.iter_mut().for_each(|watchdog| watchdog.leave_out(INTAKE));
+            }
+            Ok(Note::Extend(micros)) => say(&[NotifyState::ExtendTimeoutUsec(micros)]),
+            Ok(Note::Status(line)) => say(&[NotifyState::Status(&line)]),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+        if let Some(watchdog) = watchdog.as_mut().filter(|watchdog| watchdog.next <= Instant::now())
+            && watchdog.all_moved()
+        {
+            say(&[NotifyState::Watchdog]);
         }
     }
     drop(ended);
+}
+
+fn say(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        crate::observe::detail!(error = %error, "systemd could not be told");
+    }
 }

@@ -66,7 +66,7 @@ macro_rules! kinds {
 
 kinds! {
     /// The daemon serves its socket and its ledger is open.
-    READY = "0452280519a4436a9db317de8f477dda", INFO, [version, caches, socket, ledger];
+    READY = "0452280519a4436a9db317de8f477dda", INFO, [version, caches, socket, activated, ledger];
     /// The end has begun.
     STOPPING = "1d776a72b41f4edbaf7586ad9d114ceb", INFO, [uploading];
     /// The end, with nothing left under way.
@@ -89,6 +89,10 @@ kinds! {
     JOURNALD_AWAY = "641ac5779d6f4f8b8cf7e53b99bbebb8", WARN, [error];
     /// There is no thread that could talk to systemd.
     SYSTEMD_NOT_TOLD = "15203b92e33b4ef69fe57dd5f3866667", WARN, [error];
+    /// A part of the daemon stands still; the watchdog gets no ping.
+    PART_STUCK = "91bcd5451a514392829ab9fea0ac5f84", WARN, [part];
+    /// What stood still moves again.
+    PART_MOVES = "765f8ec559f64965ad4a63c9c9f345ba", INFO, [part];
     /// A job opened a session.
     SESSION_STARTED = "9c2f5a11a0c247fdad260e2eb2eb3789", INFO, [session, label, cache, uid, anchor];
     /// A session is over, and what became of its paths.

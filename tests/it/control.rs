@@ -45,7 +45,8 @@ impl Scripted {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let listener = server::bind(&dir.path().join("s")).unwrap();
         let _guard = runtime.enter();
-        let (mut incoming, server) = server::start(listener, STORE, limits, shutdown.clone()).unwrap();
+        let (mut incoming, server) =
+            server::start(listener, STORE, limits, shutdown.clone(), server::Beat::default()).unwrap();
         let log = Arc::clone(&seen);
         runtime.spawn(async move {
             while let Some(next) = incoming.recv().await {
@@ -455,7 +456,7 @@ fn a_socket_is_taken_over_only_from_the_dead() {
     let path = dir.path().join("s");
     let first = server::bind(&path).unwrap();
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
-    assert!(matches!(server::bind(&path), Err(BindError::Live(_))));
+    assert!(matches!(server::bind(&path), Err(BindError::Live { .. })));
     drop(first);
     drop(server::bind(&path).unwrap());
     std::fs::remove_file(&path).unwrap();

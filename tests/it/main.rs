@@ -21,6 +21,7 @@ mod daemon_commands;
 mod daemon_failures;
 mod daemon_restart;
 mod daemon_story;
+mod daemon_systemd;
 mod embedded;
 mod engine_attic;
 mod house;

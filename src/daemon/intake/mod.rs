@@ -21,6 +21,7 @@ use tokio::sync::mpsc::Sender;
 
 use super::input::Input;
 use super::keeper::Keeper;
+use super::pulse::Pulse;
 use super::rules::Facts;
 use super::seen::Seen;
 use crate::attribution::{Windows, Witness};
@@ -59,6 +60,8 @@ pub(super) struct Intake {
     /// On the first start: begin with what is valid already.
     pub(super) existing: bool,
     pub(super) out: Sender<Input>,
+    /// Moves with every turn, and with every batch of a long one.
+    pub(super) pulse: Pulse,
 }
 
 /// Why the intake cannot go on.
@@ -111,6 +114,7 @@ impl Intake {
         let mut stuck = Stuck::default();
         loop {
             ear.rung.store(false, Ordering::Release);
+            self.pulse.beat();
             let rest = match self.advance(&mut progress) {
                 Ok(()) => {
                     if stuck.over() {
@@ -183,7 +187,9 @@ impl Intake {
     }
 
     fn tell(&self, input: Input) -> Result<(), IntakeError> {
-        self.out.blocking_send(input).map_err(|_| IntakeError::Closed)
+        self.out.blocking_send(input).map_err(|_| IntakeError::Closed)?;
+        self.pulse.beat();
+        Ok(())
     }
 }
 

@@ -345,6 +345,15 @@ impl Drop for Daemon {
     }
 }
 
+/// Waits for what can only be looked at.
+pub fn until(what: &str, mut happened: impl FnMut() -> bool) {
+    let patience = Instant::now() + PATIENCE;
+    while !happened() {
+        assert!(patience > Instant::now(), "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// A file with a secret, as an operator would make it.
 pub fn secret_file(path: &Path, text: &str) {
     use std::os::unix::fs::PermissionsExt;

@@ -1,0 +1,120 @@
+//! Where callers are heard: a socket that is made here, or one that the service
+//! manager has made and passes (sd_listen_fds(3)). Must not know who is served.
+
+use std::{
+    io,
+    os::unix::{
+        fs::{FileTypeExt, PermissionsExt},
+        net::UnixListener as StdListener,
+    },
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use rustix::net::sockopt;
+
+use super::dial::dial;
+
+/// Why there is no socket.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Another daemon answers there.
+    #[error("another daemon{} is listening on {}: stop it first (`systemctl stop flywheeld`), or choose another `socket`", numbered(*.pid), .path.display())]
+    Live {
+        /// Where.
+        path: PathBuf,
+        /// Its process, when the kernel tells.
+        pid: Option<i32>,
+    },
+    /// Something else is there.
+    #[error("{0} exists and is not a socket: remove it, or choose another `socket`")]
+    NotASocket(PathBuf),
+    /// What the service manager passed cannot be used.
+    #[error("the socket that was passed (LISTEN_FDS) cannot be used: {0}")]
+    Passed(String),
+    /// The system said no.
+    #[error("cannot listen on {path}: {source}; its directory must exist and be writable by the daemon")]
+    Io {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+fn numbered(pid: Option<i32>) -> String {
+    pid.map(|pid| format!(" (process {pid})")).unwrap_or_default()
+}
+
+/// The name that a socket unit gives with `FileDescriptorName=` when it passes
+/// more than one.
+const NAME: &str = "control";
+
+/// The socket that the service manager passes, if it does.
+///
+/// Takes it out of the environment, so it must be called once, before there is
+/// any other thread.
+pub fn passed() -> Result<Option<StdListener>, BindError> {
+    match sd_notify::listen_fds() {
+        // Nothing, or not for this process.
+        Ok(fds) if fds.len() == 0 => return Ok(None),
+        Ok(_) => {}
+        Err(e) => return Err(BindError::Passed(e.to_string())),
+    }
+    let names: Vec<String> = match sd_notify::listen_fds_with_names() {
+        Ok(named) => named.map(|(_, name)| name).collect(),
+        Err(e) => return Err(BindError::Passed(e.to_string())),
+    };
+    let which = match (names.len(), names.iter().position(|name| name == NAME)) {
+        (0, _) => return Ok(None),
+        (_, Some(which)) => which,
+        (1, None) => 0,
+        (n, None) => {
+            return Err(BindError::Passed(format!(
+                "there are {n} of them and none is called {NAME:?}: set FileDescriptorName={NAME} in its unit"
+            )));
+        }
+    };
+    match listenfd::ListenFd::from_env().take_unix_listener(which) {
+        Ok(Some(listener)) if sockopt::socket_acceptconn(&listener).unwrap_or(false) => Ok(Some(listener)),
+        Ok(_) => Err(BindError::Passed("it does not listen: set ListenStream= in its unit".to_owned())),
+        Err(e) => Err(BindError::Passed(format!("{e}: set ListenStream= with a path in its unit"))),
+    }
+}
+
+/// Listens on a path, with mode 0660. A file left by a dead daemon is replaced, a live daemon is not.
+///
+/// The socket appears under its name only when it is complete: a client finds
+/// no daemon, or one that listens and has the right mode.
+pub fn bind(path: &Path) -> Result<StdListener, BindError> {
+    let io = |source| BindError::Io { path: path.to_owned(), source };
+    match std::fs::symlink_metadata(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => return Err(io(e)),
+        Ok(meta) if !meta.file_type().is_socket() => return Err(BindError::NotASocket(path.to_owned())),
+        Ok(_) => match dial(path, Duration::from_secs(1)) {
+            Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {}
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            // Connected, or refused for want of room: somebody is there.
+            Ok(stream) => {
+                let pid = sockopt::socket_peercred(&stream).ok().map(|c| c.pid.as_raw_nonzero().get());
+                return Err(BindError::Live { path: path.to_owned(), pid });
+            }
+            Err(e) if e.kind() == io::ErrorKind::TimedOut => {
+                return Err(BindError::Live { path: path.to_owned(), pid: None });
+            }
+            Err(e) => return Err(io(e)),
+        },
+    }
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    let new = PathBuf::from(new);
+    match std::fs::remove_file(&new) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io(e)),
+        _ => {}
+    }
+    let listener = StdListener::bind(&new).map_err(io)?;
+    std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o660)).map_err(io)?;
+    std::fs::rename(&new, path).map_err(io)?;
+    Ok(listener)
+}
