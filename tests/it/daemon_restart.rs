@@ -140,7 +140,7 @@ fn systemd_is_told_how_it_goes() {
 fn a_second_daemon_is_refused_and_the_first_goes_on() {
     let daemon = Daemon::embedded();
     let session = daemon.session(&[]);
-    for (state, why) in [("elsewhere", "another daemon is listening"), ("state", "")] {
+    for (state, why) in [("elsewhere", "is listening on"), ("state", "another daemon")] {
         let top = daemon.nix.path().display();
         let config = std::fs::read_to_string(daemon.config()).unwrap();
         let config = config.replace(&format!("{top}/state\""), &format!("{top}/{state}\""));
