@@ -110,6 +110,19 @@ let
     ACTIONS_RUNNER_HOOK_JOB_COMPLETED = "${cfg.package}/share/flywheel/ci/github-hooks/job-completed.sh";
   };
 
+  # Directories beside the service's own, for instance on a larger disk.
+  elsewhere = lib.filter (dir: dir != null && !lib.hasPrefix "/var/lib/flywheel/" "${dir}/") [
+    (cfg.settings.state_dir or null)
+    (cfg.settings.embedded.dir or null)
+  ];
+  allowedUsers = config.nix.settings.allowed-users or [ "*" ];
+  mayUseNix = lib.any (user: lib.elem user allowedUsers) [
+    "*"
+    "flywheel"
+    "@flywheel"
+  ];
+  usualSocket = "/run/flywheel/control.sock";
+
   inStore = file: builtins.isPath file || lib.hasPrefix builtins.storeDir (toString file);
   tokenFiles =
     lib.attrValues credentials
@@ -365,6 +378,15 @@ in
             name it as text: tokenFile = "/run/secrets/attic-token";'';
         }) tokenFiles;
 
+        warnings =
+          lib.optional (!mayUseNix) ''
+            nix.settings.allowed-users leaves out flywheel, which protects pending paths and
+            fetches the attic client through the nix-daemon. Add "flywheel" to it.''
+          ++ lib.optional ((cfg.settings.socket or usualSocket) != usualSocket) ''
+            services.flywheel.settings.socket: the service may not write there, and jobs, the
+            post-build hook and flywheelctl look for it at ${usualSocket}. Leave
+            it out.'';
+
         environment = {
           etc."flywheel/flywheel.toml".source = checkedConfig;
           systemPackages = [ cfg.package ];
@@ -385,18 +407,29 @@ in
 
         systemd = {
           packages = [ cfg.package ];
-          tmpfiles.packages = [ cfg.package ];
+          tmpfiles = {
+            packages = [ cfg.package ];
+            settings.flywheel = lib.genAttrs elsewhere (_: {
+              d = {
+                user = "flywheel";
+                group = "flywheel";
+                mode = "0700";
+              };
+            });
+          };
           services.flywheeld = {
             # What [Install] says is not looked at on NixOS.
             wantedBy = [ "multi-user.target" ];
             # The attic client is fetched with Nix.
             path = [ config.nix.package ];
             restartTriggers = [ checkedConfig ];
+            unitConfig = lib.optionalAttrs (elsewhere != [ ]) { RequiresMountsFor = elsewhere; };
             # The unit itself takes attic-token from /etc/credstore, if it is there.
             serviceConfig =
               lib.optionalAttrs (credentials != { }) {
                 LoadCredential = lib.mapAttrsToList (name: file: "${name}:${file}") credentials;
               }
+              // lib.optionalAttrs (elsewhere != [ ]) { ReadWritePaths = elsewhere; }
               // lib.optionalAttrs (cfg.group != "flywheel") { Group = cfg.group; };
           };
         };

@@ -128,7 +128,8 @@ fn the_unit_is_taken_and_only_added_to() {
         let set: BTreeMap<String, Value> = serde_json::from_value(service["serviceConfig"].clone()).unwrap();
         let group = (name == "everything").then_some("Group");
         let credential = (!strings(&case["credentials"]).is_empty()).then_some("LoadCredential");
-        let allowed: Vec<&str> = group.into_iter().chain(credential).collect();
+        let directories = (name == "elsewhere").then_some("ReadWritePaths");
+        let allowed: Vec<&str> = group.into_iter().chain(credential).chain(directories).collect();
         assert_eq!(set.keys().collect::<Vec<_>>(), allowed, "{name}");
     }
     let credentials = |name: &str| {
@@ -174,6 +175,12 @@ fn everything_arrives_where_it_belongs() {
     assert_eq!(case("embedded-closed")["ports"], serde_json::json!([]));
     assert!(case("embedded-unknown")["nix"]["substituters"].is_null());
     assert!(case("minimal")["nix"]["post-build-hook"].is_null());
+    let elsewhere = &case("elsewhere")["services"]["flywheeld"];
+    for (section, key) in [("serviceConfig", "ReadWritePaths"), ("unitConfig", "RequiresMountsFor")] {
+        assert_eq!(strings(&elsewhere[section][key]), ["/srv/flywheel", "/srv/cache"]);
+    }
+    assert_eq!(strings(&case("elsewhere")["directories"]), ["/srv/cache", "/srv/flywheel"]);
+    assert_eq!(strings(&case("minimal")["directories"]).len(), 0);
     for name in ["everything", "minimal"] {
         assert_eq!(strings(&case(name)["etc"]), ["flywheel/flywheel.toml"]);
     }

@@ -136,6 +136,34 @@ in
     };
   };
 
+  # On a larger disk.
+  elsewhere.module = {
+    services.flywheel = {
+      enable = true;
+      settings.state_dir = "/srv/flywheel";
+      settings.embedded.dir = "/srv/cache";
+    };
+  };
+
+  socket-moved = {
+    module = with_ { settings.socket = "/srv/flywheel.sock"; };
+    warns = [ "flywheelctl look for it at /run/flywheel/control.sock" ];
+  };
+
+  # A nix-daemon that is not for everybody.
+  nix-restricted = {
+    module = {
+      imports = [ attic ];
+      nix.settings.allowed-users = [ "@wheel" ];
+    };
+    warns = [ "allowed-users leaves out flywheel" ];
+  };
+
+  nix-restricted-and-allowed.module = {
+    imports = [ attic ];
+    nix.settings.allowed-users = [ "@flywheel" ];
+  };
+
   example.module = ../../docs/examples/gitlab-runner.nix;
 
   embedded-known.module = embedded { publicKey = key; };

@@ -119,6 +119,7 @@ let
       };
       systemd.packages = option lists [ ];
       systemd.tmpfiles.packages = option lists [ ];
+      systemd.tmpfiles.settings = option (types.attrsOf (types.attrsOf types.raw)) { };
       systemd.services = option (types.attrsOf (
         types.submodule {
           options = {
@@ -128,6 +129,7 @@ let
             restartTriggers = option lists [ ];
             environment = option (types.attrsOf types.str) { };
             serviceConfig = option (types.attrsOf types.raw) { };
+            unitConfig = option (types.attrsOf types.raw) { };
           };
         }
       )) { };
@@ -165,6 +167,7 @@ let
       etc = lib.attrNames config.environment.etc;
       packages = config.systemd.packages;
       tmpfiles = config.systemd.tmpfiles.packages;
+      directories = lib.attrNames config.systemd.tmpfiles.settings.flywheel;
       services = config.systemd.services;
       inherit (config.users) users groups;
       ports = config.networking.firewall.allowedTCPPorts;
