@@ -38,16 +38,30 @@ let
       value;
   plain = written cfg.settings;
 
+  # What a running daemon does not change.
+  fixed = builtins.intersectAttrs {
+    socket = null;
+    state_dir = null;
+    nix = null;
+    embedded = null;
+    client = null;
+  } plain;
+
   # --- the configuration, checked when the system is built ---------------------
 
-  # The credentials of the unit: one for all caches, or one for each.
+  # The credentials of the unit. For pushing one for all caches, or one for each;
+  # for pulling one for each.
+  forEach = kind: lib.mapAttrs' (cache: lib.nameValuePair "attic-${kind}-${cache}");
   credentials =
-    if cfg.tokenFile == null then
-      { }
-    else if builtins.isAttrs cfg.tokenFile then
-      lib.mapAttrs' (cache: file: lib.nameValuePair "attic-token-${cache}" file) cfg.tokenFile
-    else
-      { attic-token = cfg.tokenFile; };
+    (
+      if cfg.tokenFile == null then
+        { }
+      else if builtins.isAttrs cfg.tokenFile then
+        forEach "token" cfg.tokenFile
+      else
+        { attic-token = cfg.tokenFile; }
+    )
+    // forEach "pull-token" cfg.pullTokenFile;
 
   # The daemon reads no token to check its configuration, only whether there is
   # one: empty files stand in for the credentials.
@@ -122,6 +136,7 @@ let
     "@flywheel"
   ];
   usualSocket = "/run/flywheel/control.sock";
+  netrc = "/run/flywheel/netrc";
 
   inStore = file: builtins.isPath file || lib.hasPrefix builtins.storeDir (toString file);
   tokenFiles =
@@ -253,6 +268,17 @@ in
       '';
     };
 
+    pullTokenFile = mkOption {
+      type = types.attrsOf types.path;
+      default = { };
+      example = lib.literalExpression ''{ main = "/run/secrets/attic-pull-token"; }'';
+      description = ''
+        For private caches, by the names of `settings.caches`: the file with a token
+        that may only pull. The daemon keeps {file}`/run/flywheel/netrc` from them, and
+        {option}`nix.settings` names it, so that this host's Nix reads what it pushed.
+      '';
+    };
+
     group = mkOption {
       type = types.str;
       default = "flywheel";
@@ -294,8 +320,7 @@ in
         description = ''
           The public key of the built-in cache. With it this host's Nix uses the cache:
           substituter and key are added to {option}`nix.settings`. The key is made at
-          the first start, which logs it:
-          {command}`journalctl -u flywheeld -g public_key`.
+          the first start; then {command}`flywheelctl nix-conf` prints it.
 
           It is not taken over by itself: nix.conf belongs to root, and a file in it
           that the service writes would make the service's user as good as root.
@@ -422,7 +447,9 @@ in
             wantedBy = [ "multi-user.target" ];
             # The attic client is fetched with Nix.
             path = [ config.nix.package ];
-            restartTriggers = [ checkedConfig ];
+            # A reload takes up the rest.
+            restartTriggers = [ (builtins.hashString "sha256" (builtins.toJSON fixed)) ];
+            reloadTriggers = [ checkedConfig ];
             unitConfig = lib.optionalAttrs (elsewhere != [ ]) { RequiresMountsFor = elsewhere; };
             # The unit itself takes attic-token from /etc/credstore, if it is there.
             serviceConfig =
@@ -435,14 +462,44 @@ in
         };
       }
 
-      (mkIf (builtins.isAttrs cfg.tokenFile) {
-        assertions = lib.mapAttrsToList (cache: _: {
-          assertion = cfg.settings.caches ? ${cache};
-          message = ''
-            services.flywheel.tokenFile.${cache}: there is no such cache. Add
-            services.flywheel.settings.caches.${cache}, or correct the name; there are:
-            ${lib.concatStringsSep ", " (lib.attrNames cfg.settings.caches)}.'';
-        }) cfg.tokenFile;
+      {
+        assertions =
+          let
+            known =
+              option:
+              lib.mapAttrsToList (
+                cache: _: {
+                  assertion = cfg.settings.caches ? ${cache} && cfg.settings.caches.${cache}.endpoints != null;
+                  message = ''
+                    services.flywheel.${option}.${cache}: there is no such cache. Add
+                    services.flywheel.settings.caches.${cache}.endpoints, or correct the name;
+                    there are: ${lib.concatStringsSep ", " (lib.attrNames cfg.settings.caches)}.'';
+                }
+              );
+          in
+          lib.optionals (builtins.isAttrs cfg.tokenFile) (known "tokenFile" cfg.tokenFile)
+          ++ known "pullTokenFile" cfg.pullTokenFile;
+      }
+
+      (mkIf (cfg.pullTokenFile != { }) {
+        services.flywheel.settings = {
+          nix.netrc = netrc;
+          caches = lib.mapAttrs (cache: _: {
+            # Where systemd puts the credentials of the unit.
+            pull_token_file = "/run/credentials/flywheeld.service/attic-pull-token-${cache}";
+          }) cfg.pullTokenFile;
+        };
+        # One that stands there already wins over this default, and is told of.
+        nix.settings.netrc-file = lib.mkDefault netrc;
+        assertions = [
+          {
+            assertion = config.nix.settings.netrc-file == netrc;
+            message = ''
+              services.flywheel.pullTokenFile: nix.settings.netrc-file is
+              ${config.nix.settings.netrc-file} already, and Nix reads only one. Leave it out,
+              or leave out pullTokenFile and keep the cache's entry there yourself.'';
+          }
+        ];
       })
 
       (mkIf cfg.embedded.enable {
@@ -458,9 +515,8 @@ in
         warnings =
           lib.optional (cfg.embedded.publicKey == null) ''
             services.flywheel.embedded: this host's Nix does not use the built-in cache yet,
-            because its public key is not known. After the first start,
-            `journalctl -u flywheeld -g public_key` shows it; set
-            services.flywheel.embedded.publicKey to it.''
+            because its public key is not known. After the first start
+            `flywheelctl nix-conf` prints it; set services.flywheel.embedded.publicKey to it.''
           ++ lib.optional (cfg.openFirewall && isLoopback) ''
             services.flywheel.openFirewall opens nothing: the built-in cache listens on
             ${cfg.embedded.listen}, which no other host reaches. Set

@@ -172,6 +172,8 @@ fn everything_arrives_where_it_belongs() {
     assert_eq!(everything["services"]["flywheeld"]["serviceConfig"]["Group"], "ci");
     assert_eq!(strings(&everything["nix"]["substituters"]), ["http://127.0.0.1:9000/local"]);
     assert_eq!(everything["nix"]["post-build-hook"], format!("{OURS}/lib/flywheel/flywheel-hook"));
+    assert_eq!(case("private")["nix"]["netrc-file"], case("private")["configuration"]["nix"]["netrc"]);
+    assert!(case("token")["nix"]["netrc-file"].is_null());
     assert_eq!(case("embedded-closed")["ports"], serde_json::json!([]));
     assert!(case("embedded-unknown")["nix"]["substituters"].is_null());
     assert!(case("minimal")["nix"]["post-build-hook"].is_null());
@@ -312,4 +314,16 @@ fn the_typed_settings_are_keys_of_the_daemon() {
         seen += 1;
     }
     assert!(seen > 15, "{seen}");
+}
+
+/// A running daemon takes up what it can; it is restarted for the rest only.
+#[test]
+fn a_restart_is_for_what_a_reload_cannot_do() {
+    let Some(all) = evaluated() else { return };
+    let restart = |name: &str| &all["cases"][name]["services"]["flywheeld"]["restartTriggers"];
+    let reload = |name: &str| strings(&all["cases"][name]["services"]["flywheeld"]["reloadTriggers"]);
+    assert_eq!(restart("minimal"), restart("github"), "they differ in their caches");
+    assert_ne!(restart("minimal"), restart("embedded-known"));
+    assert_ne!(restart("minimal"), restart("private"));
+    assert!(reload("minimal")[0].ends_with("-flywheel.toml"));
 }

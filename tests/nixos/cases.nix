@@ -62,6 +62,31 @@ in
     };
   };
 
+  private.module = with_ {
+    tokenFile = "/run/secrets/push";
+    pullTokenFile.main = "/run/secrets/pull";
+  };
+
+  private-elsewhere = {
+    module = {
+      imports = [ (with_ { pullTokenFile.main = "/run/secrets/pull"; }) ];
+      nix.settings.netrc-file = "/etc/nix/netrc";
+    };
+    fails = [ "/etc/nix/netrc already" ];
+  };
+
+  pull-token-in-store = {
+    module = with_ {
+      pullTokenFile.main = "${builtins.storeDir}/00000000000000000000000000000000-token";
+    };
+    fails = [ "is in the Nix store" ];
+  };
+
+  pull-token-of-no-cache = {
+    module = with_ { pullTokenFile.mian = "/run/secrets/pull"; };
+    fails = [ "pullTokenFile.mian: there is no such cache" ];
+  };
+
   # Every option, and a setting of each type.
   everything = {
     module = {
@@ -121,6 +146,7 @@ in
           ];
         };
         tokenFile.main = "/run/secrets/attic";
+        pullTokenFile.main = "/run/secrets/pull";
         embedded = {
           enable = true;
           cache = "local";

@@ -127,6 +127,7 @@ let
             wantedBy = option (types.listOf types.str) [ ];
             path = option lists [ ];
             restartTriggers = option lists [ ];
+            reloadTriggers = option lists [ ];
             environment = option (types.attrsOf types.str) { };
             serviceConfig = option (types.attrsOf types.raw) { };
             unitConfig = option (types.attrsOf types.raw) { };

@@ -69,7 +69,9 @@ in
     services.flywheel = {
       enable = true;
       settings.caches.main.endpoints = [ "http://cache:8080" ];
-      tokenFile = "/var/lib/secrets/attic";
+      tokenFile = "/var/lib/secrets/push";
+      # The cache is private.
+      pullTokenFile.main = "/var/lib/secrets/pull";
       members = [
         "alice"
         "bob"
@@ -98,14 +100,13 @@ in
     import json
 
 
-    def new_token():
-        rights = "--pull main --push main --create-cache main --configure-cache main"
+    def new_token(rights):
         return cache.succeed(f"atticd-atticadm make-token --sub ci --validity 1d {rights}").strip()
 
 
-    def give(token):
+    def give(file, token):
         runner.succeed("install -d -m 0700 /var/lib/secrets")
-        runner.succeed(f"printf %s '{token}' > /var/lib/secrets/attic")
+        runner.succeed(f"printf %s '{token}' > /var/lib/secrets/{file}")
 
 
     def run(user, name, count, more=""):
@@ -128,13 +129,12 @@ in
     start_all()
     cache.wait_for_unit("atticd.service")
     cache.wait_for_open_port(8080)
-    admin = new_token()
-    cache.succeed(
-        f"attic login local http://localhost:8080 {admin}",
-        "attic cache create main",
-        "attic cache configure main --public",
-    )
-    give(admin)
+    push = "--pull main --push main"
+    admin = new_token(f"{push} --create-cache main")
+    cache.succeed(f"attic login local http://localhost:8080 {admin}", "attic cache create main")
+    first = new_token(push)
+    give("push", first)
+    give("pull", new_token("--pull main"))
     runner.succeed("systemctl start flywheeld.service")
     is_state("online")
 
@@ -185,17 +185,17 @@ in
         log = runner.succeed("su - bob -c 'job reboot 2' 2>&1 >/dev/null")
         assert log.count("copying path") == 2, log
 
-    with subtest("another token: a wrong one stops nothing for good"):
-        give("wrong")
+    with subtest("another token: a wrong one only makes paths wait"):
+        give("push", "wrong")
         runner.succeed("systemctl restart flywheeld.service")
         expect(run("alice", "rotated", 1, "0 5s"), outcome="pending", pending=1)
         is_state("unauthorized")
-        give(new_token())
+        give("push", new_token(push))
         runner.succeed("systemctl restart flywheeld.service")
         settled()
         is_state("online")
 
     with subtest("the token is nowhere but in its file"):
-        runner.fail(f"grep -raq '{admin}' /var/log/journal /var/lib/flywheel /etc/flywheel")
+        runner.fail(f"grep -raq '{first}' /var/log/journal /var/lib/flywheel /etc/flywheel")
   '';
 }
