@@ -284,9 +284,11 @@ fn the_documents_name_options_that_exist() {
                 continue;
             }
             seen += 1;
-            // An option, or the set that holds some; tokenFile has names of its own.
-            let known = options.iter().any(|o| *o == name || o.starts_with(&format!("{name}.")));
-            if !known && !name.starts_with("services.flywheel.tokenFile.") {
+            // An option, or the set that holds some; the token files have names of caches.
+            let cache = ["tokenFile.", "pullTokenFile."];
+            let known = options.iter().any(|o| *o == name || o.starts_with(&format!("{name}.")))
+                || cache.iter().any(|o| name["services.flywheel.".len()..].starts_with(o));
+            if !known {
                 wrong.push(format!("{page}: {name}"));
             }
         }
