@@ -63,6 +63,10 @@ impl Proc {
         Some(bytes)
     }
 
+    pub(super) fn open(&self, name: &str) -> Option<std::fs::File> {
+        std::fs::File::open(self.root.join(name)).ok()
+    }
+
     fn text(&self, pid: i32, name: &str) -> Option<String> {
         let mut bytes = self.read(&format!("{pid}/{name}"))?;
         bytes.truncate(MOST);

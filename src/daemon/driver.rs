@@ -112,6 +112,7 @@ impl Driver {
                 return ended;
             }
             self.pulse.beat();
+            self.witness.attend(self.desk.sessions.values().any(|s| s.ending.is_none()));
             let wake = self.wake_at();
             tokio::select! {
                 input = inputs.recv() => match input {

@@ -14,16 +14,14 @@ const APART: Duration = Duration::from_secs(60);
 
 static OVERFLOW_SAID: Mutex<Option<Instant>> = Mutex::new(None);
 
-/// What the doorbell's rings are for: locks that come are looked at while they
-/// are there, everything else is a reason to look into the journal.
+/// What the doorbell's rings are for: a reason to look into the journal.
 pub(super) fn pull(witness: Witness, bell: Bell) -> impl Fn(Ring) {
     move |ring| {
         tell(&ring);
         match &ring {
-            Ring::LockCreated(base) => return witness.created(base),
-            Ring::LockRemoved(base) => witness.removed(base),
-            Ring::Overflow | Ring::Remounted => witness.rescan(),
-            Ring::Start | Ring::Timer | Ring::WatchLost(_) => {}
+            Ring::LockCreated(_) => return,
+            Ring::Remounted => witness.rescan(),
+            Ring::LockRemoved(_) | Ring::Overflow | Ring::Start | Ring::Timer | Ring::WatchLost(_) => {}
         }
         bell.ring();
     }

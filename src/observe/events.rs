@@ -175,6 +175,8 @@ kinds! {
     WATCH_LOST = "d06e44832bb94d42912064f9bfd295bd", WARN, [error];
     /// The store directory is watched again.
     WATCH_RESUMED = "c401ac8740b246e5b4f452494224504e", INFO, [];
+    /// Who makes a path cannot be seen.
+    WITNESS_BLIND = "43faa15e5ec8481db2a6b014a9b27a1a", WARN, [error];
     /// The kernel dropped events of the store directory.
     EVENTS_DROPPED = "68324fe9b4ab4648b0db564909642b8c", WARN, [];
     /// What the doorbell calls has panicked.

@@ -18,14 +18,19 @@ use crate::support::nix::PrivateNix;
 const OWN: usize = 4;
 const COMMON: usize = 3;
 
+/// How long a build takes at least, in milliseconds: as long as real ones, which
+/// start some hundred processes; and hardly at all.
+const REAL: u32 = 300;
+const TINY: u32 = 10;
+
 /// Own derivations in a chain, every one on a common one, and a source each.
-fn expression(job: usize, round: usize) -> String {
+fn expression(job: usize, round: usize, ms: u32) -> String {
     format!(
         r#"let
   made = name: inputs: derivation {{
     inherit name inputs; system = builtins.currentSystem; builder = "/bin/sh"; PATH = "/usr/bin:/bin";
     text = builtins.toFile "text-${{name}}" "of ${{name}}";
-    args = [ "-c" "sleep 0.0${{toString (builtins.stringLength name)}}; echo $name $inputs > $out" ];
+    args = [ "-c" "sleep {ms}e-3; echo $name $inputs > $out" ];
   }};
   common = n: made "common-{round}-${{toString n}}" [ ];
 in builtins.foldl' (before: n: made "own-{job}-{round}-${{toString n}}" [ before (common (builtins.sub n (n / {COMMON} * {COMMON}))) ])
@@ -87,7 +92,7 @@ impl Site {
         Self { daemon, remote, _nix_daemon: started }
     }
 
-    fn job(&self, k: usize, substitute: &str) -> Job {
+    fn job(&self, k: usize, substitute: &str, ms: u32) -> Job {
         let mut child = self
             .daemon
             .nix
@@ -97,8 +102,8 @@ impl Site {
             .env("FLYWHEEL_SOCKET", self.daemon.socket())
             .env("CTL", env!("CARGO_BIN_EXE_flywheelctl"))
             .env("K", k.to_string())
-            .env("FIRST", expression(k, 1))
-            .env("SECOND", expression(k, 2))
+            .env("FIRST", expression(k, 1, ms))
+            .env("SECOND", expression(k, 2, ms))
             .env("SUBSTITUTE", substitute)
             .env("BINARY", format!("file://{}", self.binary().display()))
             .stdin(Stdio::piped())
@@ -149,10 +154,10 @@ fn substitutes(nix: &PrivateNix, jobs: usize) -> Vec<String> {
 /// Kind of path → (by process, by another evidence in its own job, in no session).
 type Shares = BTreeMap<&'static str, [usize; 3]>;
 
-fn many_jobs(jobs: usize, multi_user: bool) {
+fn many_jobs(jobs: usize, multi_user: bool, ms: u32) {
     let mut fetched = Vec::new();
     let site = Site::new(multi_user, |nix| fetched = substitutes(nix, jobs));
-    let mut running: Vec<Job> = (0..jobs).map(|k| site.job(k, &fetched[k])).collect();
+    let mut running: Vec<Job> = (0..jobs).map(|k| site.job(k, &fetched[k], ms)).collect();
     running.iter_mut().for_each(Job::say);
     for (k, job) in running.iter_mut().enumerate() {
         assert_eq!(job.line(), "built", "job {k}");
@@ -191,7 +196,8 @@ fn many_jobs(jobs: usize, multi_user: bool) {
     let mut built = BTreeSet::new();
     for (k, fetched) in fetched.iter().enumerate().take(jobs) {
         for path in site.built_for(k) {
-            count("built", &path, k, true);
+            let kind = if path.contains("-common-") { "built, wanted by all" } else { "built" };
+            count(kind, &path, k, true);
             assert!(built.insert(path));
         }
         count("substituted", fetched, k, true);
@@ -213,40 +219,51 @@ fn many_jobs(jobs: usize, multi_user: bool) {
     let kind = if multi_user { "multi-user" } else { "single-user" };
     for (what, [process, other, nobody]) in &shares {
         eprintln!(
-            "{kind}, {jobs} jobs, {what}: {process} process, {other} window or shared, {nobody} nobody's"
+            "{kind}, {jobs} jobs, builds of {ms} ms, {what}: {process} process, {other} window or shared, {nobody} nobody's"
         );
     }
-    // On a machine with more to do than it can, a lock may be gone before it is
-    // looked at; what was not seen is shared, and still no other job's alone.
-    assert_eq!(shares["built"][0] + shares["built"][1], built.len(), "{shares:?}");
-    assert!(shares["built"][0] * 10 > built.len() * 8, "most are seen: {shares:?}");
+    // Reading the kernel's table of locks can take longer than a tiny build, on a
+    // busy machine even ten times as long (see src/attribution/witness/table.rs).
+    // And where many wait for one build, one may try in vain just when it ends:
+    // a moment before, its file is closed by nobody knows whom. What is not
+    // known is shared, and still no other job's alone.
+    assert!(shares.values().all(|[_, _, nobody]| *nobody == 0), "{shares:?}");
+    if ms >= REAL {
+        assert_eq!(shares["built"], [2 * jobs * OWN, 0, 0], "{shares:?}");
+    }
 }
 
 #[test]
 fn two_jobs_of_one_user() {
-    many_jobs(2, false);
+    many_jobs(2, false, REAL);
 }
 
 #[test]
 fn two_jobs_through_the_nix_daemon() {
-    many_jobs(2, true);
+    many_jobs(2, true, REAL);
 }
 
 #[test]
 fn ten_jobs_of_one_user() {
-    many_jobs(10, false);
+    many_jobs(10, false, REAL);
 }
 
 #[test]
 fn ten_jobs_through_the_nix_daemon() {
-    many_jobs(10, true);
+    many_jobs(10, true, REAL);
+}
+
+/// Builds that are over before anybody can look: never another job's.
+#[test]
+fn ten_jobs_in_a_hurry() {
+    many_jobs(10, true, TINY);
 }
 
 /// What somebody else builds while a session is open is not the session's.
 #[test]
 fn a_stranger_is_nobodys() {
     let site = Site::new(true, |_| {});
-    let mut job = site.job(0, "");
+    let mut job = site.job(0, "", TINY);
     let strange = |name: &str| {
         let expr = PrivateNix::shell(name, "sleep 0.1; echo $name > $out");
         let mut build = site.daemon.nix.command("nix-build");

@@ -1,7 +1,9 @@
-//! The witness with real locks of its own process.
+//! The witness with real locks of its own process and of others.
 
 use std::fs::File;
+use std::io::{Read as _, Write as _};
 use std::path::PathBuf;
+use std::process::{Child, ChildStdin, Command, Stdio};
 
 use rustix::fs::{FlockOperation, flock};
 
@@ -14,50 +16,91 @@ struct Store {
     witness: Witness,
 }
 
+/// Another process that holds a lock.
+struct Other {
+    child: Child,
+    stdin: ChildStdin,
+}
+
+impl Other {
+    /// As Nix does: opened for writing, then locked.
+    fn locks(file: PathBuf) -> Self {
+        let script = "open F, '>>', shift; flock F, 2; $| = 1; print 1; <STDIN>";
+        let mut child = Command::new("perl")
+            .args(["-e", script])
+            .arg(file)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        let stdin = child.stdin.take().unwrap();
+        Self { child, stdin }
+    }
+
+    fn pid(&self) -> Option<i32> {
+        i32::try_from(self.child.id()).ok()
+    }
+
+    /// Lets go, and leaves the file.
+    fn gives_up(mut self) {
+        self.stdin.write_all(b"\n").unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
 impl Store {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let witness = Witness::start(dir.path()).unwrap();
-        Self { dir, witness }
+        let store = Self { dir, witness };
+        store.caught_up();
+        store
     }
 
     fn file(&self, base: &str) -> PathBuf {
         self.dir.path().join(format!("{base}.lock"))
     }
 
+    fn open(&self, base: &str) -> File {
+        File::options().create(true).append(true).open(self.file(base)).unwrap()
+    }
+
     /// Makes a lock file, as Nix does: first the file, then the lock.
     fn make(&self, base: &str) -> File {
-        let file = File::options().create(true).append(true).open(self.file(base)).unwrap();
-        self.witness.created(base);
+        let file = self.open(base);
         flock(&file, FlockOperation::LockExclusive).unwrap();
-        self.seen(base, true);
+        self.until_held(base, me());
         file
     }
 
-    fn seen(&self, base: &str, held: bool) {
-        let until = Instant::now() + Duration::from_secs(10);
-        let is = |s: &State| s.paths.get(base)?.tries.last().map(|t| t.holder.is_some());
-        while is(&self.witness.shared.state()) != Some(held) {
+    /// Waits until this is seen, however slow the machine is.
+    fn until_held(&self, base: &str, by: Option<i32>) {
+        let until = Instant::now() + Duration::from_secs(20);
+        let is = |s: &State| match s.paths.get(base)?.tries.last()?.holder {
+            tries::Holder::Seen(pid, Some(_)) => Some(pid),
+            _ => None,
+        };
+        while is(&self.witness.shared().state()) != by {
             assert!(Instant::now() < until, "the holder of {base} is never seen");
             std::thread::sleep(Duration::from_millis(1));
         }
     }
 
     /// As `catch_up`, however slow the machine is.
-    fn until_done(&self) {
-        let told = self.witness.shared.told.load(Ordering::Acquire);
-        while self.witness.shared.state().done < told {
-            std::thread::sleep(Duration::from_millis(1));
-        }
+    fn caught_up(&self) {
+        let shared = self.witness.shared();
+        let asked = shared.asked.fetch_add(1, Ordering::AcqRel) + 1;
+        shared.wake();
+        drop(shared.worked.wait_while(shared.state(), |s| s.done < asked).unwrap());
     }
 
     fn remove(&self, base: &str) {
         std::fs::remove_file(self.file(base)).unwrap();
-        self.witness.removed(base);
     }
 
     fn maker(&self, base: &str) -> Option<i32> {
-        self.until_done();
+        self.caught_up();
         self.witness.maker(base).map(|m| m.lineage.line[0].pid)
     }
 }
@@ -84,40 +127,84 @@ fn the_holder_made_it() {
 fn who_gave_up_made_nothing() {
     let store = Store::new();
     drop(store.make("a")); // a build that failed: the file stays
-    store.seen("a", false);
+    store.until_held("a", None);
     assert_eq!(store.maker("a"), None);
+    // Nor when it is gone afterwards, as after a garbage collection.
+    drop(store.make("b"));
+    store.remove("b");
+    assert_eq!(store.maker("b"), None);
+}
+
+#[test]
+fn who_tried_in_vain_changes_nothing() {
+    let store = Store::new();
+    let lock = store.make("a");
+    let waits = store.open("a");
+    assert!(flock(&waits, FlockOperation::NonBlockingLockExclusive).is_err());
+    drop(waits);
+    store.caught_up();
+    store.until_held("a", me());
+    store.remove("a");
+    drop(lock);
+    assert_eq!(store.maker("a"), me());
+}
+
+/// Nix lets go of a lock while it waits for a build slot, and takes it again.
+#[test]
+fn a_lock_is_taken_again() {
+    let store = Store::new();
+    drop(store.make("a"));
+    store.until_held("a", None);
+    // Long after: nothing is looked at any more until somebody opens the file.
+    let settled = || store.witness.shared().state().unsettled.is_empty();
+    while !settled() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let lock = store.make("a");
+    store.remove("a");
+    drop(lock);
+    assert_eq!(store.maker("a"), me());
 }
 
 #[test]
 fn who_took_over_made_it() {
     let store = Store::new();
-    let mut first = std::process::Command::new("flock")
-        .arg(store.file("a"))
-        .args(["sh", "-c", "echo; read x"])
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut locked = [0];
-    std::io::Read::read_exact(first.stdout.as_mut().unwrap(), &mut locked).unwrap();
-    store.witness.created("a");
-    store.seen("a", true);
-    drop(first.stdin.take());
-    first.wait().unwrap();
-    store.seen("a", false);
-    let file = File::options().append(true).open(store.file("a")).unwrap();
-    flock(&file, FlockOperation::LockExclusive).unwrap(); // no event tells this
-    store.seen("a", true);
+    let first = Other::locks(store.file("a"));
+    store.until_held("a", first.pid());
+    first.gives_up();
+    store.until_held("a", None);
+    let file = store.open("a");
+    flock(&file, FlockOperation::LockExclusive).unwrap();
+    store.until_held("a", me());
     store.remove("a");
     assert_eq!(store.maker("a"), me());
+}
+
+/// However fast: what is not seen after somebody let go is not known.
+#[test]
+fn who_took_over_is_never_mistaken_for_who_gave_up() {
+    let store = Store::new();
+    for round in 0..50 {
+        let base = format!("a{round}");
+        let first = store.make(&base);
+        let second = store.open(&base);
+        drop(first);
+        let other = Other::locks(store.file(&base));
+        drop(second);
+        store.remove(&base);
+        let maker = store.maker(&base);
+        assert!(maker.is_none() || maker == other.pid(), "round {round}: {maker:?} is not {:?}", other.pid());
+        other.gives_up();
+    }
 }
 
 #[test]
 fn who_came_second_made_nothing() {
     let store = Store::new();
     // Over before it was seen; then somebody who had waited for it.
-    store.witness.created("a");
-    store.witness.removed("a");
+    store.open("a");
+    store.caught_up();
+    store.remove("a");
     let lock = store.make("a");
     assert_eq!(store.maker("a"), None);
     drop(lock);
@@ -129,9 +216,9 @@ fn a_try_that_came_to_nothing_is_forgotten() {
     let lock = store.make("a");
     store.remove("a");
     drop(lock);
-    store.until_done();
+    store.caught_up();
     store.witness.sweep(Instant::now());
-    assert!(store.witness.shared.state().paths.is_empty());
+    assert!(store.witness.shared().state().paths.is_empty());
 }
 
 #[test]
@@ -140,8 +227,20 @@ fn what_is_there_at_the_start_is_seen() {
     let file = File::create(dir.path().join("a.lock")).unwrap();
     flock(&file, FlockOperation::LockExclusive).unwrap();
     let store = Store { witness: Witness::start(dir.path()).unwrap(), dir };
-    store.seen("a", true);
+    store.until_held("a", me());
     assert_eq!(store.maker("a"), me());
+}
+
+#[test]
+fn another_directory_at_the_same_place() {
+    let store = Store::new();
+    let path = store.dir.path().to_owned();
+    std::fs::rename(&path, path.with_extension("aside")).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    store.witness.rescan();
+    store.caught_up();
+    drop(store.make("a"));
+    std::fs::remove_dir_all(path.with_extension("aside")).unwrap();
 }
 
 #[test]
@@ -155,15 +254,33 @@ fn a_hook_is_believed_first() {
 }
 
 #[test]
+fn without_a_watch_there_is_no_evidence_and_no_wait() {
+    let dir = tempfile::tempdir().unwrap();
+    let witness = Witness::start(&dir.path().join("nothing")).unwrap();
+    witness.catch_up();
+    assert!(witness.maker("a").is_none());
+}
+
+#[test]
 fn memory_has_a_bound() {
     let store = Store::new();
     let lineage = Arc::new(Lineage { line: vec![], session: 1, cgroup: None });
+    for _ in 0..TRIES + 5 {
+        drop(store.open("0"));
+        store.caught_up();
+        store.remove("0");
+    }
+    store.caught_up();
+    assert!(store.witness.shared().state().paths["0"].tries.len() <= TRIES);
     let many: Vec<String> = (0..PATHS + 100).map(|n| n.to_string()).collect();
     store.witness.hooked(&many, &lineage);
-    assert_eq!(store.witness.shared.state().paths.len(), PATHS);
-    for _ in 0..TRIES + 5 {
-        store.witness.created("0");
+    assert_eq!(store.witness.shared().state().paths.len(), PATHS);
+    // Files that nobody takes are not held open.
+    let held = || Arc::strong_count(&store.witness.shared().pins) - 1;
+    let files: Vec<File> = (0..20).map(|n| store.open(&format!("{n}"))).collect();
+    store.caught_up();
+    while held() > 0 {
+        std::thread::sleep(Duration::from_millis(1));
     }
-    store.until_done();
-    assert!(store.witness.shared.state().paths["0"].tries.len() <= TRIES);
+    drop(files);
 }

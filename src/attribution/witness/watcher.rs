@@ -1,136 +1,172 @@
-//! The thread that looks: what is told and what `/proc/locks` says become tries.
+//! The thread that looks: what happens to lock files and what the kernel's
+//! table says become tries.
 
 use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::PathBuf;
-use std::sync::atomic::AtomicU64;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::super::lineage::Lineage;
 use super::super::locks;
 use super::super::proc::{Proc, ProcId};
-use super::tries::{Inode, State, Try};
+use super::events::Events;
+use super::table::Table;
+use super::tries::{Holder, OFTEN, PINS, Pin, State};
 use crate::observe::detail;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::fs::{Mode, OFlags};
 
-/// Events that are looked at together.
-const BATCH: usize = 64;
 /// Processes whose ancestors are remembered.
 const LINEAGES: usize = 1024;
-/// Looks without a pause in between: an addition is over in no time.
-const EAGER: usize = 6;
-
-pub(super) enum Order {
-    Created(String),
-    Removed(String),
-    Rescan,
-}
+/// So long after a lock the next one is expected.
+const BUSY: Duration = Duration::from_secs(10);
 
 pub(super) struct Shared {
-    pub(super) dir: PathBuf,
-    pub(super) proc: Proc,
-    pub(super) told: AtomicU64,
-    pub(super) state: Mutex<State>,
+    dir: PathBuf,
+    proc: Proc,
+    wake: OwnedFd,
+    pub(super) pins: Arc<()>,
+    state: Mutex<State>,
     pub(super) worked: Condvar,
+    /// How often was asked that everything before is seen to.
+    pub(super) asked: AtomicU64,
+    pub(super) attended: AtomicBool,
+    pub(super) rescan: AtomicBool,
+    pub(super) ended: AtomicBool,
+}
+
+/// However the thread ends, nobody waits for it then.
+struct Gone<'a>(&'a Shared);
+
+impl Drop for Gone<'_> {
+    fn drop(&mut self) {
+        self.0.state().watches = false;
+    }
 }
 
 impl Shared {
+    pub(super) fn new(dir: &Path, proc: Proc) -> std::io::Result<Self> {
+        Ok(Self {
+            dir: dir.to_owned(),
+            proc,
+            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            pins: Arc::new(()),
+            state: Mutex::default(),
+            worked: Condvar::new(),
+            asked: AtomicU64::new(0),
+            attended: AtomicBool::new(false),
+            rescan: AtomicBool::new(true),
+            ended: AtomicBool::new(false),
+        })
+    }
+
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn run(&self, incoming: &Receiver<Order>) {
-        self.scan(&mut self.state());
-        loop {
-            let pause = self.state().pause();
-            let mut orders = Vec::new();
-            match incoming.recv_timeout(pause) {
-                Ok(order) => orders.push(order),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
-            }
-            orders.extend(incoming.try_iter().take(BATCH));
+    /// Has the thread go round once more.
+    pub(super) fn wake(&self) {
+        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes()); // full is awake
+    }
+
+    pub(super) fn run(&self, mut events: Events) {
+        let _gone = Gone(self);
+        let mut table = Table::open(&self.proc);
+        let mut busy_until = Instant::now();
+        while !self.ended.load(Ordering::Acquire) {
+            let mut drained = [0; 8];
+            let _ = rustix::io::read(&self.wake, &mut drained);
+            // Before the events: what happened before the question is among them.
+            let asked = self.asked.load(Ordering::Acquire);
             let mut state = self.state();
-            let count = orders.len() as u64;
-            for order in orders {
-                match order {
-                    Order::Created(base) => state.created(&base, false),
-                    Order::Removed(base) => self.removed(&mut state, &base),
-                    Order::Rescan => self.scan(&mut state),
-                }
+            if self.rescan.swap(false, Ordering::AcqRel) {
+                events.renew();
+                self.scan(&mut state);
             }
-            for _ in 0..EAGER {
-                self.look(&mut state);
-                if count == 0 || !state.open().any(Try::is_awaited) {
-                    break;
-                }
+            let lost = events.drain(|base, what| {
+                busy_until = Instant::now() + BUSY;
+                state.happened(base, what, || self.pin(base));
+            });
+            if lost {
+                self.rescan.store(true, Ordering::Release);
+                continue;
             }
-            state.done += count;
+            let due = !state.unsettled.is_empty();
+            if due {
+                drop(state);
+                // Without the state, and before the look: it may take its time.
+                table.touch();
+                let at = Instant::now();
+                let holders = table.holders();
+                state = self.state();
+                self.learn(&mut state, &holders, at);
+            }
+            state.tidy(Instant::now());
+            state.done = asked;
+            let mut pause = state.pause(Instant::now());
             drop(state);
             self.worked.notify_all();
+            if self.attended.load(Ordering::Acquire) || Instant::now() < busy_until {
+                if !due {
+                    table.touch();
+                }
+                pause = Some(pause.unwrap_or(OFTEN));
+            }
+            self.rest(&events, pause);
         }
     }
 
-    fn inode(&self, base: &str) -> Inode {
-        let file = self.dir.join(format!("{base}.lock"));
-        std::fs::symlink_metadata(file).map_or(Inode::Missed, |m| Inode::Is(m.ino()))
+    fn rest(&self, events: &Events, pause: Option<Duration>) {
+        let pause = pause.and_then(|pause| Timespec::try_from(pause).ok());
+        let mut fds = [PollFd::new(events.fd(), PollFlags::IN), PollFd::new(&self.wake, PollFlags::IN)];
+        let _ = poll(&mut fds, pause.as_ref());
     }
 
-    fn removed(&self, state: &mut State, base: &str) {
-        let Some(entry) = state.paths.get_mut(base) else { return };
-        let Some(ended) = entry.tries.iter_mut().find(|t| t.removed.is_none()) else { return };
-        ended.removed = Some(Instant::now());
-        if self.inode(base) == ended.inode {
-            // Its file is there still: what was seen was the next try already.
-            ended.holder = None;
+    fn pin(&self, base: &str) -> Option<Pin> {
+        if Arc::strong_count(&self.pins) > PINS {
+            return None;
         }
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::open(self.dir.join(format!("{base}.lock")), flags, Mode::empty()).ok()?;
+        let inode = rustix::fs::fstat(&file).ok()?.st_ino;
+        Some(Pin { file, inode, _counted: Arc::clone(&self.pins) })
     }
 
     /// Finds the lock files that are there, and those that are not any more.
+    /// What was known of holders is not: some of what happened was not told.
     fn scan(&self, state: &mut State) {
         state.device = locks::device(&self.proc, &self.dir);
-        let now = Instant::now();
         for (base, entry) in &mut state.paths {
-            for gone in entry.tries.iter_mut().filter(|t| t.removed.is_none()) {
-                if self.inode(base) != gone.inode {
-                    gone.removed = Some(now);
-                }
+            for open in entry.tries.iter_mut().filter(|t| t.removed.is_none()) {
+                let there = std::fs::symlink_metadata(self.dir.join(format!("{base}.lock")));
+                let same = there.is_ok_and(|m| open.pin.as_ref().is_none_or(|pin| pin.inode == m.ino()));
+                open.holder = Holder::Unknown;
+                open.removed = (!same).then(Instant::now);
             }
         }
         let Ok(files) = std::fs::read_dir(&self.dir) else { return };
         for file in files.filter_map(Result::ok) {
-            if let Some(base) = file.file_name().to_str().and_then(|name| name.strip_suffix(".lock"))
-                && state.paths.get(base).is_none_or(|e| e.tries.iter().all(|t| t.removed.is_some()))
-            {
-                state.created(base, true);
+            if let Some(base) = file.file_name().to_str().and_then(|name| name.strip_suffix(".lock")) {
+                state.begun(base, true, || self.pin(base));
             }
         }
     }
 
-    /// Looks who holds the open locks now.
-    pub(super) fn look(&self, state: &mut State) {
-        if state.open().next().is_none() {
-            return;
-        }
+    /// What a look at the table at `at` says.
+    fn learn(&self, state: &mut State, holders: &HashMap<locks::FileId, i32>, at: Instant) {
         let Some((major, minor)) = state.device else { return };
-        // First who holds what, then which file is there: inodes are used
-        // again, and only what was there before and after is what was held.
-        let holders = locks::holders(&self.proc);
-        let State { paths, lineages, .. } = state;
-        for (base, entry) in paths {
-            for open in entry.tries.iter_mut().filter(|t| t.is_open()) {
-                let there = match open.inode {
-                    Inode::Unread => self.inode(base),
-                    known => known,
-                };
-                open.inode = there;
-                let Inode::Is(inode) = there else { continue };
-                let now = holders.get(&(major, minor, inode)).copied();
-                // Who succeeds removes the file before letting go; while it is
-                // there, the former holder has given up.
-                if now != open.holder.as_ref().map(|(pid, _)| *pid) && self.inode(base) == there {
-                    open.holder = now.map(|pid| (pid, self.lineage(lineages, pid)));
+        let State { paths, lineages, unsettled, .. } = state;
+        for base in unsettled.iter() {
+            let Some(entry) = paths.get_mut(base) else { continue };
+            for open in entry.tries.iter_mut().filter(|t| t.is_unsettled()) {
+                let Some(inode) = open.pin.as_ref().map(|pin| pin.inode) else { continue };
+                if let Some(pid) = holders.get(&(major, minor, inode)).copied()
+                    && open.held_by(pid, at)
+                {
+                    open.holder = Holder::Seen(pid, self.lineage(lineages, pid));
                 }
             }
         }

@@ -1,0 +1,83 @@
+//! What happens to lock files, from a watch (inotify(7)) of the witness's own:
+//! its order against what the lock table says matters, and every detour costs
+//! a turn on the processor, of which a busy machine has few.
+
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::inotify::{CreateFlags, ReadFlags, Reader, WatchFlags, add_watch, init, remove_watch};
+use rustix::io::Errno;
+
+/// One thing that happened to `<base>.lock`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Happened {
+    Created,
+    /// By somebody who may take the lock next.
+    Opened,
+    /// By somebody who may have held the lock.
+    Closed,
+    Removed,
+}
+
+/// The watch.
+pub(super) struct Events {
+    dir: PathBuf,
+    inotify: OwnedFd,
+    watch: i32,
+}
+
+impl Events {
+    pub(super) fn watch(dir: &Path) -> Result<Self, Errno> {
+        let inotify = init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+        let watch = hang(&inotify, dir)?;
+        Ok(Self { dir: dir.to_owned(), inotify, watch })
+    }
+
+    /// Hangs it on what the directory is now.
+    pub(super) fn renew(&mut self) {
+        if let Ok(watch) = hang(&self.inotify, &self.dir) {
+            if watch != self.watch {
+                let _ = remove_watch(&self.inotify, self.watch); // it may be gone already
+            }
+            self.watch = watch;
+        }
+    }
+
+    pub(super) fn fd(&self) -> &OwnedFd {
+        &self.inotify
+    }
+
+    /// All that has happened by now, in order; whether some of it was lost.
+    pub(super) fn drain(&self, mut each: impl FnMut(&str, Happened)) -> bool {
+        let mut lost = false;
+        let mut buffer = [MaybeUninit::uninit(); 16 * 1024];
+        let mut reader = Reader::new(&self.inotify, &mut buffer);
+        loop {
+            let event = match reader.next() {
+                Ok(event) => event,
+                Err(Errno::INTR) => continue,
+                Err(_) => return lost,
+            };
+            let is = |flag| event.events().contains(flag);
+            lost |= is(ReadFlags::QUEUE_OVERFLOW);
+            let happened = match () {
+                () if event.wd() != self.watch => continue,
+                () if is(ReadFlags::CREATE) => Happened::Created,
+                () if is(ReadFlags::OPEN) => Happened::Opened,
+                () if is(ReadFlags::CLOSE_WRITE) => Happened::Closed,
+                () if is(ReadFlags::DELETE) => Happened::Removed,
+                () => continue,
+            };
+            let name = event.file_name().and_then(|name| name.to_str().ok());
+            if let Some(base) = name.and_then(|name| name.strip_suffix(".lock")) {
+                each(base, happened);
+            }
+        }
+    }
+}
+
+fn hang(inotify: &OwnedFd, dir: &Path) -> Result<i32, Errno> {
+    let flags = WatchFlags::CREATE | WatchFlags::OPEN | WatchFlags::CLOSE_WRITE | WatchFlags::DELETE;
+    add_watch(inotify, dir, flags | WatchFlags::ONLYDIR)
+}
