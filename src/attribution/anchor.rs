@@ -152,6 +152,7 @@ mod tests {
             line: vec![ProcId { pid: 41, start: 81 }, ProcId { pid: 1, start: 1 }],
             session,
             cgroup: Some(cgroup.to_owned()),
+            person: None,
         };
         let anchor = Anchor { id, session: Some(30), cgroup: Some("/job".to_owned()) };
         assert_eq!(anchor.distance(&orphan(30, "/")), Some(far));

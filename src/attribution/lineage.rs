@@ -23,6 +23,8 @@ pub struct Lineage {
     pub session: i32,
     /// The control group of who asked for the path.
     pub cgroup: Option<String>,
+    /// The user and group of who asked for the path.
+    pub person: Option<(u32, u32)>,
 }
 
 /// What a process's command line says about it.
@@ -68,7 +70,9 @@ impl Lineage {
             }
             at = next;
         }
-        Some(Self { line, session: client.session, cgroup: proc.cgroup(client.id.pid) })
+        let pid = client.id.pid;
+        let person = proc.uid(pid).zip(proc.gid(pid));
+        Some(Self { line, session: client.session, cgroup: proc.cgroup(pid), person })
     }
 }
 
@@ -146,6 +150,7 @@ mod tests {
         let pids: Vec<i32> = found.line.iter().map(|id| id.pid).collect();
         assert_eq!(pids, [11, 40, 30, 1]);
         assert_eq!(found.cgroup.as_deref(), Some("/of/40"), "the client's, not the daemon's");
+        assert_eq!(found.person, Some((1000, 1000)), "also the client's");
         // The daemon itself works for nobody that can be named.
         assert_eq!(Lineage::of(&fake.proc(), 10), None);
     }

@@ -91,6 +91,11 @@ impl Proc {
         field(&self.text(pid, "status")?, "Uid:")?.split_whitespace().next()?.parse().ok()
     }
 
+    /// Its real group.
+    pub(super) fn gid(&self, pid: i32) -> Option<u32> {
+        field(&self.text(pid, "status")?, "Gid:")?.split_whitespace().next()?.parse().ok()
+    }
+
     /// Its numbers, from our process namespace to its own.
     pub(super) fn numbers(&self, pid: i32) -> Vec<i32> {
         let Some(status) = self.text(pid, "status") else { return Vec::new() };

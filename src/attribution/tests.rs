@@ -38,7 +38,7 @@ impl FakeProc {
                 "{pid} ({comm}) S {ppid} {pid} 1 0 -1 4194368 433 1269 0 0 0 1 0 2 20 0 2 0 {start} 495128576 3189\n"
             ),
         );
-        self.set(pid, "status", format!("Name:\t{comm}\nUid:\t{uid}\t{uid}\t{uid}\t{uid}\nNSpid:\t{pid}\n"));
+        self.set(pid, "status", format!("Name:\t{comm}\nUid:\t{uid}\t{uid}\t{uid}\t{uid}\nGid:\t{uid}\t{uid}\t{uid}\t{uid}\nNSpid:\t{pid}\n"));
         self.set(pid, "cmdline", cmdline);
         self.set(pid, "cgroup", format!("0::/of/{pid}\n"));
     }

@@ -184,7 +184,7 @@ mod tests {
 
     fn made_by(line: &[i32]) -> Maker {
         let line = line.iter().map(|pid| ProcId { pid: *pid, start: 1 }).collect();
-        let lineage = Lineage { line, session: 1, cgroup: None }.into();
+        let lineage = Lineage { line, session: 1, cgroup: None, person: None }.into();
         Maker { lineage, evidence: Evidence::Process }
     }
 

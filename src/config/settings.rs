@@ -189,7 +189,8 @@ pub struct Client {
     pub memory: Option<u64>,
 }
 
-/// Sends the sessions of some to a cache of their own, or nowhere. All that is
+/// Sends the sessions of some, and what they make outside of any, to a cache of
+/// their own, or nowhere. All that is
 /// set must match.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Route {

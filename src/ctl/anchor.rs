@@ -5,7 +5,7 @@
 //! | where | anchor |
 //! |---|---|
 //! | GitHub, Gitea, Forgejo, Buildkite, Jenkins | the runner's process above the steps; none, when it cannot be found |
-//! | any other CI job | the job's outermost shell |
+//! | GitLab | the job's outermost shell: below what is no shell, in one process group |
 //! | elsewhere | the parent |
 //!
 //! In `ID=$(flywheelctl session start)` the parent may be a subshell that ends
@@ -22,12 +22,11 @@ const SHELLS: [&str; 8] = ["sh", "bash", "dash", "zsh", "ksh", "ash", "fish", "b
 /// Where each step is a process of its own.
 const SEPARATE_STEPS: [&str; 5] = ["github", "gitea", "forgejo", "buildkite", "jenkins"];
 
-/// The anchor for a job of this system, if any; `job` is the variable that
-/// tells the job apart, with its value.
-pub(super) fn find(system: Option<&str>, job: Option<(&str, &str)>) -> Option<u32> {
+/// The anchor for a job of this system, if any.
+pub(super) fn find(system: Option<&str>) -> Option<u32> {
     let tree = Tree { root: PathBuf::from("/proc") };
     let me = std::process::id();
-    let found = tree.find(me, system, job)?;
+    let found = tree.find(me, system)?;
     // Somebody else's process would be refused; without an anchor it goes on.
     let (ours, theirs) = (tree.owner(me)?, tree.owner(found)?);
     (ours == theirs || ours == 0).then_some(found)
@@ -46,12 +45,14 @@ impl Tree {
         Some(fs::metadata(self.root.join(pid.to_string())).ok()?.uid())
     }
 
-    /// Name and parent. The name stands in parentheses and may hold anything.
-    fn stat(&self, pid: u32) -> Option<(String, u32)> {
+    /// Name, parent and process group. The name stands in parentheses and may
+    /// hold anything.
+    fn stat(&self, pid: u32) -> Option<(String, u32, i32)> {
         let text = fs::read_to_string(self.file(pid, "stat")).ok()?;
         let (head, rest) = text.rsplit_once(')')?;
-        let parent = rest.split_whitespace().nth(1)?.parse().ok().filter(|p| *p > 0)?;
-        Some((head.split_once('(')?.1.to_owned(), parent))
+        let mut fields = rest.split_whitespace().skip(1);
+        let parent = fields.next()?.parse().ok().filter(|p| *p > 0)?;
+        Some((head.split_once('(')?.1.to_owned(), parent, fields.next()?.parse().ok()?))
     }
 
     fn parent(&self, pid: u32) -> Option<u32> {
@@ -62,24 +63,24 @@ impl Tree {
         std::iter::successors(self.parent(pid), |pid| self.parent(*pid)).take(DEEPEST)
     }
 
-    fn find(&self, me: u32, system: Option<&str>, job: Option<(&str, &str)>) -> Option<u32> {
+    fn find(&self, me: u32, system: Option<&str>) -> Option<u32> {
         // A step's own shell ends with the step, and the next step is not below
         // it: without the runner's process no anchor is better than that one.
         if let Some(system) = system.filter(|s| SEPARATE_STEPS.contains(s)) {
             return self.ancestors(me).find(|pid| self.is_runner(system, *pid));
         }
         let parent = self.past_substitutions(me)?;
-        Some(job.map_or(parent, |job| self.outermost_shell(parent, job)))
+        Some(if system == Some("gitlab") { self.outermost_shell(parent) } else { parent })
     }
 
     fn is_shell(&self, pid: u32) -> bool {
-        self.stat(pid).is_some_and(|(name, _)| SHELLS.contains(&name.as_str()))
+        self.stat(pid).is_some_and(|(name, ..)| SHELLS.contains(&name.as_str()))
     }
 
     /// Whether this is what a system's runner has for one job (or for all of
     /// them one after another), above the processes of the steps.
     fn is_runner(&self, system: &str, pid: u32) -> bool {
-        let Some((name, _)) = self.stat(pid) else { return false };
+        let Some((name, ..)) = self.stat(pid) else { return false };
         let arguments = fs::read(self.file(pid, "cmdline")).unwrap_or_default();
         let mut arguments = arguments.split(|b| *b == 0).map(String::from_utf8_lossy);
         match system {
@@ -126,19 +127,20 @@ impl Tree {
         self.parent(me)
     }
 
-    /// Climbs while what is there was started within the job (its environment
-    /// names the job) by another shell: a script in between ends before the job.
-    fn outermost_shell(&self, from: u32, (name, value): (&str, &str)) -> u32 {
-        let wanted = format!("{name}={value}");
+    /// Climbs from shell to shell: a script in between ends before the job. The
+    /// runner puts each job into a process group of its own, which scripts stay
+    /// in, and is no shell; `su`, by which it may have changed the user, is none
+    /// either.
+    fn outermost_shell(&self, from: u32) -> u32 {
+        let group = |pid| self.stat(pid).map(|(_, _, group)| group);
         let mut at = from;
         for _ in 0..DEEPEST {
-            let environment = fs::read(self.file(at, "environ")).unwrap_or_default();
-            let of_job = environment.split(|b| *b == 0).any(|v| v == wanted.as_bytes());
-            let above =
-                self.parent(at).filter(|pid| self.is_shell(*pid) && self.owner(*pid) == self.owner(at));
-            match above {
-                Some(above) if of_job => at = above,
-                _ => break,
+            let same = |above: &u32| {
+                self.is_shell(*above) && self.owner(*above) == self.owner(at) && group(*above) == group(at)
+            };
+            match self.parent(at).filter(same) {
+                Some(above) => at = above,
+                None => break,
             }
         }
         at
@@ -156,18 +158,18 @@ mod tests {
         tree: Tree,
     }
 
-    /// Number, parent, name, command line, environment, descriptors.
-    type Process<'a> = (u32, u32, &'a str, &'a str, &'a str, &'a [(&'a str, &'a str)]);
+    /// Number, parent, name, command line, process group, descriptors.
+    type Process<'a> = (u32, u32, &'a str, &'a str, i32, &'a [(&'a str, &'a str)]);
 
     impl Fake {
         fn new(processes: &[Process<'_>]) -> Self {
             let dir = tempfile::tempdir().unwrap();
             let tree = Tree { root: dir.path().to_owned() };
-            for (pid, parent, name, cmdline, environ, files) in processes {
+            for (pid, parent, name, cmdline, group, files) in processes {
                 fs::create_dir_all(tree.file(*pid, "fd")).unwrap();
-                fs::write(tree.file(*pid, "stat"), format!("{pid} ({name}) S {parent} 1 1 0\n")).unwrap();
+                fs::write(tree.file(*pid, "stat"), format!("{pid} ({name}) S {parent} {group} 1 0\n"))
+                    .unwrap();
                 fs::write(tree.file(*pid, "cmdline"), cmdline.replace(' ', "\0")).unwrap();
-                fs::write(tree.file(*pid, "environ"), environ.replace(' ', "\0")).unwrap();
                 for (fd, to) in *files {
                     symlink(to, tree.file(*pid, "fd").join(fd)).unwrap();
                 }
@@ -175,8 +177,8 @@ mod tests {
             Self { _dir: dir, tree }
         }
 
-        fn find(&self, system: &str, job: Option<(&str, &str)>) -> Option<u32> {
-            self.tree.find(9, Some(system).filter(|s| !s.is_empty()), job)
+        fn find(&self, system: &str) -> Option<u32> {
+            self.tree.find(9, Some(system).filter(|s| !s.is_empty()))
         }
     }
 
@@ -190,13 +192,13 @@ mod tests {
             ("jenkins", "java", "java -jar /opt/agent.jar -url x"),
         ] {
             let fake = Fake::new(&[
-                (1, 0, "systemd", "init", "", &[]),
-                (4, 1, name, cmdline, "", &[]),
-                (5, 4, "bash", "bash -e step.sh", "", &[]),
-                (9, 5, "flywheelctl", "flywheelctl", "", &[]),
+                (1, 0, "systemd", "init", 1, &[]),
+                (4, 1, name, cmdline, 1, &[]),
+                (5, 4, "bash", "bash -e step.sh", 1, &[]),
+                (9, 5, "flywheelctl", "flywheelctl", 1, &[]),
             ]);
-            assert_eq!(fake.find(system, None), Some(4), "{system}");
-            assert_eq!(fake.find("", None), Some(5), "{system}: elsewhere it is nothing special");
+            assert_eq!(fake.find(system), Some(4), "{system}");
+            assert_eq!(fake.find(""), Some(5), "{system}: elsewhere it is nothing special");
         }
     }
 
@@ -204,44 +206,60 @@ mod tests {
     fn a_substitution_is_read_by_the_shell_that_lives_on() {
         let pipe = ("1", "pipe:[7]");
         let fake = Fake::new(&[
-            (4, 1, "bash", "bash", "", &[("1", "/dev/null"), ("3", "pipe:[7]")]),
-            (5, 4, "bash", "bash", "", &[pipe]),
-            (9, 5, "flywheelctl", "flywheelctl", "", &[pipe]),
+            (4, 1, "bash", "bash", 1, &[("1", "/dev/null"), ("3", "pipe:[7]")]),
+            (5, 4, "bash", "bash", 1, &[pipe]),
+            (9, 5, "flywheelctl", "flywheelctl", 1, &[pipe]),
         ]);
-        assert_eq!(fake.find("", None), Some(4));
+        assert_eq!(fake.find(""), Some(4));
         // A job of its own that is piped somewhere: nobody above reads it.
         let fake = Fake::new(&[
-            (4, 1, "bash", "bash", "", &[("1", "/dev/null")]),
-            (5, 4, "bash", "bash", "", &[pipe]),
-            (9, 5, "flywheelctl", "flywheelctl", "", &[pipe]),
+            (4, 1, "bash", "bash", 1, &[("1", "/dev/null")]),
+            (5, 4, "bash", "bash", 1, &[pipe]),
+            (9, 5, "flywheelctl", "flywheelctl", 1, &[pipe]),
         ]);
-        assert_eq!(fake.find("", None), Some(5));
+        assert_eq!(fake.find(""), Some(5));
         // A runner that reads its job's output.
         let fake = Fake::new(&[
-            (4, 1, "runner", "runner", "", &[("1", "/dev/null"), ("3", "pipe:[7]")]),
-            (5, 4, "bash", "bash", "", &[pipe]),
-            (9, 5, "flywheelctl", "flywheelctl", "", &[pipe]),
+            (4, 1, "runner", "runner", 1, &[("1", "/dev/null"), ("3", "pipe:[7]")]),
+            (5, 4, "bash", "bash", 1, &[pipe]),
+            (9, 5, "flywheelctl", "flywheelctl", 1, &[pipe]),
         ]);
-        assert_eq!(fake.find("", None), Some(5));
+        assert_eq!(fake.find(""), Some(5));
     }
 
     #[test]
     fn a_script_within_the_job_is_climbed_past() {
-        let job = Some(("CI_JOB_ID", "42"));
         let fake = Fake::new(&[
-            (3, 1, "gitlab-runner", "gitlab-runner", "", &[]),
-            (4, 3, "bash", "bash", "A=1", &[]),
-            (5, 4, "sh", "sh start.sh", "A=1 CI_JOB_ID=42", &[]),
-            (9, 5, "flywheelctl", "flywheelctl", "", &[]),
+            (3, 1, "gitlab-runner", "gitlab-runner", 3, &[]),
+            (4, 3, "bash", "bash", 4, &[]),
+            (5, 4, "sh", "sh start.sh", 4, &[]),
+            (9, 5, "flywheelctl", "flywheelctl", 4, &[]),
         ]);
-        assert_eq!(fake.find("gitlab", job), Some(4));
-        assert_eq!(fake.find("gitlab", Some(("CI_JOB_ID", "4"))), Some(5), "another job's shell");
-        // Never to the runner, although it gave the shell its environment.
+        assert_eq!(fake.find("gitlab"), Some(4));
+        assert_eq!(fake.find(""), Some(5), "elsewhere it is the parent");
+        // As another user, by `su`, which waits in between.
         let fake = Fake::new(&[
-            (3, 1, "node", "gitlab-ci-local", "", &[]),
-            (4, 3, "bash", "bash", "CI_JOB_ID=42", &[]),
-            (9, 4, "flywheelctl", "flywheelctl", "", &[]),
+            (2, 1, "gitlab-runner", "gitlab-runner", 2, &[]),
+            (3, 2, "su", "su ci", 3, &[]),
+            (4, 3, "bash", "bash", 3, &[]),
+            (5, 4, "bash", "bash", 3, &[]),
+            (9, 5, "flywheelctl", "flywheelctl", 3, &[]),
         ]);
-        assert_eq!(fake.find("gitlab", job), Some(4));
+        assert_eq!(fake.find("gitlab"), Some(4));
+        // Never to the shell that a runner was started from.
+        let fake = Fake::new(&[
+            (2, 1, "bash", "bash", 2, &[]),
+            (3, 2, "node", "gitlab-ci-local", 3, &[]),
+            (4, 3, "bash", "bash", 3, &[]),
+            (9, 4, "flywheelctl", "flywheelctl", 3, &[]),
+        ]);
+        assert_eq!(fake.find("gitlab"), Some(4));
+        // Nor to one that gives each job a process group.
+        let fake = Fake::new(&[
+            (3, 1, "bash", "runner.sh", 3, &[]),
+            (4, 3, "bash", "bash", 4, &[]),
+            (9, 4, "flywheelctl", "flywheelctl", 4, &[]),
+        ]);
+        assert_eq!(fake.find("gitlab"), Some(4));
     }
 }

@@ -28,9 +28,7 @@ pub(super) struct Opening {
 pub(super) fn start(context: &Context, args: StartArgs) -> Result<Exit, Failure> {
     let detected = ci::detect(variable);
     let system = detected.as_ref().map(|d| d.job.system.as_str());
-    // GitLab's is the one system here whose steps share a shell.
-    let id = detected.as_ref().filter(|d| d.job.system == "gitlab").map(|d| ("CI_JOB_ID", d.job.id.as_str()));
-    let anchor_pid = args.anchor_pid.or_else(|| anchor::find(system, id));
+    let anchor_pid = args.anchor_pid.or_else(|| anchor::find(system));
     let opening = Opening { label: args.label, cache: args.cache, anchor_pid };
     let (session, cache) = open(context, &opening)?;
     context.render.started(&session, &cache);

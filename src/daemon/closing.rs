@@ -117,7 +117,8 @@ impl Driver {
                         let _ =
                             out.blocking_send(Input::Rejoined(Box::new(Rejoining { info, paths, caller })));
                     } else {
-                        responder.reply(super::report::ended(&ledger, &store_dir, &ways, &info, Vec::new()));
+                        let warnings = info.warnings.clone();
+                        responder.reply(super::report::ended(&ledger, &store_dir, &ways, &info, warnings));
                     }
                 }
                 Ok(Some(_)) => responder.refuse(ErrorCode::Denied, "the session belongs to another user"),
@@ -149,7 +150,7 @@ impl Driver {
             abandoned: false,
             watch: None,
             unlooked: false,
-            warnings: Vec::new(),
+            warnings: info.warnings,
         };
         self.desk.sessions.insert(row, live);
         caller.asked = Asked::End(row);

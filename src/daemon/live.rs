@@ -7,7 +7,7 @@ use super::anchors::Watch;
 use crate::control::messages::CiJob;
 use crate::control::server::Responder;
 use crate::flow::{CacheId, SessionId};
-use crate::ledger::SessionRow;
+use crate::ledger::{Ledger, SessionRow};
 
 /// A session that has not closed.
 #[derive(Debug)]
@@ -29,6 +29,21 @@ pub(super) struct Live {
     pub(super) warnings: Vec<String>,
     /// Not all that it named could be looked at yet.
     pub(super) unlooked: bool,
+}
+
+/// Most warnings that are kept of a session; one more says that there were more.
+const WARNINGS: usize = 100;
+
+impl Live {
+    /// Something that the session's end has to tell, once.
+    pub(super) fn warn(&mut self, ledger: &Ledger, text: String) {
+        if self.warnings.len() > WARNINGS || self.warnings.contains(&text) {
+            return;
+        }
+        let full = self.warnings.len() == WARNINGS;
+        self.warnings.push(if full { "there were more warnings".to_owned() } else { text });
+        ledger.session_warnings(self.row, &self.warnings);
+    }
 }
 
 /// What a caller is told when the group it waits for is settled.

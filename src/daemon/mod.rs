@@ -40,6 +40,7 @@ mod report;
 mod requests;
 mod resume;
 mod rings;
+mod routes;
 mod rules;
 mod seen;
 mod servers;
@@ -192,6 +193,7 @@ pub async fn run(settings: Settings, passed: Option<UnixListener>) -> Result<()>
         existing: settings.push.existing,
         out: out.clone(),
         pulse: intake_pulse.clone(),
+        strangers: routes::Strangers::new(Arc::clone(&settings), caches.clone()),
     };
     let intake = intake::start(intake, ear)?;
     let (engines, limits) = servers::engines(&settings, &transfers, &client, &login);

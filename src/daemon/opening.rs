@@ -3,12 +3,11 @@
 use std::sync::PoisonError;
 
 use super::driver::Driver;
-use super::identity::who_is;
 use super::input::Input;
 use super::live::{Asked, Caller, Live};
+use super::routes::destination;
 use super::wall_ms;
 use crate::attribution::{Anchor, Proc, ProcId, Window};
-use crate::config::{Destination, Who};
 use crate::control::messages::{CiJob, ErrorCode, Reply};
 use crate::control::server::{Peer, Responder};
 use crate::flow::CacheId;
@@ -104,27 +103,13 @@ impl Driver {
         let peer = *peer;
         let settings = std::sync::Arc::clone(&self.settings);
         let names = self.caches.clone();
-        let default = self.default_cache();
         let (ledger, windows) = (self.ledger.clone(), std::sync::Arc::clone(&self.windows));
         let transfers = self.transfers.clone();
         let cursor = self.cursor;
         let work = move || {
             live.cache = match live.cache {
                 Some(named) => Some(named),
-                None if settings.routes.is_empty() => Some(default),
-                None => {
-                    let person = who_is(peer.uid, peer.gid);
-                    let label = live.label.as_deref().unwrap_or_default();
-                    let who = Who { user: (peer.uid, person.name.as_deref()), groups: &person.groups, label };
-                    match settings.route(&who) {
-                        Destination::Cache(name) => names
-                            .iter()
-                            .position(|c| c == name)
-                            .and_then(|n| u16::try_from(n).ok())
-                            .map(CacheId),
-                        Destination::Skip => None,
-                    }
-                }
+                None => destination(&settings, &names, (peer.uid, peer.gid), live.label.as_deref()),
             };
             let resolve = |pid| Anchor::resolve(&Proc::default(), pid, peer.pid, peer.uid);
             let anchor = match anchor_pid.map(resolve).transpose() {

@@ -125,7 +125,7 @@ impl Driver {
                     store_path = self.transfers.store_dir.full(path),
                     "named, but not valid in the store"
                 );
-                live.warnings.push(format!("{path} is not valid in the store: it was not pushed"));
+                live.warn(&self.ledger, format!("{path} is not valid in the store: it was not pushed"));
             }
         }
         if matches!(caller, Some(Caller { asked: Asked::Flush, .. })) {

@@ -68,7 +68,7 @@ pub(super) fn resume(
                 ending: draining.then(Instant::now),
                 abandoned: false,
                 watch: None,
-                warnings: Vec::new(),
+                warnings: session.warnings,
                 unlooked: false,
             },
         );

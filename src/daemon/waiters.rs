@@ -61,7 +61,7 @@ impl Driver {
         if let Asked::End(row) | Asked::Push(row) = caller.asked
             && let Some(live) = self.desk.sessions.get_mut(&row)
         {
-            live.warnings.push(text);
+            live.warn(&self.ledger, text);
             live.unlooked = true;
         }
         self.answer(caller.asked, caller.responder, caller.since, true);

@@ -16,6 +16,7 @@ pub(super) enum Note {
     Reopen(Vec<ItemId>),
     SessionState(SessionRow, SessionState, i64, Option<u64>),
     SessionUntil(SessionRow, i64),
+    SessionWarnings(SessionRow, Vec<String>),
 }
 
 impl Note {
@@ -26,6 +27,7 @@ impl Note {
             Self::Reopen(list) => items::reopen(conn, list),
             Self::SessionState(row, state, at, flush) => sessions::set_state(conn, *row, *state, *at, *flush),
             Self::SessionUntil(row, until) => sessions::set_until(conn, *row, *until),
+            Self::SessionWarnings(row, list) => sessions::set_warnings(conn, *row, list),
         }
     }
 }

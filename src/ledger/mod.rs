@@ -213,6 +213,11 @@ impl Ledger {
         self.note(Note::SessionUntil(row, until));
     }
 
+    /// What the session's end warns of from now on. Sent, not waited for.
+    pub fn session_warnings(&self, row: SessionRow, warnings: &[String]) {
+        self.note(Note::SessionWarnings(row, warnings.to_vec()));
+    }
+
     /// The session in that row.
     pub fn session_by_row(&self, row: SessionRow) -> Result<Option<SessionInfo>> {
         self.read(move |conn| sessions::by_row(conn, row))

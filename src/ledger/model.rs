@@ -299,6 +299,8 @@ pub struct SessionInfo {
     pub flush_ms: Option<u64>,
     /// The store's journal at its end, when that is known.
     pub until: Option<i64>,
+    /// What its end warned of.
+    pub warnings: Vec<String>,
 }
 
 /// One path of a session.

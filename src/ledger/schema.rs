@@ -13,7 +13,7 @@ pub(super) const APPLICATION_ID: i64 = 0x666c_7977;
 
 /// The n-th entry makes format n+1.
 pub(super) const MIGRATIONS: &[&str] =
-    &[ITEMS_AND_SESSIONS, SESSIONS_KEEP_THEIR_REASONS, SESSIONS_HAVE_A_WINDOW];
+    &[ITEMS_AND_SESSIONS, SESSIONS_KEEP_THEIR_REASONS, SESSIONS_HAVE_A_WINDOW, SESSIONS_KEEP_THEIR_WARNINGS];
 
 /// Ids are AUTOINCREMENT because others hold on to them: a pruned one must not
 /// come back as something else. No foreign keys: the thread that writes is the
@@ -81,6 +81,11 @@ CREATE INDEX session_item_reason ON session_item (reason) WHERE reason IS NOT NU
 const SESSIONS_HAVE_A_WINDOW: &str = "
 ALTER TABLE session ADD COLUMN after_number INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE session ADD COLUMN until_number INTEGER;
+";
+
+/// What a session's end warned of, as a JSON list: asked again, it says the same.
+const SESSIONS_KEEP_THEIR_WARNINGS: &str = "
+ALTER TABLE session ADD COLUMN warnings TEXT;
 ";
 
 /// Format of the file; 0 for an empty one.

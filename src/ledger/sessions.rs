@@ -80,7 +80,7 @@ pub(super) fn claim(conn: &Connection, owner: SessionRow, paths: &[String]) -> R
 
 const COLUMNS: &str =
     "SELECT id, name, label, cache, uid, gid, anchor_pid, anchor_start, strict, ci, started_at,
-  state, ended_at, closed_at, flush_ms, after_number, until_number FROM session";
+  state, ended_at, closed_at, flush_ms, after_number, until_number, warnings FROM session";
 
 fn info(row: &Row<'_>) -> Result<SessionInfo> {
     let pid: Option<i32> = row.get(6)?;
@@ -105,6 +105,7 @@ fn info(row: &Row<'_>) -> Result<SessionInfo> {
         closed_at: row.get(13)?,
         flush_ms: row.get::<_, Option<i64>>(14)?.map(number),
         until: row.get(16)?,
+        warnings: row.get::<_, Option<String>>(17)?.map(|list| texts(&list)).unwrap_or_default(),
     })
 }
 
@@ -137,6 +138,16 @@ pub(super) fn set_until(conn: &Connection, row: SessionRow, until: i64) -> Resul
         conn.prepare_cached("UPDATE session SET until_number = coalesce(until_number, ?2) WHERE id = ?1")?;
     update.execute((row, until))?;
     Ok(())
+}
+
+pub(super) fn set_warnings(conn: &Connection, row: SessionRow, warnings: &[String]) -> Result<()> {
+    let mut update = conn.prepare_cached("UPDATE session SET warnings = ?2 WHERE id = ?1")?;
+    update.execute((row, serde_json::Value::from(warnings).to_string()))?;
+    Ok(())
+}
+
+fn texts(list: &str) -> Vec<String> {
+    serde_json::from_str(list).unwrap_or_default() // a warning less is no fault of the session
 }
 
 pub(super) fn pending(conn: &Connection, row: SessionRow) -> Result<Vec<ItemId>> {

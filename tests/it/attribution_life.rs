@@ -20,14 +20,14 @@ use crate::support::multiuser::NixDaemon;
 use crate::support::nix::PrivateNix;
 
 /// A shell that is a job: in a process group of its own.
-fn job(daemon: &Daemon, script: &str, env: &[(&str, &str)]) -> Child {
+pub fn job(daemon: &Daemon, script: &str, env: &[(&str, &str)]) -> Child {
     let mut shell = daemon.nix.command("sh");
     shell.args(["-c", script]).env("FLYWHEEL_SOCKET", daemon.socket()).envs(env.iter().copied());
     shell.env("CTL", env!("CARGO_BIN_EXE_flywheelctl")).process_group(0);
     shell.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
 }
 
-fn until(what: &str, mut happened: impl FnMut() -> bool) {
+pub fn until(what: &str, mut happened: impl FnMut() -> bool) {
     let patience = Instant::now() + PATIENCE;
     while !happened() {
         assert!(Instant::now() < patience, "it never comes: {what}");
@@ -35,7 +35,7 @@ fn until(what: &str, mut happened: impl FnMut() -> bool) {
     }
 }
 
-fn until_state(daemon: &Daemon, session: &str, state: &str) -> Value {
+pub fn until_state(daemon: &Daemon, session: &str, state: &str) -> Value {
     let mut detail = Value::Null;
     until(state, || {
         detail = daemon.json(&["session", "show", session]);
@@ -45,7 +45,7 @@ fn until_state(daemon: &Daemon, session: &str, state: &str) -> Value {
 }
 
 /// How the path whose name ends so came to the session.
-fn evidence(detail: &Value, end: &str) -> String {
+pub fn evidence(detail: &Value, end: &str) -> String {
     let paths = detail["paths"].as_array().unwrap();
     let path = paths.iter().find(|p| p["path"].as_str().unwrap().ends_with(end));
     path.unwrap_or_else(|| panic!("no {end}: {detail}"))["evidence"].as_str().unwrap().to_owned()
@@ -135,14 +135,14 @@ fn an_anchor_must_be_the_callers_own() {
     assert!(theirs.err.contains("belongs to user"), "{theirs:?}");
 }
 
-fn open_to_all(daemon: &Daemon) {
+pub fn open_to_all(daemon: &Daemon) {
     for (path, mode) in [(daemon.nix.path().to_owned(), 0o755), (daemon.socket(), 0o666)] {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
     }
 }
 
 /// As another user; the tests run as root where there is one.
-fn as_nobody(mut command: Command) -> Said {
+pub fn as_nobody(mut command: Command) -> Said {
     assert!(rustix::process::geteuid().is_root(), "another user needs root");
     Said::of(&command.uid(65534).gid(65534).current_dir("/").output().unwrap())
 }

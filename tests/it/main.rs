@@ -10,8 +10,10 @@
     dead_code
 )]
 
+mod attribution_end;
 mod attribution_jobs;
 mod attribution_life;
+mod attribution_routes;
 mod client_life;
 mod client_reading;
 mod control;

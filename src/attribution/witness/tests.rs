@@ -246,7 +246,8 @@ fn another_directory_at_the_same_place() {
 #[test]
 fn a_hook_is_believed_first() {
     let store = Store::new();
-    let lineage = Arc::new(Lineage { line: vec![ProcId { pid: 7, start: 7 }], session: 1, cgroup: None });
+    let lineage =
+        Arc::new(Lineage { line: vec![ProcId { pid: 7, start: 7 }], session: 1, cgroup: None, person: None });
     store.witness.hooked(&["a".to_owned()], &lineage);
     let lock = store.make("a");
     assert_eq!(store.maker("a"), Some(7));
@@ -264,7 +265,7 @@ fn without_a_watch_there_is_no_evidence_and_no_wait() {
 #[test]
 fn memory_has_a_bound() {
     let store = Store::new();
-    let lineage = Arc::new(Lineage { line: vec![], session: 1, cgroup: None });
+    let lineage = Arc::new(Lineage { line: vec![], session: 1, cgroup: None, person: None });
     for _ in 0..TRIES + 5 {
         drop(store.open("0"));
         store.caught_up();

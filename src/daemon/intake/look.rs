@@ -93,7 +93,9 @@ impl Intake {
                 let owner = owners.sessions.first().map_or(0, |(session, _)| *session);
                 self.ledger.claim(owner, &[info.path.base().to_owned()])?;
             }
-            let Some(cache) = owners.cache.unwrap_or(Some(self.default_cache.0)) else { continue };
+            let default = self.default_cache;
+            let stranger = || self.strangers.cache(maker.as_ref(), default).map(|c| c.0);
+            let Some(cache) = owners.cache.unwrap_or_else(stranger) else { continue };
             let sessions: Vec<_> = owners.sessions.into_iter().map(|(s, why)| (s, evidence(why))).collect();
             let state = enters_as(&self.filter, self.facts.in_upstream(cache, &info), &info);
             if state == ItemState::Pending {

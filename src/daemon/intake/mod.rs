@@ -22,6 +22,7 @@ use tokio::sync::mpsc::Sender;
 use super::input::Input;
 use super::keeper::Keeper;
 use super::pulse::Pulse;
+use super::routes::Strangers;
 use super::rules::Facts;
 use super::seen::Seen;
 use crate::attribution::{Windows, Witness};
@@ -59,6 +60,8 @@ pub(super) struct Intake {
     pub(super) default_cache: CacheId,
     /// On the first start: begin with what is valid already.
     pub(super) existing: bool,
+    /// Where paths of no session go.
+    pub(super) strangers: Strangers,
     pub(super) out: Sender<Input>,
     /// Moves with every turn, and with every batch of a long one.
     pub(super) pulse: Pulse,

@@ -44,6 +44,7 @@ fn version_1_is_brought_up_with_its_content() {
     let counts = ledger.summary(1).unwrap();
     assert_eq!((counts.pushed, counts.bytes, counts.failed_total), (1, 7, 1));
     assert_eq!(counts.failed[0].error, "no");
+    assert!(ledger.session("s").unwrap().unwrap().warnings.is_empty());
 }
 
 #[test]
