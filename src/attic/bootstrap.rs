@@ -130,11 +130,14 @@ fn linked(candidate: &Path) -> Result<PathBuf, Miss> {
 }
 
 /// Nothing is built, here or elsewhere: no jobs, no builders. A cache that did
-/// not have it a minute ago is asked again.
+/// not have it a minute ago is asked again, and a job that is just building it
+/// is waited for by the second, not by five.
 fn common() -> Vec<OsString> {
-    ["--max-jobs", "0", "--option", "builders", "", "--option", "narinfo-cache-negative-ttl", "0"]
-        .map(OsString::from)
-        .into()
+    let mut options: Vec<OsString> = ["--max-jobs", "0"].map(OsString::from).into();
+    for (name, value) in [("builders", ""), ("narinfo-cache-negative-ttl", "0"), ("poll-interval", "1")] {
+        options.extend(["--option", name, value].map(OsString::from));
+    }
+    options
 }
 
 fn flake(reference: &str, link: &Path) -> Vec<OsString> {
@@ -244,12 +247,12 @@ mod tests {
         assert_eq!(
             text(flake("github:a/b#c", link)),
             "nix|build|--extra-experimental-features|nix-command flakes|--no-write-lock-file|--out-link|\
-             /s/attic-client.new|--max-jobs|0|--option|builders||--option|narinfo-cache-negative-ttl|0|github:a/b#c"
+             /s/attic-client.new|--max-jobs|0|--option|builders||--option|narinfo-cache-negative-ttl|0|--option|poll-interval|1|github:a/b#c"
         );
         assert_eq!(
             text(realise(Path::new("/nix/store/x"), link)),
             "nix-store|--realise|/nix/store/x|--add-root|/s/attic-client.new|--indirect|--max-jobs|0|--option|\
-             builders||--option|narinfo-cache-negative-ttl|0"
+             builders||--option|narinfo-cache-negative-ttl|0|--option|poll-interval|1"
         );
     }
 

@@ -16,6 +16,9 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let mode = mode();
     note(&format!("{} {}", std::process::id(), args.join(" ")));
+    for (name, value) in std::env::vars() {
+        note(&format!("env {name}={value}"));
+    }
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     match words.as_slice() {
         ["--version"] => {

@@ -308,3 +308,31 @@ fn a_token_is_renewed_and_never_seen() {
         assert!(!seen.contains(&cache.token()) && !seen.contains("wrong.token.here"), "{seen}");
     }
 }
+
+/// A token that is in no file gets one, for one user, and goes nowhere else.
+#[test]
+fn a_token_from_the_environment() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let nix = PrivateNix::new();
+    let cache = Standalone::start(&nix, |settings| settings.public = false);
+    let fake = FakeAttic::new(&nix);
+    fake.built(&nix);
+    let mut daemon = Daemon::prepare(nix, &format!("[push]\nengine = \"attic\"\n{}", fake.config()));
+    daemon.env = environment(&daemon.nix);
+    for (name, value) in [("ATTIC_SERVER", cache.url()), ("ATTIC_TOKEN", cache.token())] {
+        daemon.env.push((name.to_owned(), value));
+    }
+    daemon.up();
+    until_client(&daemon, "ready");
+    let session = daemon.session(&[]);
+    daemon.nix.build(&PrivateNix::shell("by-environment", "echo hi > $out"));
+    let summary = daemon.end(&session, &[]);
+    assert_eq!((&summary["outcome"], &summary["pushed"]), (&"complete".into(), &1.into()), "{summary}");
+    let file = daemon.state_dir().join("run/attic-token-main");
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    let runs = fake.runs().join("\n");
+    assert!(runs.contains("env XDG_CONFIG_HOME="), "{runs}");
+    for seen in [runs, daemon.log(), daemon.status().to_string()] {
+        assert!(!seen.contains(&cache.token()), "{seen}");
+    }
+}
