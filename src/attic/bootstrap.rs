@@ -134,7 +134,8 @@ fn linked(candidate: &Path) -> Result<PathBuf, Miss> {
 /// is waited for by the second, not by five.
 fn common() -> Vec<OsString> {
     let mut options: Vec<OsString> = ["--max-jobs", "0"].map(OsString::from).into();
-    for (name, value) in [("builders", ""), ("narinfo-cache-negative-ttl", "0"), ("poll-interval", "1")] {
+    for (name, value) in [("builders", ""), ("narinfo-cache-negative-ttl", "0"), ("build-poll-interval", "1")]
+    {
         options.extend(["--option", name, value].map(OsString::from));
     }
     options
@@ -247,12 +248,12 @@ mod tests {
         assert_eq!(
             text(flake("github:a/b#c", link)),
             "nix|build|--extra-experimental-features|nix-command flakes|--no-write-lock-file|--out-link|\
-             /s/attic-client.new|--max-jobs|0|--option|builders||--option|narinfo-cache-negative-ttl|0|--option|poll-interval|1|github:a/b#c"
+             /s/attic-client.new|--max-jobs|0|--option|builders||--option|narinfo-cache-negative-ttl|0|--option|build-poll-interval|1|github:a/b#c"
         );
         assert_eq!(
             text(realise(Path::new("/nix/store/x"), link)),
             "nix-store|--realise|/nix/store/x|--add-root|/s/attic-client.new|--indirect|--max-jobs|0|--option|\
-             builders||--option|narinfo-cache-negative-ttl|0|--option|poll-interval|1"
+             builders||--option|narinfo-cache-negative-ttl|0|--option|build-poll-interval|1"
         );
     }
 

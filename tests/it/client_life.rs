@@ -9,6 +9,7 @@ use serde_json::Value;
 use crate::support::attic::{FakeAttic, environment, substitute_from, until, until_client};
 use crate::support::cache::Standalone;
 use crate::support::daemon::Daemon;
+use crate::support::multiuser::NixDaemon;
 use crate::support::nix::PrivateNix;
 
 /// A daemon with a cache apart from it, that Nix substitutes from, and a client
@@ -207,4 +208,25 @@ fn a_job_calls_it_and_sees_no_token() {
     for seen in [text, fake.runs().join("\n"), daemon.log()] {
         assert!(!seen.contains(&cache.token()), "{seen}");
     }
+}
+
+/// As the service does without being root: the link is made by us, and the
+/// nix-daemon registers it.
+#[test]
+fn through_a_nix_daemon_it_is_a_root_as_well() {
+    let nix = PrivateNix::new();
+    let cache = Standalone::start(&nix, |_| {});
+    let fake = FakeAttic::new(&nix);
+    let path = fake.built(&nix);
+    let nix_daemon = NixDaemon::start(&nix, &[]);
+    let mut daemon = Daemon::prepare(nix, &format!("{}{}", cache.caches(&cache.url()), fake.config()));
+    daemon.env = environment(&daemon.nix);
+    daemon.env.retain(|(name, _)| name != "NIX_REMOTE");
+    daemon.env.push(("NIX_REMOTE".to_owned(), nix_daemon.remote()));
+    daemon.up();
+    assert_eq!(until_client(&daemon, "ready")["path"], format!("{path}/bin/attic"));
+    daemon.stop();
+    let out = daemon.nix.run("nix-store", &["--gc"]);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    assert!(Path::new(&path).exists());
 }

@@ -78,6 +78,10 @@ fn without_a_client_the_queue_holds_until_a_job_builds_it() {
     assert_eq!((&told["outcome"], &told["waited_for_client"]), (&"pending".into(), &true.into()), "{told}");
     assert!(told["warnings"][0].as_str().unwrap().starts_with("waiting for the attic client"), "{told}");
     assert_eq!(rig.gate.came().len(), 0);
+    // It waits, it is not tried again and again.
+    assert!(
+        !rig.daemon.log().contains("an upload failed") && !rig.daemon.log().contains("has not done its work")
+    );
 
     let later = rig.daemon.session(&["--label", "pipeline 1, the client"]);
     let client = rig.fake.built(&rig.daemon.nix);
@@ -128,12 +132,25 @@ fn references_come_first_and_nix_takes_it_all_back() {
 
 #[test]
 fn one_bad_path_in_fifty_costs_itself_only() {
-    let rig = Rig::ready("");
+    let mut rig = Rig::ready("");
     // attic gives up a whole run for one such path, and does not say which.
     rig.fake.mode("poison odd-one");
     let session = rig.daemon.session(&[]);
+    // All at once, so that it is in company.
+    rig.daemon.stop();
     let paths = rig.build(50, "odd-one");
+    rig.daemon.up();
     let summary = rig.daemon.end(&session, &[]);
+    let log = rig.daemon.log();
+    let mut failed = log.lines().filter(|line| line.contains("an upload failed")).peekable();
+    assert!(failed.peek().is_some());
+    failed.for_each(|line| assert!(line.contains("odd-one"), "none of the others has failed once: {line}"));
+    let runs = rig.fake.runs();
+    let largest = runs
+        .iter()
+        .filter_map(|run| run.split(' ').nth(2).filter(|_| run.contains(" took "))?.parse().ok())
+        .max();
+    assert!(largest >= Some(5), "they went in company: {largest:?}");
     assert_eq!((&summary["pushed"], &summary["failed_total"]), (&49.into(), &1.into()), "{summary}");
     let failed = &summary["failed"][0];
     assert_eq!(failed["path"], paths[25].as_str(), "{summary}");
