@@ -80,7 +80,9 @@ fn main() -> ExitCode {
         .build();
     let ended = match runtime {
         Ok(runtime) => {
-            let ended = runtime.block_on(daemon::run(settings, passed));
+            // On the workers: between them and this thread each word would cost a wake-up.
+            let running = runtime.spawn(daemon::run(settings, passed));
+            let ended = runtime.block_on(running).unwrap_or_else(|panicked| Err(panicked.into()));
             runtime.shutdown_timeout(std::time::Duration::from_secs(1));
             ended
         }
