@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{CommandFactory, Parser};
 use flywheel::{config::Settings, daemon, observe};
@@ -31,6 +32,7 @@ Files:
 
 Signals:
   SIGTERM, SIGINT  drains: running uploads may end, the rest is kept for the next start; a second one ends at once
+  SIGHUP           reads configuration and tokens again, like `flywheelctl reload`
 
 Exit status:
   0  ended as it was told to
@@ -54,14 +56,17 @@ fn main() -> ExitCode {
     let passed = daemon::passed();
     let target = if args.check_config { observe::Target::Stderr } else { observe::Target::Auto };
     observe::init(target);
-    let settings = match Settings::load(args.config.as_deref(), &|name| std::env::var(name).ok()) {
+    let check_config = args.check_config;
+    let load: daemon::Load =
+        Arc::new(move || Settings::load(args.config.as_deref(), &|name| std::env::var(name).ok()));
+    let settings = match load() {
         Ok(settings) => settings,
         Err(error) => {
             observe::configuration_refused(&error);
             return ExitCode::from(BAD_CONFIG);
         }
     };
-    if args.check_config {
+    if check_config {
         observe::configuration_good(&settings.warnings, settings.caches.len());
         return ExitCode::SUCCESS;
     }
@@ -81,7 +86,7 @@ fn main() -> ExitCode {
     let ended = match runtime {
         Ok(runtime) => {
             // On the workers: between them and this thread each word would cost a wake-up.
-            let running = runtime.spawn(daemon::run(settings, passed));
+            let running = runtime.spawn(daemon::run(settings, load, passed));
             let ended = runtime.block_on(running).unwrap_or_else(|panicked| Err(panicked.into()));
             runtime.shutdown_timeout(std::time::Duration::from_secs(1));
             ended

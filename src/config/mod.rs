@@ -12,6 +12,7 @@
 //! reads a token, only where one is.
 
 mod caches;
+mod changes;
 mod endpoint;
 mod error;
 mod glob;
@@ -26,6 +27,7 @@ mod validate;
 #[cfg(test)]
 mod tests;
 
+pub use changes::Change;
 pub use error::{ConfigError, Place};
 pub use glob::Glob;
 pub use names::is_cache_name;

@@ -143,7 +143,7 @@ pub(super) fn start(
     let (words, inbox) = mpsc::channel(WORDS);
     let (view, seen) = watch::channel(View { state: Some(ClientState::Absent), ..View::default() });
     let (done, results) = mpsc::channel(2);
-    let cache = login.served.iter().position(|s| s.name == settings.default_cache).unwrap_or(0);
+    let cache = login.served().iter().position(|s| s.name == settings.default_cache).unwrap_or(0);
     let handle = Handle { words, view: seen, installable: Some(installable.clone()) };
     let keep = Keep {
         life: ClientLife::new(seed),
@@ -225,7 +225,7 @@ impl Keep {
     fn look(&self, work: &mut tokio::task::JoinSet<()>) {
         let (place, installable, done) = (self.place.clone(), self.installable.clone(), self.done.clone());
         let (login, before) = (self.login.clone(), self.view.borrow().program.clone());
-        let served = self.login.served[self.cache].clone();
+        let served = self.login.served()[self.cache].clone();
         work.spawn(async move {
             logged_in(&login).await;
             detail!(phase = "1", "looking for the attic client");

@@ -8,14 +8,17 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::Receiver;
 
+use super::chores::Chores;
 use super::input::Input;
-use super::intake::Bell;
+use super::intake::{Bell, NewWishes};
 use super::keeper::Keeper;
 use super::live::Desk;
 use super::notify::Notify;
 use super::pulse::Pulse;
+use super::reload::{Load, Reloads};
 use super::resume::Resumed;
 use super::rules::Facts;
+use super::servers::{BuiltIn, Line};
 use super::settle;
 use super::transfer::Transfers;
 use crate::attribution::{Windows, Witness};
@@ -50,7 +53,15 @@ pub(super) enum Ended {
 
 /// The driver's state.
 pub(super) struct Driver {
+    /// What is in use; the only place that knows. See [`super::reload`].
     pub(super) settings: Arc<Settings>,
+    pub(super) load: Load,
+    pub(super) reloads: Reloads,
+    pub(super) built_in: Option<BuiltIn>,
+    /// The ways to the caches, by number.
+    pub(super) lines: Vec<Line>,
+    pub(super) new_wishes: NewWishes,
+    pub(super) chores: Chores,
     /// The caches' names in the configuration, by number.
     pub(super) caches: Vec<String>,
     pub(super) flow: Flow,
@@ -97,6 +108,7 @@ impl Driver {
         mut inputs: Receiver<Input>,
         mut requests: Receiver<Incoming>,
         mut stop: tokio::sync::mpsc::Receiver<()>,
+        mut hangup: tokio::signal::unix::Signal,
     ) -> Ended {
         let mut pulse = tokio::time::interval(Duration::from_millis(500));
         pulse.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -127,6 +139,7 @@ impl Driver {
                     None => requests_open = false,
                 },
                 Some(()) = stop.recv(), if self.stopping.is_none() => self.stop(),
+                Some(()) = hangup.recv(), if self.stopping.is_none() => self.read_again(None),
                 _ = pulse.tick(), if !self.desk.waiters.is_empty() || self.stopping.is_some() => {
                     self.report_progress();
                     self.extend();
@@ -181,6 +194,7 @@ impl Driver {
             Input::Named { token, invalid } => self.named(token, &invalid),
             Input::Cursor(cursor) => self.cursor = cursor,
             Input::Restored => self.resume(),
+            Input::Reloaded(reloaded) => self.reloaded(*reloaded),
             Input::Opened(opening) => self.opened(*opening),
             Input::AnchorGone(row) => self.abandon(row),
             Input::Rejoined(rejoining) => self.rejoined(*rejoining),

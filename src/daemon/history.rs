@@ -3,22 +3,17 @@
 
 use std::time::Duration;
 
-use tokio_util::sync::CancellationToken;
-
 use super::wall_ms;
 use crate::ledger::Ledger;
 use crate::observe::{detail, event};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// Until `closing`.
-pub(super) async fn prune(ledger: Ledger, keep: Duration, closing: CancellationToken) {
+/// Without end.
+pub(super) async fn prune(ledger: Ledger, keep: Duration) {
     let mut timer = tokio::time::interval(DAY);
     loop {
-        tokio::select! {
-            () = closing.cancelled() => return,
-            _ = timer.tick() => {}
-        }
+        timer.tick().await;
         let before = wall_ms() - i64::try_from(keep.as_millis()).unwrap_or(i64::MAX / 2);
         match ledger.call(move |ledger| ledger.prune(before)).await {
             Ok(pruned) if pruned.sessions + pruned.items > 0 => {

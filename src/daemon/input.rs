@@ -22,6 +22,8 @@ pub(super) enum Input {
     },
     /// The intake cannot go on for the moment, and why; or it can again.
     Stuck(Option<String>),
+    /// Configuration and tokens were read again.
+    Reloaded(Box<super::reload::Reloaded>),
     /// The watchdog wants to see the driver move.
     Beat,
     /// A cache's token is another one now.

@@ -3,14 +3,13 @@
 //! each use, so a new address or token is in it as soon as it is known.
 
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, Result};
 
-use super::servers;
 use crate::attic::{Home, Server, atomically};
 use crate::cache::{CacheClient, TokenSource};
 use crate::config::Settings;
-use crate::embedded::Running;
 use crate::observe::event;
 
 /// A cache as the client is told of it.
@@ -31,35 +30,36 @@ impl Served {
     }
 }
 
-/// The client's login.
+/// The client's login; clones share what is served.
 #[derive(Debug, Clone)]
 pub(super) struct Login {
     pub(super) home: Home,
     /// Where files for tokens are made.
     pub(super) dir: PathBuf,
-    pub(super) served: Vec<Served>,
+    served: Arc<Mutex<Vec<Served>>>,
 }
 
 impl Login {
-    /// For the caches of the configuration and their clients, in their order.
-    pub(super) fn new(settings: &Settings, built_in: Option<&Running>, clients: &[CacheClient]) -> Self {
-        let served = settings.caches.iter().zip(clients).map(|((name, cache), client)| {
-            let (endpoints, token) = servers::whereabouts(cache, built_in).unwrap_or_default();
-            Served {
-                name: name.clone(),
-                client: client.clone(),
-                first_endpoint: endpoints.into_iter().next().unwrap_or_default(),
-                token,
-            }
-        });
+    /// For these caches.
+    pub(super) fn new(settings: &Settings, served: Vec<Served>) -> Self {
         let dir = settings.runtime_dir.clone();
-        Self { home: Home::new(dir.join("attic")), dir, served: served.collect() }
+        Self { home: Home::new(dir.join("attic")), dir, served: Arc::new(Mutex::new(served)) }
+    }
+
+    /// The caches, by number.
+    pub(super) fn served(&self) -> Vec<Served> {
+        self.served.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Others from now on; their numbers stay.
+    pub(super) fn serve(&self, served: Vec<Served>) {
+        *self.served.lock().unwrap_or_else(PoisonError::into_inner) = served;
     }
 
     /// Has the configuration as it should be now. Writes small files, and only
     /// when something has changed.
     pub(super) fn refresh(&self) -> Result<()> {
-        let servers = self.served.iter().map(|served| self.server(served)).collect::<Result<Vec<_>>>()?;
+        let servers = self.served().iter().map(|served| self.server(served)).collect::<Result<Vec<_>>>()?;
         let dir = self.home.dir().display();
         if self.home.write(&servers).with_context(|| format!("the attic client's configuration in {dir}"))? {
             event!(CLIENT_LOGGED_IN, dir = %dir, "the attic client is logged in: its configuration is written");

@@ -16,6 +16,7 @@
 
 mod anchors;
 mod begin;
+mod chores;
 mod client;
 mod closing;
 mod driver;
@@ -36,6 +37,7 @@ mod outcome;
 mod pulse;
 mod rate;
 mod readers;
+mod reload;
 mod report;
 mod requests;
 mod resume;
@@ -73,16 +75,17 @@ use crate::ledger::Ledger;
 use crate::observe::event;
 use crate::store::{Doorbell, Journal, StoreDir};
 
+use chores::Chores;
 use driver::{Driver, Ended};
-use intake::{Bell, Intake};
+use intake::{Bell, Intake, NewWishes, Wishes};
 use keeper::{Keeper, Places};
 use live::Desk;
-use netrc::Netrc;
 use notify::Notify;
 use pulse::{Part, Pulse};
 use rate::Rate;
+use reload::Reloads;
 use rules::Facts;
-use tokens::Watched;
+use servers::{BuiltIn, Line};
 use transfer::Transfers;
 
 /// How often the store is looked at without any event.
@@ -99,17 +102,20 @@ fn wall_ms() -> i64 {
 }
 
 pub use crate::control::server::passed;
+pub use reload::Load;
 
 /// Runs the daemon until a signal ends it. An error means that it could not
 /// begin, or that a part it cannot do without has failed.
 ///
+/// `load` reads the configuration again when it is to be reloaded.
 /// `passed`: the socket that systemd listens on for it; else one is made.
-pub async fn run(settings: Settings, passed: Option<UnixListener>) -> Result<()> {
+pub async fn run(settings: Settings, load: Load, passed: Option<UnixListener>) -> Result<()> {
     for warning in &settings.warnings {
         event!(CONFIG_WARNING, "{warning}");
     }
     let settings = Arc::new(settings);
     let (signal, stop) = signals::signals()?;
+    let hangup = signals::hangup()?;
     make_dir(&settings.state_dir, "state_dir")?;
     let tenure = tenure::take(&settings.state_dir)?;
     let path = settings.state_dir.join("ledger.sqlite");
@@ -123,13 +129,16 @@ pub async fn run(settings: Settings, passed: Option<UnixListener>) -> Result<()>
     let closing = CancellationToken::new();
     let built_in = servers::start_embedded(&settings, &store_dir, &closing).await?;
     let caches: Vec<String> = settings.caches.keys().cloned().collect();
-    let (clients, token_files) = servers::clients(&settings, built_in.as_ref())?;
-    let login = login::Login::new(&settings, built_in.as_ref(), &clients);
+    let known = built_in.as_ref().map(BuiltIn::of);
+    let lines: Result<Vec<Line>> =
+        settings.caches.iter().map(|(name, cache)| Line::new(name, cache, known.as_ref())).collect();
+    let lines = lines?;
+    let login = login::Login::new(&settings, lines.iter().map(|line| line.served.clone()).collect());
     let facts = Facts::new(caches.len());
     let (out, inputs) = tokio::sync::mpsc::channel(INPUTS);
     let identity = reader.identity()?;
     let transfers = Transfers {
-        clients: clients.into(),
+        clients: lines.iter().map(|line| line.client().clone()).collect(),
         journal: Arc::new(Mutex::new((reader, identity))),
         state_dir: settings.nix.state_dir.as_path().into(),
         store_dir: store_dir.clone(),
@@ -148,12 +157,10 @@ pub async fn run(settings: Settings, passed: Option<UnixListener>) -> Result<()>
             .map_or_else(|| settings.nix.state_dir.join("daemon-socket/socket"), PathBuf::from),
         links: settings.nix.gc_roots.clone(),
     })?;
-    let watched = caches.iter().zip(transfers.clients.iter()).zip(token_files);
-    let watched =
-        watched.map(|((name, client), file)| Watched::new(name.clone(), client.clone(), file)).collect();
-    let tokens = tokio::spawn(tokens::watch(watched, out.clone()));
-    let history = history::prune(ledger.clone(), settings.history_keep, closing.clone());
-    let history = tokio::spawn(history);
+    let mut chores = Chores::default();
+    chores.tokens(&lines, out.clone());
+    chores.history(ledger.clone(), settings.history_keep);
+    let new_wishes = NewWishes::default();
     let witness = Witness::start(store_dir.as_path()).context("the thread that watches the store's locks")?;
     let (bell, ear) = Bell::new();
     let doorbell = Doorbell::hang(&store_dir, SLOW, rings::pull(witness.clone(), bell.clone()))?;
@@ -170,10 +177,8 @@ pub async fn run(settings: Settings, passed: Option<UnixListener>) -> Result<()>
         server::start(listener, store_dir.as_str(), Limits::default(), closing.clone(), beat.clone())?;
     make_dir(&settings.runtime_dir, "RUNTIME_DIRECTORY")?;
     wrapper::write(&settings);
-    let reads = servers::reads(&settings, built_in.as_ref(), &transfers.clients);
-    let netrc = settings.nix.netrc.clone();
-    let netrc = netrc.map(|file| Netrc::new(file, settings.nix.netrc_group.clone(), reads));
-    let reading = netrc.clone().map(|netrc| tokio::spawn(netrc.keep()));
+    let netrc = servers::netrc(&settings, known.as_ref(), &lines);
+    chores.netrc(netrc.as_ref());
     let (client, keeping) = client::start(&settings, login.clone(), seed(), out.clone());
     let (pulse, intake_pulse) = (Pulse::default(), Pulse::default());
     let intake = Intake {
@@ -187,16 +192,22 @@ pub async fn run(settings: Settings, passed: Option<UnixListener>) -> Result<()>
         witness: witness.clone(),
         facts: facts.clone(),
         keeper: keeper.clone(),
-        filter: settings.push.filter.clone(),
-        caches: caches.clone(),
-        default_cache: CacheId(position(&caches, &settings.default_cache).unwrap_or(0)),
+        wishes: Wishes {
+            filter: settings.push.filter.clone(),
+            caches: caches.clone(),
+            default_cache: CacheId(position(&caches, &settings.default_cache).unwrap_or(0)),
+        },
+        new_wishes: Arc::clone(&new_wishes),
         existing: settings.push.existing,
         out: out.clone(),
         pulse: intake_pulse.clone(),
         strangers: routes::Strangers::new(Arc::clone(&settings), caches.clone()),
     };
     let intake = intake::start(intake, ear)?;
-    let (engines, limits) = servers::engines(&settings, &transfers, &client, &login);
+    let engine = |(number, line): (u16, &Line)| {
+        servers::engine(CacheId(number), &settings, &transfers, &client, &login, &line.served)
+    };
+    let (engines, limits): (Vec<_>, Vec<_>) = (0..).zip(&lines).map(engine).unzip();
     let mut notify = Notify::new();
     notify.watch(parts(&bell, intake_pulse, out, pulse.clone(), beat));
     notify.ready();
@@ -221,7 +232,13 @@ pub async fn run(settings: Settings, passed: Option<UnixListener>) -> Result<()>
         stopping: None,
         moved: (0, 0),
         own_uid: rustix::process::geteuid().as_raw(),
-        settings: Arc::clone(&settings),
+        settings,
+        load,
+        reloads: Reloads::default(),
+        built_in: known,
+        lines,
+        new_wishes,
+        chores,
         ledger: ledger.clone(),
         caches,
         desk,
@@ -239,14 +256,11 @@ pub async fn run(settings: Settings, passed: Option<UnixListener>) -> Result<()>
         engines,
         netrc,
     };
-    let ended = driver.run(inputs, requests, stop).await;
+    let ended = driver.run(inputs, requests, stop, hangup).await;
     closing.cancel();
     keeper.stop();
-    tokens.abort();
-    history.abort();
     // And with it what it runs.
     keeping.abort();
-    reading.iter().for_each(tokio::task::JoinHandle::abort);
     if tokio::time::timeout(GOODBYE, control).await.is_err() {
         event!(CALLERS_LEFT, "some callers did not take their answer in time");
     }

@@ -30,6 +30,7 @@ const GOODBYE: Duration = Duration::from_millis(500);
 enum Note {
     Watch(Vec<Part>),
     Ready,
+    Reloading,
     Stopping,
     Extend(u32),
     Status(String),
@@ -56,6 +57,11 @@ impl Notify {
     /// The socket is served and the ledger is open.
     pub(super) fn ready(&mut self) {
         self.send(Note::Ready);
+    }
+
+    /// Configuration and tokens are being read; `ready` follows.
+    pub(super) fn reloading(&self) {
+        self.send(Note::Reloading);
     }
 
     /// The parts whose standing still is to end the daemon, when the unit has
@@ -117,6 +123,12 @@ fn tell(notes: &Receiver<Note>, ended: Sender<()>) {
                 watchdog = sd_notify::watchdog_enabled().map(|limit| Watchdog::new(parts, limit));
             }
             Ok(Note::Ready) => say(&[NotifyState::Ready]),
+            // Both in one message: systemd takes READY for the reload's only
+            // when it is later than this time.
+            Ok(Note::Reloading) => match NotifyState::monotonic_usec_now() {
+                Ok(now) => say(&[NotifyState::Reloading, now]),
+                Err(error) => crate::observe::detail!(error = %error, "no time to tell systemd"),
+            },
             Ok(Note::Stopping) => {
                 say(&[NotifyState::Stopping]);
                 // Nothing is taken in any more.

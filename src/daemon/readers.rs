@@ -42,7 +42,7 @@ impl Driver {
     /// `client status`, `client exec` and `nix-conf`.
     pub(super) fn readers(&self, check: bool, responder: Responder) {
         let client = client(&self.client.view(), &self.settings);
-        let (served, netrc) = (self.login.served.clone(), self.netrc.clone());
+        let (served, netrc) = (self.login.served(), self.netrc.clone());
         let default = self.settings.default_cache.clone();
         tokio::spawn(async move {
             let servers = served.iter().map(|served| server(served, &default, netrc.as_ref(), check));

@@ -146,30 +146,6 @@ impl Driver {
             self.answer_warning(asked, responder, since, true, warnings);
         }
     }
-
-    fn reload(&mut self, peer: &Peer, responder: Responder) {
-        if !self.may(peer, self.own_uid) {
-            let message = "only root and the daemon's own user may have it reload";
-            return responder.refuse(ErrorCode::Denied, message);
-        }
-        let mut notes = Vec::new();
-        for (number, client) in (0_u16..).zip(self.transfers.clients.iter()) {
-            match client.reload_token() {
-                Ok(true) => notes.push(format!("{}: a new token", self.name(CacheId(number)))),
-                Ok(false) => {}
-                Err(error) => notes.push(format!("{}: {error}", self.name(CacheId(number)))),
-            }
-        }
-        for number in 0..u16::try_from(self.caches.len()).unwrap_or(u16::MAX) {
-            self.step(Event::Nudge(CacheId(number)));
-        }
-        self.step(Event::Retry(None));
-        self.client.wanted();
-        let notes = if notes.is_empty() { "tokens unchanged".to_owned() } else { notes.join("; ") };
-        let message = format!("{notes}; what was given up is tried again");
-        event!(RELOADED, "reload: {message}");
-        responder.reply(Reply::Done { message });
-    }
 }
 
 fn caller(asked: Asked, responder: Responder, wait: bool, timeout_ms: u64) -> Caller {

@@ -19,9 +19,12 @@ impl Facts {
     /// The names of the keys whose signatures mean "an upstream cache has it".
     pub(super) fn set_upstream(&self, cache: u16, keys: Vec<String>) {
         let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(slot) = all.get_mut(usize::from(cache)) {
-            *slot = keys;
+        let cache = usize::from(cache);
+        // Caches may be added while the daemon runs.
+        if all.len() <= cache {
+            all.resize(cache + 1, Vec::new());
         }
+        all[cache] = keys;
     }
 
     /// Whether an upstream cache of this one has the path, by its signatures.

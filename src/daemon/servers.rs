@@ -1,5 +1,6 @@
 //! The caches of the configuration: the built-in one, and a client for each.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
@@ -8,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::client::Handle;
 use super::engine::{self, Engine, Means};
 use super::login::{Login, Served};
-use super::netrc::Read;
+use super::netrc::{Netrc, Read};
 use super::transfer::Transfers;
 use crate::cache::{CacheClient, CacheName, ClientSettings, TokenSource};
 use crate::config::{self, Cache, Jobs, Settings, Target, Token};
@@ -49,34 +50,65 @@ pub(super) async fn start_embedded(
     Ok(Some(running))
 }
 
-/// A client for each cache, and the file that its token is in.
-pub(super) fn clients(
-    settings: &Settings,
-    built_in: Option<&Running>,
-) -> Result<(Vec<CacheClient>, Vec<Option<PathBuf>>)> {
-    let (mut clients, mut files) = (Vec::new(), Vec::new());
-    for (name, cache) in &settings.caches {
+/// What others must know of the built-in cache.
+#[derive(Debug, Clone)]
+pub(super) struct BuiltIn {
+    address: SocketAddr,
+    push_token_file: PathBuf,
+    pull_token_file: PathBuf,
+}
+
+impl BuiltIn {
+    pub(super) fn of(running: &Running) -> Self {
+        Self {
+            address: running.addr,
+            push_token_file: running.push_token_file.clone(),
+            pull_token_file: running.pull_token_file.clone(),
+        }
+    }
+}
+
+/// A way to a cache.
+#[derive(Debug, Clone)]
+pub(super) struct Line {
+    pub(super) served: Served,
+    /// The file that the token is in.
+    pub(super) token_file: Option<PathBuf>,
+}
+
+impl Line {
+    pub(super) fn new(name: &str, cache: &Cache, built_in: Option<&BuiltIn>) -> Result<Self> {
         let Some((endpoints, token)) = whereabouts(cache, built_in) else {
             bail!("the cache {name} is built in, and the built-in cache does not run")
         };
-        files.push(match &token {
+        let token_file = match &token {
             TokenSource::File(file) => Some(file.clone()),
             TokenSource::Env(_) | TokenSource::None => None,
-        });
-        let mut settings = ClientSettings::new(endpoints, CacheName::parse(&cache.cache)?, token);
+        };
+        let first_endpoint = endpoints.first().cloned().unwrap_or_default();
+        let mut settings = ClientSettings::new(endpoints, CacheName::parse(&cache.cache)?, token.clone());
         settings.stall_timeout = cache.stall_timeout;
-        clients.push(CacheClient::new(settings).with_context(|| format!("the cache {name}"))?);
+        let client = CacheClient::new(settings).with_context(|| format!("the cache {name}"))?;
+        let served = Served { name: name.to_owned(), client, first_endpoint, token };
+        Ok(Self { served, token_file })
     }
-    Ok((clients, files))
+
+    pub(super) fn name(&self) -> &str {
+        &self.served.name
+    }
+
+    pub(super) fn client(&self) -> &CacheClient {
+        &self.served.client
+    }
 }
 
 /// Where a cache is and where its token is; nothing for a built-in one that
 /// does not run.
-pub(super) fn whereabouts(cache: &Cache, built_in: Option<&Running>) -> Option<(Vec<String>, TokenSource)> {
+fn whereabouts(cache: &Cache, built_in: Option<&BuiltIn>) -> Option<(Vec<String>, TokenSource)> {
     match (&cache.target, built_in) {
-        (Target::Embedded, Some(running)) => {
-            let address = format!("http://{}", running.addr);
-            Some((vec![address], TokenSource::File(running.push_token_file.clone())))
+        (Target::Embedded, Some(at)) => {
+            let address = format!("http://{}", at.address);
+            Some((vec![address], TokenSource::File(at.push_token_file.clone())))
         }
         (Target::Embedded, None) => None,
         (Target::Remote(urls), _) => {
@@ -90,35 +122,36 @@ pub(super) fn whereabouts(cache: &Cache, built_in: Option<&Running>) -> Option<(
     }
 }
 
-/// The caches as Nix reads them.
-pub(super) fn reads(settings: &Settings, built_in: Option<&Running>, clients: &[CacheClient]) -> Vec<Read> {
+/// The file for Nix, when one is to be kept, with the caches as Nix reads them.
+pub(super) fn netrc(settings: &Settings, built_in: Option<&BuiltIn>, lines: &[Line]) -> Option<Netrc> {
     let pull = |cache: &Cache| match (&cache.target, &cache.pull_token, built_in, &settings.embedded) {
         (Target::Remote(_), Some(file), ..) => TokenSource::File(file.clone()),
-        (Target::Embedded, _, Some(running), Some(own)) if !own.public => {
-            TokenSource::File(running.pull_token_file.clone())
+        (Target::Embedded, _, Some(at), Some(own)) if !own.public => {
+            TokenSource::File(at.pull_token_file.clone())
         }
         _ => TokenSource::None,
     };
-    let read = |((name, cache), client): ((&String, &Cache), &CacheClient)| Read {
-        name: name.clone(),
-        client: client.clone(),
-        pull: pull(cache),
+    let read = |line: &Line| {
+        let cache = settings.caches.get(line.name())?;
+        Some(Read { name: line.name().to_owned(), client: line.client().clone(), pull: pull(cache) })
     };
-    settings.caches.iter().zip(clients).map(read).collect()
+    let file = settings.nix.netrc.clone()?;
+    Some(Netrc::new(file, settings.nix.netrc_group.clone(), lines.iter().filter_map(read).collect()))
 }
 
-/// What carries out each cache's uploads when we do not, and how many at a time.
-pub(super) fn engines(
+/// What carries out a cache's uploads when we do not, and how many at a time.
+pub(super) fn engine(
+    number: CacheId,
     settings: &Settings,
     transfers: &Transfers,
     client: &Handle,
     login: &Login,
-) -> (Vec<Option<Engine>>, Vec<CacheLimits>) {
-    let of = |(number, (cache, served)): (u16, (&Cache, &Served))| match cache.engine {
-        config::Engine::Native => (None, limits(settings.push.jobs)),
-        config::Engine::Attic => {
+    served: &Served,
+) -> (Option<Engine>, CacheLimits) {
+    match settings.caches.get(&served.name) {
+        Some(cache) if cache.engine == config::Engine::Attic => {
             let means = Means {
-                cache: CacheId(number),
+                cache: number,
                 transfers: transfers.clone(),
                 client: client.clone(),
                 place: super::client::place(settings, login),
@@ -131,11 +164,11 @@ pub(super) fn engines(
             };
             (Some(engine::start(means)), engine::LIMITS)
         }
-    };
-    (0..).zip(settings.caches.values().zip(&login.served)).map(of).unzip()
+        _ => (None, limits(settings.push.jobs)),
+    }
 }
 
-fn limits(jobs: Jobs) -> CacheLimits {
+pub(super) fn limits(jobs: Jobs) -> CacheLimits {
     match jobs {
         Jobs::Auto => AUTO,
         Jobs::Fixed(n) => CacheLimits { least: n, most: n },

@@ -1,7 +1,13 @@
-//! The signals that end the daemon.
+//! The signals: two end the daemon, one has it read its configuration again.
 
 use crate::observe::event;
 use anyhow::Result;
+
+/// SIGHUP, to be listened to from the beginning: else it ends the process.
+pub(super) fn hangup() -> Result<tokio::signal::unix::Signal> {
+    use tokio::signal::unix::{SignalKind, signal};
+    Ok(signal(SignalKind::hangup())?)
+}
 
 /// SIGTERM or SIGINT: the first begins the end, a second ends at once.
 pub(super) fn signals() -> Result<(tokio::task::JoinHandle<()>, tokio::sync::mpsc::Receiver<()>)> {

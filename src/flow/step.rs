@@ -62,6 +62,27 @@ pub(super) struct Cache {
     pub(super) held: bool,
 }
 
+impl Cache {
+    fn new(limits: &CacheLimits) -> Self {
+        Self {
+            gate: Gate::new(),
+            pace: Pace::new(limits.least, limits.most),
+            lanes: Lanes::default(),
+            asks: VecDeque::new(),
+            urgent_asks: VecDeque::new(),
+            asking: None,
+            ask_most: ASK_MOST,
+            ask_refusals: 0,
+            ask_attempt: 0,
+            ask_rest: None,
+            uploading: 0,
+            tasks: 0,
+            parked: 0,
+            held: false,
+        }
+    }
+}
+
 /// All decisions of one daemon.
 #[derive(Debug)]
 pub struct Flow {
@@ -77,27 +98,8 @@ pub struct Flow {
 impl Flow {
     /// For caches numbered from 0; `seed` decides every jitter.
     pub fn new(caches: &[CacheLimits], seed: u64) -> Self {
-        let caches = caches
-            .iter()
-            .map(|limits| Cache {
-                gate: Gate::new(),
-                pace: Pace::new(limits.least, limits.most),
-                lanes: Lanes::default(),
-                asks: VecDeque::new(),
-                urgent_asks: VecDeque::new(),
-                asking: None,
-                ask_most: ASK_MOST,
-                ask_refusals: 0,
-                ask_attempt: 0,
-                ask_rest: None,
-                uploading: 0,
-                tasks: 0,
-                parked: 0,
-                held: false,
-            })
-            .collect();
         Self {
-            caches,
+            caches: caches.iter().map(Cache::new).collect(),
             tasks: HashMap::new(),
             groups: HashMap::new(),
             rests: BTreeSet::new(),
@@ -105,6 +107,11 @@ impl Flow {
             stopped: false,
             out: Vec::new(),
         }
+    }
+
+    /// One more cache, which gets the next number.
+    pub fn add_cache(&mut self, limits: CacheLimits) {
+        self.caches.push(Cache::new(&limits));
     }
 
     /// Takes what happened; returns what to do, in order. Total: an event about

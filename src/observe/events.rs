@@ -233,8 +233,12 @@ kinds! {
     NETRC_WRITTEN = "52223ccd4c7349bc8ee078997b072669", INFO, [file];
     /// The netrc file for Nix is not as it should be.
     NETRC_TROUBLE = "cadf9d6dd9644ae9806ba8b8f4345bf0", WARN, [file, error];
+    /// A new configuration cannot be used and changes nothing.
+    RELOAD_REFUSED = "87038767f33240388a5f6003035d9da2", ERROR, [error];
+    /// Some new settings take effect at the next start only.
+    RESTART_NEEDED = "debba728d2074355b30651b1b8b3b11a", WARN, [keys];
     /// Configuration and tokens were read again.
-    RELOADED = "ded992d592eb46a28efad328b99a9bf6", INFO, [];
+    RELOADED = "ded992d592eb46a28efad328b99a9bf6", INFO, [applied];
 }
 
 /// Tells of an event: `event!(KIND, field = value, field = %value, "text {}", argument)`.

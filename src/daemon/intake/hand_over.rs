@@ -43,7 +43,7 @@ impl Intake {
 
     fn new_item(&self, c: &Candidate) -> NewItem {
         NewItem {
-            cache: self.caches[usize::from(c.cache)].clone(),
+            cache: self.wishes.caches[usize::from(c.cache)].clone(),
             path: c.info.path.base().to_owned(),
             nar_size: c.info.nar_size,
             state: c.state,
@@ -84,7 +84,7 @@ impl Intake {
         elsewhere.sort_unstable();
         elsewhere.dedup();
         let names: Vec<String> = elsewhere.iter().map(|p| p.base().to_owned()).collect();
-        let places = self.ledger.lookup(&self.caches[usize::from(cache)], &names)?;
+        let places = self.ledger.lookup(&self.wishes.caches[usize::from(cache)], &names)?;
         for (path, place) in elsewhere.into_iter().zip(places) {
             known.insert(path, place.filter(|(_, state, _)| open(*state)).map(|(id, _, _)| id));
         }

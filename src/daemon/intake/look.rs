@@ -83,9 +83,9 @@ impl Intake {
         seen: &mut [Seen],
     ) -> Result<(), IntakeError> {
         let windows = self.windows().clone();
-        let mut roots: Vec<Vec<StorePath>> = self.caches.iter().map(|_| Vec::new()).collect();
+        let mut roots: Vec<Vec<StorePath>> = self.wishes.caches.iter().map(|_| Vec::new()).collect();
         let mut owned: HashMap<i64, Vec<(SessionRow, Evidence)>> = HashMap::new();
-        let mut aside: Vec<Vec<Candidate>> = self.caches.iter().map(|_| Vec::new()).collect();
+        let mut aside: Vec<Vec<Candidate>> = self.wishes.caches.iter().map(|_| Vec::new()).collect();
         for info in rows {
             let maker = self.witness.maker(info.path.base());
             let owners = windows.owners(info.id, maker.as_ref());
@@ -93,11 +93,11 @@ impl Intake {
                 let owner = owners.sessions.first().map_or(0, |(session, _)| *session);
                 self.ledger.claim(owner, &[info.path.base().to_owned()])?;
             }
-            let default = self.default_cache;
+            let default = self.wishes.default_cache;
             let stranger = || self.strangers.cache(maker.as_ref(), default).map(|c| c.0);
             let Some(cache) = owners.cache.unwrap_or_else(stranger) else { continue };
             let sessions: Vec<_> = owners.sessions.into_iter().map(|(s, why)| (s, evidence(why))).collect();
-            let state = enters_as(&self.filter, self.facts.in_upstream(cache, &info), &info);
+            let state = enters_as(&self.wishes.filter, self.facts.in_upstream(cache, &info), &info);
             if state == ItemState::Pending {
                 owned.insert(info.id, sessions);
                 roots[usize::from(cache)].push(info.path);
@@ -140,7 +140,7 @@ impl Intake {
     fn whose(&self, owners: &Owners, cache: u16) -> Vec<(SessionRow, Evidence)> {
         // Who made it was asked and forgotten when it became valid: what only
         // could be several sessions' is given to none of them anew.
-        let elsewhere = owners.cache.unwrap_or(Some(self.default_cache.0)) != Some(cache);
+        let elsewhere = owners.cache.unwrap_or(Some(self.wishes.default_cache.0)) != Some(cache);
         if elsewhere || owners.sessions.len() > 1 {
             return Vec::new();
         }

@@ -40,6 +40,19 @@ use stuck::Stuck;
 /// Items that are written to the ledger at a time, and told to the driver.
 const ITEMS: usize = 1024;
 
+/// What the configuration wants of the intake.
+#[derive(Debug, Clone)]
+pub(super) struct Wishes {
+    pub(super) filter: Filter,
+    /// The caches' names, by their numbers: may grow, and no more.
+    pub(super) caches: Vec<String>,
+    pub(super) default_cache: CacheId,
+}
+
+/// Where new ones are left; taken up with the intake's next turn, before any
+/// work that was asked for afterwards.
+pub(super) type NewWishes = Arc<Mutex<Option<Wishes>>>;
+
 /// What the intake works with.
 pub(super) struct Intake {
     pub(super) journal: Journal,
@@ -52,12 +65,10 @@ pub(super) struct Intake {
     pub(super) witness: Witness,
     pub(super) facts: Facts,
     pub(super) keeper: Keeper,
-    pub(super) filter: Filter,
+    pub(super) wishes: Wishes,
+    pub(super) new_wishes: NewWishes,
     /// Told of paths that may be the attic client.
     pub(super) client: super::client::Handle,
-    /// The caches' names, by their numbers.
-    pub(super) caches: Vec<String>,
-    pub(super) default_cache: CacheId,
     /// On the first start: begin with what is valid already.
     pub(super) existing: bool,
     /// Where paths of no session go.
@@ -106,7 +117,7 @@ impl Intake {
     /// reading or writing does not end it: the Nix database is the truth and
     /// does not go away, so the work is done again when that has passed.
     pub(super) fn run(mut self, ear: &Ear) -> Result<(), IntakeError> {
-        let seen = self.caches.iter().map(|_| Seen::default()).collect();
+        let seen = self.wishes.caches.iter().map(|_| Seen::default()).collect();
         let mut progress = Progress {
             cursor: None,
             restored: false,
@@ -118,6 +129,7 @@ impl Intake {
         loop {
             ear.rung.store(false, Ordering::Release);
             self.pulse.beat();
+            self.take_up_wishes(&mut progress);
             let rest = match self.advance(&mut progress) {
                 Ok(()) => {
                     if stuck.over() {
@@ -152,6 +164,14 @@ impl Intake {
                 Work::Stop => return Ok(()),
             }
         }
+    }
+
+    fn take_up_wishes(&mut self, progress: &mut Progress) {
+        let Some(wishes) = self.new_wishes.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+            return;
+        };
+        progress.seen.resize_with(wishes.caches.len(), Seen::default);
+        self.wishes = wishes;
     }
 
     /// Does what is to be done. After an error it is begun again, and nothing

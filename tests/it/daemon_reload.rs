@@ -1,0 +1,145 @@
+//! A changed configuration, taken up while the daemon runs: all of it or
+//! nothing, and what needs a restart is named.
+
+use rustix::process::Signal;
+
+use crate::support::cache::Standalone;
+use crate::support::daemon::{Daemon, EMBEDDED, until};
+use crate::support::nix::PrivateNix;
+
+fn build(daemon: &Daemon, name: &str) -> String {
+    daemon.nix.build(&PrivateNix::shell(name, "echo hi > $out")).remove(0)
+}
+
+#[test]
+fn a_bad_configuration_changes_nothing_and_says_why() {
+    let mut daemon = Daemon::embedded();
+    let session = daemon.session(&[]);
+    let good = std::fs::read_to_string(daemon.config()).unwrap();
+    // One change that could be made, and one that is wrong: none is made.
+    std::fs::write(
+        daemon.config(),
+        format!("{good}[push.filter]\nnames = [\"!kept\"]\n[drain]\ntimeuot = \"1s\"\n"),
+    )
+    .unwrap();
+    let said = daemon.ctl(&["--strict", "reload"]);
+    assert_ne!(said.code, 0, "{said:?}");
+    let line = good.lines().count() + 4;
+    let place = format!("{}:{line}:", daemon.config().display());
+    assert!(said.err.contains(&place) && said.err.contains("timeout"), "{place}: {said:?}");
+    assert!(daemon.log().contains("cannot be used") && daemon.log().contains(&place), "{}", daemon.log());
+    // The same by a signal.
+    daemon.signal(Signal::HUP);
+    until("it is told again", || daemon.log().matches("the new configuration cannot be used").count() == 2);
+
+    let kept = build(&daemon, "kept");
+    assert_eq!(daemon.end(&session, &[])["pushed"], 1);
+    assert!(daemon.main().has(&kept));
+    // systemd was told of both, each as one.
+    until("it is ready again", || daemon.told().iter().filter(|l| *l == "READY=1").count() == 3);
+    let told = daemon.told();
+    let at = told.iter().position(|l| l == "RELOADING=1").unwrap();
+    let time = told[at + 1].strip_prefix("MONOTONIC_USEC=").unwrap_or_else(|| panic!("{told:?}"));
+    assert!(time.parse::<u64>().unwrap() > 0);
+    daemon.stop();
+}
+
+#[test]
+fn what_can_be_is_taken_up_at_once() {
+    let nix = PrivateNix::new();
+    let other = Standalone::start(&nix, |_| ());
+    let mut daemon = Daemon::start(nix, EMBEDDED);
+    let before = daemon.session(&[]);
+    build(&daemon, "before");
+    assert_eq!(daemon.end(&before, &[])["pushed"], 1);
+
+    // Another cache, which is the default from now on, and a filter.
+    let table = other
+        .config()
+        .replace("[caches.main]", "[caches.other]\ncache = \"main\"")
+        .replace("[client]\nenable = false\n", "");
+    daemon.configure(&format!(
+        "default_cache = \"other\"\n{EMBEDDED}{table}[push]\njobs = 3\n[push.filter]\nnames = [\"*\", \"!secret-*\"]\n\
+         [[route]]\nlabel = \"old-*\"\ncache = \"main\"\n"
+    ));
+    daemon.signal(Signal::HUP);
+    until("it is read", || daemon.log().contains("reload: new settings"));
+    let line = daemon.log().lines().find(|l| l.contains("reload: new settings")).unwrap().to_owned();
+    for key in ["push.jobs", "push.filter", "caches.other", "default_cache", "route"] {
+        assert!(line.contains(key), "{key}: {line}");
+    }
+    let names: Vec<String> = daemon.status()["cache"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|c| c["name"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(names, ["main", "other"]);
+
+    let new = daemon.session(&[]);
+    let (path, secret) = (build(&daemon, "after"), build(&daemon, "secret-one"));
+    let summary = daemon.end(&new, &[]);
+    assert_eq!(
+        (summary["cache"].as_str(), summary["pushed"].as_u64()),
+        (Some("other"), Some(1)),
+        "{summary}"
+    );
+    let cache = other.main();
+    assert!(cache.has(&path) && !cache.has(&secret) && !daemon.main().has(&path));
+    // Whom a route sends there, and who asks for it, still gets to the first one.
+    let old = daemon.session(&["--label", "old-job"]);
+    let path = build(&daemon, "routed");
+    assert_eq!(daemon.end(&old, &[])["cache"], "main");
+    assert!(daemon.main().has(&path));
+    // Nothing more to take up; and the cache that was added is there after a restart.
+    let said = daemon.ctl(&["reload"]);
+    assert!(said.out.contains("settings unchanged") || said.err.contains("settings unchanged"), "{said:?}");
+    daemon.restart();
+    let last = daemon.session(&[]);
+    let path = build(&daemon, "last");
+    assert_eq!(daemon.end(&last, &[])["pushed"], 1);
+    assert!(other.main().has(&path));
+    daemon.stop();
+}
+
+/// An endpoint that was wrong is put right, while paths wait for it.
+#[test]
+fn a_cache_is_found_at_its_new_address() {
+    let nix = PrivateNix::new();
+    let cache = Standalone::start(&nix, |_| ());
+    let good = cache.config();
+    let start = good.find("http://").unwrap();
+    let end = start + good[start..].find('"').unwrap();
+    let daemon = Daemon::start(nix, &good.replace(&good[start..end], "http://127.0.0.1:9"));
+    let path = build(&daemon, "waits");
+    until("the cache is away", || daemon.log().contains("does not answer"));
+    daemon.configure(&good);
+    let said = daemon.ctl(&["reload"]);
+    assert!(said.out.contains("caches.main") || said.err.contains("caches.main"), "{said:?}");
+    daemon.flush();
+    assert!(cache.main().has(&path));
+}
+
+#[test]
+fn what_needs_a_restart_is_named_and_left_alone() {
+    let mut daemon = Daemon::embedded();
+    let text = std::fs::read_to_string(daemon.config()).unwrap();
+    let changed = text
+        .replace("/s\"\n", "/other\"\n")
+        .replace("127.0.0.1:0\"", "127.0.0.1:0\"\nmax_size = \"1GiB\"")
+        .replace("/var/nix\"", "/var/nix\"\ngc_roots = \"/nowhere\"");
+    std::fs::write(
+        daemon.config(),
+        changed.replace("/nowhere", &format!("{}/var/nix/gcroots/x", daemon.nix.path().display())),
+    )
+    .unwrap();
+    let said = daemon.ctl(&["reload"]);
+    assert_eq!(said.code, 0, "{said:?}");
+    let told = format!("{}{}", said.out, said.err);
+    assert!(told.contains("restart flywheeld to apply: socket, nix.gc_roots, embedded"), "{told}");
+    assert!(daemon.log().contains("restart flywheeld to apply"), "{}", daemon.log());
+    build(&daemon, "one");
+    assert_eq!(daemon.flush()["outcome"], "complete", "on the same socket");
+    assert!(!daemon.nix.path().join("other").exists());
+    daemon.stop();
+}
