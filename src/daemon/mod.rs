@@ -196,12 +196,12 @@ pub async fn run(settings: Settings, load: Load, passed: Option<UnixListener>) -
             filter: settings.push.filter.clone(),
             caches: caches.clone(),
             default_cache: CacheId(position(&caches, &settings.default_cache).unwrap_or(0)),
+            strangers: routes::Strangers::new(Arc::clone(&settings), caches.clone()),
         },
         new_wishes: Arc::clone(&new_wishes),
         existing: settings.push.existing,
         out: out.clone(),
         pulse: intake_pulse.clone(),
-        strangers: routes::Strangers::new(Arc::clone(&settings), caches.clone()),
     };
     let intake = intake::start(intake, ear)?;
     let engine = |(number, line): (u16, &Line)| {

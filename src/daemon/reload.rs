@@ -13,6 +13,7 @@ use super::driver::Driver;
 use super::input::Input;
 use super::intake::Wishes;
 use super::rate::Rate;
+use super::routes::Strangers;
 use super::servers::{self, BuiltIn, Line};
 use crate::config::{Change, ConfigError, Settings};
 use crate::control::messages::{ErrorCode, Reply};
@@ -160,6 +161,7 @@ impl Driver {
             filter: settings.push.filter.clone(),
             caches: self.caches.clone(),
             default_cache: self.default_cache(),
+            strangers: Strangers::new(Arc::clone(&settings), self.caches.clone()),
         };
         *self.new_wishes.lock().unwrap_or_else(PoisonError::into_inner) = Some(wishes);
         self.bell.ring();

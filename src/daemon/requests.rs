@@ -8,7 +8,7 @@ use super::intake::{Naming, Work};
 use super::live::{Asked, Caller, Pending, Waiter};
 use super::opening::Wish;
 use crate::attribution::Windows;
-use crate::control::messages::{ErrorCode, Reply, Request};
+use crate::control::messages::{ErrorCode, Request};
 use crate::control::server::Responder;
 use crate::control::server::{Incoming, Peer};
 use crate::flow::{CacheId, Event, SessionId};

@@ -94,7 +94,7 @@ impl Intake {
                 self.ledger.claim(owner, &[info.path.base().to_owned()])?;
             }
             let default = self.wishes.default_cache;
-            let stranger = || self.strangers.cache(maker.as_ref(), default).map(|c| c.0);
+            let stranger = || self.wishes.strangers.cache(maker.as_ref(), default).map(|c| c.0);
             let Some(cache) = owners.cache.unwrap_or_else(stranger) else { continue };
             let sessions: Vec<_> = owners.sessions.into_iter().map(|(s, why)| (s, evidence(why))).collect();
             let state = enters_as(&self.wishes.filter, self.facts.in_upstream(cache, &info), &info);

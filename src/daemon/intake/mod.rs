@@ -41,12 +41,13 @@ use stuck::Stuck;
 const ITEMS: usize = 1024;
 
 /// What the configuration wants of the intake.
-#[derive(Debug, Clone)]
 pub(super) struct Wishes {
     pub(super) filter: Filter,
     /// The caches' names, by their numbers: may grow, and no more.
     pub(super) caches: Vec<String>,
     pub(super) default_cache: CacheId,
+    /// Where paths of no session go.
+    pub(super) strangers: Strangers,
 }
 
 /// Where new ones are left; taken up with the intake's next turn, before any
@@ -71,8 +72,6 @@ pub(super) struct Intake {
     pub(super) client: super::client::Handle,
     /// On the first start: begin with what is valid already.
     pub(super) existing: bool,
-    /// Where paths of no session go.
-    pub(super) strangers: Strangers,
     pub(super) out: Sender<Input>,
     /// Moves with every turn, and with every batch of a long one.
     pub(super) pulse: Pulse,
