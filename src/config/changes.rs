@@ -177,6 +177,7 @@ mod tests {
         let expected = [
             "socket",
             "state_dir",
+            "runtime_dir",
             "nix.store_dir",
             "nix.state_dir",
             "nix.gc_roots",

@@ -74,7 +74,11 @@ impl Driver {
         let flush_ms = millis(since.elapsed());
         tokio::task::spawn_blocking(move || {
             let reply = match ledger.session_by_row(row) {
-                Ok(Some(info)) => ended(&ledger, &store_dir, &ways, &info, warnings),
+                // One that goes on has waited as long as its caller.
+                Ok(Some(mut info)) => {
+                    info.flush_ms.get_or_insert(flush_ms);
+                    ended(&ledger, &store_dir, &ways, &info, warnings)
+                }
                 Ok(None) => Reply::Error {
                     code: ErrorCode::Internal,
                     message: "the session is not in the ledger any more".to_owned(),
@@ -93,10 +97,6 @@ impl Driver {
                     summary.session = None;
                     summary.flush_ms = flush_ms;
                     Reply::Pushed(summary)
-                }
-                Reply::Ended(mut summary) if summary.flush_ms == 0 => {
-                    summary.flush_ms = flush_ms;
-                    Reply::Ended(summary)
                 }
                 other => other,
             });
