@@ -54,7 +54,7 @@ for program in flywheeld flywheelctl; do
 done
 # Nix runs its post-build hook without arguments: the name says what is meant.
 mkdir -p "$root/usr/lib/flywheel" && ln -s ../../bin/flywheelctl "$root/usr/lib/flywheel/flywheel-hook"
-for unit in systemd/*.service; do
+for unit in systemd/*.service systemd/*.socket; do
     put 0644 "$unit" "usr/lib/systemd/system/${unit##*/}"
 done
 put 0644 systemd/flywheel.sysusers.conf usr/lib/sysusers.d/flywheel.conf
@@ -62,9 +62,7 @@ put 0644 systemd/flywheel.sysusers.conf usr/lib/sysusers.d/flywheel.conf
 printf 'g nix-users -\nm flywheel nix-users\n' >>"$root/usr/lib/sysusers.d/flywheel.conf"
 put 0644 systemd/flywheel.tmpfiles.conf usr/lib/tmpfiles.d/flywheel.conf
 put 0644 systemd/90-flywheel.preset usr/lib/systemd/system-preset/90-flywheel.preset
-if [ -e systemd/flywheel.catalog ]; then
-    put 0644 systemd/flywheel.catalog usr/lib/systemd/catalog/flywheel.catalog
-fi
+put 0644 systemd/flywheel.catalog usr/lib/systemd/catalog/flywheel.catalog
 
 # --- configuration, completions, manual, documentation ----------------------------
 put 0644 packaging/flywheel.toml etc/flywheel/flywheel.toml

@@ -110,7 +110,7 @@ NIX
 
 fresh_store() {
     chmod -R u+w "$top/store" "$top/var" 2>/dev/null
-    rm -rf "$top/store" "$top/var"
+    rm -rf "${top:?}/store" "${top:?}/var"
     mkdir -p "$top/store" "$top/var/nix"
     nix-store --init
 }

@@ -16,6 +16,8 @@ export PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH:/usr/sbin"
 exec </dev/null
 
 failed=() skipped=()
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
 
 # step HEADING COMMAND…: runs it, with a heading, its duration and how it ended.
 step() {
@@ -98,13 +100,14 @@ apt_install() {
 # machine without npm or its registry loses these tests only.
 optional_tools() {
     local home="${FLYWHEEL_TEST_CACHE:-$HOME/.cache/flywheel-tests}/gitlab-ci-local-$GITLAB_CI_LOCAL" tool
-    for tool in shellcheck rsync npm; do
+    for tool in shellcheck lintian rsync npm; do
         has "$tool" || ! has apt-get || apt_install "$tool" >/dev/null 2>&1 ||
             { as_root apt-get update -qq && apt_install "$tool"; } >/dev/null 2>&1
     done
     [ -n "${NIXPKGS_LIB:-}" ] ||
         skip "the NixOS module's evaluation: NIXPKGS_LIB names no directory with nixpkgs' lib"
-    has shellcheck || skip "shellcheck of packaging/ci: it is not here and cannot be installed"
+    has shellcheck || skip "shellcheck of the scripts: it is not here and cannot be installed"
+    has lintian || skip "lintian of the Debian package: it is not here and cannot be installed"
     if ! has npm || ! has rsync; then
         skip "the GitLab pipeline: npm or rsync is not here and cannot be installed"
     elif [ ! -x "$home/node_modules/.bin/gitlab-ci-local" ]; then
@@ -117,6 +120,22 @@ optional_tools() {
             rm -rf "$home.part"
             skip "the GitLab pipeline: gitlab-ci-local $GITLAB_CI_LOCAL cannot be had from npm"
         fi
+    fi
+    return 0
+}
+
+# A Debian with systemd inside this machine. The first time takes two to three
+# minutes; afterwards it is there.
+containers() {
+    local why
+    if [ "$(id -u)" = 0 ] && has apt-get && ! tests/container/boot.sh --possible >/dev/null; then
+        apt_install systemd-container debootstrap dpkg-dev >/dev/null 2>&1
+    fi
+    if ! why=$(tests/container/boot.sh --possible); then
+        skip "the tests in a container with systemd: $why"
+    elif ! timeout 600 tests/container/image.sh >"$log" 2>&1; then
+        tail -n 5 "$log"
+        skip "the tests in a container with systemd: its image cannot be made from a Debian mirror"
     fi
     return 0
 }
@@ -149,6 +168,7 @@ dependencies() {
 step "system packages" system_packages
 step "Rust tools" rust_tools
 step "tools that some tests want" optional_tools
+step "a container that some tests want" containers
 # Without them every step below would fail for that same reason.
 if [ ${#failed[@]} = 0 ]; then
     step "format" cargo fmt --check

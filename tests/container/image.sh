@@ -2,7 +2,8 @@
 # The root file system that the container tests start from: Debian 13 with
 # systemd, D-Bus and a multi-user Nix, made once and kept. Needs root and a
 # Debian mirror; two to three minutes.
-# Usage: tests/container/image.sh     prints where it is
+# Usage: tests/container/image.sh             makes it if need be, prints where it is
+#        tests/container/image.sh --find      prints where it is, if it is there
 set -euo pipefail
 
 # What is in it. Another list is another image, so that an old one is not used.
@@ -14,6 +15,10 @@ recipe=$(printf '%s\n' "$suite" "$include" "$packages" | sha256sum | cut -c1-8)
 
 cache=${FLYWHEEL_TEST_CACHE:-$HOME/.cache/flywheel-tests}
 image=$cache/$suite-$recipe
+if [ "${1:-}" = --find ]; then
+    [ -d "$image" ] && echo "$image"
+    exit
+fi
 mkdir -p "$cache"
 # Two at once: the second one waits and finds it made.
 exec 9>"$cache/$suite.lock"

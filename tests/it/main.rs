@@ -52,3 +52,9 @@ mod store_journal;
 mod store_locks;
 mod store_nar;
 mod store_roots;
+
+mod systemd_journal;
+mod systemd_life;
+mod systemd_package;
+mod systemd_secret;
+mod systemd_trouble;

@@ -3,6 +3,7 @@
 pub mod attic;
 pub mod cache;
 pub mod ci;
+pub mod container;
 pub mod daemon;
 pub mod disk;
 pub mod journald;

@@ -1,0 +1,93 @@
+//! A daemon that hangs, a reboot with paths pending, and a job that comes while
+//! no daemon runs. Nothing is lost.
+
+use crate::support::container::{Container, until};
+
+/// The built-in cache, and uploads at a rate.
+fn at_rate(c: &Container, rate: &str) {
+    let text =
+        format!("[push]\nmax_rate = \"{rate}\"\n[drain]\ntimeout = \"1s\"\n[client]\nenable = false\n");
+    c.write("/etc/flywheel/flywheel.toml", &text);
+}
+
+/// Paths that take for ever at 1 KiB/s.
+fn pending(c: &Container) -> Vec<String> {
+    at_rate(c, "1KiB");
+    c.ok("systemctl restart flywheeld");
+    let build =
+        |n| c.build_as("job", &format!("p{n}"), "dd if=/dev/urandom of=$out bs=1024 count=300 status=none");
+    let paths = (0..3).map(build).collect();
+    until("an upload", || (c.status()["queue"]["uploading"].as_u64() > Some(0)).then_some(()));
+    paths
+}
+
+fn all_arrive(c: &Container, paths: &[String]) {
+    until("all in the cache", || paths.iter().all(|p| c.serves(8742, p)).then_some(()));
+}
+
+#[test]
+fn a_watchdog_for_a_hung_daemon() {
+    let Some(c) = Container::installed() else { return };
+    assert_eq!(c.show("flywheeld.service", "WatchdogUSec"), "30s");
+    c.write("/etc/systemd/system/flywheeld.service.d/soon.conf", "[Service]\nWatchdogSec=2s\n");
+    c.ok("systemctl daemon-reload");
+    let paths = pending(&c);
+    let pid = c.show("flywheeld.service", "MainPID");
+    // As long as it moves it is left alone.
+    assert_eq!(c.show("flywheeld.service", "NRestarts"), "0");
+    at_rate(&c, "0");
+    c.ok(&format!("kill -STOP {pid}"));
+    until("a new one", || {
+        (c.show("flywheeld.service", "NRestarts") == "1"
+            && c.show("flywheeld.service", "ActiveState") == "active")
+            .then_some(())
+    });
+    assert!(c.log().contains("Watchdog timeout"), "{}", c.log());
+    all_arrive(&c, &paths);
+    // No core with the token in it.
+    assert_eq!(c.run("find / -xdev -name 'core*' -newer /root/flywheel.deb -size +100k").out, "");
+}
+
+#[test]
+fn a_reboot_with_paths_pending() {
+    let Some(mut c) = Container::installed() else { return };
+    let paths = pending(&c);
+    assert!(!paths.iter().any(|p| c.serves(8742, p)));
+    at_rate(&c, "0");
+    c.reboot();
+    all_arrive(&c, &paths);
+}
+
+#[test]
+fn a_socket_that_is_there_before_the_daemon() {
+    let Some(c) = Container::installed() else { return };
+    assert_eq!(
+        c.ok("systemctl is-active flywheeld.socket; systemctl is-enabled flywheeld.socket"),
+        "active\nenabled"
+    );
+    assert_eq!(c.ok("stat -c '%a %G' /run/flywheel/control.sock"), "660 flywheel");
+    c.ok("systemctl stop flywheeld.service 2>/dev/null");
+    assert_eq!(c.run("systemctl is-active flywheeld.service").out, "inactive\n");
+    // Who connects starts it, and is known by uid: SO_PEERCRED is true also on a socket of systemd's.
+    let session = c.ok_as("job", "flywheelctl --strict session start");
+    assert_eq!(c.ok("systemctl is-active flywheeld.service"), "active");
+    assert!(c.ok("journalctl -o json -u flywheeld FLYWHEEL_UID=$(id -u job)").contains(&session));
+    // The file stays over a restart.
+    let inode = c.ok("stat -c %i /run/flywheel/control.sock");
+    c.ok("systemctl restart flywheeld.service");
+    assert_eq!(c.ok("stat -c %i /run/flywheel/control.sock"), inode);
+    // Without the socket unit the daemon makes its own.
+    c.ok("systemctl stop flywheeld.socket flywheeld.service && systemctl mask --runtime --now flywheeld.socket 2>/dev/null");
+    c.ok("systemctl start flywheeld.service");
+    assert_eq!(c.ok("stat -c '%a %G' /run/flywheel/control.sock"), "660 flywheel");
+    c.ok_as("job", "flywheelctl --strict status >/dev/null");
+}
+
+#[test]
+fn a_reload_by_command() {
+    let Some(c) = Container::installed() else { return };
+    let pid = c.show("flywheeld.service", "MainPID");
+    c.write("/etc/flywheel/flywheel.toml", "[history]\nkeep = \"1d\"\n[client]\nenable = false\n");
+    c.ok("systemctl reload flywheeld");
+    assert_eq!(c.show("flywheeld.service", "MainPID"), pid);
+}
