@@ -3,6 +3,7 @@
 //! files or waits for a server runs elsewhere and reports back.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -36,8 +37,8 @@ pub(super) struct Ware {
     pub(super) path: StorePath,
     pub(super) cache: CacheId,
     pub(super) attempts: u32,
-    /// Class and text of the last failure.
-    pub(super) error: Option<(String, String)>,
+    /// Class and text of the last failure; thousands may share one.
+    pub(super) error: Option<Arc<(String, String)>>,
 }
 
 /// How the driver came to its end.
@@ -81,6 +82,8 @@ pub(super) struct Driver {
     pub(super) troubles: Vec<Option<String>>,
     /// Why the intake cannot go on for the moment.
     pub(super) stuck: Option<String>,
+    /// How many tasks `flow` knows, for the intake.
+    pub(super) known: Arc<AtomicUsize>,
     pub(super) keeper: Keeper,
     pub(super) cursor: i64,
     /// What became of paths so far, by cache.
@@ -177,7 +180,7 @@ impl Driver {
                 }
                 for (id, class, text) in reasons {
                     if let Some(ware) = self.wares.get_mut(&id) {
-                        ware.error = Some((class, text));
+                        ware.error = Some(Arc::new((class, text)));
                     }
                 }
                 let paths = active.iter().filter_map(|id| Some(self.wares.get(id)?.path.clone())).collect();
@@ -219,6 +222,7 @@ impl Driver {
         for action in self.flow.step(event, now) {
             self.act(action);
         }
+        self.known.store(self.flow.known(), Ordering::Relaxed);
     }
 
     fn act(&mut self, action: Action) {
@@ -260,6 +264,7 @@ impl Driver {
                 self.keeper.release(ware.cache.0, ware.path);
             }
             Action::Parked(task, cause) => self.parked(task, cause),
+            Action::Forgotten(task) => drop(self.wares.remove(&task)),
             Action::Reopened(task) => {
                 self.ledger.reopen(&[task]);
                 if let Some(ware) = self.wares.get(&task) {

@@ -14,12 +14,16 @@
 //!
 //! Must not know what is decided about a path, nor caches but by number.
 
-use std::collections::{HashMap, VecDeque};
+mod held;
+
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::observe::event;
+use held::Held;
+
 use crate::store::{Roots, RootsError, StoreDir, StorePath, TempRoots};
 
 /// Given-up paths that stay protected, over all caches.
@@ -76,8 +80,8 @@ enum Order {
 #[derive(Debug)]
 struct State {
     places: Places,
-    /// Which caches still want a path.
-    held: HashMap<StorePath, Vec<u16>>,
+    /// What is held, and for which caches.
+    held: Held,
     parked: VecDeque<(u16, StorePath)>,
     links: Option<Roots>,
     link_failed: bool,
@@ -99,7 +103,7 @@ impl Keeper {
         let now = Instant::now();
         let state = State {
             lost: temp.is_err().then_some(now),
-            held: HashMap::new(),
+            held: Held::default(),
             parked: VecDeque::new(),
             links: links.ok(),
             link_failed: false,
@@ -210,18 +214,7 @@ impl Keeper {
 impl State {
     /// Notes who wants what; the paths that nobody wanted before.
     fn take<'a>(&mut self, cache: u16, paths: impl IntoIterator<Item = &'a StorePath>) -> Vec<StorePath> {
-        let mut new = Vec::new();
-        for path in paths {
-            match self.held.get_mut(path) {
-                Some(caches) if caches.contains(&cache) => {}
-                Some(caches) => caches.push(cache),
-                None => {
-                    self.held.insert(path.clone(), vec![cache]);
-                    new.push(path.clone());
-                }
-            }
-        }
-        new
+        paths.into_iter().filter(|path| self.held.add(path, cache)).cloned().collect()
     }
 
     /// Protects what has just been taken.
@@ -262,7 +255,7 @@ impl State {
             })
         });
         match made.and_then(|links| {
-            self.held.keys().try_for_each(|path| links.add(path))?;
+            self.held.paths().try_for_each(|path| links.add(path))?;
             Ok(links)
         }) {
             Ok(links) => {
@@ -298,7 +291,7 @@ impl State {
         let places = &self.places;
         let opened = TempRoots::open(&places.state_dir, &places.store_dir, &places.socket);
         let added = opened.map_err(|e| e.to_string()).and_then(|mut temp| {
-            temp.add(self.held.keys()).map_err(|e| e.to_string())?;
+            temp.add(self.held.paths()).map_err(|e| e.to_string())?;
             Ok(temp)
         });
         match added {
@@ -344,7 +337,7 @@ impl State {
             }
             Order::Restored => {
                 let Some(links) = &self.links else { return };
-                match links.clear_stale(|path| self.held.contains_key(path)) {
+                match links.clear_stale(|path| self.held.holds(path)) {
                     Ok(0) => {}
                     Ok(cleared) => {
                         event!(
@@ -362,12 +355,9 @@ impl State {
     }
 
     fn release(&mut self, cache: u16, path: &StorePath) {
-        let Some(caches) = self.held.get_mut(path) else { return };
-        caches.retain(|c| *c != cache);
-        if !caches.is_empty() {
+        if !self.held.remove(path, cache) {
             return;
         }
-        self.held.remove(path);
         self.piled += 1;
         self.idle_since = Instant::now();
         if let Some(Err(error)) = self.links.as_ref().map(|links| links.remove(path)) {
@@ -400,7 +390,7 @@ impl State {
         } else if self.piled < PILED.max(2 * self.held.len()) {
             return;
         }
-        match temp.only(self.held.keys()) {
+        match temp.only(self.held.paths()) {
             Ok(true) => self.piled = 0,
             Ok(false) => {}
             Err(error) => self.lose(&error.to_string()),

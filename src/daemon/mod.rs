@@ -58,6 +58,7 @@ mod wrapper;
 use std::collections::HashMap;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -181,6 +182,7 @@ pub async fn run(settings: Settings, load: Load, passed: Option<UnixListener>) -
     chores.netrc(netrc.as_ref());
     let (client, keeping) = client::start(&settings, login.clone(), seed(), out.clone());
     let (pulse, intake_pulse) = (Pulse::default(), Pulse::default());
+    let paths_known = Arc::new(AtomicUsize::new(0));
     let intake = Intake {
         journal,
         client: client.clone(),
@@ -202,6 +204,7 @@ pub async fn run(settings: Settings, load: Load, passed: Option<UnixListener>) -
         existing: settings.push.existing,
         out: out.clone(),
         pulse: intake_pulse.clone(),
+        known: Arc::clone(&paths_known),
     };
     let intake = intake::start(intake, ear)?;
     let engine = |(number, line): (u16, &Line)| {
@@ -223,6 +226,7 @@ pub async fn run(settings: Settings, load: Load, passed: Option<UnixListener>) -
     let driver = Driver {
         flow: Flow::new(&limits, seed()),
         troubles: caches.iter().map(|_| None).collect(),
+        known: paths_known,
         stuck: None,
         keeper: keeper.clone(),
         wares: HashMap::new(),

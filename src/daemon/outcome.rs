@@ -1,6 +1,8 @@
 //! What came of questions, uploads and probes, told to the decisions and to
 //! the log; and what the decisions say of a path or a cache in the end.
 
+use std::sync::Arc;
+
 use super::driver::Driver;
 use super::input::Sent;
 use super::live::Desk;
@@ -24,10 +26,10 @@ impl Driver {
             }
             Err(error) => {
                 self.trouble(cache, &error.to_string());
-                let class = error.class.as_str().to_owned();
+                let reason = Arc::new((error.class.as_str().to_owned(), error.to_string()));
                 for task in &tasks {
                     if let Some(ware) = self.wares.get_mut(task) {
-                        ware.error = Some((class.clone(), error.to_string()));
+                        ware.error = Some(Arc::clone(&reason));
                     }
                 }
                 self.step(Event::AskFailed { cache, tasks, failure: settle::failure(&error) });
@@ -84,7 +86,7 @@ impl Driver {
                     error = reason,
                     "the attic client has not done its work; trying again"
                 );
-                ware.error = Some(("engine".to_owned(), reason));
+                ware.error = Some(Arc::new(("engine".to_owned(), reason)));
                 Event::UploadFailed(task, Failure::Engine)
             }
             Sent::Failed(error, size) => {
@@ -105,7 +107,7 @@ impl Driver {
                         "an upload failed"
                     );
                 }
-                ware.error = Some((error.class.as_str().to_owned(), text.clone()));
+                ware.error = Some(Arc::new((error.class.as_str().to_owned(), text.clone())));
                 let failure = settle::failure(&error);
                 self.trouble(cache, &text);
                 Event::UploadFailed(task, failure)
@@ -126,19 +128,20 @@ impl Driver {
         let Some(ware) = self.wares.get_mut(&task) else { return };
         if let Cause::Reference(_) = cause {
             let reference = reference.unwrap_or_default();
-            ware.error =
-                Some(("reference".to_owned(), format!("its reference {reference} could not be pushed")));
+            let text = format!("its reference {reference} could not be pushed");
+            ware.error = Some(Arc::new(("reference".to_owned(), text)));
         }
-        if let (Cause::Failed(Failure::Mismatch), Some((_, text))) = (cause, &mut ware.error) {
+        if let (Cause::Failed(Failure::Mismatch), Some((class, text))) = (cause, ware.error.as_deref()) {
             let full = self.transfers.store_dir.full(&ware.path);
-            *text = format!(
+            let text = format!(
                 "the local store is damaged: {full} is no longer what Nix registered, read twice; \
                  `nix-store --verify-path {full}` shows it, `nix-store --repair-path {full}` may mend it ({text})"
             );
+            ware.error = Some(Arc::new((class.clone(), text)));
         }
         self.counts[usize::from(ware.cache.0)].failed += 1;
         let unknown = || ("unknown".to_owned(), "no reason was recorded".to_owned());
-        let (class, text) = ware.error.clone().unwrap_or_else(unknown);
+        let (class, text) = ware.error.as_deref().cloned().unwrap_or_else(unknown);
         for (session, label) in story(&self.flow, &self.desk, task) {
             event!(
                 PATH_GIVEN_UP,

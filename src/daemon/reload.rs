@@ -11,7 +11,7 @@ use anyhow::Result;
 
 use super::driver::Driver;
 use super::input::Input;
-use super::intake::Wishes;
+use super::intake::{Wishes, Work};
 use super::rate::Rate;
 use super::routes::Strangers;
 use super::servers::{self, BuiltIn, Line};
@@ -176,6 +176,8 @@ impl Driver {
             self.step(Event::Nudge(number));
         }
         self.step(Event::Retry(None));
+        // Those that are known no longer.
+        self.bell.ask(Work::Retry);
 
         let mut said = vec![match live.is_empty() {
             true => "settings unchanged".to_owned(),

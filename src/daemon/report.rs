@@ -17,6 +17,9 @@ use crate::store::StoreDir;
 /// Paths that one `session show` lists.
 const PATHS_MOST: usize = m::MAX_ENTRIES as usize;
 
+/// How long `status` waits for the Nix database to say how far behind we are.
+const HEAD: std::time::Duration = std::time::Duration::from_millis(500);
+
 impl Driver {
     /// Answers a caller that waited, or did not want to. `early`: not because
     /// everything is settled.
@@ -214,7 +217,7 @@ impl Driver {
         let store_dir = &self.transfers.store_dir;
         let parked = self.wares.iter().filter(|(id, _)| status.queue.parked > 0 && self.flow.is_parked(**id));
         status.parked = parked
-            .filter_map(|(_, ware)| Some((ware, ware.error.as_ref()?)))
+            .filter_map(|(_, ware)| Some((ware, ware.error.as_deref()?)))
             .take(PATHS_MOST)
             .map(|(ware, (class, error))| m::Failed {
                 path: store_dir.full(&ware.path),
@@ -237,18 +240,26 @@ impl Driver {
             },
         };
         let (ledger, transfers, cursor) = (self.ledger.clone(), self.transfers.clone(), self.cursor);
-        tokio::task::spawn_blocking(move || {
-            if let Ok(head) = transfers.head() {
+        let forgotten = self.flow.has_forgotten();
+        tokio::spawn(async move {
+            // The Nix database may be busy, and status tells of that, too.
+            let head = tokio::task::spawn_blocking(move || transfers.head());
+            if let Ok(Ok(Ok(head))) = tokio::time::timeout(HEAD, head).await {
                 status.store.lag = u64::try_from(head - cursor).unwrap_or(0);
             }
-            let sessions = ledger.sessions(false).and_then(|sessions| {
-                sessions.iter().map(|s| Ok(entry(s, &ledger.summary(s.row)?))).collect()
+            tokio::task::spawn_blocking(move || {
+                if forgotten && let Ok(failed) = ledger.failed() {
+                    status.queue.parked = status.queue.parked.max(failed);
+                }
+                let sessions = ledger.sessions(false).and_then(|sessions| {
+                    sessions.iter().map(|s| Ok(entry(s, &ledger.summary(s.row)?))).collect()
+                });
+                match sessions {
+                    Ok(sessions) => status.sessions = sessions,
+                    Err(error) => status.warnings.push(format!("the sessions cannot be read: {error}")),
+                }
+                responder.reply(Reply::Status(status));
             });
-            match sessions {
-                Ok(sessions) => status.sessions = sessions,
-                Err(error) => status.warnings.push(format!("the sessions cannot be read: {error}")),
-            }
-            responder.reply(Reply::Status(status));
         });
     }
 

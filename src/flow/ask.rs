@@ -3,7 +3,7 @@
 use super::event::{CacheId, Cause, Failure, Outcome, TaskId, Time};
 use super::retry::{Backoff, bounded};
 use super::step::{ASK_MOST, Flow};
-use super::task::{Phase, Task};
+use super::task::Phase;
 
 /// Queries refused in a row after which the question as such must be wrong:
 /// halving the largest finds a single bad hash with twelve.
@@ -30,7 +30,7 @@ impl Flow {
                 continue;
             }
             task.phase = Phase::Held;
-            let parked = |r: &TaskId| self.tasks.get(r).is_some_and(Task::is_parked);
+            let parked = |r: &TaskId| self.tasks.get(r).is_some_and(|t| t.is_parked());
             let parked = self.tasks.get(&id).and_then(|t| t.references.iter().copied().find(parked));
             match parked {
                 Some(reference) => self.park(id, Cause::Reference(reference)),

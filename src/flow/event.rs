@@ -167,6 +167,9 @@ pub enum Action {
     Settled(TaskId, Outcome),
     /// A task is given up until somebody asks for it.
     Parked(TaskId, Cause),
+    /// A parked task is known no longer: too many are. It stays given up, until
+    /// it is admitted again.
+    Forgotten(TaskId),
     /// A parked task is tried again.
     Reopened(TaskId),
     /// A flushed group has nothing unsettled left.

@@ -5,6 +5,10 @@ use super::event::{Action, Cause, Outcome, TaskId};
 use super::step::Flow;
 use super::task::{Phase, Task};
 
+/// Parked tasks that are passed over in one step because something that is not
+/// parked refers to them.
+const KEPT_MOST: usize = 16;
+
 impl Flow {
     /// Removes a task that is done with, and frees what waited for it.
     pub(super) fn settle(&mut self, id: TaskId, outcome: Outcome) {
@@ -14,7 +18,10 @@ impl Flow {
             let c = &mut self.caches[usize::from(task.cache.0)];
             c.tasks -= 1;
             match task.phase {
-                Phase::Parked(_) => c.parked -= 1,
+                Phase::Parked(_) => {
+                    c.parked -= 1;
+                    self.given_up.remove(&id);
+                }
                 Phase::Uploading => c.uploading -= 1,
                 Phase::Resting(until) => {
                     self.rests.remove(&(until, id));
@@ -66,6 +73,7 @@ impl Flow {
             let sessions = task.sessions.clone();
             let referrers = task.referrers.clone();
             self.caches[usize::from(task.cache.0)].parked += 1;
+            self.given_up.insert(id);
             self.out.push(Action::Parked(id, cause));
             self.leave_groups(&sessions);
             let held = |r: &TaskId| self.tasks.get(r).is_some_and(|t| t.phase == Phase::Held);
@@ -74,8 +82,52 @@ impl Flow {
     }
 
     pub(super) fn retry(&mut self, which: Option<Vec<TaskId>>) {
+        if which.is_none() {
+            // Whoever keeps the books names them again.
+            self.forgot = false;
+        }
         let ids = which.unwrap_or_else(|| self.all(Task::is_parked));
         ids.into_iter().for_each(|id| self.reopen(id));
+    }
+
+    /// Forgets parked tasks beyond the bound, the oldest first, but none that
+    /// something known refers to: that would lose what it waits for. Whoever
+    /// admits a task names its parked references again.
+    pub(super) fn let_go_of_parked(&mut self) {
+        let mut kept = 0;
+        while self.given_up.len() > self.given_up_most && kept < KEPT_MOST {
+            let Some(&oldest) = self.given_up.iter().nth(kept) else { return };
+            let mut id = oldest;
+            while let Some(&referrer) = self.tasks.get(&id).and_then(|t| t.referrers.first()) {
+                id = referrer;
+            }
+            if self.tasks.get(&id).is_some_and(|t| t.is_parked()) {
+                self.forget_parked(id);
+            } else {
+                // It is parked as well when its turn has come.
+                kept += 1;
+            }
+        }
+    }
+
+    fn forget_parked(&mut self, id: TaskId) {
+        self.given_up.remove(&id);
+        let Some(task) = self.tasks.remove(&id) else { return };
+        let c = &mut self.caches[usize::from(task.cache.0)];
+        c.tasks -= 1;
+        c.parked -= 1;
+        self.forgot = true;
+        for session in &task.sessions {
+            if let Some(group) = self.groups.get_mut(session) {
+                group.tasks.remove(&id);
+            }
+        }
+        for reference in &task.references {
+            if let Some(r) = self.tasks.get_mut(reference) {
+                r.referrers.remove(&id);
+            }
+        }
+        self.out.push(Action::Forgotten(id));
     }
 
     /// In order of their numbers: a map's own order is another in every process.
@@ -105,11 +157,13 @@ impl Flow {
             // All of them: with one left parked it would only be parked again.
             stack.extend(task.references.iter().copied());
             self.caches[index].parked -= 1;
+            self.given_up.remove(&id);
             self.caches[index].asks.push_back(id);
             self.out.push(Action::Reopened(id));
             reopened.push((id, sessions));
-            let because = |t: &Task| t.phase == Phase::Parked(Cause::Reference(id));
-            stack.extend(referrers.into_iter().filter(|r| self.tasks.get(r).is_some_and(because)));
+            let because = Phase::Parked(Cause::Reference(id));
+            let waits = |r: &TaskId| self.tasks.get(r).is_some_and(|t| t.phase == because);
+            stack.extend(referrers.into_iter().filter(waits));
         }
         // Only now: moving one to the front moves its references as well, and
         // passes over those that are still parked.

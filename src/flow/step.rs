@@ -16,6 +16,10 @@ pub(super) const ASK_MOST: usize = 4_000;
 /// Tries after which a task that cannot be read here is parked.
 const LOCAL_TRIES: u32 = 5;
 
+/// Parked tasks that are known here; older ones are forgotten, and known only
+/// to whoever keeps the books.
+const PARKED_MOST: usize = 10_000;
+
 /// Uploads at a time to one cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CacheLimits {
@@ -34,7 +38,7 @@ pub struct CacheView {
     pub pending: usize,
     /// Being uploaded.
     pub uploading: u32,
-    /// Given up for now.
+    /// Given up for now, and not forgotten.
     pub parked: usize,
     /// Uploads allowed at a time now.
     pub limit: u32,
@@ -87,7 +91,12 @@ impl Cache {
 #[derive(Debug)]
 pub struct Flow {
     pub(super) caches: Vec<Cache>,
-    pub(super) tasks: HashMap<TaskId, Task>,
+    /// In boxes: a table of a hundred thousand is half empty, and twice there while it grows.
+    pub(super) tasks: HashMap<TaskId, Box<Task>>,
+    /// Given-up ones among them; see [`Flow::let_go_of_parked`].
+    pub(super) given_up: BTreeSet<TaskId>,
+    pub(super) given_up_most: usize,
+    pub(super) forgot: bool,
     pub(super) groups: HashMap<SessionId, Group>,
     pub(super) rests: BTreeSet<(Time, TaskId)>,
     pub(super) rng: Rng,
@@ -101,6 +110,9 @@ impl Flow {
         Self {
             caches: caches.iter().map(Cache::new).collect(),
             tasks: HashMap::new(),
+            given_up: BTreeSet::new(),
+            given_up_most: PARKED_MOST,
+            forgot: false,
             groups: HashMap::new(),
             rests: BTreeSet::new(),
             rng: Rng::new(seed),
@@ -157,6 +169,7 @@ impl Flow {
             Event::Tick => {}
             Event::Stop => self.stopped = true,
         }
+        self.let_go_of_parked();
         self.wake(now);
         for index in 0..self.caches.len() {
             self.pump(index, now);
@@ -214,7 +227,17 @@ impl Flow {
 
     /// Whether a task is given up for now.
     pub fn is_parked(&self, task: TaskId) -> bool {
-        self.tasks.get(&task).is_some_and(Task::is_parked)
+        self.tasks.get(&task).is_some_and(|t| t.is_parked())
+    }
+
+    /// Neither settled nor forgotten, over all caches.
+    pub fn known(&self) -> usize {
+        self.tasks.len()
+    }
+
+    /// Whether more are given up than are known here.
+    pub fn has_forgotten(&self) -> bool {
+        self.forgot
     }
 
     pub(super) fn cache(&mut self, cache: CacheId) -> Option<&mut Cache> {
@@ -231,6 +254,7 @@ impl Flow {
         c.tasks += 1;
         if new.parked {
             c.parked += 1;
+            self.given_up.insert(id);
         } else {
             c.asks.push_back(id);
         }
@@ -248,7 +272,7 @@ impl Flow {
             mismatched: false,
             doomed: false,
         };
-        self.tasks.insert(id, task);
+        self.tasks.insert(id, Box::new(task));
         new.sessions.into_iter().for_each(|s| self.want(s, id));
     }
 
@@ -380,9 +404,8 @@ impl Flow {
             }
         }
         while !c.held && c.uploading < c.pace.limit() {
-            let ready = |id, urgent| {
-                tasks.get(&id).is_some_and(|t: &Task| t.phase == Phase::Ready && t.urgent == urgent)
-            };
+            let ready =
+                |id, urgent| tasks.get(&id).is_some_and(|t| t.phase == Phase::Ready && t.urgent == urgent);
             let Some(id) = c.lanes.pop(ready) else { break };
             if let Some(task) = tasks.get_mut(&id) {
                 task.phase = Phase::Uploading;

@@ -157,6 +157,14 @@ impl Ledger {
         self.read(move |conn| items::unsettled(conn, after, limit))
     }
 
+    /// How many items have failed, over all caches.
+    pub fn failed(&self) -> Result<u64> {
+        // The index of what is unsettled holds them and little else.
+        let count =
+            "SELECT count(*) FROM item INDEXED BY item_unsettled WHERE state IN (0, 1, 5) AND state = 5";
+        self.read(move |conn| Ok(number(conn.prepare_cached(count)?.query_row([], |row| row.get(0))?)))
+    }
+
     /// Records how an item ended. Sent, not waited for.
     pub fn settle(&self, item: ItemId, outcome: Settle) {
         self.note(Note::Settle(item, outcome));

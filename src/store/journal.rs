@@ -20,7 +20,7 @@ use super::schema;
 
 /// How long a reader waits for a writer that holds the whole database, which
 /// with a write-ahead log only happens while the log is reset or recovered.
-const BUSY: Duration = Duration::from_secs(10);
+const BUSY: Duration = Duration::from_secs(3);
 
 /// Why the database cannot be read.
 #[derive(Debug, thiserror::Error)]

@@ -34,6 +34,7 @@ mod lab;
 mod nixos_flake;
 mod nixos_module;
 mod nothing_lost_disk;
+mod nothing_lost_events;
 mod nothing_lost_multiuser;
 mod nothing_lost_roots;
 mod nothing_lost_trouble;

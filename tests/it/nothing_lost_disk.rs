@@ -115,6 +115,8 @@ fn killed_while_the_disk_is_full() {
     bench.daemon.up();
     bench.daemon.flush();
     assert!(bench.cache.main().has(&held));
+    // The ledger knew nothing of it when the daemon came up.
+    assert!(!bench.daemon.log().contains("stale GC roots"), "its protection was taken away for a moment");
     // What was sent is not in the ledger and was collected: nobody misses it.
     bench.until("those that are there are recorded", || bench.recorded() == 2);
 }

@@ -151,6 +151,29 @@ fn the_nix_daemon_alone_protects_while_the_service_runs() {
     assert!(host.cache.main().has(&next));
 }
 
+/// Restarted, as by an upgrade: its workers, which hold the roots, end with it.
+#[test]
+fn the_nix_daemon_is_restarted() {
+    let Some(mut host) = Host::start(false) else { return };
+    host.gate.close();
+    let path = host.build("pending");
+    host.gate.until_came(1);
+    host.nix_daemon.restart();
+    let told = |what: &str| host.daemon.log().lines().filter(|line| line.contains(what)).count();
+    let patience = std::time::Instant::now() + PATIENCE;
+    while told("pending paths have temporary roots again") == 0 {
+        assert!(patience > std::time::Instant::now(), "{}", host.daemon.log());
+        std::thread::yield_now();
+    }
+    host.collect();
+    assert!(Path::new(&path).exists(), "collected after the restart of the nix-daemon");
+    assert_eq!(told("the temporary roots of pending paths are lost"), 1);
+    host.gate.open();
+    host.daemon.flush();
+    assert!(host.cache.main().has(&path));
+    assert_eq!(told("temporary roots"), 2, "once each");
+}
+
 /// A collection that has read all roots already and found these to be garbage.
 #[test]
 fn what_is_named_while_a_collection_runs_is_kept() {

@@ -89,6 +89,41 @@ fn a_refused_path_is_tried_again_by_push_and_reload_also_after_a_restart() {
     assert!(cache.main().has(&big2));
 }
 
+/// The daemon keeps ten thousand given-up paths in memory; the ledger has them
+/// all. Here it is given one that the daemon does not know of.
+#[test]
+fn what_only_the_ledger_knows_as_given_up_holds_others_back_and_is_tried_again() {
+    let daemon = Daemon::embedded();
+    let first = PrivateNix::shell("first", "echo 1 > $out");
+    let path = daemon.nix.build(&first).remove(0);
+    daemon.flush();
+    let ledger = rusqlite::Connection::open(daemon.state_dir().join("ledger.sqlite")).unwrap();
+    ledger.busy_timeout(PATIENCE).unwrap();
+    let base = crate::support::cache::base(&path);
+    let state = || -> i64 {
+        ledger.query_row("select state from item where path = ?1", [base], |row| row.get(0)).unwrap()
+    };
+    let give_up = || {
+        until("it is recorded", || (2..=3).contains(&state()));
+        ledger.execute("update item set state = 5 where path = ?1", [base]).unwrap();
+    };
+    give_up();
+    let second = format!(
+        "let first = {first}; in derivation {{ name = \"second\"; system = builtins.currentSystem; builder = \"/bin/sh\"; args = [ \"-c\" \"echo ${{first}} > $out\" ]; }}"
+    );
+    let second = daemon.nix.build(&second).remove(0);
+    until("both are given up", || daemon.status()["queue"]["parked"] == 2);
+    let status = daemon.status();
+    assert!(!daemon.main().has(&second), "sent before its reference");
+    assert!(status["parked"].to_string().contains("its reference"), "{status}");
+    assert_eq!(daemon.ctl(&["reload"]).code, 0);
+    daemon.flush();
+    assert!(daemon.main().has(&second));
+    give_up();
+    assert_eq!(daemon.ctl(&["reload"]).code, 0);
+    until("it is tried again", || (2..=3).contains(&state()));
+}
+
 #[test]
 fn a_renewed_token_is_noticed_by_itself_and_other_caches_go_on() {
     let nix = PrivateNix::new();
@@ -128,7 +163,7 @@ fn a_stop_lets_uploads_end_asks_for_time_and_tells_who_waits() {
     let mut end = daemon.client(&["--json", "session", "end", &session]);
     let end = end.stdout(std::process::Stdio::piped()).spawn().unwrap();
     gate.until_came(1);
-    until("it waits", || times(&daemon.status().to_string(), "draining") == 1);
+    until("it waits", || daemon.status()["sessions"][0]["state"] == "draining");
     daemon.signal(Signal::TERM);
     let line = daemon.until_told(|line| line.starts_with("EXTEND_TIMEOUT_USEC="));
     let micros: u64 = line.split_once('=').unwrap().1.parse().unwrap();
@@ -153,7 +188,7 @@ fn a_stop_at_the_deadline_tells_what_is_pending_and_the_next_start_pushes_it() {
     let mut end = daemon.client(&["--json", "session", "end", &session]);
     let end = end.stdout(std::process::Stdio::piped()).spawn().unwrap();
     gate.until_came(1);
-    until("it waits", || times(&daemon.status().to_string(), "draining") == 1);
+    until("it waits", || daemon.status()["sessions"][0]["state"] == "draining");
     daemon.signal(Signal::TERM);
     assert!(daemon.ended().success());
     let said = Said::of(&end.wait_with_output().unwrap()).json();
@@ -227,18 +262,4 @@ fn a_damaged_ledger_is_set_aside_and_a_newer_one_refused() {
     daemon.spawn();
     assert!(!daemon.ended().success());
     assert!(daemon.log().contains("written by flywheel"), "{}", daemon.log());
-}
-
-#[test]
-fn another_database_counts_as_new_and_another_store_directory_is_watched() {
-    let daemon = Daemon::embedded();
-    let first = daemon.nix.build(&PrivateNix::shell("one", "echo 1 > $out")).remove(0);
-    daemon.flush();
-    daemon.nix.wipe();
-    let second = daemon.nix.build(&PrivateNix::shell("two", "echo 2 > $out")).remove(0);
-    daemon.flush();
-    assert!(daemon.main().has(&first) && daemon.main().has(&second));
-    until("the store is watched", || daemon.status()["store"]["problem"].is_null());
-    let third = daemon.nix.build(&PrivateNix::shell("three", "echo 3 > $out")).remove(0);
-    until("it comes without being asked for", || daemon.main().has(&third));
 }

@@ -21,6 +21,8 @@ pub(in crate::daemon) enum Work {
     Name(Naming),
     /// See who a hook says made these.
     Hook(Vec<StorePath>),
+    /// Have everything that was given up tried again, also what only the ledger knows.
+    Retry,
     /// End.
     Stop,
 }

@@ -63,10 +63,8 @@ impl Intake {
         reasons: Vec<(i64, String, String)>,
         retry: bool,
     ) -> Result<(), IntakeError> {
-        let open =
-            |state: ItemState| matches!(state, ItemState::Pending | ItemState::Uploading | ItemState::Failed);
-        let mut known: HashMap<&StorePath, Option<i64>> =
-            items.iter().map(|(info, id, state)| (&info.path, open(*state).then_some(*id))).collect();
+        let mut known: HashMap<StorePath, Option<i64>> =
+            items.iter().map(|(info, id, state)| (info.path.clone(), open(*state).then_some(*id))).collect();
         let wanted: Vec<_> = items.iter().filter(|(_, _, state)| open(*state)).collect();
         if wanted.is_empty() {
             return Ok(());
@@ -76,33 +74,64 @@ impl Intake {
         for (info, _, _) in wanted.iter().filter(|(_, _, state)| *state == ItemState::Failed) {
             self.keeper.park(cache, info.path.clone());
         }
-        let mut elsewhere: Vec<&StorePath> = wanted
-            .iter()
-            .flat_map(|(info, _, _)| &info.references)
-            .filter(|r| !known.contains_key(r))
-            .collect();
-        elsewhere.sort_unstable();
-        elsewhere.dedup();
-        let names: Vec<String> = elsewhere.iter().map(|p| p.base().to_owned()).collect();
-        let places = self.ledger.lookup(&self.wishes.caches[usize::from(cache)], &names)?;
-        for (path, place) in elsewhere.into_iter().zip(places) {
-            known.insert(path, place.filter(|(_, state, _)| open(*state)).map(|(id, _, _)| id));
-        }
-        let tasks = wanted
-            .iter()
-            .map(|(info, id, state)| NewTask {
-                id: *id,
-                references: info
-                    .references
-                    .iter()
-                    .filter(|r| **r != info.path)
-                    .filter_map(|r| known.get(r).copied().flatten())
-                    .collect(),
-                sessions: sessions.get(id).cloned().unwrap_or_default(),
-                parked: *state == ItemState::Failed,
-            })
-            .collect();
-        let paths = wanted.iter().map(|(info, id, _)| (*id, info.path.clone())).collect();
+        let references = wanted.iter().flat_map(|(info, _, _)| info.references.clone()).collect();
+        let given_up = self.find_references(cache, references, &mut known)?;
+        let references = |info: &PathInfo| {
+            let others = info.references.iter().filter(|r| **r != info.path);
+            others.filter_map(|r| known.get(r).copied().flatten()).collect()
+        };
+        let parked = given_up.iter().rev().map(|(info, id)| NewTask {
+            id: *id,
+            references: references(info),
+            sessions: Vec::new(),
+            parked: true,
+        });
+        let tasks = wanted.iter().map(|(info, id, state)| NewTask {
+            id: *id,
+            references: references(info),
+            sessions: sessions.get(id).cloned().unwrap_or_default(),
+            parked: *state == ItemState::Failed,
+        });
+        let tasks = parked.chain(tasks).collect();
+        let paths = given_up.iter().map(|(info, id)| (*id, info.path.clone()));
+        let paths = paths.chain(wanted.iter().map(|(info, id, _)| (*id, info.path.clone()))).collect();
         self.tell(Input::Found { cache: CacheId(cache), tasks, paths, reasons, retry })
     }
+    /// Where references stand that are not among the items: those that are not
+    /// settled get their numbers into `known`. Given-up ones are returned, with
+    /// those that they refer to, referrers first: the driver may have forgotten
+    /// them, and nothing may be sent before them.
+    fn find_references(
+        &self,
+        cache: u16,
+        mut unknown: Vec<StorePath>,
+        known: &mut HashMap<StorePath, Option<i64>>,
+    ) -> Result<Vec<(PathInfo, i64)>, IntakeError> {
+        let mut given_up = Vec::new();
+        loop {
+            unknown.retain(|path| !known.contains_key(path));
+            unknown.sort_unstable();
+            unknown.dedup();
+            if unknown.is_empty() {
+                return Ok(given_up);
+            }
+            let names: Vec<String> = unknown.iter().map(|p| p.base().to_owned()).collect();
+            let places = self.ledger.lookup(&self.wishes.caches[usize::from(cache)], &names)?;
+            for (path, place) in std::mem::take(&mut unknown).into_iter().zip(places) {
+                let place = place.filter(|(_, state, _)| open(*state));
+                if let Some((id, ItemState::Failed, _)) = place
+                    && let Some(info) = self.journal.info(&path)?
+                {
+                    unknown.extend(info.references.iter().cloned());
+                    given_up.push((info, id));
+                }
+                known.insert(path, place.map(|(id, _, _)| id));
+            }
+        }
+    }
+}
+
+/// Not settled.
+fn open(state: ItemState) -> bool {
+    matches!(state, ItemState::Pending | ItemState::Uploading | ItemState::Failed)
 }

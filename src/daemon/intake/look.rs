@@ -26,6 +26,7 @@ impl Intake {
         loop {
             let rows = self.journal.since(cursor.id, ROWS)?;
             let Some(last) = rows.last() else { break };
+            self.room()?;
             let next = Cursor { identity: cursor.identity.clone(), id: last.id };
             rows.iter().for_each(|row| self.client.sighted(row.path.base()));
             // Their locks' events came before: what they tell is known then.

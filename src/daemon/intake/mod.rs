@@ -13,7 +13,7 @@ mod restore;
 mod stuck;
 
 use std::collections::VecDeque;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -37,6 +37,9 @@ pub(super) use bell::{Bell, Ear, Naming, Work};
 use bell::QUEUE;
 use stuck::Stuck;
 
+/// Paths that the driver may know. A path takes half a kilobyte; more of them
+/// wait in the Nix database, where they are not protected from collection.
+const MOST: usize = 200_000;
 /// Items that are written to the ledger at a time, and told to the driver.
 const ITEMS: usize = 1024;
 
@@ -75,6 +78,8 @@ pub(super) struct Intake {
     pub(super) out: Sender<Input>,
     /// Moves with every turn, and with every batch of a long one.
     pub(super) pulse: Pulse,
+    /// How many paths the driver knows.
+    pub(super) known: Arc<AtomicUsize>,
 }
 
 /// Why the intake cannot go on.
@@ -84,6 +89,10 @@ pub(super) enum IntakeError {
     Journal(#[from] JournalError),
     #[error("the ledger: {0}")]
     Ledger(#[from] crate::ledger::LedgerError),
+    #[error(
+        "{0} paths wait or were given up, as many as are kept in memory: what became valid since is taken in when there are fewer"
+    )]
+    Full(usize),
     #[error("the driver has ended")]
     Closed,
 }
@@ -92,7 +101,7 @@ impl IntakeError {
     /// It may go away by itself, and trying again does no harm.
     fn is_passing(&self) -> bool {
         match self {
-            Self::Journal(_) => true,
+            Self::Journal(_) | Self::Full(_) => true,
             Self::Ledger(error) => error.is_storage(),
             Self::Closed => false,
         }
@@ -109,6 +118,8 @@ struct Progress {
     namings: VecDeque<Naming>,
     /// What hooks spoke of.
     hooked: VecDeque<Vec<StorePath>>,
+    /// What was given up is to be tried again.
+    retry: bool,
 }
 
 impl Intake {
@@ -123,6 +134,7 @@ impl Intake {
             seen,
             namings: VecDeque::new(),
             hooked: VecDeque::new(),
+            retry: false,
         };
         let mut stuck = Stuck::default();
         loop {
@@ -160,6 +172,7 @@ impl Intake {
                 Work::Look => {}
                 Work::Name(naming) => progress.namings.push_back(naming),
                 Work::Hook(paths) => progress.hooked.push_back(paths),
+                Work::Retry => progress.retry = true,
                 Work::Stop => return Ok(()),
             }
         }
@@ -176,7 +189,7 @@ impl Intake {
     /// Does what is to be done. After an error it is begun again, and nothing
     /// that was done then is lost or counted twice.
     fn advance(&mut self, progress: &mut Progress) -> Result<(), IntakeError> {
-        let Progress { cursor, restored, seen, namings, hooked } = progress;
+        let Progress { cursor, restored, seen, namings, hooked, retry } = progress;
         let cursor = match cursor {
             Some(cursor) => cursor,
             None => {
@@ -185,13 +198,17 @@ impl Intake {
             }
         };
         if !*restored {
-            self.restore()?;
+            self.restore(false)?;
         }
         self.look(cursor, seen)?;
         if !std::mem::replace(restored, true) {
             // Only now: what the ledger knew nothing of may have been protected too.
             self.keeper.restored();
             self.tell(Input::Restored)?;
+        }
+        if *retry {
+            self.restore(true)?;
+            *retry = false;
         }
         while let Some(paths) = hooked.front() {
             self.hooked(paths, seen)?;
@@ -202,6 +219,12 @@ impl Intake {
             namings.pop_front();
         }
         Ok(())
+    }
+
+    /// An error when there is no room for more.
+    fn room(&self) -> Result<(), IntakeError> {
+        let known = self.known.load(Ordering::Relaxed);
+        if known < MOST { Ok(()) } else { Err(IntakeError::Full(known)) }
     }
 
     fn windows(&self) -> MutexGuard<'_, Windows> {

@@ -49,14 +49,16 @@ impl Intake {
         }
     }
 
-    /// Tells the driver what an earlier life left unsettled.
-    pub(super) fn restore(&mut self) -> Result<(), IntakeError> {
+    /// Tells the driver what an earlier life left unsettled; or, to `retry`,
+    /// only what was given up, and that it is to be tried again.
+    pub(super) fn restore(&mut self, retry: bool) -> Result<(), IntakeError> {
         let mut after = 0;
         let mut count = 0_usize;
         loop {
             let rows = self.ledger.unsettled(after, ITEMS)?;
             let Some(last) = rows.last() else { break };
             after = last.id;
+            let rows = rows.into_iter().filter(|row| !retry || row.state == ItemState::Failed);
             let mut found: HashMap<u16, Vec<(PathInfo, i64, ItemState)>> = HashMap::new();
             let mut reasons = Vec::new();
             for row in rows {
@@ -74,12 +76,13 @@ impl Intake {
                 };
                 match info {
                     Some(info) => {
-                        if row.state == ItemState::Failed {
+                        let state = if retry { ItemState::Pending } else { row.state };
+                        if state == ItemState::Failed {
                             let unknown = || "no reason was recorded".to_owned();
                             let class = row.error_class.unwrap_or_default();
                             reasons.push((row.id, class, row.error.unwrap_or_else(unknown)));
                         }
-                        found.entry(cache).or_default().push((info, row.id, row.state));
+                        found.entry(cache).or_default().push((info, row.id, state));
                     }
                     None => self.ledger.settle(row.id, settle::collected(row.attempts)),
                 }
@@ -87,10 +90,13 @@ impl Intake {
             for (cache, items) in found {
                 count += items.len();
                 let mine = reasons.extract_if(.., |r| items.iter().any(|(_, id, _)| *id == r.0)).collect();
-                self.hand_over(cache, &items, &HashMap::new(), mine, false)?;
+                if retry {
+                    self.ledger.reopen(&items.iter().map(|(_, id, _)| *id).collect::<Vec<_>>());
+                }
+                self.hand_over(cache, &items, &HashMap::new(), mine, retry)?;
             }
         }
-        if count > 0 {
+        if count > 0 && !retry {
             event!(BACKLOG_RESUMED, paths = count, "taken up again from before the restart");
         }
         Ok(())

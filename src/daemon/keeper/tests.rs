@@ -22,7 +22,7 @@ fn bench() -> Bench {
         links: links.clone(),
     };
     let state = State {
-        held: HashMap::new(),
+        held: Held::default(),
         parked: VecDeque::new(),
         links: Some(Roots::new(&links, &store_dir).unwrap()),
         link_failed: false,

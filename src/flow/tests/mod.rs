@@ -9,6 +9,7 @@ mod backoff;
 mod client;
 mod fairness;
 mod gate;
+mod given_up;
 mod herd;
 mod hold;
 mod model;

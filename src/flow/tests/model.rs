@@ -196,6 +196,7 @@ impl World {
                     assert!(std::mem::replace(&mut known.parked, false), "{id} was not parked");
                 }
                 Action::Quiet(s) => quiet.push(s),
+                Action::Forgotten(id) => panic!("{id} is forgotten, and few are known"),
                 Action::Gate(..) => {}
             }
         }

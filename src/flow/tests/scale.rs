@@ -49,6 +49,7 @@ fn a_hundred_thousand_tasks_take_steps_in_proportion() {
 #[test]
 fn parking_and_retrying_a_hub_is_linear() {
     let mut flow = Flow::new(&[CacheLimits { least: 8, most: 64 }], 1);
+    flow.given_up_most = usize::MAX;
     let now = Time(0);
     let tasks = (1..=MANY).map(|id| task(id, if id == 1 { &[] } else { &[1] }, &[1])).collect();
     let mut actions = flow.step(admit(tasks), now);
@@ -67,4 +68,22 @@ fn parking_and_retrying_a_hub_is_linear() {
     assert!(!gone.is_empty());
     recount(&flow);
     assert_eq!(flow.view(MAIN).unwrap().pending, MANY as usize - 1);
+}
+
+#[test]
+fn forgetting_what_is_given_up_beyond_the_bound_is_linear() {
+    let mut flow = Flow::new(&[CacheLimits { least: 8, most: 64 }], 1);
+    let now = Time(0);
+    let tasks =
+        (1..=MANY).map(|id| task(id, if id % 10 == 1 { vec![] } else { vec![id - 1] }.as_slice(), &[1]));
+    let mut actions = flow.step(admit(tasks.collect()), now);
+    let mut parked = 0;
+    while actions.iter().any(|a| matches!(a, Action::Ask(..))) {
+        actions =
+            flow.step(Event::AskFailed { cache: MAIN, tasks: vec![], failure: Failure::NoSuchCache }, now);
+        parked += actions.iter().filter(|a| matches!(a, Action::Parked(..))).count();
+    }
+    assert_eq!(parked, MANY as usize);
+    assert!(flow.known() <= 10_000 && flow.has_forgotten(), "{} are known", flow.known());
+    recount(&flow);
 }

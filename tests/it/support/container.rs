@@ -120,7 +120,9 @@ impl Container {
         container.wait_until_up();
         // Nothing is beyond its loopback interface.
         container.write("/etc/nix/nix.conf", "sandbox = false\nsubstitute = false\n");
-        container.ok("systemctl restart nix-daemon && useradd -m -G nix-users job && useradd -m -G nix-users guest");
+        container.ok(
+            "systemctl restart nix-daemon && useradd -m -G nix-users job && useradd -m -G nix-users guest",
+        );
         Some(container)
     }
 

@@ -3,7 +3,7 @@
 
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -13,6 +13,7 @@ use super::nix::PrivateNix;
 /// A nix-daemon on a [`PrivateNix`].
 pub struct NixDaemon {
     child: Child,
+    command: Command,
     socket: PathBuf,
 }
 
@@ -22,23 +23,28 @@ impl NixDaemon {
         let socket = nix.path().join("nix.sock");
         // `NIX_REMOTE=local` (in the store's environment): without it the
         // daemon may connect to itself, and so on without end.
-        let child = nix
-            .command("nix-daemon")
-            .arg("--daemon")
-            .env("NIX_DAEMON_SOCKET_PATH", &socket)
-            .envs(env.iter().copied())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("nix-daemon runs");
-        let daemon = Self { child, socket };
+        let mut command = nix.command("nix-daemon");
+        command.arg("--daemon").env("NIX_DAEMON_SOCKET_PATH", &socket).envs(env.iter().copied());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn().expect("nix-daemon runs");
+        let daemon = Self { child, command, socket };
+        daemon.wait();
+        daemon
+    }
+
+    fn wait(&self) {
         let until = Instant::now() + Duration::from_secs(60);
-        while UnixStream::connect(&daemon.socket).is_err() {
+        while UnixStream::connect(&self.socket).is_err() {
             assert!(Instant::now() < until, "nix-daemon does not listen");
             std::thread::sleep(Duration::from_millis(5));
         }
-        daemon
+    }
+
+    /// Ended with all its workers, and started again.
+    pub fn restart(&mut self) {
+        self.kill();
+        self.child = self.command.spawn().expect("nix-daemon runs");
+        self.wait();
     }
 
     /// `NIX_REMOTE` for its clients.
@@ -61,8 +67,8 @@ pub fn children(parent: u32) -> Vec<i32> {
     found
 }
 
-impl Drop for NixDaemon {
-    fn drop(&mut self) {
+impl NixDaemon {
+    fn kill(&mut self) {
         let kill = |pid: i32| {
             if let Some(pid) = Pid::from_raw(pid) {
                 let _ = kill_process(pid, Signal::KILL);
@@ -75,5 +81,11 @@ impl Drop for NixDaemon {
         children(self.child.id()).into_iter().for_each(kill);
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+impl Drop for NixDaemon {
+    fn drop(&mut self) {
+        self.kill();
     }
 }

@@ -1,0 +1,104 @@
+//! What happens around the store is noticed, got over, and told once.
+
+use rustix::process::Signal;
+
+use crate::support::daemon::{Daemon, EMBEDDED, PATIENCE};
+use crate::support::nix::PrivateNix;
+
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let patience = std::time::Instant::now() + PATIENCE;
+    while !done() {
+        assert!(patience > std::time::Instant::now(), "waited in vain: {what}");
+        std::thread::yield_now();
+    }
+}
+
+/// So often it was told.
+fn told(daemon: &Daemon, times: usize, what: &str) {
+    let log = daemon.log();
+    assert_eq!(log.lines().filter(|line| line.contains(what)).count(), times, "{what}\n{log}");
+}
+
+fn build(daemon: &Daemon, name: &str) -> String {
+    daemon.nix.build(&PrivateNix::shell(name, &format!("echo {name} > $out"))).remove(0)
+}
+
+#[test]
+fn the_kernel_drops_events() {
+    let limit = std::fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
+    let limit: usize = limit.trim().parse().unwrap();
+    if limit > 200_000 {
+        eprintln!("skipped: the kernel's queue holds {limit} events here");
+        return;
+    }
+    let daemon = Daemon::embedded();
+    // Links cost no inode each; without the daemon's reading they pile up.
+    let (seed, name) = (daemon.nix.path().join("seed"), daemon.nix.store_dir().join("x.lock"));
+    std::fs::write(&seed, "").unwrap();
+    for round in 0..2 {
+        daemon.signal(Signal::STOP);
+        for _ in 0..=limit / 2 {
+            std::fs::hard_link(&seed, &name).unwrap();
+            std::fs::remove_file(&name).unwrap();
+        }
+        // The removal of its lock is not told to the daemon.
+        let path = build(&daemon, &format!("unseen{round}"));
+        daemon.signal(Signal::CONT);
+        until("it comes without being asked for", || daemon.main().has(&path));
+    }
+    until("it is told", || daemon.log().contains("the kernel dropped events"));
+    told(&daemon, 1, "the kernel dropped events of the store directory");
+    let next = build(&daemon, "next");
+    until("the bell goes on ringing", || daemon.main().has(&next));
+}
+
+#[test]
+fn the_store_and_its_database_are_replaced() {
+    let daemon = Daemon::embedded();
+    let first = build(&daemon, "one");
+    daemon.flush();
+    daemon.nix.wipe();
+    let second = build(&daemon, "two");
+    daemon.flush();
+    assert!(daemon.main().has(&first) && daemon.main().has(&second));
+    until("the store is watched", || daemon.status()["store"]["problem"].is_null());
+    let third = build(&daemon, "three");
+    until("it comes without being asked for", || daemon.main().has(&third));
+    told(&daemon, 1, "the store directory is not watched any more");
+    told(&daemon, 1, "the store directory is watched again");
+    told(&daemon, 1, "the Nix database was replaced");
+}
+
+/// As after `nix.conf` has got `use-sqlite-wal = false`: then a writer keeps
+/// readers out for as long as it writes.
+#[test]
+fn the_database_is_busy_for_longer_than_it_is_waited_for() {
+    let nix = PrivateNix::new();
+    nix.configure("use-sqlite-wal = false");
+    let file = nix.state_dir().join("db/db.sqlite");
+    let db = rusqlite::Connection::open(&file).unwrap();
+    let mode: String = db.query_row("PRAGMA journal_mode = TRUNCATE", [], |row| row.get(0)).unwrap();
+    assert_eq!(mode, "truncate");
+    let daemon = Daemon::start(nix, EMBEDDED);
+    let path = build(&daemon, "before");
+    db.busy_timeout(PATIENCE).unwrap();
+    db.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    // A lock's removal makes it look.
+    let lock = daemon.nix.store_dir().join("0njnh3x9rb4hh40rpc0dwc3w75vjl545-x.lock");
+    std::fs::write(&lock, "").unwrap();
+    std::fs::remove_file(&lock).unwrap();
+    until("status tells", || {
+        daemon.status()["store"]["problem"].as_str().is_some_and(|p| p.contains("locked"))
+    });
+    // Several tries, one word.
+    let said = daemon.ctl(&["--json", "flush", "--timeout", "3s"]).json();
+    assert_eq!(said["outcome"], "pending", "{said}");
+    told(&daemon, 1, "cannot be taken in for the moment");
+    db.execute_batch("ROLLBACK").unwrap();
+    drop(db);
+    let next = build(&daemon, "after");
+    daemon.flush();
+    assert!(daemon.main().has(&path) && daemon.main().has(&next));
+    told(&daemon, 1, "are taken in again");
+    assert!(daemon.status()["store"]["problem"].is_null());
+}
