@@ -2,7 +2,6 @@
 //! what that says, and tells who asks how it stands. A task of its own, which
 //! nobody waits for: fetching it may take minutes.
 
-use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -12,8 +11,9 @@ use tokio::task::JoinHandle;
 
 use super::input::Input;
 use super::login::Login;
+pub(super) use super::programs::place;
 use super::wall_ms;
-use crate::attic::{self, Installable, Miss, Obtained, Place, Runner};
+use crate::attic::{self, Installable, Miss, Obtained, Place};
 use crate::config::Settings;
 use crate::flow::{ClientAction, ClientEvent, ClientLife, ClientState, Found, Time};
 use crate::observe::{detail, event};
@@ -187,7 +187,11 @@ impl Keep {
                     }
                 },
                 Some(done) = results.recv() => self.done(done, &mut work).await,
-                Some(_) = work.join_next() => {}
+                // One that has panicked has told nobody.
+                Some(Err(_)) = work.join_next() => {
+                    self.step(ClientEvent::Checked(false), &mut work).await;
+                    self.step(ClientEvent::Looked(Found::Missing), &mut work).await;
+                }
                 () = tokio::time::sleep_until(due.into()) => self.step(ClientEvent::Tick, &mut work).await,
             }
         }
@@ -367,17 +371,6 @@ impl Keep {
     }
 }
 
-/// Where and how the client is run.
-pub(super) fn place(settings: &Settings, login: &Login) -> Place {
-    Place {
-        // Ours, also when its file has been replaced meanwhile.
-        runner: Runner { supervisor: "/proc/self/exe".into(), env: environment(settings) },
-        state_dir: settings.state_dir.clone(),
-        home: login.home.clone(),
-        timeout: settings.client.timeout,
-    }
-}
-
 /// Files are small, but may be on a slow disk.
 async fn logged_in(login: &Login) {
     let own = login.clone();
@@ -391,48 +384,4 @@ async fn logged_in(login: &Login) {
             "the attic client cannot be logged in"
         );
     }
-}
-
-/// The environment of the client and of Nix: what they need of ours, no token.
-pub(super) fn environment(settings: &Settings) -> Vec<(OsString, OsString)> {
-    const KEPT: [&str; 12] = [
-        "PATH",
-        "HOME",
-        "LANG",
-        "LC_ALL",
-        "TMPDIR",
-        "TZ",
-        "USER",
-        "LOGNAME",
-        "SSL_CERT_FILE",
-        "SSL_CERT_DIR",
-        "GIT_SSL_CAINFO",
-        "RUST_BACKTRACE",
-    ];
-    let is_kept = |name: &str| {
-        let proxy = name.to_ascii_lowercase();
-        KEPT.contains(&name) || name.starts_with("NIX_") || proxy.ends_with("_proxy")
-    };
-    let mut env: Vec<_> =
-        std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(is_kept)).collect();
-    let mut set = |name: &str, value: OsString| {
-        env.retain(|(n, _)| n != name);
-        env.push((name.into(), value));
-    };
-    // The store that is watched, when that is not the usual one.
-    if settings.nix.store_dir.as_os_str() != "/nix/store" {
-        set("NIX_STORE_DIR", settings.nix.store_dir.clone().into());
-    }
-    if settings.nix.state_dir.as_os_str() != "/nix/var/nix" {
-        set("NIX_STATE_DIR", settings.nix.state_dir.clone().into());
-    }
-    set("XDG_CACHE_HOME", settings.state_dir.join("nix-cache").into());
-    if std::env::var_os("HOME").is_none() {
-        set("HOME", settings.state_dir.clone().into());
-    }
-    // Where Nix is when it is in no system directory.
-    let mut path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
-    path.push(":/run/current-system/sw/bin:/nix/var/nix/profiles/default/bin");
-    set("PATH", path);
-    env
 }

@@ -34,6 +34,7 @@ mod netrc;
 mod notify;
 mod opening;
 mod outcome;
+mod programs;
 mod pulse;
 mod rate;
 mod readers;
