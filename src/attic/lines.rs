@@ -79,7 +79,7 @@ pub fn meaning(error: &str) -> Meaning {
     let http = error.strip_prefix("HTTP ").and_then(|rest| rest.get(..3)?.parse::<u16>().ok());
     let named = error.split(':').next().unwrap_or_default();
     match (http, named) {
-        (Some(401 | 403), _) | (_, "Unauthorized") => Meaning::Refused,
+        (Some(401 | 403), _) | (_, "Unauthorized" | "AccessError") => Meaning::Refused,
         (Some(404), _) | (_, "NoSuchCache") => Meaning::NoSuchCache,
         (Some(413), _) => Meaning::TooLarge,
         (Some(408 | 425 | 429 | 500..=599), _) => Meaning::Transient,
@@ -124,6 +124,7 @@ mod tests {
     fn reasons_have_a_meaning() {
         for (error, expected) in [
             ("Unauthorized: Unauthorized.", Meaning::Refused),
+            ("AccessError: Access error: User does not have permission.", Meaning::Refused),
             ("HTTP 401 Unauthorized: ", Meaning::Refused),
             ("HTTP 403 Forbidden: x", Meaning::Refused),
             ("NoSuchCache: The requested cache does not exist.", Meaning::NoSuchCache),

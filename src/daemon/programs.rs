@@ -20,7 +20,7 @@ pub(super) fn place(settings: &Settings, login: &Login) -> Place {
 
 /// The environment of the client and of Nix: what they need of ours, no token.
 fn environment(settings: &Settings) -> Vec<(OsString, OsString)> {
-    const KEPT: [&str; 12] = [
+    const KEPT: [&str; 11] = [
         "PATH",
         "HOME",
         "LANG",
@@ -32,7 +32,6 @@ fn environment(settings: &Settings) -> Vec<(OsString, OsString)> {
         "SSL_CERT_FILE",
         "SSL_CERT_DIR",
         "GIT_SSL_CAINFO",
-        "RUST_BACKTRACE",
     ];
     let is_kept = |name: &str| {
         let proxy = name.to_ascii_lowercase();
