@@ -49,7 +49,7 @@ as_root() {
 }
 
 # What is needed: a command and the Debian package that brings it.
-NEEDED="cc:build-essential git:git nix-build:nix-bin nix-store:nix-bin sqlite3:sqlite3 nginx:nginx-light"
+NEEDED="cc:build-essential git:git nix-build:nix-bin nix-store:nix-bin sqlite3:sqlite3 nginx:nginx-light dbus-daemon:dbus-daemon perl:perl-base"
 
 system_packages() {
     local pair missing=() packages=()

@@ -28,6 +28,7 @@ pub(super) struct Chores {
     tokens: Option<Chore>,
     history: Option<Chore>,
     netrc: Option<Chore>,
+    logind: Option<Chore>,
 }
 
 impl Chores {
@@ -41,6 +42,11 @@ impl Chores {
     /// Keeps the file that Nix reads private caches with.
     pub(super) fn netrc(&mut self, netrc: Option<&Netrc>) {
         self.netrc = netrc.map(|netrc| Chore(tokio::spawn(netrc.clone().keep())));
+    }
+
+    /// Holds the host up while something is pending.
+    pub(super) fn logind(&mut self, mind: impl Future<Output = ()> + Send + 'static) {
+        self.logind = Some(Chore(tokio::spawn(mind)));
     }
 
     /// Forgets what is older than that.

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::Receiver;
+use tokio::sync::watch;
 
 use super::chores::Chores;
 use super::input::Input;
@@ -76,6 +77,10 @@ pub(super) struct Driver {
     pub(super) transfers: Transfers,
     pub(super) doorbell: Doorbell,
     pub(super) notify: Notify,
+    /// Whether the host is to wait before it goes down.
+    pub(super) pending: watch::Sender<bool>,
+    /// The host goes to sleep: nothing new is begun.
+    pub(super) asleep: bool,
     /// Moves with every turn.
     pub(super) pulse: Pulse,
     /// The last thing each cache said that was not good.
@@ -149,6 +154,8 @@ impl Driver {
                 }
                 () = tokio::time::sleep_until(wake.into()) => self.step(Event::Tick),
             }
+            let pending = self.holds_host();
+            self.pending.send_if_modified(|before| std::mem::replace(before, pending) != pending);
             if self.notify.is_due() {
                 let line = self.status_line();
                 self.notify.status(line);
@@ -197,6 +204,7 @@ impl Driver {
             Input::Named { token, invalid } => self.named(token, &invalid),
             Input::Cursor(cursor) => self.cursor = cursor,
             Input::Restored => self.resume(),
+            Input::Host(host) => self.host(host),
             Input::Reloaded(reloaded) => self.reloaded(*reloaded),
             Input::Opened(opening) => self.opened(*opening),
             Input::AnchorGone(row) => self.abandon(row),

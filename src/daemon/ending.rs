@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use super::driver::{Driver, Ended};
 use super::live::Waiter;
-use crate::flow::Event;
+use super::logind::Host;
+use crate::flow::{CacheId, Event, GateState};
 use crate::observe::event;
 
 /// How much time systemd is asked for at once while a drain moves, and what is
@@ -67,5 +68,53 @@ impl Driver {
             let rest = deadline.saturating_duration_since(Instant::now());
             self.notify.extend(rest.min(EXTENSION) + MARGIN);
         }
+    }
+
+    /// What logind says: until the host goes down what is pending is pushed as
+    /// ever, and its SIGTERM ends the daemon as any other; before a sleep
+    /// nothing new is begun.
+    pub(super) fn host(&mut self, host: Host) {
+        if self.stopping.is_some() {
+            return;
+        }
+        match host {
+            Host::Stops(wait) => event!(
+                HOST_STOPS,
+                pending = self.pending(),
+                duration_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
+                "the host goes down, and waits a moment for what is pending"
+            ),
+            Host::Sleeps(wait) => {
+                event!(
+                    HOST_SLEEPS,
+                    pending = self.pending(),
+                    duration_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
+                    "the host goes to sleep: what is being uploaded may end"
+                );
+                self.asleep = true;
+                self.step(Event::Stop);
+            }
+            Host::Stays if self.asleep => {
+                event!(HOST_AWAKE, pending = self.pending(), "the host is awake: uploads go on");
+                self.asleep = false;
+                self.step(Event::Go);
+                // The network may be another one.
+                for number in 0..u16::try_from(self.caches.len()).unwrap_or(u16::MAX) {
+                    self.step(Event::Nudge(CacheId(number)));
+                }
+            }
+            Host::Stays => {}
+        }
+    }
+
+    /// Whether the host is to wait for us: something is under way, or could be
+    /// pushed now.
+    pub(super) fn holds_host(&self) -> bool {
+        if self.asleep {
+            return self.flow.in_flight() > 0;
+        }
+        let mut views =
+            (0..self.caches.len()).filter_map(|n| self.flow.view(CacheId(u16::try_from(n).ok()?)));
+        views.any(|view| view.uploading > 0 || (view.state == GateState::Online && view.pending > 0))
     }
 }

@@ -24,6 +24,8 @@ pub(super) enum Input {
     Stuck(Option<String>),
     /// Configuration and tokens were read again.
     Reloaded(Box<super::reload::Reloaded>),
+    /// What logind says of the host.
+    Host(super::logind::Host),
     /// The watchdog wants to see the driver move.
     Beat,
     /// A cache's token is another one now.

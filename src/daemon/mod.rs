@@ -30,6 +30,7 @@ mod intake;
 mod keeper;
 mod live;
 mod login;
+mod logind;
 mod netrc;
 mod notify;
 mod opening;
@@ -212,6 +213,8 @@ pub async fn run(settings: Settings, load: Load, passed: Option<UnixListener>) -
         servers::engine(CacheId(number), &settings, &transfers, &client, &login, &line.served)
     };
     let (engines, limits): (Vec<_>, Vec<_>) = (0..).zip(&lines).map(engine).unzip();
+    let (pending, seen) = tokio::sync::watch::channel(false);
+    chores.logind(logind::mind(seen, out.clone()));
     let mut notify = Notify::new();
     notify.watch(parts(&bell, intake_pulse, out, pulse.clone(), beat));
     notify.ready();
@@ -255,6 +258,8 @@ pub async fn run(settings: Settings, load: Load, passed: Option<UnixListener>) -
         doorbell,
         notify,
         pulse,
+        pending,
+        asleep: false,
         resumed,
         client,
         login,

@@ -106,7 +106,7 @@ impl Driver {
         });
     }
 
-    fn pending(&self) -> u64 {
+    pub(super) fn pending(&self) -> u64 {
         (0..self.caches.len())
             .filter_map(|n| self.flow.view(CacheId(u16::try_from(n).ok()?)))
             .map(|v| v.pending as u64)

@@ -97,6 +97,8 @@ pub enum Event {
     Tick,
     /// Nothing new is begun; what runs may end.
     Stop,
+    /// The stop is over.
+    Go,
 }
 
 pub(super) use super::step::CacheLimits;

@@ -168,6 +168,7 @@ impl Flow {
             }
             Event::Tick => {}
             Event::Stop => self.stopped = true,
+            Event::Go => self.stopped = false,
         }
         self.let_go_of_parked();
         self.wake(now);

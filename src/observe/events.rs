@@ -233,6 +233,12 @@ kinds! {
     NETRC_WRITTEN = "52223ccd4c7349bc8ee078997b072669", INFO, [file];
     /// The netrc file for Nix is not as it should be.
     NETRC_TROUBLE = "cadf9d6dd9644ae9806ba8b8f4345bf0", WARN, [file, error];
+    /// The host goes down; logind waits a moment for what is pending.
+    HOST_STOPS = "81014c486894400585bf601175531ab8", INFO, [pending, duration_ms];
+    /// The host goes to sleep.
+    HOST_SLEEPS = "cdb5ddcd75a24cf1bd2893aad381d90f", INFO, [pending, duration_ms];
+    /// The host is awake again.
+    HOST_AWAKE = "b3ca8df948c4437c852c06467124d7ad", INFO, [pending];
     /// A new configuration cannot be used and changes nothing.
     RELOAD_REFUSED = "87038767f33240388a5f6003035d9da2", ERROR, [error];
     /// Some new settings take effect at the next start only.

@@ -21,6 +21,7 @@ mod daemon_caches;
 mod daemon_cases;
 mod daemon_commands;
 mod daemon_failures;
+mod daemon_logind;
 mod daemon_reload;
 mod daemon_restart;
 mod daemon_story;

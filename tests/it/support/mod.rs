@@ -7,5 +7,6 @@ pub mod container;
 pub mod daemon;
 pub mod disk;
 pub mod journald;
+pub mod logind;
 pub mod multiuser;
 pub mod nix;
