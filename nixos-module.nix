@@ -42,6 +42,7 @@ let
   fixed = builtins.intersectAttrs {
     socket = null;
     state_dir = null;
+    runtime_dir = null;
     nix = null;
     embedded = null;
     client = null;
