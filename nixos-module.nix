@@ -443,8 +443,12 @@ in
               };
             });
           };
+          # What [Install] says is not looked at on NixOS.
+          sockets.flywheeld = {
+            wantedBy = [ "sockets.target" ];
+            socketConfig = lib.optionalAttrs (cfg.group != "flywheel") { SocketGroup = cfg.group; };
+          };
           services.flywheeld = {
-            # What [Install] says is not looked at on NixOS.
             wantedBy = [ "multi-user.target" ];
             # The attic client is fetched with Nix.
             path = [ config.nix.package ];

@@ -238,6 +238,7 @@ fn the_package_installs_what_is_here() {
         "completions/flywheelctl.bash",
         "lib/flywheel/flywheel-hook",
         "lib/systemd/system/flywheeld.service",
+        "lib/systemd/system/flywheeld.socket",
         "lib/sysusers.d/flywheel.conf",
         "lib/tmpfiles.d/flywheel.conf",
         "man/flywheel.toml.5",

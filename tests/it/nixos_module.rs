@@ -170,6 +170,9 @@ fn everything_arrives_where_it_belongs() {
     assert_eq!(strings(&everything["groups"]["ci"]["members"]), ["builder"]);
     assert_eq!(everything["users"]["flywheel"]["group"], "flywheel");
     assert_eq!(everything["services"]["flywheeld"]["serviceConfig"]["Group"], "ci");
+    assert_eq!(everything["sockets"]["flywheeld"]["socketConfig"]["SocketGroup"], "ci");
+    let socket = &case("minimal")["sockets"]["flywheeld"];
+    assert_eq!(*socket, serde_json::json!({"socketConfig": {}, "wantedBy": ["sockets.target"]}));
     assert_eq!(strings(&everything["nix"]["substituters"]), ["http://127.0.0.1:9000/local"]);
     assert_eq!(everything["nix"]["post-build-hook"], format!("{OURS}/lib/flywheel/flywheel-hook"));
     assert_eq!(case("private")["nix"]["netrc-file"], case("private")["configuration"]["nix"]["netrc"]);

@@ -134,6 +134,14 @@ let
           };
         }
       )) { };
+      systemd.sockets = option (types.attrsOf (
+        types.submodule {
+          options = {
+            wantedBy = option (types.listOf types.str) [ ];
+            socketConfig = option (types.attrsOf types.raw) { };
+          };
+        }
+      )) { };
       users.users = option (types.attrsOf types.raw) { };
       users.groups = option (types.attrsOf (
         types.submodule { options.members = option (types.listOf types.str) [ ]; }
@@ -169,7 +177,7 @@ let
       packages = config.systemd.packages;
       tmpfiles = config.systemd.tmpfiles.packages;
       directories = lib.attrNames config.systemd.tmpfiles.settings.flywheel;
-      services = config.systemd.services;
+      inherit (config.systemd) services sockets;
       inherit (config.users) users groups;
       ports = config.networking.firewall.allowedTCPPorts;
       nix = config.nix.settings;
