@@ -39,6 +39,9 @@ const WEATHER: &[(&str, Fault)] = &[
     ("cut answers", Fault::Cut(10)),
     ("doubled answers", Fault::Double),
     ("no answers", Fault::Mute),
+    ("stalls", Fault::Stall(4_096)),
+    ("400", Fault::Answer(400, "")),
+    ("401", Fault::Answer(401, "")),
 ];
 
 fn main() {
@@ -95,10 +98,16 @@ fn main() {
             rig.proxy.rule(move |call: &Call| {
                 let hit = matches!(call.kind, Kind::Upload | Kind::Missing) && lots.below(3) == 0;
                 // Refused for good is a path, never a question.
-                if hit && (call.kind == Kind::Upload || name != "413") { fault } else { Fault::Pass }
+                let for_good = matches!(name, "413" | "400");
+                if hit && (call.kind == Kind::Upload || !for_good) { fault } else { Fault::Pass }
             });
             done.lock().unwrap().weather += 1;
             std::thread::sleep(Duration::from_millis(500 + dice.below(4_000)));
+            if name == "401" {
+                // As after a renewed token: otherwise the cache is looked at once a minute.
+                rig.proxy.pass();
+                rig.daemon.ctl(&["reload"]);
+            }
             match dice.below(8) {
                 0 => {
                     rig.daemon.kill();
