@@ -22,7 +22,7 @@ use rustix::fs::{Mode, OFlags};
 /// Processes whose ancestors are remembered.
 const LINEAGES: usize = 1024;
 /// So long after a lock the next one is expected.
-const BUSY: Duration = Duration::from_secs(10);
+const BUSY: Duration = Duration::from_secs(1);
 
 pub(super) struct Shared {
     dir: PathBuf,
