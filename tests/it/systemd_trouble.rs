@@ -84,10 +84,31 @@ fn a_socket_that_is_there_before_the_daemon() {
 }
 
 #[test]
-fn a_reload_by_command() {
+fn a_reload_that_says_what_became_of_it() {
     let Some(c) = Container::installed() else { return };
-    let pid = c.show("flywheeld.service", "MainPID");
-    c.write("/etc/flywheel/flywheel.toml", "[history]\nkeep = \"1d\"\n[client]\nenable = false\n");
+    let own =
+        |c: &Container| (c.show("flywheeld.service", "MainPID"), c.show("flywheeld.service", "ActiveState"));
+    let good = "[history]\nkeep = \"1d\"\n[client]\nenable = false\n";
+    let before = own(&c);
+    c.write("/etc/flywheel/flywheel.toml", good);
     c.ok("systemctl reload flywheeld");
-    assert_eq!(c.show("flywheeld.service", "MainPID"), pid);
+    c.write("/etc/flywheel/flywheel.toml", "nonsense = 1\n");
+    assert_ne!(c.run("systemctl reload flywheeld").code, 0, "{}", c.log());
+    assert!(c.log().contains("nonsense"), "{}", c.log());
+    c.ok_as("job", "flywheelctl --strict status >/dev/null");
+    assert_eq!(own(&c), before);
+
+    // As a signal, where systemd knows how: it waits until the daemon has said that it is ready again.
+    c.write("/etc/flywheel/flywheel.toml", good);
+    c.ok("install -D -m 0644 /usr/share/doc/flywheel/examples/notify-reload.conf -t /etc/systemd/system/flywheeld.service.d");
+    c.ok("systemctl daemon-reload && systemctl restart flywheeld");
+    let before = own(&c);
+    assert_eq!(c.show("flywheeld.service", "Type"), "notify-reload");
+    c.ok("systemctl reload flywheeld");
+    assert_eq!(own(&c), before);
+    // Its reason is in the log only, and nothing has changed.
+    c.write("/etc/flywheel/flywheel.toml", "folly = 1\n");
+    c.run("systemctl reload flywheeld");
+    assert!(c.ok("journalctl --sync && journalctl -o json -u flywheeld").contains("folly"), "{}", c.log());
+    assert_eq!(own(&c), before);
 }
