@@ -5,10 +5,12 @@
   cargo-deny,
   cargo-nextest,
   clippy,
+  dbus,
   git,
   nginx,
   nix,
   nodejs,
+  perl,
   rsync,
   rustc,
   rustfmt,
@@ -23,10 +25,12 @@ mkShell {
     cargo-deny
     cargo-nextest
     clippy
+    dbus
     git
     nginx
     nix
     nodejs
+    perl
     rsync
     rustc
     rustfmt

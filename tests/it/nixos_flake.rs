@@ -186,6 +186,7 @@ fn the_shell_has_what_the_checks_use() {
         let package = match command {
             "nix-build" | "nix-store" => "nix",
             "sqlite3" => "sqlite",
+            "dbus-daemon" => "dbus",
             other => other,
         };
         assert!(shell.contains(&format!("\n    {package}\n")), "packaging/nix/shell.nix lacks {command}");
