@@ -28,7 +28,7 @@ fn all_arrive(c: &Container, paths: &[String]) {
 #[test]
 fn a_watchdog_for_a_hung_daemon() {
     let Some(c) = Container::installed() else { return };
-    assert_eq!(c.show("flywheeld.service", "WatchdogUSec"), "30s");
+    assert_ne!(c.show("flywheeld.service", "WatchdogUSec"), "0");
     c.write("/etc/systemd/system/flywheeld.service.d/soon.conf", "[Service]\nWatchdogSec=2s\n");
     c.ok("systemctl daemon-reload");
     let paths = pending(&c);
