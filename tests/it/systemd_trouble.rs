@@ -56,6 +56,7 @@ fn a_reboot_with_paths_pending() {
     at_rate(&c, "0");
     c.reboot();
     all_arrive(&c, &paths);
+    until("nothing is behind", || (c.status()["store"]["lag"] == 0).then_some(()));
 }
 
 #[test]

@@ -194,6 +194,8 @@ impl Intake {
             Some(cursor) => cursor,
             None => {
                 let first = self.first_cursor()?;
+                // Or everything would seem to be behind until something new becomes valid.
+                self.tell(Input::Cursor(first.id))?;
                 cursor.insert(first)
             }
         };
