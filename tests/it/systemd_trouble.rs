@@ -52,11 +52,17 @@ fn a_watchdog_for_a_hung_daemon() {
 fn a_reboot_with_paths_pending() {
     let Some(mut c) = Container::installed() else { return };
     let paths = pending(&c);
+    // The shutdown is delayed while something is pending, by the service's own user.
+    let list = "busctl --json=short call org.freedesktop.login1 /org/freedesktop/login1 org.freedesktop.login1.Manager ListInhibitors";
+    let inhibitors = until("an inhibitor", || Some(c.ok(list)).filter(|list| list.contains("flywheel")));
+    assert!(inhibitors.contains("\"shutdown:sleep\"") && inhibitors.contains("\"delay\""), "{inhibitors}");
     assert!(!paths.iter().any(|p| c.serves(8742, p)));
     at_rate(&c, "0");
     c.reboot();
     all_arrive(&c, &paths);
     until("nothing is behind", || (c.status()["store"]["lag"] == 0).then_some(()));
+    // With nothing pending nothing is held up.
+    until("no inhibitor", || (!c.ok(list).contains("flywheel")).then_some(()));
 }
 
 #[test]
