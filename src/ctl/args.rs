@@ -77,6 +77,8 @@ pub(super) enum Command {
     Hook,
     /// Let the daemon read its configuration and tokens again
     Reload,
+    /// Look for whatever keeps paths out of the cache, or Nix from reading them back
+    Doctor,
     /// Print the daemon's figures as OpenMetrics text
     Metrics,
     /// Print a shell's completion script

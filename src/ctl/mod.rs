@@ -9,6 +9,7 @@ mod anchor;
 mod args;
 pub mod ci;
 mod client;
+mod doctor;
 mod duration;
 mod end;
 mod hook;
@@ -102,6 +103,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::NixConf { netrc, cache } => nix_conf::command(&context, netrc, cache.as_deref()),
         Command::Hook => return hook::command(Some(context.socket)),
         Command::Reload => query::reload(&context),
+        Command::Doctor => doctor::command(&context),
         Command::Metrics => query::metrics(&context),
         Command::Completions { shell } => {
             let mut script = Vec::new();

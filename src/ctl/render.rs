@@ -14,6 +14,7 @@ use std::{
 use serde::Serialize;
 
 use super::{
+    doctor::Finding,
     manner::{self, Level, Manner},
     nix_conf::{Knows, Lines},
     page, text, variable,
@@ -210,6 +211,10 @@ impl Render {
         let _ = self.object(&value);
     }
 
+    pub(super) fn findings(&self, findings: &[Finding]) {
+        let _ = if self.json { self.object(&findings) } else { self.out(&text::findings(findings)) };
+    }
+
     pub(super) fn nix_conf(&self, lines: &Lines) {
         let _ = if self.json { self.object(lines) } else { self.out(&text::nix_conf(lines)) };
     }
@@ -291,7 +296,7 @@ fn now_s() -> u64 {
     u64::try_from(now_ms() / 1000).unwrap_or_default()
 }
 
-fn now_ms() -> i64 {
+pub(super) fn now_ms() -> i64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
 }

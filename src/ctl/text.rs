@@ -2,6 +2,7 @@
 
 use std::{fmt::Write, time::Duration};
 
+use super::doctor::Finding;
 use super::nix_conf::{Knows, Lines};
 use super::render::Heading;
 use crate::control::messages::{
@@ -224,6 +225,18 @@ fn client(c: &ClientStatus, now_ms: i64) -> String {
     }
     if let Some(error) = &c.error {
         let _ = write!(out, ": {}", clean(error));
+    }
+    out
+}
+
+/// What `doctor` found: what is not good first.
+pub(super) fn findings(findings: &[Finding]) -> String {
+    let mut out = String::new();
+    for good in [false, true] {
+        for f in findings.iter().filter(|f| f.good == good) {
+            let word = if good { "good" } else { "BAD " };
+            let _ = writeln!(out, "{word}  {}: {}", clean(&f.what), clean(&f.text));
+        }
     }
     out
 }

@@ -8,7 +8,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::support::cache::{Gate, Standalone};
-use crate::support::daemon::{Daemon, EMBEDDED, Said};
+use crate::support::daemon::{Daemon, EMBEDDED, Said, until};
 use crate::support::nix::PrivateNix;
 
 fn build(daemon: &Daemon, name: &str) -> String {
@@ -336,4 +336,33 @@ fn figures_for_a_dashboard() {
         assert!(page.out.contains(&format!("\n{name} {value}\n")), "{name} {value} in {}", page.out);
     }
     assert!(page.out.ends_with("# EOF\n"), "{}", page.out);
+}
+
+#[test]
+fn a_doctor_who_finds_what_is_wrong() {
+    let (daemon, _cache, gate) = gated();
+    build(&daemon, "first");
+    daemon.flush();
+    let look = || {
+        let mut doctor = daemon.client(&["--json", "--strict", "doctor"]);
+        let said = Said::of(&doctor.envs(daemon.nix.env()).output().unwrap());
+        let findings = said.json();
+        let of =
+            |what: &str| findings.as_array().unwrap().iter().find(|f| f["what"] == what).unwrap().clone();
+        (said.code, of("cache main"), of("reading main"))
+    };
+    // This private Nix reads no cache, and is told how it would.
+    let (code, cache, reading) = look();
+    assert_eq!((code, &cache["good"], &reading["good"]), (3, &true.into(), &false.into()), "{reading}");
+    daemon.nix.configure(&daemon.ctl(&["nix-conf"]).out);
+    let (code, _, reading) = look();
+    assert_eq!((code, &reading["good"]), (0, &true.into()), "{reading}");
+    gate.rule(|_| Some(401));
+    build(&daemon, "second");
+    until("the token is refused", || daemon.status()["cache"][0]["state"] == "unauthorized");
+    let (code, cache, _) = look();
+    assert_eq!((code, &cache["good"]), (3, &false.into()), "{cache}");
+    assert!(cache["text"].as_str().unwrap().contains("Renew the token"), "{cache}");
+    let people = daemon.ctl(&["doctor"]);
+    assert!(people.code == 0 && people.out.starts_with("BAD "), "{people:?}");
 }
