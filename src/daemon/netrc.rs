@@ -74,15 +74,29 @@ impl Netrc {
     fn look(&self) -> Result<(), String> {
         let mut entries = Vec::new();
         let mut troubles = Vec::new();
-        for read in &self.reads {
+        let mut unsure = false;
+        for read in self.reads.iter().filter(|read| read.pull != TokenSource::None) {
             // Before the cache has answered nobody knows where it is read from.
-            let Some(config) = read.client.config() else { continue };
+            let Some(config) = read.client.config() else {
+                unsure = true;
+                continue;
+            };
             let Some(host) = config.substituter_endpoint.as_deref().and_then(host) else { continue };
             match read.pull.text() {
                 Ok(Some(token)) => entries.push((host, token)),
                 Ok(None) => {}
-                Err(error) => troubles.push(format!("cache {}: {error}", read.name)),
+                Err(error) => {
+                    unsure = true;
+                    troubles.push(format!("cache {}: {error}", read.name));
+                }
             }
+        }
+        if unsure {
+            // A start, or a token that cannot be read for a moment, takes nothing from Nix.
+            let text = Zeroizing::new(std::fs::read_to_string(&self.file).unwrap_or_default());
+            let earlier = parse(&text).into_iter().filter(|(host, _)| entries.iter().all(|(h, _)| h != host));
+            let earlier: Vec<_> = earlier.collect();
+            entries.extend(earlier);
         }
         let (text, clash) = render(entries);
         troubles.extend(clash);
@@ -151,6 +165,15 @@ fn render(entries: Vec<(String, Zeroizing<String>)>) -> (Zeroizing<String>, Opti
     (text, clash)
 }
 
+/// What [`render`] wrote; nothing of a file that is somebody else's.
+fn parse(text: &str) -> Vec<(String, Zeroizing<String>)> {
+    let entry = |entry: &str| {
+        let (host, token) = entry.split_once("\nlogin flywheel\npassword ")?;
+        Some((host.to_owned(), Zeroizing::new(token.trim_end().to_owned())))
+    };
+    text.strip_prefix(MARK).map_or_else(Vec::new, |rest| rest.split("machine ").filter_map(entry).collect())
+}
+
 /// A group's number; the name service knows names.
 fn group_number(name: &str) -> Result<u32, String> {
     if let Ok(number) = name.parse() {
@@ -192,6 +215,28 @@ mod tests {
         let (text, clash) = render(vec![entry("a", "1"), entry("a", "3")]);
         assert!(text.contains("password 1") && !text.contains("password 3"));
         assert!(clash.unwrap().contains("different pull tokens"));
+    }
+
+    #[test]
+    fn a_start_takes_nothing_from_nix() {
+        use crate::cache::{CacheName, ClientSettings};
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("netrc");
+        let before =
+            format!("{MARK}machine a\nlogin flywheel\npassword 1\nmachine b\nlogin flywheel\npassword 2\n");
+        std::fs::write(&file, &before).unwrap();
+        // A cache that has not answered yet.
+        let name = CacheName::parse("main").unwrap();
+        let settings = ClientSettings::new(vec!["http://127.0.0.1:1".into()], name, TokenSource::None);
+        let client = CacheClient::new(settings).unwrap();
+        let netrc = |pull| {
+            Netrc::new(file.clone(), None, vec![Read { name: "main".into(), client: client.clone(), pull }])
+        };
+        netrc(TokenSource::File(dir.path().join("pull"))).look().unwrap();
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), before);
+        // None of ours is private any more: then nothing stays.
+        netrc(TokenSource::None).look().unwrap();
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), MARK);
     }
 
     #[test]
