@@ -6,7 +6,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use flywheel::control::codec::{self, ClientHello, PROTOCOL};
 use flywheel::control::dial::dial;
@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::Value;
 
 use crate::support::cache::Standalone;
-use crate::support::daemon::{Daemon, EMBEDDED, PATIENCE, Said};
+use crate::support::daemon::{Daemon, EMBEDDED, PATIENCE, Said, until};
 use crate::support::multiuser::NixDaemon;
 use crate::support::nix::PrivateNix;
 
@@ -25,14 +25,6 @@ pub fn job(daemon: &Daemon, script: &str, env: &[(&str, &str)]) -> Child {
     shell.args(["-c", script]).env("FLYWHEEL_SOCKET", daemon.socket()).envs(env.iter().copied());
     shell.env("CTL", env!("CARGO_BIN_EXE_flywheelctl")).process_group(0);
     shell.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
-}
-
-pub fn until(what: &str, mut happened: impl FnMut() -> bool) {
-    let patience = Instant::now() + PATIENCE;
-    while !happened() {
-        assert!(Instant::now() < patience, "it never comes: {what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 pub fn until_state(daemon: &Daemon, session: &str, state: &str) -> Value {

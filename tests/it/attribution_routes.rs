@@ -6,8 +6,8 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
 
-use crate::attribution_life::{evidence, job, open_to_all, until};
-use crate::support::daemon::{Daemon, EMBEDDED, Said};
+use crate::attribution_life::{evidence, job, open_to_all};
+use crate::support::daemon::{Daemon, EMBEDDED, Said, until};
 use crate::support::multiuser::NixDaemon;
 use crate::support::nix::PrivateNix;
 

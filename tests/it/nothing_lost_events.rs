@@ -2,16 +2,8 @@
 
 use rustix::process::Signal;
 
-use crate::support::daemon::{Daemon, EMBEDDED, PATIENCE};
+use crate::support::daemon::{Daemon, EMBEDDED, PATIENCE, until};
 use crate::support::nix::PrivateNix;
-
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let patience = std::time::Instant::now() + PATIENCE;
-    while !done() {
-        assert!(patience > std::time::Instant::now(), "waited in vain: {what}");
-        std::thread::yield_now();
-    }
-}
 
 /// So often it was told.
 fn told(daemon: &Daemon, times: usize, what: &str) {

@@ -4,16 +4,8 @@
 use rustix::process::Signal;
 
 use crate::support::cache::Standalone;
-use crate::support::daemon::{Daemon, PATIENCE, Said, secret_file};
+use crate::support::daemon::{Daemon, PATIENCE, Said, secret_file, until};
 use crate::support::nix::PrivateNix;
-
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let patience = std::time::Instant::now() + PATIENCE;
-    while !done() {
-        assert!(patience > std::time::Instant::now(), "waited in vain: {what}");
-        std::thread::yield_now();
-    }
-}
 
 fn times(log: &str, what: &str) -> usize {
     log.lines().filter(|line| line.contains(what)).count()

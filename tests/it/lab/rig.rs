@@ -9,13 +9,13 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OpenFlags};
 use sha2::{Digest, Sha256};
 
 use super::proxy::{self, Proxy, Tally};
 use crate::support::cache::{CacheView, Standalone};
+pub use crate::support::daemon::until_some as until;
 use crate::support::daemon::{Daemon, PATIENCE, Said};
 use crate::support::nix::PrivateNix;
 
@@ -133,19 +133,6 @@ pub struct Rig {
     pub daemon: Daemon,
     pub proxy: Proxy,
     pub cache: Standalone,
-}
-
-/// Waits until something is so; looks again and again.
-pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < end, "did not come: {what}");
-        // Between two looks at what can only be asked for.
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 impl Rig {

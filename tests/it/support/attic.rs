@@ -3,10 +3,10 @@
 
 use std::path::PathBuf;
 use std::process::Output;
-use std::time::{Duration, Instant};
 
 use super::cache::CacheView;
-use super::daemon::{Daemon, PATIENCE};
+use super::daemon::Daemon;
+pub use super::daemon::until_some as until;
 use super::nix::PrivateNix;
 
 /// A flake with the client as `attic-client`.
@@ -109,18 +109,6 @@ pub fn substitute_from(nix: &PrivateNix, cache: &CacheView) {
 pub fn environment(nix: &PrivateNix) -> Vec<(String, String)> {
     let own = nix.env().into_iter().filter(|(name, _)| *name != "NIX_STORE_DIR" && *name != "NIX_STATE_DIR");
     own.map(|(name, value)| (name.to_owned(), value.to_str().unwrap().to_owned())).collect()
-}
-
-/// Waits until something is so, which only an event outside this process makes so.
-pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let patience = Instant::now() + PATIENCE;
-    loop {
-        if let Some(seen) = look() {
-            return seen;
-        }
-        assert!(Instant::now() < patience, "never came: {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 /// Waits until the daemon's client is in this state; the whole of it.

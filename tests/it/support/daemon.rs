@@ -345,13 +345,21 @@ impl Drop for Daemon {
     }
 }
 
-/// Waits for what can only be looked at.
-pub fn until(what: &str, mut happened: impl FnMut() -> bool) {
+/// Waits for what can only be looked at; what it was.
+pub fn until_some<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let patience = Instant::now() + PATIENCE;
-    while !happened() {
+    loop {
+        if let Some(seen) = look() {
+            return seen;
+        }
         assert!(patience > Instant::now(), "waited in vain: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// The same, for what is so or not.
+pub fn until(what: &str, mut happened: impl FnMut() -> bool) {
+    until_some(what, || happened().then_some(()));
 }
 
 /// A file with a secret, as an operator would make it.
