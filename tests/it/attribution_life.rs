@@ -339,10 +339,15 @@ fn the_hook_tells_who_built() {
             job(&daemon, script, &[("E", &expr), ("NIX_REMOTE", &remote)])
         })
         .collect();
+    let mut hooked = 0;
     for job in jobs {
         let summary = Said::of(&job.wait_with_output().unwrap()).json();
-        assert_eq!((&summary["pushed"], &summary["attributed"]["hook"]), (&1.into(), &1.into()), "{summary}");
+        let by = |evidence: &str| summary["attributed"][evidence].as_u64().unwrap();
+        // A hook gives up after 50 ms, which a busy machine may need; then the lock's holder is known.
+        assert!(summary["pushed"] == 1 && by("hook") + by("process") >= 1, "{summary}");
+        hooked += by("hook");
     }
+    assert!(hooked >= 1, "no hook was heard");
     // Who is no builder of this store is not believed, and not told either.
     open_to_all(&daemon);
     let mut call = daemon.client(&["hook"]);
