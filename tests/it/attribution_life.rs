@@ -339,15 +339,16 @@ fn the_hook_tells_who_built() {
             job(&daemon, script, &[("E", &expr), ("NIX_REMOTE", &remote)])
         })
         .collect();
+    // The hook waits a moment only: on a machine that is too busy for one of
+    // them the lock's holder tells as much. None is another job's.
     let mut hooked = 0;
     for job in jobs {
         let summary = Said::of(&job.wait_with_output().unwrap()).json();
-        let by = |evidence: &str| summary["attributed"][evidence].as_u64().unwrap();
-        // A hook gives up after 50 ms, which a busy machine may need; then the lock's holder is known.
-        assert!(summary["pushed"] == 1 && by("hook") + by("process") >= 1, "{summary}");
-        hooked += by("hook");
+        let told = |why: &str| summary["attributed"][why].as_u64().unwrap();
+        assert!(summary["pushed"] == 1 && told("hook") + told("process") >= 1, "{summary}");
+        hooked += told("hook");
     }
-    assert!(hooked >= 1, "no hook was heard");
+    assert!((1..=3).contains(&hooked), "{hooked} of 3 by their hook");
     // Who is no builder of this store is not believed, and not told either.
     open_to_all(&daemon);
     let mut call = daemon.client(&["hook"]);
