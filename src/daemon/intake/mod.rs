@@ -126,10 +126,10 @@ impl Intake {
     /// Works until it is told to stop or the driver is gone. What keeps it from
     /// reading or writing does not end it: the Nix database is the truth and
     /// does not go away, so the work is done again when that has passed.
-    pub(super) fn run(mut self, ear: &Ear) -> Result<(), IntakeError> {
+    pub(super) fn run(mut self, ear: &Ear, cursor: Option<Cursor>) -> Result<(), IntakeError> {
         let seen = self.wishes.caches.iter().map(|_| Seen::default()).collect();
         let mut progress = Progress {
-            cursor: None,
+            cursor,
             restored: false,
             seen,
             namings: VecDeque::new(),
@@ -241,10 +241,13 @@ impl Intake {
 }
 
 /// Runs the intake on a thread of its own; how it ended is told to the driver.
-pub(super) fn start(intake: Intake, ear: Ear) -> std::io::Result<std::thread::JoinHandle<()>> {
+pub(super) fn start(mut intake: Intake, ear: Ear) -> std::io::Result<std::thread::JoinHandle<()>> {
+    // Here, before anybody is told that the daemon is ready: whatever becomes
+    // valid from then on is new. When it cannot be read now, the thread tries on.
+    let cursor = intake.first_cursor().ok();
     std::thread::Builder::new().name("intake".to_owned()).spawn(move || {
         let out = intake.out.clone();
-        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| intake.run(&ear)));
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| intake.run(&ear, cursor)));
         let reason = match ended {
             Ok(Ok(())) => None,
             Ok(Err(e)) => Some(e.to_string()),
