@@ -29,9 +29,18 @@ if [ -z "${FLYWHEEL_TEST_MOUNTED:-}" ]; then
     exec unshare --mount --propagation private "$0" "$image" "$top"
 fi
 
-# What was killed could not clear up.
+# Ends whatever is in a control group, and the group.
+clear_up() {
+    { echo 1 >"$1/cgroup.kill"; } 2>/dev/null || true
+    for _ in $(seq 100); do
+        find "$1" -depth -type d -exec rmdir {} + 2>/dev/null || true
+        [ -d "$1" ] || return 0
+        sleep 0.05
+    done
+}
+# Whoever was killed could not.
 for old in "$groups"/flywheel-test-*; do
-    [ -d "/proc/${old##*-}" ] || find "$old" -depth -type d -exec rmdir {} + 2>/dev/null || true
+    [ ! -d "$old" ] || [ -d "/proc/${old##*-}" ] || clear_up "$old"
 done
 # Its own place among the control groups: two containers, or anything of this
 # host, must not meet there.
@@ -45,15 +54,24 @@ mount -t overlay -o "lowerdir=$image,upperdir=$top/upper,workdir=$top/work" over
 # not those of the kernel's list of locks.
 cp -a "$image/nix" "$top/nix"
 
+# Outside of it again, so that it can be ended as a whole: also when the test
+# is killed, of which its parent's death signal tells.
+leave() {
+    echo $$ >"$groups/cgroup.procs"
+    clear_up "$group"
+    rmdir "/run/systemd/nspawn/propagate/fw-$$" 2>/dev/null || true
+}
+trap 'leave; exit 143' TERM
+
 # 133: it was rebooted, and --keep-unit leaves it to us to boot it again.
 status=133
 while [ $status = 133 ]; do
     status=0
-    SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 setpriv --pdeathsig KILL systemd-nspawn --quiet --directory="$top/root" --bind="$top/nix:/nix" \
+    SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 systemd-nspawn --quiet --directory="$top/root" --bind="$top/nix:/nix" \
         --boot --register=no --keep-unit --private-network --machine="fw-$$" --console=pipe --notify-ready=yes \
-        </dev/null || status=$?
+        </dev/null &
+    # A trap is run at once while this waits, and not while a command runs.
+    wait $! || status=$?
 done
-echo $$ >"$groups/cgroup.procs"
-find "$group" -depth -type d -exec rmdir {} + 2>/dev/null || true
-rmdir "/run/systemd/nspawn/propagate/fw-$$" 2>/dev/null || true
+leave
 exit $status

@@ -101,7 +101,7 @@ impl Container {
         let log = fs::File::create(top.path().join("console")).unwrap();
         // When this test is killed the container is, and with it all that it has mounted.
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL"]).arg(script("boot.sh")).arg(image).arg(root);
+        command.args(["--pdeathsig", "TERM"]).arg(script("boot.sh")).arg(image).arg(root);
         command.env("NOTIFY_SOCKET", socket).stdin(Stdio::null());
         command.stdout(log.try_clone().unwrap()).stderr(log);
         let child = command.spawn().unwrap();
@@ -251,7 +251,7 @@ impl Drop for Container {
         }
         // What does not go by itself is killed, and takes all that is in it along.
         if self.leader == 0 || self.run("systemctl poweroff --force --force").code == 127 {
-            let _ = self.child.kill();
+            let _ = Command::new("kill").arg(self.child.id().to_string()).status();
         }
         let _ = self.child.wait();
     }
