@@ -76,7 +76,7 @@ use crate::control::server::{self, Beat, Limits};
 use crate::flow::{CacheId, Flow};
 use crate::ledger::Ledger;
 use crate::observe::event;
-use crate::store::{Doorbell, Journal, StoreDir};
+use crate::store::{Doorbell, Journal, JournalError, StoreDir};
 
 use chores::Chores;
 use driver::{Driver, Ended};
@@ -93,6 +93,9 @@ use transfer::Transfers;
 
 /// How often the store is looked at without any event.
 const SLOW: Duration = Duration::from_secs(30);
+/// How often the Nix database is tried at the start while somebody keeps it
+/// locked, each time for some seconds: a collection may, and ends.
+const OPENINGS: u32 = 10;
 /// Inputs that may wait for the driver; who has more to say waits.
 const INPUTS: usize = 256;
 /// How long answers may take to go out at the end.
@@ -125,8 +128,14 @@ pub async fn run(settings: Settings, load: Load, passed: Option<UnixListener>) -
     let (ledger, opened) = Ledger::open(&path).with_context(|| format!("the ledger {}", path.display()))?;
     let store_dir = StoreDir::new(&settings.nix.store_dir.to_string_lossy())?;
     let open_journal = || {
-        Journal::open(&settings.nix.state_dir, &store_dir)
-            .with_context(|| format!("the Nix database below {}", settings.nix.state_dir.display()))
+        let mut opened = Journal::open(&settings.nix.state_dir, &store_dir);
+        for _ in 1..OPENINGS {
+            if !matches!(opened, Err(JournalError::Busy)) {
+                break;
+            }
+            opened = Journal::open(&settings.nix.state_dir, &store_dir);
+        }
+        opened.with_context(|| format!("the Nix database below {}", settings.nix.state_dir.display()))
     };
     let (journal, reader) = (open_journal()?, open_journal()?);
     let closing = CancellationToken::new();
