@@ -127,6 +127,9 @@ impl Intake {
     /// reading or writing does not end it: the Nix database is the truth and
     /// does not go away, so the work is done again when that has passed.
     pub(super) fn run(mut self, ear: &Ear, cursor: Option<Cursor>) -> Result<(), IntakeError> {
+        if let Some(first) = &cursor {
+            self.tell(Input::Cursor(first.id))?;
+        }
         let seen = self.wishes.caches.iter().map(|_| Seen::default()).collect();
         let mut progress = Progress {
             cursor,
