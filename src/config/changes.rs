@@ -25,7 +25,7 @@ impl Change {
             state_dir,
             runtime_dir,
             default_cache,
-            nix: Nix { store_dir, state_dir: nix_state_dir, gc_roots, netrc, netrc_group },
+            nix: Nix { store_dir, state_dir: nix_state_dir, gc_roots, poll, netrc, netrc_group },
             caches,
             embedded,
             push: Push { engine, jobs, existing, filter, max_rate },
@@ -44,6 +44,7 @@ impl Change {
         note(*store_dir != old.nix.store_dir, &mut restart, "nix.store_dir");
         note(*nix_state_dir != old.nix.state_dir, &mut restart, "nix.state_dir");
         note(*gc_roots != old.nix.gc_roots, &mut restart, "nix.gc_roots");
+        note(*poll != old.nix.poll, &mut restart, "nix.poll");
         note(*embedded != old.embedded, &mut restart, "embedded");
         note(*client != old.client, &mut restart, "client");
         note(*netrc != old.nix.netrc, &mut live, "nix.netrc");
@@ -170,7 +171,7 @@ mod tests {
         let old = format!("{ONE}{TWO}");
         let new = format!(
             "socket = \"/x/s\"\nstate_dir = \"/x/y\"\n{ONE}[caches.three]\nendpoints = \"embedded\"\n[nix]\n\
-             store_dir = \"/x/store\"\nstate_dir = \"/x/var\"\n[client]\nenable = false\n\
+             store_dir = \"/x/store\"\npoll = \"1s\"\nstate_dir = \"/x/var\"\n[client]\nenable = false\n\
              [[route]]\nuser = \"x\"\ncache = \"three\"\n"
         );
         let change = change(&old, &new);
@@ -181,6 +182,7 @@ mod tests {
             "nix.store_dir",
             "nix.state_dir",
             "nix.gc_roots",
+            "nix.poll",
             "embedded",
             "client",
             "caches.three",

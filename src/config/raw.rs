@@ -75,6 +75,7 @@ table! {
         store_dir: Option<At<String>>,
         state_dir: Option<At<String>>,
         gc_roots: Option<At<String>>,
+        poll: Option<At<Period>>,
         netrc: Option<At<String>>,
         netrc_group: Option<At<String>>,
     }

@@ -55,6 +55,8 @@ pub struct Nix {
     /// Where symlinks protect pending paths from garbage collection: a
     /// directory of its own at or below `<state_dir>/gcroots`.
     pub gc_roots: PathBuf,
+    /// How often the Nix database is looked at without any event.
+    pub poll: Duration,
     /// The file that is kept for Nix to read private caches with.
     pub netrc: Option<PathBuf>,
     /// Whose group it is, by name or number; none: the service's.

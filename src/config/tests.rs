@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::*;
 
@@ -48,6 +49,7 @@ fn nothing_at_all_is_the_embedded_cache() {
             store_dir: "/nix/store".into(),
             state_dir: "/nix/var/nix".into(),
             gc_roots: "/nix/var/nix/gcroots/flywheel".into(),
+            poll: Duration::from_secs(30),
             netrc: None,
             netrc_group: None,
         }
@@ -93,6 +95,7 @@ fn the_environment_when_no_cache_is_configured() {
             store_dir: "/s/store".into(),
             state_dir: "/s/var".into(),
             gc_roots: "/s/var/gcroots/flywheel".into(),
+            poll: Duration::from_secs(30),
             netrc: None,
             netrc_group: None,
         }
@@ -312,6 +315,7 @@ fn what_is_wrong_is_said() {
         (main_with("token_file = \"t\""), format!("3:14: caches.main.token_file: found \"t\", {path}")),
         (main_with("token_file = \"/t\"\npull_token_file = \"/t\""), "4:19: caches.main.pull_token_file: found the file of the push token, expected a token that may only pull (whoever may read the netrc file could push with it)".into()),
         ("[caches.main]\nendpoints = \"embedded\"\npull_token_file = \"/t\"".into(), "3:19: caches.main.pull_token_file: found a token for the built-in cache, expected none (it makes its own at the first start)".into()),
+        ("[nix]\npoll = \"99ms\"".into(), "2:8: nix.poll: found 99ms, expected at least 100ms".into()),
         ("[nix]\nnetrc = \"netrc\"".into(), format!("2:9: nix.netrc: found \"netrc\", {path}")),
         (main_with("[caches.other]\ncache = \"main\"\nendpoints = [\"https://a/\"]"), "3:9: caches.other: found the same endpoints and name on the server as caches.main, expected each cache once (set `cache` to its name on the server)".into()),
         (main_with("engine = \"attic\"\n[client]\nenable = false"), "5:10: client.enable: found false, and caches.main has engine = \"attic\", expected true, or engine = \"native\"".into()),

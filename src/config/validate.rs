@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::caches;
 use super::error::{ConfigError, Place};
@@ -20,6 +21,8 @@ pub(super) type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 /// sockaddr_un(7): 108 bytes with the closing zero.
 const LONGEST_SOCKET: usize = 107;
 const MOST_JOBS: i64 = 256;
+const POLL: Duration = Duration::from_secs(30);
+const POLL_LEAST: Duration = Duration::from_millis(100);
 
 /// The first of a colon separated list, as systemd passes several directories.
 pub(super) fn first_directory(list: Option<&str>, otherwise: &str) -> String {
@@ -66,6 +69,7 @@ pub(super) fn settings(merged: &Merged, env: Env<'_>) -> Result<Settings, Config
         gc_roots: path(merged, "nix.gc_roots", &raw.nix.gc_roots, || {
             (Place::Absent, format!("{}/gcroots/flywheel", nix_state.display()))
         })?,
+        poll: poll(merged, raw.nix.poll.as_ref())?,
         netrc: match &raw.nix.netrc {
             None => None,
             at => Some(path(merged, "nix.netrc", at, || (Place::Absent, String::new()))?),
@@ -109,12 +113,7 @@ pub(super) fn settings(merged: &Merged, env: Env<'_>) -> Result<Settings, Config
         embedded,
         push,
         client,
-        drain_timeout: raw
-            .drain
-            .timeout
-            .as_ref()
-            .map_or(Period(std::time::Duration::from_secs(90)), |at| at.value)
-            .0,
+        drain_timeout: raw.drain.timeout.as_ref().map_or(Period(Duration::from_secs(90)), |at| at.value).0,
         history_keep: keep(merged)?.0,
         routes,
         files: merged.files(),
@@ -125,6 +124,20 @@ pub(super) fn settings(merged: &Merged, env: Env<'_>) -> Result<Settings, Config
         caches,
         warnings,
     })
+}
+
+/// How often the store is looked at without any event.
+fn poll(merged: &Merged, at: Option<&At<Period>>) -> Result<Duration, ConfigError> {
+    let Some(at) = at else { return Ok(POLL) };
+    if at.value.0 < POLL_LEAST {
+        let found = format!("nix.poll: found {}", at.value);
+        return Err(ConfigError::invalid(
+            merged.place(&at.spot),
+            found,
+            format!("at least {}", Period(POLL_LEAST)),
+        ));
+    }
+    Ok(at.value.0)
 }
 
 /// An absolute path without a trailing slash.

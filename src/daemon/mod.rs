@@ -91,8 +91,6 @@ use rules::Facts;
 use servers::{BuiltIn, Line};
 use transfer::Transfers;
 
-/// How often the store is looked at without any event.
-const SLOW: Duration = Duration::from_secs(30);
 /// How often the Nix database is tried at the start while somebody keeps it
 /// locked, each time for some seconds: a collection may, and ends.
 const OPENINGS: u32 = 10;
@@ -175,7 +173,7 @@ pub async fn run(settings: Settings, load: Load, passed: Option<UnixListener>) -
     let new_wishes = NewWishes::default();
     let witness = Witness::start(store_dir.as_path()).context("the thread that watches the store's locks")?;
     let (bell, ear) = Bell::new();
-    let doorbell = Doorbell::hang(&store_dir, SLOW, rings::pull(witness.clone(), bell.clone()))?;
+    let doorbell = Doorbell::hang(&store_dir, settings.nix.poll, rings::pull(witness.clone(), bell.clone()))?;
     let ours = passed.is_none();
     let (listener, address) = match passed {
         Some(listener) => {

@@ -2,7 +2,9 @@
 
 use rustix::process::Signal;
 
-use crate::support::daemon::{Daemon, EMBEDDED, PATIENCE, until};
+use crate::attribution_life::evidence;
+use crate::support::daemon::{Daemon, EMBEDDED, PATIENCE, Said, until};
+use crate::support::disk::SmallDisk;
 use crate::support::nix::PrivateNix;
 
 /// So often it was told.
@@ -23,7 +25,10 @@ fn the_kernel_drops_events() {
         eprintln!("skipped: the kernel's queue holds {limit} events here");
         return;
     }
-    let daemon = Daemon::embedded();
+    // Nothing is seen by the timer before the test is over.
+    let mut daemon = Daemon::prepare(PrivateNix::new(), "");
+    daemon.configure_nix(EMBEDDED, "poll = \"1h\"\n");
+    daemon.up();
     // Links cost no inode each; without the daemon's reading they pile up.
     let (seed, name) = (daemon.nix.path().join("seed"), daemon.nix.store_dir().join("x.lock"));
     std::fs::write(&seed, "").unwrap();
@@ -59,6 +64,45 @@ fn the_store_and_its_database_are_replaced() {
     told(&daemon, 1, "the store directory is not watched any more");
     told(&daemon, 1, "the store directory is watched again");
     told(&daemon, 1, "the Nix database was replaced");
+}
+
+/// As a host does whose store moves to another disk while the service runs.
+#[test]
+fn the_store_directory_is_mounted_over() {
+    let mut daemon = Daemon::prepare(PrivateNix::new(), "");
+    daemon.configure_nix(EMBEDDED, "poll = \"200ms\"\n");
+    // A mount namespace of the daemon's own, and a place to move to.
+    let other = daemon.nix.path().join("other");
+    let Some(disk) = SmallDisk::mount(&other, "64m") else { return };
+    daemon.wrapper = disk.wrap();
+    daemon.up();
+    let within = |program: &str, args: &[&str]| {
+        let wrap = disk.wrap();
+        let mut command = daemon.nix.command(&wrap[0]);
+        let said = Said::of(&command.args(&wrap[1..]).arg(program).args(args).output().unwrap());
+        assert_eq!(said.code, 0, "{said:?}");
+        said.out.trim().to_owned()
+    };
+    let build = |name: &str, seconds: &str| {
+        let expression = PrivateNix::shell(name, &format!("sleep {seconds}; echo {name} > $out"));
+        within("nix-build", &["--no-out-link", "-E", &expression])
+    };
+    let first = build("one", "0");
+    until("it comes without being asked for", || daemon.main().has(&first));
+    let store = daemon.nix.store_dir();
+    within("cp", &["-a", &format!("{}/.", store.display()), other.to_str().unwrap()]);
+    within("mount", &["--bind", other.to_str().unwrap(), store.to_str().unwrap()]);
+    let second = build("two", "0");
+    until("it comes without being asked for", || daemon.main().has(&second));
+    until("it is watched", || daemon.log().contains("the store directory is watched again"));
+    // Who builds is seen there as well.
+    let session = daemon.session(&[]);
+    build("three", "0.3");
+    daemon.end(&session, &[]);
+    assert_eq!(evidence(&daemon.json(&["session", "show", &session]), "-three"), "process");
+    told(&daemon, 1, "the store directory is not watched any more");
+    told(&daemon, 1, "the store directory is watched again");
+    assert!(daemon.log().contains("is another directory now"), "{}", daemon.log());
 }
 
 /// As after `nix.conf` has got `use-sqlite-wal = false`: then a writer keeps
