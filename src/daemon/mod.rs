@@ -285,7 +285,11 @@ pub async fn run(settings: Settings, load: Load, passed: Option<UnixListener>) -
         let _ = std::fs::remove_file(&address);
     }
     let written = ledger.clone();
-    tokio::task::spawn_blocking(move || written.sync()).await??;
+    match tokio::task::spawn_blocking(move || written.sync()).await? {
+        // The ledger tells, and the next start makes up for it: no reason to have failed.
+        Err(error) if error.is_storage() => {}
+        written => written?,
+    }
     if let Some(running) = built_in {
         let _ = tokio::time::timeout(GOODBYE, running.task).await;
     }

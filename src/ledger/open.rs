@@ -28,7 +28,15 @@ pub enum Opened {
 /// Opens or makes the ledger at `path`.
 pub(super) fn open(path: &Path) -> Result<(Connection, Opened), LedgerError> {
     let fresh = prepare_file(path).map_err(|e| cannot(path, &e))?;
-    match connect(path) {
+    let opened = match connect(path, false) {
+        // On a full disk there is no room for the -shm, which is not needed when
+        // nobody else may look; what is written then is kept in memory.
+        Err(error) if error.is_storage() && !matches!(error, LedgerError::Corrupt(_)) => {
+            connect(path, true).map_err(|_| error)
+        }
+        opened => opened,
+    };
+    match opened {
         Ok(conn) => Ok((conn, if fresh { Opened::Fresh } else { Opened::Continued })),
         Err(LedgerError::Corrupt(reason)) => {
             let set_aside = set_aside(path).map_err(|e| cannot(path, &e))?;
@@ -40,7 +48,7 @@ pub(super) fn open(path: &Path) -> Result<(Connection, Opened), LedgerError> {
                 "the ledger was damaged and is set aside; a new one begins from the Nix database and the cache's answers"
             );
             prepare_file(path).map_err(|e| cannot(path, &e))?;
-            Ok((connect(path)?, Opened::Recovered { set_aside }))
+            Ok((connect(path, false)?, Opened::Recovered { set_aside }))
         }
         Err(error) => Err(error),
     }
@@ -65,7 +73,8 @@ fn prepare_file(path: &Path) -> io::Result<bool> {
     Ok(file.metadata()?.len() == 0 && !beside(path, "-wal").exists())
 }
 
-fn connect(path: &Path) -> Result<Connection, LedgerError> {
+/// Alone: nobody else can open the file until the connection ends.
+fn connect(path: &Path, alone: bool) -> Result<Connection, LedgerError> {
     let mut conn = Connection::open_with_flags(
         path,
         OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
@@ -73,6 +82,10 @@ fn connect(path: &Path) -> Result<Connection, LedgerError> {
     // Nobody else should have it open.
     conn.busy_timeout(super::writer::BUSY)?;
     conn.set_prepared_statement_cache_capacity(64);
+    if alone {
+        // https://sqlite.org/wal.html: WAL without shared memory.
+        conn.execute_batch("PRAGMA locking_mode = EXCLUSIVE")?;
+    }
     // Before anything is written: a file of a later version, or of somebody else, stays untouched.
     let found = schema::version(&conn)?;
     let known = i64::try_from(schema::MIGRATIONS.len()).unwrap_or(i64::MAX);

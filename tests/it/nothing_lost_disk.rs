@@ -20,7 +20,8 @@ impl Bench {
         let nix = PrivateNix::new();
         let cache = Standalone::start(&nix, |_| {});
         let gate = cache.gate();
-        let mut daemon = Daemon::prepare(nix, &cache.config_at(&gate.url()));
+        let config = format!("{}[drain]\ntimeout = \"1s\"\n", cache.config_at(&gate.url()));
+        let mut daemon = Daemon::prepare(nix, &config);
         let disk = SmallDisk::mount(&daemon.state_dir(), "2m")?;
         daemon.wrapper = disk.wrap();
         daemon.up();
@@ -119,4 +120,31 @@ fn killed_while_the_disk_is_full() {
     assert!(!bench.daemon.log().contains("stale GC roots"), "its protection was taken away for a moment");
     // What was sent is not in the ledger and was collected: nobody misses it.
     bench.until("those that are there are recorded", || bench.recorded() == 2);
+}
+
+#[test]
+fn stopped_and_started_while_the_disk_is_full() {
+    let Some(mut bench) = Bench::full() else { return };
+    bench.gate.close();
+    let held = bench.build("held");
+    bench.gate.until_came(2);
+    bench.daemon.stop();
+    assert!(bench.daemon.nix.run("nix-store", &["--gc"]).status.success());
+    assert!(std::path::Path::new(&held).exists(), "collected while the daemon was away");
+    bench.gate.open();
+    bench.daemon.up();
+    let session = bench.daemon.session(&["--label", "started on a full disk"]);
+    let new = bench.build("new");
+    bench.until("pushed from memory", || {
+        bench.cache.main().having(&[held.clone(), new.clone()]) == [true, true]
+    });
+    let said = bench.ledger();
+    assert_eq!(said["state"], "degraded", "{said}");
+    assert_eq!(bench.daemon.end(&session, &[])["pushed"], 1);
+    assert_eq!(bench.recorded(), 1, "nothing of it is on the disk");
+    bench.disk.free();
+    bench.until("it is written again", || bench.ledger()["state"] == "ok");
+    bench.daemon.restart();
+    assert_eq!(bench.daemon.json(&["session", "show", &session])["summary"]["pushed"], 1);
+    assert_eq!(bench.recorded(), 3);
 }
