@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::io::unix::AsyncFd;
+use tokio::sync::Semaphore;
 use tokio::sync::mpsc::Sender;
 
 use super::input::Input;
@@ -15,6 +16,9 @@ use crate::observe::detail;
 
 /// How often a process is looked at where the kernel cannot tell of its end.
 const LOOK: Duration = Duration::from_secs(1);
+/// Descriptors for anchors; the ends of more of them are looked for. The unit
+/// allows 4,096 descriptors in all, and uploads and callers must have some.
+static DESCRIPTORS: Semaphore = Semaphore::const_new(512);
 /// Where the ledger keeps the boot that its process numbers are from.
 const BOOT: &str = "daemon.boot";
 
@@ -48,7 +52,9 @@ pub(super) fn watch(row: SessionRow, anchor: ProcId, out: Sender<Input>) -> Watc
 
 async fn wait(anchor: ProcId) {
     let proc = Proc::default();
-    let opened = Pid::from_raw(anchor.pid).map(|pid| pidfd_open(pid, PidfdFlags::NONBLOCK));
+    let one = DESCRIPTORS.try_acquire().ok();
+    let pid = one.as_ref().and_then(|_| Pid::from_raw(anchor.pid));
+    let opened = pid.map(|pid| pidfd_open(pid, PidfdFlags::NONBLOCK));
     // Opened first, looked at then: so it is this process that the descriptor is for.
     if !proc.is_alive(anchor) {
         return;
@@ -60,6 +66,7 @@ async fn wait(anchor: ProcId) {
             return;
         }
     } else {
+        drop(one);
         detail!(pid = anchor.pid, "the end of this process is looked for every second");
     }
     while proc.is_alive(anchor) {

@@ -357,10 +357,10 @@ fn the_hook_tells_who_built() {
 }
 
 /// One connection that says hello and asks one thing after another.
-struct Client(std::os::unix::net::UnixStream);
+pub struct Client(std::os::unix::net::UnixStream);
 
 impl Client {
-    fn open(daemon: &Daemon) -> Self {
+    pub fn open(daemon: &Daemon) -> Self {
         let mut stream = dial(&daemon.socket(), PATIENCE).unwrap();
         let hello = ClientHello { protocol: PROTOCOL, version: "test".into() };
         stream.write_all(&hello.frame()).unwrap();
@@ -368,7 +368,7 @@ impl Client {
         Self(stream)
     }
 
-    fn ask(&mut self, request: &Request) -> Reply {
+    pub fn ask(&mut self, request: &Request) -> Reply {
         codec::write(&mut self.0, request).unwrap();
         loop {
             match codec::read::<Reply>(&mut self.0).unwrap().unwrap() {

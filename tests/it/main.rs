@@ -34,6 +34,7 @@ mod journal;
 mod lab;
 mod nixos_flake;
 mod nixos_module;
+mod nothing_lost_bounds;
 mod nothing_lost_disk;
 mod nothing_lost_events;
 mod nothing_lost_multiuser;

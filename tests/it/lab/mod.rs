@@ -11,4 +11,5 @@ mod proxy;
 mod rig;
 mod table;
 
-use rig::{COLLECTED, Dice, Rig, has, met, number, set, until, upload_of};
+pub use rig::set;
+use rig::{COLLECTED, Dice, Rig, has, met, number, until, upload_of};
