@@ -15,9 +15,10 @@
 //! Must not know what is decided about a path, nor caches but by number.
 
 mod held;
+mod told;
 
 use std::collections::VecDeque;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -99,7 +100,7 @@ impl Keeper {
     pub(super) fn start(places: Places) -> std::io::Result<Self> {
         let links = Roots::new(&places.links, &places.store_dir);
         let temp = TempRoots::open(&places.state_dir, &places.store_dir, &places.socket);
-        let trouble = say(&places.links, links.as_ref().err(), temp.as_ref().err());
+        let trouble = told::say(&places.links, links.as_ref().err(), temp.as_ref().err());
         let now = Instant::now();
         let state = State {
             lost: temp.is_err().then_some(now),
@@ -394,46 +395,6 @@ impl State {
             Ok(true) => self.piled = 0,
             Ok(false) => {}
             Err(error) => self.lose(&error.to_string()),
-        }
-    }
-}
-
-/// What can be had, told once; the words for `status` when something is missing.
-fn say(
-    links: &Path,
-    no_links: Option<&RootsError>,
-    no_temp: Option<&crate::store::TempRootsError>,
-) -> Option<String> {
-    let hint = format!(
-        "make {} and give it to the service's user (tmpfiles.d(5): `d {} 0755 flywheel -`), or set [nix] gc_roots",
-        links.display(),
-        links.display()
-    );
-    match (no_links, no_temp) {
-        (None, None) => None,
-        (Some(error), None) => {
-            event!(
-                ROOTS_PARTIAL,
-                error = %error,
-                "pending paths are protected from garbage collection while this runs, not while it is stopped; for that, {hint}"
-            );
-            None
-        }
-        (None, Some(error)) => {
-            let text = format!(
-                "pending paths are not protected from a garbage collection that runs already ({error}); \
-                 let the service's user reach the nix-daemon's socket"
-            );
-            event!(ROOTS_MISSING, "{text}");
-            Some(text)
-        }
-        (Some(links), Some(temp)) => {
-            let text = format!(
-                "pending paths are not protected from garbage collection ({temp}; {links}): let the service's \
-                 user reach the nix-daemon's socket, and {hint}"
-            );
-            event!(ROOTS_MISSING, "{text}");
-            Some(text)
         }
     }
 }

@@ -1,8 +1,9 @@
 //! Asking a cache what it has: one query at a time, and what its answers lead to.
 
+use super::cache::ASK_MOST;
 use super::event::{CacheId, Cause, Failure, Outcome, TaskId, Time};
 use super::retry::{Backoff, bounded};
-use super::step::{ASK_MOST, Flow};
+use super::step::Flow;
 use super::task::Phase;
 
 /// Queries refused in a row after which the question as such must be wrong:

@@ -101,7 +101,7 @@ pub enum Event {
     Go,
 }
 
-pub(super) use super::step::CacheLimits;
+pub(super) use super::cache::CacheLimits;
 
 /// How a request to a cache failed, as far as it matters for what to do next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

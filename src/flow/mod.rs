@@ -23,6 +23,7 @@
 //! and those that refer to it; every retry waits and is jittered.
 
 mod ask;
+mod cache;
 mod client;
 mod event;
 mod fate;
@@ -34,11 +35,12 @@ mod session;
 mod step;
 mod task;
 
+pub use cache::{CacheLimits, CacheView};
 pub use client::{ClientAction, ClientEvent, ClientLife, ClientState, Found};
 pub use event::{Action, CacheId, Cause, Event, Failure, NewTask, Outcome, SessionId, TaskId, Time};
 pub use gate::GateState;
 pub use retry::Backoff;
-pub use step::{CacheLimits, CacheView, Flow};
+pub use step::Flow;
 
 #[cfg(test)]
 mod tests;

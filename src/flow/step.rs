@@ -1,17 +1,14 @@
 //! The step: one event in, the actions it leads to out.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap};
 
+use super::cache::{Cache, CacheLimits, CacheView};
 use super::event::{Action, CacheId, Cause, Event, Failure, NewTask, Outcome, SessionId, TaskId, Time};
-use super::gate::{Gate, GateState};
-use super::lanes::{Lanes, NOBODY};
+use super::lanes::NOBODY;
 use super::pace::Pace;
 use super::retry::{Backoff, Rng, bounded};
 use super::session::Group;
 use super::task::{Phase, Task};
-
-/// Hashes in one query. A real server answers 500 to 40,000 and 200 to 10,000.
-pub(super) const ASK_MOST: usize = 4_000;
 
 /// Tries after which a task that cannot be read here is parked.
 const LOCAL_TRIES: u32 = 5;
@@ -19,73 +16,6 @@ const LOCAL_TRIES: u32 = 5;
 /// Parked tasks that are known here; older ones are forgotten, and known only
 /// to whoever keeps the books.
 const PARKED_MOST: usize = 10_000;
-
-/// Uploads at a time to one cache.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CacheLimits {
-    /// Never fewer.
-    pub least: u32,
-    /// Never more.
-    pub most: u32,
-}
-
-/// A cache as status shows it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CacheView {
-    /// Open, away or refusing.
-    pub state: GateState,
-    /// Neither settled nor parked, uploads included.
-    pub pending: usize,
-    /// Being uploaded.
-    pub uploading: u32,
-    /// Given up for now, and not forgotten.
-    pub parked: usize,
-    /// Uploads allowed at a time now.
-    pub limit: u32,
-}
-
-#[derive(Debug)]
-pub(super) struct Cache {
-    pub(super) gate: Gate,
-    pub(super) pace: Pace,
-    pub(super) lanes: Lanes,
-    pub(super) asks: VecDeque<TaskId>,
-    pub(super) urgent_asks: VecDeque<TaskId>,
-    /// The query that is under way.
-    pub(super) asking: Option<Vec<TaskId>>,
-    /// Hashes in the next query: fewer after one that was refused as such.
-    pub(super) ask_most: usize,
-    /// Queries refused as such since the last good one.
-    pub(super) ask_refusals: u32,
-    pub(super) ask_attempt: u32,
-    pub(super) ask_rest: Option<Time>,
-    pub(super) uploading: u32,
-    pub(super) tasks: usize,
-    pub(super) parked: usize,
-    /// Nothing is uploaded for the moment, whatever the gate says.
-    pub(super) held: bool,
-}
-
-impl Cache {
-    fn new(limits: &CacheLimits) -> Self {
-        Self {
-            gate: Gate::new(),
-            pace: Pace::new(limits.least, limits.most),
-            lanes: Lanes::default(),
-            asks: VecDeque::new(),
-            urgent_asks: VecDeque::new(),
-            asking: None,
-            ask_most: ASK_MOST,
-            ask_refusals: 0,
-            ask_attempt: 0,
-            ask_rest: None,
-            uploading: 0,
-            tasks: 0,
-            parked: 0,
-            held: false,
-        }
-    }
-}
 
 /// All decisions of one daemon.
 #[derive(Debug)]

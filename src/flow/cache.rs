@@ -1,0 +1,78 @@
+//! One cache: what waits for it, and how much of that may be under way.
+
+use std::collections::VecDeque;
+
+use super::event::{TaskId, Time};
+use super::gate::{Gate, GateState};
+use super::lanes::Lanes;
+use super::pace::Pace;
+
+/// Hashes in one query. A real server answers 500 to 40,000 and 200 to 10,000.
+pub(super) const ASK_MOST: usize = 4_000;
+
+/// Uploads at a time to one cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheLimits {
+    /// Never fewer.
+    pub least: u32,
+    /// Never more.
+    pub most: u32,
+}
+
+/// A cache as status shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheView {
+    /// Open, away or refusing.
+    pub state: GateState,
+    /// Neither settled nor parked, uploads included.
+    pub pending: usize,
+    /// Being uploaded.
+    pub uploading: u32,
+    /// Given up for now, and not forgotten.
+    pub parked: usize,
+    /// Uploads allowed at a time now.
+    pub limit: u32,
+}
+
+#[derive(Debug)]
+pub(super) struct Cache {
+    pub(super) gate: Gate,
+    pub(super) pace: Pace,
+    pub(super) lanes: Lanes,
+    pub(super) asks: VecDeque<TaskId>,
+    pub(super) urgent_asks: VecDeque<TaskId>,
+    /// The query that is under way.
+    pub(super) asking: Option<Vec<TaskId>>,
+    /// Hashes in the next query: fewer after one that was refused as such.
+    pub(super) ask_most: usize,
+    /// Queries refused as such since the last good one.
+    pub(super) ask_refusals: u32,
+    pub(super) ask_attempt: u32,
+    pub(super) ask_rest: Option<Time>,
+    pub(super) uploading: u32,
+    pub(super) tasks: usize,
+    pub(super) parked: usize,
+    /// Nothing is uploaded for the moment, whatever the gate says.
+    pub(super) held: bool,
+}
+
+impl Cache {
+    pub(super) fn new(limits: &CacheLimits) -> Self {
+        Self {
+            gate: Gate::new(),
+            pace: Pace::new(limits.least, limits.most),
+            lanes: Lanes::default(),
+            asks: VecDeque::new(),
+            urgent_asks: VecDeque::new(),
+            asking: None,
+            ask_most: ASK_MOST,
+            ask_refusals: 0,
+            ask_attempt: 0,
+            ask_rest: None,
+            uploading: 0,
+            tasks: 0,
+            parked: 0,
+            held: false,
+        }
+    }
+}
