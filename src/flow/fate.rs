@@ -39,10 +39,10 @@ impl Flow {
             }
             for reference in &task.references {
                 if let Some(r) = self.tasks.get_mut(reference) {
-                    r.referrers.remove(&id);
+                    r.referrers.remove(id);
                 }
             }
-            for referrer in task.referrers {
+            for referrer in task.referrers.iter() {
                 let Some(r) = self.tasks.get_mut(&referrer) else { continue };
                 if let Some(at) = r.references.iter().position(|r| *r == id) {
                     r.references.remove(at);
@@ -77,7 +77,7 @@ impl Flow {
             self.out.push(Action::Parked(id, cause));
             self.leave_groups(&sessions);
             let held = |r: &TaskId| self.tasks.get(r).is_some_and(|t| t.phase == Phase::Held);
-            stack.extend(referrers.into_iter().filter(held).map(|r| (r, Cause::Reference(id))));
+            stack.extend(referrers.iter().filter(held).map(|r| (r, Cause::Reference(id))));
         }
     }
 
@@ -98,7 +98,7 @@ impl Flow {
         while self.given_up.len() > self.given_up_most && kept < KEPT_MOST {
             let Some(&oldest) = self.given_up.iter().nth(kept) else { return };
             let mut id = oldest;
-            while let Some(&referrer) = self.tasks.get(&id).and_then(|t| t.referrers.first()) {
+            while let Some(referrer) = self.tasks.get(&id).and_then(|t| t.referrers.iter().next()) {
                 id = referrer;
             }
             if self.tasks.get(&id).is_some_and(|t| t.is_parked()) {
@@ -124,7 +124,7 @@ impl Flow {
         }
         for reference in &task.references {
             if let Some(r) = self.tasks.get_mut(reference) {
-                r.referrers.remove(&id);
+                r.referrers.remove(id);
             }
         }
         self.out.push(Action::Forgotten(id));
@@ -163,7 +163,7 @@ impl Flow {
             reopened.push((id, sessions));
             let because = Phase::Parked(Cause::Reference(id));
             let waits = |r: &TaskId| self.tasks.get(r).is_some_and(|t| t.phase == because);
-            stack.extend(referrers.into_iter().filter(waits));
+            stack.extend(referrers.iter().filter(waits));
         }
         // Only now: moving one to the front moves its references as well, and
         // passes over those that are still parked.

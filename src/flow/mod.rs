@@ -30,6 +30,7 @@ mod fate;
 mod gate;
 mod lanes;
 mod pace;
+mod referrers;
 mod retry;
 mod session;
 mod step;

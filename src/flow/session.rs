@@ -86,8 +86,9 @@ impl Flow {
     /// What an urgent task waits for is urgent.
     pub(super) fn inherit_urgency(&mut self, id: TaskId) {
         let Some(task) = self.tasks.get(&id) else { return };
-        let urgent = |r: &TaskId| self.tasks.get(r).filter(|t| t.urgent && !t.is_parked()).map(|t| t.lane);
-        if let Some(lane) = task.referrers.iter().find_map(urgent) {
+        let urgent = |r: TaskId| self.tasks.get(&r).filter(|t| t.urgent && !t.is_parked()).map(|t| t.lane);
+        let lane = task.referrers.iter().find_map(urgent);
+        if let Some(lane) = lane {
             self.promote(lane, id);
         }
     }

@@ -6,6 +6,7 @@ use super::cache::{Cache, CacheLimits, CacheView};
 use super::event::{Action, CacheId, Cause, Event, Failure, NewTask, Outcome, SessionId, TaskId, Time};
 use super::lanes::NOBODY;
 use super::pace::Pace;
+use super::referrers::Referrers;
 use super::retry::{Backoff, Rng, bounded};
 use super::session::Group;
 use super::task::{Phase, Task};
@@ -191,11 +192,12 @@ impl Flow {
         }
         let mut references = new.references;
         references.retain(|r| *r != id && self.tasks.get_mut(r).is_some_and(|r| r.referrers.insert(id)));
+        references.shrink_to_fit();
         let task = Task {
             cache,
             phase: if new.parked { Phase::Parked(Cause::Earlier) } else { Phase::Unasked },
             references,
-            referrers: BTreeSet::new(),
+            referrers: Referrers::default(),
             sessions: Vec::new(),
             lane: new.sessions.first().copied().unwrap_or(NOBODY),
             urgent: false,

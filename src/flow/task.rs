@@ -1,8 +1,7 @@
 //! One task: one store path on its way into one cache.
 
-use std::collections::BTreeSet;
-
 use super::event::{CacheId, Cause, SessionId, TaskId, Time};
+use super::referrers::Referrers;
 
 /// Where a task stands. What each phase may become is drawn in the room's first page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,9 +29,8 @@ pub(super) struct Task {
     pub(super) phase: Phase,
     /// References that it still waits for, parked ones included.
     pub(super) references: Vec<TaskId>,
-    /// Tasks that wait for it: the other end of their `references`, always. A
-    /// set, because a hub has many and they may go in any order.
-    pub(super) referrers: BTreeSet<TaskId>,
+    /// Tasks that wait for it: the other end of their `references`, always.
+    pub(super) referrers: Referrers,
     /// Groups that wait for it.
     pub(super) sessions: Vec<SessionId>,
     /// The lane it queues in.

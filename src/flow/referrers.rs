@@ -1,0 +1,90 @@
+//! Who waits for a task: nearly always a few, and for a hub tens of thousands,
+//! which may go in any order. A backlog has a hundred thousand of these, and
+//! even the smallest tree takes a hundred bytes.
+
+use std::collections::BTreeSet;
+
+use super::event::TaskId;
+
+/// More than so many are kept as a tree.
+const FEW: usize = 16;
+
+/// A set of tasks, in the order of their numbers.
+#[derive(Debug, Clone)]
+pub(super) enum Referrers {
+    Few(Vec<TaskId>),
+    Many(BTreeSet<TaskId>),
+}
+
+impl Default for Referrers {
+    fn default() -> Self {
+        Self::Few(Vec::new())
+    }
+}
+
+impl Referrers {
+    /// False when it is there already.
+    pub(super) fn insert(&mut self, id: TaskId) -> bool {
+        match self {
+            Self::Few(few) => {
+                let Err(at) = few.binary_search(&id) else { return false };
+                if few.len() < FEW {
+                    // Room for those that are there, not for those that never come.
+                    few.reserve_exact(1);
+                    few.insert(at, id);
+                    return true;
+                }
+                let mut many: BTreeSet<TaskId> = std::mem::take(few).into_iter().collect();
+                many.insert(id);
+                *self = Self::Many(many);
+                true
+            }
+            Self::Many(many) => many.insert(id),
+        }
+    }
+
+    pub(super) fn remove(&mut self, id: TaskId) {
+        match self {
+            Self::Few(few) => {
+                if let Ok(at) = few.binary_search(&id) {
+                    few.remove(at);
+                }
+            }
+            Self::Many(many) => {
+                many.remove(&id);
+            }
+        }
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = TaskId> {
+        let (few, many) = match self {
+            Self::Few(few) => (Some(few), None),
+            Self::Many(many) => (None, Some(many)),
+        };
+        few.into_iter().flatten().chain(many.into_iter().flatten()).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn is_a_set(ops in prop::collection::vec((any::<bool>(), 0..40_u32), 0..200)) {
+            let (mut set, mut model) = (Referrers::default(), BTreeSet::new());
+            for (add, n) in ops {
+                let id = TaskId::from(n);
+                if add {
+                    prop_assert_eq!(set.insert(id), model.insert(id));
+                } else {
+                    set.remove(id);
+                    model.remove(&id);
+                }
+                prop_assert!(set.iter().eq(model.iter().copied()));
+            }
+        }
+    }
+}
