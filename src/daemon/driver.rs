@@ -132,7 +132,8 @@ impl Driver {
                 return ended;
             }
             self.pulse.beat();
-            self.witness.attend(self.desk.sessions.values().any(|s| s.ending.is_none()));
+            let open = self.desk.sessions.values().any(|s| s.ending.is_none());
+            self.witness.attend(open, !self.settings.routes.is_empty());
             let wake = self.wake_at();
             tokio::select! {
                 input = inputs.recv() => match input {

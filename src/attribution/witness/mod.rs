@@ -68,10 +68,14 @@ impl Witness {
         &self.ours.0
     }
 
-    /// Whether anybody wants to know: while that is so the first lock after a
-    /// pause is seen as fast as the next one.
-    pub fn attend(&self, wanted: bool) {
-        if self.shared().attended.swap(wanted, Ordering::AcqRel) != wanted {
+    /// Who wants to know: while there are sessions, the first lock after a
+    /// pause is seen as fast as the next one; while paths of no session are
+    /// sent where their makers' go, those that follow on one are. Otherwise a
+    /// lock that is held for less than some 12 ms may not be seen, and nothing
+    /// is spent on it.
+    pub fn attend(&self, sessions: bool, strangers: bool) {
+        self.shared().strangers.store(strangers, Ordering::Release);
+        if self.shared().attended.swap(sessions, Ordering::AcqRel) != sessions {
             self.shared().wake();
         }
     }

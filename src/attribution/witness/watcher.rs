@@ -34,6 +34,7 @@ pub(super) struct Shared {
     /// How often was asked that everything before is seen to.
     pub(super) asked: AtomicU64,
     pub(super) attended: AtomicBool,
+    pub(super) strangers: AtomicBool,
     pub(super) rescan: AtomicBool,
     pub(super) ended: AtomicBool,
 }
@@ -58,6 +59,7 @@ impl Shared {
             worked: Condvar::new(),
             asked: AtomicU64::new(0),
             attended: AtomicBool::new(false),
+            strangers: AtomicBool::new(false),
             rescan: AtomicBool::new(true),
             ended: AtomicBool::new(false),
         })
@@ -109,7 +111,8 @@ impl Shared {
             let mut pause = state.pause(Instant::now());
             drop(state);
             self.worked.notify_all();
-            if self.attended.load(Ordering::Acquire) || Instant::now() < busy_until {
+            let strangers = self.strangers.load(Ordering::Acquire) && Instant::now() < busy_until;
+            if strangers || self.attended.load(Ordering::Acquire) {
                 if !due {
                     table.touch();
                 }
