@@ -26,6 +26,12 @@ use std::time::{Duration, Instant};
 use lab::proxy::{Call, Fault, Kind};
 use lab::{COLLECTED, Dice, Rig, set, until};
 
+/// What `--strict` makes of the end of a session: some failed, some are
+/// pending, nobody answers.
+const PARTLY: i32 = 3;
+const PENDING: i32 = 4;
+const NOBODY: i32 = 5;
+
 /// What the uploads and questions meet, in turn by lot.
 const WEATHER: &[(&str, Fault)] = &[
     ("fair", Fault::Pass),
@@ -75,8 +81,15 @@ fn main() {
                     let status = lab::client(&socket, &["session", "start", "--label", "soak"]);
                     site.build(&build);
                     let session = status.out.trim().to_owned();
-                    if !session.is_empty() {
-                        lab::client(&socket, &["session", "end", &session, "--timeout", "3s"]);
+                    // Until somebody is there to hear it: its anchor, which is this process, lives on.
+                    while !session.is_empty() {
+                        let end = ["--strict", "session", "end", &session, "--timeout", "3s"];
+                        match lab::client(&socket, &end).code {
+                            NOBODY if over.load(Ordering::Acquire) => break,
+                            NOBODY => std::thread::sleep(Duration::from_millis(100)),
+                            0 | PARTLY | PENDING => break,
+                            code => panic!("the end of {session}: status {code}"),
+                        }
                     }
                     done.lock().unwrap().builds += 1;
                 }
