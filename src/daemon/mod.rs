@@ -94,8 +94,9 @@ use transfer::Transfers;
 /// How often the Nix database is tried at the start while somebody keeps it
 /// locked, each time for some seconds: a collection may, and ends.
 const OPENINGS: u32 = 10;
-/// Inputs that may wait for the driver; who has more to say waits.
-const INPUTS: usize = 256;
+/// Inputs that may wait for the driver; who has more to say waits. One of the
+/// intake's may be a hundred kilobytes.
+const INPUTS: usize = 16;
 /// How long answers may take to go out at the end.
 const GOODBYE: Duration = Duration::from_secs(2);
 
