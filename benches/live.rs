@@ -184,21 +184,27 @@ const GIB: u64 = 1 << 30;
 
 /// One NAR of 1 GiB that does not compress.
 pub fn large() {
+    one_file("1 GiB NAR", &format!("head -c {GIB} /dev/urandom > $out"));
+}
+
+/// One NAR of 8 GiB, nearly without blocks on the disk; to Nix and to the
+/// daemon it is as large as any.
+pub fn huge() {
+    one_file("8 GiB NAR, sparse", &format!("truncate -s {} $out", 8 * GIB));
+}
+
+fn one_file(what: &str, script: &str) {
     let nix = PrivateNix::new();
     let rig = rig(&nix, "large");
     let watch = Watch::new(&nix.state_dir(), &rig.cache.dir);
     watch.cached(&nix.build(&trees::one("warm")));
     let before = rig.daemon.usage();
-    let big = PrivateNix::shell("big", &format!("head -c {GIB} /dev/urandom > $out"));
-    let (valid, cached) = watch.cached(&nix.build(&big))[0];
+    let (valid, cached) = watch.cached(&nix.build(&PrivateNix::shell("big", script)))[0];
     let after = rig.daemon.usage();
     let wall = cached.duration_since(valid).as_secs_f64();
-    figure(
-        "1 GiB NAR: wall",
-        "s",
-        &[wall],
-        "path valid to path in the cache, which hashes, compresses and syncs it",
-    );
-    figure("1 GiB NAR: processor time", "s", &[after.cpu_s - before.cpu_s], "utime+stime of the daemon");
-    figure("1 GiB NAR: peak memory", "MB", &[after.peak_mb], "VmHWM of the daemon");
+    let how = "path valid to path in the cache, which hashes, compresses and syncs it";
+    figure(&format!("{what}: wall"), "s", &[wall], how);
+    let cpu = after.cpu_s - before.cpu_s;
+    figure(&format!("{what}: processor time"), "s", &[cpu], "utime+stime of the daemon");
+    figure(&format!("{what}: peak memory"), "MB", &[after.peak_mb], "VmHWM of the daemon");
 }

@@ -1,6 +1,7 @@
 //! The ledger over real files in directories of their own.
 
 mod opening;
+mod power;
 mod reference;
 mod scale;
 mod trouble;

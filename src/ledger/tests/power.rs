@@ -1,0 +1,46 @@
+//! A power cut: the last moments are not there, and what is there is whole.
+
+use super::*;
+
+/// What of the log has reached the disk when the power goes is some first part
+/// of it, and its last page may be torn.
+#[test]
+fn whatever_part_of_the_log_is_left_cursor_and_items_belong_together() {
+    let (dir, ledger) = new_ledger();
+    const ROUNDS: i64 = 16;
+    for n in 1..=ROUNDS {
+        let cursor = Some(Cursor { identity: "db".into(), id: n });
+        let items = vec![item(usize::try_from(n).unwrap(), &[])];
+        let (id, ..) = ledger.admit(Admit { cursor, items, at: n }).unwrap().items[0];
+        if n % 2 == 0 {
+            ledger.settle(id, to(ItemState::Pushed));
+        }
+    }
+    ledger.sync().unwrap();
+    let log = std::fs::read(dir.path().join("ledger.db-wal")).unwrap();
+    let file = std::fs::read(dir.path().join("ledger.db")).unwrap();
+    assert!(log.len() > 50 * 4096, "all of it is in the log: {} bytes", log.len());
+    let mut seen = std::collections::BTreeSet::new();
+    // A page and its head take 4120 bytes: cuts between pages, and within them.
+    for cut in (0..=log.len()).step_by(4120 / 2 - 7) {
+        let at = tempfile::tempdir().unwrap();
+        let copy = at.path().join("ledger.db");
+        std::fs::write(&copy, &file).unwrap();
+        std::fs::write(at.path().join("ledger.db-wal"), &log[..cut]).unwrap();
+        let (left, opened) = Ledger::open(&copy).unwrap();
+        assert!(!matches!(opened, Opened::Recovered { .. }), "a cut at {cut} is no damage");
+        let known = left.cursor().unwrap().map_or(0, |cursor| cursor.id);
+        let ids = left.read(|c| {
+            let mut all = c.prepare("SELECT id FROM item ORDER BY id")?;
+            Ok(all.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<Vec<i64>>>()?)
+        });
+        assert_eq!(ids.unwrap(), (1..=known).collect::<Vec<_>>(), "cut at {cut}");
+        // And it goes on from there.
+        let cursor = Some(Cursor { identity: "db".into(), id: known + 1 });
+        let items = vec![item(usize::try_from(known + 1).unwrap(), &[])];
+        left.admit(Admit { cursor, items, at: known }).unwrap();
+        seen.insert(known);
+    }
+    assert_eq!((seen.first(), seen.last()), (Some(&0), Some(&ROUNDS)));
+    assert!(seen.len() > 12, "{seen:?}");
+}
