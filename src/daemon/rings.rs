@@ -19,7 +19,6 @@ pub(super) fn pull(witness: Witness, bell: Bell) -> impl Fn(Ring) {
     move |ring| {
         tell(&ring);
         match &ring {
-            Ring::LockCreated(_) => return,
             Ring::Remounted => witness.rescan(),
             Ring::LockRemoved(_) | Ring::Overflow | Ring::Start | Ring::Timer | Ring::WatchLost(_) => {}
         }
@@ -44,7 +43,7 @@ fn tell(ring: &Ring) {
                 "the kernel dropped events of the store directory: the Nix database is read instead, nothing is lost"
             );
         }
-        Ring::Start | Ring::LockRemoved(_) | Ring::LockCreated(_) | Ring::Overflow | Ring::Timer => {}
+        Ring::Start | Ring::LockRemoved(_) | Ring::Overflow | Ring::Timer => {}
     }
 }
 

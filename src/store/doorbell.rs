@@ -28,8 +28,6 @@ pub enum Ring {
     Start,
     /// A lock went; the name without `.lock`, which may not even be a path's.
     LockRemoved(String),
-    /// A lock appeared: whoever holds it makes the path.
-    LockCreated(String),
     /// The kernel dropped events.
     Overflow,
     /// The watch was hung again, on what is the store directory now.
@@ -202,7 +200,6 @@ impl Keeper {
         self.generation += 1;
         let (generation, bell, orders) = (self.generation, Arc::clone(&self.bell), self.orders.clone());
         Watch::hang(Path::new(&self.dir), move |seen| match seen {
-            Seen::LockCreated(base) => bell.ring(Ring::LockCreated(base)),
             Seen::LockRemoved(base) => bell.ring(Ring::LockRemoved(base)),
             Seen::Overflow => {
                 bell.health().overflows += 1;

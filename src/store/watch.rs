@@ -41,8 +41,6 @@ pub enum DoorbellError {
 /// What the watch reports.
 #[derive(Debug)]
 pub(super) enum Seen {
-    /// `<name>.lock` appeared.
-    LockCreated(String),
     /// `<name>.lock` went.
     LockRemoved(String),
     /// The kernel dropped events.
@@ -75,9 +73,8 @@ impl Watch {
         // Before the watch: were the directory replaced right after, the next
         // look finds another one and hangs the watch again.
         let on = device_and_inode(dir).map_err(place)?;
-        // Only what comes and goes: reading a store file costs no event then.
-        let mask = EventKindMask::CREATE | EventKindMask::REMOVE;
-        let config = Config::default().with_event_kinds(mask);
+        // Only what goes: making and reading a store file costs no event then.
+        let config = Config::default().with_event_kinds(EventKindMask::REMOVE);
         let ended = Arc::new(AtomicBool::new(false));
         let guard = Ended { seen, flag: Arc::clone(&ended) };
         let root = dir.to_owned();
@@ -123,11 +120,9 @@ fn interpret(dir: &Path, event: notify::Result<notify::Event>, seen: &impl Fn(Se
     if event.need_rescan() {
         seen(Seen::Overflow);
     }
-    let make = match event.kind {
-        EventKind::Create(_) => Seen::LockCreated,
-        EventKind::Remove(_) => Seen::LockRemoved,
-        EventKind::Any | EventKind::Access(_) | EventKind::Modify(_) | EventKind::Other => return,
-    };
+    if !matches!(event.kind, EventKind::Remove(_)) {
+        return;
+    }
     for path in &event.paths {
         if path == dir {
             let how = event.info().unwrap_or("directory removed");
@@ -135,7 +130,7 @@ fn interpret(dir: &Path, event: notify::Result<notify::Event>, seen: &impl Fn(Se
         } else if let Some(base) =
             path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".lock"))
         {
-            seen(make(base.to_owned()));
+            seen(Seen::LockRemoved(base.to_owned()));
         }
     }
 }
