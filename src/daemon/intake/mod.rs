@@ -110,6 +110,8 @@ impl IntakeError {
 
 /// How far the intake is.
 struct Progress {
+    /// Where to begin, when that is known already.
+    first: Option<Cursor>,
     /// `None` before the first look at the ledger.
     cursor: Option<Cursor>,
     restored: bool,
@@ -126,13 +128,11 @@ impl Intake {
     /// Works until it is told to stop or the driver is gone. What keeps it from
     /// reading or writing does not end it: the Nix database is the truth and
     /// does not go away, so the work is done again when that has passed.
-    pub(super) fn run(mut self, ear: &Ear, cursor: Option<Cursor>) -> Result<(), IntakeError> {
-        if let Some(first) = &cursor {
-            self.tell(Input::Cursor(first.id))?;
-        }
+    pub(super) fn run(mut self, ear: &Ear, first: Option<Cursor>) -> Result<(), IntakeError> {
         let seen = self.wishes.caches.iter().map(|_| Seen::default()).collect();
         let mut progress = Progress {
-            cursor,
+            first,
+            cursor: None,
             restored: false,
             seen,
             namings: VecDeque::new(),
@@ -192,11 +192,14 @@ impl Intake {
     /// Does what is to be done. After an error it is begun again, and nothing
     /// that was done then is lost or counted twice.
     fn advance(&mut self, progress: &mut Progress) -> Result<(), IntakeError> {
-        let Progress { cursor, restored, seen, namings, hooked, retry } = progress;
+        let Progress { first, cursor, restored, seen, namings, hooked, retry } = progress;
         let cursor = match cursor {
             Some(cursor) => cursor,
             None => {
-                let first = self.first_cursor()?;
+                let first = match first.take() {
+                    Some(first) => first,
+                    None => self.first_cursor()?,
+                };
                 // Or everything would seem to be behind until something new becomes valid.
                 self.tell(Input::Cursor(first.id))?;
                 cursor.insert(first)
