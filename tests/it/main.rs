@@ -35,6 +35,7 @@ mod lab;
 mod nixos_flake;
 mod nixos_module;
 mod nothing_lost_bounds;
+mod nothing_lost_database;
 mod nothing_lost_disk;
 mod nothing_lost_events;
 mod nothing_lost_multiuser;

@@ -22,7 +22,10 @@ impl Intake {
                     now = identity,
                     "the Nix database is another one than before: everything in it counts as new"
                 );
-                Ok(Cursor { identity, id: 0 })
+                let cursor = Cursor { identity, id: 0 };
+                self.windows().renumber();
+                begin::note(&self.own_dir, &cursor);
+                Ok(cursor)
             }
             None => {
                 let head = self.journal.head()?;

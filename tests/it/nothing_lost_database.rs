@@ -1,0 +1,153 @@
+//! The Nix database is the truth, also when it is another one than it was:
+//! replaced or put back, running or away, with or without the ledger.
+
+use rustix::fs::inotify;
+
+use crate::support::daemon::{Daemon, EMBEDDED, PATIENCE, until};
+use crate::support::nix::PrivateNix;
+
+fn build(daemon: &Daemon, name: &str) -> String {
+    daemon.nix.build(&PrivateNix::shell(name, &format!("echo {name} > $out"))).remove(0)
+}
+
+/// So often it was told.
+fn told(daemon: &Daemon, times: usize, what: &str) {
+    let log = daemon.log();
+    assert_eq!(log.lines().filter(|line| line.contains(what)).count(), times, "{what}\n{log}");
+}
+
+fn damage_the_ledger(daemon: &Daemon) {
+    std::fs::write(daemon.state_dir().join("ledger.sqlite"), vec![b'x'; 8192]).unwrap();
+}
+
+/// As after a reinstallation: more is valid than there was, under the same numbers.
+#[test]
+fn replaced_while_the_daemon_was_away() {
+    let mut daemon = Daemon::embedded();
+    build(&daemon, "before");
+    daemon.flush();
+    let session = daemon.session(&[]);
+    daemon.stop();
+    daemon.nix.wipe();
+    let paths = ["one", "two", "three"].map(|name| build(&daemon, name));
+    daemon.up();
+    // Also the session that is open counts from one again.
+    let summary = daemon.end(&session, &[]);
+    assert_eq!(summary["pushed"], 3, "{summary}");
+    assert_eq!(daemon.main().having(&paths), [true; 3]);
+    told(&daemon, 1, "the Nix database is another one than before");
+    // Another start has nothing to say of it.
+    daemon.restart();
+    daemon.flush();
+    told(&daemon, 0, "the Nix database");
+}
+
+/// What the ledger of a replaced database knew is found without it as well.
+#[test]
+fn replaced_and_then_the_ledger_is_damaged() {
+    for away in [false, true] {
+        let mut daemon = Daemon::embedded();
+        build(&daemon, "before");
+        daemon.flush();
+        if away {
+            daemon.stop();
+        }
+        daemon.nix.wipe();
+        if away {
+            daemon.up();
+        }
+        build(&daemon, "one");
+        daemon.flush();
+        daemon.stop();
+        let two = build(&daemon, "two");
+        damage_the_ledger(&daemon);
+        daemon.up();
+        daemon.flush();
+        assert!(daemon.main().has(&two), "replaced while the daemon was away: {away}");
+    }
+}
+
+/// As after a backup was written into the same file: fewer numbers are given than before.
+#[test]
+fn put_back_while_the_daemon_runs_or_is_away() {
+    let mut daemon = Daemon::prepare(PrivateNix::new(), "");
+    // Seen by what rings the bell alone.
+    daemon.configure_nix(EMBEDDED, "poll = \"1h\"\n");
+    daemon.up();
+    let put_back = |daemon: &Daemon| {
+        let db = rusqlite::Connection::open(daemon.nix.state_dir().join("db/db.sqlite")).unwrap();
+        db.busy_timeout(PATIENCE).unwrap();
+        let emptied = "begin immediate; delete from ValidPaths;
+            update sqlite_sequence set seq = 0 where name = 'ValidPaths'; commit";
+        db.execute_batch(emptied).unwrap();
+    };
+    for n in 0..4 {
+        build(&daemon, &format!("before{n}"));
+    }
+    daemon.flush();
+    put_back(&daemon);
+    let while_it_runs = build(&daemon, "while-it-runs");
+    until("it comes without being asked for", || daemon.main().has(&while_it_runs));
+    told(&daemon, 1, "the Nix database was replaced");
+    for n in 0..4 {
+        build(&daemon, &format!("after{n}"));
+    }
+    daemon.flush();
+    daemon.stop();
+    put_back(&daemon);
+    let while_it_is_away = build(&daemon, "while-it-is-away");
+    daemon.up();
+    until("it comes without being asked for", || daemon.main().has(&while_it_is_away));
+    told(&daemon, 1, "the Nix database is another one than before");
+}
+
+/// A path can become valid without a lock: one that a backup's list of valid
+/// paths is loaded for. Nothing but the timer sees it.
+#[test]
+fn what_becomes_valid_without_an_event() {
+    let daemon = Daemon::prepare(PrivateNix::new(), "");
+    let path = build(&daemon, "restored");
+    let dump = daemon.nix.run("nix-store", &["--dump-db", &path]);
+    assert!(dump.status.success(), "{dump:?}");
+    let aside = daemon.nix.path().join("aside");
+    std::fs::copy(&path, &aside).unwrap();
+    daemon.nix.wipe();
+    let mut daemon = daemon;
+    daemon.configure_nix(EMBEDDED, "poll = \"200ms\"\n");
+    daemon.up();
+    daemon.flush();
+    std::fs::copy(&aside, &path).unwrap();
+    let mut load = daemon.nix.command("nix-store");
+    let mut load = load.arg("--load-db").stdin(std::process::Stdio::piped()).spawn().unwrap();
+    std::io::Write::write_all(&mut load.stdin.take().unwrap(), &dump.stdout).unwrap();
+    assert!(load.wait().unwrap().success());
+    until("it comes without being asked for", || daemon.main().has(&path));
+}
+
+/// Without a write-ahead log a writer keeps readers out, and may take longer
+/// than one look waits.
+#[test]
+fn locked_when_the_daemon_starts() {
+    let nix = PrivateNix::new();
+    nix.configure("use-sqlite-wal = false");
+    let file = nix.state_dir().join("db/db.sqlite");
+    let db = rusqlite::Connection::open(&file).unwrap();
+    let mode: String = db.query_row("PRAGMA journal_mode = TRUNCATE", [], |row| row.get(0)).unwrap();
+    assert_eq!(mode, "truncate");
+    let mut daemon = Daemon::prepare(nix, EMBEDDED);
+    db.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    let opened = inotify::init(inotify::CreateFlags::NONBLOCK).unwrap();
+    inotify::add_watch(&opened, &file, inotify::WatchFlags::OPEN).unwrap();
+    let (mut room, mut tries) = ([std::mem::MaybeUninit::uninit(); 512], 0);
+    let mut opened = inotify::Reader::new(opened, &mut room);
+    daemon.spawn();
+    until("a second try", || {
+        tries += usize::from(opened.next().is_ok());
+        tries == 2
+    });
+    db.execute_batch("ROLLBACK").unwrap();
+    daemon.until_told(|line| line == "READY=1");
+    let path = build(&daemon, "one");
+    daemon.flush();
+    assert!(daemon.main().has(&path));
+}
