@@ -34,6 +34,7 @@ mod journal;
 mod lab;
 mod nixos_flake;
 mod nixos_module;
+mod nothing_lost_books;
 mod nothing_lost_bounds;
 mod nothing_lost_database;
 mod nothing_lost_disk;
