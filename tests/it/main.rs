@@ -41,6 +41,7 @@ mod nothing_lost_disk;
 mod nothing_lost_events;
 mod nothing_lost_multiuser;
 mod nothing_lost_roots;
+mod nothing_lost_stop;
 mod nothing_lost_trouble;
 mod observe;
 mod quickstart;

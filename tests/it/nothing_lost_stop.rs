@@ -1,0 +1,87 @@
+//! A stop leaves nobody without an answer, whatever they wait for.
+
+use std::process::{Child, Stdio};
+
+use rustix::process::Signal;
+
+use crate::support::cache::{Gate, Standalone};
+use crate::support::daemon::{Daemon, Said, until};
+use crate::support::nix::PrivateNix;
+
+/// One upload at a time, and a gate before the cache.
+fn gated() -> (Daemon, Standalone, Gate) {
+    let nix = PrivateNix::new();
+    let cache = Standalone::start(&nix, |_| {});
+    let gate = cache.gate();
+    let config = format!("{}[push]\njobs = 1\n", cache.config_at(&gate.url()));
+    (Daemon::start(nix, &config), cache, gate)
+}
+
+fn build(daemon: &Daemon, name: &str) -> String {
+    daemon.nix.build(&PrivateNix::shell(name, &format!("echo {name} > $out"))).remove(0)
+}
+
+/// Ends a session and waits, until it is known to.
+fn ending(daemon: &Daemon, session: &str) -> Child {
+    let mut end = daemon.client(&["--json", "session", "end", session, "--timeout", "20s"]);
+    let end = end.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    until("it waits", || daemon.status()["sessions"][0]["state"] == "draining");
+    end
+}
+
+#[test]
+fn who_waits_for_more_than_is_under_way_is_told_at_once() {
+    let (mut daemon, cache, gate) = gated();
+    gate.close();
+    let session = daemon.session(&[]);
+    let paths = ["one", "two"].map(|name| build(&daemon, name));
+    let end = ending(&daemon, &session);
+    gate.until_came(1);
+    until("both wait", || daemon.status()["sessions"][0]["pending"] == 2);
+    daemon.signal(Signal::TERM);
+    // Before the upload has ended.
+    let said = Said::of(&end.wait_with_output().unwrap()).json();
+    assert_eq!((said["outcome"].as_str(), said["pending"].as_u64()), (Some("pending"), Some(2)), "{said}");
+    gate.open();
+    assert!(daemon.ended().success());
+    daemon.up();
+    assert_eq!(daemon.end(&session, &[])["pushed"], 2);
+    assert_eq!(cache.main().having(&paths), [true; 2]);
+}
+
+#[test]
+fn whose_paths_could_not_be_looked_at_is_told_so() {
+    let (mut daemon, cache, _gate) = gated();
+    let session = daemon.session(&[]);
+    let (db, away) = (daemon.nix.state_dir().join("db"), daemon.nix.state_dir().join("db.away"));
+    std::fs::rename(&db, &away).unwrap();
+    let end = ending(&daemon, &session);
+    until("it is noticed", || daemon.log().contains("cannot be taken in for the moment"));
+    daemon.stop();
+    let said = Said::of(&end.wait_with_output().unwrap()).json();
+    assert_eq!(said["outcome"], "pending", "{said}");
+    assert!(said["warnings"][0].as_str().unwrap().contains("could not be looked through"), "{said}");
+    std::fs::rename(&away, &db).unwrap();
+    let path = build(&daemon, "meanwhile");
+    daemon.up();
+    daemon.flush();
+    assert!(cache.main().has(&path));
+}
+
+#[test]
+fn who_comes_while_it_stops_is_refused_and_told_why() {
+    let (mut daemon, cache, gate) = gated();
+    gate.close();
+    let path = build(&daemon, "one");
+    gate.until_came(1);
+    daemon.signal(Signal::TERM);
+    daemon.until_told(|line| line == "STOPPING=1");
+    for command in [&["session", "start"][..], &["push", &path]] {
+        let refused = daemon.ctl(&[&["--strict"], command].concat());
+        assert_eq!((refused.code, refused.out.as_str()), (5, ""), "{refused:?}");
+        assert!(refused.err.contains("the daemon is stopping"), "{refused:?}");
+    }
+    gate.open();
+    assert!(daemon.ended().success());
+    assert!(cache.main().has(&path));
+}
