@@ -42,6 +42,7 @@ mod nothing_lost_events;
 mod nothing_lost_multiuser;
 mod nothing_lost_roots;
 mod nothing_lost_stop;
+mod nothing_lost_token;
 mod nothing_lost_trouble;
 mod observe;
 mod quickstart;

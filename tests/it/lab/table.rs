@@ -7,7 +7,7 @@
 //! What kills other watchers stands in `killers.rs`.
 
 use super::proxy::{Call, Fault, Kind};
-use super::{Rig, met, set, upload_of};
+use super::{Rig, met, set, until, upload_of};
 
 /// One row.
 struct Row {
@@ -49,6 +49,7 @@ rows! {
     unauthorized_401: Fault::Answer(401, ""), uploads, 1, Reload;
     forbidden_403: Fault::Answer(403, ""), uploads, 1, Reload;
     too_large_413: Fault::Answer(413, ""), one_path, 1, Parks("too-large");
+    no_such_cache_404: Fault::Answer(404, ""), one_path, 1, Parks("no-such-cache");
     bad_request_400: Fault::Answer(400, ""), one_path, 1, Parks("rejected");
     bad_hash_400_twice: Fault::BadHash, one_path, 2, Parks("mismatch");
     cut_before_the_answer: Fault::Cut(0), uploads, 6, Heals;
@@ -89,7 +90,12 @@ fn run(row: &Row) {
     rig.site.build(&set("during", 2, 10, 20_000));
     rig.proxy.until("the fault is met", met(row.times));
     match row.then {
-        Heals | Reload => {}
+        Heals => {}
+        Reload => {
+            let refused = || (rig.daemon.status()["cache"][0]["state"] == "unauthorized").then_some(());
+            until("the refusal is seen", refused);
+            assert_eq!(rig.daemon.status()["queue"]["parked"], 0);
+        }
         Parks(class) => rig.whole(|name| match name {
             "during-0" => Some(class),
             name => name.starts_with("during-0-").then_some("reference"),
