@@ -111,6 +111,11 @@ fn one_invalid_path_among_50() {
     let push = rig.daemon.ctl(&args);
     assert_eq!(push.code, 0, "{push:?}");
     assert!(push.out.contains("-never") || push.err.contains("-never"), "it is named: {push:?}");
+    // The reason says what has happened and how to see and mend it.
+    let failed = push.json()["failed"].to_string();
+    for words in ["the local store is damaged", "`nix-store --verify-path /", "`nix-store --repair-path /"] {
+        assert!(failed.contains(words), "{words}: {failed}");
+    }
     let fails = |name: &str| (name == "many-4-o8").then_some("mismatch");
     rig.whole(fails);
     rig.nothing_twice();
