@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::super::retry::Rng;
 use super::super::task::Phase;
-use super::super::{Action, Backoff, CacheLimits, Event, Failure, Flow, GateState, TaskId, Time};
+use super::super::{Action, Backoff, CacheId, CacheLimits, Event, Failure, Flow, GateState, TaskId, Time};
 use super::sim::{Server, Sim};
 use super::{MAIN, admit, flow, missing, phase, task};
 
@@ -83,6 +83,32 @@ fn three_transient_failures_in_a_row_close_the_gate_over_all_tasks() {
     assert_eq!(flow.view(MAIN).unwrap().state, GateState::Online, "one success forgives two failures");
     let actions = flow.step(fail(6), Time(0));
     assert_eq!(actions, [Action::Gate(MAIN, GateState::Offline)], "and nothing more is begun");
+}
+
+/// Each cache has its own gate, whichever way the other's trouble is met.
+#[test]
+fn what_one_cache_does_not_answer_costs_another_nothing() {
+    let limits = CacheLimits { least: 4, most: 4 };
+    let other = CacheId(1);
+    for failure in [Failure::Unreachable, Failure::Refused, Failure::Transient { retry_after: None }] {
+        for in_question in [false, true] {
+            let mut flow = Flow::new(&[limits, limits], 1);
+            flow.step(admit((1..=4).map(|id| task(id, &[], &[])).collect()), Time(0));
+            if !in_question {
+                flow.step(missing(1..=4), Time(0));
+            }
+            flow.step(Event::Admit { cache: other, tasks: vec![task(10, &[], &[])] }, Time(0));
+            for id in 1..=4 {
+                let asked = Event::AskFailed { cache: MAIN, tasks: Vec::new(), failure };
+                flow.step(if in_question { asked } else { Event::UploadFailed(id, failure) }, Time(0));
+            }
+            let said = format!("{failure:?} {in_question}");
+            assert!(in_question || flow.view(MAIN).unwrap().state != GateState::Online, "{said}");
+            assert_eq!(flow.view(other).unwrap().state, GateState::Online, "{said}");
+            let asked = Event::Asked { cache: other, present: Vec::new(), missing: vec![10] };
+            assert_eq!(flow.step(asked, Time(0)), [Action::Upload(other, 10, 1)], "{said}");
+        }
+    }
 }
 
 /// Each upload takes 20 ms; those in `poison` always fail.
