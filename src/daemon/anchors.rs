@@ -80,3 +80,40 @@ async fn wait(anchor: ProcId) {
 fn readiness(fd: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::new(fd)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn descriptors() -> usize {
+        let all = std::fs::read_dir("/proc/self/fd").unwrap().filter_map(Result::ok);
+        all.filter(|fd| std::fs::read_link(fd.path()).is_ok_and(|to| to.ends_with("anon_inode:[pidfd]")))
+            .count()
+    }
+
+    #[tokio::test]
+    async fn many_anchors_take_a_bounded_number_of_descriptors_and_every_end_is_told() {
+        const MANY: i64 = 700;
+        let mut job = tokio::process::Command::new("sleep").arg("600").kill_on_drop(true).spawn().unwrap();
+        let pid = i32::try_from(job.id().unwrap()).unwrap();
+        let anchor = Proc::default().stat(pid).unwrap().id;
+        let own = descriptors();
+        let (out, mut inputs) = tokio::sync::mpsc::channel(1);
+        let watches: Vec<_> = (0..MANY).map(|row| watch(row, anchor, out.clone())).collect();
+        // On this one thread each of them has had its turn then.
+        for _ in 0..MANY {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(descriptors() - own, 512);
+        job.kill().await.unwrap();
+        let mut told = BTreeSet::new();
+        while told.len() < watches.len() {
+            let Some(Input::AnchorGone(row)) = inputs.recv().await else {
+                panic!("{} were told", told.len())
+            };
+            assert!(told.insert(row), "{row} was told twice");
+        }
+    }
+}
