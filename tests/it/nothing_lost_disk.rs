@@ -17,6 +17,13 @@ struct Bench {
 impl Bench {
     /// Running, with one path in the cache, on a disk that is full now.
     fn full() -> Option<Self> {
+        let bench = Self::new()?;
+        bench.disk.fill();
+        Some(bench)
+    }
+
+    /// The same, while there is room.
+    fn new() -> Option<Self> {
         let nix = PrivateNix::new();
         let cache = Standalone::start(&nix, |_| {});
         let gate = cache.gate();
@@ -29,7 +36,6 @@ impl Bench {
         bench.build("before");
         bench.daemon.flush();
         bench.until("what was answered is written a moment later", || bench.recorded() == 1);
-        bench.disk.fill();
         Some(bench)
     }
 
@@ -147,4 +153,40 @@ fn stopped_and_started_while_the_disk_is_full() {
     bench.daemon.restart();
     assert_eq!(bench.daemon.json(&["session", "show", &session])["summary"]["pushed"], 1);
     assert_eq!(bench.recorded(), 3);
+}
+
+/// A ledger that was closed in order has no files beside it, and there is no
+/// room to make them.
+#[test]
+fn started_on_a_disk_that_has_filled_up_meanwhile() {
+    let Some(mut bench) = Bench::new() else { return };
+    bench.daemon.stop();
+    let away = bench.build("away");
+    bench.disk.fill();
+    bench.daemon.up();
+    bench.until("pushed from memory", || bench.cache.main().has(&away));
+    let said = bench.ledger();
+    assert_eq!(said["state"], "degraded", "{said}");
+    bench.disk.free();
+    bench.until("it is written", || bench.ledger()["state"] == "ok");
+    bench.daemon.kill();
+    bench.daemon.up();
+    bench.daemon.flush();
+    bench.until("both are recorded", || bench.recorded() == 2);
+    assert_eq!(bench.gate.came().len(), 2, "nothing is sent twice");
+}
+
+/// Too late for a try of its own: the end is one.
+#[test]
+fn room_is_made_just_before_a_stop() {
+    let Some(mut bench) = Bench::full() else { return };
+    let session = bench.daemon.session(&["--label", "on a full disk"]);
+    bench.build("full");
+    assert_eq!(bench.daemon.end(&session, &[])["pushed"], 1);
+    assert_eq!(bench.recorded(), 1, "nothing of it is on the disk");
+    bench.disk.free();
+    bench.daemon.restart();
+    assert_eq!(bench.daemon.json(&["session", "show", &session])["summary"]["pushed"], 1);
+    bench.daemon.flush();
+    assert_eq!(bench.gate.came().len(), 2, "nothing is sent twice");
 }
