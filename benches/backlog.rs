@@ -1,7 +1,6 @@
 //! A backlog: paths that became valid while the cache was away, or before the
 //! daemon came. Takes minutes, so it runs only when it is named.
 
-use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::process::Stdio;
@@ -40,6 +39,25 @@ fn fill(nix: &PrivateNix, count: usize) {
     assert!(child.wait().unwrap().success());
 }
 
+/// Waits until this is so of the daemon's status; the largest queue that was seen.
+fn until(daemon: &Daemon, so: impl Fn(&serde_json::Value) -> bool) -> u64 {
+    let mut most = 0;
+    loop {
+        let status = daemon.json(&["status"]);
+        most = most.max(status["queue"]["pending"].as_u64().unwrap());
+        if so(&status) {
+            return most;
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+fn all_in(status: &serde_json::Value, count: usize) -> bool {
+    let (queue, cursor) = (&status["queue"], status["store"]["cursor"].as_u64().unwrap());
+    assert_eq!(queue["parked"], 0, "{status}");
+    cursor >= count as u64 && queue["pending"] == 0 && queue["uploading"] == 0
+}
+
 pub fn backlog() {
     for count in [25_000, 100_000] {
         let nix = PrivateNix::new();
@@ -49,36 +67,37 @@ pub fn backlog() {
         let began = Instant::now();
         let daemon =
             Daemon::start(&nix, &dir, (&cache.endpoint(), cache.token_file()), "[push]\nexisting = true");
-        let mut seen = HashSet::new();
-        loop {
-            let status = daemon.json(&["status"]);
-            let (queue, cursor) = (&status["queue"], status["store"]["cursor"].as_u64().unwrap());
-            seen.insert(queue["pending"].as_u64().unwrap());
-            if cursor >= count as u64 && queue["pending"] == 0 && queue["uploading"] == 0 {
-                assert_eq!(queue["parked"], 0, "{status}");
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(200));
-        }
+        let most = until(&daemon, |status| all_in(status, count));
         let usage = daemon.usage();
-        let most = seen.into_iter().max().unwrap();
-        figure(
-            &format!("backlog of {count}: wall"),
-            "s",
-            &[ms(began) / 1e3],
-            "start of the daemon to the last path in the cache",
-        );
-        figure(
-            &format!("backlog of {count}: processor time"),
-            "s",
-            &[usage.cpu_s],
-            "utime+stime of the daemon",
-        );
-        figure(
-            &format!("backlog of {count}: peak memory"),
-            "MB",
-            &[usage.peak_mb],
-            &format!("VmHWM of the daemon; at most {most} in the queue"),
-        );
+        let what = |figure: &str| format!("backlog of {count}: {figure}");
+        let wall = ms(began) / 1e3;
+        figure(&what("wall"), "s", &[wall], "start of the daemon to the last path in the cache");
+        figure(&what("processor time"), "s", &[usage.cpu_s], "utime+stime of the daemon");
+        let how = format!("VmHWM of the daemon; at most {most} in the queue");
+        figure(&what("peak memory"), "MB", &[usage.peak_mb], &how);
     }
+}
+
+/// More than the daemon keeps in memory, while the cache is away; then it comes.
+pub fn overfull() {
+    const COUNT: usize = 210_000;
+    let nix = PrivateNix::new();
+    fill(&nix, COUNT);
+    let dir = nix.path().join("daemon");
+    // Once, for its token and a port that is free.
+    let cache = Cache::start(&dir.join("served"), &nix.store_dir());
+    let (endpoint, token) = (cache.endpoint(), cache.token_file().to_owned());
+    drop(cache);
+    let daemon = Daemon::start(&nix, &dir, (&endpoint, &token), "[push]\nexisting = true");
+    let most = until(&daemon, |status| {
+        status["store"]["problem"].as_str().is_some_and(|problem| problem.contains("kept in memory"))
+    });
+    let how = format!("VmHWM of the daemon; {most} in the queue, the rest waits in the Nix database");
+    figure("a cache that is away for 210,000: peak memory", "MB", &[daemon.usage().peak_mb], &how);
+    let began = Instant::now();
+    let address = endpoint.strip_prefix("http://").unwrap();
+    let _cache = Cache::start_at(address, &dir.join("served"), &nix.store_dir());
+    until(&daemon, |status| all_in(status, COUNT));
+    let wall = ms(began) / 1e3;
+    figure("a cache that is away for 210,000: wall", "s", &[wall], "its return to the last path in it");
 }

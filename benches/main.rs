@@ -45,6 +45,7 @@ const FIGURES: &[Figure] = &[
     ("closure", true, library::closure),
     ("ledger", true, library::ledger),
     ("backlog", false, backlog::backlog),
+    ("overfull", false, backlog::overfull),
     ("huge", false, live::huge),
 ];
 

@@ -30,12 +30,16 @@ pub struct Cache {
 
 impl Cache {
     pub fn start(dir: &Path, store_dir: &Path) -> Self {
+        Self::start_at("127.0.0.1:0", dir, store_dir)
+    }
+
+    pub fn start_at(address: &str, dir: &Path, store_dir: &Path) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let stop = CancellationToken::new();
         let settings = embedded::Settings {
             dir: dir.join("cache"),
-            listen: "127.0.0.1:0".parse().unwrap(),
+            listen: address.parse().unwrap(),
             caches: vec!["main".to_owned()],
             public: true,
             store_dir: store_dir.to_str().unwrap().to_owned(),
