@@ -63,7 +63,7 @@ enum Word {
 
 impl Handle {
     /// Without a client.
-    fn disabled() -> Self {
+    pub(super) fn disabled() -> Self {
         Self { words: mpsc::channel(1).0, view: watch::channel(View::default()).1, installable: None }
     }
 

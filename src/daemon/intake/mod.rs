@@ -265,3 +265,6 @@ pub(super) fn start(mut intake: Intake, ear: Ear) -> std::io::Result<std::thread
         let _ = out.blocking_send(Input::IntakeEnded(reason));
     })
 }
+
+#[cfg(test)]
+mod tests;

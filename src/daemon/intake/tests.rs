@@ -1,0 +1,80 @@
+//! The intake's bound, over a made-up Nix database.
+
+use std::path::Path;
+
+use super::super::keeper::Places;
+use super::*;
+use crate::config::Settings;
+
+/// On a database with one path, which nobody has looked at.
+fn intake(top: &Path) -> (Intake, tokio::sync::mpsc::Receiver<Input>) {
+    let store = top.join("store");
+    for dir in [&store, &top.join("db")] {
+        std::fs::create_dir(dir).unwrap();
+    }
+    let store_dir = StoreDir::new(store.to_str().unwrap()).unwrap();
+    let db = rusqlite::Connection::open(top.join("db/db.sqlite")).unwrap();
+    db.execute_batch(&format!(
+        "create table ValidPaths (id integer primary key autoincrement, path text, hash text,
+           registrationTime integer, deriver text, narSize integer, ultimate integer, sigs text, ca text);
+         create table Refs (referrer integer, reference integer);
+         insert into ValidPaths (path, hash, registrationTime, narSize, ultimate)
+           values ('{}/{:032}-p', 'sha256:{:064}', 1, 120, 1)",
+        store.display(),
+        0,
+        0
+    ))
+    .unwrap();
+    let env = |name: &str| name.ends_with("_DIRECTORY").then(|| top.display().to_string());
+    let settings = Arc::new(Settings::load(None, &env).unwrap());
+    let caches = vec!["main".to_owned()];
+    let keeper = Keeper::start(Places {
+        state_dir: top.to_owned(),
+        store_dir: store_dir.clone(),
+        socket: top.join("socket"),
+        links: top.join("gcroots"),
+    });
+    let (out, inputs) = tokio::sync::mpsc::channel(16);
+    let intake = Intake {
+        journal: Journal::open(top, &store_dir).unwrap(),
+        state_dir: top.to_owned(),
+        own_dir: top.to_owned(),
+        witness: Witness::start(&store).unwrap(),
+        store_dir,
+        ledger: Ledger::open(&top.join("ledger.sqlite")).unwrap().0,
+        windows: Arc::default(),
+        facts: Facts::new(caches.len()),
+        keeper: keeper.unwrap(),
+        wishes: Wishes {
+            filter: settings.push.filter.clone(),
+            default_cache: CacheId(0),
+            strangers: Strangers::new(settings, caches.clone()),
+            caches,
+        },
+        new_wishes: NewWishes::default(),
+        client: super::super::client::Handle::disabled(),
+        existing: false,
+        out,
+        pulse: Pulse::default(),
+        known: Arc::default(),
+    };
+    (intake, inputs)
+}
+
+#[test]
+fn while_the_driver_knows_as_much_as_it_may_the_rest_waits_in_the_database() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut intake, mut inputs) = intake(dir.path());
+    let identity = intake.journal.identity().unwrap().to_string();
+    let (mut cursor, mut seen) = (Cursor { identity, id: 0 }, [Seen::default()]);
+    intake.known.store(MOST, Ordering::Relaxed);
+    let full = intake.look(&mut cursor, &mut seen).unwrap_err();
+    assert!(matches!(full, IntakeError::Full(MOST)) && full.is_passing(), "{full}");
+    assert_eq!(cursor.id, 0);
+    assert!(inputs.try_recv().is_err(), "it is told of nothing");
+    // One fewer: there is room.
+    intake.known.store(MOST - 1, Ordering::Relaxed);
+    intake.look(&mut cursor, &mut seen).unwrap();
+    assert_eq!(cursor.id, 1);
+    assert!(matches!(inputs.try_recv(), Ok(Input::Found { tasks, .. }) if tasks.len() == 1));
+}
