@@ -75,6 +75,8 @@ fn a_session_that_drains_goes_on_draining() {
     build(&daemon, "later");
     daemon.up();
     gate.open();
+    // By itself, whoever asks for it.
+    crate::attribution_life::until_state(&daemon, &session, "closed");
     let summary = daemon.end(&session, &[]);
     assert_eq!(
         (&summary["outcome"], &summary["pushed"]),
