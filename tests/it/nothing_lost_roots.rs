@@ -8,7 +8,7 @@ use std::process::{Child, Stdio};
 use flywheel::store::{Journal, StoreDir, StorePath, TempRoots};
 
 use crate::support::cache::Standalone;
-use crate::support::daemon::{Daemon, PATIENCE};
+use crate::support::daemon::{Daemon, PATIENCE, until};
 use crate::support::nix::PrivateNix;
 
 const GARBAGE: usize = 400;
@@ -225,5 +225,27 @@ fn a_path_that_is_gone_all_the_same_is_counted_as_collected() {
         (Some(1), Some("complete")),
         "{summary}"
     );
+    assert!(cache.main().has(&kept) && !cache.main().has(&gone));
+}
+
+/// Taken away by force under the eyes of the daemon, which tries it again and again.
+#[test]
+fn a_path_that_goes_while_it_waits_is_counted_as_collected() {
+    let nix = PrivateNix::new();
+    let cache = Standalone::start(&nix, |_| {});
+    let gate = cache.gate();
+    gate.rule(|name| name.ends_with("-gone").then_some(503));
+    let daemon = Daemon::start(nix, &cache.config_at(&gate.url()));
+    let session = daemon.session(&[]);
+    let gone = daemon.nix.build(&PrivateNix::shell("gone", "echo 1 > $out")).remove(0);
+    until("it has been tried", || daemon.log().contains("an upload failed"));
+    let db = rusqlite::Connection::open(daemon.nix.state_dir().join("db/db.sqlite")).unwrap();
+    db.busy_timeout(PATIENCE).unwrap();
+    assert_eq!(db.execute("delete from ValidPaths where path = ?1", [&gone]).unwrap(), 1);
+    std::fs::remove_file(&gone).unwrap();
+    let kept = daemon.nix.build(&PrivateNix::shell("kept", "echo 2 > $out")).remove(0);
+    let summary = daemon.end(&session, &[]);
+    let counts = ["pushed", "collected", "failed_total", "pending"].map(|key| summary[key].as_u64());
+    assert_eq!(counts, [Some(1), Some(1), Some(0), Some(0)], "{summary}");
     assert!(cache.main().has(&kept) && !cache.main().has(&gone));
 }

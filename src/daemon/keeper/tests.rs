@@ -101,6 +101,16 @@ fn a_lost_way_is_made_again_with_all_that_is_held() {
     assert!(bench.state.lost.is_none());
 }
 
+/// As by somebody who tidies up below gcroots.
+#[test]
+fn links_whose_directory_was_removed_are_made_again() {
+    let mut bench = bench();
+    bench.take(0, 1);
+    std::fs::remove_dir_all(&bench.state.places.links).unwrap();
+    bench.take(0, 2);
+    assert_eq!(bench.links(), [path(1), path(2)]);
+}
+
 #[test]
 fn stale_links_go_when_the_rest_is_known() {
     let mut bench = bench();
