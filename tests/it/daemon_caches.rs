@@ -9,17 +9,13 @@ use crate::support::nix::PrivateNix;
 const TWO: &str = "default_cache = \"main\"\n[caches.main]\nendpoints = \"embedded\"\n\
     [caches.other]\nendpoints = \"embedded\"\n[embedded]\nlisten = \"127.0.0.1:0\"\n[client]\nenable = false\n";
 
-fn build(daemon: &Daemon, name: &str) -> String {
-    daemon.nix.build(&PrivateNix::shell(name, &format!("echo {name} > $out"))).remove(0)
-}
-
 #[test]
 fn a_session_goes_to_its_cache_and_the_rest_to_the_default() {
     let daemon = Daemon::start(PrivateNix::new(), TWO);
-    build(&daemon, "nobodys");
+    daemon.nix.make("nobodys");
     daemon.flush();
     let session = daemon.session(&["--cache", "other"]);
-    let of_session = build(&daemon, "sessions");
+    let of_session = daemon.nix.make("sessions");
     let summary = daemon.end(&session, &[]);
     assert_eq!(
         (&summary["cache"], &summary["pushed"]),
@@ -41,11 +37,11 @@ fn a_session_goes_to_its_cache_and_the_rest_to_the_default() {
 fn overlapping_sessions_share_what_either_may_have_made() {
     let daemon = Daemon::embedded();
     let one = daemon.session(&[]);
-    build(&daemon, "first");
+    daemon.nix.make("first");
     let two = daemon.session(&[]);
-    build(&daemon, "both");
+    daemon.nix.make("both");
     let ended = daemon.end(&one, &[]);
-    build(&daemon, "last");
+    daemon.nix.make("last");
     let last = daemon.end(&two, &[]);
     for (summary, label) in [(&ended, "one"), (&last, "two")] {
         assert_eq!(summary["outcome"], "complete", "{label}: {summary}");

@@ -11,10 +11,6 @@ use crate::support::cache::{Gate, Standalone};
 use crate::support::daemon::{Daemon, EMBEDDED, Said, until};
 use crate::support::nix::PrivateNix;
 
-fn build(daemon: &Daemon, name: &str) -> String {
-    daemon.nix.build(&PrivateNix::shell(name, &format!("echo {name} > $out"))).remove(0)
-}
-
 fn gated() -> (Daemon, Standalone, Gate) {
     let nix = PrivateNix::new();
     let cache = Standalone::start(&nix, |_| {});
@@ -30,7 +26,7 @@ fn keys(value: &Value) -> Vec<&str> {
 fn a_session_ends_the_same_way_each_time() {
     let daemon = Daemon::embedded();
     let session = daemon.session(&["--label", "twice"]);
-    build(&daemon, "it");
+    daemon.nix.make("it");
     // Without an id: the only open one.
     let first = daemon.json(&["session", "end"]);
     assert_eq!(daemon.end(&session, &[]), first);
@@ -74,7 +70,7 @@ fn waiting_ends_at_the_deadline_and_the_daemon_goes_on() {
     let (daemon, cache, gate) = gated();
     gate.close();
     let session = daemon.session(&[]);
-    let path = build(&daemon, "held");
+    let path = daemon.nix.make("held");
     gate.until_came(1);
     for args in [&["--no-wait"][..], &["--timeout", "50ms"]] {
         let summary = daemon.end(&session, args);
@@ -153,7 +149,7 @@ fn another_user_may_neither_see_nor_end_it() {
 fn status_list_and_show() {
     let daemon = Daemon::embedded();
     let session = daemon.session(&["--label", "nightly"]);
-    let path = build(&daemon, "it");
+    let path = daemon.nix.make("it");
     daemon.flush();
     let status = daemon.status();
     for key in ["version", "cache", "queue", "sessions", "store", "client"] {
@@ -233,13 +229,13 @@ fn without_caches_the_environment_decides_and_else_the_built_in_one() {
         ("ATTIC_TOKEN".to_owned(), cache.token()),
     ];
     daemon.up();
-    build(&daemon, "one");
+    daemon.nix.make("one");
     daemon.flush();
     assert_eq!(cache.view("theirs").names(), ["one"]);
     daemon.stop();
     daemon.env.clear();
     daemon.up();
-    build(&daemon, "two");
+    daemon.nix.make("two");
     daemon.flush();
     assert_eq!(daemon.main().names(), ["two"]);
     assert_eq!(cache.view("theirs").names(), ["one"]);
@@ -282,8 +278,8 @@ fn the_token_stays_inside() {
     assert!(token.len() > 20);
     gate.rule(|name| name.ends_with("-refused").then_some(400));
     let session = daemon.session(&[]);
-    build(&daemon, "taken");
-    build(&daemon, "refused");
+    daemon.nix.make("taken");
+    daemon.nix.make("refused");
     let summary = daemon.end(&session, &[]);
     assert_eq!(
         (&summary["pushed"], &summary["failed_total"]),
@@ -308,7 +304,7 @@ fn the_token_stays_inside() {
     // Of the built-in cache's own token, the file that holds it is the only place.
     daemon.configure(EMBEDDED);
     daemon.up();
-    build(&daemon, "another");
+    daemon.nix.make("another");
     daemon.flush();
     let file = daemon.state_dir().join("embedded-push-token");
     let own = std::fs::read_to_string(&file).unwrap().trim().to_owned();
@@ -321,7 +317,7 @@ fn the_token_stays_inside() {
 #[test]
 fn figures_for_a_dashboard() {
     let daemon = Daemon::embedded();
-    let path = build(&daemon, "counted");
+    let path = daemon.nix.make("counted");
     daemon.flush();
     daemon.json(&["push", "--wait", &path]);
     let page = daemon.ctl(&["metrics"]);
@@ -341,7 +337,7 @@ fn figures_for_a_dashboard() {
 #[test]
 fn a_doctor_who_finds_what_is_wrong() {
     let (daemon, _cache, gate) = gated();
-    build(&daemon, "first");
+    daemon.nix.make("first");
     daemon.flush();
     let look = || {
         let mut doctor = daemon.client(&["--json", "--strict", "doctor"]);
@@ -358,7 +354,7 @@ fn a_doctor_who_finds_what_is_wrong() {
     let (code, _, reading) = look();
     assert_eq!((code, &reading["good"]), (0, &true.into()), "{reading}");
     gate.rule(|_| Some(401));
-    build(&daemon, "second");
+    daemon.nix.make("second");
     until("the token is refused", || daemon.status()["cache"][0]["state"] == "unauthorized");
     let (code, cache, _) = look();
     assert_eq!((code, &cache["good"]), (3, &false.into()), "{cache}");

@@ -18,10 +18,6 @@ fn start(bus: &Bus, more: &str) -> (Daemon, Standalone, Gate) {
     (daemon, cache, gate)
 }
 
-fn build(daemon: &Daemon, name: &str) -> String {
-    daemon.nix.build(&PrivateNix::shell(name, "echo hi > $out")).remove(0)
-}
-
 /// Longer than any test takes.
 const LONG: u64 = 600_000_000;
 
@@ -30,11 +26,11 @@ fn an_inhibitor_is_held_while_something_is_pending_and_no_longer() {
     let mut bus = Bus::new(LONG);
     bus.up();
     let (mut daemon, cache, gate) = start(&bus, "");
-    build(&daemon, "quick");
+    daemon.nix.make("quick");
     daemon.flush();
     assert_eq!(bus.locks(), 0, "what is over at once needs none");
     gate.close();
-    let path = build(&daemon, "slow");
+    let path = daemon.nix.make("slow");
     let lock = bus.lock();
     let [what, who, why, mode] = &lock.asked;
     assert_eq!((what.as_str(), who.as_str(), mode.as_str()), ("shutdown:sleep", "flywheel", "delay"));
@@ -52,7 +48,7 @@ fn a_shutdown_waits_for_what_is_pending() {
     bus.up();
     let (mut daemon, cache, gate) = start(&bus, "");
     gate.close();
-    let path = build(&daemon, "slow");
+    let path = daemon.nix.make("slow");
     let lock = bus.lock();
     bus.shutdown(true);
     until("it is told", || daemon.log().contains("the host goes down"));
@@ -69,7 +65,7 @@ fn a_shutdown_is_held_up_no_longer_than_logind_allows() {
     bus.up();
     let (mut daemon, cache, gate) = start(&bus, "[drain]\ntimeout = \"0s\"\n");
     gate.close();
-    let path = build(&daemon, "slow");
+    let path = daemon.nix.make("slow");
     let lock = bus.lock();
     bus.shutdown(true);
     lock.until_released();
@@ -88,7 +84,7 @@ fn before_a_sleep_uploads_may_end_and_none_begins() {
     bus.up();
     let (mut daemon, cache, gate) = start(&bus, "[push]\njobs = 1\n");
     gate.close();
-    let paths: Vec<String> = ["one", "two", "three"].map(|name| build(&daemon, name)).into();
+    let paths: Vec<String> = ["one", "two", "three"].map(|name| daemon.nix.make(name)).into();
     let lock = bus.lock();
     let first = gate.until_came(1);
     bus.sleep(true);
@@ -109,7 +105,7 @@ fn without_a_bus_everything_works_and_one_that_comes_is_used() {
     let mut bus = Bus::new(LONG);
     let (mut daemon, cache, gate) = start(&bus, "");
     gate.close();
-    let path = build(&daemon, "slow");
+    let path = daemon.nix.make("slow");
     let told = |daemon: &Daemon| daemon.log().matches("no logind").count();
     until("it is said, quietly", || told(&daemon) == 1);
     let said = daemon.log().lines().find(|line| line.contains("no logind")).unwrap().to_owned();

@@ -7,10 +7,6 @@ use crate::support::cache::Standalone;
 use crate::support::daemon::{Daemon, EMBEDDED, until};
 use crate::support::nix::PrivateNix;
 
-fn build(daemon: &Daemon, name: &str) -> String {
-    daemon.nix.build(&PrivateNix::shell(name, "echo hi > $out")).remove(0)
-}
-
 #[test]
 fn a_bad_configuration_changes_nothing_and_says_why() {
     let mut daemon = Daemon::embedded();
@@ -32,7 +28,7 @@ fn a_bad_configuration_changes_nothing_and_says_why() {
     daemon.signal(Signal::HUP);
     until("it is told again", || daemon.log().matches("the new configuration cannot be used").count() == 2);
 
-    let kept = build(&daemon, "kept");
+    let kept = daemon.nix.make("kept");
     assert_eq!(daemon.end(&session, &[])["pushed"], 1);
     assert!(daemon.main().has(&kept));
     // systemd was told of both, each as one.
@@ -50,7 +46,7 @@ fn what_can_be_is_taken_up_at_once() {
     let other = Standalone::start(&nix, |_| ());
     let mut daemon = Daemon::start(nix, EMBEDDED);
     let before = daemon.session(&[]);
-    build(&daemon, "before");
+    daemon.nix.make("before");
     assert_eq!(daemon.end(&before, &[])["pushed"], 1);
 
     // Another cache, which is the default from now on, and a filter.
@@ -77,7 +73,7 @@ fn what_can_be_is_taken_up_at_once() {
     assert_eq!(names, ["main", "other"]);
 
     let new = daemon.session(&[]);
-    let (path, secret) = (build(&daemon, "after"), build(&daemon, "secret-one"));
+    let (path, secret) = (daemon.nix.make("after"), daemon.nix.make("secret-one"));
     let summary = daemon.end(&new, &[]);
     assert_eq!(
         (summary["cache"].as_str(), summary["pushed"].as_u64()),
@@ -88,7 +84,7 @@ fn what_can_be_is_taken_up_at_once() {
     assert!(cache.has(&path) && !cache.has(&secret) && !daemon.main().has(&path));
     // Whom a route sends there, and who asks for it, still gets to the first one.
     let old = daemon.session(&["--label", "old-job"]);
-    let path = build(&daemon, "routed");
+    let path = daemon.nix.make("routed");
     assert_eq!(daemon.end(&old, &[])["cache"], "main");
     assert!(daemon.main().has(&path));
     // Nothing more to take up; and the cache that was added is there after a restart.
@@ -96,7 +92,7 @@ fn what_can_be_is_taken_up_at_once() {
     assert!(said.out.contains("settings unchanged") || said.err.contains("settings unchanged"), "{said:?}");
     daemon.restart();
     let last = daemon.session(&[]);
-    let path = build(&daemon, "last");
+    let path = daemon.nix.make("last");
     assert_eq!(daemon.end(&last, &[])["pushed"], 1);
     assert!(other.main().has(&path));
     daemon.stop();
@@ -111,7 +107,7 @@ fn a_cache_is_found_at_its_new_address() {
     let start = good.find("http://").unwrap();
     let end = start + good[start..].find('"').unwrap();
     let daemon = Daemon::start(nix, &good.replace(&good[start..end], "http://127.0.0.1:9"));
-    let path = build(&daemon, "waits");
+    let path = daemon.nix.make("waits");
     until("the cache is away", || daemon.log().contains("does not answer"));
     daemon.configure(&good);
     let said = daemon.ctl(&["reload"]);
@@ -138,7 +134,7 @@ fn what_needs_a_restart_is_named_and_left_alone() {
     let told = format!("{}{}", said.out, said.err);
     assert!(told.contains("restart flywheeld to apply: socket, nix.gc_roots, embedded"), "{told}");
     assert!(daemon.log().contains("restart flywheeld to apply"), "{}", daemon.log());
-    build(&daemon, "one");
+    daemon.nix.make("one");
     assert_eq!(daemon.flush()["outcome"], "complete", "on the same socket");
     assert!(!daemon.nix.path().join("other").exists());
     daemon.stop();

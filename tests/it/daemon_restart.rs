@@ -7,10 +7,6 @@ use crate::support::cache::{Gate, Standalone};
 use crate::support::daemon::Daemon;
 use crate::support::nix::PrivateNix;
 
-fn build(daemon: &Daemon, name: &str) -> String {
-    daemon.nix.build(&PrivateNix::shell(name, &format!("echo {name} > $out"))).remove(0)
-}
-
 /// A daemon whose cache runs apart from it, behind a gate.
 fn gated(top: &str, more: &str) -> (Daemon, Standalone, Gate) {
     let nix = PrivateNix::new();
@@ -24,12 +20,12 @@ fn gated(top: &str, more: &str) -> (Daemon, Standalone, Gate) {
 fn what_became_valid_while_it_was_stopped_or_killed() {
     let mut daemon = Daemon::embedded();
     daemon.stop();
-    build(&daemon, "while-stopped");
+    daemon.nix.make("while-stopped");
     daemon.up();
     daemon.flush();
     assert_eq!(daemon.main().names(), ["while-stopped"]);
     daemon.kill();
-    build(&daemon, "while-killed");
+    daemon.nix.make("while-killed");
     daemon.up();
     daemon.flush();
     assert_eq!(daemon.main().names(), ["while-killed", "while-stopped"]);
@@ -40,12 +36,12 @@ fn a_session_and_its_queue_outlive_a_kill() {
     let (mut daemon, cache, gate) = gated("", "");
     let session = daemon.session(&["--label", "long"]);
     gate.close();
-    let before = build(&daemon, "before");
+    let before = daemon.nix.make("before");
     gate.until_came(1);
     daemon.kill();
-    let away = build(&daemon, "away");
+    let away = daemon.nix.make("away");
     daemon.up();
-    let after = build(&daemon, "after");
+    let after = daemon.nix.make("after");
     gate.open();
     let summary = daemon.end(&session, &[]);
     assert_eq!(summary["outcome"], "complete", "{summary}");
@@ -66,13 +62,13 @@ fn a_session_that_drains_goes_on_draining() {
     let (mut daemon, cache, gate) = gated("", "");
     let session = daemon.session(&[]);
     gate.close();
-    let path = build(&daemon, "slow");
+    let path = daemon.nix.make("slow");
     let summary = daemon.end(&session, &["--no-wait"]);
     assert_eq!((&summary["outcome"], &summary["pending"]), (&Value::from("pending"), &Value::from(1)));
     gate.until_came(1);
     daemon.kill();
     // It ended before this: not the session's.
-    build(&daemon, "later");
+    daemon.nix.make("later");
     daemon.up();
     gate.open();
     // By itself, whoever asks for it.
@@ -92,8 +88,8 @@ fn a_session_that_drains_goes_on_draining() {
 fn stopping_lets_what_runs_end_and_keeps_the_rest() {
     let (mut daemon, cache, gate) = gated("", "[push]\njobs = 1\n");
     gate.close();
-    build(&daemon, "one");
-    build(&daemon, "two");
+    daemon.nix.make("one");
+    daemon.nix.make("two");
     let came = gate.until_came(1);
     daemon.signal(rustix::process::Signal::TERM);
     daemon.until_told(|line| line == "STOPPING=1");
@@ -112,7 +108,7 @@ fn stopping_lets_what_runs_end_and_keeps_the_rest() {
 fn a_second_signal_ends_it_at_once_and_nothing_is_lost() {
     let (mut daemon, cache, gate) = gated("", "");
     gate.close();
-    build(&daemon, "held");
+    daemon.nix.make("held");
     gate.until_came(1);
     daemon.signal(rustix::process::Signal::TERM);
     daemon.until_told(|line| line == "STOPPING=1");
@@ -153,7 +149,7 @@ fn a_second_daemon_is_refused_and_the_first_goes_on() {
         assert_eq!(out.status.code(), Some(1), "{text}");
         assert!(text.contains(why), "{text}");
     }
-    build(&daemon, "after");
+    daemon.nix.make("after");
     assert_eq!(daemon.end(&session, &[])["pushed"], 1);
     assert_eq!(daemon.main().names(), ["after"]);
 }
@@ -169,7 +165,7 @@ fn a_systemd_that_does_not_listen_holds_nothing_up() {
     while std::time::Instant::now() < patience {
         let session = daemon.session(&[]);
         number += 1;
-        build(&daemon, &format!("n{number}"));
+        daemon.nix.make(&format!("n{number}"));
         assert_eq!(daemon.end(&session, &[])["pushed"], 1);
     }
     daemon.stop();

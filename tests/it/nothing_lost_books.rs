@@ -7,10 +7,6 @@ use crate::support::cache::Standalone;
 use crate::support::daemon::{Daemon, PATIENCE, until};
 use crate::support::nix::PrivateNix;
 
-fn build(daemon: &Daemon, name: &str) -> String {
-    daemon.nix.build(&PrivateNix::shell(name, &format!("echo {name} > $out"))).remove(0)
-}
-
 fn ledger(daemon: &Daemon) -> Connection {
     let ledger = Connection::open(daemon.state_dir().join("ledger.sqlite")).unwrap();
     ledger.busy_timeout(PATIENCE).unwrap();
@@ -22,14 +18,14 @@ fn ledger(daemon: &Daemon) -> Connection {
 #[test]
 fn ended_between_reading_and_writing() {
     let mut daemon = Daemon::embedded();
-    let before = build(&daemon, "before");
+    let before = daemon.nix.make("before");
     daemon.flush();
     daemon.stop();
     let refuse =
         "create trigger refuse before insert on item begin select raise(abort, 'as the test wants'); end";
     ledger(&daemon).execute_batch(refuse).unwrap();
     daemon.up();
-    let path = build(&daemon, "one");
+    let path = daemon.nix.make("one");
     let status = daemon.ended();
     assert!(!status.success(), "{status}");
     assert!(daemon.log().contains("as the test wants"), "{}", daemon.log());
@@ -47,10 +43,10 @@ fn old_history_is_forgotten_and_what_is_unsettled_is_not() {
     let config = format!("{}[history]\nkeep = \"1h\"\n", cache.config_at(&gate.url()));
     let mut daemon = Daemon::start(nix, &config);
     let session = daemon.session(&[]);
-    build(&daemon, "old");
+    daemon.nix.make("old");
     assert_eq!(daemon.end(&session, &[])["pushed"], 1);
     gate.close();
-    let held = build(&daemon, "held");
+    let held = daemon.nix.make("held");
     gate.until_came(2);
     daemon.kill();
     // Two hours pass.

@@ -6,16 +6,6 @@ use rustix::fs::inotify;
 use crate::support::daemon::{Daemon, EMBEDDED, PATIENCE, until};
 use crate::support::nix::PrivateNix;
 
-fn build(daemon: &Daemon, name: &str) -> String {
-    daemon.nix.build(&PrivateNix::shell(name, &format!("echo {name} > $out"))).remove(0)
-}
-
-/// So often it was told.
-fn told(daemon: &Daemon, times: usize, what: &str) {
-    let log = daemon.log();
-    assert_eq!(log.lines().filter(|line| line.contains(what)).count(), times, "{what}\n{log}");
-}
-
 fn damage_the_ledger(daemon: &Daemon) {
     std::fs::write(daemon.state_dir().join("ledger.sqlite"), vec![b'x'; 8192]).unwrap();
 }
@@ -24,22 +14,22 @@ fn damage_the_ledger(daemon: &Daemon) {
 #[test]
 fn replaced_while_the_daemon_was_away() {
     let mut daemon = Daemon::embedded();
-    build(&daemon, "before");
+    daemon.nix.make("before");
     daemon.flush();
     let session = daemon.session(&[]);
     daemon.stop();
     daemon.nix.wipe();
-    let paths = ["one", "two", "three"].map(|name| build(&daemon, name));
+    let paths = ["one", "two", "three"].map(|name| daemon.nix.make(name));
     daemon.up();
     // Also the session that is open counts from one again.
     let summary = daemon.end(&session, &[]);
     assert_eq!(summary["pushed"], 3, "{summary}");
     assert_eq!(daemon.main().having(&paths), [true; 3]);
-    told(&daemon, 1, "the Nix database is another one than before");
+    daemon.has_said(1, "the Nix database is another one than before");
     // Another start has nothing to say of it.
     daemon.restart();
     daemon.flush();
-    told(&daemon, 0, "the Nix database");
+    daemon.has_said(0, "the Nix database");
 }
 
 /// What the ledger of a replaced database knew is found without it as well.
@@ -47,7 +37,7 @@ fn replaced_while_the_daemon_was_away() {
 fn replaced_and_then_the_ledger_is_damaged() {
     for away in [false, true] {
         let mut daemon = Daemon::embedded();
-        build(&daemon, "before");
+        daemon.nix.make("before");
         daemon.flush();
         if away {
             daemon.stop();
@@ -56,10 +46,10 @@ fn replaced_and_then_the_ledger_is_damaged() {
         if away {
             daemon.up();
         }
-        build(&daemon, "one");
+        daemon.nix.make("one");
         daemon.flush();
         daemon.stop();
-        let two = build(&daemon, "two");
+        let two = daemon.nix.make("two");
         damage_the_ledger(&daemon);
         daemon.up();
         daemon.flush();
@@ -82,23 +72,23 @@ fn put_back_while_the_daemon_runs_or_is_away() {
         db.execute_batch(emptied).unwrap();
     };
     for n in 0..4 {
-        build(&daemon, &format!("before{n}"));
+        daemon.nix.make(&format!("before{n}"));
     }
     daemon.flush();
     put_back(&daemon);
-    let while_it_runs = build(&daemon, "while-it-runs");
+    let while_it_runs = daemon.nix.make("while-it-runs");
     until("it comes without being asked for", || daemon.main().has(&while_it_runs));
-    told(&daemon, 1, "the Nix database was replaced");
+    daemon.has_said(1, "the Nix database was replaced");
     for n in 0..4 {
-        build(&daemon, &format!("after{n}"));
+        daemon.nix.make(&format!("after{n}"));
     }
     daemon.flush();
     daemon.stop();
     put_back(&daemon);
-    let while_it_is_away = build(&daemon, "while-it-is-away");
+    let while_it_is_away = daemon.nix.make("while-it-is-away");
     daemon.up();
     until("it comes without being asked for", || daemon.main().has(&while_it_is_away));
-    told(&daemon, 1, "the Nix database is another one than before");
+    daemon.has_said(1, "the Nix database is another one than before");
 }
 
 /// A path can become valid without a lock: one that a backup's list of valid
@@ -106,7 +96,7 @@ fn put_back_while_the_daemon_runs_or_is_away() {
 #[test]
 fn what_becomes_valid_without_an_event() {
     let daemon = Daemon::prepare(PrivateNix::new(), "");
-    let path = build(&daemon, "restored");
+    let path = daemon.nix.make("restored");
     let dump = daemon.nix.run("nix-store", &["--dump-db", &path]);
     assert!(dump.status.success(), "{dump:?}");
     let aside = daemon.nix.path().join("aside");
@@ -129,11 +119,7 @@ fn what_becomes_valid_without_an_event() {
 #[test]
 fn locked_when_the_daemon_starts() {
     let nix = PrivateNix::new();
-    nix.configure("use-sqlite-wal = false");
-    let file = nix.state_dir().join("db/db.sqlite");
-    let db = rusqlite::Connection::open(&file).unwrap();
-    let mode: String = db.query_row("PRAGMA journal_mode = TRUNCATE", [], |row| row.get(0)).unwrap();
-    assert_eq!(mode, "truncate");
+    let (db, file) = (nix.without_wal(), nix.state_dir().join("db/db.sqlite"));
     let mut daemon = Daemon::prepare(nix, EMBEDDED);
     db.execute_batch("BEGIN EXCLUSIVE").unwrap();
     let opened = inotify::init(inotify::CreateFlags::NONBLOCK).unwrap();
@@ -147,7 +133,7 @@ fn locked_when_the_daemon_starts() {
     });
     db.execute_batch("ROLLBACK").unwrap();
     daemon.until_told(|line| line == "READY=1");
-    let path = build(&daemon, "one");
+    let path = daemon.nix.make("one");
     daemon.flush();
     assert!(daemon.main().has(&path));
 }

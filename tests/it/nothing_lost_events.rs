@@ -7,16 +7,6 @@ use crate::support::daemon::{Daemon, EMBEDDED, PATIENCE, Said, until};
 use crate::support::disk::SmallDisk;
 use crate::support::nix::PrivateNix;
 
-/// So often it was told.
-fn told(daemon: &Daemon, times: usize, what: &str) {
-    let log = daemon.log();
-    assert_eq!(log.lines().filter(|line| line.contains(what)).count(), times, "{what}\n{log}");
-}
-
-fn build(daemon: &Daemon, name: &str) -> String {
-    daemon.nix.build(&PrivateNix::shell(name, &format!("echo {name} > $out"))).remove(0)
-}
-
 #[test]
 fn the_kernel_drops_events() {
     let limit = std::fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
@@ -42,31 +32,31 @@ fn the_kernel_drops_events() {
             std::fs::remove_file(name).unwrap();
         }
         // The removal of its lock is not told to the daemon.
-        let path = build(&daemon, &format!("unseen{round}"));
+        let path = daemon.nix.make(&format!("unseen{round}"));
         daemon.signal(Signal::CONT);
         until("it comes without being asked for", || daemon.main().has(&path));
     }
     until("it is told", || daemon.log().contains("the kernel dropped events"));
-    told(&daemon, 1, "the kernel dropped events of the store directory");
-    let next = build(&daemon, "next");
+    daemon.has_said(1, "the kernel dropped events of the store directory");
+    let next = daemon.nix.make("next");
     until("the bell goes on ringing", || daemon.main().has(&next));
 }
 
 #[test]
 fn the_store_and_its_database_are_replaced() {
     let daemon = Daemon::embedded();
-    let first = build(&daemon, "one");
+    let first = daemon.nix.make("one");
     daemon.flush();
     daemon.nix.wipe();
-    let second = build(&daemon, "two");
+    let second = daemon.nix.make("two");
     daemon.flush();
     assert!(daemon.main().has(&first) && daemon.main().has(&second));
     until("the store is watched", || daemon.status()["store"]["problem"].is_null());
-    let third = build(&daemon, "three");
+    let third = daemon.nix.make("three");
     until("it comes without being asked for", || daemon.main().has(&third));
-    told(&daemon, 1, "the store directory is not watched any more");
-    told(&daemon, 1, "the store directory is watched again");
-    told(&daemon, 1, "the Nix database was replaced");
+    daemon.has_said(1, "the store directory is not watched any more");
+    daemon.has_said(1, "the store directory is watched again");
+    daemon.has_said(1, "the Nix database was replaced");
 }
 
 /// As a host does whose store moves to another disk while the service runs.
@@ -103,23 +93,17 @@ fn the_store_directory_is_mounted_over() {
     build("three", "0.3");
     daemon.end(&session, &[]);
     assert_eq!(evidence(&daemon.json(&["session", "show", &session]), "-three"), "process");
-    told(&daemon, 1, "the store directory is not watched any more");
-    told(&daemon, 1, "the store directory is watched again");
+    daemon.has_said(1, "the store directory is not watched any more");
+    daemon.has_said(1, "the store directory is watched again");
     assert!(daemon.log().contains("is another directory now"), "{}", daemon.log());
 }
 
-/// As after `nix.conf` has got `use-sqlite-wal = false`: then a writer keeps
-/// readers out for as long as it writes.
 #[test]
 fn the_database_is_busy_for_longer_than_it_is_waited_for() {
     let nix = PrivateNix::new();
-    nix.configure("use-sqlite-wal = false");
-    let file = nix.state_dir().join("db/db.sqlite");
-    let db = rusqlite::Connection::open(&file).unwrap();
-    let mode: String = db.query_row("PRAGMA journal_mode = TRUNCATE", [], |row| row.get(0)).unwrap();
-    assert_eq!(mode, "truncate");
+    let db = nix.without_wal();
     let daemon = Daemon::start(nix, EMBEDDED);
-    let path = build(&daemon, "before");
+    let path = daemon.nix.make("before");
     db.busy_timeout(PATIENCE).unwrap();
     db.execute_batch("BEGIN EXCLUSIVE").unwrap();
     // A lock's removal makes it look.
@@ -132,12 +116,12 @@ fn the_database_is_busy_for_longer_than_it_is_waited_for() {
     // Several tries, one word.
     let said = daemon.ctl(&["--json", "flush", "--timeout", "3s"]).json();
     assert_eq!(said["outcome"], "pending", "{said}");
-    told(&daemon, 1, "cannot be taken in for the moment");
+    daemon.has_said(1, "cannot be taken in for the moment");
     db.execute_batch("ROLLBACK").unwrap();
     drop(db);
-    let next = build(&daemon, "after");
+    let next = daemon.nix.make("after");
     daemon.flush();
     assert!(daemon.main().has(&path) && daemon.main().has(&next));
-    told(&daemon, 1, "are taken in again");
+    daemon.has_said(1, "are taken in again");
     assert!(daemon.status()["store"]["problem"].is_null());
 }

@@ -17,10 +17,6 @@ fn gated() -> (Daemon, Standalone, Gate) {
     (Daemon::start(nix, &config), cache, gate)
 }
 
-fn build(daemon: &Daemon, name: &str) -> String {
-    daemon.nix.build(&PrivateNix::shell(name, &format!("echo {name} > $out"))).remove(0)
-}
-
 /// Ends a session and waits, until it is known to.
 fn ending(daemon: &Daemon, session: &str) -> Child {
     let mut end = daemon.client(&["--json", "session", "end", session, "--timeout", "20s"]);
@@ -34,7 +30,7 @@ fn who_waits_for_more_than_is_under_way_is_told_at_once() {
     let (mut daemon, cache, gate) = gated();
     gate.close();
     let session = daemon.session(&[]);
-    let paths = ["one", "two"].map(|name| build(&daemon, name));
+    let paths = ["one", "two"].map(|name| daemon.nix.make(name));
     let end = ending(&daemon, &session);
     gate.until_came(1);
     until("both wait", || daemon.status()["sessions"][0]["pending"] == 2);
@@ -62,7 +58,7 @@ fn whose_paths_could_not_be_looked_at_is_told_so() {
     assert_eq!(said["outcome"], "pending", "{said}");
     assert!(said["warnings"][0].as_str().unwrap().contains("could not be looked through"), "{said}");
     std::fs::rename(&away, &db).unwrap();
-    let path = build(&daemon, "meanwhile");
+    let path = daemon.nix.make("meanwhile");
     daemon.up();
     daemon.flush();
     assert!(cache.main().has(&path));
@@ -72,7 +68,7 @@ fn whose_paths_could_not_be_looked_at_is_told_so() {
 fn who_comes_while_it_stops_is_refused_and_told_why() {
     let (mut daemon, cache, gate) = gated();
     gate.close();
-    let path = build(&daemon, "one");
+    let path = daemon.nix.make("one");
     gate.until_came(1);
     daemon.signal(Signal::TERM);
     daemon.until_told(|line| line == "STOPPING=1");

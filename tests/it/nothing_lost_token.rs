@@ -10,10 +10,6 @@ use crate::support::cache::Standalone;
 use crate::support::daemon::{Daemon, secret_file, until};
 use crate::support::nix::PrivateNix;
 
-fn build(daemon: &Daemon, name: &str) -> String {
-    daemon.nix.build(&PrivateNix::shell(name, &format!("echo {name} > $out"))).remove(0)
-}
-
 #[test]
 fn one_that_runs_out_is_warned_of_and_one_that_is_no_jwt_is_taken() {
     let nix = PrivateNix::new();
@@ -26,7 +22,7 @@ fn one_that_runs_out_is_warned_of_and_one_that_is_no_jwt_is_taken() {
     let daemon = Daemon::start(nix, &config);
     until("it is warned of", || daemon.log().contains("expires in less than an hour"));
     // The cache takes another one, which says nothing of its end.
-    let path = build(&daemon, "one");
+    let path = daemon.nix.make("one");
     until("refused", || daemon.status()["cache"][0]["state"] == "unauthorized");
     assert!(!cache.token().contains('.'));
     secret_file(&token, &cache.token());
@@ -43,7 +39,7 @@ fn a_403_says_that_it_may_have_expired() {
     let gate = cache.gate();
     gate.rule(|_| Some(403));
     let daemon = Daemon::start(nix, &cache.config_at(&gate.url()));
-    let path = build(&daemon, "one");
+    let path = daemon.nix.make("one");
     until("refused", || daemon.status()["cache"][0]["state"] == "unauthorized");
     let log = daemon.log();
     let told = log.lines().find(|line| line.contains("the cache refuses the token")).unwrap();

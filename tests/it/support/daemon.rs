@@ -190,6 +190,12 @@ impl Daemon {
         (1..=self.starts).filter_map(|n| std::fs::read_to_string(self.log_file(n)).ok()).collect()
     }
 
+    /// It has logged this so often since the last start.
+    pub fn has_said(&self, times: usize, what: &str) {
+        let log = self.log();
+        assert_eq!(log.lines().filter(|line| line.contains(what)).count(), times, "{what}\n{log}");
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.as_ref().expect("the daemon runs").id()
     }

@@ -103,6 +103,21 @@ impl PrivateNix {
         lines(&out.stdout)
     }
 
+    /// Builds one small path of this name; its path.
+    pub fn make(&self, name: &str) -> String {
+        self.build(&Self::shell(name, &format!("echo {name} > $out"))).remove(0)
+    }
+
+    /// As with `use-sqlite-wal = false` in nix.conf: a writer keeps readers out
+    /// of the database for as long as it writes. A connection of a writer.
+    pub fn without_wal(&self) -> rusqlite::Connection {
+        self.configure("use-sqlite-wal = false");
+        let db = rusqlite::Connection::open(self.state_dir().join("db/db.sqlite")).unwrap();
+        let mode: String = db.query_row("PRAGMA journal_mode = TRUNCATE", [], |row| row.get(0)).unwrap();
+        assert_eq!(mode, "truncate");
+        db
+    }
+
     /// An expression for one derivation whose builder is a shell script.
     pub fn shell(name: &str, script: &str) -> String {
         format!(
