@@ -21,7 +21,7 @@ fn rig(nix: &PrivateNix, name: &str) -> Rig {
     Rig { daemon, cache }
 }
 
-const IDLE_FOR: Duration = Duration::from_secs(20);
+const IDLE_FOR: Duration = Duration::from_secs(60);
 
 /// A daemon that has pushed one path and then has nothing to do.
 pub fn idle() {
@@ -31,14 +31,14 @@ pub fn idle() {
     watch.cached(&nix.build(&trees::one("warm")));
     drop(watch);
     std::thread::sleep(Duration::from_secs(5));
-    let before = rig.daemon.usage();
+    let (before, cpu) = (rig.daemon.usage(), rig.daemon.threads_cpu_s());
     std::thread::sleep(IDLE_FOR);
-    let after = rig.daemon.usage();
-    let per_hour = (after.cpu_s - before.cpu_s) * 3600.0 / IDLE_FOR.as_secs_f64();
+    let (after, cpu) = (rig.daemon.usage(), rig.daemon.threads_cpu_s() - cpu);
+    let per_hour = cpu * 3600.0 / IDLE_FOR.as_secs_f64();
     figure("idle memory", "MB", &[before.rss_mb], "VmRSS of the daemon 5 s after its only push");
     figure("idle memory, its own", "MB", &[before.anon_mb], "RssAnon: without the program's file");
     figure("idle threads", "", &[after.threads], "of the daemon");
-    figure("idle processor time", "s/h", &[per_hour], "utime+stime over 20 s, in ticks of 10 ms, times 180");
+    figure("idle processor time", "s/h", &[per_hour], "schedstat of its threads over a minute, times 60");
 }
 
 /// `flywheelctl session start`, process and all.
