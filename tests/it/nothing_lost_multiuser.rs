@@ -11,7 +11,7 @@ use flywheel::store::{Journal, TempRoots};
 
 use crate::nothing_lost_roots::{garbage, store_dir};
 use crate::support::cache::{Gate, Standalone, base};
-use crate::support::daemon::{Daemon, PATIENCE};
+use crate::support::daemon::{Daemon, PATIENCE, until};
 use crate::support::multiuser::NixDaemon;
 use crate::support::nix::PrivateNix;
 
@@ -190,6 +190,7 @@ fn what_is_named_while_a_collection_runs_is_kept() {
         assert!(says.read_line(&mut line).unwrap() > 0, "the collector has ended");
     }
     // It goes on until the pipe is full, and waits for us in the middle.
+    until("the pipe is full", || rustix::io::ioctl_fionread(says.get_ref()).unwrap() > 60_000);
     let journal = Journal::open(&nix.state_dir(), &store_dir(nix)).unwrap();
     let there = |paths: &[String]| -> Vec<String> {
         paths.iter().filter(|p| Path::new(p).exists()).cloned().collect()

@@ -43,7 +43,9 @@ rows! {
     stalled_amid_the_body: Fault::Stall(4_096), uploads, 4, Heals;
     no_answer: Fault::Mute, uploads, 4, Heals;
     slow: Fault::Slow(100_000), uploads, 20, Heals;
+    request_timeout_408: Fault::Answer(408, ""), uploads, 6, Heals;
     internal_error_500: Fault::Answer(500, ""), uploads, 6, Heals;
+    bad_gateway_502: Fault::Answer(502, ""), uploads, 6, Heals;
     unavailable_503: Fault::Answer(503, ""), uploads, 6, Heals;
     too_many_requests_429: Fault::Answer(429, "Retry-After: 1\r\n"), uploads, 3, Heals;
     unauthorized_401: Fault::Answer(401, ""), uploads, 1, Reload;
