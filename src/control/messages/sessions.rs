@@ -90,7 +90,7 @@ pub struct Summary {
     pub already_cached: u64,
     /// In an upstream cache, by its signature.
     pub upstream: u64,
-    /// Not in the cache for good; at most [`MAX_FAILED`].
+    /// Not in the cache for good; at most [`super::MAX_FAILED`].
     pub failed: Vec<Failed>,
     /// How many there are of those.
     pub failed_total: u64,
@@ -156,7 +156,7 @@ pub struct SessionDetail {
     pub session: SessionEntry,
     /// What its end would say now.
     pub summary: Summary,
-    /// Its paths; at most [`MAX_ENTRIES`].
+    /// Its paths; at most [`super::MAX_ENTRIES`].
     pub paths: Vec<PathEntry>,
     /// How many there are.
     pub paths_total: u64,

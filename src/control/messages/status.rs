@@ -25,7 +25,7 @@ pub struct Status {
     pub client: ClientStatus,
     /// The daemon's own records.
     pub ledger: LedgerStatus,
-    /// Paths set aside after failing; at most [`MAX_ENTRIES`].
+    /// Paths set aside after failing; at most [`super::MAX_ENTRIES`].
     pub parked: Vec<Failed>,
     /// What an operator should know.
     pub warnings: Vec<String>,
