@@ -2,7 +2,7 @@
 //! push everything twice. The lock goes with the process, however that ends.
 
 use std::fs::File;
-use std::io::Write as _;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -18,17 +18,21 @@ pub(super) struct Tenure(#[expect(dead_code, reason = "held")] File);
 pub(super) fn take(state_dir: &Path) -> Result<Tenure> {
     let path = state_dir.join(NAME);
     let open = File::options().read(true).write(true).create(true).truncate(false).open(&path);
-    let mut file = open.with_context(|| format!("the lock {}", path.display()))?;
+    let file = open.with_context(|| format!("the lock {}", path.display()))?;
     if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-        let text = std::fs::read_to_string(&path).unwrap_or_default();
-        let who = if text.trim().is_empty() { String::new() } else { format!(" (process {})", text.trim()) };
+        let mut text = [0; 16];
+        let read = file.read_at(&mut text, 0).unwrap_or(0);
+        let number = String::from_utf8_lossy(&text[..read]);
+        let who = number.trim().parse::<u32>().map_or(String::new(), |pid| format!(" (process {pid})"));
         bail!(
             "another daemon{who} works with {}: stop it first (`systemctl stop flywheeld`), or choose another \
              `state_dir`",
             state_dir.display()
         );
     }
-    file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).context("the lock")?;
+    // Only for the words above, so not worth failing for on a full disk; always
+    // as wide, so that it needs no room but its own.
+    let _ = file.write_all_at(format!("{:<10}\n", std::process::id()).as_bytes(), 0);
     Ok(Tenure(file))
 }
 
@@ -44,5 +48,13 @@ mod tests {
         assert!(refused.contains(&format!("(process {})", std::process::id())), "{refused}");
         drop(first);
         take(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn is_had_without_room_for_a_number() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/dev/full", dir.path().join(NAME)).unwrap();
+        let _held = take(dir.path()).unwrap();
+        assert!(take(dir.path()).is_err());
     }
 }
