@@ -70,9 +70,9 @@ impl Witness {
 
     /// Who wants to know: while there are sessions, the first lock after a
     /// pause is seen as fast as the next one; while paths of no session are
-    /// sent where their makers' go, those that follow on one are. Otherwise a
-    /// lock that is held for less than some 12 ms may not be seen, and nothing
-    /// is spent on it.
+    /// sent where their makers' go, those that follow on one are. Otherwise the
+    /// first look waits for the kernel, and who holds a lock for less than some
+    /// 12 ms may not be seen.
     pub fn attend(&self, sessions: bool, strangers: bool) {
         self.shared().strangers.store(strangers, Ordering::Release);
         if self.shared().attended.swap(sessions, Ordering::AcqRel) != sessions {

@@ -33,7 +33,10 @@ pub(super) struct Shared {
     pub(super) worked: Condvar,
     /// How often was asked that everything before is seen to.
     pub(super) asked: AtomicU64,
+    /// There are sessions: the table is kept warm all the time.
     pub(super) attended: AtomicBool,
+    /// Somebody asks for the makers of paths of no session: it is kept warm
+    /// while locks come and go.
     pub(super) strangers: AtomicBool,
     pub(super) rescan: AtomicBool,
     pub(super) ended: AtomicBool,
