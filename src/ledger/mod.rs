@@ -35,10 +35,11 @@ use rusqlite::{Connection, OptionalExtension};
 
 pub use error::LedgerError;
 pub use model::{
-    Admit, Admitted, Counts, Cursor, Evidence, Failure, Health, ItemId, ItemRow, ItemState, NewItem,
-    NewSession, Outcome, Pruned, SessionInfo, SessionItem, SessionRow, SessionState, Settle,
+    Admit, Admitted, Counts, Cursor, Evidence, Failure, ItemId, ItemRow, ItemState, NewItem, NewSession,
+    Outcome, Pruned, SessionInfo, SessionItem, SessionRow, SessionState, Settle,
 };
 pub use open::Opened;
+pub use writer::Health;
 
 use command::{Ask, Command, Note, Question};
 use writer::Writer;

@@ -380,24 +380,3 @@ pub struct Pruned {
     /// Items.
     pub items: u64,
 }
-
-/// Whether what is sent is being written.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Health {
-    /// Yes.
-    Ok,
-    /// No: the last write failed. On a full disk everything goes on in memory;
-    /// when not even that is possible, what was sent without waiting is kept.
-    /// It is tried again until it succeeds.
-    Degraded {
-        /// Since when, unix ms.
-        since: i64,
-        /// Why.
-        error: String,
-        /// About how many changed rows wait.
-        kept: usize,
-        /// How many had to be dropped because too many wait. Their items are
-        /// found unsettled at the next start and checked again.
-        lost: u64,
-    },
-}

@@ -26,7 +26,6 @@ use rusqlite::Connection;
 
 use super::command::Command;
 use super::error::LedgerError;
-use super::model::Health;
 use super::now_ms;
 
 /// Commands in one transaction. Bounds how long the first of them waits.
@@ -45,6 +44,27 @@ const LINGER: Duration = Duration::from_millis(10);
 /// How long somebody who looks at the file may lock it; longer, and everything
 /// that only wants to read would wait as well.
 pub(super) const BUSY: Duration = Duration::from_millis(500);
+
+/// Whether what is sent is being written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// Yes.
+    Ok,
+    /// No: the last write failed. On a full disk everything goes on in memory;
+    /// when not even that is possible, what was sent without waiting is kept.
+    /// It is tried again until it succeeds.
+    Degraded {
+        /// Since when, unix ms.
+        since: i64,
+        /// Why.
+        error: String,
+        /// About how many changed rows wait.
+        kept: usize,
+        /// How many had to be dropped because too many wait. Their items are
+        /// found unsettled at the next start and checked again.
+        lost: u64,
+    },
+}
 
 pub(super) struct Writer {
     conn: Connection,
