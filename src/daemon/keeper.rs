@@ -15,6 +15,7 @@
 //! Must not know what is decided about a path, nor caches but by number.
 
 mod held;
+mod orders;
 mod told;
 
 use std::collections::VecDeque;
@@ -24,6 +25,7 @@ use std::time::{Duration, Instant};
 
 use crate::observe::event;
 use held::Held;
+use orders::{Order, Orders};
 
 use crate::store::{Roots, RootsError, StoreDir, StorePath, TempRoots};
 
@@ -62,20 +64,6 @@ struct Shared {
     orders: Mutex<Orders>,
     ordered: Condvar,
     trouble: Mutex<Option<String>>,
-}
-
-#[derive(Debug, Default)]
-struct Orders {
-    queue: Vec<Order>,
-    stop: bool,
-}
-
-#[derive(Debug)]
-enum Order {
-    Keep(u16, Vec<StorePath>),
-    Release(u16, StorePath),
-    Park(u16, StorePath),
-    Restored,
 }
 
 #[derive(Debug)]

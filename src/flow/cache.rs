@@ -1,4 +1,5 @@
-//! One cache: what waits for it, and how much of that may be under way.
+//! One cache: what waits for it, and how much of that may be under way. Must
+//! not know what happens next: that is the step's.
 
 use std::collections::VecDeque;
 

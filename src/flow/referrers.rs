@@ -1,6 +1,6 @@
 //! Who waits for a task: nearly always a few, and for a hub tens of thousands,
 //! which may go in any order. A backlog has a hundred thousand of these, and
-//! even the smallest tree takes a hundred bytes.
+//! even the smallest tree takes a hundred bytes. Must not know the tasks.
 
 use std::collections::BTreeSet;
 

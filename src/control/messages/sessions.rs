@@ -1,4 +1,5 @@
 //! What is told about a session and its paths.
+//! Must not know how any of it is found out.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,4 +1,5 @@
 //! What is told about the daemon, its caches and its client.
+//! Must not know how any of it is found out.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,4 +1,5 @@
-//! What is said of the ways to protect paths that cannot be had.
+//! What is said of the ways to protect paths that cannot be had. Must not know
+//! what is tried, nor when.
 
 use std::path::Path;
 

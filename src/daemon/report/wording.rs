@@ -1,4 +1,5 @@
-//! What the ledger holds, in the words of the socket.
+//! What the ledger holds, in the words of the socket. Must not know who asks,
+//! nor what waits.
 
 use super::super::readers::Ways;
 use super::super::wall_ms;
