@@ -81,15 +81,14 @@ fn main() {
                     let status = lab::client(&socket, &["session", "start", "--label", "soak"]);
                     site.build(&build);
                     let session = status.out.trim().to_owned();
-                    // Until somebody is there to hear it: its anchor, which is this process, lives on.
-                    while !session.is_empty() {
-                        let end = ["--strict", "session", "end", &session, "--timeout", "3s"];
-                        match lab::client(&socket, &end).code {
-                            NOBODY if over.load(Ordering::Acquire) => break,
-                            NOBODY => std::thread::sleep(Duration::from_millis(100)),
-                            0 | PARTLY | PENDING => break,
-                            code => panic!("the end of {session}: status {code}"),
-                        }
+                    if !session.is_empty() {
+                        // Its anchor, which is this process, lives on: nobody else ends it.
+                        until("somebody hears of the session's end", || {
+                            let end = ["--strict", "session", "end", &session, "--timeout", "3s"];
+                            let code = lab::client(&socket, &end).code;
+                            assert!([0, PARTLY, PENDING, NOBODY].contains(&code), "{session}: status {code}");
+                            (code != NOBODY || over.load(Ordering::Acquire)).then_some(())
+                        });
                     }
                     done.lock().unwrap().builds += 1;
                 }
