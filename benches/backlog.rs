@@ -74,7 +74,7 @@ pub fn backlog() {
         figure(&what("wall"), "s", &[wall], "start of the daemon to the last path in the cache");
         figure(&what("processor time"), "s", &[usage.cpu_s], "utime+stime of the daemon");
         let how = format!("VmHWM of the daemon; at most {most} in the queue");
-        figure(&what("peak memory"), "MB", &[usage.peak_mb], &how);
+        figure(&what("peak memory"), "MiB", &[usage.peak_mib], &how);
     }
 }
 
@@ -93,7 +93,7 @@ pub fn overfull() {
         status["store"]["problem"].as_str().is_some_and(|problem| problem.contains("kept in memory"))
     });
     let how = format!("VmHWM of the daemon; {most} in the queue, the rest waits in the Nix database");
-    figure("a cache that is away for 210,000: peak memory", "MB", &[daemon.usage().peak_mb], &how);
+    figure("a cache that is away for 210,000: peak memory", "MiB", &[daemon.usage().peak_mib], &how);
     let began = Instant::now();
     let address = endpoint.strip_prefix("http://").unwrap();
     let _cache = Cache::start_at(address, &dir.join("served"), &nix.store_dir());

@@ -35,8 +35,8 @@ pub fn idle() {
     std::thread::sleep(IDLE_FOR);
     let (after, cpu) = (rig.daemon.usage(), rig.daemon.threads_cpu_s() - cpu);
     let per_hour = cpu * 3600.0 / IDLE_FOR.as_secs_f64();
-    figure("idle memory", "MB", &[before.rss_mb], "VmRSS of the daemon 5 s after its only push");
-    figure("idle memory, its own", "MB", &[before.anon_mb], "RssAnon: without the program's file");
+    figure("idle memory", "MiB", &[before.rss_mib], "VmRSS of the daemon 5 s after its only push");
+    figure("idle memory, its own", "MiB", &[before.anon_mib], "RssAnon: without the program's file");
     figure("idle threads", "", &[after.threads], "of the daemon");
     figure("idle processor time", "s/h", &[per_hour], "schedstat of its threads over a minute, times 60");
 }
@@ -113,7 +113,7 @@ pub fn burst() {
     let behind = last.saturating_duration_since(last_valid).as_secs_f64();
     figure("burst of 2,000: behind", "s", &[behind], "last path valid to last path in the cache");
     figure("burst of 2,000: processor time", "s", &[after.cpu_s - before], "utime+stime of the daemon");
-    figure("burst of 2,000: peak memory", "MB", &[after.peak_mb], "VmHWM of the daemon");
+    figure("burst of 2,000: peak memory", "MiB", &[after.peak_mib], "VmHWM of the daemon");
 }
 
 /// 2,000 paths that are valid already, pushed by name: as `attic push --stdin`.
@@ -131,7 +131,7 @@ pub fn small() {
         assert_eq!(answer["pushed"], 2000, "{answer}");
         let after = rig.daemon.usage();
         std::thread::sleep(Duration::from_millis(5500));
-        let values = [took, after.cpu_s - before, after.peak_mb, rig.daemon.usage().rss_mb];
+        let values = [took, after.cpu_s - before, after.peak_mib, rig.daemon.usage().rss_mib];
         figures.iter_mut().zip(values).for_each(|(all, value)| all.push(value));
     }
     figure(
@@ -141,8 +141,8 @@ pub fn small() {
         "flywheelctl push --wait from spawn to exit, empty cache",
     );
     figure("2,000 small paths: processor time", "s", &figures[1], "utime+stime of the daemon");
-    figure("2,000 small paths: peak memory", "MB", &figures[2], "VmHWM of the daemon");
-    figure("2,000 small paths: memory after", "MB", &figures[3], "VmRSS of the daemon 5 s later");
+    figure("2,000 small paths: peak memory", "MiB", &figures[2], "VmHWM of the daemon");
+    figure("2,000 small paths: memory after", "MiB", &figures[3], "VmRSS of the daemon 5 s later");
 }
 
 /// A session's end that names a closure of 2,001 paths, all in the cache.
@@ -206,5 +206,5 @@ fn one_file(what: &str, script: &str) {
     figure(&format!("{what}: wall"), "s", &[wall], how);
     let cpu = after.cpu_s - before.cpu_s;
     figure(&format!("{what}: processor time"), "s", &[cpu], "utime+stime of the daemon");
-    figure(&format!("{what}: peak memory"), "MB", &[after.peak_mb], "VmHWM of the daemon");
+    figure(&format!("{what}: peak memory"), "MiB", &[after.peak_mib], "VmHWM of the daemon");
 }

@@ -14,9 +14,9 @@ use crate::nix::PrivateNix;
 #[derive(Debug, Clone, Copy)]
 pub struct Usage {
     pub cpu_s: f64,
-    pub rss_mb: f64,
-    pub anon_mb: f64,
-    pub peak_mb: f64,
+    pub rss_mib: f64,
+    pub anon_mib: f64,
+    pub peak_mib: f64,
     pub threads: f64,
 }
 
@@ -186,9 +186,9 @@ pub fn usage(pid: u32) -> Usage {
     };
     Usage {
         cpu_s: ticks(pid, 14),
-        rss_mb: number("VmRSS:") / 1024.0,
-        anon_mb: number("RssAnon:") / 1024.0,
-        peak_mb: number("VmHWM:") / 1024.0,
+        rss_mib: number("VmRSS:") / 1024.0,
+        anon_mib: number("RssAnon:") / 1024.0,
+        peak_mib: number("VmHWM:") / 1024.0,
         threads: number("Threads:"),
     }
 }
