@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::support::cache::{Gate, Standalone};
-use crate::support::daemon::{Daemon, PATIENCE};
+use crate::support::daemon::{Daemon, until};
 use crate::support::disk::SmallDisk;
 use crate::support::nix::PrivateNix;
 
@@ -33,26 +33,14 @@ impl Bench {
         daemon.wrapper = disk.wrap();
         daemon.up();
         let bench = Self { daemon, disk, gate, cache };
-        bench.build("before");
+        bench.daemon.nix.make("before");
         bench.daemon.flush();
-        bench.until("what was answered is written a moment later", || bench.recorded() == 1);
+        until("what was answered is written a moment later", || bench.recorded() == 1);
         Some(bench)
-    }
-
-    fn build(&self, name: &str) -> String {
-        self.daemon.nix.build(&PrivateNix::shell(name, &format!("echo {name} > $out"))).remove(0)
     }
 
     fn ledger(&self) -> serde_json::Value {
         self.daemon.status()["ledger"].clone()
-    }
-
-    fn until(&self, what: &str, mut done: impl FnMut() -> bool) {
-        let patience = std::time::Instant::now() + PATIENCE;
-        while !done() {
-            assert!(patience > std::time::Instant::now(), "waited in vain: {what}");
-            std::thread::yield_now();
-        }
     }
 
     /// How many paths the ledger on the disk has as pushed or cached.
@@ -74,8 +62,8 @@ fn paths_are_pushed_from_memory_and_recorded_when_there_is_room() {
     let daemon = &bench.daemon;
     let session = daemon.session(&["--label", "on a full disk"]);
     let names: Vec<String> = (0..10).map(|n| format!("full{n}")).collect();
-    let paths: Vec<String> = names.iter().map(|name| bench.build(name)).collect();
-    bench.until("pushed from memory", || bench.cache.main().having(&paths).iter().all(|there| *there));
+    let paths: Vec<String> = names.iter().map(|name| bench.daemon.nix.make(name)).collect();
+    until("pushed from memory", || bench.cache.main().having(&paths).iter().all(|there| *there));
     let said = bench.ledger();
     assert_eq!(said["state"], "degraded", "{said}");
     assert!(said["detail"].as_str().unwrap().contains("full"), "{said}");
@@ -88,7 +76,7 @@ fn paths_are_pushed_from_memory_and_recorded_when_there_is_room() {
         "{summary}"
     );
     bench.disk.free();
-    bench.until("it is written again", || bench.ledger()["state"] == "ok");
+    until("it is written again", || bench.ledger()["state"] == "ok");
     assert_eq!(bench.recorded(), 11, "all at once");
     let log = daemon.log();
     let times = |what: &str| log.lines().filter(|line| line.contains(what)).count();
@@ -107,10 +95,10 @@ fn paths_are_pushed_from_memory_and_recorded_when_there_is_room() {
 #[test]
 fn killed_while_the_disk_is_full() {
     let Some(mut bench) = Bench::full() else { return };
-    let sent = bench.build("sent");
-    bench.until("pushed from memory", || bench.cache.main().has(&sent));
+    let sent = bench.daemon.nix.make("sent");
+    until("pushed from memory", || bench.cache.main().has(&sent));
     bench.gate.close();
-    let held = bench.build("held");
+    let held = bench.daemon.nix.make("held");
     bench.gate.until_came(3);
     assert_eq!(bench.ledger()["state"], "degraded");
     bench.daemon.kill();
@@ -125,14 +113,14 @@ fn killed_while_the_disk_is_full() {
     // The ledger knew nothing of it when the daemon came up.
     assert!(!bench.daemon.log().contains("stale GC roots"), "its protection was taken away for a moment");
     // What was sent is not in the ledger and was collected: nobody misses it.
-    bench.until("those that are there are recorded", || bench.recorded() == 2);
+    until("those that are there are recorded", || bench.recorded() == 2);
 }
 
 #[test]
 fn stopped_and_started_while_the_disk_is_full() {
     let Some(mut bench) = Bench::full() else { return };
     bench.gate.close();
-    let held = bench.build("held");
+    let held = bench.daemon.nix.make("held");
     bench.gate.until_came(2);
     bench.daemon.stop();
     assert!(bench.daemon.nix.run("nix-store", &["--gc"]).status.success());
@@ -140,16 +128,14 @@ fn stopped_and_started_while_the_disk_is_full() {
     bench.gate.open();
     bench.daemon.up();
     let session = bench.daemon.session(&["--label", "started on a full disk"]);
-    let new = bench.build("new");
-    bench.until("pushed from memory", || {
-        bench.cache.main().having(&[held.clone(), new.clone()]) == [true, true]
-    });
+    let new = bench.daemon.nix.make("new");
+    until("pushed from memory", || bench.cache.main().having(&[held.clone(), new.clone()]) == [true, true]);
     let said = bench.ledger();
     assert_eq!(said["state"], "degraded", "{said}");
     assert_eq!(bench.daemon.end(&session, &[])["pushed"], 1);
     assert_eq!(bench.recorded(), 1, "nothing of it is on the disk");
     bench.disk.free();
-    bench.until("it is written again", || bench.ledger()["state"] == "ok");
+    until("it is written again", || bench.ledger()["state"] == "ok");
     bench.daemon.restart();
     assert_eq!(bench.daemon.json(&["session", "show", &session])["summary"]["pushed"], 1);
     assert_eq!(bench.recorded(), 3);
@@ -161,18 +147,18 @@ fn stopped_and_started_while_the_disk_is_full() {
 fn started_on_a_disk_that_has_filled_up_meanwhile() {
     let Some(mut bench) = Bench::new() else { return };
     bench.daemon.stop();
-    let away = bench.build("away");
+    let away = bench.daemon.nix.make("away");
     bench.disk.fill();
     bench.daemon.up();
-    bench.until("pushed from memory", || bench.cache.main().has(&away));
+    until("pushed from memory", || bench.cache.main().has(&away));
     let said = bench.ledger();
     assert_eq!(said["state"], "degraded", "{said}");
     bench.disk.free();
-    bench.until("it is written", || bench.ledger()["state"] == "ok");
+    until("it is written", || bench.ledger()["state"] == "ok");
     bench.daemon.kill();
     bench.daemon.up();
     bench.daemon.flush();
-    bench.until("both are recorded", || bench.recorded() == 2);
+    until("both are recorded", || bench.recorded() == 2);
     assert_eq!(bench.gate.came().len(), 2, "nothing is sent twice");
 }
 
@@ -181,7 +167,7 @@ fn started_on_a_disk_that_has_filled_up_meanwhile() {
 fn room_is_made_just_before_a_stop() {
     let Some(mut bench) = Bench::full() else { return };
     let session = bench.daemon.session(&["--label", "on a full disk"]);
-    bench.build("full");
+    bench.daemon.nix.make("full");
     assert_eq!(bench.daemon.end(&session, &[])["pushed"], 1);
     assert_eq!(bench.recorded(), 1, "nothing of it is on the disk");
     bench.disk.free();
