@@ -2,12 +2,13 @@
 
 use std::time::Instant;
 
-use flywheel::ledger::{Admit, Evidence, ItemState, Ledger, NewItem, NewSession, Settle};
-use flywheel::store::{Journal, NarHash, StoreDir, StorePath};
+use flywheel::ledger::{Admit, Evidence, Ledger, NewPushRow, NewSession, PushState, Settle};
+use flywheel::store::NixDb;
 
 use crate::nix::PrivateNix;
 use crate::report::figure;
 use crate::rig::ms;
+use flywheel::types::{NarHash, StoreDir, StorePath};
 
 const PATHS: i64 = 50_000;
 
@@ -41,9 +42,9 @@ pub fn closure() {
     let root = StorePath::parse(&base(PATHS)).unwrap();
     let took: Vec<f64> = (0..5)
         .map(|_| {
-            let journal = Journal::open(&nix.state_dir(), &dir).unwrap();
+            let nix_db = NixDb::open(&nix.state_dir(), &dir).unwrap();
             let began = Instant::now();
-            let closure = journal.closure(std::slice::from_ref(&root), &mut |_| true).unwrap();
+            let closure = nix_db.closure(std::slice::from_ref(&root), &mut |_| true).unwrap();
             assert_eq!(closure.paths.len(), 50_000);
             ms(began)
         })
@@ -52,7 +53,7 @@ pub fn closure() {
         "closure of 50,000",
         "ms",
         &took,
-        "Journal::closure on a fresh connection, about 5.5 references a path",
+        "NixDb::closure on a fresh connection, about 5.5 references a path",
     );
 }
 
@@ -81,11 +82,11 @@ pub fn ledger() {
             cursor: None,
             at: 1,
             items: (0..2001)
-                .map(|n| NewItem {
+                .map(|n| NewPushRow {
                     cache: "main".to_owned(),
                     path: base(n),
                     nar_size: 120,
-                    state: ItemState::Pending,
+                    state: PushState::Pending,
                     recheck_before: 0,
                     retry_failed: false,
                     sessions: vec![(session, Evidence::Closure)],
@@ -98,7 +99,7 @@ pub fn ledger() {
         fresh.push(ms(began));
         let began = Instant::now();
         for (id, ..) in &admitted.items {
-            let state = ItemState::Pushed;
+            let state = PushState::Pushed;
             ledger.settle(
                 *id,
                 Settle { state, error_class: None, error: None, bytes: 120, attempts: 1, at: 2 },

@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.." || exit 1
 
 NEXTEST=0.9.143
 DENY=0.20.2
-# A runner of others for .gitlab-ci.yml; newer ones want Node 22. tests/it/ci_gitlab.rs has the same number.
+# A runner of others for .gitlab-ci.yml; newer ones want Node 22. tests/it/ci/gitlab.rs has the same number.
 GITLAB_CI_LOCAL=4.61.0
 
 export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-auto} GIT_TERMINAL_PROMPT=0

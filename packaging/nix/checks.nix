@@ -49,7 +49,7 @@ in
   # Those of tests/it that need no builds of Nix and no host.
   tests = cargo "tests" [ pkgs.cargo-nextest ] ''
     cargo nextest run --offline -E '
-      test(/^(control|embedded|house|observe|ci_manner)::/) - test(a_full_disk)'
+      test(/^(control|embedded|house|observe|ci::log)::/) - test(a_full_disk)'
   '';
 
   clippy = cargo "clippy" [ pkgs.clippy ] "cargo clippy --offline --all-targets -- -D warnings";

@@ -3,10 +3,12 @@
 //! The token is not in it, only where it is: `attic login` would put it into an
 //! argument list, and into a file that it does not write atomically.
 
-use std::fs::{DirBuilder, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+
+use crate::types::replace_file;
 
 /// A server as the client knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,32 +49,9 @@ impl Home {
         if std::fs::read_to_string(&file).is_ok_and(|now| now == text) {
             return Ok(false);
         }
-        atomically(&file, text.as_bytes(), 0o600, None)?;
+        replace_file(&file, text.as_bytes(), 0o600, None)?;
         Ok(true)
     }
-}
-
-/// Writes a file so that nobody ever sees half of it, or it with other rights.
-/// `group`: whose it is to be, by number.
-pub fn atomically(file: &Path, content: &[u8], mode: u32, group: Option<u32>) -> io::Result<()> {
-    let name = file.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_string_lossy();
-    let new = file.with_file_name(format!(".{name}.{}~", std::process::id()));
-    let written = (|| {
-        let _ = std::fs::remove_file(&new);
-        let mut out = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-        out.write_all(content)?;
-        if group.is_some() {
-            std::os::unix::fs::fchown(&out, None, group)?;
-        }
-        // Whatever the umask says.
-        out.set_permissions(std::fs::Permissions::from_mode(mode))?;
-        out.sync_all()?;
-        std::fs::rename(&new, file)
-    })();
-    if written.is_err() {
-        let _ = std::fs::remove_file(&new);
-    }
-    written
 }
 
 fn render(servers: &[Server]) -> String {
@@ -119,17 +98,5 @@ mod tests {
         assert!(home.write(&servers[1..]).unwrap());
         let left: Vec<_> = std::fs::read_dir(home.dir().join("attic")).unwrap().collect();
         assert_eq!(left.len(), 1, "nothing half written is left: {left:?}");
-    }
-
-    #[test]
-    fn a_file_has_its_rights_from_the_beginning() {
-        let top = tempfile::tempdir().unwrap();
-        let file = top.path().join("netrc");
-        let group = rustix::process::getegid().as_raw();
-        atomically(&file, b"one", 0o640, Some(group)).unwrap();
-        atomically(&file, b"two", 0o640, None).unwrap();
-        let mode = std::fs::metadata(&file).unwrap().permissions().mode() & 0o777;
-        assert_eq!((mode, std::fs::read(&file).unwrap().as_slice()), (0o640, &b"two"[..]));
-        assert!(atomically(&top.path().join("no/netrc"), b"x", 0o640, None).is_err());
     }
 }

@@ -25,7 +25,7 @@ mod supervise;
 
 pub use bootstrap::{Miss, Obtained, Place, check, obtain, present};
 pub use child::{Ended, Limits, Runner};
-pub use home::{Home, Server, atomically};
+pub use home::{Home, Server};
 pub use installable::Installable;
 pub use lines::{Line, Meaning, meaning, parse};
 pub use push::{Push, Pushed, push};

@@ -33,7 +33,7 @@ enum Role {
     /// A worker for this client.
     WorkerFor(i32),
     /// A nix-daemon that does not say whom it works for.
-    Secretive,
+    Hidden,
     /// Anything else.
     Ordinary,
 }
@@ -56,7 +56,7 @@ impl Lineage {
             }
             line.push(at.id);
             let next = match role(proc, &at, owner) {
-                Role::Secretive => return None,
+                Role::Hidden => return None,
                 Role::WorkerFor(pid) => {
                     client = proc.stat(pid)?;
                     client.clone()
@@ -80,7 +80,7 @@ fn role(proc: &Proc, stat: &Stat, owner: u32) -> Role {
     if !stat.comm.starts_with("nix") || proc.uid(stat.id.pid) != Some(owner) {
         return Role::Ordinary;
     }
-    proc.cmdline(stat.id.pid).map_or(Role::Secretive, |line| parse_role(&line))
+    proc.cmdline(stat.id.pid).map_or(Role::Hidden, |line| parse_role(&line))
 }
 
 fn parse_role(cmdline: &[u8]) -> Role {
@@ -103,7 +103,7 @@ fn parse_role(cmdline: &[u8]) -> Role {
     let whole = room > 1 || first.len() >= 7;
     match std::str::from_utf8(first).ok().and_then(|text| text.parse().ok()) {
         Some(pid) if pid > 0 && is_number(first) && whole => Role::WorkerFor(pid),
-        _ => Role::Secretive,
+        _ => Role::Hidden,
     }
 }
 
@@ -124,10 +124,10 @@ mod tests {
             (b"/nix/store/x-nix/bin/nix-daemon\x004194303\0\0", Role::WorkerFor(4_194_303)),
             // `nix daemon`: six letters of room, so that six digits may be seven.
             (b"nix\x0054321\0\0", Role::WorkerFor(54321)),
-            (b"nix\x00543210\0", Role::Secretive),
-            (b"nix-daemon\0--daemon\0", Role::Secretive),
-            (b"nix-daemon\0", Role::Secretive),
-            (b"nix-daemon\x000\0\0\0\0\0\0\0\0", Role::Secretive),
+            (b"nix\x00543210\0", Role::Hidden),
+            (b"nix-daemon\0--daemon\0", Role::Hidden),
+            (b"nix-daemon\0", Role::Hidden),
+            (b"nix-daemon\x000\0\0\0\0\0\0\0\0", Role::Hidden),
             (b"nix-daemon\0--stdio\0", Role::Ordinary),
             (b"nix\0build\0", Role::Ordinary),
             (b"nix-build\0", Role::Ordinary),

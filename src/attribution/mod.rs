@@ -10,22 +10,22 @@
 //! | shared | several sessions were open | one of them |
 //!
 //! (`closure` is the daemon's: what a session names and what that refers to.)
-//! [`Witness`] watches the locks, [`Lineage`] follows a holder to the job,
+//! [`LockWatcher`] watches the locks, [`Lineage`] follows a holder to the job,
 //! [`Anchor`] is where a job begins, [`Windows`] draws the conclusion. What
 //! cannot be seen is no evidence, and never an error.
 
 mod anchor;
 mod lineage;
+mod lock_watcher;
 mod locks;
 mod proc;
 mod windows;
-mod witness;
 
 #[cfg(test)]
 mod tests;
 
 pub use anchor::{Anchor, AnchorError};
 pub use lineage::Lineage;
+pub use lock_watcher::LockWatcher;
 pub use proc::{Proc, ProcId, Stat};
 pub use windows::{Evidence, Maker, Owners, Window, Windows};
-pub use witness::Witness;

@@ -16,10 +16,10 @@ use super::body::{self, Failure, Stall, Watch};
 use super::discover::{Discovered, Whereabouts};
 use super::endpoint::Endpoint;
 use super::error::{CacheError, ErrorClass};
-use super::name::CacheName;
 use super::token::{Secret, TokenSource};
 use super::transport::{Answer, Transport};
 use super::wire::{CacheConfig, MissingAnswer, MissingRequest, UploadAnswer, UploadInfo, Uploaded};
+use crate::types::CacheName;
 
 /// A real server takes 10,000 hashes in one question and fails at 40,000.
 const HASHES_A_QUESTION: usize = 5_000;

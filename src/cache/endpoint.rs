@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use reqwest::Url;
 
 use super::error::{CacheError, ErrorClass};
-use super::name::CacheName;
+use crate::types::CacheName;
 
 /// The base of an API; its path ends with a slash so that joining keeps it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -25,7 +25,6 @@ mod client;
 mod discover;
 mod endpoint;
 mod error;
-mod name;
 mod read;
 mod token;
 mod transport;
@@ -37,6 +36,6 @@ mod tests;
 pub use client::{CacheClient, ClientSettings};
 pub use discover::Discovered;
 pub use error::{CacheError, ErrorClass};
-pub use name::{CacheName, InvalidCacheName};
+
 pub use token::{Secret, TokenSource};
 pub use wire::{CacheConfig, UploadInfo, Uploaded};

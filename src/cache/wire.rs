@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::error::{CacheError, ErrorClass};
-use super::name::CacheName;
+use crate::types::CacheName;
 
 /// A cache's configuration, as far as we use it. Every field may be missing;
 /// fields we do not know are left alone, newer servers have more.

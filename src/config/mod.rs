@@ -21,7 +21,6 @@ mod names;
 mod raw;
 mod settings;
 mod token;
-mod units;
 mod validate;
 
 #[cfg(test)]
@@ -36,4 +35,3 @@ pub use settings::{
     Who,
 };
 pub use token::Token;
-pub use units::{ByteSize, Period, UnitError};

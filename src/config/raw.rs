@@ -11,7 +11,7 @@ use serde::de::{Deserializer, SeqAccess, Visitor};
 use toml::Spanned;
 
 use super::merge::Layer;
-use super::units::{ByteSize, Period};
+use crate::types::{ByteSize, Period};
 
 /// Where a value stands: the number of its file and the bytes in it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -13,7 +13,7 @@ use super::merge::Merged;
 use super::names;
 use super::raw::{At, RawFilter, RawJobs};
 use super::settings::{Cache, Client, Engine, Filter, Jobs, Nix, Origin, Push, Settings, Target};
-use super::units::{ByteSize, Period};
+use crate::types::{ByteSize, Period};
 
 /// Looks up environment variables; an empty one is none.
 pub(super) type Env<'a> = &'a dyn Fn(&str) -> Option<String>;

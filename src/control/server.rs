@@ -2,24 +2,18 @@
 //! the kernel, and hands requests to the daemon one at a time per connection.
 //! Must not know what a request means, nor who may ask for what.
 
-use std::{
-    io,
-    os::unix::net::UnixListener as StdListener,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::{io, os::unix::net::UnixListener as StdListener, sync::Arc, time::Duration};
 
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
     net::{UnixListener, UnixStream, unix::OwnedReadHalf, unix::OwnedWriteHalf},
-    sync::{Notify, mpsc},
+    sync::mpsc,
     task::{JoinHandle, JoinSet},
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
+
+use crate::types::Heartbeat;
 
 pub use super::listen::{BindError, bind, passed};
 pub use super::responder::{Answer, Responder};
@@ -86,28 +80,6 @@ pub struct Incoming {
     pub responder: Responder,
 }
 
-/// Shows that connections are accepted: the task that does it counts when asked.
-#[derive(Debug, Clone, Default)]
-pub struct Beat(Arc<(Notify, AtomicU64)>);
-
-impl Beat {
-    /// Asks it to count on.
-    pub fn ask(&self) {
-        self.0.0.notify_one();
-    }
-
-    /// How far it has counted.
-    #[must_use]
-    pub fn count(&self) -> u64 {
-        self.0.1.load(Ordering::Relaxed)
-    }
-
-    async fn asked(&self) {
-        self.0.0.notified().await;
-        self.0.1.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
 /// Serves a listener until `shutdown`: then nothing more is accepted, pending
 /// replies go out, and the task ends. The caller bounds how long it waits for that.
 /// Must be called within a tokio runtime.
@@ -116,7 +88,7 @@ pub fn start(
     store_dir: &str,
     limits: Limits,
     shutdown: CancellationToken,
-    beat: Beat,
+    beat: Heartbeat,
 ) -> io::Result<(mpsc::Receiver<Incoming>, JoinHandle<()>)> {
     listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(listener)?;
@@ -132,7 +104,7 @@ struct Shared {
     shutdown: CancellationToken,
 }
 
-async fn accept(listener: UnixListener, shared: Arc<Shared>, beat: Beat) {
+async fn accept(listener: UnixListener, shared: Arc<Shared>, beat: Heartbeat) {
     let slots = Slots::new(shared.limits.connections, shared.limits.per_uid);
     let mut open = JoinSet::new();
     let mut pause = FIRST_PAUSE;

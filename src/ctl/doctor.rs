@@ -5,12 +5,13 @@
 
 use serde::Serialize;
 
-use super::client::ask;
+use super::attic_client::ask;
 use super::link::GRACE;
 use super::nix_conf::{self, Knows};
 use super::verdict::{Exit, Failure};
-use super::{Context, end::unexpected, render};
+use super::{Context, end::unexpected};
 use crate::control::messages::{CacheState, ClientInfo, Reply, Request, Status};
+use crate::types::Wall;
 
 /// A token that ends sooner than this is worth a word: a week, in seconds.
 const SOON: i64 = 7 * 24 * 3600;
@@ -52,7 +53,7 @@ pub(super) fn command(context: &Context) -> Result<Exit, Failure> {
     };
     let info = ask(context, true)?;
     let conf = nix_conf::host();
-    let mut findings = of_daemon(&status, render::now_ms() / 1000);
+    let mut findings = of_daemon(&status, Wall::now().0 / 1000);
     let knows = |conf: &String| {
         info.servers.iter().map(|s| nix_conf::knows(conf, s, info.netrc.as_deref())).collect::<Vec<_>>()
     };

@@ -7,18 +7,18 @@
 
 mod anchor;
 mod args;
+mod attic_client;
 pub mod ci;
-mod client;
+mod ci_log;
 mod doctor;
 mod duration;
 mod end;
 mod hook;
+mod html;
 mod link;
-mod manner;
 mod manual;
 mod metrics;
 mod nix_conf;
-mod page;
 mod paths;
 mod query;
 mod render;
@@ -97,8 +97,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Flush { timeout } => query::flush(&context, timeout),
         Command::Status { watch } => query::status(&context, watch),
         Command::Client { command } => match command.unwrap_or(ClientCommand::Status) {
-            ClientCommand::Status => client::status(&context),
-            ClientCommand::Exec { args } => client::exec(&context, &args),
+            ClientCommand::Status => attic_client::status(&context),
+            ClientCommand::Exec { args } => attic_client::exec(&context, &args),
         },
         Command::NixConf { netrc, cache } => nix_conf::command(&context, netrc, cache.as_deref()),
         Command::Hook => return hook::command(Some(context.socket)),

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use super::{
     Context,
-    client::ask,
+    attic_client::ask,
     verdict::{Exit, Failure},
 };
 use crate::control::messages::{ClientInfo, ClientServer};

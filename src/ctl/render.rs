@@ -8,19 +8,21 @@ use std::{
     fs::OpenOptions,
     io::{self, IsTerminal, Write},
     path::Path,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use serde::Serialize;
 
 use super::{
+    ci_log::{self, CiLog, Level},
     doctor::Finding,
-    manner::{self, Level, Manner},
+    html,
     nix_conf::{Knows, Lines},
-    page, text, variable,
+    text, variable,
     verdict::{Exit, Failure},
 };
 use crate::control::messages::{ClientInfo, Progress, SessionDetail, SessionEntry, Status, Summary};
+use crate::types::Wall;
 
 /// Between two lines of progress where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -43,7 +45,7 @@ pub(super) struct Render {
     terminal: bool,
     colour: bool,
     /// Of the CI system whose log this is.
-    manner: Manner,
+    ci_log: CiLog,
     /// Standard output is a command's; ours goes to standard error.
     aside: bool,
 }
@@ -58,7 +60,7 @@ impl Render {
     pub(super) fn new(json: bool, quiet: bool) -> Self {
         let terminal = io::stderr().is_terminal();
         let colour = terminal && variable("NO_COLOR").is_none();
-        Self { json, quiet, terminal, colour, manner: Manner::of(variable), aside: false }
+        Self { json, quiet, terminal, colour, ci_log: CiLog::of(variable), aside: false }
     }
 
     /// The same, with standard output left to somebody else.
@@ -85,7 +87,7 @@ impl Render {
             Level::Warning => ("warning", "33"),
             Level::Error => ("error", "31"),
         };
-        let text = manner::tame(&text::clean(text));
+        let text = ci_log::tame(&text::clean(text));
         let line = if let Some(line) = self.decorated().remark(level, &text) {
             line
         } else if self.colour {
@@ -128,7 +130,7 @@ impl Render {
         } else {
             self.out(&format!("{}\n", text::clean(session)))
         };
-        if let Some(line) = self.manner.step_environment(session) {
+        if let Some(line) = self.ci_log.step_environment(session) {
             self.append("GITHUB_ENV", &line);
         }
     }
@@ -137,11 +139,11 @@ impl Render {
         if self.json {
             let _ = self.object(summary);
         } else if !self.quiet {
-            let manner = self.decorated();
-            let _ = self.out(&manner.fold(&text::summary(summary, heading), summary, now_s()));
-            let _ = io::stderr().write_all(manner.failures(level(exit), summary).as_bytes());
+            let ci_log = self.decorated();
+            let _ = self.out(&ci_log.fold(&text::summary(summary, heading), summary, now_s()));
+            let _ = io::stderr().write_all(ci_log.failures(level(exit), summary).as_bytes());
         }
-        if let (Some(table), false) = (self.manner.step_summary(summary), self.quiet) {
+        if let (Some(table), false) = (self.ci_log.step_summary(summary), self.quiet) {
             self.append("GITHUB_STEP_SUMMARY", &table);
         }
         for warning in &summary.warnings {
@@ -153,25 +155,25 @@ impl Render {
     }
 
     pub(super) fn sessions(&self, list: &[SessionEntry]) {
-        let _ = if self.json { self.object(&list) } else { self.out(&text::sessions(list, now_ms())) };
+        let _ = if self.json { self.object(&list) } else { self.out(&text::sessions(list, Wall::now().0)) };
     }
 
     pub(super) fn session(&self, detail: &SessionDetail) {
-        let _ = if self.json { self.object(detail) } else { self.out(&text::session(detail, now_ms())) };
+        let _ = if self.json { self.object(detail) } else { self.out(&text::session(detail, Wall::now().0)) };
     }
 
     /// A page about a session; what was asked for as JSON stays JSON.
     pub(super) fn report(&self, detail: &SessionDetail, output: Option<&Path>) -> io::Result<()> {
         match output {
-            Some(file) => std::fs::write(file, page::page(detail)),
+            Some(file) => std::fs::write(file, html::page(detail)),
             None if self.json => self.object(detail),
-            None => self.out(&page::page(detail)),
+            None => self.out(&html::page(detail)),
         }
     }
 
     /// JSON is for programs.
-    fn decorated(&self) -> Manner {
-        if self.json { Manner::Plain } else { self.manner }
+    fn decorated(&self) -> CiLog {
+        if self.json { CiLog::Plain } else { self.ci_log }
     }
 
     /// To a file through which a step speaks to its runner.
@@ -191,7 +193,7 @@ impl Render {
         if again && io::stdout().is_terminal() {
             self.out("\x1b[H\x1b[2J")?;
         }
-        self.out(&text::status(status, now_ms()))?;
+        self.out(&text::status(status, Wall::now().0))?;
         for warning in &status.warnings {
             self.warn(warning);
         }
@@ -201,7 +203,7 @@ impl Render {
     /// The client, the caches, and what this host's Nix knows of each.
     pub(super) fn client(&self, info: &ClientInfo, known: &[Option<Knows>]) {
         if !self.json {
-            let _ = self.out(&text::client_info(info, known, now_ms()));
+            let _ = self.out(&text::client_info(info, known, Wall::now().0));
             return;
         }
         let mut value = serde_json::json!(info);
@@ -293,10 +295,5 @@ fn level(exit: Exit) -> Level {
 }
 
 fn now_s() -> u64 {
-    u64::try_from(now_ms() / 1000).unwrap_or_default()
-}
-
-pub(super) fn now_ms() -> i64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
+    u64::try_from(Wall::now().0 / 1000).unwrap_or_default()
 }

@@ -6,9 +6,9 @@ use clap::{CommandFactory, Parser};
 
 use super::{
     args::{Cli, Command},
-    ci, duration,
-    manner::{Level, Manner},
-    paths, text,
+    ci,
+    ci_log::{CiLog, Level},
+    duration, paths, text,
     verdict::{Exit, Failure},
 };
 use crate::control::messages::{ErrorCode, Failed, Progress, Summary};
@@ -175,7 +175,7 @@ fn ci_systems() {
     }
     // Each system's manner reads no more than that.
     for own in ["GITLAB_CI", "GITHUB_ACTIONS", "BUILDKITE", "JENKINS_URL"] {
-        Manner::of(|name| {
+        CiLog::of(|name| {
             asked.borrow_mut().push(name.to_owned());
             (name == own).then(|| "true".to_owned())
         });
@@ -257,15 +257,15 @@ fn the_environment_is_read_in_one_place() {
 fn manners_follow_the_system() {
     let of = |pairs: &[(&str, &str)]| {
         let pairs: HashMap<_, _> = pairs.iter().copied().collect();
-        Manner::of(|name| pairs.get(name).map(|v| (*v).to_owned()))
+        CiLog::of(|name| pairs.get(name).map(|v| (*v).to_owned()))
     };
-    assert_eq!(of(&[]), Manner::Plain);
+    assert_eq!(of(&[]), CiLog::Plain);
     // As gitlab-ci-local sets it.
-    assert_eq!(of(&[("GITLAB_CI", "false"), ("CI_JOB_ID", "1")]), Manner::GitLab);
-    assert_eq!(of(&[("GITHUB_ACTIONS", "true"), ("GITHUB_RUN_ID", "1")]), Manner::Actions);
-    assert_eq!(of(&[("GITEA_ACTIONS", "true"), ("GITHUB_RUN_ID", "1")]), Manner::Actions);
-    assert_eq!(of(&[("BUILDKITE", "true"), ("BUILDKITE_JOB_ID", "1")]), Manner::Buildkite);
-    assert_eq!(of(&[("JENKINS_URL", "j"), ("BUILD_TAG", "1")]), Manner::Plain);
+    assert_eq!(of(&[("GITLAB_CI", "false"), ("CI_JOB_ID", "1")]), CiLog::GitLab);
+    assert_eq!(of(&[("GITHUB_ACTIONS", "true"), ("GITHUB_RUN_ID", "1")]), CiLog::Actions);
+    assert_eq!(of(&[("GITEA_ACTIONS", "true"), ("GITHUB_RUN_ID", "1")]), CiLog::Actions);
+    assert_eq!(of(&[("BUILDKITE", "true"), ("BUILDKITE_JOB_ID", "1")]), CiLog::Buildkite);
+    assert_eq!(of(&[("JENKINS_URL", "j"), ("BUILD_TAG", "1")]), CiLog::Plain);
 }
 
 #[test]
@@ -273,12 +273,12 @@ fn annotations_have_a_bound_and_summaries_too() {
     let failed = |n: u64| Failed { path: format!("/nix/store/{n}"), error: "e".into(), class: None };
     let summary =
         Summary { failed: (0..1000).map(failed).collect(), failed_total: 5000, ..Summary::default() };
-    assert_eq!(Manner::Actions.failures(Level::Error, &summary).lines().count(), 9);
-    assert_eq!(Manner::GitLab.failures(Level::Error, &summary), "");
-    let table = Manner::Actions.step_summary(&summary).unwrap();
+    assert_eq!(CiLog::Actions.failures(Level::Error, &summary).lines().count(), 9);
+    assert_eq!(CiLog::GitLab.failures(Level::Error, &summary), "");
+    let table = CiLog::Actions.step_summary(&summary).unwrap();
     assert!(table.contains("4900 paths more, not listed"), "{table}");
-    assert_eq!(Manner::Actions.step_environment("a\nb=c"), None);
-    assert_eq!(Manner::GitLab.step_environment("s1"), None);
+    assert_eq!(CiLog::Actions.step_environment("a\nb=c"), None);
+    assert_eq!(CiLog::GitLab.step_environment("s1"), None);
 }
 
 const A: &str = "00000000000000000000000000000000-a";

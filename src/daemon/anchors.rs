@@ -43,11 +43,11 @@ impl Drop for Watch {
 
 /// Tells the driver when `anchor` has ended.
 pub(super) fn watch(row: SessionRow, anchor: ProcId, out: Sender<Input>) -> Watch {
-    let task = tokio::spawn(async move {
+    let push = tokio::spawn(async move {
         wait(anchor).await;
         let _ = out.send(Input::AnchorGone(row)).await;
     });
-    Watch(task.abort_handle())
+    Watch(push.abort_handle())
 }
 
 async fn wait(anchor: ProcId) {

@@ -12,7 +12,7 @@ use super::servers::Line;
 use super::tokens::{self, Watched};
 use crate::ledger::Ledger;
 
-/// A task that ends when this is dropped.
+/// A push that ends when this is dropped.
 #[derive(Debug)]
 struct Chore(JoinHandle<()>);
 
@@ -22,7 +22,7 @@ impl Drop for Chore {
     }
 }
 
-/// The tasks.
+/// The pushes.
 #[derive(Debug, Default)]
 pub(super) struct Chores {
     tokens: Option<Chore>,

@@ -1,5 +1,5 @@
 //! The attic client that the daemon keeps: drives its life (`flow`), has done
-//! what that says, and tells who asks how it stands. A task of its own, which
+//! what that says, and tells who asks how it stands. A push of its own, which
 //! nobody waits for: fetching it may take minutes.
 
 use std::path::PathBuf;
@@ -12,13 +12,13 @@ use tokio::task::JoinHandle;
 use super::input::Input;
 use super::login::Login;
 pub(super) use super::programs::place;
-use super::wall_ms;
 use crate::attic::{self, Installable, Miss, Obtained, Place};
 use crate::config::Settings;
-use crate::flow::{ClientAction, ClientEvent, ClientLife, ClientState, Found, Time};
+use crate::flow::{ClientAction, ClientEvent, ClientLife, ClientState, Found};
 use crate::observe::{detail, event};
+use crate::types::{Mono, Wall};
 
-/// Things to tell the client's task that may wait; more would say the same.
+/// Things to tell the client's push that may wait; more would say the same.
 const WORDS: usize = 64;
 
 /// How the client came to be here, kept over restarts.
@@ -45,7 +45,7 @@ pub(super) struct View {
     pub(super) error: Option<String>,
 }
 
-/// The way to the client's task.
+/// The way to the client's push.
 #[derive(Debug, Clone)]
 pub(super) struct Handle {
     words: mpsc::Sender<Word>,
@@ -106,7 +106,7 @@ impl Handle {
     }
 }
 
-/// The task's own.
+/// The push's own.
 struct Keep {
     life: ClientLife,
     place: Place,
@@ -128,7 +128,7 @@ enum Done {
     Looked(Result<Obtained, Miss>, Found),
 }
 
-/// Begins to keep it. The task ends with the daemon, and kills what it runs.
+/// Begins to keep it. The push ends with the daemon, and kills what it runs.
 pub(super) fn start(
     settings: &Settings,
     login: Login,
@@ -174,7 +174,7 @@ impl Keep {
         self.step(ClientEvent::Begin { left }, &mut work).await;
         loop {
             let due =
-                self.life.due().map(|Time(ms)| self.began + Duration::from_millis(ms.saturating_add(1)));
+                self.life.due().map(|Mono(ms)| self.began + Duration::from_millis(ms.saturating_add(1)));
             let due = due.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
             tokio::select! {
                 word = inbox.recv() => match word {
@@ -198,7 +198,7 @@ impl Keep {
     }
 
     async fn step(&mut self, event: ClientEvent, work: &mut tokio::task::JoinSet<()>) {
-        let now = Time(u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX));
+        let now = Mono(u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX));
         for action in self.life.step(event, now) {
             match action {
                 ClientAction::Check => self.check(work),
@@ -354,7 +354,7 @@ impl Keep {
 
     /// A client that is new here; written down for the next start.
     fn new_record(&self, program: PathBuf, version: String, took: Duration) -> Record {
-        let now = wall_ms();
+        let now = Wall::now().0;
         let first =
             self.view.borrow().record.as_ref().filter(|_| self.without.is_none()).map_or(now, |r| r.first);
         let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
@@ -362,7 +362,7 @@ impl Keep {
         let record = Record { program, version, since: now, first, took_ms: ms(took), waited_ms };
         let written = serde_json::to_vec(&record)
             .map_err(std::io::Error::other)
-            .and_then(|json| attic::atomically(&self.record_file(), &json, 0o600, None));
+            .and_then(|json| crate::types::replace_file(&self.record_file(), &json, 0o600, None));
         if let Err(error) = written {
             let file = self.record_file();
             event!(CLIENT_FAULT, file = %file.display(), error = %error, "how the attic client came here cannot be written down");

@@ -6,13 +6,11 @@ use super::driver::Driver;
 use super::input::Input;
 use super::intake::{Naming, Work};
 use super::live::{Asked, Caller, Live, Pending};
-use super::wall_ms;
 use crate::control::messages::{CiJob, ErrorCode};
 use crate::control::server::Peer;
-use crate::flow::SessionId;
 use crate::ledger::{SessionInfo, SessionState};
 use crate::observe::event;
-use crate::store::StorePath;
+use crate::types::{SessionId, StorePath, Wall};
 
 /// Until a naming that found the intake busy is tried again.
 const AGAIN: Duration = Duration::from_millis(100);
@@ -76,7 +74,7 @@ impl Driver {
             live.abandoned = false;
             if live.ending.is_none() {
                 live.ending = Some(caller.since);
-                self.ledger.session_state(row, SessionState::Draining, wall_ms(), None);
+                self.ledger.session_state(row, SessionState::Draining, Wall::now().0, None);
             }
         }
         caller.asked = Asked::End(row);
@@ -188,7 +186,7 @@ impl Driver {
             label = live.label,
             "the session's job has gone without ending it: what it made is pushed"
         );
-        self.ledger.session_state(row, SessionState::Draining, wall_ms(), None);
+        self.ledger.session_state(row, SessionState::Draining, Wall::now().0, None);
     }
 }
 

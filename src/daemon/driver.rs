@@ -1,4 +1,4 @@
-//! The driver: the one task that owns the decisions. It takes what happened,
+//! The driver: the one push that owns the decisions. It takes what happened,
 //! steps `flow`, and has the actions carried out. It never blocks: what reads
 //! files or waits for a server runs elsewhere and reports back.
 
@@ -16,23 +16,24 @@ use super::intake::{Bell, NewWishes};
 use super::keeper::Keeper;
 use super::live::Desk;
 use super::notify::Notify;
-use super::pulse::Pulse;
 use super::reload::{Load, Reloads};
 use super::resume::Resumed;
 use super::rules::Facts;
 use super::servers::{BuiltIn, Line};
 use super::settle;
 use super::transfer::Transfers;
-use crate::attribution::{Windows, Witness};
+use crate::attribution::{LockWatcher, Windows};
 use crate::config::Settings;
 use crate::control::messages::PathCounts;
 use crate::control::server::Incoming;
-use crate::flow::{Action, CacheId, Event, Flow, Outcome, TaskId, Time};
+use crate::flow::{Action, Event, Flow, Outcome};
 use crate::ledger::Ledger;
 use crate::observe::event;
-use crate::store::{Doorbell, StorePath};
+use crate::store::StoreWatch;
+use crate::types::Heartbeat;
+use crate::types::{CacheId, Mono, PushId, StorePath};
 
-/// What a task stands for, and how its last try went.
+/// What a push stands for, and how its last try went.
 #[derive(Debug)]
 pub(super) struct Ware {
     pub(super) path: StorePath,
@@ -67,27 +68,27 @@ pub(super) struct Driver {
     /// The caches' names in the configuration, by number.
     pub(super) caches: Vec<String>,
     pub(super) flow: Flow,
-    pub(super) wares: HashMap<TaskId, Ware>,
+    pub(super) wares: HashMap<PushId, Ware>,
     pub(super) desk: Desk,
     pub(super) ledger: Ledger,
     pub(super) bell: Bell,
     pub(super) windows: Arc<Mutex<Windows>>,
-    pub(super) witness: Witness,
+    pub(super) lock_watcher: LockWatcher,
     pub(super) facts: Facts,
     pub(super) transfers: Transfers,
-    pub(super) doorbell: Doorbell,
+    pub(super) store_watch: StoreWatch,
     pub(super) notify: Notify,
     /// Whether the host is to wait before it goes down.
     pub(super) pending: watch::Sender<bool>,
     /// The host goes to sleep: nothing new is begun.
     pub(super) asleep: bool,
     /// Moves with every turn.
-    pub(super) pulse: Pulse,
+    pub(super) pulse: Heartbeat,
     /// The last thing each cache said that was not good.
     pub(super) troubles: Vec<Option<String>>,
     /// Why the intake cannot go on for the moment.
     pub(super) stuck: Option<String>,
-    /// How many tasks `flow` knows, for the intake.
+    /// How many pushes `flow` knows, for the intake.
     pub(super) known: Arc<AtomicUsize>,
     pub(super) keeper: Keeper,
     pub(super) cursor: i64,
@@ -133,7 +134,7 @@ impl Driver {
             }
             self.pulse.beat();
             let open = self.desk.sessions.values().any(|s| s.ending.is_none());
-            self.witness.attend(open, !self.settings.routes.is_empty());
+            self.lock_watcher.attend(open, !self.settings.routes.is_empty());
             let wake = self.wake_at();
             tokio::select! {
                 input = inputs.recv() => match input {
@@ -164,15 +165,15 @@ impl Driver {
         }
     }
 
-    fn now(&self) -> Time {
-        Time(u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX))
+    fn now(&self) -> Mono {
+        Mono(u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX))
     }
 
     fn wake_at(&self) -> Instant {
         let flow = self
             .flow
             .next_deadline()
-            .map(|Time(ms)| self.began + Duration::from_millis(ms.saturating_add(1)));
+            .map(|Mono(ms)| self.began + Duration::from_millis(ms.saturating_add(1)));
         let naming = self.desk.namings.values().filter_map(|n| Some(n.caller.as_ref()?.deadline));
         let waiter = self.desk.waiters.iter().map(|w| w.deadline).chain(naming).min();
         let far = Instant::now() + Duration::from_secs(3600);
@@ -181,8 +182,8 @@ impl Driver {
 
     fn take(&mut self, input: Input) {
         match input {
-            Input::Found { cache, tasks, paths, reasons, retry } => {
-                let active: Vec<TaskId> = tasks.iter().filter(|t| !t.parked).map(|t| t.id).collect();
+            Input::Found { cache, pushes, paths, reasons, retry } => {
+                let active: Vec<PushId> = pushes.iter().filter(|t| !t.failed).map(|t| t.id).collect();
                 for (id, path) in paths {
                     self.wares.entry(id).or_insert(Ware { path, cache, attempts: 0, error: None });
                 }
@@ -193,7 +194,7 @@ impl Driver {
                 }
                 let paths = active.iter().filter_map(|id| Some(self.wares.get(id)?.path.clone())).collect();
                 self.keeper.keep(cache.0, paths);
-                self.step(Event::Admit { cache, tasks });
+                self.step(Event::Admit { cache, pushes });
                 if retry {
                     // One that was given up is known already, and admitting it
                     // again says only who waits for it.
@@ -201,7 +202,7 @@ impl Driver {
                 }
             }
             Input::Stuck(why) => self.stuck = why,
-            Input::TokenChanged(cache) => self.step(Event::Nudge(cache)),
+            Input::TokenChanged(cache) => self.step(Event::ProbeNow(cache)),
             Input::Named { token, invalid } => self.named(token, &invalid),
             Input::Cursor(cursor) => self.cursor = cursor,
             Input::Restored => self.resume(),
@@ -211,8 +212,8 @@ impl Driver {
             Input::AnchorGone(row) => self.abandon(row),
             Input::Rejoined(rejoining) => self.rejoined(*rejoining),
             Input::IntakeEnded(_) | Input::Beat => {}
-            Input::Asked { cache, tasks, result } => self.asked(cache, tasks, result),
-            Input::Uploaded { task, result, took_ms } => self.uploaded(task, result, took_ms),
+            Input::Asked { cache, pushes, result } => self.asked(cache, pushes, result),
+            Input::Uploaded { push, result, took_ms } => self.uploaded(push, result, took_ms),
             Input::Probed(cache, result) => self.probed(cache, result),
             Input::Client(usable) => self.client_usable(usable),
         }
@@ -236,24 +237,24 @@ impl Driver {
 
     fn act(&mut self, action: Action) {
         match action {
-            Action::Ask(cache, tasks) => {
-                let tasks =
-                    tasks.into_iter().filter_map(|t| Some((t, self.wares.get(&t)?.path.clone()))).collect();
-                self.transfers.ask(cache, tasks);
+            Action::Ask(cache, pushes) => {
+                let pushes =
+                    pushes.into_iter().filter_map(|t| Some((t, self.wares.get(&t)?.path.clone()))).collect();
+                self.transfers.ask(cache, pushes);
             }
-            Action::Upload(cache, task, attempt) => {
-                if let Some(ware) = self.wares.get_mut(&task) {
+            Action::Upload(cache, push, attempt) => {
+                if let Some(ware) = self.wares.get_mut(&push) {
                     ware.attempts = attempt;
-                    self.ledger.uploading(task, attempt);
+                    self.ledger.uploading(push, attempt);
                     match &self.engines[usize::from(cache.0)] {
-                        Some(engine) => engine.upload(task, ware.path.clone()),
-                        None => self.transfers.upload(cache, task, ware.path.clone()),
+                        Some(engine) => engine.upload(push, ware.path.clone()),
+                        None => self.transfers.upload(cache, push, ware.path.clone()),
                     }
                 }
             }
             Action::Probe(cache) => self.transfers.probe(cache),
-            Action::Settled(task, outcome) => {
-                let Some(ware) = self.wares.remove(&task) else { return };
+            Action::Settled(push, outcome) => {
+                let Some(ware) = self.wares.remove(&push) else { return };
                 if outcome == Outcome::Collected {
                     event!(
                         PATH_COLLECTED,
@@ -269,19 +270,19 @@ impl Driver {
                     Outcome::Upstream => &mut counts.upstream,
                     Outcome::Collected => &mut counts.collected,
                 } += 1;
-                self.ledger.settle(task, settle::settled(outcome, 0, ware.attempts));
+                self.ledger.settle(push, settle::settled(outcome, 0, ware.attempts));
                 self.keeper.release(ware.cache.0, ware.path);
             }
-            Action::Parked(task, cause) => self.parked(task, cause),
-            Action::Forgotten(task) => drop(self.wares.remove(&task)),
-            Action::Reopened(task) => {
-                self.ledger.reopen(&[task]);
-                if let Some(ware) = self.wares.get(&task) {
+            Action::Failed(push, cause) => self.parked(push, cause),
+            Action::Forgotten(push) => drop(self.wares.remove(&push)),
+            Action::Reopened(push) => {
+                self.ledger.reopen(&[push]);
+                if let Some(ware) = self.wares.get(&push) {
                     self.keeper.keep(ware.cache.0, vec![ware.path.clone()]);
                 }
             }
             Action::Quiet(group) => self.quiet(group),
-            Action::Gate(cache, state) => self.gate(cache, state),
+            Action::Breaker(cache, state) => self.gate(cache, state),
         }
     }
 }

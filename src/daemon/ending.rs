@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use super::driver::{Driver, Ended};
 use super::live::Waiter;
 use super::logind::Host;
-use crate::flow::{CacheId, Event, GateState};
+use crate::flow::{BreakerState, Event};
 use crate::observe::event;
+use crate::types::CacheId;
 
 /// How much time systemd is asked for at once while a drain moves, and what is
 /// needed after the deadline to write everything down.
@@ -97,10 +98,10 @@ impl Driver {
             Host::Stays if self.asleep => {
                 event!(HOST_AWAKE, pending = self.pending(), "the host is awake: uploads go on");
                 self.asleep = false;
-                self.step(Event::Go);
+                self.step(Event::Resume);
                 // The network may be another one.
                 for number in 0..u16::try_from(self.caches.len()).unwrap_or(u16::MAX) {
-                    self.step(Event::Nudge(CacheId(number)));
+                    self.step(Event::ProbeNow(CacheId(number)));
                 }
             }
             Host::Stays => {}
@@ -115,6 +116,6 @@ impl Driver {
         }
         let mut views =
             (0..self.caches.len()).filter_map(|n| self.flow.view(CacheId(u16::try_from(n).ok()?)));
-        views.any(|view| view.uploading > 0 || (view.state == GateState::Online && view.pending > 0))
+        views.any(|view| view.uploading > 0 || (view.state == BreakerState::Online && view.pending > 0))
     }
 }

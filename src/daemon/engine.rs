@@ -19,9 +19,10 @@ use super::login::{Login, Served};
 use super::transfer::Transfers;
 use crate::attic::{self, Ended, Limits, Line, Meaning, Place, Pushed};
 use crate::cache::{CacheError, ErrorClass, Uploaded};
-use crate::flow::{CacheId, CacheLimits, TaskId};
+use crate::flow::CacheLimits;
 use crate::observe::{detail, event};
-use crate::store::{PathInfo, StorePath};
+use crate::store::PathInfo;
+use crate::types::{CacheId, PushId, StorePath};
 
 /// Uploads that flow may have under way: what one run can be made of.
 pub(super) const LIMITS: CacheLimits = CacheLimits { least: 1, most: 128 };
@@ -38,14 +39,14 @@ const CHATTER: usize = 20;
 
 /// The way to one cache's engine.
 pub(super) struct Engine {
-    queue: mpsc::UnboundedSender<(TaskId, StorePath)>,
+    queue: mpsc::UnboundedSender<(PushId, StorePath)>,
     runs: Vec<JoinHandle<()>>,
 }
 
 impl Engine {
     /// Has it uploaded. Not more wait here than flow lets be under way.
-    pub(super) fn upload(&self, task: TaskId, path: StorePath) {
-        let _ = self.queue.send((task, path));
+    pub(super) fn upload(&self, push: PushId, path: StorePath) {
+        let _ = self.queue.send((push, path));
     }
 }
 
@@ -80,7 +81,7 @@ pub(super) fn start(means: Means) -> Engine {
     Engine { queue, runs: runs.collect() }
 }
 
-async fn work(means: Arc<Means>, waiting: Arc<Mutex<mpsc::UnboundedReceiver<(TaskId, StorePath)>>>) {
+async fn work(means: Arc<Means>, waiting: Arc<Mutex<mpsc::UnboundedReceiver<(PushId, StorePath)>>>) {
     loop {
         let mut batch = Vec::new();
         if waiting.lock().await.recv_many(&mut batch, MOST).await == 0 {
@@ -92,7 +93,7 @@ async fn work(means: Arc<Means>, waiting: Arc<Mutex<mpsc::UnboundedReceiver<(Tas
 
 /// A path on its way.
 struct Ware {
-    task: TaskId,
+    push: PushId,
     info: PathInfo,
 }
 
@@ -124,30 +125,30 @@ enum Whole {
 }
 
 impl Means {
-    async fn tell(&self, task: TaskId, result: Sent, begun: Instant) {
+    async fn tell(&self, push: PushId, result: Sent, begun: Instant) {
         let took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let _ = self.transfers.out.send(Input::Uploaded { task, result, took_ms }).await;
+        let _ = self.transfers.out.send(Input::Uploaded { push, result, took_ms }).await;
     }
 
     async fn tell_all(&self, wares: &[Ware], begun: Instant, undone: &Undone) {
         for ware in wares {
-            self.tell(ware.task, undone.sent(ware), begun).await;
+            self.tell(ware.push, undone.sent(ware), begun).await;
         }
     }
 
     /// What is not valid any more, or an upstream cache's, is left out first.
-    async fn batch(&self, batch: Vec<(TaskId, StorePath)>) {
+    async fn batch(&self, batch: Vec<(PushId, StorePath)>) {
         let begun = Instant::now();
-        let (tasks, paths): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+        let (pushes, paths): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
         let mut wares = Vec::new();
-        for (task, info) in tasks.into_iter().zip(self.transfers.infos(paths).await) {
+        for (push, info) in pushes.into_iter().zip(self.transfers.infos(paths).await) {
             match info {
                 Ok(Some(info)) if self.transfers.facts.in_upstream(self.cache.0, &info) => {
-                    self.tell(task, Sent::Upstream, begun).await;
+                    self.tell(push, Sent::Upstream, begun).await;
                 }
-                Ok(Some(info)) => wares.push(Ware { task, info }),
-                Ok(None) => self.tell(task, Sent::Collected, begun).await,
-                Err(reason) => self.tell(task, Sent::Unreadable(reason), begun).await,
+                Ok(Some(info)) => wares.push(Ware { push, info }),
+                Ok(None) => self.tell(push, Sent::Collected, begun).await,
+                Err(reason) => self.tell(push, Sent::Unreadable(reason), begun).await,
             }
         }
         let login = self.login.clone();
@@ -240,10 +241,10 @@ impl Means {
             if !missing.contains(path.hash_part()) {
                 self.transfers.add_sent(ware.info.nar_size);
                 let uploaded = Uploaded { deduplicated: false, file_size: None };
-                self.tell(ware.task, Sent::Done(uploaded, ware.info.nar_size), begun).await;
+                self.tell(ware.push, Sent::Done(uploaded, ware.info.nar_size), begun).await;
             } else if let Some(error) = pushed.failed.get(path.base()) {
                 let undone = Undone::Failed(failed(attic::meaning(error), error));
-                self.tell(ware.task, undone.sent(&ware), begun).await;
+                self.tell(ware.push, undone.sent(&ware), begun).await;
             } else {
                 left.push(ware);
             }

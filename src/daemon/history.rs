@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use super::wall_ms;
 use crate::ledger::Ledger;
 use crate::observe::{detail, event};
+use crate::types::Wall;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -14,7 +14,7 @@ pub(super) async fn prune(ledger: Ledger, keep: Duration) {
     let mut timer = tokio::time::interval(DAY);
     loop {
         timer.tick().await;
-        let before = wall_ms() - i64::try_from(keep.as_millis()).unwrap_or(i64::MAX / 2);
+        let before = Wall::now().0 - i64::try_from(keep.as_millis()).unwrap_or(i64::MAX / 2);
         match ledger.call(move |ledger| ledger.prune(before)).await {
             Ok(pruned) if pruned.sessions + pruned.items > 0 => {
                 event!(

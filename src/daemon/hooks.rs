@@ -6,7 +6,7 @@ use super::requests::NAMED_MOST;
 use crate::attribution::{Lineage, Proc};
 use crate::control::messages::{ErrorCode, Reply};
 use crate::control::server::{Peer, Responder};
-use crate::store::{StoreDir, StorePath};
+use crate::types::{StoreDir, StorePath};
 
 /// Bytes of a derivation that are read; its outputs stand at the beginning.
 const DERIVATION_MOST: u64 = 4 << 20;
@@ -24,7 +24,7 @@ impl Driver {
         if outputs.len() > NAMED_MOST {
             return responder.refuse(ErrorCode::BadRequest, "too many paths in one request");
         }
-        let (witness, bell, peer) = (self.witness.clone(), self.bell.clone(), *peer);
+        let (lock_watcher, bell, peer) = (self.lock_watcher.clone(), self.bell.clone(), *peer);
         let store_dir = self.transfers.store_dir.clone();
         tokio::task::spawn_blocking(move || {
             let owner =
@@ -42,7 +42,7 @@ impl Driver {
             let paths: Vec<StorePath> = outputs.iter().filter_map(|p| store_dir.parse(p).ok()).collect();
             if let Some(lineage) = peer.pid.and_then(|pid| Lineage::of(&Proc::default(), pid)) {
                 let bases: Vec<String> = paths.iter().map(|p| p.base().to_owned()).collect();
-                witness.hooked(&bases, &std::sync::Arc::new(lineage));
+                lock_watcher.hooked(&bases, &std::sync::Arc::new(lineage));
                 bell.ask(Work::Hook(paths));
             }
             responder.reply(Reply::Done { message: "noted".to_owned() });

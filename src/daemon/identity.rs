@@ -1,5 +1,6 @@
 //! Names: of new sessions, and of the people behind user numbers.
 
+use crate::types::Wall;
 use std::process::Command;
 
 /// A new session's id: 80 random bits in the alphabet of store paths, which
@@ -9,7 +10,7 @@ pub(super) fn new_id() -> String {
     let mut bytes = [0_u8; 16];
     if getrandom::fill(&mut bytes).is_err() {
         // No entropy source: still unique on this host.
-        let now = super::wall_ms().to_be_bytes();
+        let now = Wall::now().0.to_be_bytes();
         bytes[..8].copy_from_slice(&now);
         bytes[8..12].copy_from_slice(&std::process::id().to_be_bytes());
     }

@@ -1,8 +1,8 @@
 //! Everything that reaches the driver from the other parts of the daemon.
 
 use crate::cache::{CacheError, Discovered, Uploaded};
-use crate::flow::{CacheId, NewTask, TaskId};
-use crate::store::StorePath;
+use crate::flow::NewPush;
+use crate::types::{CacheId, PushId, StorePath};
 
 /// One thing that happened.
 #[derive(Debug)]
@@ -12,11 +12,11 @@ pub(super) enum Input {
         /// The cache they are for.
         cache: CacheId,
         /// References before referrers.
-        tasks: Vec<NewTask>,
+        pushes: Vec<NewPush>,
         /// What each stands for.
-        paths: Vec<(TaskId, StorePath)>,
+        paths: Vec<(PushId, StorePath)>,
         /// Why those that are parked are.
-        reasons: Vec<(TaskId, String, String)>,
+        reasons: Vec<(PushId, String, String)>,
         /// Parked ones among them are to be tried again.
         retry: bool,
     },
@@ -54,14 +54,14 @@ pub(super) enum Input {
         /// Which cache.
         cache: CacheId,
         /// What was asked for.
-        tasks: Vec<TaskId>,
+        pushes: Vec<PushId>,
         /// The missing ones.
-        result: Result<Vec<TaskId>, CacheError>,
+        result: Result<Vec<PushId>, CacheError>,
     },
     /// An upload came to an end.
     Uploaded {
         /// Which.
-        task: TaskId,
+        push: PushId,
         /// How.
         result: Sent,
         /// How long it took, in milliseconds.

@@ -27,7 +27,8 @@ use crate::observe::event;
 use held::Held;
 use orders::{Order, Orders};
 
-use crate::store::{Roots, RootsError, StoreDir, StorePath, TempRoots};
+use crate::store::{RootFiles, RootFilesError, TempRoots};
+use crate::types::{StoreDir, StorePath};
 
 /// Given-up paths that stay protected, over all caches.
 const PARKED: usize = 1000;
@@ -72,7 +73,7 @@ struct State {
     /// What is held, and for which caches.
     held: Held,
     parked: VecDeque<(u16, StorePath)>,
-    links: Option<Roots>,
+    links: Option<RootFiles>,
     link_failed: bool,
     temp: Option<TempRoots>,
     /// When a lost way was lost, and when it is tried again.
@@ -86,7 +87,7 @@ struct State {
 impl Keeper {
     /// Finds out what can be had, says so once, and starts the thread.
     pub(super) fn start(places: Places) -> std::io::Result<Self> {
-        let links = Roots::new(&places.links, &places.store_dir);
+        let links = RootFiles::new(&places.links, &places.store_dir);
         let temp = TempRoots::open(&places.state_dir, &places.store_dir, &places.socket);
         let trouble = told::say(&places.links, links.as_ref().err(), temp.as_ref().err());
         let now = Instant::now();
@@ -122,7 +123,7 @@ impl Keeper {
         state.guard(&new);
     }
 
-    /// Said by the driver when it has taken tasks up: what [`Self::protect`] did
+    /// Said by the driver when it has taken pushes up: what [`Self::protect`] did
     /// may have been undone by the end of an earlier try.
     pub(super) fn keep(&self, cache: u16, paths: Vec<StorePath>) {
         self.order(Order::Keep(cache, paths));
@@ -236,9 +237,9 @@ impl State {
 
     /// The directory may have been removed and be possible to make again.
     fn link_again(&mut self) {
-        let made = Roots::new(&self.places.links, &self.places.store_dir).or_else(|_| {
+        let made = RootFiles::new(&self.places.links, &self.places.store_dir).or_else(|_| {
             // It was there all the time: our own lock is in the way.
-            self.links.take().ok_or_else(|| RootsError {
+            self.links.take().ok_or_else(|| RootFilesError {
                 path: self.places.links.clone(),
                 error: std::io::ErrorKind::NotFound.into(),
             })
@@ -257,7 +258,7 @@ impl State {
                 }
                 // The next path tries again.
                 self.links =
-                    Roots::new(&self.places.links, &self.places.store_dir).ok().or(self.links.take());
+                    RootFiles::new(&self.places.links, &self.places.store_dir).ok().or(self.links.take());
             }
         }
     }

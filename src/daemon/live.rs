@@ -6,8 +6,8 @@ use std::time::Instant;
 use super::anchors::Watch;
 use crate::control::messages::CiJob;
 use crate::control::server::Responder;
-use crate::flow::{CacheId, SessionId};
 use crate::ledger::{Ledger, SessionRow};
+use crate::types::{CacheId, SessionId};
 
 /// A session that has not closed.
 #[derive(Debug)]

@@ -7,10 +7,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, Result};
 
-use crate::attic::{Home, Server, atomically};
+use crate::attic::{Home, Server};
 use crate::cache::{CacheClient, TokenSource};
 use crate::config::Settings;
 use crate::observe::event;
+use crate::types::replace_file;
 
 /// A cache as the client is told of it.
 #[derive(Debug, Clone)]
@@ -77,7 +78,7 @@ impl Login {
                 if std::fs::read(&file).is_ok_and(|now| now == token.as_bytes()) {
                     Some(file)
                 } else {
-                    atomically(&file, token.as_bytes(), 0o600, None)
+                    replace_file(&file, token.as_bytes(), 0o600, None)
                         .with_context(|| format!("the attic client's token file {}", file.display()))?;
                     Some(file)
                 }

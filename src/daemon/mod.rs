@@ -35,8 +35,8 @@ mod netrc;
 mod notify;
 mod opening;
 mod outcome;
+mod parts;
 mod programs;
-mod pulse;
 mod rate;
 mod readers;
 mod reload;
@@ -62,29 +62,31 @@ use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use tokio_util::sync::CancellationToken;
 
 /// Being the process between the daemon and a program that it runs.
 pub use crate::attic::supervise;
-use crate::attribution::{Windows, Witness};
+use crate::attribution::{LockWatcher, Windows};
 use crate::config::Settings;
 use crate::control::messages::PathCounts;
-use crate::control::server::{self, Beat, Limits};
-use crate::flow::{CacheId, Flow};
+use crate::control::server::{self, Limits};
+use crate::flow::Flow;
 use crate::ledger::Ledger;
 use crate::observe::event;
-use crate::store::{Doorbell, Journal, JournalError, StoreDir};
+use crate::store::{NixDb, NixDbError, StoreWatch};
 
+use crate::types::{CacheId, StoreDir};
+use crate::types::{Heartbeat, Wall};
 use chores::Chores;
 use driver::{Driver, Ended};
 use intake::{Bell, Intake, NewWishes, Wishes};
 use keeper::{Keeper, Places};
 use live::Desk;
 use notify::Notify;
-use pulse::{Part, Pulse};
+use parts::Part;
 use rate::Rate;
 use reload::Reloads;
 use rules::Facts;
@@ -99,12 +101,6 @@ const OPENINGS: u32 = 10;
 const INPUTS: usize = 16;
 /// How long answers may take to go out at the end.
 const GOODBYE: Duration = Duration::from_secs(2);
-
-/// Milliseconds since 1970, for what people and the ledger read.
-fn wall_ms() -> i64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
-}
 
 pub use crate::control::server::passed;
 pub use reload::Load;
@@ -126,17 +122,17 @@ pub async fn run(settings: Settings, load: Load, passed: Option<UnixListener>) -
     let path = settings.state_dir.join("ledger.sqlite");
     let (ledger, opened) = Ledger::open(&path).with_context(|| format!("the ledger {}", path.display()))?;
     let store_dir = StoreDir::new(&settings.nix.store_dir.to_string_lossy())?;
-    let open_journal = || {
-        let mut opened = Journal::open(&settings.nix.state_dir, &store_dir);
+    let open_nix_db = || {
+        let mut opened = NixDb::open(&settings.nix.state_dir, &store_dir);
         for _ in 1..OPENINGS {
-            if !matches!(opened, Err(JournalError::Busy)) {
+            if !matches!(opened, Err(NixDbError::Busy)) {
                 break;
             }
-            opened = Journal::open(&settings.nix.state_dir, &store_dir);
+            opened = NixDb::open(&settings.nix.state_dir, &store_dir);
         }
         opened.with_context(|| format!("the Nix database below {}", settings.nix.state_dir.display()))
     };
-    let (journal, reader) = (open_journal()?, open_journal()?);
+    let (nix_db, reader) = (open_nix_db()?, open_nix_db()?);
     let closing = CancellationToken::new();
     let built_in = servers::start_embedded(&settings, &store_dir, &closing).await?;
     let caches: Vec<String> = settings.caches.keys().cloned().collect();
@@ -150,7 +146,7 @@ pub async fn run(settings: Settings, load: Load, passed: Option<UnixListener>) -
     let identity = reader.identity()?;
     let transfers = Transfers {
         clients: lines.iter().map(|line| line.client().clone()).collect(),
-        journal: Arc::new(Mutex::new((reader, identity))),
+        nix_db: Arc::new(Mutex::new((reader, identity))),
         state_dir: settings.nix.state_dir.as_path().into(),
         store_dir: store_dir.clone(),
         facts: facts.clone(),
@@ -172,9 +168,11 @@ pub async fn run(settings: Settings, load: Load, passed: Option<UnixListener>) -
     chores.tokens(&lines, out.clone());
     chores.history(ledger.clone(), settings.history_keep);
     let new_wishes = NewWishes::default();
-    let witness = Witness::start(store_dir.as_path()).context("the thread that watches the store's locks")?;
+    let lock_watcher =
+        LockWatcher::start(store_dir.as_path()).context("the thread that watches the store's locks")?;
     let (bell, ear) = Bell::new();
-    let doorbell = Doorbell::hang(&store_dir, settings.nix.poll, rings::pull(witness.clone(), bell.clone()))?;
+    let store_watch =
+        StoreWatch::start(&store_dir, settings.nix.poll, rings::pull(lock_watcher.clone(), bell.clone()))?;
     let ours = passed.is_none();
     let (listener, address) = match passed {
         Some(listener) => {
@@ -183,7 +181,7 @@ pub async fn run(settings: Settings, load: Load, passed: Option<UnixListener>) -
         }
         None => (server::bind(&settings.socket)?, settings.socket.clone()),
     };
-    let beat = Beat::default();
+    let beat = Heartbeat::default();
     let (requests, control) =
         server::start(listener, store_dir.as_str(), Limits::default(), closing.clone(), beat.clone())?;
     make_dir(&settings.runtime_dir, "RUNTIME_DIRECTORY")?;
@@ -191,17 +189,17 @@ pub async fn run(settings: Settings, load: Load, passed: Option<UnixListener>) -
     let netrc = servers::netrc(&settings, known.as_ref(), &lines);
     chores.netrc(netrc.as_ref());
     let (client, keeping) = client::start(&settings, login.clone(), seed(), out.clone());
-    let (pulse, intake_pulse) = (Pulse::default(), Pulse::default());
+    let (pulse, intake_pulse) = (Heartbeat::default(), Heartbeat::default());
     let paths_known = Arc::new(AtomicUsize::new(0));
     let intake = Intake {
-        journal,
+        nix_db,
         client: client.clone(),
         state_dir: settings.nix.state_dir.clone(),
         own_dir: settings.state_dir.clone(),
         store_dir,
         ledger: ledger.clone(),
         windows: Arc::clone(&windows),
-        witness: witness.clone(),
+        lock_watcher: lock_watcher.clone(),
         facts: facts.clone(),
         keeper: keeper.clone(),
         wishes: Wishes {
@@ -260,10 +258,10 @@ pub async fn run(settings: Settings, load: Load, passed: Option<UnixListener>) -
         desk,
         bell,
         windows,
-        witness,
+        lock_watcher,
         facts,
         transfers,
-        doorbell,
+        store_watch,
         notify,
         pulse,
         pending,
@@ -314,10 +312,10 @@ pub async fn run(settings: Settings, load: Load, passed: Option<UnixListener>) -
 /// What must move for the watchdog, and how each is asked to.
 fn parts(
     bell: &Bell,
-    intake: Pulse,
+    intake: Heartbeat,
     out: tokio::sync::mpsc::Sender<input::Input>,
-    driver: Pulse,
-    socket: Beat,
+    driver: Heartbeat,
+    socket: Heartbeat,
 ) -> Vec<Part> {
     let (bell, asked) = (bell.clone(), socket.clone());
     vec![
@@ -347,6 +345,6 @@ fn seed() -> u64 {
     match getrandom::fill(&mut bytes) {
         Ok(()) => u64::from_ne_bytes(bytes),
         // Spreading retries over time needs difference, not secrecy.
-        Err(_) => wall_ms().unsigned_abs() ^ u64::from(std::process::id()),
+        Err(_) => Wall::now().0.unsigned_abs() ^ u64::from(std::process::id()),
     }
 }

@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
-use crate::attic::atomically;
 use crate::cache::{CacheClient, TokenSource};
 use crate::observe::event;
+use crate::types::replace_file;
 
 /// Between looks.
 const LOOK: Duration = Duration::from_secs(5);
@@ -117,7 +117,7 @@ impl Netrc {
             return Ok(());
         }
         let group = self.group.as_deref().map(group_number).transpose()?;
-        atomically(&self.file, text.as_bytes(), MODE, group).map_err(|e| {
+        replace_file(&self.file, text.as_bytes(), MODE, group).map_err(|e| {
             format!("{shown} cannot be written: {e}; the service's user needs its directory and to be in its group")
         })?;
         event!(NETRC_WRITTEN, file = %shown, "the netrc file for Nix is written");
@@ -190,6 +190,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::types::CacheName;
 
     #[test]
     fn hosts_have_no_ports() {
@@ -219,7 +220,7 @@ mod tests {
 
     #[test]
     fn a_start_takes_nothing_from_nix() {
-        use crate::cache::{CacheName, ClientSettings};
+        use crate::cache::ClientSettings;
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("netrc");
         let before =

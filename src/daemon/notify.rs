@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
 
-use super::pulse::Part;
+use super::parts::Part;
 use super::watchdog::{INTAKE, Watchdog};
 
 /// The way to systemd.

@@ -6,14 +6,12 @@ use super::driver::Driver;
 use super::input::Input;
 use super::live::{Asked, Caller, Live};
 use super::routes::destination;
-use super::wall_ms;
 use crate::attribution::{Anchor, Proc, ProcId, Window};
 use crate::control::messages::{CiJob, ErrorCode, Reply};
 use crate::control::server::{Peer, Responder};
-use crate::flow::CacheId;
 use crate::ledger::{NewSession, SessionRow};
 use crate::observe::{detail, event};
-use crate::store::StorePath;
+use crate::types::{CacheId, StorePath, Wall};
 
 /// Open sessions of one user.
 const SESSIONS_PER_UID: usize = 256;
@@ -139,7 +137,7 @@ impl Driver {
                 anchor_pid: id.map(|id| (id.pid, id.start)),
                 strict,
                 ci: live.ci.as_ref().and_then(|ci| serde_json::to_string(ci).ok()),
-                started_at: wall_ms(),
+                started_at: Wall::now().0,
                 after,
             });
             if let Ok(row) = result {

@@ -8,37 +8,38 @@ use super::input::Sent;
 use super::live::Desk;
 use super::settle;
 use crate::cache::{CacheError, Discovered};
-use crate::flow::{CacheId, Cause, Event, Failure, Flow, GateState, TaskId};
+use crate::flow::{BreakerState, Cause, Event, Failure, Flow};
 use crate::observe::{detail, event};
+use crate::types::{CacheId, PushId};
 
 impl Driver {
     pub(super) fn asked(
         &mut self,
         cache: CacheId,
-        tasks: Vec<TaskId>,
-        result: Result<Vec<TaskId>, CacheError>,
+        pushes: Vec<PushId>,
+        result: Result<Vec<PushId>, CacheError>,
     ) {
         match result {
             Ok(missing) => {
                 let absent: std::collections::HashSet<_> = missing.iter().copied().collect();
-                let present = tasks.into_iter().filter(|t| !absent.contains(t)).collect();
+                let present = pushes.into_iter().filter(|t| !absent.contains(t)).collect();
                 self.step(Event::Asked { cache, present, missing });
             }
             Err(error) => {
                 self.trouble(cache, &error.to_string());
                 let reason = Arc::new((error.class.as_str().to_owned(), error.to_string()));
-                for task in &tasks {
-                    if let Some(ware) = self.wares.get_mut(task) {
+                for push in &pushes {
+                    if let Some(ware) = self.wares.get_mut(push) {
                         ware.error = Some(Arc::clone(&reason));
                     }
                 }
-                self.step(Event::AskFailed { cache, tasks, failure: settle::failure(&error) });
+                self.step(Event::AskFailed { cache, pushes, failure: settle::failure(&error) });
             }
         }
     }
 
-    pub(super) fn uploaded(&mut self, task: TaskId, result: Sent, took_ms: u64) {
-        let Some(ware) = self.wares.get_mut(&task) else { return };
+    pub(super) fn uploaded(&mut self, push: PushId, result: Sent, took_ms: u64) {
+        let Some(ware) = self.wares.get_mut(&push) else { return };
         let cache = ware.cache;
         let name = &self.caches[usize::from(cache.0)];
         let full = || self.transfers.store_dir.full(&ware.path);
@@ -46,7 +47,7 @@ impl Driver {
             Sent::Done(uploaded, size) => {
                 self.counts[usize::from(cache.0)].bytes += size;
                 if tracing::enabled!(tracing::Level::DEBUG) {
-                    for (session, label) in story(&self.flow, &self.desk, task) {
+                    for (session, label) in story(&self.flow, &self.desk, push) {
                         event!(
                             PATH_PUSHED,
                             session = session,
@@ -61,10 +62,10 @@ impl Driver {
                         );
                     }
                 }
-                Event::Uploaded(task)
+                Event::Uploaded(push)
             }
-            Sent::Upstream => Event::InUpstream(task),
-            Sent::Collected => Event::Collected(task),
+            Sent::Upstream => Event::InUpstream(push),
+            Sent::Collected => Event::Collected(push),
             Sent::Unreadable(reason) => {
                 // About the database, not about this path: it waits its turn again.
                 event!(
@@ -75,7 +76,7 @@ impl Driver {
                     error = reason,
                     "the Nix database cannot be read; trying again"
                 );
-                Event::UploadFailed(task, Failure::Store)
+                Event::UploadFailed(push, Failure::Store)
             }
             Sent::Engine(reason) => {
                 event!(
@@ -87,12 +88,12 @@ impl Driver {
                     "the attic client has not done its work; trying again"
                 );
                 ware.error = Some(Arc::new(("engine".to_owned(), reason)));
-                Event::UploadFailed(task, Failure::Engine)
+                Event::UploadFailed(push, Failure::Engine)
             }
             Sent::Failed(error, size) => {
                 self.counts[usize::from(cache.0)].failures += 1;
                 let text = error.to_string();
-                for (session, label) in story(&self.flow, &self.desk, task) {
+                for (session, label) in story(&self.flow, &self.desk, push) {
                     event!(
                         UPLOAD_FAILED,
                         session = session,
@@ -110,7 +111,7 @@ impl Driver {
                 ware.error = Some(Arc::new((error.class.as_str().to_owned(), text.clone())));
                 let failure = settle::failure(&error);
                 self.trouble(cache, &text);
-                Event::UploadFailed(task, failure)
+                Event::UploadFailed(push, failure)
             }
         };
         self.step(event);
@@ -120,12 +121,12 @@ impl Driver {
         self.troubles[usize::from(cache.0)] = Some(text.to_owned());
     }
 
-    pub(super) fn parked(&mut self, task: TaskId, cause: Cause) {
+    pub(super) fn parked(&mut self, push: PushId, cause: Cause) {
         let reference = match cause {
             Cause::Reference(reference) => self.wares.get(&reference).map(|w| w.path.to_string()),
             Cause::Failed(_) | Cause::Earlier => None,
         };
-        let Some(ware) = self.wares.get_mut(&task) else { return };
+        let Some(ware) = self.wares.get_mut(&push) else { return };
         if let Cause::Reference(_) = cause {
             let reference = reference.unwrap_or_default();
             let text = format!("its reference {reference} could not be pushed");
@@ -142,7 +143,7 @@ impl Driver {
         self.counts[usize::from(ware.cache.0)].failed += 1;
         let unknown = || ("unknown".to_owned(), "no reason was recorded".to_owned());
         let (class, text) = ware.error.as_deref().cloned().unwrap_or_else(unknown);
-        for (session, label) in story(&self.flow, &self.desk, task) {
+        for (session, label) in story(&self.flow, &self.desk, push) {
             event!(
                 PATH_GIVEN_UP,
                 session = session,
@@ -155,20 +156,20 @@ impl Driver {
                 "not pushed"
             );
         }
-        self.ledger.settle(task, settle::parked(&class, text, ware.attempts));
+        self.ledger.settle(push, settle::parked(&class, text, ware.attempts));
         self.keeper.park(ware.cache.0, ware.path.clone());
     }
 
-    pub(super) fn gate(&mut self, cache: CacheId, state: GateState) {
+    pub(super) fn gate(&mut self, cache: CacheId, state: BreakerState) {
         let reason = self.troubles[usize::from(cache.0)].clone().unwrap_or_default();
         let name = self.caches[usize::from(cache.0)].clone();
         match state {
-            GateState::Online => {
+            BreakerState::Online => {
                 self.troubles[usize::from(cache.0)] = None;
                 event!(CACHE_ONLINE, cache = name, "the cache is back: uploads go on");
                 self.client.cache_back();
             }
-            GateState::Offline => {
+            BreakerState::Offline => {
                 event!(
                     CACHE_OFFLINE,
                     cache = name,
@@ -176,7 +177,7 @@ impl Driver {
                     "the cache does not answer: paths wait, nothing is lost"
                 );
             }
-            GateState::Refused => {
+            BreakerState::Refused => {
                 event!(
                     CACHE_REFUSES,
                     cache = name,
@@ -214,10 +215,10 @@ impl Driver {
     }
 }
 
-/// Whose story an entry about a task belongs to: the id and label of each
+/// Whose story an entry about a push belongs to: the id and label of each
 /// session that waits for it, or once neither.
-fn story<'a>(flow: &Flow, desk: &'a Desk, task: TaskId) -> Vec<(Option<&'a str>, Option<&'a str>)> {
-    let live = flow.sessions_of(task).iter().filter_map(|row| desk.sessions.get(row));
+fn story<'a>(flow: &Flow, desk: &'a Desk, push: PushId) -> Vec<(Option<&'a str>, Option<&'a str>)> {
+    let live = flow.sessions_of(push).iter().filter_map(|row| desk.sessions.get(row));
     let mut story: Vec<_> = live.map(|live| (Some(live.id.as_str()), live.label.as_deref())).collect();
     if story.is_empty() {
         story.push((None, None));

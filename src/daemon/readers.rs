@@ -10,8 +10,9 @@ use crate::config::{Engine, Settings};
 use crate::control::messages as m;
 use crate::control::messages::Reply;
 use crate::control::server::Responder;
-use crate::flow::{CacheId, ClientState, Event};
+use crate::flow::{ClientState, Event};
 use crate::ledger::SessionInfo;
+use crate::types::CacheId;
 
 /// The client as it stands, for a caller.
 pub(super) fn client(view: &View, settings: &Settings) -> m::ClientStatus {

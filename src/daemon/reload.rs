@@ -18,8 +18,9 @@ use super::servers::{self, BuiltIn, Line};
 use crate::config::{Change, ConfigError, Settings};
 use crate::control::messages::{ErrorCode, Reply};
 use crate::control::server::{Peer, Responder};
-use crate::flow::{CacheId, Event};
+use crate::flow::Event;
 use crate::observe::event;
+use crate::types::CacheId;
 
 /// Reads the configuration as it is now.
 pub type Load = Arc<dyn Fn() -> Result<Settings, ConfigError> + Send + Sync>;
@@ -173,7 +174,7 @@ impl Driver {
             self.transfers.probe(number);
         }
         for number in self.numbers() {
-            self.step(Event::Nudge(number));
+            self.step(Event::ProbeNow(number));
         }
         self.step(Event::Retry(None));
         // Those that are known no longer.

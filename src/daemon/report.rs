@@ -6,15 +6,15 @@ mod wording;
 use super::driver::Driver;
 use super::live::Asked;
 use super::readers::word;
-use super::wall_ms;
 use crate::control::messages as m;
 use crate::control::messages::{ErrorCode, Reply};
 use crate::control::server::Peer;
 use crate::control::server::Responder;
-use crate::flow::{CacheId, GateState};
+use crate::flow::BreakerState;
 use crate::ledger::{Health, LedgerError};
 use crate::observe::event;
 
+use crate::types::{CacheId, Wall};
 pub(super) use wording::ended;
 use wording::{detail, entry, internal};
 
@@ -137,8 +137,9 @@ impl Driver {
                 skipped = c.skipped,
                 collected = c.collected,
                 bytes = c.bytes,
-                duration_ms =
-                    info.as_ref().map(|info| info.ended_at.unwrap_or_else(wall_ms) - info.new.started_at),
+                duration_ms = info
+                    .as_ref()
+                    .map(|info| info.ended_at.unwrap_or_else(|| Wall::now().0) - info.new.started_at),
                 "watch-store pushed {} store paths incrementally",
                 c.pushed
             ),
@@ -205,7 +206,7 @@ impl Driver {
             let client = &self.transfers.clients[usize::from(number)];
             status.queue.pending += (view.pending as u64).saturating_sub(u64::from(view.uploading));
             status.queue.uploading += u64::from(view.uploading);
-            status.queue.parked += view.parked as u64;
+            status.queue.parked += view.failed as u64;
             status.cache.push(m::CacheStatus {
                 name: name.clone(),
                 endpoint: client.endpoint(),
@@ -219,7 +220,7 @@ impl Driver {
             });
         }
         let store_dir = &self.transfers.store_dir;
-        let parked = self.wares.iter().filter(|(id, _)| status.queue.parked > 0 && self.flow.is_parked(**id));
+        let parked = self.wares.iter().filter(|(id, _)| status.queue.parked > 0 && self.flow.is_failed(**id));
         status.parked = parked
             .filter_map(|(_, ware)| Some((ware, ware.error.as_deref()?)))
             .take(PATHS_MOST)
@@ -229,7 +230,7 @@ impl Driver {
                 class: Some(class.clone()),
             })
             .collect();
-        let health = self.doorbell.health();
+        let health = self.store_watch.health();
         let blind = (!health.watching)
             .then(|| health.last_loss.unwrap_or_else(|| "the store is not watched".to_owned()));
         status.store.problem = self.stuck.clone().or(blind);
@@ -291,10 +292,10 @@ fn millis(d: std::time::Duration) -> u64 {
     u64::try_from(d.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn cache_state(state: GateState) -> m::CacheState {
+fn cache_state(state: BreakerState) -> m::CacheState {
     match state {
-        GateState::Online => m::CacheState::Online,
-        GateState::Offline => m::CacheState::Offline,
-        GateState::Refused => m::CacheState::Unauthorized,
+        BreakerState::Online => m::CacheState::Online,
+        BreakerState::Offline => m::CacheState::Offline,
+        BreakerState::Refused => m::CacheState::Unauthorized,
     }
 }

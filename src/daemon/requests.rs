@@ -11,9 +11,9 @@ use crate::attribution::Windows;
 use crate::control::messages::{ErrorCode, Request};
 use crate::control::server::Responder;
 use crate::control::server::{Incoming, Peer};
-use crate::flow::{CacheId, Event, SessionId};
+use crate::flow::Event;
 use crate::observe::event;
-use crate::store::{StoreDir, StorePath};
+use crate::types::{CacheId, SessionId, StoreDir, StorePath};
 
 /// Paths named in one request.
 pub(super) const NAMED_MOST: usize = 10_000;

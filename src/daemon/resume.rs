@@ -9,16 +9,17 @@ use super::driver::Driver;
 use super::live::{Desk, Live};
 use super::{anchors, position};
 use crate::attribution::{Anchor, Proc, ProcId, Window, Windows};
-use crate::flow::{CacheId, Event, SessionId, TaskId};
+use crate::flow::Event;
 use crate::ledger::{Ledger, SessionState};
 use crate::observe::event;
+use crate::types::{CacheId, PushId, SessionId};
 
 /// A session of an earlier life.
 #[derive(Debug)]
 pub(super) struct Resumed {
     pub(super) row: SessionId,
     pub(super) draining: bool,
-    pub(super) pending: Vec<TaskId>,
+    pub(super) pending: Vec<PushId>,
     /// To be watched.
     pub(super) anchor: Option<ProcId>,
     /// Its anchor ended while nobody watched.
@@ -86,7 +87,7 @@ pub(super) fn gone(id: ProcId) -> Anchor {
 }
 
 impl Driver {
-    /// The tasks of an earlier life are known again: its sessions wait for theirs.
+    /// The pushes of an earlier life are known again: its sessions wait for theirs.
     pub(super) fn resume(&mut self) {
         for Resumed { row, draining, pending, anchor, abandoned } in std::mem::take(&mut self.resumed) {
             self.step(Event::Want(row, pending));

@@ -5,45 +5,49 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use super::intake::Bell;
-use crate::attribution::Witness;
+use crate::attribution::LockWatcher;
 use crate::observe::event;
-use crate::store::Ring;
+use crate::store::WatchEvent;
 
 /// Between two words about the same.
 const APART: Duration = Duration::from_secs(60);
 
 static OVERFLOW_SAID: Mutex<Option<Instant>> = Mutex::new(None);
 
-/// What the doorbell's rings are for: a reason to look into the journal.
-pub(super) fn pull(witness: Witness, bell: Bell) -> impl Fn(Ring) {
+/// What the doorbell's rings are for: a reason to look into the Nix database.
+pub(super) fn pull(lock_watcher: LockWatcher, bell: Bell) -> impl Fn(WatchEvent) {
     move |ring| {
         tell(&ring);
         match &ring {
-            Ring::Remounted => witness.rescan(),
-            Ring::LockRemoved(_) | Ring::Overflow | Ring::Start | Ring::Timer | Ring::WatchLost(_) => {}
+            WatchEvent::Remounted => lock_watcher.rescan(),
+            WatchEvent::LockRemoved(_)
+            | WatchEvent::Overflow
+            | WatchEvent::Start
+            | WatchEvent::Timer
+            | WatchEvent::WatchLost(_) => {}
         }
         bell.ring();
     }
 }
 
 /// Tells what a person would want to know of.
-fn tell(ring: &Ring) {
+fn tell(ring: &WatchEvent) {
     match ring {
-        Ring::WatchLost(why) => {
+        WatchEvent::WatchLost(why) => {
             event!(
                 WATCH_LOST,
                 error = why,
                 "the store directory is not watched any more; until it is again, new paths are looked for by a timer"
             );
         }
-        Ring::Remounted => event!(WATCH_RESUMED, "the store directory is watched again"),
-        Ring::Overflow if due(&OVERFLOW_SAID, Instant::now()) => {
+        WatchEvent::Remounted => event!(WATCH_RESUMED, "the store directory is watched again"),
+        WatchEvent::Overflow if due(&OVERFLOW_SAID, Instant::now()) => {
             event!(
                 EVENTS_DROPPED,
                 "the kernel dropped events of the store directory: the Nix database is read instead, nothing is lost"
             );
         }
-        Ring::Start | Ring::LockRemoved(_) | Ring::Overflow | Ring::Timer => {}
+        WatchEvent::Start | WatchEvent::LockRemoved(_) | WatchEvent::Overflow | WatchEvent::Timer => {}
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::identity::who_is;
 use crate::attribution::Maker;
 use crate::config::{Destination, Settings, Who};
-use crate::flow::CacheId;
+use crate::types::CacheId;
 
 /// How long is believed who a number is.
 const KNOWN: Duration = Duration::from_secs(300);

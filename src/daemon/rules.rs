@@ -4,7 +4,7 @@
 use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::config::{Filter, Origin as Wanted};
-use crate::ledger::ItemState;
+use crate::ledger::PushState;
 use crate::store::{Origin, PathInfo};
 
 /// What each cache told about itself, by its number.
@@ -39,7 +39,7 @@ impl Facts {
 }
 
 /// How a newly valid path enters the ledger, before anybody refers to it.
-pub(super) fn enters_as(filter: &Filter, upstream: bool, info: &PathInfo) -> ItemState {
+pub(super) fn enters_as(filter: &Filter, upstream: bool, info: &PathInfo) -> PushState {
     let origin = match info.origin() {
         Origin::Built => Wanted::Built,
         Origin::Substituted => Wanted::Substituted,
@@ -47,10 +47,10 @@ pub(super) fn enters_as(filter: &Filter, upstream: bool, info: &PathInfo) -> Ite
         Origin::Derivation => Wanted::Derivation,
     };
     if !filter.admits(info.path.name(), origin, info.nar_size) {
-        ItemState::Skipped
+        PushState::Skipped
     } else if upstream {
-        ItemState::Upstream
+        PushState::Upstream
     } else {
-        ItemState::Pending
+        PushState::Pending
     }
 }

@@ -11,12 +11,12 @@ use super::engine::{self, Engine, Means};
 use super::login::{Login, Served};
 use super::netrc::{Netrc, Read};
 use super::transfer::Transfers;
-use crate::cache::{CacheClient, CacheName, ClientSettings, TokenSource};
+use crate::cache::{CacheClient, ClientSettings, TokenSource};
 use crate::config::{self, Cache, Jobs, Settings, Target, Token};
 use crate::embedded::{self, Running};
-use crate::flow::{CacheId, CacheLimits};
+use crate::flow::CacheLimits;
 use crate::observe::event;
-use crate::store::StoreDir;
+use crate::types::{CacheId, CacheName, StoreDir};
 
 /// Uploads at a time when the configuration leaves it open.
 const AUTO: CacheLimits = CacheLimits { least: 2, most: 16 };

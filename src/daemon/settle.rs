@@ -1,10 +1,10 @@
 //! How outcomes are written down and failures are told apart: the one place
 //! where a cache's answers become decisions' input and ledger entries.
 
-use super::wall_ms;
 use crate::cache::{CacheError, ErrorClass};
 use crate::flow::{Failure, Outcome};
-use crate::ledger::{ItemState, Settle};
+use crate::ledger::{PushState, Settle};
+use crate::types::Wall;
 
 /// What an answer means for the decisions.
 pub(super) fn failure(error: &CacheError) -> Failure {
@@ -20,15 +20,15 @@ pub(super) fn failure(error: &CacheError) -> Failure {
     }
 }
 
-/// The ledger's entry for a settled task.
+/// The ledger's entry for a settled push.
 pub(super) fn settled(outcome: Outcome, bytes: u64, attempts: u32) -> Settle {
     let state = match outcome {
-        Outcome::Pushed => ItemState::Pushed,
-        Outcome::Cached => ItemState::Cached,
-        Outcome::Upstream => ItemState::Upstream,
-        Outcome::Collected => ItemState::Collected,
+        Outcome::Pushed => PushState::Pushed,
+        Outcome::Cached => PushState::Cached,
+        Outcome::Upstream => PushState::Upstream,
+        Outcome::Collected => PushState::Collected,
     };
-    Settle { state, error_class: None, error: None, bytes, attempts, at: wall_ms() }
+    Settle { state, error_class: None, error: None, bytes, attempts, at: Wall::now().0 }
 }
 
 /// The ledger's entry for a path that was gone when the daemon came back.
@@ -36,14 +36,14 @@ pub(super) fn collected(attempts: u32) -> Settle {
     settled(Outcome::Collected, 0, attempts)
 }
 
-/// The ledger's entry for a parked task.
+/// The ledger's entry for a parked push.
 pub(super) fn parked(class: &str, error: String, attempts: u32) -> Settle {
     Settle {
-        state: ItemState::Failed,
+        state: PushState::Failed,
         error_class: Some(class.to_owned()),
         error: Some(error),
         bytes: 0,
         attempts,
-        at: wall_ms(),
+        at: Wall::now().0,
     }
 }

@@ -15,12 +15,12 @@ pub(super) fn signals() -> Result<(tokio::task::JoinHandle<()>, tokio::sync::mps
     let mut term = signal(SignalKind::terminate())?;
     let mut int = signal(SignalKind::interrupt())?;
     let (begin, stop) = tokio::sync::mpsc::channel(1);
-    let task = tokio::spawn(async move {
+    let push = tokio::spawn(async move {
         tokio::select! { _ = term.recv() => {} _ = int.recv() => {} }
         let _ = begin.send(()).await;
         tokio::select! { _ = term.recv() => {} _ = int.recv() => {} }
         event!(SECOND_SIGNAL, "a second signal: ending at once; what is pending stays in the ledger");
         std::process::exit(1);
     });
-    Ok((task, stop))
+    Ok((push, stop))
 }

@@ -13,10 +13,9 @@ use std::time::Duration;
 use tokio::sync::mpsc::Sender;
 
 use super::input::Input;
-use super::wall_ms;
 use crate::cache::CacheClient;
-use crate::flow::CacheId;
 use crate::observe::event;
+use crate::types::{CacheId, Wall};
 
 /// Between looks.
 const LOOK: Duration = Duration::from_secs(5);
@@ -97,7 +96,7 @@ pub(super) async fn watch(mut all: Vec<Watched>, out: Sender<Input>) {
                     return;
                 }
             }
-            if let Some(text) = watched.warning(wall_ms() / 1000) {
+            if let Some(text) = watched.warning(Wall::now().0 / 1000) {
                 event!(
                     TOKEN_EXPIRES,
                     cache = watched.name,
@@ -117,7 +116,8 @@ mod tests {
     use base64::Engine as _;
 
     use super::*;
-    use crate::cache::{CacheName, ClientSettings, TokenSource};
+    use crate::cache::{ClientSettings, TokenSource};
+    use crate::types::CacheName;
 
     fn token(exp: i64) -> String {
         let part = |text: &str| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(text);

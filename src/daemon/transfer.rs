@@ -1,4 +1,4 @@
-//! Carrying out what was decided: queries, uploads and probes, each a task of
+//! Carrying out what was decided: queries, uploads and probes, each a push of
 //! its own that reports to the driver and decides nothing.
 
 use std::future::ready;
@@ -16,9 +16,9 @@ use tokio::sync::mpsc::Sender;
 use super::input::{Input, Sent};
 use super::rate::Rate;
 use super::rules::Facts;
-use crate::cache::{CacheClient, CacheName, UploadInfo};
-use crate::flow::{CacheId, TaskId};
-use crate::store::{DbIdentity, Journal, JournalError, PathInfo, StoreDir, StorePath, nar};
+use crate::cache::{CacheClient, UploadInfo};
+use crate::store::{DbIdentity, NixDb, NixDbError, PathInfo, nar};
+use crate::types::{CacheId, CacheName, PushId, StoreDir, StorePath};
 
 /// A NAR up to this many bytes is read at once: most paths, and little memory
 /// for each upload.
@@ -28,7 +28,7 @@ const SMALL: usize = 64 * 1024;
 #[derive(Clone)]
 pub(super) struct Transfers {
     pub(super) clients: Arc<[CacheClient]>,
-    pub(super) journal: Arc<Mutex<(Journal, DbIdentity)>>,
+    pub(super) nix_db: Arc<Mutex<(NixDb, DbIdentity)>>,
     pub(super) state_dir: Arc<std::path::Path>,
     pub(super) store_dir: StoreDir,
     pub(super) facts: Facts,
@@ -45,10 +45,10 @@ impl Transfers {
     }
 
     /// Asks which of these the cache lacks.
-    pub(super) fn ask(&self, cache: CacheId, tasks: Vec<(TaskId, StorePath)>) {
+    pub(super) fn ask(&self, cache: CacheId, pushes: Vec<(PushId, StorePath)>) {
         let this = self.clone();
         tokio::spawn(async move {
-            let hashes = tasks.iter().map(|(_, path)| path.hash_part().to_owned()).collect();
+            let hashes = pushes.iter().map(|(_, path)| path.hash_part().to_owned()).collect();
             let client = this.client(cache);
             let result = client.missing(hashes).await;
             // The question makes the client look for the cache when it has not
@@ -57,10 +57,10 @@ impl Transfers {
                 this.facts.set_upstream(cache.0, config.upstream_cache_key_names.unwrap_or_default());
             }
             let result = result.map(|missing| {
-                tasks.iter().filter(|(_, p)| missing.contains(p.hash_part())).map(|(id, _)| *id).collect()
+                pushes.iter().filter(|(_, p)| missing.contains(p.hash_part())).map(|(id, _)| *id).collect()
             });
-            let tasks = tasks.into_iter().map(|(id, _)| id).collect();
-            let _ = this.out.send(Input::Asked { cache, tasks, result }).await;
+            let pushes = pushes.into_iter().map(|(id, _)| id).collect();
+            let _ = this.out.send(Input::Asked { cache, pushes, result }).await;
         });
     }
 
@@ -77,13 +77,13 @@ impl Transfers {
     }
 
     /// Uploads one path.
-    pub(super) fn upload(&self, cache: CacheId, task: TaskId, path: StorePath) {
+    pub(super) fn upload(&self, cache: CacheId, push: PushId, path: StorePath) {
         let this = self.clone();
         tokio::spawn(async move {
             let begun = Instant::now();
             let result = this.send(cache, path).await;
             let took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-            let _ = this.out.send(Input::Uploaded { task, result, took_ms }).await;
+            let _ = this.out.send(Input::Uploaded { push, result, took_ms }).await;
         });
     }
 
@@ -131,7 +131,7 @@ impl Transfers {
     /// What the store knows of these now, each for itself.
     pub(super) async fn infos(&self, paths: Vec<StorePath>) -> Vec<Result<Option<PathInfo>, String>> {
         let (this, count) = (self.clone(), paths.len());
-        let read = move || paths.iter().map(|path| this.with_journal(|j| j.info(path))).collect();
+        let read = move || paths.iter().map(|path| this.with_nix_db(|j| j.info(path))).collect();
         match tokio::task::spawn_blocking(read).await {
             Ok(infos) => infos,
             Err(e) => (0..count).map(|_| Err(e.to_string())).collect(),
@@ -140,22 +140,22 @@ impl Transfers {
 
     /// The highest number that the Nix database has given. Blocks for a moment.
     pub(super) fn head(&self) -> Result<i64, String> {
-        self.with_journal(Journal::head)
+        self.with_nix_db(NixDb::head)
     }
 
     /// Reads the Nix database, the present one: when the file was replaced, it
     /// is opened anew.
-    fn with_journal<R>(&self, read: impl FnOnce(&Journal) -> Result<R, JournalError>) -> Result<R, String> {
-        let mut reader = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
+    fn with_nix_db<R>(&self, read: impl FnOnce(&NixDb) -> Result<R, NixDbError>) -> Result<R, String> {
+        let mut reader = self.nix_db.lock().unwrap_or_else(PoisonError::into_inner);
         let same = match reader.0.identity() {
             Ok(identity) => identity == reader.1,
-            Err(JournalError::Replaced) => false,
+            Err(NixDbError::Replaced) => false,
             Err(e) => return Err(e.to_string()),
         };
         if !same {
-            let journal = Journal::open(&self.state_dir, &self.store_dir).map_err(|e| e.to_string())?;
-            let identity = journal.identity().map_err(|e| e.to_string())?;
-            *reader = (journal, identity);
+            let nix_db = NixDb::open(&self.state_dir, &self.store_dir).map_err(|e| e.to_string())?;
+            let identity = nix_db.identity().map_err(|e| e.to_string())?;
+            *reader = (nix_db, identity);
         }
         read(&reader.0).map_err(|e| e.to_string())
     }
@@ -170,7 +170,7 @@ impl Transfers {
     async fn read(&self, path: StorePath) -> Result<Option<(PathInfo, Option<Vec<u8>>)>, String> {
         let this = self.clone();
         let read = move || {
-            let Some(info) = this.with_journal(|j| j.info(&path))? else { return Ok(None) };
+            let Some(info) = this.with_nix_db(|j| j.info(&path))? else { return Ok(None) };
             let size = usize::try_from(info.nar_size).ok().filter(|size| *size <= SMALL);
             let nar = size.and_then(|size| nar::whole(&this.file(&path), size).ok().flatten());
             Ok(Some((info, nar)))
@@ -196,7 +196,7 @@ impl Transfers {
     /// What the store knows of a path now.
     async fn info(&self, path: StorePath) -> Result<Option<PathInfo>, String> {
         let this = self.clone();
-        match tokio::task::spawn_blocking(move || this.with_journal(|j| j.info(&path))).await {
+        match tokio::task::spawn_blocking(move || this.with_nix_db(|j| j.info(&path))).await {
             Ok(found) => found,
             Err(e) => Err(e.to_string()),
         }

@@ -4,10 +4,10 @@ use std::time::Instant;
 
 use super::driver::Driver;
 use super::live::{Asked, Caller, Waiter};
-use super::wall_ms;
 use crate::control::messages::Progress;
-use crate::flow::{CacheId, Event, SessionId};
+use crate::flow::Event;
 use crate::ledger::SessionState;
+use crate::types::{CacheId, SessionId, Wall};
 
 impl Driver {
     /// A group that somebody waits for has nothing unsettled left.
@@ -32,7 +32,7 @@ impl Driver {
         let Some(session) = self.desk.sessions.remove(&row) else { return };
         let flush_ms = session.ending.map(|t| u64::try_from(t.elapsed().as_millis()).unwrap_or(u64::MAX));
         let state = if session.abandoned { SessionState::Abandoned } else { SessionState::Closed };
-        self.ledger.session_state(row, state, wall_ms(), flush_ms);
+        self.ledger.session_state(row, state, Wall::now().0, flush_ms);
         self.windows().forget(row);
         self.log_summary(row, session.id, session.label);
     }

@@ -7,7 +7,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::pulse::Part;
+use super::parts::Part;
 use crate::observe::{detail, event};
 
 /// The part that reads the Nix database.
@@ -65,11 +65,11 @@ impl Watchdog {
 
 #[cfg(test)]
 mod tests {
-    use super::super::pulse::Pulse;
     use super::*;
+    use crate::types::Heartbeat;
 
-    fn part(name: &'static str, lives: bool) -> (Part, Pulse) {
-        let pulse = Pulse::default();
+    fn part(name: &'static str, lives: bool) -> (Part, Heartbeat) {
+        let pulse = Heartbeat::default();
         let (asked, count) = (pulse.clone(), pulse.clone());
         let ask = move || {
             if lives {

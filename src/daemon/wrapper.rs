@@ -4,9 +4,9 @@
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::Path;
 
-use crate::attic::atomically;
 use crate::config::Settings;
 use crate::observe::event;
+use crate::types::replace_file;
 
 /// Writes it; a job that misses it fails with "not found", and the daemon goes on.
 pub(super) fn write(settings: &Settings) {
@@ -19,7 +19,7 @@ pub(super) fn write(settings: &Settings) {
         .mode(0o755)
         .create(&dir)
         .and_then(|()| std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755)))
-        .and_then(|()| atomically(&dir.join("attic"), text.as_bytes(), 0o755, None));
+        .and_then(|()| replace_file(&dir.join("attic"), text.as_bytes(), 0o755, None));
     if let Err(error) = written {
         event!(CLIENT_FAULT, file = %dir.display(), error = %error, "the program `attic` for jobs cannot be written");
     }

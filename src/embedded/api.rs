@@ -12,10 +12,10 @@ use axum::http::uri::Authority;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{Html, IntoResponse, Response};
 
+use super::cache_store::CacheStore;
 use super::error::ApiError;
 use super::names::CacheName;
 use super::secrets::CacheKey;
-use super::shelf::Shelf;
 use super::wire::{CacheConfig, MissingAnswer, MissingRequest};
 use super::{Access, Limits};
 
@@ -24,7 +24,7 @@ const LARGEST_QUESTION: usize = 4 << 20;
 
 /// What every request needs.
 pub(super) struct App {
-    pub(super) shelf: Shelf,
+    pub(super) cache_store: CacheStore,
     pub(super) access: Access,
     pub(super) keys: Vec<(String, CacheKey)>,
     pub(super) store_dir: String,
@@ -130,13 +130,13 @@ async fn missing(app: &Arc<App>, asked: MissingRequest) -> Result<Response, ApiE
     }
     let (missing, stale) = app
         .blocking(move |app| {
-            app.shelf
+            app.cache_store
                 .reader
                 .missing(asked.cache.as_str(), &asked.store_path_hashes)
                 .map_err(|e| ApiError::from_sql("asking what is missing", &e))
         })
         .await?;
-    app.shelf.writer.touch(stale).await;
+    app.cache_store.writer.touch(stale).await;
     let missing_paths = missing.iter().map(super::names::PathHash::as_str).collect();
     Ok(Json(MissingAnswer { missing_paths }).into_response())
 }

@@ -6,13 +6,13 @@
 
 mod access;
 mod api;
+mod cache_store;
 mod error;
 mod names;
 mod narinfo;
 mod nix;
 mod secrets;
 mod serve;
-mod shelf;
 mod upload;
 mod wire;
 
@@ -30,10 +30,10 @@ use tokio_util::sync::CancellationToken;
 
 use access::Access;
 use api::App;
+use cache_store::{CacheStore, Done};
 pub use error::EmbeddedError;
 use names::CacheName;
 use secrets::CacheKey;
-use shelf::{Done, Shelf};
 
 /// Uploads that are being received at a time; more wait.
 const UPLOADS: usize = 64;
@@ -129,7 +129,7 @@ fn check(settings: &Settings) -> Result<(), EmbeddedError> {
 type TokenFiles = (PathBuf, PathBuf);
 
 fn open(settings: Settings, addr: SocketAddr) -> Result<(App, TokenFiles, Done), EmbeddedError> {
-    let (shelf, done) = Shelf::open(&settings.dir, &settings.store_dir, settings.max_size)?;
+    let (cache_store, done) = CacheStore::open(&settings.dir, &settings.store_dir, settings.max_size)?;
     let (push_file, push) = secrets::token(&settings.token_dir, "embedded-push-token")?;
     let (pull_file, pull) = secrets::token(&settings.token_dir, "embedded-pull-token")?;
     let keys = settings
@@ -138,7 +138,7 @@ fn open(settings: Settings, addr: SocketAddr) -> Result<(App, TokenFiles, Done),
         .map(|cache| Ok((cache.clone(), CacheKey::read_or_make(&settings.token_dir, cache)?)))
         .collect::<Result<_, EmbeddedError>>()?;
     let app = App {
-        shelf,
+        cache_store,
         access: Access { public: settings.public, push, pull },
         keys,
         store_dir: settings.store_dir,

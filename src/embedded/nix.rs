@@ -10,10 +10,10 @@ use axum::response::{IntoResponse, Response};
 use tokio_util::io::ReaderStream;
 
 use super::api::App;
+use super::cache_store::Nar;
 use super::error::ApiError;
 use super::names::{CacheName, PathHash};
 use super::narinfo;
-use super::shelf::Nar;
 
 const READ_AHEAD: usize = 64 * 1024;
 
@@ -37,11 +37,11 @@ pub(super) async fn nar_info(
     let name = cache.as_str().to_owned();
     let found = app
         .blocking(move |app| {
-            app.shelf.reader.path(&name, hash).map_err(|e| ApiError::from_sql("reading a path", &e))
+            app.cache_store.reader.path(&name, hash).map_err(|e| ApiError::from_sql("reading a path", &e))
         })
         .await?;
     let (record, stale) = found.ok_or(ApiError::NoSuchObject)?;
-    app.shelf.writer.touch(stale.into_iter().collect()).await;
+    app.cache_store.writer.touch(stale.into_iter().collect()).await;
     let text = narinfo::text(&app.store_dir, &record, key);
     Ok(([(CONTENT_TYPE, "text/x-nix-narinfo")], text).into_response())
 }
@@ -56,15 +56,15 @@ pub(super) async fn nar(
     let name = cache.as_str().to_owned();
     let found = app
         .blocking(move |app| {
-            app.shelf.reader.nar(&name, hash).map_err(|e| ApiError::from_sql("reading a NAR", &e))
+            app.cache_store.reader.nar(&name, hash).map_err(|e| ApiError::from_sql("reading a NAR", &e))
         })
         .await?;
     let (nar, stale) = found.ok_or(ApiError::NoSuchObject)?;
-    app.shelf.writer.touch(stale.into_iter().collect()).await;
+    app.cache_store.writer.touch(stale.into_iter().collect()).await;
     let (size, body) = match nar {
         Nar::Small(data) => (data.len() as u64, Body::from(data)),
         Nar::File { hash, size } => {
-            let path = app.shelf.nar_file(&hash);
+            let path = app.cache_store.nar_file(&hash);
             let Ok(mut file) = tokio::fs::File::open(&path).await else {
                 // Evicted between the two looks, or somebody took it away: then the row must not stay either.
                 crate::observe::event!(
@@ -72,7 +72,7 @@ pub(super) async fn nar(
                     file = %path.display(),
                     "embedded cache: a NAR is gone; its paths are dropped"
                 );
-                app.shelf.writer.lost(hash).await;
+                app.cache_store.writer.lost(hash).await;
                 return Err(ApiError::NoSuchObject);
             };
             file.set_max_buf_size(READ_AHEAD);

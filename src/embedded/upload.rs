@@ -14,8 +14,8 @@ use futures_util::StreamExt;
 use tokio::sync::{Semaphore, mpsc};
 
 use super::api::App;
+use super::cache_store::{Content, NewPath, SMALL, Stored, compress_small};
 use super::error::ApiError;
-use super::shelf::{Content, NewPath, SMALL, Stored, compress_small};
 use super::wire::{PathRecord, UploadAnswer, UploadInfo};
 
 const INFO: &str = "x-attic-nar-info";
@@ -57,7 +57,10 @@ async fn receive(app: &Arc<App>, headers: &HeaderMap, body: &mut Body) -> Result
     let asked = cache.clone();
     let present = app
         .blocking(move |app| {
-            app.shelf.reader.has_path(&asked, hash).map_err(|e| ApiError::from_sql("looking a path up", &e))
+            app.cache_store
+                .reader
+                .has_path(&asked, hash)
+                .map_err(|e| ApiError::from_sql("looking a path up", &e))
         })
         .await?;
     large(app, cache, record, present, body).await
@@ -94,7 +97,7 @@ async fn small(
     let hash = record.nar_hash;
     let data = app.blocking(move |_| compress_small(&nar, &hash, size)).await?;
     let new = NewPath { cache, record, content: Content::Small(data) };
-    answer(app.shelf.writer.store(new).await?)
+    answer(app.cache_store.writer.store(new).await?)
 }
 
 /// A thread hashes, compresses and writes; this task feeds it.
@@ -108,7 +111,7 @@ async fn large(
     let (chunks, mut inbox) = mpsc::channel::<Bytes>(CHUNKS_AHEAD);
     let (hash, size) = (record.nar_hash, record.nar_size);
     let receiving = app.blocking(move |app| {
-        let mut incoming = app.shelf.receive(hash, size, present)?;
+        let mut incoming = app.cache_store.receive(hash, size, present)?;
         while let Some(chunk) = inbox.blocking_recv() {
             incoming.write(&chunk)?;
         }
@@ -130,7 +133,7 @@ async fn large(
         (_, Err(e)) | (Err(e), _) => return Err(e),
         (Ok(received), Ok(())) => received,
     };
-    let stored = app.shelf.writer.store(NewPath { cache, record, content }).await?;
+    let stored = app.cache_store.writer.store(NewPath { cache, record, content }).await?;
     drop(pin);
     answer(stored)
 }

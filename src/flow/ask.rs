@@ -1,40 +1,41 @@
 //! Asking a cache what it has: one query at a time, and what its answers lead to.
 
 use super::cache::ASK_MOST;
-use super::event::{CacheId, Cause, Failure, Outcome, TaskId, Time};
+use super::event::{Cause, Failure, Outcome};
+use super::push::Phase;
 use super::retry::{Backoff, bounded};
 use super::step::Flow;
-use super::task::Phase;
+use crate::types::{CacheId, Mono, PushId};
 
 /// Queries refused in a row after which the question as such must be wrong:
 /// halving the largest finds a single bad hash with twelve.
 const ASK_REFUSALS: u32 = 32;
 
 impl Flow {
-    pub(super) fn asked(&mut self, cache: CacheId, present: &[TaskId], missing: &[TaskId], now: Time) {
+    pub(super) fn asked(&mut self, cache: CacheId, present: &[PushId], missing: &[PushId], now: Mono) {
         let Some(c) = self.cache(cache) else { return };
         let Some(batch) = c.asking.take() else { return };
         c.ask_attempt = 0;
         c.ask_rest = None;
         c.ask_refusals = 0;
         c.ask_most = (c.ask_most * 2).min(ASK_MOST);
-        c.gate.succeeded();
+        c.breaker.succeeded();
         for &id in present {
-            if self.tasks.get(&id).is_some_and(|t| t.phase == Phase::Asking) {
+            if self.pushes.get(&id).is_some_and(|t| t.phase == Phase::Asking) {
                 self.settle(id, Outcome::Cached);
             }
         }
         for &id in missing {
-            let Some(task) = self.tasks.get_mut(&id).filter(|t| t.phase == Phase::Asking) else { continue };
-            if task.doomed {
+            let Some(push) = self.pushes.get_mut(&id).filter(|t| t.phase == Phase::Asking) else { continue };
+            if push.doomed {
                 self.settle(id, Outcome::Collected);
                 continue;
             }
-            task.phase = Phase::Held;
-            let parked = |r: &TaskId| self.tasks.get(r).is_some_and(|t| t.is_parked());
-            let parked = self.tasks.get(&id).and_then(|t| t.references.iter().copied().find(parked));
-            match parked {
-                Some(reference) => self.park(id, Cause::Reference(reference)),
+            push.phase = Phase::Held;
+            let failed = |r: &PushId| self.pushes.get(r).is_some_and(|t| t.is_failed());
+            let failed = self.pushes.get(&id).and_then(|t| t.references.iter().copied().find(failed));
+            match failed {
+                Some(reference) => self.fail(id, Cause::Reference(reference)),
                 None => self.ready_unless_blocked(id),
             }
         }
@@ -46,11 +47,11 @@ impl Flow {
         }
     }
 
-    pub(super) fn ask_failed(&mut self, cache: CacheId, failure: Failure, now: Time) {
+    pub(super) fn ask_failed(&mut self, cache: CacheId, failure: Failure, now: Mono) {
         let index = usize::from(cache.0);
         let Some(c) = self.caches.get_mut(index) else { return };
         let Some(batch) = c.asking.take() else { return };
-        c.gate.failed(failure, None, now, &mut self.rng);
+        c.breaker.failed(failure, None, now, &mut self.rng);
         match failure {
             Failure::Unreachable | Failure::Refused => {}
             Failure::Transient { .. } | Failure::Store | Failure::Engine => {
@@ -79,8 +80,8 @@ impl Flow {
                     c.ask_most = ASK_MOST;
                 }
                 for id in batch {
-                    if self.tasks.get(&id).is_some_and(|t| t.phase == Phase::Asking) {
-                        self.park(id, Cause::Failed(failure));
+                    if self.pushes.get(&id).is_some_and(|t| t.phase == Phase::Asking) {
+                        self.fail(id, Cause::Failed(failure));
                     }
                 }
                 return;
@@ -91,13 +92,13 @@ impl Flow {
 
     /// Queues those of a query that are still being asked for, in front and in
     /// order; false when there is none.
-    pub(super) fn ask_again(&mut self, batch: &[TaskId]) -> bool {
+    pub(super) fn ask_again(&mut self, batch: &[PushId]) -> bool {
         let mut any = false;
         for &id in batch.iter().rev() {
-            let Some(task) = self.tasks.get_mut(&id).filter(|t| t.phase == Phase::Asking) else { continue };
-            task.phase = Phase::Unasked;
-            let c = &mut self.caches[usize::from(task.cache.0)];
-            if task.urgent {
+            let Some(push) = self.pushes.get_mut(&id).filter(|t| t.phase == Phase::Asking) else { continue };
+            push.phase = Phase::Unasked;
+            let c = &mut self.caches[usize::from(push.cache.0)];
+            if push.urgent {
                 c.urgent_asks.push_front(id);
             } else {
                 c.asks.push_front(id);

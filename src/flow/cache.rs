@@ -3,10 +3,10 @@
 
 use std::collections::VecDeque;
 
-use super::event::{TaskId, Time};
-use super::gate::{Gate, GateState};
-use super::lanes::Lanes;
-use super::pace::Pace;
+use super::breaker::{BreakerState, CircuitBreaker};
+use super::concurrency::ConcurrencyLimit;
+use super::fair_queue::FairQueue;
+use crate::types::{Mono, PushId};
 
 /// Hashes in one query. A real server answers 500 to 40,000 and 200 to 10,000.
 pub(super) const ASK_MOST: usize = 4_000;
@@ -24,45 +24,45 @@ pub struct CacheLimits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CacheView {
     /// Open, away or refusing.
-    pub state: GateState,
-    /// Neither settled nor parked, uploads included.
+    pub state: BreakerState,
+    /// Neither settled nor failed, uploads included.
     pub pending: usize,
     /// Being uploaded.
     pub uploading: u32,
     /// Given up for now, and not forgotten.
-    pub parked: usize,
+    pub failed: usize,
     /// Uploads allowed at a time now.
     pub limit: u32,
 }
 
 #[derive(Debug)]
 pub(super) struct Cache {
-    pub(super) gate: Gate,
-    pub(super) pace: Pace,
-    pub(super) lanes: Lanes,
-    pub(super) asks: VecDeque<TaskId>,
-    pub(super) urgent_asks: VecDeque<TaskId>,
+    pub(super) breaker: CircuitBreaker,
+    pub(super) concurrency: ConcurrencyLimit,
+    pub(super) queue: FairQueue,
+    pub(super) asks: VecDeque<PushId>,
+    pub(super) urgent_asks: VecDeque<PushId>,
     /// The query that is under way.
-    pub(super) asking: Option<Vec<TaskId>>,
+    pub(super) asking: Option<Vec<PushId>>,
     /// Hashes in the next query: fewer after one that was refused as such.
     pub(super) ask_most: usize,
     /// Queries refused as such since the last good one.
     pub(super) ask_refusals: u32,
     pub(super) ask_attempt: u32,
-    pub(super) ask_rest: Option<Time>,
+    pub(super) ask_rest: Option<Mono>,
     pub(super) uploading: u32,
-    pub(super) tasks: usize,
-    pub(super) parked: usize,
-    /// Nothing is uploaded for the moment, whatever the gate says.
+    pub(super) pushes: usize,
+    pub(super) failed: usize,
+    /// Nothing is uploaded for the moment, whatever the breaker says.
     pub(super) held: bool,
 }
 
 impl Cache {
     pub(super) fn new(limits: &CacheLimits) -> Self {
         Self {
-            gate: Gate::new(),
-            pace: Pace::new(limits.least, limits.most),
-            lanes: Lanes::default(),
+            breaker: CircuitBreaker::new(),
+            concurrency: ConcurrencyLimit::new(limits.least, limits.most),
+            queue: FairQueue::default(),
             asks: VecDeque::new(),
             urgent_asks: VecDeque::new(),
             asking: None,
@@ -71,8 +71,8 @@ impl Cache {
             ask_attempt: 0,
             ask_rest: None,
             uploading: 0,
-            tasks: 0,
-            parked: 0,
+            pushes: 0,
+            failed: 0,
             held: false,
         }
     }

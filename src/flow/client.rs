@@ -15,8 +15,8 @@
 
 use std::time::Duration;
 
-use super::event::Time;
 use super::retry::{Backoff, Rng};
+use crate::types::Mono;
 
 /// Between tries while there is none. A try may evaluate all of nixpkgs.
 const SEARCH: Backoff = Backoff { base: Duration::from_secs(10), cap: Duration::from_secs(15 * 60) };
@@ -74,7 +74,7 @@ pub enum ClientEvent {
     CacheBack,
     /// The one in use does not work any more.
     Lost,
-    /// Time passed.
+    /// Mono passed.
     Tick,
 }
 
@@ -107,7 +107,7 @@ pub struct ClientLife {
     /// The last look found the cache away.
     untried: bool,
     misses: u32,
-    due: Option<Time>,
+    due: Option<Mono>,
     rng: Rng,
 }
 
@@ -138,12 +138,12 @@ impl ClientLife {
     }
 
     /// When [`ClientEvent::Tick`] is wanted.
-    pub fn due(&self) -> Option<Time> {
+    pub fn due(&self) -> Option<Mono> {
         self.due.filter(|_| self.work == Work::Idle)
     }
 
     /// Takes what happened; returns what to do, in order. Total.
-    pub fn step(&mut self, event: ClientEvent, now: Time) -> Vec<ClientAction> {
+    pub fn step(&mut self, event: ClientEvent, now: Mono) -> Vec<ClientAction> {
         let mut out = Vec::new();
         match (event, self.work) {
             (ClientEvent::Begin { left: true }, Work::Idle) => {
@@ -188,7 +188,7 @@ impl ClientLife {
         out
     }
 
-    fn looked(&mut self, found: Found, now: Time, out: &mut Vec<ClientAction>) {
+    fn looked(&mut self, found: Found, now: Mono, out: &mut Vec<ClientAction>) {
         self.work = Work::Idle;
         self.untried = found == Found::Untried;
         let again = std::mem::take(&mut self.again);

@@ -2,39 +2,20 @@
 
 use std::time::Duration;
 
-/// One store path in one cache; the caller's number for it.
-pub type TaskId = i64;
+use crate::types::{CacheId, PushId, SessionId};
 
-/// A session, or any other group of tasks that somebody waits for.
-pub type SessionId = i64;
-
-/// A configured cache, by its position in the configuration.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct CacheId(pub u16);
-
-/// Milliseconds on a clock that only goes forward. Zero is any fixed moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct Time(pub u64);
-
-impl Time {
-    /// This moment, `wait` later.
-    pub fn after(self, wait: Duration) -> Self {
-        Self(self.0.saturating_add(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)))
-    }
-}
-
-/// A task as it is admitted.
+/// A push as it is admitted.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NewTask {
+pub struct NewPush {
     /// The caller's number.
-    pub id: TaskId,
+    pub id: PushId,
     /// References that are not confirmed to be in this cache. One that is not
     /// known here counts as settled: admit references before their referrers.
-    pub references: Vec<TaskId>,
+    pub references: Vec<PushId>,
     /// Who waits for it.
     pub sessions: Vec<SessionId>,
-    /// Parked from an earlier life: not tried until somebody asks for it.
-    pub parked: bool,
+    /// Failed from an earlier life: not tried until somebody asks for it.
+    pub failed: bool,
 }
 
 /// What happened.
@@ -44,8 +25,8 @@ pub enum Event {
     Admit {
         /// The cache.
         cache: CacheId,
-        /// The tasks, references before referrers.
-        tasks: Vec<NewTask>,
+        /// The pushes, references before referrers.
+        pushes: Vec<NewPush>,
     },
     /// A query came back: `present` are in the cache, `missing` are not. What
     /// is in neither is asked again later.
@@ -53,38 +34,38 @@ pub enum Event {
         /// The cache.
         cache: CacheId,
         /// In the cache already.
-        present: Vec<TaskId>,
+        present: Vec<PushId>,
         /// To be uploaded.
-        missing: Vec<TaskId>,
+        missing: Vec<PushId>,
     },
     /// A query failed as a whole.
     AskFailed {
         /// The cache.
         cache: CacheId,
         /// What was asked for; the query is known here, so it may be left empty.
-        tasks: Vec<TaskId>,
+        pushes: Vec<PushId>,
         /// How it failed.
         failure: Failure,
     },
     /// The cache confirmed an upload.
-    Uploaded(TaskId),
+    Uploaded(PushId),
     /// An upload turned out to be needless: it is in an upstream cache.
-    InUpstream(TaskId),
+    InUpstream(PushId),
     /// An upload failed.
-    UploadFailed(TaskId, Failure),
-    /// A task's path is gone from the store.
-    Collected(TaskId),
+    UploadFailed(PushId, Failure),
+    /// A push's path is gone from the store.
+    Collected(PushId),
     /// A probe came back.
     Probed(CacheId, Result<(), Failure>),
     /// Something about a cache changed (its token, its configuration): look again now.
-    Nudge(CacheId),
-    /// Parked tasks are tried again: those named, or all.
-    Retry(Option<Vec<TaskId>>),
-    /// Somebody waits for these tasks as a group.
-    Want(SessionId, Vec<TaskId>),
+    ProbeNow(CacheId),
+    /// Failed pushes are tried again: those named, or all.
+    Retry(Option<Vec<PushId>>),
+    /// Somebody waits for these pushes as a group.
+    Want(SessionId, Vec<PushId>),
     /// Everything unsettled becomes this group's.
     WantAll(SessionId),
-    /// A group's tasks go to the front; [`Action::Quiet`] follows when none is left.
+    /// A group's pushes go to the front; [`Action::Quiet`] follows when none is left.
     Flush(SessionId),
     /// Nobody waits for this group any more.
     Forget(SessionId),
@@ -93,12 +74,12 @@ pub enum Event {
     Hold(CacheId, bool),
     /// The number of uploads at a time to a cache changed.
     Limits(CacheId, CacheLimits),
-    /// Time passed.
+    /// Mono passed.
     Tick,
     /// Nothing new is begun; what runs may end.
     Stop,
     /// The stop is over.
-    Go,
+    Resume,
 }
 
 pub(super) use super::cache::CacheLimits;
@@ -132,18 +113,18 @@ pub enum Failure {
     Engine,
 }
 
-/// Why a task is parked.
+/// Why a push is failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
     /// Its own upload or query failed for good.
     Failed(Failure),
-    /// A reference of it is parked.
-    Reference(TaskId),
-    /// It was parked before this life began.
+    /// A reference of it is failed.
+    Reference(PushId),
+    /// It was failed before this life began.
     Earlier,
 }
 
-/// How a task ended.
+/// How a push ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     /// Uploaded and confirmed.
@@ -160,22 +141,22 @@ pub enum Outcome {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// Ask the cache which of these are missing.
-    Ask(CacheId, Vec<TaskId>),
+    Ask(CacheId, Vec<PushId>),
     /// Upload; `attempt` counts from 1.
-    Upload(CacheId, TaskId, u32),
+    Upload(CacheId, PushId, u32),
     /// See whether the cache answers and lets us push.
     Probe(CacheId),
-    /// A task is done with.
-    Settled(TaskId, Outcome),
-    /// A task is given up until somebody asks for it.
-    Parked(TaskId, Cause),
-    /// A parked task is known no longer: too many are. It stays given up, until
+    /// A push is done with.
+    Settled(PushId, Outcome),
+    /// A push is given up until somebody asks for it.
+    Failed(PushId, Cause),
+    /// A failed push is known no longer: too many are. It stays given up, until
     /// it is admitted again.
-    Forgotten(TaskId),
-    /// A parked task is tried again.
-    Reopened(TaskId),
+    Forgotten(PushId),
+    /// A failed push is tried again.
+    Reopened(PushId),
     /// A flushed group has nothing unsettled left.
     Quiet(SessionId),
     /// A cache went from one state to another.
-    Gate(CacheId, super::GateState),
+    Breaker(CacheId, super::BreakerState),
 }

@@ -1,19 +1,18 @@
-//! Who waits for a task: nearly always a few, and for a hub tens of thousands,
+//! Who waits for a push: nearly always a few, and for a hub tens of thousands,
 //! which may go in any order. A backlog has a hundred thousand of these, and
-//! even the smallest tree takes a hundred bytes. Must not know the tasks.
+//! even the smallest tree takes a hundred bytes. Must not know the pushes.
 
+use crate::types::PushId;
 use std::collections::BTreeSet;
-
-use super::event::TaskId;
 
 /// More than so many are kept as a tree.
 const FEW: usize = 16;
 
-/// A set of tasks, in the order of their numbers.
+/// A set of pushes, in the order of their numbers.
 #[derive(Debug, Clone)]
 pub(super) enum Referrers {
-    Few(Vec<TaskId>),
-    Many(BTreeSet<TaskId>),
+    Few(Vec<PushId>),
+    Many(BTreeSet<PushId>),
 }
 
 impl Default for Referrers {
@@ -24,7 +23,7 @@ impl Default for Referrers {
 
 impl Referrers {
     /// False when it is there already.
-    pub(super) fn insert(&mut self, id: TaskId) -> bool {
+    pub(super) fn insert(&mut self, id: PushId) -> bool {
         match self {
             Self::Few(few) => {
                 let Err(at) = few.binary_search(&id) else { return false };
@@ -34,7 +33,7 @@ impl Referrers {
                     few.insert(at, id);
                     return true;
                 }
-                let mut many: BTreeSet<TaskId> = std::mem::take(few).into_iter().collect();
+                let mut many: BTreeSet<PushId> = std::mem::take(few).into_iter().collect();
                 many.insert(id);
                 *self = Self::Many(many);
                 true
@@ -43,7 +42,7 @@ impl Referrers {
         }
     }
 
-    pub(super) fn remove(&mut self, id: TaskId) {
+    pub(super) fn remove(&mut self, id: PushId) {
         match self {
             Self::Few(few) => {
                 if let Ok(at) = few.binary_search(&id) {
@@ -56,7 +55,7 @@ impl Referrers {
         }
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = TaskId> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = PushId> {
         let (few, many) = match self {
             Self::Few(few) => (Some(few), None),
             Self::Many(many) => (None, Some(many)),
@@ -76,7 +75,7 @@ mod tests {
         fn is_a_set(ops in prop::collection::vec((any::<bool>(), 0..40_u32), 0..200)) {
             let (mut set, mut model) = (Referrers::default(), BTreeSet::new());
             for (add, n) in ops {
-                let id = TaskId::from(n);
+                let id = PushId::from(n);
                 if add {
                     prop_assert_eq!(set.insert(id), model.insert(id));
                 } else {

@@ -3,18 +3,19 @@
 use std::collections::{BTreeSet, HashMap};
 
 use super::cache::{Cache, CacheLimits, CacheView};
-use super::event::{Action, CacheId, Cause, Event, Failure, NewTask, Outcome, SessionId, TaskId, Time};
-use super::lanes::NOBODY;
-use super::pace::Pace;
+use super::concurrency::ConcurrencyLimit;
+use super::event::{Action, Cause, Event, Failure, NewPush, Outcome};
+use super::fair_queue::NOBODY;
+use super::group::PushGroup;
+use super::push::{Phase, Push};
 use super::referrers::Referrers;
 use super::retry::{Backoff, Rng, bounded};
-use super::session::Group;
-use super::task::{Phase, Task};
+use crate::types::{CacheId, Mono, PushId, SessionId};
 
-/// Tries after which a task that cannot be read here is parked.
+/// Tries after which a push that cannot be read here is failed.
 const LOCAL_TRIES: u32 = 5;
 
-/// Parked tasks that are known here; older ones are forgotten, and known only
+/// Failed pushes that are known here; older ones are forgotten, and known only
 /// to whoever keeps the books.
 const PARKED_MOST: usize = 10_000;
 
@@ -23,13 +24,13 @@ const PARKED_MOST: usize = 10_000;
 pub struct Flow {
     pub(super) caches: Vec<Cache>,
     /// In boxes: a table of a hundred thousand is half empty, and twice there while it grows.
-    pub(super) tasks: HashMap<TaskId, Box<Task>>,
-    /// Given-up ones among them; see [`Flow::let_go_of_parked`].
-    pub(super) given_up: BTreeSet<TaskId>,
+    pub(super) pushes: HashMap<PushId, Box<Push>>,
+    /// Given-up ones among them; see [`Flow::forget_oldest_failed`].
+    pub(super) failed: BTreeSet<PushId>,
     pub(super) given_up_most: usize,
     pub(super) forgot: bool,
-    pub(super) groups: HashMap<SessionId, Group>,
-    pub(super) rests: BTreeSet<(Time, TaskId)>,
+    pub(super) groups: HashMap<SessionId, PushGroup>,
+    pub(super) rests: BTreeSet<(Mono, PushId)>,
     pub(super) rng: Rng,
     pub(super) stopped: bool,
     pub(super) out: Vec<Action>,
@@ -40,8 +41,8 @@ impl Flow {
     pub fn new(caches: &[CacheLimits], seed: u64) -> Self {
         Self {
             caches: caches.iter().map(Cache::new).collect(),
-            tasks: HashMap::new(),
-            given_up: BTreeSet::new(),
+            pushes: HashMap::new(),
+            failed: BTreeSet::new(),
             given_up_most: PARKED_MOST,
             forgot: false,
             groups: HashMap::new(),
@@ -59,10 +60,10 @@ impl Flow {
 
     /// Takes what happened; returns what to do, in order. Total: an event about
     /// something that is no longer known changes nothing.
-    pub fn step(&mut self, event: Event, now: Time) -> Vec<Action> {
-        let shown: Vec<_> = self.caches.iter().map(|c| c.gate.shown()).collect();
+    pub fn step(&mut self, event: Event, now: Mono) -> Vec<Action> {
+        let shown: Vec<_> = self.caches.iter().map(|c| c.breaker.shown()).collect();
         match event {
-            Event::Admit { cache, tasks } => tasks.into_iter().for_each(|task| self.admit(cache, task)),
+            Event::Admit { cache, pushes } => pushes.into_iter().for_each(|push| self.admit(cache, push)),
             Event::Asked { cache, present, missing } => self.asked(cache, &present, &missing, now),
             Event::AskFailed { cache, failure, .. } => self.ask_failed(cache, failure, now),
             Event::Uploaded(id) => self.uploaded(id, Outcome::Pushed),
@@ -73,16 +74,16 @@ impl Flow {
                 self.settle(id, Outcome::Collected);
             }
             Event::Probed(cache, result) => self.probed(cache, result, now),
-            Event::Nudge(cache) => {
+            Event::ProbeNow(cache) => {
                 if let Some(c) = self.cache(cache) {
-                    c.gate.nudge(now);
+                    c.breaker.probe_now(now);
                     c.ask_rest = None;
                 }
             }
             Event::Retry(which) => self.retry(which),
-            Event::Want(session, tasks) => tasks.into_iter().for_each(|id| self.want(session, id)),
+            Event::Want(session, pushes) => pushes.into_iter().for_each(|id| self.want(session, id)),
             Event::WantAll(session) => {
-                let all = self.all(|t| !t.is_parked());
+                let all = self.all(|t| !t.is_failed());
                 all.into_iter().for_each(|id| self.want(session, id));
             }
             Event::Flush(session) => self.flush(session),
@@ -94,34 +95,34 @@ impl Flow {
             }
             Event::Limits(cache, limits) => {
                 if let Some(c) = self.cache(cache) {
-                    c.pace = Pace::new(limits.least, limits.most);
+                    c.concurrency = ConcurrencyLimit::new(limits.least, limits.most);
                 }
             }
             Event::Tick => {}
             Event::Stop => self.stopped = true,
-            Event::Go => self.stopped = false,
+            Event::Resume => self.stopped = false,
         }
-        self.let_go_of_parked();
+        self.forget_oldest_failed();
         self.wake(now);
         for index in 0..self.caches.len() {
             self.pump(index, now);
         }
         for (index, before) in shown.into_iter().enumerate() {
-            let after = self.caches[index].gate.shown();
+            let after = self.caches[index].breaker.shown();
             if before != after {
-                self.out.push(Action::Gate(cache_id(index), after));
+                self.out.push(Action::Breaker(cache_id(index), after));
             }
         }
         std::mem::take(&mut self.out)
     }
 
     /// When [`Event::Tick`] is wanted at the latest.
-    pub fn next_deadline(&self) -> Option<Time> {
+    pub fn next_deadline(&self) -> Option<Mono> {
         if self.stopped {
             return None;
         }
         let rest = self.rests.first().map(|&(at, _)| at);
-        let caches = self.caches.iter().flat_map(|c| [c.gate.due(), c.ask_rest]);
+        let caches = self.caches.iter().flat_map(|c| [c.breaker.due(), c.ask_rest]);
         caches.chain([rest]).flatten().min()
     }
 
@@ -129,11 +130,11 @@ impl Flow {
     pub fn view(&self, cache: CacheId) -> Option<CacheView> {
         let c = self.caches.get(usize::from(cache.0))?;
         Some(CacheView {
-            state: c.gate.shown(),
-            pending: c.tasks - c.parked,
+            state: c.breaker.shown(),
+            pending: c.pushes - c.failed,
             uploading: c.uploading,
-            parked: c.parked,
-            limit: c.pace.limit(),
+            failed: c.failed,
+            limit: c.concurrency.limit(),
         })
     }
 
@@ -142,29 +143,29 @@ impl Flow {
         self.caches.iter().map(|c| c.uploading + u32::from(c.asking.is_some())).sum()
     }
 
-    /// How many tasks of a group are neither settled nor parked.
+    /// How many pushes of a group are neither settled nor failed.
     pub fn unsettled(&self, session: SessionId) -> u32 {
         self.groups.get(&session).map_or(0, |g| g.unsettled)
     }
 
-    /// Whether a task is known, that is neither settled nor never admitted.
-    pub fn knows(&self, task: TaskId) -> bool {
-        self.tasks.contains_key(&task)
+    /// Whether a push is known, that is neither settled nor never admitted.
+    pub fn knows(&self, push: PushId) -> bool {
+        self.pushes.contains_key(&push)
     }
 
-    /// The groups that wait for a task.
-    pub fn sessions_of(&self, task: TaskId) -> &[SessionId] {
-        self.tasks.get(&task).map_or(&[], |t| &t.sessions)
+    /// The groups that wait for a push.
+    pub fn sessions_of(&self, push: PushId) -> &[SessionId] {
+        self.pushes.get(&push).map_or(&[], |t| &t.sessions)
     }
 
-    /// Whether a task is given up for now.
-    pub fn is_parked(&self, task: TaskId) -> bool {
-        self.tasks.get(&task).is_some_and(|t| t.is_parked())
+    /// Whether a push is given up for now.
+    pub fn is_failed(&self, push: PushId) -> bool {
+        self.pushes.get(&push).is_some_and(|t| t.is_failed())
     }
 
     /// Neither settled nor forgotten, over all caches.
     pub fn known(&self) -> usize {
-        self.tasks.len()
+        self.pushes.len()
     }
 
     /// Whether more are given up than are known here.
@@ -176,26 +177,26 @@ impl Flow {
         self.caches.get_mut(usize::from(cache.0))
     }
 
-    fn admit(&mut self, cache: CacheId, new: NewTask) {
+    fn admit(&mut self, cache: CacheId, new: NewPush) {
         let id = new.id;
-        if self.tasks.contains_key(&id) {
+        if self.pushes.contains_key(&id) {
             new.sessions.into_iter().for_each(|s| self.want(s, id));
             return;
         }
         let Some(c) = self.cache(cache) else { return };
-        c.tasks += 1;
-        if new.parked {
-            c.parked += 1;
-            self.given_up.insert(id);
+        c.pushes += 1;
+        if new.failed {
+            c.failed += 1;
+            self.failed.insert(id);
         } else {
             c.asks.push_back(id);
         }
         let mut references = new.references;
-        references.retain(|r| *r != id && self.tasks.get_mut(r).is_some_and(|r| r.referrers.insert(id)));
+        references.retain(|r| *r != id && self.pushes.get_mut(r).is_some_and(|r| r.referrers.insert(id)));
         references.shrink_to_fit();
-        let task = Task {
+        let push = Push {
             cache,
-            phase: if new.parked { Phase::Parked(Cause::Earlier) } else { Phase::Unasked },
+            phase: if new.failed { Phase::Failed(Cause::Earlier) } else { Phase::Unasked },
             references,
             referrers: Referrers::default(),
             sessions: Vec::new(),
@@ -205,41 +206,41 @@ impl Flow {
             mismatched: false,
             doomed: false,
         };
-        self.tasks.insert(id, Box::new(task));
+        self.pushes.insert(id, Box::new(push));
         new.sessions.into_iter().for_each(|s| self.want(s, id));
     }
 
-    fn uploaded(&mut self, id: TaskId, outcome: Outcome) {
+    fn uploaded(&mut self, id: PushId, outcome: Outcome) {
         if let Some(index) = self.leave_upload(id) {
             let c = &mut self.caches[index];
             if outcome == Outcome::Pushed {
-                c.gate.succeeded();
-                c.pace.succeeded();
+                c.breaker.succeeded();
+                c.concurrency.succeeded();
             }
             self.settle(id, outcome);
         }
     }
 
-    fn upload_failed(&mut self, id: TaskId, failure: Failure, now: Time) {
+    fn upload_failed(&mut self, id: PushId, failure: Failure, now: Mono) {
         let Some(index) = self.leave_upload(id) else { return };
         let c = &mut self.caches[index];
-        c.gate.failed(failure, Some(id), now, &mut self.rng);
-        let Some(task) = self.tasks.get_mut(&id) else { return };
-        let wait = Backoff::UPLOAD.wait(task.attempts, &mut self.rng);
+        c.breaker.failed(failure, Some(id), now, &mut self.rng);
+        let Some(push) = self.pushes.get_mut(&id) else { return };
+        let wait = Backoff::UPLOAD.wait(push.attempts, &mut self.rng);
         match failure {
             Failure::Refused => self.make_ready(id),
             Failure::Store | Failure::Engine => self.rest(id, now.after(wait)),
-            // The gate is closed now. A path that brings the connection down
+            // The breaker is closed now. A path that brings the connection down
             // every time waits on its own, so that it costs nobody else.
-            Failure::Unreachable if task.attempts <= 2 => self.make_ready(id),
+            Failure::Unreachable if push.attempts <= 2 => self.make_ready(id),
             Failure::Unreachable => self.rest(id, now.after(wait)),
             Failure::Transient { retry_after } => {
-                c.pace.strained();
+                c.concurrency.strained();
                 self.rest(id, now.after(wait.max(bounded(retry_after))));
             }
-            Failure::Local if task.attempts < LOCAL_TRIES => self.rest(id, now.after(wait)),
-            Failure::Mismatch if !task.mismatched => {
-                task.mismatched = true;
+            Failure::Local if push.attempts < LOCAL_TRIES => self.rest(id, now.after(wait)),
+            Failure::Mismatch if !push.mismatched => {
+                push.mismatched = true;
                 self.make_ready(id);
             }
             Failure::Mismatch
@@ -247,87 +248,87 @@ impl Flow {
             | Failure::NoSuchCache
             | Failure::TooLarge
             | Failure::Rejected => {
-                self.park(id, Cause::Failed(failure));
+                self.fail(id, Cause::Failed(failure));
             }
         }
     }
 
-    fn probed(&mut self, cache: CacheId, result: Result<(), Failure>, now: Time) {
+    fn probed(&mut self, cache: CacheId, result: Result<(), Failure>, now: Mono) {
         let index = usize::from(cache.0);
         let Some(c) = self.caches.get_mut(index) else { return };
-        if c.gate.probed(result, now, &mut self.rng) {
+        if c.breaker.probed(result, now, &mut self.rng) {
             // Many hosts see the cache come back at the same moment: each
             // starts with little and grows.
-            c.pace.restart();
+            c.concurrency.restart();
             c.ask_rest = None;
         }
     }
 
-    /// The cache's index when the task was being uploaded.
-    pub(super) fn leave_upload(&mut self, id: TaskId) -> Option<usize> {
-        let task = self.tasks.get_mut(&id)?;
-        if task.phase != Phase::Uploading {
+    /// The cache's index when the push was being uploaded.
+    pub(super) fn leave_upload(&mut self, id: PushId) -> Option<usize> {
+        let push = self.pushes.get_mut(&id)?;
+        if push.phase != Phase::Uploading {
             return None;
         }
-        task.phase = Phase::Held;
-        let index = usize::from(task.cache.0);
+        push.phase = Phase::Held;
+        let index = usize::from(push.cache.0);
         self.caches[index].uploading -= 1;
         Some(index)
     }
 
-    pub(super) fn ready_unless_blocked(&mut self, id: TaskId) {
-        if self.tasks.get(&id).is_some_and(|t| t.phase == Phase::Held && t.references.is_empty()) {
+    pub(super) fn ready_unless_blocked(&mut self, id: PushId) {
+        if self.pushes.get(&id).is_some_and(|t| t.phase == Phase::Held && t.references.is_empty()) {
             self.make_ready(id);
         }
     }
 
-    pub(super) fn make_ready(&mut self, id: TaskId) {
-        if let Some(task) = self.tasks.get_mut(&id) {
-            task.phase = Phase::Ready;
-            self.caches[usize::from(task.cache.0)].lanes.push(task.lane, id, task.urgent);
+    pub(super) fn make_ready(&mut self, id: PushId) {
+        if let Some(push) = self.pushes.get_mut(&id) {
+            push.phase = Phase::Ready;
+            self.caches[usize::from(push.cache.0)].queue.push(push.lane, id, push.urgent);
         }
     }
 
-    fn rest(&mut self, id: TaskId, until: Time) {
-        if let Some(task) = self.tasks.get_mut(&id) {
-            task.phase = Phase::Resting(until);
+    fn rest(&mut self, id: PushId, until: Mono) {
+        if let Some(push) = self.pushes.get_mut(&id) {
+            push.phase = Phase::Resting(until);
             self.rests.insert((until, id));
         }
     }
 
     /// Tasks whose rest is over queue again.
-    fn wake(&mut self, now: Time) {
+    fn wake(&mut self, now: Mono) {
         while let Some(&(until, id)) = self.rests.first().filter(|(until, _)| *until <= now) {
             self.rests.remove(&(until, id));
-            if self.tasks.get(&id).is_some_and(|t| t.phase == Phase::Resting(until)) {
+            if self.pushes.get(&id).is_some_and(|t| t.phase == Phase::Resting(until)) {
                 self.make_ready(id);
             }
         }
     }
 
     /// Begins what one cache is ready for.
-    fn pump(&mut self, index: usize, now: Time) {
-        let Self { caches, tasks, out, stopped, .. } = self;
+    fn pump(&mut self, index: usize, now: Mono) {
+        let Self { caches, pushes, out, stopped, .. } = self;
         let c = &mut caches[index];
         if *stopped {
             return;
         }
-        // Also while the gate is closed: a pause that is over must not stay a deadline.
+        // Also while the breaker is closed: a pause that is over must not stay a deadline.
         if c.ask_rest.is_some_and(|at| at <= now) {
             c.ask_rest = None;
         }
-        if c.gate.begin_probe(now) {
+        if c.breaker.begin_probe(now) {
             out.push(Action::Probe(cache_id(index)));
         }
-        if !c.gate.is_open() {
+        if !c.breaker.is_open() {
             return;
         }
         if c.asking.is_none() && c.ask_rest.is_none() {
             let mut batch = Vec::new();
             while batch.len() < c.ask_most {
                 let Some(id) = c.urgent_asks.pop_front().or_else(|| c.asks.pop_front()) else { break };
-                if let Some(task) = tasks.get_mut(&id).filter(|t| t.phase == Phase::Unasked) {
-                    task.phase = Phase::Asking;
+                if let Some(push) = pushes.get_mut(&id).filter(|t| t.phase == Phase::Unasked) {
+                    push.phase = Phase::Asking;
                     batch.push(id);
                 }
             }
@@ -336,15 +337,15 @@ impl Flow {
                 out.push(Action::Ask(cache_id(index), batch));
             }
         }
-        while !c.held && c.uploading < c.pace.limit() {
+        while !c.held && c.uploading < c.concurrency.limit() {
             let ready =
-                |id, urgent| tasks.get(&id).is_some_and(|t| t.phase == Phase::Ready && t.urgent == urgent);
-            let Some(id) = c.lanes.pop(ready) else { break };
-            if let Some(task) = tasks.get_mut(&id) {
-                task.phase = Phase::Uploading;
-                task.attempts += 1;
+                |id, urgent| pushes.get(&id).is_some_and(|t| t.phase == Phase::Ready && t.urgent == urgent);
+            let Some(id) = c.queue.pop(ready) else { break };
+            if let Some(push) = pushes.get_mut(&id) {
+                push.phase = Phase::Uploading;
+                push.attempts += 1;
                 c.uploading += 1;
-                out.push(Action::Upload(cache_id(index), id, task.attempts));
+                out.push(Action::Upload(cache_id(index), id, push.attempts));
             }
         }
     }

@@ -5,15 +5,15 @@ use std::sync::mpsc::SyncSender;
 use rusqlite::Connection;
 
 use super::error::LedgerError;
-use super::model::{ItemId, SessionRow, SessionState, Settle};
-use super::{items, sessions};
+use super::model::{PushId, SessionRow, SessionState, Settle};
+use super::{pushes, sessions};
 
 /// A change nobody waits for.
 #[derive(Debug)]
 pub(super) enum Note {
-    Settle(ItemId, Settle),
-    Uploading(ItemId, u32),
-    Reopen(Vec<ItemId>),
+    Settle(PushId, Settle),
+    Uploading(PushId, u32),
+    Reopen(Vec<PushId>),
     SessionState(SessionRow, SessionState, i64, Option<u64>),
     SessionUntil(SessionRow, i64),
     SessionWarnings(SessionRow, Vec<String>),
@@ -22,9 +22,9 @@ pub(super) enum Note {
 impl Note {
     pub(super) fn apply(&self, conn: &Connection) -> Result<(), LedgerError> {
         match self {
-            Self::Settle(item, to) => items::settle(conn, *item, to),
-            Self::Uploading(item, attempt) => items::uploading(conn, *item, *attempt),
-            Self::Reopen(list) => items::reopen(conn, list),
+            Self::Settle(item, to) => pushes::settle(conn, *item, to),
+            Self::Uploading(item, attempt) => pushes::uploading(conn, *item, *attempt),
+            Self::Reopen(list) => pushes::reopen(conn, list),
             Self::SessionState(row, state, at, flush) => sessions::set_state(conn, *row, *state, *at, *flush),
             Self::SessionUntil(row, until) => sessions::set_until(conn, *row, *until),
             Self::SessionWarnings(row, list) => sessions::set_warnings(conn, *row, list),

@@ -14,10 +14,10 @@
 
 mod command;
 mod error;
-mod items;
 mod model;
 mod open;
 mod prune;
+mod pushes;
 mod schema;
 mod sessions;
 mod writer;
@@ -29,18 +29,18 @@ use std::path::Path;
 use std::sync::mpsc::{self, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use rusqlite::{Connection, OptionalExtension};
 
 pub use error::LedgerError;
 pub use model::{
-    Admit, Admitted, Counts, Cursor, Evidence, Failure, ItemId, ItemRow, ItemState, NewItem, NewSession,
-    Outcome, Pruned, SessionInfo, SessionItem, SessionRow, SessionState, Settle,
+    Admit, Admitted, Counts, Cursor, Evidence, Failure, NewPushRow, NewSession, Outcome, Pruned, PushId,
+    PushRow, PushState, SessionInfo, SessionPush, SessionRow, SessionState, Settle,
 };
 pub use open::Opened;
 pub use writer::Health;
 
+use crate::types::Wall;
 use command::{Ask, Command, Note, Question};
 use writer::Writer;
 
@@ -109,7 +109,7 @@ impl Ledger {
         if let Err(error) = self.send(Command::Note(note)) {
             crate::observe::event!(LEDGER_FAULT, error = %error, "a change could not be recorded");
             *self.inner.health.lock().unwrap_or_else(PoisonError::into_inner) =
-                Health::Degraded { since: now_ms(), error: error.to_string(), kept: 0, lost: 0 };
+                Health::Degraded { since: Wall::now().0, error: error.to_string(), kept: 0, lost: 0 };
         }
     }
 
@@ -137,25 +137,25 @@ impl Ledger {
 
     /// How far the store was read; none before the first [`Ledger::admit`] with a cursor.
     pub fn cursor(&self) -> Result<Option<Cursor>> {
-        self.read(items::cursor)
+        self.read(pushes::cursor)
     }
 
     /// Takes a batch in, all of it or nothing: makes unknown items known, takes
     /// settled ones up again where there is cause to, attaches sessions, moves
     /// the cursor.
     pub fn admit(&self, batch: Admit) -> Result<Admitted> {
-        self.ask(Command::Write, 1 + batch.items.len(), move |conn| items::admit(conn, &batch))
+        self.ask(Command::Write, 1 + batch.items.len(), move |conn| pushes::admit(conn, &batch))
     }
 
     /// Where these paths of one cache stand, in their order: id, state, when settled.
-    pub fn lookup(&self, cache: &str, paths: &[String]) -> Result<Vec<Option<(ItemId, ItemState, i64)>>> {
+    pub fn lookup(&self, cache: &str, paths: &[String]) -> Result<Vec<Option<(PushId, PushState, i64)>>> {
         let (cache, paths) = (cache.to_owned(), paths.to_vec());
-        self.read(move |conn| items::lookup(conn, &cache, &paths))
+        self.read(move |conn| pushes::lookup(conn, &cache, &paths))
     }
 
     /// Pending, Uploading and Failed items after `after`, in id order.
-    pub fn unsettled(&self, after: ItemId, limit: usize) -> Result<Vec<ItemRow>> {
-        self.read(move |conn| items::unsettled(conn, after, limit))
+    pub fn unsettled(&self, after: PushId, limit: usize) -> Result<Vec<PushRow>> {
+        self.read(move |conn| pushes::unsettled(conn, after, limit))
     }
 
     /// How many items have failed, over all caches.
@@ -167,17 +167,17 @@ impl Ledger {
     }
 
     /// Records how an item ended. Sent, not waited for.
-    pub fn settle(&self, item: ItemId, outcome: Settle) {
+    pub fn settle(&self, item: PushId, outcome: Settle) {
         self.note(Note::Settle(item, outcome));
     }
 
     /// Records that an upload begins. Sent, not waited for.
-    pub fn uploading(&self, item: ItemId, attempt: u32) {
+    pub fn uploading(&self, item: PushId, attempt: u32) {
         self.note(Note::Uploading(item, attempt));
     }
 
     /// Failed items become Pending again. Sent, not waited for.
-    pub fn reopen(&self, items: &[ItemId]) {
+    pub fn reopen(&self, items: &[PushId]) {
         self.note(Note::Reopen(items.to_vec()));
     }
 
@@ -233,7 +233,7 @@ impl Ledger {
     }
 
     /// A session's items that are not settled.
-    pub fn session_pending(&self, row: SessionRow) -> Result<Vec<ItemId>> {
+    pub fn session_pending(&self, row: SessionRow) -> Result<Vec<PushId>> {
         self.read(move |conn| sessions::pending(conn, row))
     }
 
@@ -243,7 +243,7 @@ impl Ledger {
     }
 
     /// A session's items after `after`, in id order.
-    pub fn session_items(&self, row: SessionRow, after: ItemId, limit: usize) -> Result<Vec<SessionItem>> {
+    pub fn session_items(&self, row: SessionRow, after: PushId, limit: usize) -> Result<Vec<SessionPush>> {
         self.read(move |conn| sessions::items(conn, row, after, limit))
     }
 
@@ -303,11 +303,6 @@ impl Ledger {
             },
         }
     }
-}
-
-fn now_ms() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
 /// SQLite's integers have a sign; what is larger is not a size.

@@ -3,13 +3,13 @@
 //! are part of the file format and never change their meaning.
 
 /// Row id of an item, one (cache, path) pair. Never used twice.
-pub type ItemId = i64;
+pub type PushId = i64;
 /// Row id of a session. Never used twice.
 pub type SessionRow = i64;
 
 /// Where an item stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum ItemState {
+pub enum PushState {
     /// Waits for its upload or for the cache's word that it is not needed.
     Pending = 0,
     /// An upload was begun; kept over a restart, see [`Settle`].
@@ -28,7 +28,7 @@ pub enum ItemState {
     Collected = 7,
 }
 
-impl ItemState {
+impl PushState {
     /// Nothing is left to do for it.
     #[must_use]
     pub fn is_settled(self) -> bool {
@@ -90,7 +90,7 @@ impl Evidence {
     }
 }
 
-/// How a session counts an item. Numbered like the [`ItemState`] it comes from.
+/// How a session counts an item. Numbered like the [`PushState`] it comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Outcome {
     /// Not settled yet.
@@ -111,14 +111,14 @@ pub enum Outcome {
 
 impl Outcome {
     /// What attaching to an item in this state counts as.
-    pub(super) fn on_attach(state: ItemState) -> Self {
+    pub(super) fn on_attach(state: PushState) -> Self {
         match state {
-            ItemState::Pending | ItemState::Uploading => Self::Pending,
-            ItemState::Pushed | ItemState::Cached => Self::AlreadyCached,
-            ItemState::Upstream => Self::Upstream,
-            ItemState::Failed => Self::Failed,
-            ItemState::Skipped => Self::Skipped,
-            ItemState::Collected => Self::Collected,
+            PushState::Pending | PushState::Uploading => Self::Pending,
+            PushState::Pushed | PushState::Cached => Self::AlreadyCached,
+            PushState::Upstream => Self::Upstream,
+            PushState::Failed => Self::Failed,
+            PushState::Skipped => Self::Skipped,
+            PushState::Collected => Self::Collected,
         }
     }
 
@@ -151,14 +151,14 @@ pub struct Admit {
     /// Where the journal was read to, when the batch comes from there.
     pub cursor: Option<Cursor>,
     /// The items, known or not.
-    pub items: Vec<NewItem>,
+    pub items: Vec<NewPushRow>,
     /// Now, unix ms.
     pub at: i64,
 }
 
 /// One item of an [`Admit`].
 #[derive(Clone, Debug)]
-pub struct NewItem {
+pub struct NewPushRow {
     /// The cache's name.
     pub cache: String,
     /// Base name of the store path.
@@ -166,7 +166,7 @@ pub struct NewItem {
     /// Size of its NAR.
     pub nar_size: u64,
     /// What it should be when nothing is known of it: Pending, Upstream or Skipped.
-    pub state: ItemState,
+    pub state: PushState,
     /// A confirmation older than this (unix ms) is not believed any more.
     pub recheck_before: i64,
     /// Take a failed item up again.
@@ -179,7 +179,7 @@ pub struct NewItem {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Admitted {
     /// In the order of the batch: id, state now, whether it became pending just now.
-    pub items: Vec<(ItemId, ItemState, bool)>,
+    pub items: Vec<(PushId, PushState, bool)>,
     /// Sessions that were named but are unknown or over; nothing was attached to them.
     pub refused: Vec<SessionRow>,
 }
@@ -190,7 +190,7 @@ pub struct Admitted {
 #[derive(Clone, Debug)]
 pub struct Settle {
     /// The new state.
-    pub state: ItemState,
+    pub state: PushState,
     /// Short name of the kind of error.
     pub error_class: Option<String>,
     /// The error for people; cut at [`super::MAX_ERROR`] bytes.
@@ -205,9 +205,9 @@ pub struct Settle {
 
 /// An item as it stands in the ledger.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ItemRow {
+pub struct PushRow {
     /// Its id.
-    pub id: ItemId,
+    pub id: PushId,
     /// The cache's name.
     pub cache: String,
     /// Base name of the store path.
@@ -215,7 +215,7 @@ pub struct ItemRow {
     /// Size of its NAR.
     pub nar_size: u64,
     /// Where it stands.
-    pub state: ItemState,
+    pub state: PushState,
     /// Attempts so far.
     pub attempts: u32,
     /// Kind of the last error.
@@ -305,9 +305,9 @@ pub struct SessionInfo {
 
 /// One path of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SessionItem {
+pub struct SessionPush {
     /// The item.
-    pub item: ItemId,
+    pub item: PushId,
     /// Base name of the store path.
     pub path: String,
     /// Size of its NAR.

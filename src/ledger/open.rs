@@ -10,6 +10,7 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::error::LedgerError;
 use super::schema;
+use crate::types::Wall;
 
 /// How the ledger was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,7 +115,7 @@ fn connect(path: &Path, alone: bool) -> Result<Connection, LedgerError> {
     if verdict != "ok" {
         return Err(LedgerError::Corrupt(verdict));
     }
-    schema::migrate(&mut conn, schema::MIGRATIONS, super::now_ms())?;
+    schema::migrate(&mut conn, schema::MIGRATIONS, Wall::now().0)?;
     Ok(conn)
 }
 
@@ -143,7 +144,7 @@ fn set_aside(path: &Path) -> io::Result<PathBuf> {
 fn stamp() -> String {
     Connection::open_in_memory()
         .and_then(|c| c.query_row("SELECT strftime('%Y%m%dT%H%M%SZ', 'now')", [], |row| row.get(0)))
-        .unwrap_or_else(|_| super::now_ms().to_string())
+        .unwrap_or_else(|_| Wall::now().0.to_string())
 }
 
 fn beside(path: &Path, suffix: &str) -> PathBuf {

@@ -5,7 +5,7 @@
 use rusqlite::{Connection, OptionalExtension};
 
 use super::error::LedgerError;
-use super::model::{ItemId, Pruned};
+use super::model::{Pruned, PushId};
 
 type Result<T> = std::result::Result<T, LedgerError>;
 
@@ -16,7 +16,7 @@ const STEP: i64 = 2000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     Sessions,
-    Items { after: ItemId },
+    Items { after: PushId },
     Reasons,
     Done,
 }
@@ -51,7 +51,7 @@ fn sessions(conn: &Connection, before: i64, pruned: &mut Pruned) -> Result<Step>
 }
 
 /// Failed ones too: after so long a new attempt is due when the path is met again.
-fn items(conn: &Connection, after: ItemId, before: i64, pruned: &mut Pruned) -> Result<Step> {
+fn items(conn: &Connection, after: PushId, before: i64, pruned: &mut Pruned) -> Result<Step> {
     let mut ahead =
         conn.prepare_cached("SELECT max(id) FROM (SELECT id FROM item WHERE id > ?1 ORDER BY id LIMIT ?2)")?;
     let last: Option<i64> = ahead.query_row((after, STEP), |row| row.get(0))?;

@@ -5,7 +5,7 @@ use rusqlite::{Connection, OptionalExtension, Row, named_params};
 
 use super::error::LedgerError;
 use super::model::{
-    Counts, Evidence, Failure, ItemId, NewSession, Outcome, SessionInfo, SessionItem, SessionRow,
+    Counts, Evidence, Failure, NewSession, Outcome, PushId, SessionInfo, SessionPush, SessionRow,
     SessionState,
 };
 use super::{MAX_FAILURES, MAX_SESSIONS, number, stored};
@@ -150,7 +150,7 @@ fn texts(list: &str) -> Vec<String> {
     serde_json::from_str(list).unwrap_or_default() // a warning less is no fault of the session
 }
 
-pub(super) fn pending(conn: &Connection, row: SessionRow) -> Result<Vec<ItemId>> {
+pub(super) fn pending(conn: &Connection, row: SessionRow) -> Result<Vec<PushId>> {
     let mut find = conn.prepare_cached("SELECT item FROM session_item WHERE session = ?1 AND outcome = 0")?;
     let items = find.query_map([row], |row| row.get(0))?;
     Ok(items.collect::<rusqlite::Result<_>>()?)
@@ -205,9 +205,9 @@ fn failures(conn: &Connection, session: SessionRow) -> Result<Vec<Failure>> {
 pub(super) fn items(
     conn: &Connection,
     session: SessionRow,
-    after: ItemId,
+    after: PushId,
     limit: usize,
-) -> Result<Vec<SessionItem>> {
+) -> Result<Vec<SessionPush>> {
     let mut find = conn.prepare_cached(
         "SELECT session_item.item, path, nar_size, evidence, outcome, class, text
          FROM session_item JOIN item ON item.id = session_item.item
@@ -217,7 +217,7 @@ pub(super) fn items(
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let rows = find.query_and_then((session, after, limit), |row| {
         let (evidence, outcome): (i64, i64) = (row.get(3)?, row.get(4)?);
-        Ok(SessionItem {
+        Ok(SessionPush {
             item: row.get(0)?,
             path: row.get(1)?,
             nar_size: number(row.get(2)?),

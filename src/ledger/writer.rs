@@ -26,7 +26,7 @@ use rusqlite::Connection;
 
 use super::command::Command;
 use super::error::LedgerError;
-use super::now_ms;
+use crate::types::Wall;
 
 /// Commands in one transaction. Bounds how long the first of them waits.
 const MAX_BATCH: usize = 4096;
@@ -288,7 +288,7 @@ impl Writer {
                 kept.iter_mut().take(count).try_for_each(|command| command.run(conn, lost))?;
                 // With nothing kept, something has to be written to know.
                 conn.prepare_cached("INSERT OR REPLACE INTO meta (key, value) VALUES ('ledger.probe', ?1)")?
-                    .execute([now_ms().to_string()])?;
+                    .execute([Wall::now().0.to_string()])?;
                 Ok(())
             });
             if let Err(error) = tried {
@@ -325,7 +325,7 @@ impl Writer {
             Some((_, last)) => *last = error,
             None => {
                 crate::observe::event!(LEDGER_UNWRITABLE, error = %error, "ledger: cannot be written; changes are kept in memory and tried again");
-                self.failing = Some((now_ms(), error));
+                self.failing = Some((Wall::now().0, error));
             }
         }
         self.report();

@@ -5,8 +5,8 @@
 use std::collections::HashMap;
 
 use super::info::PathInfo;
-use super::journal::{Journal, JournalError};
-use super::path::StorePath;
+use super::nix_db::{NixDb, NixDbError};
+use crate::types::StorePath;
 
 /// A closure as row numbers: what tens of thousands of paths need of memory
 /// before they are looked at one by one.
@@ -14,7 +14,7 @@ use super::path::StorePath;
 pub struct ClosureIds {
     /// References before referrers.
     pub ids: Vec<i64>,
-    /// Roots that are not valid.
+    /// RootFiles that are not valid.
     pub invalid: Vec<StorePath>,
 }
 
@@ -23,11 +23,11 @@ pub struct ClosureIds {
 pub struct Closure {
     /// References before referrers.
     pub paths: Vec<PathInfo>,
-    /// Roots that are not valid.
+    /// RootFiles that are not valid.
     pub invalid: Vec<StorePath>,
 }
 
-impl Journal {
+impl NixDb {
     /// Breadth-first over references from `roots`. `enter(id)` is asked once for
     /// each path met; false: neither reported nor descended into. It is called
     /// inside a read transaction, so it must not take long.
@@ -37,7 +37,7 @@ impl Journal {
         &self,
         roots: &[StorePath],
         enter: &mut dyn FnMut(i64) -> bool,
-    ) -> Result<Closure, JournalError> {
+    ) -> Result<Closure, NixDbError> {
         // One snapshot: a collection that runs meanwhile cannot tear it.
         let snapshot = self.db.unchecked_transaction()?;
         let ClosureIds { ids, invalid } = self.walk(roots, enter)?;
@@ -49,12 +49,12 @@ impl Journal {
         Ok(Closure { paths, invalid })
     }
 
-    /// The same as row numbers; [`Journal::infos`] tells what they stand for.
+    /// The same as row numbers; [`NixDb::infos`] tells what they stand for.
     pub fn closure_ids(
         &self,
         roots: &[StorePath],
         enter: &mut dyn FnMut(i64) -> bool,
-    ) -> Result<ClosureIds, JournalError> {
+    ) -> Result<ClosureIds, NixDbError> {
         let snapshot = self.db.unchecked_transaction()?;
         let found = self.walk(roots, enter)?;
         snapshot.finish()?;
@@ -65,7 +65,7 @@ impl Journal {
         &self,
         roots: &[StorePath],
         enter: &mut dyn FnMut(i64) -> bool,
-    ) -> Result<ClosureIds, JournalError> {
+    ) -> Result<ClosureIds, NixDbError> {
         let mut walk = Walk { enter, met: HashMap::new(), entered: Vec::new(), edges: Vec::new() };
         let mut invalid = Vec::new();
         for root in roots {

@@ -2,45 +2,7 @@
 //!
 //! Must not know: where it was read.
 
-use std::fmt;
-
-use super::path::StorePath;
-
-/// SHA-256 of a path's NAR.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct NarHash(pub [u8; 32]);
-
-/// A hash that is not written as Nix's database writes it.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a NAR hash: expected `sha256:` and 64 hexadecimal digits")]
-pub struct HashError(pub String);
-
-impl NarHash {
-    /// `sha256:` and 64 hexadecimal digits.
-    pub fn parse(text: &str) -> Result<Self, HashError> {
-        let err = || HashError(text.to_owned());
-        let hex = text.strip_prefix("sha256:").filter(|hex| hex.len() == 64).ok_or_else(err)?;
-        let digit = |c: u8| char::from(c).to_digit(16).and_then(|d| u8::try_from(d).ok());
-        let mut bytes = [0; 32];
-        for (byte, pair) in bytes.iter_mut().zip(hex.as_bytes().chunks_exact(2)) {
-            *byte = digit(pair[0]).zip(digit(pair[1])).map(|(high, low)| high << 4 | low).ok_or_else(err)?;
-        }
-        Ok(Self(bytes))
-    }
-}
-
-impl fmt::Display for NarHash {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("sha256:")?;
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl fmt::Debug for NarHash {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{self}")
-    }
-}
+use crate::types::{NarHash, StorePath};
 
 /// A valid path, as one row of the database and its references.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,17 +64,6 @@ impl PathInfo {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn hashes_round_trip() {
-        let text = format!("sha256:{}", "0f".repeat(32));
-        assert_eq!(NarHash::parse(&text).unwrap().to_string(), text);
-        for bad in
-            ["", "sha256:", "md5:00", &text[7..], &format!("sha256:{}", "zz".repeat(32)), &format!("{text}0")]
-        {
-            assert_eq!(NarHash::parse(bad), Err(HashError(bad.into())));
-        }
-    }
 
     #[test]
     fn origins() {

@@ -9,8 +9,9 @@ use std::io::{BufRead as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use flywheel::cache::{CacheClient, CacheError, CacheName, ClientSettings, TokenSource, UploadInfo};
-use flywheel::store::{Journal, PathInfo, StoreDir, StorePath, nar};
+use flywheel::cache::{CacheClient, CacheError, ClientSettings, TokenSource, UploadInfo};
+use flywheel::store::{NixDb, PathInfo, nar};
+use flywheel::types::{CacheName, StoreDir, StorePath};
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -161,7 +162,7 @@ fn upload(reference: &str, paths: &[String]) -> Result<bool, String> {
     let client = client(reference)?;
     let var = |name: &str, otherwise: &str| std::env::var(name).unwrap_or_else(|_| otherwise.to_owned());
     let store_dir = StoreDir::new(&var("NIX_STORE_DIR", "/nix/store")).unwrap();
-    let journal = Journal::open(Path::new(&var("NIX_STATE_DIR", "/nix/var/nix")), &store_dir).unwrap();
+    let journal = NixDb::open(Path::new(&var("NIX_STATE_DIR", "/nix/var/nix")), &store_dir).unwrap();
     let mut infos: Vec<PathInfo> = Vec::new();
     for path in paths {
         let parsed = StorePath::parse(base(path)).map_err(|e| e.to_string())?;

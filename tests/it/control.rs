@@ -46,7 +46,8 @@ impl Scripted {
         let listener = server::bind(&dir.path().join("s")).unwrap();
         let _guard = runtime.enter();
         let (mut incoming, server) =
-            server::start(listener, STORE, limits, shutdown.clone(), server::Beat::default()).unwrap();
+            server::start(listener, STORE, limits, shutdown.clone(), flywheel::types::Heartbeat::default())
+                .unwrap();
         let log = Arc::clone(&seen);
         runtime.spawn(async move {
             while let Some(next) = incoming.recv().await {

@@ -1,6 +1,6 @@
 # Configurations of services.flywheel: what each is, and what it says. `fails`
 # and `warns` are parts of the messages; none means that it must be silent.
-# Evaluated with stubs by tests/it/nixos_module.rs and with all of NixOS by
+# Evaluated with stubs by tests/it/nixos/module.rs and with all of NixOS by
 # `nix flake check`.
 { }:
 

@@ -1,5 +1,5 @@
 # The module, evaluated for every case of cases.nix with nixpkgs' real lib and
-# stubs for what it needs of NixOS. Gives plain data for tests/it/nixos_module.rs:
+# stubs for what it needs of NixOS. Gives plain data for tests/it/nixos/module.rs:
 #   nix-instantiate --eval --strict --json tests/nixos/eval.nix --argstr nixpkgs DIR
 { nixpkgs }:
 

@@ -1,6 +1,6 @@
 # The whole story on two machines: an Attic server, and a runner with flywheel
 # and two CI users. Part of `nix flake check`; it needs KVM and a nixpkgs to
-# build from. Elsewhere only its evaluation is checked, by tests/it/nixos_flake.rs.
+# build from. Elsewhere only its evaluation is checked, by tests/it/nixos/flake.rs.
 {
   lib,
   pkgs,

@@ -1,5 +1,6 @@
 //! Requests as they go out, and answers that are not what they should be.
 
+use crate::types::CacheName;
 use std::collections::HashSet;
 
 use serde_json::{Value, json};

@@ -9,6 +9,7 @@ mod throughput;
 mod tokens;
 mod vectors;
 
+use crate::types::CacheName;
 use std::io;
 use std::time::Duration;
 

@@ -3,6 +3,7 @@
 //! `api_endpoint` names a port of the machine it was recorded on, it is
 //! replaced by the test server's address so that no token wanders off.
 
+use crate::types::CacheName;
 use std::sync::Arc;
 
 use serde_json::Value;

@@ -5,9 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-use crate::flow::CacheId;
 use crate::ledger::SessionRow;
-use crate::store::StorePath;
+use crate::types::{CacheId, StorePath};
 
 /// Things to do that may wait.
 pub(super) const QUEUE: usize = 512;

@@ -3,17 +3,17 @@
 use std::collections::HashMap;
 
 use super::super::input::Input;
-use super::super::wall_ms;
 use super::{Intake, IntakeError};
-use crate::flow::{CacheId, NewTask};
-use crate::ledger::{Admit, Evidence, ItemState, NewItem, SessionRow};
-use crate::store::{PathInfo, StorePath};
+use crate::flow::NewPush;
+use crate::ledger::{Admit, Evidence, NewPushRow, PushState, SessionRow};
+use crate::store::PathInfo;
+use crate::types::{CacheId, StorePath, Wall};
 
 /// A path on its way into the ledger.
 pub(super) struct Candidate {
     pub(super) info: PathInfo,
     pub(super) cache: u16,
-    pub(super) state: ItemState,
+    pub(super) state: PushState,
     pub(super) sessions: Vec<(SessionRow, Evidence)>,
     pub(super) recheck_before: i64,
     pub(super) retry: bool,
@@ -29,7 +29,7 @@ impl Intake {
         retry: bool,
     ) -> Result<(), IntakeError> {
         let items = candidates.iter().map(|c| self.new_item(c)).collect();
-        let admitted = self.ledger.admit(Admit { cursor: None, items, at: wall_ms() })?;
+        let admitted = self.ledger.admit(Admit { cursor: None, items, at: Wall::now().0 })?;
         let mut sessions = HashMap::new();
         let mut found = Vec::new();
         for (candidate, (id, state, _)) in candidates.into_iter().zip(admitted.items) {
@@ -41,8 +41,8 @@ impl Intake {
         self.hand_over(cache, &found, &sessions, Vec::new(), retry)
     }
 
-    fn new_item(&self, c: &Candidate) -> NewItem {
-        NewItem {
+    fn new_item(&self, c: &Candidate) -> NewPushRow {
+        NewPushRow {
             cache: self.wishes.caches[usize::from(c.cache)].clone(),
             path: c.info.path.base().to_owned(),
             nar_size: c.info.nar_size,
@@ -58,7 +58,7 @@ impl Intake {
     pub(super) fn hand_over(
         &self,
         cache: u16,
-        items: &[(PathInfo, i64, ItemState)],
+        items: &[(PathInfo, i64, PushState)],
         sessions: &HashMap<i64, Vec<SessionRow>>,
         reasons: Vec<(i64, String, String)>,
         retry: bool,
@@ -71,7 +71,7 @@ impl Intake {
         }
         // Before anybody may rely on it.
         self.keeper.protect(cache, wanted.iter().map(|(info, _, _)| &info.path));
-        for (info, _, _) in wanted.iter().filter(|(_, _, state)| *state == ItemState::Failed) {
+        for (info, _, _) in wanted.iter().filter(|(_, _, state)| *state == PushState::Failed) {
             self.keeper.park(cache, info.path.clone());
         }
         let references = wanted.iter().flat_map(|(info, _, _)| info.references.clone()).collect();
@@ -80,22 +80,22 @@ impl Intake {
             let others = info.references.iter().filter(|r| **r != info.path);
             others.filter_map(|r| known.get(r).copied().flatten()).collect()
         };
-        let parked = given_up.iter().rev().map(|(info, id)| NewTask {
+        let parked = given_up.iter().rev().map(|(info, id)| NewPush {
             id: *id,
             references: references(info),
             sessions: Vec::new(),
-            parked: true,
+            failed: true,
         });
-        let tasks = wanted.iter().map(|(info, id, state)| NewTask {
+        let pushes = wanted.iter().map(|(info, id, state)| NewPush {
             id: *id,
             references: references(info),
             sessions: sessions.get(id).cloned().unwrap_or_default(),
-            parked: *state == ItemState::Failed,
+            failed: *state == PushState::Failed,
         });
-        let tasks = parked.chain(tasks).collect();
+        let pushes = parked.chain(pushes).collect();
         let paths = given_up.iter().map(|(info, id)| (*id, info.path.clone()));
         let paths = paths.chain(wanted.iter().map(|(info, id, _)| (*id, info.path.clone()))).collect();
-        self.tell(Input::Found { cache: CacheId(cache), tasks, paths, reasons, retry })
+        self.tell(Input::Found { cache: CacheId(cache), pushes, paths, reasons, retry })
     }
     /// Where references stand that are not among the items: those that are not
     /// settled get their numbers into `known`. Given-up ones are returned, with
@@ -119,8 +119,8 @@ impl Intake {
             let places = self.ledger.lookup(&self.wishes.caches[usize::from(cache)], &names)?;
             for (path, place) in std::mem::take(&mut unknown).into_iter().zip(places) {
                 let place = place.filter(|(_, state, _)| open(*state));
-                if let Some((id, ItemState::Failed, _)) = place
-                    && let Some(info) = self.journal.info(&path)?
+                if let Some((id, PushState::Failed, _)) = place
+                    && let Some(info) = self.nix_db.info(&path)?
                 {
                     unknown.extend(info.references.iter().cloned());
                     given_up.push((info, id));
@@ -132,6 +132,6 @@ impl Intake {
 }
 
 /// Not settled.
-fn open(state: ItemState) -> bool {
-    matches!(state, ItemState::Pending | ItemState::Uploading | ItemState::Failed)
+fn open(state: PushState) -> bool {
+    matches!(state, PushState::Pending | PushState::Uploading | PushState::Failed)
 }

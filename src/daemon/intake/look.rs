@@ -1,21 +1,22 @@
-//! Reading the journal: what became valid since the cursor, which of it is
+//! Reading the Nix database: what became valid since the cursor, which of it is
 //! wanted, and what a replaced database means.
 
 use std::collections::HashMap;
 use std::time::Instant;
 
+use super::super::begin;
 use super::super::input::Input;
 use super::super::rules::enters_as;
 use super::super::seen::Seen;
-use super::super::{begin, wall_ms};
 use super::hand_over::Candidate;
 use super::{ITEMS, Intake, IntakeError};
 use crate::attribution::{Evidence as Why, Owners};
-use crate::ledger::{Admit, Cursor, Evidence, ItemState, SessionRow};
+use crate::ledger::{Admit, Cursor, Evidence, PushState, SessionRow};
 use crate::observe::event;
-use crate::store::{Journal, PathInfo, StorePath};
+use crate::store::{NixDb, PathInfo};
+use crate::types::{StorePath, Wall};
 
-/// Rows that are taken from the journal at a time.
+/// Rows that are taken from the Nix database at a time.
 const ROWS: usize = 256;
 
 impl Intake {
@@ -24,23 +25,23 @@ impl Intake {
         self.reopen_if_replaced(cursor, seen)?;
         let began = Instant::now();
         loop {
-            let rows = self.journal.since(cursor.id, ROWS)?;
+            let rows = self.nix_db.since(cursor.id, ROWS)?;
             let Some(last) = rows.last() else { break };
             self.room()?;
             let next = Cursor { identity: cursor.identity.clone(), id: last.id };
             rows.iter().for_each(|row| self.client.sighted(row.path.base()));
             // Their locks' events came before: what they tell is known then.
-            self.witness.catch_up();
+            self.lock_watcher.catch_up();
             self.take_rows(rows, Some(&next), seen)?;
             *cursor = next;
             self.tell(Input::Cursor(cursor.id))?;
         }
         // The same file with another content, as after a restored backup.
-        if self.journal.head()? < cursor.id {
+        if self.nix_db.head()? < cursor.id {
             self.begin_again(cursor, seen);
             return self.look(cursor, seen);
         }
-        self.witness.sweep(began);
+        self.lock_watcher.sweep(began);
         Ok(())
     }
 
@@ -48,19 +49,19 @@ impl Intake {
     /// who made them, whoever was thought to have.
     pub(super) fn hooked(&mut self, paths: &[StorePath], seen: &mut [Seen]) -> Result<(), IntakeError> {
         let mut rows = Vec::new();
-        for path in paths.iter().filter(|p| self.witness.is_hooked(p.base())) {
-            rows.extend(self.journal.info(path)?);
+        for path in paths.iter().filter(|p| self.lock_watcher.is_hooked(p.base())) {
+            rows.extend(self.nix_db.info(path)?);
         }
         if rows.is_empty() { Ok(()) } else { self.take_rows(rows, None, seen) }
     }
 
     fn reopen_if_replaced(&mut self, cursor: &mut Cursor, seen: &mut [Seen]) -> Result<(), IntakeError> {
-        if self.journal.identity().is_ok_and(|identity| identity.to_string() == cursor.identity) {
+        if self.nix_db.identity().is_ok_and(|identity| identity.to_string() == cursor.identity) {
             return Ok(());
         }
         // In the middle of being replaced this fails, and is tried again.
-        self.journal = Journal::open(&self.state_dir, &self.store_dir)?;
-        let identity = self.journal.identity()?.to_string();
+        self.nix_db = NixDb::open(&self.state_dir, &self.store_dir)?;
+        let identity = self.nix_db.identity()?.to_string();
         // It may have been away only for a moment.
         if identity != cursor.identity {
             cursor.identity = identity;
@@ -88,7 +89,7 @@ impl Intake {
         let mut owned: HashMap<i64, Vec<(SessionRow, Evidence)>> = HashMap::new();
         let mut aside: Vec<Vec<Candidate>> = self.wishes.caches.iter().map(|_| Vec::new()).collect();
         for info in rows {
-            let maker = self.witness.maker(info.path.base());
+            let maker = self.lock_watcher.maker(info.path.base());
             let owners = windows.owners(info.id, maker.as_ref());
             if next.is_none() {
                 let owner = owners.sessions.first().map_or(0, |(session, _)| *session);
@@ -99,7 +100,7 @@ impl Intake {
             let Some(cache) = owners.cache.unwrap_or_else(stranger) else { continue };
             let sessions: Vec<_> = owners.sessions.into_iter().map(|(s, why)| (s, evidence(why))).collect();
             let state = enters_as(&self.wishes.filter, self.facts.in_upstream(cache, &info), &info);
-            if state == ItemState::Pending {
+            if state == PushState::Pending {
                 owned.insert(info.id, sessions);
                 roots[usize::from(cache)].push(info.path);
             } else if !sessions.is_empty() {
@@ -109,20 +110,20 @@ impl Intake {
         }
         for (cache, (roots, aside)) in (0_u16..).zip(roots.into_iter().zip(aside)) {
             let mut enter = |id: i64| owned.contains_key(&id) || !seen[usize::from(cache)].contains(id);
-            let ids = self.journal.closure_ids(&roots, &mut enter)?.ids;
+            let ids = self.nix_db.closure_ids(&roots, &mut enter)?.ids;
             for ids in ids.chunks(ITEMS) {
                 let candidate = |info: PathInfo| {
                     let root = owned.remove(&info.id);
                     let upstream = root.is_none() && self.facts.in_upstream(cache, &info);
-                    let state = if upstream { ItemState::Upstream } else { ItemState::Pending };
+                    let state = if upstream { PushState::Upstream } else { PushState::Pending };
                     // One that was left out at first and is wanted now: those whose it is follow it.
                     let sessions = root.unwrap_or_else(|| {
-                        let maker = self.witness.maker(info.path.base());
+                        let maker = self.lock_watcher.maker(info.path.base());
                         self.whose(&windows.owners(info.id, maker.as_ref()), cache)
                     });
                     Candidate { info, cache, state, sessions, recheck_before: 0, retry: false }
                 };
-                let candidates = self.journal.infos(ids)?.into_iter().map(candidate).collect();
+                let candidates = self.nix_db.infos(ids)?.into_iter().map(candidate).collect();
                 self.admit(cache, candidates, false)?;
                 ids.iter().for_each(|id| seen[usize::from(cache)].insert(*id));
             }
@@ -132,7 +133,7 @@ impl Intake {
         }
         // Last, so that what a crash or a full disk cut off is read again.
         if let Some(next) = next {
-            self.ledger.admit(Admit { cursor: Some(next.clone()), items: Vec::new(), at: wall_ms() })?;
+            self.ledger.admit(Admit { cursor: Some(next.clone()), items: Vec::new(), at: Wall::now().0 })?;
         }
         Ok(())
     }

@@ -21,19 +21,19 @@ use tokio::sync::mpsc::Sender;
 
 use super::input::Input;
 use super::keeper::Keeper;
-use super::pulse::Pulse;
 use super::routes::Strangers;
 use super::rules::Facts;
 use super::seen::Seen;
-use crate::attribution::{Windows, Witness};
+use crate::attribution::{LockWatcher, Windows};
 use crate::config::Filter;
-use crate::flow::CacheId;
 use crate::ledger::{Cursor, Ledger};
 use crate::observe::event;
-use crate::store::{Journal, JournalError, StoreDir, StorePath};
+use crate::store::{NixDb, NixDbError};
+use crate::types::Heartbeat;
 
 pub(super) use bell::{Bell, Ear, Naming, Work};
 
+use crate::types::{CacheId, StoreDir, StorePath};
 use bell::QUEUE;
 use stuck::Stuck;
 
@@ -59,14 +59,14 @@ pub(super) type NewWishes = Arc<Mutex<Option<Wishes>>>;
 
 /// What the intake works with.
 pub(super) struct Intake {
-    pub(super) journal: Journal,
+    pub(super) nix_db: NixDb,
     pub(super) state_dir: std::path::PathBuf,
     /// The daemon's own state directory.
     pub(super) own_dir: std::path::PathBuf,
     pub(super) store_dir: StoreDir,
     pub(super) ledger: Ledger,
     pub(super) windows: Arc<Mutex<Windows>>,
-    pub(super) witness: Witness,
+    pub(super) lock_watcher: LockWatcher,
     pub(super) facts: Facts,
     pub(super) keeper: Keeper,
     pub(super) wishes: Wishes,
@@ -77,7 +77,7 @@ pub(super) struct Intake {
     pub(super) existing: bool,
     pub(super) out: Sender<Input>,
     /// Moves with every turn, and with every batch of a long one.
-    pub(super) pulse: Pulse,
+    pub(super) pulse: Heartbeat,
     /// How many paths the driver knows.
     pub(super) known: Arc<AtomicUsize>,
 }
@@ -86,7 +86,7 @@ pub(super) struct Intake {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum IntakeError {
     #[error(transparent)]
-    Journal(#[from] JournalError),
+    NixDb(#[from] NixDbError),
     #[error("the ledger: {0}")]
     Ledger(#[from] crate::ledger::LedgerError),
     #[error(
@@ -101,7 +101,7 @@ impl IntakeError {
     /// It may go away by itself, and trying again does no harm.
     fn is_passing(&self) -> bool {
         match self {
-            Self::Journal(_) | Self::Full(_) => true,
+            Self::NixDb(_) | Self::Full(_) => true,
             Self::Ledger(error) => error.is_storage(),
             Self::Closed => false,
         }

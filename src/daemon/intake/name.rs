@@ -2,12 +2,12 @@
 
 use super::super::input::Input;
 use super::super::seen::Seen;
-use super::super::wall_ms;
 use super::bell::Naming;
 use super::hand_over::Candidate;
 use super::{ITEMS, Intake, IntakeError};
-use crate::ledger::{Cursor, Evidence, ItemState};
+use crate::ledger::{Cursor, Evidence, PushState};
 use crate::store::PathInfo;
+use crate::types::Wall;
 
 /// A confirmation by the cache that is older is asked for again when somebody
 /// names the path: caches delete, too.
@@ -22,22 +22,22 @@ impl Intake {
         seen: &mut [Seen],
     ) -> Result<(), IntakeError> {
         if naming.close_window {
-            let head = self.journal.head()?;
+            let head = self.nix_db.head()?;
             self.windows().close(naming.session, head);
             self.ledger.session_until(naming.session, head);
             self.look(cursor, seen)?;
         }
         let cache = naming.cache.0;
-        let recheck_before = trusted_since(wall_ms());
-        let closure = self.journal.closure_ids(&naming.paths, &mut |_| true)?;
+        let recheck_before = trusted_since(Wall::now().0);
+        let closure = self.nix_db.closure_ids(&naming.paths, &mut |_| true)?;
         for ids in closure.ids.chunks(ITEMS) {
             let candidate = |info: PathInfo| {
                 let upstream = self.facts.in_upstream(cache, &info);
-                let state = if upstream { ItemState::Upstream } else { ItemState::Pending };
+                let state = if upstream { PushState::Upstream } else { PushState::Pending };
                 let sessions = vec![(naming.session, Evidence::Closure)];
                 Candidate { info, cache, state, sessions, recheck_before, retry: naming.retry }
             };
-            let candidates = self.journal.infos(ids)?.into_iter().map(candidate).collect();
+            let candidates = self.nix_db.infos(ids)?.into_iter().map(candidate).collect();
             self.admit(cache, candidates, naming.retry)?;
             ids.iter().for_each(|id| seen[usize::from(cache)].insert(*id));
         }

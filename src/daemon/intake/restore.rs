@@ -3,18 +3,19 @@
 
 use std::collections::HashMap;
 
-use super::super::{begin, settle, wall_ms};
+use super::super::{begin, settle};
 use super::{ITEMS, Intake, IntakeError};
-use crate::ledger::{Admit, Cursor, ItemState};
+use crate::ledger::{Admit, Cursor, PushState};
 use crate::observe::{detail, event};
-use crate::store::{PathInfo, StorePath};
+use crate::store::PathInfo;
+use crate::types::{StorePath, Wall};
 
 impl Intake {
     /// Where to go on: where the ledger says, or at the store's present end.
     pub(super) fn first_cursor(&mut self) -> Result<Cursor, IntakeError> {
-        let identity = self.journal.identity()?.to_string();
+        let identity = self.nix_db.identity()?.to_string();
         match self.ledger.cursor()? {
-            Some(cursor) if cursor.identity == identity && cursor.id <= self.journal.head()? => Ok(cursor),
+            Some(cursor) if cursor.identity == identity && cursor.id <= self.nix_db.head()? => Ok(cursor),
             Some(cursor) => {
                 event!(
                     DATABASE_REPLACED,
@@ -28,7 +29,7 @@ impl Intake {
                 Ok(cursor)
             }
             None => {
-                let head = self.journal.head()?;
+                let head = self.nix_db.head()?;
                 let id = match begin::noted(&self.own_dir, &identity).filter(|id| *id <= head) {
                     Some(id) => {
                         event!(
@@ -45,7 +46,7 @@ impl Intake {
                 self.ledger.admit(Admit {
                     cursor: Some(cursor.clone()),
                     items: Vec::new(),
-                    at: wall_ms(),
+                    at: Wall::now().0,
                 })?;
                 Ok(cursor)
             }
@@ -61,8 +62,8 @@ impl Intake {
             let rows = self.ledger.unsettled(after, ITEMS)?;
             let Some(last) = rows.last() else { break };
             after = last.id;
-            let rows = rows.into_iter().filter(|row| !retry || row.state == ItemState::Failed);
-            let mut found: HashMap<u16, Vec<(PathInfo, i64, ItemState)>> = HashMap::new();
+            let rows = rows.into_iter().filter(|row| !retry || row.state == PushState::Failed);
+            let mut found: HashMap<u16, Vec<(PathInfo, i64, PushState)>> = HashMap::new();
             let mut reasons = Vec::new();
             for row in rows {
                 let Some(cache) = self.number_of(&row.cache) else {
@@ -74,13 +75,13 @@ impl Intake {
                     continue;
                 };
                 let info = match StorePath::parse(&row.path) {
-                    Ok(path) => self.journal.info(&path)?,
+                    Ok(path) => self.nix_db.info(&path)?,
                     Err(_) => None,
                 };
                 match info {
                     Some(info) => {
-                        let state = if retry { ItemState::Pending } else { row.state };
-                        if state == ItemState::Failed {
+                        let state = if retry { PushState::Pending } else { row.state };
+                        if state == PushState::Failed {
                             let unknown = || "no reason was recorded".to_owned();
                             let class = row.error_class.unwrap_or_default();
                             reasons.push((row.id, class, row.error.unwrap_or_else(unknown)));

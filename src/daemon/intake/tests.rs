@@ -36,10 +36,10 @@ fn intake(top: &Path) -> (Intake, tokio::sync::mpsc::Receiver<Input>) {
     });
     let (out, inputs) = tokio::sync::mpsc::channel(16);
     let intake = Intake {
-        journal: Journal::open(top, &store_dir).unwrap(),
+        nix_db: NixDb::open(top, &store_dir).unwrap(),
         state_dir: top.to_owned(),
         own_dir: top.to_owned(),
-        witness: Witness::start(&store).unwrap(),
+        lock_watcher: LockWatcher::start(&store).unwrap(),
         store_dir,
         ledger: Ledger::open(&top.join("ledger.sqlite")).unwrap().0,
         windows: Arc::default(),
@@ -55,7 +55,7 @@ fn intake(top: &Path) -> (Intake, tokio::sync::mpsc::Receiver<Input>) {
         client: super::super::client::Handle::disabled(),
         existing: false,
         out,
-        pulse: Pulse::default(),
+        pulse: Heartbeat::default(),
         known: Arc::default(),
     };
     (intake, inputs)
@@ -65,7 +65,7 @@ fn intake(top: &Path) -> (Intake, tokio::sync::mpsc::Receiver<Input>) {
 fn while_the_driver_knows_as_much_as_it_may_the_rest_waits_in_the_database() {
     let dir = tempfile::tempdir().unwrap();
     let (mut intake, mut inputs) = intake(dir.path());
-    let identity = intake.journal.identity().unwrap().to_string();
+    let identity = intake.nix_db.identity().unwrap().to_string();
     let (mut cursor, mut seen) = (Cursor { identity, id: 0 }, [Seen::default()]);
     intake.known.store(MOST, Ordering::Relaxed);
     let full = intake.look(&mut cursor, &mut seen).unwrap_err();
@@ -76,5 +76,5 @@ fn while_the_driver_knows_as_much_as_it_may_the_rest_waits_in_the_database() {
     intake.known.store(MOST - 1, Ordering::Relaxed);
     intake.look(&mut cursor, &mut seen).unwrap();
     assert_eq!(cursor.id, 1);
-    assert!(matches!(inputs.try_recv(), Ok(Input::Found { tasks, .. }) if tasks.len() == 1));
+    assert!(matches!(inputs.try_recv(), Ok(Input::Found { pushes, .. }) if pushes.len() == 1));
 }

@@ -1,9 +1,8 @@
 //! Which paths are held, and for which caches. A hundred thousand may be, so an
 //! entry is as small as it can be: nearly always one path for one cache.
 
+use crate::types::StorePath;
 use std::collections::BTreeSet;
-
-use crate::store::StorePath;
 
 #[derive(Debug, Default)]
 pub(super) struct Held {

@@ -1,7 +1,7 @@
 //! What the driver has said of paths and the keeper's thread has not done yet.
 //! Must not know how it is done.
 
-use crate::store::StorePath;
+use crate::types::StorePath;
 
 #[derive(Debug, Default)]
 pub(super) struct Orders {

@@ -4,12 +4,12 @@
 use std::path::Path;
 
 use crate::observe::event;
-use crate::store::{RootsError, TempRootsError};
+use crate::store::{RootFilesError, TempRootsError};
 
 /// What can be had, told once; the words for `status` when something is missing.
 pub(super) fn say(
     links: &Path,
-    no_links: Option<&RootsError>,
+    no_links: Option<&RootFilesError>,
     no_temp: Option<&TempRootsError>,
 ) -> Option<String> {
     let hint = format!(

@@ -2,12 +2,11 @@
 //! nor what waits.
 
 use super::super::readers::Ways;
-use super::super::wall_ms;
 use super::PATHS_MOST;
 use crate::control::messages as m;
 use crate::control::messages::{ErrorCode, Reply};
 use crate::ledger::{Counts, Evidence, Ledger, LedgerError, Outcome, SessionInfo, SessionState};
-use crate::store::StoreDir;
+use crate::types::{StoreDir, Wall};
 
 pub(super) fn internal(error: &LedgerError) -> Reply {
     Reply::Error { code: ErrorCode::Internal, message: format!("the ledger: {error}") }
@@ -45,7 +44,7 @@ pub(super) fn summary(
 ) -> m::Summary {
     let (engine, waited_for_client) = ways.of(info);
     let by = |evidence: Evidence| c.by_evidence[evidence as usize];
-    let until = info.ended_at.unwrap_or_else(wall_ms);
+    let until = info.ended_at.unwrap_or_else(|| Wall::now().0);
     m::Summary {
         session: Some(info.new.id.clone()),
         label: info.new.label.clone(),

@@ -1,13 +1,14 @@
 //! Waits, and what a failure costs others.
 
+use crate::types::{CacheId, Mono, PushId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use super::super::push::Phase;
 use super::super::retry::Rng;
-use super::super::task::Phase;
-use super::super::{Action, Backoff, CacheId, CacheLimits, Event, Failure, Flow, GateState, TaskId, Time};
+use super::super::{Action, Backoff, BreakerState, CacheLimits, Event, Failure, Flow};
 use super::sim::{Server, Sim};
-use super::{MAIN, admit, flow, missing, phase, task};
+use super::{MAIN, admit, flow, missing, phase, push};
 
 const KINDS: [Backoff; 4] = [Backoff::UPLOAD, Backoff::PROBE, Backoff::OVERLOAD, Backoff::REFUSED];
 
@@ -40,14 +41,14 @@ fn a_seed_decides_every_wait() {
     assert_ne!(waits(5), waits(6));
 }
 
-/// Task 1 fails as `failure` says; how long it rests.
+/// Push 1 fails as `failure` says; how long it rests.
 fn rest(failure: Failure) -> u64 {
     let mut flow = flow(1);
-    flow.step(admit(vec![task(1, &[], &[])]), Time(0));
-    flow.step(missing([1]), Time(0));
-    flow.step(Event::UploadFailed(1, failure), Time(0));
+    flow.step(admit(vec![push(1, &[], &[])]), Mono(0));
+    flow.step(missing([1]), Mono(0));
+    flow.step(Event::UploadFailed(1, failure), Mono(0));
     match phase(&flow, 1) {
-        Some(Phase::Resting(Time(until))) => until,
+        Some(Phase::Resting(Mono(until))) => until,
         other => panic!("{other:?}"),
     }
 }
@@ -61,31 +62,31 @@ fn what_the_server_asks_for_is_honoured_within_bounds() {
     assert!((50..=500).contains(&seconds(0)), "asking for no wait does not make it spin");
     // The same for queries.
     let mut flow = flow(1);
-    flow.step(admit(vec![task(1, &[], &[])]), Time(0));
+    flow.step(admit(vec![push(1, &[], &[])]), Mono(0));
     let failure = Failure::Transient { retry_after: Some(Duration::from_secs(30)) };
-    flow.step(Event::AskFailed { cache: MAIN, tasks: vec![1], failure }, Time(0));
-    assert_eq!(flow.next_deadline(), Some(Time(30_000)));
-    assert_eq!(flow.step(Event::Tick, Time(29_999)), []);
-    assert_eq!(flow.step(Event::Tick, Time(30_000)), [Action::Ask(MAIN, vec![1])]);
+    flow.step(Event::AskFailed { cache: MAIN, pushes: vec![1], failure }, Mono(0));
+    assert_eq!(flow.next_deadline(), Some(Mono(30_000)));
+    assert_eq!(flow.step(Event::Tick, Mono(29_999)), []);
+    assert_eq!(flow.step(Event::Tick, Mono(30_000)), [Action::Ask(MAIN, vec![1])]);
 }
 
 #[test]
 fn three_transient_failures_in_a_row_close_the_gate_over_all_tasks() {
     let mut flow = Flow::new(&[CacheLimits { least: 4, most: 4 }], 1);
-    flow.step(admit((1..=10).map(|id| task(id, &[], &[])).collect()), Time(0));
-    flow.step(missing(1..=10), Time(0));
+    flow.step(admit((1..=10).map(|id| push(id, &[], &[])).collect()), Mono(0));
+    flow.step(missing(1..=10), Mono(0));
     let fail = |id| Event::UploadFailed(id, Failure::Transient { retry_after: None });
-    flow.step(fail(1), Time(0));
-    flow.step(fail(2), Time(0));
-    flow.step(Event::Uploaded(3), Time(0));
-    flow.step(fail(4), Time(0));
-    flow.step(fail(5), Time(0));
-    assert_eq!(flow.view(MAIN).unwrap().state, GateState::Online, "one success forgives two failures");
-    let actions = flow.step(fail(6), Time(0));
-    assert_eq!(actions, [Action::Gate(MAIN, GateState::Offline)], "and nothing more is begun");
+    flow.step(fail(1), Mono(0));
+    flow.step(fail(2), Mono(0));
+    flow.step(Event::Uploaded(3), Mono(0));
+    flow.step(fail(4), Mono(0));
+    flow.step(fail(5), Mono(0));
+    assert_eq!(flow.view(MAIN).unwrap().state, BreakerState::Online, "one success forgives two failures");
+    let actions = flow.step(fail(6), Mono(0));
+    assert_eq!(actions, [Action::Breaker(MAIN, BreakerState::Offline)], "and nothing more is begun");
 }
 
-/// Each cache has its own gate, whichever way the other's trouble is met.
+/// Each cache has its own breaker, whichever way the other's trouble is met.
 #[test]
 fn what_one_cache_does_not_answer_costs_another_nothing() {
     let limits = CacheLimits { least: 4, most: 4 };
@@ -93,35 +94,35 @@ fn what_one_cache_does_not_answer_costs_another_nothing() {
     for failure in [Failure::Unreachable, Failure::Refused, Failure::Transient { retry_after: None }] {
         for in_question in [false, true] {
             let mut flow = Flow::new(&[limits, limits], 1);
-            flow.step(admit((1..=4).map(|id| task(id, &[], &[])).collect()), Time(0));
+            flow.step(admit((1..=4).map(|id| push(id, &[], &[])).collect()), Mono(0));
             if !in_question {
-                flow.step(missing(1..=4), Time(0));
+                flow.step(missing(1..=4), Mono(0));
             }
-            flow.step(Event::Admit { cache: other, tasks: vec![task(10, &[], &[])] }, Time(0));
+            flow.step(Event::Admit { cache: other, pushes: vec![push(10, &[], &[])] }, Mono(0));
             for id in 1..=4 {
-                let asked = Event::AskFailed { cache: MAIN, tasks: Vec::new(), failure };
-                flow.step(if in_question { asked } else { Event::UploadFailed(id, failure) }, Time(0));
+                let asked = Event::AskFailed { cache: MAIN, pushes: Vec::new(), failure };
+                flow.step(if in_question { asked } else { Event::UploadFailed(id, failure) }, Mono(0));
             }
             let said = format!("{failure:?} {in_question}");
-            assert!(in_question || flow.view(MAIN).unwrap().state != GateState::Online, "{said}");
-            assert_eq!(flow.view(other).unwrap().state, GateState::Online, "{said}");
+            assert!(in_question || flow.view(MAIN).unwrap().state != BreakerState::Online, "{said}");
+            assert_eq!(flow.view(other).unwrap().state, BreakerState::Online, "{said}");
             let asked = Event::Asked { cache: other, present: Vec::new(), missing: vec![10] };
-            assert_eq!(flow.step(asked, Time(0)), [Action::Upload(other, 10, 1)], "{said}");
+            assert_eq!(flow.step(asked, Mono(0)), [Action::Upload(other, 10, 1)], "{said}");
         }
     }
 }
 
 /// Each upload takes 20 ms; those in `poison` always fail.
 struct Poisoned {
-    poison: BTreeMap<TaskId, Failure>,
-    begun: BTreeMap<TaskId, Time>,
-    done: BTreeSet<TaskId>,
+    poison: BTreeMap<PushId, Failure>,
+    begun: BTreeMap<PushId, Mono>,
+    done: BTreeSet<PushId>,
     tries: u32,
-    finished: Time,
+    finished: Mono,
 }
 
 impl Server for Poisoned {
-    fn request(&mut self, _: usize, action: &Action, now: Time) -> Option<(Time, Event)> {
+    fn request(&mut self, _: usize, action: &Action, now: Mono) -> Option<(Mono, Event)> {
         let event = match action {
             Action::Ask(_, ids) => missing(ids.clone()),
             Action::Probe(cache) => Event::Probed(*cache, Ok(())),
@@ -140,7 +141,7 @@ impl Server for Poisoned {
         Some((now.after(Duration::from_millis(20)), event))
     }
 
-    fn ended(&mut self, _: usize, event: &Event, now: Time) {
+    fn ended(&mut self, _: usize, event: &Event, now: Mono) {
         if let Event::Uploaded(id) = event {
             self.done.insert(*id);
             self.finished = now;
@@ -148,13 +149,13 @@ impl Server for Poisoned {
     }
 }
 
-fn poisoned(poison: &[(TaskId, Failure)]) -> Sim<Poisoned> {
+fn poisoned(poison: &[(PushId, Failure)]) -> Sim<Poisoned> {
     let server = Poisoned {
         poison: poison.iter().copied().collect(),
         begun: BTreeMap::new(),
         done: BTreeSet::new(),
         tries: 0,
-        finished: Time(0),
+        finished: Mono(0),
     };
     Sim::new(vec![Flow::new(&[CacheLimits { least: 2, most: 8 }], 3)], server)
 }
@@ -165,9 +166,9 @@ const ALWAYS: [Failure; 4] =
 #[test]
 fn a_store_that_cannot_be_read_parks_nothing_and_closes_no_gate() {
     let mut flow = flow(1);
-    flow.step(admit(vec![task(1, &[], &[])]), Time(0));
-    flow.step(missing([1]), Time(0));
-    let mut now = Time(0);
+    flow.step(admit(vec![push(1, &[], &[])]), Mono(0));
+    flow.step(missing([1]), Mono(0));
+    let mut now = Mono(0);
     for attempt in 1..1_000 {
         let actions = flow.step(Event::UploadFailed(1, Failure::Store), now);
         assert!(actions.is_empty(), "{attempt}: {actions:?}");
@@ -176,15 +177,15 @@ fn a_store_that_cannot_be_read_parks_nothing_and_closes_no_gate() {
         now = until;
         assert_eq!(flow.step(Event::Tick, now), [Action::Upload(MAIN, 1, attempt + 1)]);
     }
-    assert_eq!(flow.view(MAIN).unwrap().state, GateState::Online);
+    assert_eq!(flow.view(MAIN).unwrap().state, BreakerState::Online);
 }
 
 #[test]
 fn one_poisonous_path_does_not_hold_up_a_thousand() {
-    let run = |poison: &[(TaskId, Failure)]| {
+    let run = |poison: &[(PushId, Failure)]| {
         let mut sim = poisoned(poison);
-        sim.at(Time(0), 0, admit((1..=3_000).map(|id| task(id, &[], &[])).collect()));
-        sim.run(Time(60_000));
+        sim.at(Mono(0), 0, admit((1..=3_000).map(|id| push(id, &[], &[])).collect()));
+        sim.run(Mono(60_000));
         assert_eq!(sim.server.done.len(), 3_000 - poison.len());
         sim.server.finished.0
     };
@@ -199,12 +200,12 @@ fn one_poisonous_path_does_not_hold_up_a_thousand() {
 fn beside_a_poisonous_path_a_new_one_waits_less_than_a_second() {
     for failure in ALWAYS {
         let mut sim = poisoned(&[(1, failure)]);
-        sim.at(Time(0), 0, admit(vec![task(1, &[], &[])]));
+        sim.at(Mono(0), 0, admit(vec![push(1, &[], &[])]));
         // Rarely enough that the poisonous one is alone most of the time.
         for n in 0..200 {
-            sim.at(Time(7_300 * (n + 1)), 0, admit(vec![task(100 + n as i64, &[], &[])]));
+            sim.at(Mono(7_300 * (n + 1)), 0, admit(vec![push(100 + n as i64, &[], &[])]));
         }
-        sim.run(Time(7_300 * 202));
+        sim.run(Mono(7_300 * 202));
         let wait = |n: u64| sim.server.begun[&(100 + n as i64)].0 - 7_300 * (n + 1);
         let worst = (0..200).map(wait).max().unwrap();
         assert!(worst < 1_000, "{failure:?}: {worst} ms");

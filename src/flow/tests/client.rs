@@ -3,8 +3,9 @@
 
 use proptest::prelude::*;
 
-use crate::flow::{ClientAction, ClientEvent, ClientLife, ClientState, Found, Time};
+use crate::flow::{ClientAction, ClientEvent, ClientLife, ClientState, Found};
 
+use crate::types::Mono;
 use ClientAction::{Check, Look, Usable};
 use ClientEvent::{Begin, CacheBack, Checked, Looked, Lost, Sighted, Tick, Wanted};
 use ClientState::{Absent, Broken, Ready, Trying, Updating};
@@ -13,7 +14,7 @@ use ClientState::{Absent, Broken, Ready, Trying, Updating};
 fn after(events: &[ClientEvent]) -> ClientLife {
     let mut life = ClientLife::new(1);
     for event in events {
-        life.step(*event, Time(0));
+        life.step(*event, Mono(0));
     }
     life
 }
@@ -127,7 +128,7 @@ fn every_state_with_every_event() {
         for ((name, before, state), (actions, then)) in states.iter().zip(row) {
             let mut life = after(before);
             assert_eq!(life.state(), *state, "{name}");
-            assert_eq!(life.step(event, Time(0)), actions, "{name} and {event:?}");
+            assert_eq!(life.step(event, Mono(0)), actions, "{name} and {event:?}");
             assert_eq!(life.state(), then, "{name} and {event:?}");
         }
     }
@@ -143,24 +144,24 @@ fn what_came_up_during_a_look_leads_to_another() {
         (Tick, Found::Missing, false),
     ] {
         let mut life = after(&[Begin { left: false }, event]);
-        let actions = life.step(Looked(found), Time(0));
+        let actions = life.step(Looked(found), Mono(0));
         assert_eq!(actions.contains(&Look), again, "{event:?} {found:?}");
     }
     // The client's own arrival is sighted while it is fetched.
     let mut life = after(&[Begin { left: false }, Looked(Found::Usable), Wanted, Sighted]);
-    assert_eq!(life.step(Looked(Found::Usable), Time(0)), []);
+    assert_eq!(life.step(Looked(Found::Usable), Mono(0)), []);
 }
 
 #[test]
 fn waits_grow_to_a_cap_and_begin_anew() {
     let mut life = after(&[Begin { left: false }]);
-    let (mut now, mut longest) = (Time(0), 0);
+    let (mut now, mut longest) = (Mono(0), 0);
     for _ in 0..40 {
         life.step(Looked(Found::Missing), now);
         let due = life.due().unwrap();
         assert!(due > now, "never at once");
         longest = longest.max(due.0 - now.0);
-        assert_eq!(life.step(Tick, Time(due.0 - 1)), [], "not before its time");
+        assert_eq!(life.step(Tick, Mono(due.0 - 1)), [], "not before its time");
         assert_eq!(life.step(Tick, due), [Look]);
         assert_eq!(life.due(), None, "while it looks nothing is due");
         now = due;
@@ -170,8 +171,8 @@ fn waits_grow_to_a_cap_and_begin_anew() {
     assert!(life.due().unwrap().0 - now.0 >= 6 * 3_600_000);
     // A newer one is looked at soon, and once.
     life.step(Sighted, now);
-    life.step(Sighted, Time(now.0 + 10));
-    assert_eq!(life.due(), Some(Time(now.0 + 60_000)));
+    life.step(Sighted, Mono(now.0 + 10));
+    assert_eq!(life.due(), Some(Mono(now.0 + 60_000)));
     life.step(Lost, now);
     life.step(Looked(Found::Missing), now);
     assert!(life.due().unwrap().0 - now.0 <= 10_000, "the first wait again");
@@ -181,7 +182,7 @@ fn waits_grow_to_a_cap_and_begin_anew() {
 fn an_update_that_could_not_be_tried_is_tried_when_the_cache_is_back() {
     let mut life = after(&[Begin { left: false }, Looked(Found::Usable), Wanted, Looked(Found::Untried)]);
     assert_eq!(life.state(), Ready);
-    assert_eq!(life.step(CacheBack, Time(5)), [Look]);
+    assert_eq!(life.step(CacheBack, Mono(5)), [Look]);
 }
 
 fn any_event() -> impl Strategy<Value = ClientEvent> {
@@ -203,7 +204,7 @@ proptest! {
         for (event, later) in std::iter::once((Begin { left }, 0)).chain(events) {
             now += later;
             let busy = matches!(life.state(), Trying | Updating);
-            for action in life.step(event, Time(now)) {
+            for action in life.step(event, Mono(now)) {
                 match action {
                     Usable(usable) => {
                         prop_assert_ne!(usable, told);

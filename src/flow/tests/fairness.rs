@@ -1,26 +1,27 @@
 //! Whose turn it is.
 //!
-//! The bound: with `n` flushed tasks that can be uploaded, they are all among
+//! The bound: with `n` flushed pushes that can be uploaded, they are all among
 //! the next `n + ceil(n / 3)` uploads begun, since at most every fourth turn
 //! belongs to the others; and the others get at least every fourth turn.
 
+use crate::types::{Mono, PushId};
 use std::collections::BTreeSet;
 
-use super::super::{Event, Flow, TaskId, Time};
-use super::{admit, ask_through, flow, missing, recount, task, uploads};
+use super::super::{Event, Flow};
+use super::{admit, ask_through, flow, missing, push, recount, uploads};
 
-const NOW: Time = Time(0);
+const NOW: Mono = Mono(0);
 
 /// A backlog of one session, asked for, one of it being uploaded.
-fn backlog(count: TaskId) -> (Flow, TaskId) {
+fn backlog(count: PushId) -> (Flow, PushId) {
     let mut flow = flow(1);
-    let actions = flow.step(admit((1..=count).map(|id| task(id, &[], &[1])).collect()), NOW);
+    let actions = flow.step(admit((1..=count).map(|id| push(id, &[], &[1])).collect()), NOW);
     let begun = ask_through(&mut flow, actions, NOW);
     (flow, begun[0])
 }
 
-/// The next `count` uploads, each confirmed at once. One at a time, whatever the pace.
-fn next(flow: &mut Flow, mut running: TaskId, count: usize) -> Vec<TaskId> {
+/// The next `count` uploads, each confirmed at once. One at a time, whatever the concurrency.
+fn next(flow: &mut Flow, mut running: PushId, count: usize) -> Vec<PushId> {
     let mut order = Vec::new();
     while order.len() < count {
         let begun = uploads(&flow.step(Event::Uploaded(running), NOW));
@@ -40,7 +41,7 @@ fn a_flush_overtakes_a_backlog_which_keeps_its_share() {
         if already > 0 {
             running = *next(&mut flow, running, already).last().unwrap();
         }
-        let actions = flow.step(admit((20_001..=20_010).map(|id| task(id, &[], &[2])).collect()), NOW);
+        let actions = flow.step(admit((20_001..=20_010).map(|id| push(id, &[], &[2])).collect()), NOW);
         ask_through(&mut flow, actions, NOW);
         flow.step(Event::Flush(2), NOW);
         let order = next(&mut flow, running, 14);
@@ -52,8 +53,8 @@ fn a_flush_overtakes_a_backlog_which_keeps_its_share() {
 #[test]
 fn a_flush_is_asked_for_before_a_backlog() {
     let mut flow = flow(1);
-    flow.step(admit((1..=10_000).map(|id| task(id, &[], &[1])).collect()), NOW);
-    flow.step(admit((20_001..=20_010).map(|id| task(id, &[], &[2])).collect()), NOW);
+    flow.step(admit((1..=10_000).map(|id| push(id, &[], &[1])).collect()), NOW);
+    flow.step(admit((20_001..=20_010).map(|id| push(id, &[], &[2])).collect()), NOW);
     flow.step(Event::Flush(2), NOW);
     let actions = flow.step(missing(1..=4_000), NOW);
     let asked = actions.iter().find_map(|a| match a {
@@ -68,11 +69,11 @@ fn what_a_flushed_task_waits_for_goes_first_as_well() {
     let (mut flow, running) = backlog(1_000);
     // 20,001 waits for 900 by way of 901: both are deep in the other's backlog.
     let mut flow2 = super::flow(1);
-    let mut tasks: Vec<_> = (1..=900).map(|id| task(id, &[], &[1])).collect();
-    tasks.push(task(901, &[900], &[1]));
-    tasks.extend((902..=1_000).map(|id| task(id, &[], &[1])));
-    tasks.push(task(20_001, &[901], &[2]));
-    let actions = flow2.step(admit(tasks), NOW);
+    let mut pushes: Vec<_> = (1..=900).map(|id| push(id, &[], &[1])).collect();
+    pushes.push(push(901, &[900], &[1]));
+    pushes.extend((902..=1_000).map(|id| push(id, &[], &[1])));
+    pushes.push(push(20_001, &[901], &[2]));
+    let actions = flow2.step(admit(pushes), NOW);
     let begun = ask_through(&mut flow2, actions, NOW);
     flow2.step(Event::Flush(2), NOW);
     recount(&flow2);
@@ -87,8 +88,8 @@ fn what_a_flushed_task_waits_for_goes_first_as_well() {
 #[test]
 fn two_flushed_sessions_alternate() {
     let mut flow = flow(1);
-    let tasks = (0..200).map(|n| task(n + 1, &[], &[if n < 100 { 1 } else { 2 }])).collect();
-    let actions = flow.step(admit(tasks), NOW);
+    let pushes = (0..200).map(|n| push(n + 1, &[], &[if n < 100 { 1 } else { 2 }])).collect();
+    let actions = flow.step(admit(pushes), NOW);
     let begun = ask_through(&mut flow, actions, NOW);
     flow.step(Event::Flush(1), NOW);
     flow.step(Event::Flush(2), NOW);
@@ -102,8 +103,8 @@ fn two_flushed_sessions_alternate() {
 fn what_flushes_leave_behind_takes_no_turns() {
     // Five sessions, all queued in the ordinary way before they are flushed; a sixth is not.
     let mut flow = flow(1);
-    let tasks = (0..600).map(|n| task(n + 1, &[], &[1 + n / 100])).collect();
-    let actions = flow.step(admit(tasks), NOW);
+    let pushes = (0..600).map(|n| push(n + 1, &[], &[1 + n / 100])).collect();
+    let actions = flow.step(admit(pushes), NOW);
     let begun = ask_through(&mut flow, actions, NOW);
     (1..=5).for_each(|session| drop(flow.step(Event::Flush(session), NOW)));
     let order = next(&mut flow, begun[0], 200);
@@ -115,9 +116,9 @@ fn what_flushes_leave_behind_takes_no_turns() {
 #[test]
 fn a_retried_reference_of_a_flushed_task_goes_first() {
     let (mut flow, running) = backlog(100);
-    flow.step(admit(vec![task(201, &[], &[]), task(202, &[201], &[2])]), NOW);
+    flow.step(admit(vec![push(201, &[], &[]), push(202, &[201], &[2])]), NOW);
     flow.step(
-        Event::AskFailed { cache: super::MAIN, tasks: vec![], failure: super::super::Failure::NoSuchCache },
+        Event::AskFailed { cache: super::MAIN, pushes: vec![], failure: super::super::Failure::NoSuchCache },
         NOW,
     );
     flow.step(Event::Flush(2), NOW);

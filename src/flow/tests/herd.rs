@@ -11,22 +11,23 @@
 //! A server that answers probes and refuses the work gets less than one upload
 //! a second of each daemon, however long the queues are.
 
+use crate::types::Mono;
 use std::time::Duration;
 
-use super::super::{Action, CacheLimits, Event, Failure, Flow, Time};
+use super::super::{Action, CacheLimits, Event, Failure, Flow};
 use super::sim::{Server, Sim};
-use super::{admit, missing, task};
+use super::{admit, missing, push};
 
 const HOSTS: usize = 1_000;
 const PATHS: usize = 20;
-const BACK: Time = Time(60_000);
+const BACK: Mono = Mono(60_000);
 /// Requests at a time; with 50 ms for an upload 4,000 a second.
 const ROOM: usize = 200;
 
 struct Host {
     probed_since: bool,
     first_try_ok: bool,
-    first_upload: Option<Time>,
+    first_upload: Option<Mono>,
     done: usize,
 }
 
@@ -45,7 +46,7 @@ struct Crowded {
     probes: Vec<u32>,
     refused: Vec<u32>,
     served: Vec<u32>,
-    finished: Time,
+    finished: Mono,
 }
 
 fn good(action: &Action) -> Option<(Event, u64)> {
@@ -59,7 +60,7 @@ fn good(action: &Action) -> Option<(Event, u64)> {
 
 fn failed(action: &Action, failure: Failure) -> Event {
     match action {
-        Action::Ask(cache, ids) => Event::AskFailed { cache: *cache, tasks: ids.clone(), failure },
+        Action::Ask(cache, ids) => Event::AskFailed { cache: *cache, pushes: ids.clone(), failure },
         Action::Upload(_, id, _) => Event::UploadFailed(*id, failure),
         Action::Probe(cache) => Event::Probed(*cache, Err(failure)),
         other => panic!("not a request: {other:?}"),
@@ -67,7 +68,7 @@ fn failed(action: &Action, failure: Failure) -> Event {
 }
 
 impl Server for Crowded {
-    fn request(&mut self, host: usize, action: &Action, now: Time) -> Option<(Time, Event)> {
+    fn request(&mut self, host: usize, action: &Action, now: Mono) -> Option<(Mono, Event)> {
         let second = (now.0 / 1_000) as usize;
         match action {
             Action::Upload(..) if now >= BACK => {
@@ -102,7 +103,7 @@ impl Server for Crowded {
         Some((after(ms), good))
     }
 
-    fn ended(&mut self, host: usize, event: &Event, now: Time) {
+    fn ended(&mut self, host: usize, event: &Event, now: Mono) {
         match event {
             Event::Uploaded(_) => {
                 self.running = self.running.saturating_sub(1);
@@ -127,15 +128,15 @@ fn run(before: Before, hosts: usize, paths: usize) -> Sim<Crowded> {
         probes: vec![0; 400],
         refused: vec![0; 400],
         served: vec![0; 400],
-        finished: Time(0),
+        finished: Mono(0),
     };
     let mut sim = Sim::new(hosts, server);
     for host in 0..count {
         // All at the same moment: the jitter alone has to spread them.
-        let tasks = (1..=paths as i64).map(|id| task(id, &[], &[])).collect();
-        sim.at(Time(0), host, admit(tasks));
+        let pushes = (1..=paths as i64).map(|id| push(id, &[], &[])).collect();
+        sim.at(Mono(0), host, admit(pushes));
     }
-    sim.run(Time(300_000));
+    sim.run(Mono(300_000));
     assert!(sim.server.hosts.iter().all(|h| h.done == paths), "everything arrives");
     sim
 }
@@ -151,7 +152,7 @@ fn a_thousand_daemons_survive_an_outage_of_a_minute() {
     assert!(s.refused.iter().all(|n| *n < 5 * HOSTS as u32), "less than five a second of each daemon");
     assert!(refused < served * 2 / 3, "{refused} refused for {served} served");
     assert!(s.served[60..64].iter().all(|n| *n > 4_000), "the server is kept busy");
-    assert!(s.finished < Time(BACK.0 + 30_000), "done at {:?}", s.finished);
+    assert!(s.finished < Mono(BACK.0 + 30_000), "done at {:?}", s.finished);
 
     let answered = || s.hosts.iter().filter(|h| h.first_try_ok);
     assert!(answered().count() > 50, "some find room at once");
@@ -169,5 +170,5 @@ fn a_server_that_answers_probes_but_not_the_work_is_not_run_down() {
     let s = &sim.server;
     let worst = s.refused[20..60].iter().max().unwrap();
     assert!(*worst < 100, "{worst} uploads refused in one second, of 100 daemons");
-    assert!(s.finished < Time(BACK.0 + 60_000), "done at {:?}", s.finished);
+    assert!(s.finished < Mono(BACK.0 + 60_000), "done at {:?}", s.finished);
 }

@@ -1,33 +1,34 @@
 //! A cache whose uploads wait for what carries them out.
 
-use super::{MAIN, admit, flow, missing, task};
-use crate::flow::{Action, Event, Failure, Time};
+use super::{MAIN, admit, flow, missing, push};
+use crate::flow::{Action, Event, Failure};
+use crate::types::Mono;
 
 #[test]
 fn questions_go_on_and_uploads_wait_until_it_is_let_go() {
     let mut flow = flow(4);
-    flow.step(Event::Hold(MAIN, true), Time(0));
-    let asked = flow.step(admit(vec![task(1, &[], &[7]), task(2, &[], &[7])]), Time(0));
+    flow.step(Event::Hold(MAIN, true), Mono(0));
+    let asked = flow.step(admit(vec![push(1, &[], &[7]), push(2, &[], &[7])]), Mono(0));
     assert_eq!(asked, [Action::Ask(MAIN, vec![1, 2])]);
     // What is there already needs nobody to carry it.
-    let settled = flow.step(Event::Asked { cache: MAIN, present: vec![1], missing: vec![2] }, Time(0));
+    let settled = flow.step(Event::Asked { cache: MAIN, present: vec![1], missing: vec![2] }, Mono(0));
     assert_eq!(settled, [Action::Settled(1, crate::flow::Outcome::Cached)]);
-    assert_eq!(flow.step(Event::Flush(7), Time(0)), []);
-    assert_eq!(flow.step(Event::Tick, Time(1_000_000)), []);
-    assert_eq!(flow.step(Event::Hold(MAIN, false), Time(1_000_000)), [Action::Upload(MAIN, 2, 1)]);
-    let done = flow.step(Event::Uploaded(2), Time(1_000_001));
+    assert_eq!(flow.step(Event::Flush(7), Mono(0)), []);
+    assert_eq!(flow.step(Event::Tick, Mono(1_000_000)), []);
+    assert_eq!(flow.step(Event::Hold(MAIN, false), Mono(1_000_000)), [Action::Upload(MAIN, 2, 1)]);
+    let done = flow.step(Event::Uploaded(2), Mono(1_000_001));
     assert!(done.contains(&Action::Quiet(7)), "{done:?}");
 }
 
 #[test]
 fn what_carries_uploads_may_fail_for_ever_and_no_path_is_given_up() {
     let mut flow = flow(1);
-    flow.step(admit(vec![task(1, &[], &[])]), Time(0));
-    flow.step(missing([1]), Time(0));
+    flow.step(admit(vec![push(1, &[], &[])]), Mono(0));
+    flow.step(missing([1]), Mono(0));
     for n in 1..50 {
-        let now = Time(n * 100_000);
+        let now = Mono(n * 100_000);
         assert_eq!(flow.step(Event::UploadFailed(1, Failure::Engine), now), [], "it rests");
-        let again = flow.step(Event::Tick, Time(n * 100_000 + 99_999));
+        let again = flow.step(Event::Tick, Mono(n * 100_000 + 99_999));
         assert_eq!(again, [Action::Upload(MAIN, 1, u32::try_from(n).unwrap() + 1)]);
     }
 }

@@ -1,12 +1,11 @@
 //! Random operations against a plain account of what must be true.
 
+use crate::types::{CacheId, Mono, PushId, SessionId};
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
-use super::super::{
-    Action, CacheId, CacheLimits, Event, Failure, Flow, NewTask, Outcome, SessionId, TaskId, Time,
-};
+use super::super::{Action, CacheLimits, Event, Failure, Flow, NewPush, Outcome};
 use super::recount;
 
 const CACHES: u16 = 2;
@@ -18,7 +17,7 @@ enum Op {
     Admit {
         references: u16,
         sessions: u8,
-        parked: bool,
+        failed: bool,
         again: bool,
     },
     Answer {
@@ -40,14 +39,14 @@ enum Op {
     },
     Wait(u64),
     Deadline,
-    Nudge(u16),
+    ProbeNow(u16),
     Retry {
         which: usize,
         all: bool,
     },
     Want {
         session: SessionId,
-        tasks: u16,
+        pushes: u16,
     },
     WantAll(SessionId),
     Flush(SessionId),
@@ -57,7 +56,7 @@ enum Op {
         most: u32,
     },
     Stray {
-        which: TaskId,
+        which: PushId,
         kind: u8,
     },
     Stop,
@@ -83,7 +82,7 @@ fn op() -> impl Strategy<Value = Op> {
     let result = prop_oneof![3 => any::<bool>().prop_map(Ok), 2 => failure().prop_map(Err)];
     prop_oneof![
         8 => (any::<u16>(), any::<u16>(), any::<u8>(), 0..12u8, any::<bool>()).prop_map(|(a, b, sessions, p, again)| {
-            Op::Admit { references: a & b, sessions, parked: p == 0, again }
+            Op::Admit { references: a & b, sessions, failed: p == 0, again }
         }),
         6 => (0..CACHES, any::<u16>(), any::<u16>(), prop::option::weighted(0.3, failure()), 0..8u8).prop_map(
             |(cache, a, b, failure, l)| Op::Answer { cache, present: a & b, failure, leave_out: l == 0 }
@@ -94,9 +93,9 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(cache, result)| Op::Probe { cache, result }),
         2 => (0..5_000u64).prop_map(Op::Wait),
         4 => Just(Op::Deadline),
-        1 => (0..CACHES).prop_map(Op::Nudge),
+        1 => (0..CACHES).prop_map(Op::ProbeNow),
         2 => (any::<usize>(), any::<bool>()).prop_map(|(which, all)| Op::Retry { which, all }),
-        2 => (1..5i64, any::<u16>()).prop_map(|(session, tasks)| Op::Want { session, tasks }),
+        2 => (1..5i64, any::<u16>()).prop_map(|(session, pushes)| Op::Want { session, pushes }),
         1 => (1..5i64).prop_map(Op::WantAll),
         2 => (1..5i64).prop_map(Op::Flush),
         1 => (1..5i64).prop_map(Op::Forget),
@@ -106,24 +105,24 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// What a task must still wait for, and where it is.
+/// What a push must still wait for, and where it is.
 #[derive(Debug)]
 struct Known {
     cache: u16,
-    waits: BTreeSet<TaskId>,
-    parked: bool,
+    waits: BTreeSet<PushId>,
+    failed: bool,
     sessions: BTreeSet<SessionId>,
 }
 
 struct World {
     flow: Flow,
-    now: Time,
-    next: TaskId,
-    known: BTreeMap<TaskId, Known>,
+    now: Mono,
+    next: PushId,
+    known: BTreeMap<PushId, Known>,
     /// Cache of everything that was ever confirmed and not collected since.
-    confirmed: BTreeMap<TaskId, u16>,
-    uploading: BTreeSet<TaskId>,
-    queries: [Option<Vec<TaskId>>; CACHES as usize],
+    confirmed: BTreeMap<PushId, u16>,
+    uploading: BTreeSet<PushId>,
+    queries: [Option<Vec<PushId>>; CACHES as usize],
     probing: [bool; CACHES as usize],
     flushing: BTreeSet<SessionId>,
     stopped: bool,
@@ -133,7 +132,7 @@ impl World {
     fn new(seed: u64) -> Self {
         Self {
             flow: Flow::new(&[CacheLimits { least: 1, most: MOST }; CACHES as usize], seed),
-            now: Time(0),
+            now: Mono(0),
             next: 1,
             known: BTreeMap::new(),
             confirmed: BTreeMap::new(),
@@ -146,7 +145,7 @@ impl World {
     }
 
     fn unsettled(&self, session: SessionId) -> usize {
-        self.known.values().filter(|k| !k.parked && k.sessions.contains(&session)).count()
+        self.known.values().filter(|k| !k.failed && k.sessions.contains(&session)).count()
     }
 
     /// One step, and everything that must hold after it.
@@ -160,14 +159,14 @@ impl World {
                 Action::Ask(c, ids) => {
                     assert!(!was_stopped && !ids.is_empty());
                     assert!(self.queries[usize::from(c.0)].is_none(), "two queries at a time");
-                    assert!(ids.iter().all(|id| self.known[id].cache == c.0 && !self.known[id].parked));
+                    assert!(ids.iter().all(|id| self.known[id].cache == c.0 && !self.known[id].failed));
                     self.queries[usize::from(c.0)] = Some(ids);
                 }
                 Action::Upload(c, id, attempt) => {
                     assert!(!was_stopped && attempt > 0);
                     assert!(self.uploading.insert(id), "{id} is uploaded twice at a time");
                     let known = &self.known[&id];
-                    assert!(!known.parked && known.cache == c.0);
+                    assert!(!known.failed && known.cache == c.0);
                     assert_eq!(known.waits, BTreeSet::new(), "{id} before its references");
                     let view = self.flow.view(c).unwrap();
                     assert!(view.uploading <= view.limit && view.limit <= MOST, "{view:?}");
@@ -186,18 +185,18 @@ impl World {
                         self.known.values_mut().for_each(|k| k.waits.retain(|r| *r != id));
                     }
                 }
-                Action::Parked(id, _) => {
+                Action::Failed(id, _) => {
                     let known = self.known.get_mut(&id).unwrap();
-                    assert!(!std::mem::replace(&mut known.parked, true), "parked twice");
+                    assert!(!std::mem::replace(&mut known.failed, true), "failed twice");
                     assert!(!self.uploading.contains(&id));
                 }
                 Action::Reopened(id) => {
                     let known = self.known.get_mut(&id).unwrap();
-                    assert!(std::mem::replace(&mut known.parked, false), "{id} was not parked");
+                    assert!(std::mem::replace(&mut known.failed, false), "{id} was not failed");
                 }
                 Action::Quiet(s) => quiet.push(s),
                 Action::Forgotten(id) => panic!("{id} is forgotten, and few are known"),
-                Action::Gate(..) => {}
+                Action::Breaker(..) => {}
             }
         }
         let due: Vec<_> = (1..5)
@@ -214,8 +213,8 @@ impl World {
         for c in 0..CACHES {
             let view = self.flow.view(CacheId(c)).unwrap();
             let here = || self.known.iter().filter(|(_, k)| k.cache == c);
-            assert_eq!(view.parked, here().filter(|(_, k)| k.parked).count());
-            assert_eq!(view.pending, here().filter(|(_, k)| !k.parked).count());
+            assert_eq!(view.failed, here().filter(|(_, k)| k.failed).count());
+            assert_eq!(view.pending, here().filter(|(_, k)| !k.failed).count());
             assert_eq!(view.uploading as usize, here().filter(|(id, _)| self.uploading.contains(id)).count());
         }
         (1..5).for_each(|s| assert_eq!(self.flow.unsettled(s) as usize, self.unsettled(s)));
@@ -223,7 +222,7 @@ impl World {
         assert!(due.is_none_or(|due| due > self.now), "{due:?} is past at {:?}", self.now);
     }
 
-    fn admit(&mut self, cache: u16, references: u16, sessions: u8, parked: bool, again: bool) {
+    fn admit(&mut self, cache: u16, references: u16, sessions: u8, failed: bool, again: bool) {
         let old = self.confirmed.iter().find(|(id, c)| **c == cache && !self.known.contains_key(id));
         let id = match old {
             Some((&id, _)) if again => id,
@@ -233,7 +232,7 @@ impl World {
             }
         };
         // References are older, so that there is no cycle.
-        let there = |r: &TaskId| {
+        let there = |r: &PushId| {
             self.known.get(r).is_some_and(|k| k.cache == cache) || self.confirmed.get(r) == Some(&cache)
         };
         let references: Vec<_> =
@@ -241,16 +240,16 @@ impl World {
         let sessions: Vec<SessionId> = (1..5).filter(|s| sessions & (1 << s) != 0).collect();
         let waits = references.iter().copied().filter(|r| self.known.contains_key(r)).collect();
         let named = sessions.iter().copied().collect();
-        self.known.insert(id, Known { cache, waits, parked, sessions: named });
-        let tasks = vec![NewTask { id, references, sessions, parked }];
-        self.step(Event::Admit { cache: CacheId(cache), tasks });
+        self.known.insert(id, Known { cache, waits, failed, sessions: named });
+        let pushes = vec![NewPush { id, references, sessions, failed }];
+        self.step(Event::Admit { cache: CacheId(cache), pushes });
     }
 
     fn answer(&mut self, cache: u16, present: u16, failure: Option<Failure>, leave_out: bool) {
         let Some(mut ids) = self.queries[usize::from(cache)].take() else { return };
         let c = CacheId(cache);
         if let Some(failure) = failure {
-            return self.step(Event::AskFailed { cache: c, tasks: ids, failure });
+            return self.step(Event::AskFailed { cache: c, pushes: ids, failure });
         }
         if leave_out {
             ids.pop();
@@ -275,15 +274,15 @@ impl World {
         }
     }
 
-    fn want(&mut self, session: SessionId, which: impl Fn(TaskId, &Known) -> bool) -> Vec<TaskId> {
+    fn want(&mut self, session: SessionId, which: impl Fn(PushId, &Known) -> bool) -> Vec<PushId> {
         let chosen = self.known.iter_mut().filter(|(id, k)| which(**id, k));
         chosen.map(|(id, k)| (*id, k.sessions.insert(session)).0).collect()
     }
 
     fn apply(&mut self, op: Op) {
         match op {
-            Op::Admit { references, sessions, parked, again } => {
-                self.admit(u16::from(sessions & 1), references, sessions, parked, again);
+            Op::Admit { references, sessions, failed, again } => {
+                self.admit(u16::from(sessions & 1), references, sessions, failed, again);
             }
             Op::Answer { cache, present, failure, leave_out } => {
                 self.answer(cache, present, failure, leave_out);
@@ -306,17 +305,17 @@ impl World {
                     self.step(Event::Tick);
                 }
             }
-            Op::Nudge(cache) => self.step(Event::Nudge(CacheId(cache))),
+            Op::ProbeNow(cache) => self.step(Event::ProbeNow(CacheId(cache))),
             Op::Retry { which, all } => {
                 let one = self.known.keys().nth(which % self.known.len().max(1)).copied();
                 self.step(Event::Retry(if all { None } else { Some(one.into_iter().collect()) }));
             }
-            Op::Want { session, tasks } => {
-                let tasks = self.want(session, |id, _| tasks & (1 << (id % 16)) != 0);
-                self.step(Event::Want(session, tasks));
+            Op::Want { session, pushes } => {
+                let pushes = self.want(session, |id, _| pushes & (1 << (id % 16)) != 0);
+                self.step(Event::Want(session, pushes));
             }
             Op::WantAll(session) => {
-                self.want(session, |_, k| !k.parked);
+                self.want(session, |_, k| !k.failed);
                 self.step(Event::WantAll(session));
             }
             Op::Flush(session) => {
@@ -340,7 +339,7 @@ impl World {
     }
 
     /// Events about what is not under way: nothing may come of them.
-    fn stray(&mut self, id: TaskId, kind: u8) {
+    fn stray(&mut self, id: PushId, kind: u8) {
         let c = CacheId(u16::from(kind) % CACHES);
         let asking = self.queries[usize::from(c.0)].is_some();
         match kind % 5 {
@@ -348,7 +347,7 @@ impl World {
             1 if !self.uploading.contains(&id) => self.step(Event::UploadFailed(id, Failure::Refused)),
             2 if !asking => self.step(Event::Asked { cache: c, present: vec![id], missing: vec![id] }),
             3 if !asking => {
-                self.step(Event::AskFailed { cache: c, tasks: vec![id], failure: Failure::Rejected });
+                self.step(Event::AskFailed { cache: c, pushes: vec![id], failure: Failure::Rejected });
             }
             4 if !self.probing[usize::from(c.0)] => self.step(Event::Probed(c, Ok(()))),
             _ => {}
@@ -368,7 +367,7 @@ impl World {
                 self.now = due;
                 self.step(Event::Tick);
             } else {
-                let open: Vec<_> = self.known.iter().filter(|(_, k)| !k.parked).collect();
+                let open: Vec<_> = self.known.iter().filter(|(_, k)| !k.failed).collect();
                 assert!(open.is_empty() || self.stopped, "stuck: {open:?}");
                 return;
             }

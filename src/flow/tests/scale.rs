@@ -1,23 +1,24 @@
-//! A hundred thousand tasks: the work is counted, not timed.
+//! A hundred thousand pushes: the work is counted, not timed.
 
-use super::super::{Action, CacheLimits, Event, Failure, Flow, TaskId, Time};
-use super::{MAIN, admit, missing, recount, task};
+use super::super::{Action, CacheLimits, Event, Failure, Flow};
+use super::{MAIN, admit, missing, push, recount};
+use crate::types::{Mono, PushId};
 
-const MANY: TaskId = 100_000;
+const MANY: PushId = 100_000;
 
 #[test]
 fn a_hundred_thousand_tasks_take_steps_in_proportion() {
     let mut flow = Flow::new(&[CacheLimits { least: 8, most: 64 }], 1);
-    let now = Time(0);
+    let now = Mono(0);
     let mut steps = 0_u32;
     let mut open = Vec::new();
     let mut settled = 0;
-    // Everything refers to task 1 and to the two before it.
+    // Everything refers to push 1 and to the two before it.
     for from in (1..=MANY).step_by(1_000) {
         let refs =
-            |id: TaskId| [1, id - 1, id - 2].into_iter().filter(|r| *r > 0 && *r < id).collect::<Vec<_>>();
-        let tasks = (from..from + 1_000).map(|id| task(id, &refs(id), &[1 + id % 7])).collect();
-        open.extend(flow.step(admit(tasks), now));
+            |id: PushId| [1, id - 1, id - 2].into_iter().filter(|r| *r > 0 && *r < id).collect::<Vec<_>>();
+        let pushes = (from..from + 1_000).map(|id| push(id, &refs(id), &[1 + id % 7])).collect();
+        open.extend(flow.step(admit(pushes), now));
         steps += 1;
     }
     open.extend(flow.step(Event::WantAll(100), now));
@@ -43,16 +44,16 @@ fn a_hundred_thousand_tasks_take_steps_in_proportion() {
     assert_eq!((settled, quiet), (MANY, 1));
     assert!(steps <= 100 + 30 + MANY as u32, "{steps} steps");
     recount(&flow);
-    assert!(flow.groups[&100].tasks.is_empty(), "what is settled is let go");
+    assert!(flow.groups[&100].pushes.is_empty(), "what is settled is let go");
 }
 
 #[test]
 fn parking_and_retrying_a_hub_is_linear() {
     let mut flow = Flow::new(&[CacheLimits { least: 8, most: 64 }], 1);
     flow.given_up_most = usize::MAX;
-    let now = Time(0);
-    let tasks = (1..=MANY).map(|id| task(id, if id == 1 { &[] } else { &[1] }, &[1])).collect();
-    let mut actions = flow.step(admit(tasks), now);
+    let now = Mono(0);
+    let pushes = (1..=MANY).map(|id| push(id, if id == 1 { &[] } else { &[1] }, &[1])).collect();
+    let mut actions = flow.step(admit(pushes), now);
     for _ in 0..3 {
         let ask = |actions: &[Action]| {
             actions.iter().find_map(|a| if let Action::Ask(_, ids) = a { Some(ids.clone()) } else { None })
@@ -60,8 +61,8 @@ fn parking_and_retrying_a_hub_is_linear() {
         while let Some(ids) = ask(&actions) {
             actions = flow.step(missing(ids), now);
         }
-        let parked = flow.step(Event::UploadFailed(1, Failure::Rejected), now);
-        assert_eq!(parked.len(), MANY as usize);
+        let failed = flow.step(Event::UploadFailed(1, Failure::Rejected), now);
+        assert_eq!(failed.len(), MANY as usize);
         actions = flow.step(Event::Retry(None), now);
     }
     let gone = flow.step(Event::Collected(1), now);
@@ -73,17 +74,17 @@ fn parking_and_retrying_a_hub_is_linear() {
 #[test]
 fn forgetting_what_is_given_up_beyond_the_bound_is_linear() {
     let mut flow = Flow::new(&[CacheLimits { least: 8, most: 64 }], 1);
-    let now = Time(0);
-    let tasks =
-        (1..=MANY).map(|id| task(id, if id % 10 == 1 { vec![] } else { vec![id - 1] }.as_slice(), &[1]));
-    let mut actions = flow.step(admit(tasks.collect()), now);
-    let mut parked = 0;
+    let now = Mono(0);
+    let pushes =
+        (1..=MANY).map(|id| push(id, if id % 10 == 1 { vec![] } else { vec![id - 1] }.as_slice(), &[1]));
+    let mut actions = flow.step(admit(pushes.collect()), now);
+    let mut failed = 0;
     while actions.iter().any(|a| matches!(a, Action::Ask(..))) {
         actions =
-            flow.step(Event::AskFailed { cache: MAIN, tasks: vec![], failure: Failure::NoSuchCache }, now);
-        parked += actions.iter().filter(|a| matches!(a, Action::Parked(..))).count();
+            flow.step(Event::AskFailed { cache: MAIN, pushes: vec![], failure: Failure::NoSuchCache }, now);
+        failed += actions.iter().filter(|a| matches!(a, Action::Failed(..))).count();
     }
-    assert_eq!(parked, MANY as usize);
+    assert_eq!(failed, MANY as usize);
     assert!(flow.known() <= 10_000 && flow.has_forgotten(), "{} are known", flow.known());
     recount(&flow);
 }

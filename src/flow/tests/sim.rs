@@ -1,41 +1,42 @@
 //! Many daemons against one server, in simulated time: what is to happen next
 //! is taken from a heap, so a minute costs what happens in it.
 
+use crate::types::Mono;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use super::super::{Action, Event, Flow, Time};
+use super::super::{Action, Event, Flow};
 
 /// What the daemons talk to.
 pub(super) trait Server {
     /// A request begins; when it ends, and with what. `None`: not a request.
-    fn request(&mut self, host: usize, action: &Action, now: Time) -> Option<(Time, Event)>;
+    fn request(&mut self, host: usize, action: &Action, now: Mono) -> Option<(Mono, Event)>;
     /// An event is about to be delivered.
-    fn ended(&mut self, _host: usize, _event: &Event, _now: Time) {}
+    fn ended(&mut self, _host: usize, _event: &Event, _now: Mono) {}
 }
 
 pub(super) struct Sim<S> {
     pub(super) hosts: Vec<Flow>,
     pub(super) server: S,
-    pub(super) now: Time,
-    heap: BinaryHeap<Reverse<(Time, u64, usize)>>,
+    pub(super) now: Mono,
+    heap: BinaryHeap<Reverse<(Mono, u64, usize)>>,
     events: Vec<Option<Event>>,
-    ticks: Vec<Option<Time>>,
+    ticks: Vec<Option<Mono>>,
 }
 
 impl<S: Server> Sim<S> {
     pub(super) fn new(hosts: Vec<Flow>, server: S) -> Self {
         let ticks = vec![None; hosts.len()];
-        Self { hosts, server, now: Time(0), heap: BinaryHeap::new(), events: Vec::new(), ticks }
+        Self { hosts, server, now: Mono(0), heap: BinaryHeap::new(), events: Vec::new(), ticks }
     }
 
-    pub(super) fn at(&mut self, at: Time, host: usize, event: Event) {
+    pub(super) fn at(&mut self, at: Mono, host: usize, event: Event) {
         self.heap.push(Reverse((at, self.events.len() as u64, host)));
         self.events.push(Some(event));
     }
 
     /// Runs until nothing is to happen, or until `end`.
-    pub(super) fn run(&mut self, end: Time) {
+    pub(super) fn run(&mut self, end: Mono) {
         while let Some(&Reverse((at, number, host))) = self.heap.peek() {
             if at > end {
                 break;

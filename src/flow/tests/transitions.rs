@@ -1,43 +1,44 @@
-//! The whole table of a task: every phase and every event.
+//! The whole table of a push: every phase and every event.
 
-use super::super::task::Phase;
-use super::super::{Action, Event, Failure, Flow, Outcome, Time};
-use super::{MAIN, admit, flow, missing, phase, recount, task};
+use super::super::push::Phase;
+use super::super::{Action, Event, Failure, Flow, Outcome};
+use super::{MAIN, admit, flow, missing, phase, push, recount};
+use crate::types::Mono;
 
-const NOW: Time = Time(10);
+const NOW: Mono = Mono(10);
 
-/// Task 1 in each phase. 99 or 2 is what keeps it there.
+/// Push 1 in each phase. 99 or 2 is what keeps it there.
 fn reach(phase: &str) -> Flow {
     let mut flow = flow(1);
-    let mut step = |event| flow.step(event, Time(0));
+    let mut step = |event| flow.step(event, Mono(0));
     match phase {
         "unknown" => {}
         "unasked" => {
-            step(admit(vec![task(99, &[], &[])]));
-            step(admit(vec![task(1, &[], &[])]));
+            step(admit(vec![push(99, &[], &[])]));
+            step(admit(vec![push(1, &[], &[])]));
         }
         "asking" => {
-            step(admit(vec![task(1, &[], &[])]));
+            step(admit(vec![push(1, &[], &[])]));
         }
         "held" => {
-            step(admit(vec![task(2, &[], &[]), task(1, &[2], &[])]));
+            step(admit(vec![push(2, &[], &[]), push(1, &[2], &[])]));
             step(missing([2, 1]));
         }
         "ready" => {
-            step(admit(vec![task(2, &[], &[]), task(1, &[], &[])]));
+            step(admit(vec![push(2, &[], &[]), push(1, &[], &[])]));
             step(missing([2, 1]));
         }
         "uploading" => {
-            step(admit(vec![task(1, &[], &[])]));
+            step(admit(vec![push(1, &[], &[])]));
             step(missing([1]));
         }
         "resting" => {
             flow = reach("uploading");
-            flow.step(Event::UploadFailed(1, Failure::Transient { retry_after: None }), Time(0));
+            flow.step(Event::UploadFailed(1, Failure::Transient { retry_after: None }), Mono(0));
         }
-        "parked" => {
+        "failed" => {
             flow = reach("uploading");
-            flow.step(Event::UploadFailed(1, Failure::TooLarge), Time(0));
+            flow.step(Event::UploadFailed(1, Failure::TooLarge), Mono(0));
         }
         other => panic!("{other}"),
     }
@@ -45,11 +46,11 @@ fn reach(phase: &str) -> Flow {
 }
 
 fn events() -> Vec<(&'static str, Event)> {
-    let ask = |failure| Event::AskFailed { cache: MAIN, tasks: vec![1], failure };
+    let ask = |failure| Event::AskFailed { cache: MAIN, pushes: vec![1], failure };
     let up = |failure| Event::UploadFailed(1, failure);
     let transient = Failure::Transient { retry_after: None };
     vec![
-        ("admit", admit(vec![task(1, &[], &[])])),
+        ("admit", admit(vec![push(1, &[], &[])])),
         ("present", Event::Asked { cache: MAIN, present: vec![1], missing: vec![] }),
         ("missing", missing([1])),
         ("left out", missing([])),
@@ -75,7 +76,7 @@ fn events() -> Vec<(&'static str, Event)> {
         ("collected", Event::Collected(1)),
         ("probed", Event::Probed(MAIN, Ok(()))),
         ("probe failed", Event::Probed(MAIN, Err(Failure::Unreachable))),
-        ("nudge", Event::Nudge(MAIN)),
+        ("probe_now", Event::ProbeNow(MAIN)),
         ("retry", Event::Retry(Some(vec![1]))),
         ("retry all", Event::Retry(None)),
         ("want", Event::Want(5, vec![1])),
@@ -96,47 +97,47 @@ unasked   | ask mismatch      | asking    | parked99 ask[1]
 unasked   | ask too large     | asking    | parked99 ask[1]
 unasked   | ask rejected      | asking    | parked99 ask[1]
 unasked   | ask local         | asking    | parked99 ask[1]
-unasked   | ask unreachable   | unasked   | gate
-unasked   | ask refused       | unasked   | gate
+unasked   | ask unreachable   | unasked   | breaker
+unasked   | ask refused       | unasked   | breaker
 unasked   | collected         | unknown   | collected1
 asking    | present           | unknown   | cached1
 asking    | missing           | uploading | upload1#1
 asking    | left out          | unasked   |
-asking    | ask unreachable   | unasked   | gate
+asking    | ask unreachable   | unasked   | breaker
 asking    | ask transient     | unasked   |
-asking    | ask refused       | unasked   | gate
-asking    | ask no such cache | parked    | parked1
-asking    | ask mismatch      | parked    | parked1
-asking    | ask too large     | parked    | parked1
-asking    | ask rejected      | parked    | parked1
-asking    | ask local         | parked    | parked1
+asking    | ask refused       | unasked   | breaker
+asking    | ask no such cache | failed    | parked1
+asking    | ask mismatch      | failed    | parked1
+asking    | ask too large     | failed    | parked1
+asking    | ask rejected      | failed    | parked1
+asking    | ask local         | failed    | parked1
 asking    | collected         | unknown   | collected1
 held      | collected         | unknown   | collected1
 ready     | collected         | unknown   | collected1
 uploading | uploaded          | unknown   | pushed1
 uploading | upstream          | unknown   | upstream1
-uploading | unreachable       | ready     | gate
+uploading | unreachable       | ready     | breaker
 uploading | transient         | resting   |
-uploading | refused           | ready     | gate
-uploading | no such cache     | parked    | parked1
+uploading | refused           | ready     | breaker
+uploading | no such cache     | failed    | parked1
 uploading | mismatch          | uploading | upload1#2
-uploading | too large         | parked    | parked1
-uploading | rejected          | parked    | parked1
+uploading | too large         | failed    | parked1
+uploading | rejected          | failed    | parked1
 uploading | local             | resting   |
 uploading | store             | resting   |
 uploading | collected         | unknown   | collected1
 resting   | collected         | unknown   | collected1
-parked    | collected         | unknown   | collected1
-parked    | retry             | asking    | reopened1 ask[1]
-parked    | retry all         | asking    | reopened1 ask[1]
-unknown   | probe failed      | unknown   | gate
-unasked   | probe failed      | unasked   | gate
-asking    | probe failed      | asking    | gate
-held      | probe failed      | held      | gate
-ready     | probe failed      | ready     | gate
-uploading | probe failed      | uploading | gate
-resting   | probe failed      | resting   | gate
-parked    | probe failed      | parked    | gate
+failed    | collected         | unknown   | collected1
+failed    | retry             | asking    | reopened1 ask[1]
+failed    | retry all         | asking    | reopened1 ask[1]
+unknown   | probe failed      | unknown   | breaker
+unasked   | probe failed      | unasked   | breaker
+asking    | probe failed      | asking    | breaker
+held      | probe failed      | held      | breaker
+ready     | probe failed      | ready     | breaker
+uploading | probe failed      | uploading | breaker
+resting   | probe failed      | resting   | breaker
+failed    | probe failed      | failed    | breaker
 ";
 
 fn name(phase: Option<Phase>) -> &'static str {
@@ -148,7 +149,7 @@ fn name(phase: Option<Phase>) -> &'static str {
         Some(Phase::Ready) => "ready",
         Some(Phase::Uploading) => "uploading",
         Some(Phase::Resting(_)) => "resting",
-        Some(Phase::Parked(_)) => "parked",
+        Some(Phase::Failed(_)) => "failed",
     }
 }
 
@@ -161,11 +162,11 @@ fn show(action: &Action) -> String {
         Action::Settled(id, Outcome::Cached) => format!("cached{id}"),
         Action::Settled(id, Outcome::Upstream) => format!("upstream{id}"),
         Action::Settled(id, Outcome::Collected) => format!("collected{id}"),
-        Action::Parked(id, _) => format!("parked{id}"),
+        Action::Failed(id, _) => format!("failed{id}"),
         Action::Reopened(id) => format!("reopened{id}"),
         Action::Quiet(session) => format!("quiet{session}"),
         Action::Forgotten(id) => format!("forgotten{id}"),
-        Action::Gate(..) => "gate".into(),
+        Action::Breaker(..) => "breaker".into(),
     }
 }
 
@@ -173,7 +174,7 @@ fn show(action: &Action) -> String {
 fn the_whole_table() {
     let mut rows: Vec<Vec<&str>> =
         TABLE.trim().lines().map(|l| l.split('|').map(str::trim).collect()).collect();
-    for from in ["unknown", "unasked", "asking", "held", "ready", "uploading", "resting", "parked"] {
+    for from in ["unknown", "unasked", "asking", "held", "ready", "uploading", "resting", "failed"] {
         assert_eq!(name(phase(&reach(from), 1)), from);
         for (what, event) in events() {
             let mut flow = reach(from);
@@ -196,7 +197,7 @@ fn a_reference_decides_about_those_that_wait_for_it() {
     for (event, actions, after) in [
         (Event::Uploaded(2), "pushed2 upload1#1", "uploading"),
         (Event::InUpstream(2), "upstream2 upload1#1", "uploading"),
-        (Event::UploadFailed(2, Failure::Rejected), "parked2 parked1", "parked"),
+        (Event::UploadFailed(2, Failure::Rejected), "parked2 parked1", "failed"),
         (Event::UploadFailed(2, Failure::Local), "", "held"),
         (Event::Collected(2), "collected2 collected1", "unknown"),
     ] {
@@ -219,7 +220,7 @@ fn a_parked_reference_that_is_gone_takes_along_what_waits_for_it() {
 #[test]
 fn retrying_one_takes_up_every_reference_it_is_parked_for() {
     let mut flow = flow(4);
-    flow.step(admit(vec![task(2, &[], &[]), task(3, &[], &[]), task(1, &[2, 3], &[])]), NOW);
+    flow.step(admit(vec![push(2, &[], &[]), push(3, &[], &[]), push(1, &[2, 3], &[])]), NOW);
     flow.step(missing([2, 3, 1]), NOW);
     flow.step(Event::UploadFailed(2, Failure::Rejected), NOW);
     flow.step(Event::UploadFailed(3, Failure::Rejected), NOW);
@@ -230,9 +231,9 @@ fn retrying_one_takes_up_every_reference_it_is_parked_for() {
 #[test]
 fn a_second_life_does_not_inherit_edges() {
     let mut flow = flow(4);
-    flow.step(admit(vec![task(2, &[], &[]), task(1, &[2], &[])]), NOW);
+    flow.step(admit(vec![push(2, &[], &[]), push(1, &[2], &[])]), NOW);
     flow.step(Event::Asked { cache: MAIN, present: vec![1], missing: vec![2] }, NOW);
-    flow.step(admit(vec![task(3, &[], &[]), task(1, &[2, 3], &[])]), NOW);
+    flow.step(admit(vec![push(3, &[], &[]), push(1, &[2, 3], &[])]), NOW);
     flow.step(missing([3, 1]), NOW);
     recount(&flow);
     let actions = flow.step(Event::Uploaded(2), NOW);
@@ -244,23 +245,23 @@ fn a_second_life_does_not_inherit_edges() {
 fn a_refused_query_costs_only_the_one_it_is_refused_for() {
     let mut flow = flow(1);
     let bad = 2_345;
-    let mut actions = flow.step(admit((1..=4_000).map(|id| task(id, &[], &[])).collect()), NOW);
-    let (mut parked, mut queries) = (Vec::new(), 0);
+    let mut actions = flow.step(admit((1..=4_000).map(|id| push(id, &[], &[])).collect()), NOW);
+    let (mut failed, mut queries) = (Vec::new(), 0);
     while let Some(ids) =
         actions.iter().find_map(|a| if let Action::Ask(_, ids) = a { Some(ids.clone()) } else { None })
     {
         queries += 1;
         let failure = Failure::Rejected;
         actions = if ids.contains(&bad) {
-            flow.step(Event::AskFailed { cache: MAIN, tasks: ids, failure }, NOW)
+            flow.step(Event::AskFailed { cache: MAIN, pushes: ids, failure }, NOW)
         } else {
             flow.step(Event::Asked { cache: MAIN, present: ids, missing: vec![] }, NOW)
         };
-        parked.extend(
-            actions.iter().filter_map(|a| if let Action::Parked(id, _) = a { Some(*id) } else { None }),
+        failed.extend(
+            actions.iter().filter_map(|a| if let Action::Failed(id, _) = a { Some(*id) } else { None }),
         );
     }
-    assert_eq!(parked, [bad]);
+    assert_eq!(failed, [bad]);
     assert!(queries <= 80, "{queries} queries");
     assert_eq!(flow.view(MAIN).unwrap().pending, 0);
 }
@@ -269,19 +270,20 @@ fn a_refused_query_costs_only_the_one_it_is_refused_for() {
 fn a_server_that_refuses_every_query_is_not_asked_for_each_task() {
     let mut flow = flow(1);
     flow.given_up_most = usize::MAX;
-    let mut actions = flow.step(admit((1..=40_000).map(|id| task(id, &[], &[])).collect()), NOW);
+    let mut actions = flow.step(admit((1..=40_000).map(|id| push(id, &[], &[])).collect()), NOW);
     let mut queries = 0;
     while actions.iter().any(|a| matches!(a, Action::Ask(..))) {
         queries += 1;
-        actions = flow.step(Event::AskFailed { cache: MAIN, tasks: vec![], failure: Failure::Rejected }, NOW);
+        actions =
+            flow.step(Event::AskFailed { cache: MAIN, pushes: vec![], failure: Failure::Rejected }, NOW);
     }
     assert!(queries <= 100, "{queries} queries");
-    assert_eq!(flow.view(MAIN).unwrap().parked, 40_000);
+    assert_eq!(flow.view(MAIN).unwrap().failed, 40_000);
 }
 
 #[test]
 fn a_group_counts_parked_tasks_once_they_are_tried_again() {
-    let mut flow = reach("parked");
+    let mut flow = reach("failed");
     flow.step(Event::Want(5, vec![1]), NOW);
     assert_eq!(flow.unsettled(5), 0);
     flow.step(Event::Retry(None), NOW);
@@ -308,10 +310,10 @@ fn a_number_can_be_used_again_after_it_was_forgotten() {
 #[test]
 fn after_a_stop_nothing_begins_and_nothing_is_due() {
     let mut flow = reach("ready");
-    flow.step(Event::UploadFailed(2, Failure::Unreachable), Time(0));
-    flow.step(Event::Stop, Time(0));
+    flow.step(Event::UploadFailed(2, Failure::Unreachable), Mono(0));
+    flow.step(Event::Stop, Mono(0));
     for at in [0, 1_000, 100_000] {
-        assert_eq!(flow.step(Event::Tick, Time(at)), []);
+        assert_eq!(flow.step(Event::Tick, Mono(at)), []);
         assert_eq!(flow.next_deadline(), None);
     }
 }
@@ -319,12 +321,12 @@ fn after_a_stop_nothing_begins_and_nothing_is_due() {
 #[test]
 fn no_deadline_stays_in_the_past_while_a_query_pauses_and_the_cache_is_away() {
     let mut flow = flow(1);
-    flow.step(admit(vec![task(2, &[], &[])]), Time(0));
-    flow.step(missing([2]), Time(0));
-    flow.step(admit(vec![task(1, &[], &[])]), Time(0));
+    flow.step(admit(vec![push(2, &[], &[])]), Mono(0));
+    flow.step(missing([2]), Mono(0));
+    flow.step(admit(vec![push(1, &[], &[])]), Mono(0));
     let transient = Failure::Transient { retry_after: None };
-    flow.step(Event::AskFailed { cache: MAIN, tasks: vec![1], failure: transient }, Time(0));
-    flow.step(Event::UploadFailed(2, Failure::Unreachable), Time(0));
+    flow.step(Event::AskFailed { cache: MAIN, pushes: vec![1], failure: transient }, Mono(0));
+    flow.step(Event::UploadFailed(2, Failure::Unreachable), Mono(0));
     for _ in 0..20 {
         let Some(due) = flow.next_deadline() else { panic!("it must be probed") };
         let actions = flow.step(Event::Tick, due);

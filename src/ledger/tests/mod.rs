@@ -21,24 +21,24 @@ pub(super) fn path(n: usize) -> String {
     format!("{:032x}-package-{n}-1.0", (n as u128).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835))
 }
 
-pub(super) fn item(n: usize, sessions: &[(SessionRow, Evidence)]) -> NewItem {
-    NewItem {
+pub(super) fn item(n: usize, sessions: &[(SessionRow, Evidence)]) -> NewPushRow {
+    NewPushRow {
         cache: "main".into(),
         path: path(n),
         nar_size: 100,
-        state: ItemState::Pending,
+        state: PushState::Pending,
         recheck_before: 0,
         retry_failed: false,
         sessions: sessions.to_vec(),
     }
 }
 
-pub(super) fn admit(items: Vec<NewItem>) -> Admit {
+pub(super) fn admit(items: Vec<NewPushRow>) -> Admit {
     Admit { cursor: None, items, at: 1000 }
 }
 
-pub(super) fn to(state: ItemState) -> Settle {
-    let failed = state == ItemState::Failed;
+pub(super) fn to(state: PushState) -> Settle {
+    let failed = state == PushState::Failed;
     Settle {
         state,
         error_class: failed.then(|| "rejected".into()),
@@ -65,7 +65,7 @@ pub(super) fn session(ledger: &Ledger, id: &str) -> SessionRow {
     ledger.session_open(new).unwrap()
 }
 
-fn one(ledger: &Ledger, new: NewItem) -> (ItemId, ItemState, bool) {
+fn one(ledger: &Ledger, new: NewPushRow) -> (PushId, PushState, bool) {
     ledger.admit(admit(vec![new])).unwrap().items[0]
 }
 
@@ -75,9 +75,9 @@ fn a_confirmation_from_the_future_is_not_believed_for_ever() {
     let (_dir, ledger) = new_ledger();
     let (id, ..) = one(&ledger, item(1, &[]));
     // The clock was ahead, and is put back.
-    ledger.settle(id, Settle { at: 100 * HOUR, ..to(ItemState::Pushed) });
+    ledger.settle(id, Settle { at: 100 * HOUR, ..to(PushState::Pushed) });
     let again = |at: i64| {
-        let new = NewItem { recheck_before: at - HOUR, ..item(1, &[]) };
+        let new = NewPushRow { recheck_before: at - HOUR, ..item(1, &[]) };
         ledger.admit(Admit { cursor: None, items: vec![new], at }).unwrap().items[0].2
     };
     assert!(!again(100 * HOUR - 1000), "a moment is no jump");
@@ -92,17 +92,17 @@ fn an_item_goes_from_admitted_to_pushed() {
     let batch = Admit { cursor: Some(cursor.clone()), items: vec![item(1, &[(s, Evidence::Hook)])], at: 1 };
     let admitted = ledger.admit(batch).unwrap();
     let (id, state, pending) = admitted.items[0];
-    assert_eq!((state, pending), (ItemState::Pending, true));
+    assert_eq!((state, pending), (PushState::Pending, true));
     assert_eq!(ledger.cursor().unwrap(), Some(cursor));
     assert_eq!(ledger.summary(s).unwrap().pending, 1);
     ledger.uploading(id, 1);
-    ledger.settle(id, to(ItemState::Pushed));
+    ledger.settle(id, to(PushState::Pushed));
     let counts = ledger.summary(s).unwrap();
     assert_eq!((counts.pushed, counts.pending, counts.bytes, counts.total()), (1, 0, 100, 1));
     assert_eq!(counts.by_evidence[Evidence::Hook as usize], 1);
     assert_eq!(
         ledger.lookup("main", &[path(1), path(2)]).unwrap(),
-        [Some((id, ItemState::Pushed, 2000)), None]
+        [Some((id, PushState::Pushed, 2000)), None]
     );
     assert_eq!(ledger.lookup("other", &[path(1)]).unwrap(), [None]);
     assert!(ledger.unsettled(0, 10).unwrap().is_empty());
@@ -118,9 +118,9 @@ fn an_upload_whose_answer_was_lost_counts_as_pushed() {
     let (ledger, opened) = Ledger::open(&dir.path().join("ledger.db")).unwrap();
     assert_eq!(opened, Opened::Continued);
     let left = ledger.unsettled(0, 10).unwrap();
-    assert_eq!((left[0].id, left[0].state, left[0].attempts), (id, ItemState::Uploading, 2));
-    ledger.settle(id, to(ItemState::Cached));
-    assert_eq!(ledger.lookup("main", &[path(1)]).unwrap()[0].unwrap().1, ItemState::Pushed);
+    assert_eq!((left[0].id, left[0].state, left[0].attempts), (id, PushState::Uploading, 2));
+    ledger.settle(id, to(PushState::Cached));
+    assert_eq!(ledger.lookup("main", &[path(1)]).unwrap()[0].unwrap().1, PushState::Pushed);
     assert_eq!(ledger.summary(s).unwrap().pushed, 1);
 }
 
@@ -130,8 +130,8 @@ fn closure_yields_to_who_made_the_path_only_if_there_is_one() {
     let (a, b) = (session(&ledger, "a"), session(&ledger, "b"));
     let (x, ..) = one(&ledger, item(1, &[(a, Evidence::Process), (b, Evidence::Closure)]));
     let (y, ..) = one(&ledger, item(2, &[(a, Evidence::Window), (b, Evidence::Closure)]));
-    ledger.settle(x, to(ItemState::Pushed));
-    ledger.settle(y, to(ItemState::Pushed));
+    ledger.settle(x, to(PushState::Pushed));
+    ledger.settle(y, to(PushState::Pushed));
     let (a, b) = (ledger.summary(a).unwrap(), ledger.summary(b).unwrap());
     assert_eq!((a.pushed, a.already_cached, a.bytes), (2, 0, 200));
     assert_eq!((b.pushed, b.already_cached, b.bytes), (1, 1, 100));
@@ -143,11 +143,11 @@ fn a_session_that_is_over_keeps_its_failure_and_a_live_one_waits_again() {
     let (over, live) = (session(&ledger, "over"), session(&ledger, "live"));
     let both = [(over, Evidence::Hook), (live, Evidence::Hook)];
     let (id, ..) = one(&ledger, item(1, &both));
-    ledger.settle(id, to(ItemState::Failed));
+    ledger.settle(id, to(PushState::Failed));
     ledger.session_state(over, SessionState::Closed, 9, Some(3));
     ledger.reopen(&[id]);
     assert_eq!(ledger.summary(live).unwrap().pending, 1);
-    ledger.settle(id, to(ItemState::Pushed));
+    ledger.settle(id, to(PushState::Pushed));
     assert_eq!(ledger.summary(live).unwrap().pushed, 1);
     let counts = ledger.summary(over).unwrap();
     assert_eq!((counts.failed_total, counts.total()), (1, 1));
@@ -185,8 +185,8 @@ fn prune_forgets_what_is_over_and_nothing_else() {
     let (named, ..) = one(&ledger, item(1, &[(old, Evidence::Hook), (live, Evidence::Hook)]));
     let (free, ..) = one(&ledger, item(2, &[(old, Evidence::Hook)]));
     let (waiting, ..) = one(&ledger, item(3, &[(old, Evidence::Hook)]));
-    ledger.settle(named, to(ItemState::Pushed));
-    ledger.settle(free, to(ItemState::Failed));
+    ledger.settle(named, to(PushState::Pushed));
+    ledger.settle(free, to(PushState::Failed));
     ledger.session_state(old, SessionState::Closed, 10, None);
     assert_eq!(ledger.prune(10).unwrap(), Pruned::default());
     assert_eq!(ledger.prune(5000).unwrap(), Pruned { sessions: 1, items: 1 });
@@ -204,14 +204,14 @@ fn prune_forgets_what_is_over_and_nothing_else() {
 fn a_refused_call_does_not_touch_its_neighbours() {
     let (_dir, ledger) = new_ledger();
     let (id, ..) = one(&ledger, item(1, &[]));
-    ledger.settle(id, to(ItemState::Upstream));
+    ledger.settle(id, to(PushState::Upstream));
     let half: Result<()> = ledger.write(|conn| {
         conn.execute("INSERT INTO meta VALUES ('half', 'done')", [])?;
         Err(LedgerError::SessionExists("x".into()))
     });
     assert!(half.is_err());
     assert_eq!(ledger.meta("half").unwrap(), None);
-    assert_eq!(ledger.lookup("main", &[path(1)]).unwrap()[0].unwrap().1, ItemState::Upstream);
+    assert_eq!(ledger.lookup("main", &[path(1)]).unwrap()[0].unwrap().1, PushState::Upstream);
     ledger.set_meta("k", "v").unwrap();
     assert_eq!(ledger.meta("k").unwrap().as_deref(), Some("v"));
 }
@@ -227,6 +227,6 @@ fn long_errors_are_cut_at_a_character() {
     let (_dir, ledger) = new_ledger();
     let (id, ..) = one(&ledger, item(1, &[]));
     let error = Some(format!("x{}", "é".repeat(5000)));
-    ledger.settle(id, Settle { error, ..to(ItemState::Failed) });
+    ledger.settle(id, Settle { error, ..to(PushState::Failed) });
     assert_eq!(ledger.unsettled(0, 1).unwrap()[0].error.as_ref().unwrap().len(), MAX_ERROR - 1);
 }

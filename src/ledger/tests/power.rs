@@ -13,7 +13,7 @@ fn whatever_part_of_the_log_is_left_cursor_and_items_belong_together() {
         let items = vec![item(usize::try_from(n).unwrap(), &[])];
         let (id, ..) = ledger.admit(Admit { cursor, items, at: n }).unwrap().items[0];
         if n % 2 == 0 {
-            ledger.settle(id, to(ItemState::Pushed));
+            ledger.settle(id, to(PushState::Pushed));
         }
     }
     ledger.sync().unwrap();

@@ -12,16 +12,16 @@ const SESSIONS: usize = 3;
 
 #[derive(Clone, Debug)]
 enum Op {
-    Admit { item: usize, state: ItemState, recheck: bool, retry: bool, by: Vec<(usize, Evidence)> },
+    Admit { item: usize, state: PushState, recheck: bool, retry: bool, by: Vec<(usize, Evidence)> },
     Uploading(usize),
-    Settle(usize, ItemState),
+    Settle(usize, PushState),
     Reopen(usize),
     Session(usize, SessionState),
     Restart,
 }
 
 fn op() -> impl Strategy<Value = Op> {
-    use ItemState as S;
+    use PushState as S;
     let evidence = prop::sample::select(vec![
         Evidence::Hook,
         Evidence::Process,
@@ -57,7 +57,7 @@ fn op() -> impl Strategy<Value = Op> {
 #[derive(Default)]
 struct Model {
     /// State, settled at step.
-    items: BTreeMap<usize, (ItemState, i64)>,
+    items: BTreeMap<usize, (PushState, i64)>,
     /// By (session, item): evidence and outcome.
     belongs: BTreeMap<(usize, usize), (Evidence, Outcome)>,
     sessions: [Option<SessionState>; SESSIONS],
@@ -79,7 +79,7 @@ impl Model {
         }
     }
 
-    fn tell(&mut self, item: usize, state: ItemState) {
+    fn tell(&mut self, item: usize, state: PushState) {
         let waiting: Vec<_> = self
             .belongs
             .iter()
@@ -90,16 +90,16 @@ impl Model {
             let maker =
                 waiting.iter().any(|(t, e)| t != s && matches!(e, Evidence::Hook | Evidence::Process));
             let outcome = match state {
-                ItemState::Pending | ItemState::Uploading => return,
-                ItemState::Pushed if matches!(evidence, Evidence::Closure | Evidence::Named) && maker => {
+                PushState::Pending | PushState::Uploading => return,
+                PushState::Pushed if matches!(evidence, Evidence::Closure | Evidence::Named) && maker => {
                     Outcome::AlreadyCached
                 }
-                ItemState::Pushed => Outcome::Pushed,
-                ItemState::Cached => Outcome::AlreadyCached,
-                ItemState::Upstream => Outcome::Upstream,
-                ItemState::Failed => Outcome::Failed,
-                ItemState::Skipped => Outcome::Skipped,
-                ItemState::Collected => Outcome::Collected,
+                PushState::Pushed => Outcome::Pushed,
+                PushState::Cached => Outcome::AlreadyCached,
+                PushState::Upstream => Outcome::Upstream,
+                PushState::Failed => Outcome::Failed,
+                PushState::Skipped => Outcome::Skipped,
+                PushState::Collected => Outcome::Collected,
             };
             self.belongs.insert((*s, item), (*evidence, outcome));
         }
@@ -108,13 +108,13 @@ impl Model {
     fn admit(
         &mut self,
         item: usize,
-        new: ItemState,
+        new: PushState,
         recheck: i64,
         retry: bool,
         by: &[(usize, Evidence)],
         at: i64,
     ) {
-        use ItemState as S;
+        use PushState as S;
         let again = match self.items.get(&item) {
             None => true,
             Some((S::Pending | S::Uploading, _)) => false,
@@ -187,31 +187,31 @@ proptest! {
                     // Half of the confirmations on average are too old.
                     let recheck_before = if recheck { at - 40 } else { 0 };
                     let sessions: Vec<_> = by.iter().map(|(s, e)| (rows[*s], *e)).collect();
-                    let new = NewItem { nar_size: 1 << n, state, recheck_before, retry_failed: retry, ..item(n, &sessions) };
+                    let new = NewPushRow { nar_size: 1 << n, state, recheck_before, retry_failed: retry, ..item(n, &sessions) };
                     let before = model.items.get(&n).map(|i| i.0);
                     let got = ledger.admit(Admit { cursor: None, items: vec![new], at }).unwrap().items[0];
                     model.admit(n, state, recheck_before, retry, &by, at);
                     let now = model.items[&n].0;
-                    let pending = now == ItemState::Pending
-                        && !matches!(before, Some(ItemState::Pending | ItemState::Uploading));
+                    let pending = now == PushState::Pending
+                        && !matches!(before, Some(PushState::Pending | PushState::Uploading));
                     prop_assert_eq!(got, (*ids.entry(n).or_insert(got.0), now, pending));
                 }
                 Op::Uploading(n) => if let Some(id) = ids.get(&n) {
                     ledger.uploading(*id, 1);
                     let known = model.items.get_mut(&n).unwrap();
-                    if known.0 == ItemState::Pending { known.0 = ItemState::Uploading; }
+                    if known.0 == PushState::Pending { known.0 = PushState::Uploading; }
                 },
                 Op::Settle(n, state) => if let Some(id) = ids.get(&n) {
                     ledger.settle(*id, Settle { at, ..to(state) });
-                    let lost_answer = model.items[&n].0 == ItemState::Uploading && state == ItemState::Cached;
-                    let now = if lost_answer { ItemState::Pushed } else { state };
+                    let lost_answer = model.items[&n].0 == PushState::Uploading && state == PushState::Cached;
+                    let now = if lost_answer { PushState::Pushed } else { state };
                     model.items.insert(n, (now, at));
                     model.tell(n, now);
                 },
                 Op::Reopen(n) => if let Some(id) = ids.get(&n) {
                     ledger.reopen(&[*id]);
-                    if model.items[&n].0 == ItemState::Failed {
-                        model.items.insert(n, (ItemState::Pending, at));
+                    if model.items[&n].0 == PushState::Failed {
+                        model.items.insert(n, (PushState::Pending, at));
                         model.wait_again_after_failure(n);
                     }
                 },
@@ -235,7 +235,7 @@ proptest! {
                 prop_assert_eq!(ledger.lookup("main", &[path(*n)]).unwrap()[0].unwrap().1, *state);
             }
             let open = model.items.values().filter(|(s, _)| {
-                matches!(s, ItemState::Pending | ItemState::Uploading | ItemState::Failed)
+                matches!(s, PushState::Pending | PushState::Uploading | PushState::Failed)
             });
             prop_assert_eq!(ledger.unsettled(0, 100).unwrap().len(), open.count());
         }

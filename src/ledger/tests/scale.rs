@@ -20,7 +20,7 @@ fn a_closure_of_2001_paths() {
     took("admit 2001 unknown items and attach", start);
     let start = Instant::now();
     for (id, ..) in &admitted.items {
-        ledger.settle(*id, to(ItemState::Pushed));
+        ledger.settle(*id, to(PushState::Pushed));
     }
     ledger.sync().unwrap();
     took("settle 2001 items", start);
@@ -44,7 +44,7 @@ fn the_queue_is_found_without_walking_over_history() {
     let (_dir, ledger) = new_ledger();
     let plan: Vec<String> = ledger
         .read(|c| {
-            let mut explain = c.prepare(&format!("EXPLAIN QUERY PLAN {}", items::UNSETTLED))?;
+            let mut explain = c.prepare(&format!("EXPLAIN QUERY PLAN {}", pushes::UNSETTLED))?;
             Ok(explain.query_map((0, 10), |r| r.get(3))?.collect::<rusqlite::Result<_>>()?)
         })
         .unwrap();
@@ -82,7 +82,7 @@ fn memory_child() {
             let batch = (start..start + 1000).map(|n| item(n, &[(s, Evidence::Window)])).collect();
             for (id, ..) in ledger.admit(admit(batch)).unwrap().items {
                 ledger.uploading(id, 1);
-                ledger.settle(id, to(if id % 2 == 0 { ItemState::Pushed } else { ItemState::Failed }));
+                ledger.settle(id, to(if id % 2 == 0 { PushState::Pushed } else { PushState::Failed }));
             }
         }
         let (mut after, mut seen) = (0, 0);

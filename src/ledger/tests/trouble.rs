@@ -21,8 +21,8 @@ fn make_space(ledger: &Ledger) {
 }
 
 /// Each needs space: a long reason of its own.
-fn failure(n: ItemId) -> Settle {
-    Settle { error: Some(format!("{n} {}", "long ".repeat(300))), ..to(ItemState::Failed) }
+fn failure(n: PushId) -> Settle {
+    Settle { error: Some(format!("{n} {}", "long ".repeat(300))), ..to(PushState::Failed) }
 }
 
 #[test]
@@ -71,9 +71,9 @@ fn a_call_too_large_for_the_disk_does_not_stop_the_rest() {
         Err(LedgerError::Full(_))
     ));
     assert_eq!(ledger.lookup("main", &[path(2)]).unwrap(), [None]);
-    ledger.settle(id, to(ItemState::Cached));
+    ledger.settle(id, to(PushState::Cached));
     ledger.sync().unwrap();
-    assert_eq!(ledger.lookup("main", &[path(1)]).unwrap()[0].unwrap().1, ItemState::Cached);
+    assert_eq!(ledger.lookup("main", &[path(1)]).unwrap()[0].unwrap().1, PushState::Cached);
     assert_eq!(ledger.health(), Health::Ok);
 }
 
@@ -122,7 +122,7 @@ fn kill_child() {
     let Some(file) = std::env::var_os(CHILD) else { return };
     let (ledger, _) = Ledger::open(Path::new(&file)).unwrap();
     for row in ledger.unsettled(0, 10).unwrap() {
-        ledger.settle(row.id, to(ItemState::Pushed));
+        ledger.settle(row.id, to(PushState::Pushed));
     }
     let first = ledger.cursor().unwrap().map_or(0, |c| c.id) + 1;
     for n in first.. {
@@ -133,7 +133,7 @@ fn kill_child() {
             return;
         }
         ledger.uploading(id, 1);
-        ledger.settle(id, to(ItemState::Pushed));
+        ledger.settle(id, to(PushState::Pushed));
     }
 }
 
@@ -176,7 +176,7 @@ fn no_room_child() {
     let ids = ledger.admit(Admit { cursor: cursor(99), items, at: 1000 }).unwrap().items;
     for (id, ..) in &ids[..50] {
         ledger.uploading(*id, 1);
-        ledger.settle(*id, to(ItemState::Pushed));
+        ledger.settle(*id, to(PushState::Pushed));
     }
     let second = session(&ledger, "second");
     // One that is refused leaves nothing, now and when all is done again.
@@ -193,7 +193,7 @@ fn no_room_child() {
         let found = ledger.lookup("main", &[path(0), path(1), path(99)]).unwrap();
         let found: Vec<_> = found.into_iter().map(|f| f.unwrap()).map(|(id, state, _)| (id, state)).collect();
         let wanted =
-            [(written, ItemState::Pending), (ids[0].0, ItemState::Pushed), (ids[98].0, ItemState::Pending)];
+            [(written, PushState::Pending), (ids[0].0, PushState::Pushed), (ids[98].0, PushState::Pending)];
         assert_eq!(found, wanted);
     };
     as_expected(&ledger);
@@ -206,7 +206,7 @@ fn no_room_child() {
         as_expected(&ledger);
     }
     // There is an end to it: what is taken in must also be able to end.
-    let many: Vec<NewItem> = (1000..41_000).map(|n| item(n, &[])).collect();
+    let many: Vec<NewPushRow> = (1000..41_000).map(|n| item(n, &[])).collect();
     assert!(ledger.admit(admit(many)).unwrap_err().is_storage());
     as_expected(&ledger);
     limit(None);

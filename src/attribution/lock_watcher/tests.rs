@@ -1,0 +1,287 @@
+//! The witness with real locks of its own process and of others.
+
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, Command, Stdio};
+
+use rustix::fs::{FlockOperation, flock};
+
+use super::super::proc::ProcId;
+use super::attempts::{PATHS, State, TRIES};
+use super::*;
+
+struct Store {
+    dir: tempfile::TempDir,
+    lock_watcher: LockWatcher,
+}
+
+/// Another process that holds a lock.
+struct Other {
+    child: Child,
+    stdin: ChildStdin,
+}
+
+impl Other {
+    /// As Nix does: opened for writing, then locked.
+    fn locks(file: PathBuf) -> Self {
+        let script = "open F, '>>', shift; flock F, 2; $| = 1; print 1; <STDIN>";
+        let mut child = Command::new("perl")
+            .args(["-e", script])
+            .arg(file)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        let stdin = child.stdin.take().unwrap();
+        Self { child, stdin }
+    }
+
+    fn pid(&self) -> Option<i32> {
+        i32::try_from(self.child.id()).ok()
+    }
+
+    /// Lets go, and leaves the file.
+    fn gives_up(mut self) {
+        self.stdin.write_all(b"\n").unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Store {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let lock_watcher = LockWatcher::start(dir.path()).unwrap();
+        let store = Self { dir, lock_watcher };
+        store.caught_up();
+        store
+    }
+
+    fn file(&self, base: &str) -> PathBuf {
+        self.dir.path().join(format!("{base}.lock"))
+    }
+
+    fn open(&self, base: &str) -> File {
+        File::options().create(true).append(true).open(self.file(base)).unwrap()
+    }
+
+    /// Makes a lock file, as Nix does: first the file, then the lock.
+    fn make(&self, base: &str) -> File {
+        let file = self.open(base);
+        flock(&file, FlockOperation::LockExclusive).unwrap();
+        self.until_held(base, me());
+        file
+    }
+
+    /// Waits until this is seen, however slow the machine is.
+    fn until_held(&self, base: &str, by: Option<i32>) {
+        let until = Instant::now() + Duration::from_secs(20);
+        let is = |s: &State| match s.paths.get(base)?.tries.last()?.holder {
+            attempts::Holder::Seen(pid, Some(_)) => Some(pid),
+            _ => None,
+        };
+        while is(&self.lock_watcher.shared().state()) != by {
+            assert!(Instant::now() < until, "the holder of {base} is never seen");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// As `catch_up`, however slow the machine is.
+    fn caught_up(&self) {
+        let shared = self.lock_watcher.shared();
+        let asked = shared.asked.fetch_add(1, Ordering::AcqRel) + 1;
+        shared.wake();
+        drop(shared.worked.wait_while(shared.state(), |s| s.done < asked).unwrap());
+    }
+
+    fn remove(&self, base: &str) {
+        std::fs::remove_file(self.file(base)).unwrap();
+    }
+
+    fn maker(&self, base: &str) -> Option<i32> {
+        self.caught_up();
+        self.lock_watcher.maker(base).map(|m| m.lineage.line[0].pid)
+    }
+}
+
+fn me() -> Option<i32> {
+    i32::try_from(std::process::id()).ok()
+}
+
+#[test]
+fn the_holder_made_it() {
+    let store = Store::new();
+    let lock = store.make("a");
+    assert_eq!(store.maker("a"), me(), "also before the lock goes");
+    assert_eq!(store.maker("a"), None, "said once");
+    drop(lock);
+    store.remove("a");
+    let lock = store.make("b");
+    store.remove("b");
+    drop(lock);
+    assert_eq!(store.maker("b"), me(), "also after the holder has let go");
+}
+
+#[test]
+fn who_gave_up_made_nothing() {
+    let store = Store::new();
+    drop(store.make("a")); // a build that failed: the file stays
+    store.until_held("a", None);
+    assert_eq!(store.maker("a"), None);
+    // Nor when it is gone afterwards, as after a garbage collection.
+    drop(store.make("b"));
+    store.remove("b");
+    assert_eq!(store.maker("b"), None);
+}
+
+#[test]
+fn who_tried_in_vain_changes_nothing() {
+    let store = Store::new();
+    let lock = store.make("a");
+    let waits = store.open("a");
+    assert!(flock(&waits, FlockOperation::NonBlockingLockExclusive).is_err());
+    drop(waits);
+    store.caught_up();
+    store.until_held("a", me());
+    store.remove("a");
+    drop(lock);
+    assert_eq!(store.maker("a"), me());
+}
+
+/// Nix lets go of a lock while it waits for a build slot, and takes it again.
+#[test]
+fn a_lock_is_taken_again() {
+    let store = Store::new();
+    drop(store.make("a"));
+    store.until_held("a", None);
+    // Long after: nothing is looked at any more until somebody opens the file.
+    let settled = || store.lock_watcher.shared().state().unsettled.is_empty();
+    while !settled() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let lock = store.make("a");
+    store.remove("a");
+    drop(lock);
+    assert_eq!(store.maker("a"), me());
+}
+
+#[test]
+fn who_took_over_made_it() {
+    let store = Store::new();
+    let first = Other::locks(store.file("a"));
+    store.until_held("a", first.pid());
+    first.gives_up();
+    store.until_held("a", None);
+    let file = store.open("a");
+    flock(&file, FlockOperation::LockExclusive).unwrap();
+    store.until_held("a", me());
+    store.remove("a");
+    assert_eq!(store.maker("a"), me());
+}
+
+/// However fast: what is not seen after somebody let go is not known.
+#[test]
+fn who_took_over_is_never_mistaken_for_who_gave_up() {
+    let store = Store::new();
+    for round in 0..50 {
+        let base = format!("a{round}");
+        let first = store.make(&base);
+        let second = store.open(&base);
+        drop(first);
+        let other = Other::locks(store.file(&base));
+        drop(second);
+        store.remove(&base);
+        let maker = store.maker(&base);
+        assert!(maker.is_none() || maker == other.pid(), "round {round}: {maker:?} is not {:?}", other.pid());
+        other.gives_up();
+    }
+}
+
+#[test]
+fn who_came_second_made_nothing() {
+    let store = Store::new();
+    // Over before it was seen; then somebody who had waited for it.
+    store.open("a");
+    store.caught_up();
+    store.remove("a");
+    let lock = store.make("a");
+    assert_eq!(store.maker("a"), None);
+    drop(lock);
+}
+
+#[test]
+fn a_try_that_came_to_nothing_is_forgotten() {
+    let store = Store::new();
+    let lock = store.make("a");
+    store.remove("a");
+    drop(lock);
+    store.caught_up();
+    store.lock_watcher.sweep(Instant::now());
+    assert!(store.lock_watcher.shared().state().paths.is_empty());
+}
+
+#[test]
+fn what_is_there_at_the_start_is_seen() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = File::create(dir.path().join("a.lock")).unwrap();
+    flock(&file, FlockOperation::LockExclusive).unwrap();
+    let store = Store { lock_watcher: LockWatcher::start(dir.path()).unwrap(), dir };
+    store.until_held("a", me());
+    assert_eq!(store.maker("a"), me());
+}
+
+#[test]
+fn another_directory_at_the_same_place() {
+    let store = Store::new();
+    let path = store.dir.path().to_owned();
+    std::fs::rename(&path, path.with_extension("aside")).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    store.lock_watcher.rescan();
+    store.caught_up();
+    drop(store.make("a"));
+    std::fs::remove_dir_all(path.with_extension("aside")).unwrap();
+}
+
+#[test]
+fn a_hook_is_believed_first() {
+    let store = Store::new();
+    let lineage =
+        Arc::new(Lineage { line: vec![ProcId { pid: 7, start: 7 }], session: 1, cgroup: None, person: None });
+    store.lock_watcher.hooked(&["a".to_owned()], &lineage);
+    let lock = store.make("a");
+    assert_eq!(store.maker("a"), Some(7));
+    drop(lock);
+}
+
+#[test]
+fn without_a_watch_there_is_no_evidence_and_no_wait() {
+    let dir = tempfile::tempdir().unwrap();
+    let lock_watcher = LockWatcher::start(&dir.path().join("nothing")).unwrap();
+    lock_watcher.catch_up();
+    assert!(lock_watcher.maker("a").is_none());
+}
+
+#[test]
+fn memory_has_a_bound() {
+    let store = Store::new();
+    let lineage = Arc::new(Lineage { line: vec![], session: 1, cgroup: None, person: None });
+    for _ in 0..TRIES + 5 {
+        drop(store.open("0"));
+        store.caught_up();
+        store.remove("0");
+    }
+    store.caught_up();
+    assert!(store.lock_watcher.shared().state().paths["0"].tries.len() <= TRIES);
+    let many: Vec<String> = (0..PATHS + 100).map(|n| n.to_string()).collect();
+    store.lock_watcher.hooked(&many, &lineage);
+    assert_eq!(store.lock_watcher.shared().state().paths.len(), PATHS);
+    // Files that nobody takes are not held open.
+    let held = || Arc::strong_count(&store.lock_watcher.shared().pins) - 1;
+    let files: Vec<File> = (0..20).map(|n| store.open(&format!("{n}"))).collect();
+    store.caught_up();
+    while held() > 0 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    drop(files);
+}

@@ -1,0 +1,136 @@
+//! Looking things up, on a connection of its own: readers do not wait for the
+//! writer's disk. All blocking. Must not change anything.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rusqlite::{Connection, OptionalExtension, Row};
+
+use super::super::names::{NarHash, PathHash};
+use super::super::wire::PathRecord;
+use crate::types::Wall;
+
+/// Recency is kept to the minute: a read that comes sooner writes nothing.
+const TOUCH_AFTER_MS: i64 = 60_000;
+
+/// Lookups between which others get their turn.
+const TURN: usize = 500;
+
+pub(in super::super) struct Reader(Mutex<Connection>);
+
+/// Where a path's NAR is.
+pub(in super::super) enum Nar {
+    Small(Vec<u8>),
+    File { hash: NarHash, size: u64 },
+}
+
+impl Reader {
+    pub(super) fn new(connection: Connection) -> Self {
+        Self(Mutex::new(connection))
+    }
+
+    fn connection(&self) -> MutexGuard<'_, Connection> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner) // SQLite's state survives a panic of ours
+    }
+
+    pub(super) fn has_nar(&self, hash: &NarHash) -> rusqlite::Result<bool> {
+        let connection = self.connection();
+        connection.prepare_cached("SELECT 1 FROM nar WHERE hash = ?1")?.exists([hash.0])
+    }
+
+    pub(in super::super) fn has_path(&self, cache: &str, hash: PathHash) -> rusqlite::Result<bool> {
+        let connection = self.connection();
+        connection
+            .prepare_cached("SELECT 1 FROM path WHERE cache = ?1 AND hash = ?2")?
+            .exists((cache, hash.as_str()))
+    }
+
+    /// Those of `hashes` that are not there, each once, in the order asked; and
+    /// the rows of those that are and have not been used for a while: whoever
+    /// hears that a path is there relies on it.
+    pub(in super::super) fn missing(
+        &self,
+        cache: &str,
+        hashes: &[PathHash],
+    ) -> rusqlite::Result<(Vec<PathHash>, Vec<i64>)> {
+        let (mut missing, mut stale) = (Vec::new(), Vec::new());
+        let mut seen = std::collections::HashSet::with_capacity(hashes.len());
+        let stale_before = Wall::now().0 - TOUCH_AFTER_MS;
+        for turn in hashes.chunks(TURN) {
+            let connection = self.connection();
+            let mut query =
+                connection.prepare_cached("SELECT id, used_at FROM path WHERE cache = ?1 AND hash = ?2")?;
+            for hash in turn.iter().filter(|h| seen.insert(**h)) {
+                let found: Option<(i64, i64)> =
+                    query.query_row((cache, hash.as_str()), |r| Ok((r.get(0)?, r.get(1)?))).optional()?;
+                match found {
+                    None => missing.push(*hash),
+                    Some((id, used_at)) if used_at < stale_before => stale.push(id),
+                    Some(_) => {}
+                }
+            }
+        }
+        Ok((missing, stale))
+    }
+
+    /// A path, and its row if its recency should be written.
+    pub(in super::super) fn path(
+        &self,
+        cache: &str,
+        hash: PathHash,
+    ) -> rusqlite::Result<Option<(PathRecord, Option<i64>)>> {
+        let connection = self.connection();
+        connection
+            .prepare_cached(
+                "SELECT p.base, p.refs, p.system, p.deriver, p.ca, p.sigs, n.hash, n.nar_size, p.id, p.used_at
+                 FROM path p JOIN nar n ON n.id = p.nar WHERE p.cache = ?1 AND p.hash = ?2",
+            )?
+            .query_row((cache, hash.as_str()), |r| Ok((record(r)?, stale(r.get(8)?, r.get(9)?))))
+            .optional()
+    }
+
+    /// A path's NAR, and its row if its recency should be written.
+    pub(in super::super) fn nar(
+        &self,
+        cache: &str,
+        hash: PathHash,
+    ) -> rusqlite::Result<Option<(Nar, Option<i64>)>> {
+        let connection = self.connection();
+        connection
+            .prepare_cached(
+                "SELECT n.hash, n.file_size, p.id, p.used_at, n.data
+                 FROM path p JOIN nar n ON n.id = p.nar WHERE p.cache = ?1 AND p.hash = ?2",
+            )?
+            .query_row((cache, hash.as_str()), |r| {
+                let nar = match r.get::<_, Option<Vec<u8>>>(4)? {
+                    Some(data) => Nar::Small(data),
+                    None => Nar::File {
+                        hash: NarHash(r.get(0)?),
+                        size: u64::try_from(r.get::<_, i64>(1)?).unwrap_or(0),
+                    },
+                };
+                Ok((nar, stale(r.get(2)?, r.get(3)?)))
+            })
+            .optional()
+    }
+}
+
+fn stale(id: i64, used_at: i64) -> Option<i64> {
+    (used_at < Wall::now().0 - TOUCH_AFTER_MS).then_some(id)
+}
+
+fn words(text: &str) -> Vec<String> {
+    text.split(' ').filter(|w| !w.is_empty()).map(str::to_owned).collect()
+}
+
+fn record(r: &Row<'_>) -> rusqlite::Result<PathRecord> {
+    Ok(PathRecord {
+        base: r.get(0)?,
+        references: words(&r.get::<_, String>(1)?),
+        system: r.get(2)?,
+        deriver: r.get(3)?,
+        ca: r.get(4)?,
+        sigs: words(&r.get::<_, String>(5)?),
+        nar_hash: NarHash(r.get(6)?),
+        nar_size: u64::try_from(r.get::<_, i64>(7)?).unwrap_or(0),
+    })
+}

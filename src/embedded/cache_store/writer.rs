@@ -1,0 +1,321 @@
+//! The only one that changes the database: a thread that takes what has piled
+//! up, writes it in one transaction, and answers when that is on the disk.
+//! Must not know HTTP.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
+use tokio::sync::{mpsc, oneshot};
+
+use super::super::error::ApiError;
+use super::super::wire::PathRecord;
+use super::{Pins, evict, nar_file};
+use crate::types::Wall;
+
+/// Jobs waiting and jobs in one transaction.
+const WAITING: usize = 256;
+const BATCH: usize = 128;
+
+/// What a path costs beside its NAR, roughly.
+pub(super) const ROW: u64 = 512;
+
+/// Resolves when the thread has ended: Ok after a stop, Err after a panic.
+pub(in super::super) type Done = oneshot::Receiver<()>;
+
+/// A verified upload.
+pub(in super::super) struct NewPath {
+    pub(in super::super) cache: String,
+    pub(in super::super) record: PathRecord,
+    pub(in super::super) content: Content,
+}
+
+/// Where the verified content is.
+pub(in super::super) enum Content {
+    Small(Vec<u8>),
+    File {
+        size: u64,
+    },
+    /// It was there when the upload began.
+    Known,
+}
+
+/// What became of an upload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in super::super) enum Stored {
+    Uploaded {
+        file_size: u64,
+    },
+    Deduplicated,
+    /// The path was there before and is unchanged.
+    Present {
+        same_nar: bool,
+        file_size: u64,
+    },
+    /// What the upload relied on was evicted meanwhile.
+    Gone,
+    /// It does not fit, whatever else leaves.
+    NoRoom,
+}
+
+enum Job {
+    Store(Box<NewPath>, oneshot::Sender<Result<Stored, ApiError>>),
+    Touch(Vec<i64>),
+    Lost(super::NarHash),
+}
+
+/// The handle; the thread ends when the last one is dropped.
+pub(in super::super) struct Writer(mpsc::Sender<Job>);
+
+impl Writer {
+    pub(super) fn start(
+        connection: Connection,
+        lock: File,
+        nar_dir: PathBuf,
+        max_size: Option<u64>,
+        pins: Arc<Pins>,
+    ) -> rusqlite::Result<(Self, Done)> {
+        let size = evict::size(&connection)?;
+        let (jobs, inbox) = mpsc::channel(WAITING);
+        let (done, ended) = oneshot::channel();
+        let mut thread = Thread { connection, nar_dir, max_size, size, pins, _lock: lock };
+        std::thread::Builder::new()
+            .name("embedded-write".to_owned())
+            .spawn(move || {
+                thread.run(inbox);
+                drop(thread);
+                let _ = done.send(()); // nobody may be left to hear it
+            })
+            .map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))?;
+        Ok((Self(jobs), ended))
+    }
+
+    /// Returns when the path is on the disk.
+    pub(in super::super) async fn store(&self, new: NewPath) -> Result<Stored, ApiError> {
+        let (answer, answered) = oneshot::channel();
+        let sent = self.0.send(Job::Store(Box::new(new), answer)).await;
+        match (sent, answered.await) {
+            (Ok(()), Ok(stored)) => stored,
+            _ => Err(ApiError::Internal),
+        }
+    }
+
+    /// These paths were used. Waits for room only.
+    pub(in super::super) async fn touch(&self, rows: Vec<i64>) {
+        if !rows.is_empty() {
+            let _ = self.0.send(Job::Touch(rows)).await; // without a writer there is nothing to be recent in
+        }
+    }
+
+    /// This NAR's file is not there.
+    pub(in super::super) async fn lost(&self, hash: super::NarHash) {
+        let _ = self.0.send(Job::Lost(hash)).await;
+    }
+}
+
+struct Thread {
+    connection: Connection,
+    nar_dir: PathBuf,
+    max_size: Option<u64>,
+    /// Of everything stored, roughly.
+    size: u64,
+    pins: Arc<Pins>,
+    /// Nobody else may have the directory before the last row is written.
+    _lock: File,
+}
+
+impl Thread {
+    fn run(&mut self, mut inbox: mpsc::Receiver<Job>) {
+        while let Some(first) = inbox.blocking_recv() {
+            let mut batch = vec![first];
+            while batch.len() < BATCH
+                && let Ok(job) = inbox.try_recv()
+            {
+                batch.push(job);
+            }
+            self.batch(batch);
+        }
+    }
+
+    /// All in one transaction; if that fails, each in its own, so that one job's failure is its own.
+    fn batch(&mut self, batch: Vec<Job>) {
+        let outcome = self.transaction(&batch);
+        match outcome {
+            Ok(stored) => reply(batch, stored.into_iter().map(Ok)),
+            Err(error) if batch.len() == 1 => {
+                let error = ApiError::from_sql("storing", &error);
+                self.discard(&batch[0]);
+                reply(batch, std::iter::once(Err(error)));
+            }
+            Err(_) => {
+                for job in batch {
+                    self.batch(vec![job]);
+                }
+            }
+        }
+    }
+
+    /// A file whose row could not be written goes again, unless another upload counts on it.
+    fn discard(&self, job: &Job) {
+        let Job::Store(new, _) = job else { return };
+        if !matches!(new.content, Content::File { .. }) {
+            return;
+        }
+        let hash = &new.record.nar_hash;
+        let pins = self.pins.lock();
+        let known = self
+            .connection
+            .prepare_cached("SELECT 1 FROM nar WHERE hash = ?1")
+            .and_then(|mut q| q.exists([hash.0]));
+        if matches!(known, Ok(false)) && pins.get(hash) == Some(&1) {
+            let _ = std::fs::remove_file(nar_file(&self.nar_dir, hash)); // else the next start does it
+        }
+    }
+
+    /// One answer for each `Job::Store`, in order. Nothing has changed when it fails.
+    fn transaction(&mut self, batch: &[Job]) -> rusqlite::Result<Vec<Stored>> {
+        let tx = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let mut added = 0;
+        let mut answers = Vec::new();
+        let mut removed = evict::Removed::default();
+        for job in batch {
+            match job {
+                Job::Store(new, _) => {
+                    let (stored, bytes) = store(&tx, new)?;
+                    answers.push(stored);
+                    added += bytes;
+                }
+                Job::Touch(rows) => touch(&tx, rows)?,
+                Job::Lost(hash) => {
+                    let id: Option<i64> = tx
+                        .query_row("SELECT id FROM nar WHERE hash = ?1", [hash.0], |r| r.get(0))
+                        .optional()?;
+                    removed.add(evict::drop_nars(&tx, id.as_slice())?);
+                }
+            }
+        }
+        let pins = self.pins.lock();
+        if let Some(limit) = self.max_size
+            && self.size + added > limit + removed.bytes
+        {
+            // Down to nine tenths, so that it is not done for every upload from now on.
+            let target = limit - limit / 10;
+            removed.add(evict::make_room(
+                &tx,
+                (self.size + added).saturating_sub(removed.bytes + target),
+                &pins,
+            )?);
+            still_there(&tx, batch, &mut answers)?;
+        }
+        tx.commit()?;
+        // The rows are gone for good, so the files may go. Still under the pins' lock:
+        // an upload that begins now sees either both or none.
+        for hash in &removed.files {
+            let _ = std::fs::remove_file(nar_file(&self.nar_dir, hash)); // else the next start does it
+        }
+        drop(pins);
+        self.size = (self.size + added).saturating_sub(removed.bytes);
+        if removed.paths > 0 {
+            crate::observe::event!(
+                BUILT_IN_EVICTED,
+                paths = removed.paths,
+                bytes = removed.bytes,
+                "embedded cache: made room"
+            );
+            // Gives freed pages back to the file system; what it does not reach now, the next one does.
+            let _ = self.connection.execute_batch("PRAGMA incremental_vacuum(4096)");
+        }
+        Ok(answers)
+    }
+}
+
+fn reply(batch: Vec<Job>, answers: impl Iterator<Item = Result<Stored, ApiError>>) {
+    let waiting = batch.into_iter().filter_map(|job| match job {
+        Job::Store(_, answer) => Some(answer),
+        Job::Touch(_) | Job::Lost(_) => None,
+    });
+    for (waiting, answer) in waiting.zip(answers) {
+        let _ = waiting.send(answer); // the client may have left
+    }
+}
+
+fn store(tx: &Transaction<'_>, new: &NewPath) -> rusqlite::Result<(Stored, u64)> {
+    let record = &new.record;
+    let hash = record.base.get(..32).unwrap_or_default();
+    let present: Option<(Vec<u8>, i64)> = tx
+        .prepare_cached(
+            "SELECT n.hash, n.file_size FROM path p JOIN nar n ON n.id = p.nar WHERE p.cache = ?1 AND p.hash = ?2",
+        )?
+        .query_row((&new.cache, hash), |r| Ok((r.get(0)?, r.get(1)?)))
+        .optional()?;
+    if let Some((nar, size)) = present {
+        let file_size = u64::try_from(size).unwrap_or(0);
+        return Ok((Stored::Present { same_nar: nar == record.nar_hash.0, file_size }, 0));
+    }
+    let known: Option<i64> = tx
+        .prepare_cached("SELECT id FROM nar WHERE hash = ?1")?
+        .query_row([record.nar_hash.0], |r| r.get(0))
+        .optional()?;
+    let (nar, stored, bytes) = match (known, &new.content) {
+        (Some(id), _) => (id, Stored::Deduplicated, 0),
+        (None, Content::Known) => return Ok((Stored::Gone, 0)),
+        (None, Content::Small(data)) => insert_nar(tx, record, data.len() as u64, Some(data))?,
+        (None, Content::File { size }) => insert_nar(tx, record, *size, None)?,
+    };
+    let refs = record.references.join(" ");
+    let bytes = bytes + ROW + refs.len() as u64;
+    tx.prepare_cached(
+        "INSERT INTO path (cache, hash, nar, used_at, base, refs, system, deriver, ca, sigs)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+    )?
+    .execute(rusqlite::params![
+        new.cache,
+        hash,
+        nar,
+        Wall::now().0,
+        record.base,
+        refs,
+        record.system,
+        record.deriver,
+        record.ca,
+        record.sigs.join(" ")
+    ])?;
+    Ok((stored, bytes))
+}
+
+/// An answer must stay true when room was made: a closure that does not fit takes its last path with it.
+fn still_there(tx: &Transaction<'_>, batch: &[Job], answers: &mut [Stored]) -> rusqlite::Result<()> {
+    let stores = batch.iter().filter_map(|job| match job {
+        Job::Store(new, _) => Some(new),
+        Job::Touch(_) | Job::Lost(_) => None,
+    });
+    let mut query = tx.prepare_cached("SELECT 1 FROM path WHERE cache = ?1 AND hash = ?2")?;
+    for (new, answer) in stores.zip(answers) {
+        if *answer != Stored::Gone && !query.exists((&new.cache, new.record.base.get(..32)))? {
+            *answer = Stored::NoRoom;
+        }
+    }
+    Ok(())
+}
+
+fn insert_nar(
+    tx: &Transaction<'_>,
+    record: &PathRecord,
+    file_size: u64,
+    data: Option<&Vec<u8>>,
+) -> rusqlite::Result<(i64, Stored, u64)> {
+    let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+    tx.prepare_cached("INSERT INTO nar (hash, nar_size, file_size, data) VALUES (?1, ?2, ?3, ?4)")?
+        .execute((record.nar_hash.0, signed(record.nar_size), signed(file_size), data))?;
+    Ok((tx.last_insert_rowid(), Stored::Uploaded { file_size }, file_size))
+}
+
+fn touch(tx: &Transaction<'_>, rows: &[i64]) -> rusqlite::Result<()> {
+    let now = Wall::now().0;
+    let mut update = tx.prepare_cached("UPDATE path SET used_at = ?1 WHERE id = ?2")?;
+    for row in rows {
+        update.execute((now, row))?;
+    }
+    Ok(())
+}

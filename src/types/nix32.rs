@@ -1,0 +1,39 @@
+//! Nix's base 32 (Nix, `src/libutil/hash.cc`): digits and letters without e, o,
+//! t, u, and the digits of a number in reverse order.
+
+/// The 32 digits, from 0 to 31.
+pub const ALPHABET: &[u8; 32] = b"0123456789abcdfghijklmnpqrsvwxyz";
+
+/// Writes a SHA-256 digest with 52 digits, as narinfo files and fingerprints have it.
+#[must_use]
+pub fn encode(digest: &[u8; 32]) -> String {
+    let digit = |n: usize| {
+        let (byte, shift) = (n * 5 / 8, n * 5 % 8);
+        let next = digest.get(byte + 1).copied().unwrap_or(0);
+        let pair = u16::from(digest[byte]) | (u16::from(next) << 8);
+        char::from(ALPHABET[usize::from((pair >> shift) & 31)])
+    };
+    (0..52).rev().map(digit).collect()
+}
+
+/// Reads 52 digits; none when a character is not a digit, the length is another
+/// one or the number has more than 256 bits.
+#[must_use]
+pub fn decode(text: &str) -> Option<[u8; 32]> {
+    if text.len() != 52 {
+        return None;
+    }
+    let mut digest = [0u8; 32];
+    for (n, c) in text.bytes().rev().enumerate() {
+        let digit = u16::try_from(ALPHABET.iter().position(|&d| d == c)?).ok()?;
+        let (byte, bits) = (n * 5 / 8, digit << (n * 5 % 8));
+        *digest.get_mut(byte)? |= u8::try_from(bits & 0xff).ok()?;
+        let carry = u8::try_from(bits >> 8).ok()?;
+        match digest.get_mut(byte + 1) {
+            Some(next) => *next |= carry,
+            None if carry != 0 => return None,
+            None => {}
+        }
+    }
+    Some(digest)
+}

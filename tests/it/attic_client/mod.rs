@@ -1,0 +1,5 @@
+//! The attic client that the daemon keeps, and pushing through it.
+
+mod engine;
+mod life;
+mod reading;

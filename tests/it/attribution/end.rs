@@ -1,0 +1,132 @@
+//! The end of a session when something comes in between: the daemon stopped,
+//! halted, or asked again; and the progress that is shown meanwhile.
+
+use std::process::{Child, Command, Stdio};
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::attribution::life::until_state;
+use crate::support::cache::{Gate, Standalone};
+use crate::support::daemon::{Daemon, Said};
+use crate::support::nix::PrivateNix;
+
+/// A daemon whose uploads wait behind a closed gate, and a session with one
+/// built path that waits there.
+fn held() -> (Daemon, Standalone, Gate, String) {
+    let nix = PrivateNix::new();
+    let cache = Standalone::start(&nix, |_| ());
+    let gate = cache.gate();
+    // What is under way when the daemon is stopped never ends by itself here.
+    let config = format!("{}\n[drain]\ntimeout = \"1s\"\n", cache.config_at(&gate.url()));
+    let daemon = Daemon::start(nix, &config);
+    gate.close();
+    let session = daemon.session(&["--label", "held"]);
+    daemon.nix.build(&PrivateNix::shell("held", "echo 1 > $out"));
+    gate.until_came(1);
+    (daemon, cache, gate, session)
+}
+
+fn ends(daemon: &Daemon, args: &[&str]) -> Child {
+    let mut client = daemon.client(&[&["--json", "session", "end"], args].concat());
+    client.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+fn said(child: Child) -> Said {
+    Said::of(&child.wait_with_output().unwrap())
+}
+
+/// Also what was warned of, and also after a restart.
+#[test]
+fn ending_twice_says_the_same() {
+    let mut daemon = Daemon::embedded();
+    let session = daemon.session(&[]);
+    daemon.nix.build(&PrivateNix::shell("made", "echo 1 > $out"));
+    let gone = format!("{}/00000000000000000000000000000000-gone", daemon.nix.store_dir().display());
+    let first = daemon.end(&session, &["--push", &gone]);
+    assert!(first["warnings"][0].as_str().unwrap().contains("is not valid"), "{first}");
+    assert_eq!(daemon.end(&session, &[]), first);
+    daemon.restart();
+    assert_eq!(daemon.end(&session, &[]), first);
+}
+
+/// SIGSTOP: nobody can tell it from a daemon that hangs.
+#[test]
+fn a_daemon_that_is_halted_meanwhile_fails_no_job_and_goes_on_afterwards() {
+    let (daemon, cache, gate, session) = held();
+    let short = [
+        ends(&daemon, &[&session, "--timeout", "1s"]),
+        ends(&daemon, &["--strict", &session, "--timeout", "1s"]),
+    ];
+    let patient = ends(&daemon, &[&session]);
+    until_state(&daemon, &session, "draining");
+    daemon.signal(Signal::STOP);
+    let [lenient, strict] = short.map(said);
+    // They may have had their truthful answer just before.
+    if lenient.out.is_empty() {
+        assert!(lenient.err.contains("does not answer"), "{lenient:?}");
+    } else {
+        assert_eq!(lenient.json()["outcome"], "pending", "{lenient:?}");
+    }
+    assert_eq!(lenient.code, 0, "{lenient:?}");
+    assert!(matches!(strict.code, 4 | 5), "{strict:?}");
+    daemon.signal(Signal::CONT);
+    gate.open();
+    let patient = said(patient);
+    assert_eq!((patient.code, &patient.json()["outcome"]), (0, &Value::from("complete")), "{patient:?}");
+    assert_eq!(daemon.end(&session, &[])["pushed"], 1);
+    assert!(cache.main().names().contains(&"held".to_owned()));
+}
+
+/// SIGTERM: who waits is told what is pending, and the next start goes on.
+#[test]
+fn a_daemon_that_is_stopped_meanwhile_tells_the_truth_and_goes_on_afterwards() {
+    let (mut daemon, _cache, gate, session) = held();
+    for n in 0..3 {
+        daemon.nix.build(&PrivateNix::shell(&format!("more-{n}"), "echo 1 > $out"));
+    }
+    let waits = [ends(&daemon, &[&session]), ends(&daemon, &["--strict", &session])];
+    until_state(&daemon, &session, "draining");
+    daemon.stop();
+    for (waits, codes) in waits.into_iter().zip([&[0][..], &[4, 5]]) {
+        let said = said(waits);
+        assert!(codes.contains(&said.code), "{said:?}");
+        if !said.out.is_empty() {
+            assert_eq!(said.json()["outcome"], "pending", "{said:?}");
+        }
+    }
+    gate.open();
+    daemon.up();
+    let summary = daemon.end(&session, &[]);
+    assert_eq!((&summary["outcome"], &summary["pushed"]), (&"complete".into(), &4.into()), "{summary}");
+}
+
+/// A bar on a terminal; elsewhere nothing that fills a log: a line every ten
+/// seconds, so none in a shorter wait.
+#[test]
+fn progress_is_a_bar_on_a_terminal_only() {
+    let (daemon, _cache, gate, session) = held();
+    let piped = ends(&daemon, &[&session]);
+    until_state(&daemon, &session, "draining");
+    // `script` gives it a terminal; the bar's first stroke opens the gate.
+    let ctl = env!("CARGO_BIN_EXE_flywheelctl");
+    let mut script = Command::new("script");
+    script.args(["-qfec", &format!("{ctl} session end {session}"), "/dev/null"]);
+    script.env("FLYWHEEL_SOCKET", daemon.socket()).env("TERM", "xterm").env_remove("GITLAB_CI");
+    let mut terminal = script.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut out = terminal.stdout.take().unwrap();
+    let mut seen = String::new();
+    let mut buffer = [0; 256];
+    while let Ok(n @ 1..) = std::io::Read::read(&mut out, &mut buffer) {
+        seen.push_str(&String::from_utf8_lossy(&buffer[..n]));
+        if seen.contains("[----------") {
+            gate.open();
+        }
+    }
+    assert!(terminal.wait().unwrap().success());
+    assert!(seen.contains("[--------------------]"), "{seen:?}");
+    assert!(seen.contains("watch-store pushed 1 store paths incrementally"), "{seen:?}");
+    let piped = said(piped);
+    assert_eq!((piped.code, &piped.json()["pushed"]), (0, &1.into()), "{piped:?}");
+    assert!(!piped.err.contains("[---"), "{piped:?}");
+}

@@ -1,0 +1,96 @@
+//! The picture of the house in docs/architecture.md is what the imports say. To
+//! draw it anew: FLYWHEEL_DRAW=1 cargo nextest run -E 'test(house::picture)'
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+
+use crate::house::{self, ROOMS, Source};
+
+const BEGIN: &str = "<!-- drawn from the imports: begin -->\n";
+const END: &str = "<!-- drawn from the imports: end -->";
+const DRAW: &str = "FLYWHEEL_DRAW=1 cargo nextest run -E 'test(house::picture)'";
+
+/// A graph of rooms and who names whom, and what lib.rs says of each.
+fn picture(sources: &[Source]) -> String {
+    let mut arrows: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
+    for source in sources.iter().filter(|s| s.path != "lib.rs") {
+        let room = if source.room.is_empty() { "bin" } else { source.room.as_str() };
+        arrows.entry(room).or_default().extend(house::named(source));
+    }
+    let mut text = String::from("\n```mermaid\ngraph TD\n");
+    for (room, named) in &arrows {
+        match named.is_empty() {
+            true => writeln!(text, "  {room}").unwrap(),
+            false => {
+                let named: Vec<&str> = named.iter().map(String::as_str).collect();
+                writeln!(text, "  {room} --> {}", named.join(" & ")).unwrap();
+            }
+        }
+    }
+    text.push_str("```\n\n| room | knows | must not know |\n|---|---|---|\n");
+    let lib = &sources.iter().find(|s| s.path == "lib.rs").expect("lib.rs").full;
+    for room in ROOMS {
+        // `//! | [`room`] | knows | must not know |`
+        let row = lib.lines().find(|l| l.starts_with(&format!("//! | [`{room}`] |"))).expect("its row");
+        let mut cells = row.split('|').skip(2).map(str::trim);
+        let (knows, not) = (cells.next().unwrap(), cells.next().unwrap());
+        writeln!(text, "| `src/{room}` | {knows} | {not} |").unwrap();
+    }
+    text.push('\n');
+    text
+}
+
+#[test]
+fn the_picture_is_what_the_imports_say() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/architecture.md");
+    let page = fs::read_to_string(&file).unwrap();
+    let (before, rest) = page.split_once(BEGIN).expect("docs/architecture.md has a place for the picture");
+    let (found, after) = rest.split_once(END).expect("docs/architecture.md has an end of the picture");
+    let drawn = picture(&house::sources());
+    if std::env::var_os("FLYWHEEL_DRAW").is_some() {
+        fs::write(&file, format!("{before}{BEGIN}{drawn}{END}{after}")).unwrap();
+        return;
+    }
+    assert_eq!(found, drawn, "docs/architecture.md shows another house than src; draw it anew:\n  {DRAW}\n");
+}
+
+/// A new arrow changes it.
+#[test]
+fn the_picture_follows_the_sources() {
+    let mut sources = house::sources();
+    let before = picture(&sources);
+    let store = sources.iter_mut().find(|s| s.room == "store").unwrap();
+    *store = Source::new(&store.path.clone(), "use crate::cache::Client;");
+    let after = picture(&sources);
+    assert!(!before.contains("store --> cache") && after.contains("store --> cache"), "{after}");
+}
+
+/// What the documents name in backquotes or link to is there.
+#[test]
+fn the_documents_name_what_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut pages = vec![root.join("README.md"), root.join("CONTRIBUTING.md"), root.join("CHANGELOG.md")];
+    let docs = fs::read_dir(root.join("docs")).unwrap().map(|e| e.unwrap().path());
+    pages.extend(docs.filter(|p| p.extension().is_some_and(|e| e == "md")));
+    let (mut absent, mut seen) = (Vec::new(), 0);
+    for page in pages {
+        let text = fs::read_to_string(&page).unwrap();
+        let named = text.split('`').skip(1).step_by(2).filter(|name| {
+            ["src/", "tests/", "packaging/", "systemd/", "docs/"].iter().any(|d| name.starts_with(d))
+                && !name.contains([' ', '*', '<', '…'])
+        });
+        let linked = text.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next());
+        let linked = linked.filter(|to| !to.is_empty() && !to.contains(':'));
+        let from = page.parent().unwrap();
+        let all = named.map(|n| root.join(n)).chain(linked.map(|l| from.join(l)));
+        for path in all {
+            seen += 1;
+            if !path.exists() {
+                absent.push(format!("{} names {}", page.display(), path.display()));
+            }
+        }
+    }
+    assert!(absent.is_empty() && seen > 30, "{seen}: {}", absent.join("\n"));
+}

@@ -1,0 +1,4 @@
+//! The flake and the NixOS module.
+
+mod flake;
+mod module;

@@ -1,0 +1,151 @@
+//! What a long life, many jobs and large paths cost: memory and descriptors of
+//! the daemon stay within bounds that do not depend on how much there is.
+
+use flywheel::control::messages::{Reply, Request};
+use flywheel::ledger::{Admit, Evidence, Ledger, NewPushRow, NewSession, PushState, SessionState, Settle};
+
+use crate::attribution::life::Client;
+use crate::support::cache::Standalone;
+use crate::support::daemon::{Daemon, until};
+use crate::support::nix::PrivateNix;
+
+const MIB: u64 = 1 << 20;
+
+/// One of the numbers of /proc/PID/status, in bytes.
+fn memory(daemon: &Daemon, field: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
+    let kib: u64 = line.trim_matches([':', ' ', '\t']).split(' ').next().unwrap().parse().unwrap();
+    kib * 1024
+}
+
+/// Its peak is not far above what it took when there was nothing.
+fn stayed_small(daemon: &Daemon, alone: u64) {
+    let peak = memory(daemon, "VmHWM");
+    let said = format!("peak {} MiB, with nothing {} MiB", peak / MIB, alone / MIB);
+    eprintln!("{said}");
+    assert!(peak < alone + 16 * MIB, "{said}");
+}
+
+fn descriptors(daemon: &Daemon) -> usize {
+    std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap().count()
+}
+
+/// A month of a busy host: so many jobs that are over, of so many paths each.
+fn history(ledger: &Ledger, jobs: usize, paths: usize) {
+    let at = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let at = i64::try_from(at.as_millis()).unwrap() - 86_400_000;
+    for job in 0..jobs {
+        let new = NewSession {
+            id: format!("past-{job}"),
+            label: None,
+            cache: "main".into(),
+            uid: 0,
+            gid: 0,
+            anchor_pid: None,
+            strict: false,
+            ci: None,
+            started_at: at,
+            after: 0,
+        };
+        let row = ledger.session_open(new).unwrap();
+        let item = |n: usize| NewPushRow {
+            cache: "main".into(),
+            path: format!("{:032}-past", job * paths + n),
+            nar_size: 1000,
+            state: PushState::Pending,
+            recheck_before: 0,
+            retry_failed: false,
+            sessions: vec![(row, Evidence::Process)],
+        };
+        let items = (0..paths).map(item).collect();
+        for (id, ..) in ledger.admit(Admit { cursor: None, items, at }).unwrap().items {
+            let (state, error_class, error) = (PushState::Pushed, None, None);
+            ledger.settle(id, Settle { state, error_class, error, bytes: 1000, attempts: 1, at });
+        }
+        ledger.session_state(row, SessionState::Closed, at, Some(1));
+    }
+    ledger.sync().unwrap();
+}
+
+#[test]
+fn a_month_of_history_and_a_thousand_sessions() {
+    const JOBS: usize = 500;
+    const PATHS: usize = 100;
+    let nix = PrivateNix::new();
+    let cache = Standalone::start(&nix, |_| {});
+    let gate = cache.gate();
+    let mut daemon = Daemon::start(nix, &cache.config_at(&gate.url()));
+    let alone = memory(&daemon, "VmRSS");
+    daemon.stop();
+    let (ledger, _) = Ledger::open(&daemon.state_dir().join("ledger.sqlite")).unwrap();
+    history(&ledger, JOBS, PATHS);
+    drop(ledger);
+
+    gate.close();
+    daemon.up();
+    let listed = daemon.json(&["session", "list", "--all"]);
+    assert_eq!(listed.as_array().unwrap().len(), JOBS);
+    let paths = daemon.nix.build(&crate::lab::set("waits", 4, 25, 100));
+    until("they wait", || {
+        let queue = &daemon.status()["queue"];
+        queue["pending"].as_u64() >= Some(90) && queue["uploading"].as_u64() >= Some(1)
+    });
+    let mut client = Client::open(&daemon);
+    let mut start = || {
+        let anchor_pid = Some(std::process::id());
+        let start = Request::SessionStart { label: None, cache: None, anchor_pid, strict: false, ci: None };
+        match client.ask(&start) {
+            Reply::Started { session, .. } => Ok(session),
+            other => Err(format!("{other:?}")),
+        }
+    };
+    // As many as one user may have open at a time; they end and wait for their
+    // uploads, so that there can be more.
+    let mut sessions = Vec::new();
+    for _ in 0..4 {
+        let open: Vec<String> = (0..256).map(|_| start().unwrap()).collect();
+        let refused = start().unwrap_err();
+        assert!(refused.contains("has 256 open sessions"), "{refused}");
+        let mut other = Client::open(&daemon);
+        for session in &open {
+            let end = Request::SessionEnd {
+                session: Some(session.clone()),
+                ci_job: None,
+                push: paths.clone(),
+                timeout_ms: 60_000,
+                wait: false,
+            };
+            let reply = other.ask(&end);
+            assert!(matches!(&reply, Reply::Ended(summary) if summary.pending > 0), "{reply:?}");
+        }
+        sessions.extend(open);
+    }
+    // As many idle callers as one user may have, with the one above.
+    let callers: Vec<Client> = (1..60).map(|_| Client::open(&daemon)).collect();
+    let open = descriptors(&daemon);
+    assert!(open < 1_000, "{open} descriptors");
+    gate.open();
+    drop((callers, client));
+    daemon.flush();
+    until("they have ended", || daemon.json(&["session", "list"]).as_array().unwrap().is_empty());
+    assert!(cache.main().having(&paths).iter().all(|there| *there));
+    let last = daemon.json(&["session", "show", sessions.last().unwrap()]);
+    assert_eq!(last["summary"]["pending"], 0, "{last}");
+    stayed_small(&daemon, alone);
+    until("the descriptors are closed", || descriptors(&daemon) < 64);
+}
+
+#[test]
+fn a_path_larger_than_all_memory_that_is_used() {
+    const SIZE: u64 = 1 << 30;
+    let nix = PrivateNix::new();
+    let cache = Standalone::start(&nix, |settings| settings.max_nar_size = 2 * SIZE);
+    let daemon = Daemon::start(nix, &cache.config_at(&format!("http://{}", cache.address())));
+    let alone = memory(&daemon, "VmRSS");
+    // Without a block on the disk; to Nix and to us it is as large as any.
+    let path = daemon.nix.build(&PrivateNix::shell("large", &format!("truncate -s {SIZE} $out"))).remove(0);
+    daemon.flush();
+    assert!(cache.main().has(&path));
+    stayed_small(&daemon, alone);
+}

@@ -1,0 +1,12 @@
+//! No path is lost: each file breaks one thing and sees every path arrive.
+
+mod bounds;
+mod disk;
+mod events;
+mod gc_roots;
+mod ledger;
+mod multiuser;
+mod nix_db;
+mod stop;
+mod token;
+mod trouble;

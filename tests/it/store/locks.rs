@@ -1,0 +1,241 @@
+//! What a lock's removal means, case by case (the table of cases that Nix has):
+//! each rings the bell; which rows there are then is only for the journal to say.
+
+use std::process::Output;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use flywheel::store::{NixDb, Origin, PathInfo, StoreWatch, WatchEvent};
+
+use crate::support::nix::PrivateNix;
+use flywheel::types::{StoreDir, StorePath};
+
+/// A bell whose timer never rings in a test's life.
+struct House {
+    nix: PrivateNix,
+    dir: StoreDir,
+    journal: NixDb,
+    rings: Receiver<WatchEvent>,
+    _bell: StoreWatch,
+}
+
+impl House {
+    fn new() -> Self {
+        Self::around(PrivateNix::new())
+    }
+
+    fn around(nix: PrivateNix) -> Self {
+        let dir = StoreDir::new(nix.store_dir().to_str().unwrap()).unwrap();
+        let (ring, rings) = channel();
+        let bell = StoreWatch::start(&dir, Duration::from_secs(3600), move |r| drop(ring.send(r))).unwrap();
+        assert_eq!(rings.recv().unwrap(), WatchEvent::Start);
+        let journal = NixDb::open(&nix.state_dir(), &dir).unwrap();
+        Self { nix, dir, journal, rings, _bell: bell }
+    }
+
+    /// Waits until the lock of a path with this name went; its base name.
+    fn rung(&self, name: &str) -> String {
+        loop {
+            match self
+                .rings
+                .recv_timeout(Duration::from_secs(60))
+                .unwrap_or_else(|_| panic!("no ring for {name}"))
+            {
+                WatchEvent::LockRemoved(base) if base.get(33..) == Some(name) => return base,
+                WatchEvent::LockRemoved(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    fn has_lock(&self, name: &str) -> bool {
+        let files = std::fs::read_dir(self.nix.store_dir()).unwrap();
+        let lock = format!("-{name}.lock");
+        files.into_iter().any(|f| f.unwrap().file_name().to_str().unwrap().ends_with(&lock))
+    }
+
+    fn rows(&self, after: i64) -> Vec<PathInfo> {
+        self.journal.since(after, 1000).unwrap()
+    }
+
+    fn names(&self, after: i64) -> Vec<String> {
+        let mut names: Vec<_> = self.rows(after).iter().map(|row| row.path.name().to_owned()).collect();
+        names.sort();
+        names
+    }
+
+    /// No lock may go before this returns: then the rings so far were all.
+    fn all_rings(&self) -> Vec<WatchEvent> {
+        let name = "0njnh3x9rb4hh40rpc0dwc3w75vjl545-last";
+        let lock = self.nix.store_dir().join(format!("{name}.lock"));
+        std::fs::write(&lock, "").unwrap();
+        std::fs::remove_file(&lock).unwrap();
+        let last = WatchEvent::LockRemoved(name.to_owned());
+        self.rings.iter().take_while(|ring| *ring != last).collect()
+    }
+}
+
+fn succeeds(out: &Output) {
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+}
+
+fn fixed(name: &str, hash: &str) -> String {
+    format!(
+        "derivation {{ name = \"{name}\"; system = builtins.currentSystem; builder = \"/bin/sh\"; \
+         args = [ \"-c\" \"echo hi > $out\" ]; outputHashMode = \"flat\"; outputHashAlgo = \"sha256\"; \
+         outputHash = \"{hash}\"; }}"
+    )
+}
+
+/// SHA-256 of "hi\n".
+const HI: &str = "98ea6e4f216f2fb4b69fff9b3a44842c38686ca685f3f55dc48c5d3fb1107be4";
+const NOT_HI: &str = "00ea6e4f216f2fb4b69fff9b3a44842c38686ca685f3f55dc48c5d3fb1107be4";
+
+#[test]
+fn a_build_that_succeeds_and_again() {
+    let house = House::new();
+    let expression = PrivateNix::shell("good", "echo hi > $out");
+    let built = house.nix.build(&expression);
+    let drv = house.rung("good.drv");
+    let base = house.rung("good");
+    let path = StorePath::parse(&base).unwrap();
+    assert_eq!(house.dir.full(&path), built[0]);
+    let rows = house.rows(0);
+    assert_eq!(rows.iter().map(|r| r.path.base()).collect::<Vec<_>>(), [&drv, &base]);
+    assert_eq!(rows.iter().map(PathInfo::origin).collect::<Vec<_>>(), [Origin::Derivation, Origin::Built]);
+
+    // Already valid: nothing new, and no bell either.
+    house.all_rings();
+    house.nix.build(&expression);
+    let rings = house.all_rings();
+    assert!(!rings.iter().any(|r| matches!(r, WatchEvent::LockRemoved(_))), "{rings:?}");
+    assert_eq!(house.rows(0), rows);
+}
+
+#[test]
+fn a_build_that_fails_rings_when_collected() {
+    let house = House::new();
+    let expression = PrivateNix::shell("bad", "echo hi > $out; exit 1");
+    assert!(!house.nix.run("nix-build", &["--no-out-link", "-E", &expression]).status.success());
+    house.rung("bad.drv");
+    let rings = house.all_rings();
+    assert!(house.has_lock("bad"), "it is left");
+    assert!(
+        !rings.iter().any(|r| matches!(r, WatchEvent::LockRemoved(base) if base.ends_with("-bad"))),
+        "{rings:?}"
+    );
+    assert_eq!(house.names(0), ["bad.drv"]);
+    succeeds(&house.nix.run("nix-store", &["--gc"]));
+    let path = StorePath::parse(&house.rung("bad")).unwrap();
+    assert!(!house.journal.is_valid(&path).unwrap());
+    assert_eq!(house.rows(0), []);
+}
+
+#[test]
+fn a_floating_build_rings_for_a_name_that_is_no_path() {
+    let house = House::new();
+    let expression = "derivation { name = \"floating\"; system = builtins.currentSystem; builder = \"/bin/sh\"; \
+                      args = [ \"-c\" \"echo hi > $out\" ]; __contentAddressed = true; \
+                      outputHashMode = \"recursive\"; outputHashAlgo = \"sha256\"; }";
+    let built = house.nix.build(expression);
+    let rings = house.all_rings();
+    let gone: Vec<&str> = rings
+        .iter()
+        .filter_map(|r| if let WatchEvent::LockRemoved(base) = r { Some(base.as_str()) } else { None })
+        .collect();
+    let path = house.dir.parse(&built[0]).unwrap();
+    assert!(gone.contains(&path.base()), "{gone:?}");
+    let output =
+        gone.iter().find(|base| base.ends_with("-floating.drv.out")).unwrap_or_else(|| panic!("{gone:?}"));
+    assert_eq!(StorePath::parse(output).unwrap().name(), "floating.drv.out", "the name passes for a path");
+    assert!(!house.journal.is_valid(&StorePath::parse(output).unwrap()).unwrap());
+    let row = house.journal.info(&path).unwrap().unwrap();
+    assert_eq!(row.origin(), Origin::Built);
+    assert!(row.ca.as_ref().is_some_and(|ca| ca.starts_with("fixed:r:sha256:")) && row.deriver.is_some());
+    assert_eq!(house.names(0), ["floating", "floating.drv"]);
+}
+
+#[test]
+fn a_fixed_output_whose_hash_is_right_or_wrong() {
+    let house = House::new();
+    house.nix.build(&fixed("right", HI));
+    let right = StorePath::parse(&house.rung("right")).unwrap();
+    let row = house.journal.info(&right).unwrap().unwrap();
+    assert_eq!(row.origin(), Origin::Built);
+    assert!(
+        row.ultimate
+            && row.deriver.is_some()
+            && row.ca.as_ref().is_some_and(|ca| ca.starts_with("fixed:sha256:"))
+    );
+
+    let head = house.journal.head().unwrap();
+    assert!(!house.nix.run("nix-build", &["--no-out-link", "-E", &fixed("wrong", NOT_HI)]).status.success());
+    // Registered under the hash that it has, although the build failed.
+    assert_eq!(house.names(head), ["wrong", "wrong.drv"]);
+    let rings = house.all_rings();
+    let row = house.rows(head).into_iter().find(|row| row.path.name() == "wrong").unwrap();
+    assert!(rings.contains(&WatchEvent::LockRemoved(row.path.base().to_owned())), "{rings:?}");
+    assert_eq!(row.origin(), Origin::Built);
+}
+
+#[test]
+fn sources_strings_and_imports() {
+    let house = House::new();
+    std::fs::write(house.nix.work_dir().join("flake.lock"), "{}").unwrap();
+    succeeds(&house.nix.run("nix-store", &["--add", "flake.lock"]));
+    let source = StorePath::parse(&house.rung("flake.lock")).unwrap();
+    assert_eq!(house.journal.info(&source).unwrap().unwrap().origin(), Origin::Source);
+    let eval = ["--eval", "--strict", "--read-write-mode", "-E", "builtins.toFile \"text\" \"hi\""];
+    succeeds(&house.nix.run("nix-instantiate", &eval));
+    let text = StorePath::parse(&house.rung("text")).unwrap();
+    assert_eq!(house.journal.info(&text).unwrap().unwrap().origin(), Origin::Source);
+
+    let export = house.nix.run("nix-store", &["--export", &house.dir.full(&source), &house.dir.full(&text)]);
+    succeeds(&export);
+    succeeds(&house.nix.run("nix-store", &["--gc"]));
+    assert_eq!(house.rows(0), []);
+    let file = house.nix.work_dir().join("export");
+    std::fs::write(&file, &export.stdout).unwrap();
+    let mut import = house.nix.command("nix-store");
+    succeeds(&import.arg("--import").stdin(std::fs::File::open(&file).unwrap()).output().unwrap());
+    let rings = house.all_rings();
+    for path in [&source, &text] {
+        assert!(rings.contains(&WatchEvent::LockRemoved(path.base().to_owned())), "{rings:?}");
+    }
+    let rows = house.rows(0);
+    assert_eq!(rows.iter().map(PathInfo::origin).collect::<Vec<_>>(), [Origin::Substituted; 2]);
+    assert!(rows.iter().all(|row| row.ca.is_none() && !row.ultimate), "{rows:?}");
+}
+
+#[test]
+fn substitution_from_a_signed_cache() {
+    let nix = PrivateNix::new();
+    let keys = ["--generate-binary-cache-key", "test-1", "sk", "pk"];
+    succeeds(&nix.run("nix-store", &keys));
+    let key = std::fs::read_to_string(nix.work_dir().join("pk")).unwrap();
+    let cache = format!("file://{}/cache", nix.path().display());
+    let house = House::around(nix);
+    let built = house.nix.build(
+        "derivation { name = \"far\"; system = builtins.currentSystem; builder = \"/bin/sh\"; \
+         text = builtins.toFile \"text\" \"hi\"; args = [ \"-c\" \"echo $text > $out\" ]; }",
+    );
+    let secret = house.nix.work_dir().join("sk");
+    succeeds(&house.nix.run("nix", &["store", "sign", "-r", "-k", secret.to_str().unwrap(), &built[0]]));
+    succeeds(&house.nix.run("nix", &["copy", "--to", &cache, &built[0]]));
+    succeeds(&house.nix.run("nix-store", &["--gc"]));
+    house.all_rings();
+    assert_eq!(house.rows(0), []);
+    house.nix.configure(&format!(
+        "substitute = true\nsubstituters = {cache}\ntrusted-public-keys = {}",
+        key.trim()
+    ));
+    succeeds(&house.nix.run("nix-store", &["-r", &built[0]]));
+    house.rung("text");
+    house.rung("far");
+    let rows = house.rows(0);
+    // References before referrers, as Nix registers them.
+    assert_eq!(rows.iter().map(|r| r.path.name()).collect::<Vec<_>>(), ["text", "far"]);
+    assert!(rows.iter().all(|row| row.sigs.len() == 1 && row.sigs[0].starts_with("test-1:")), "{rows:?}");
+    assert_eq!(rows.iter().map(PathInfo::origin).collect::<Vec<_>>(), [Origin::Substituted; 2]);
+    assert!(!rows[1].ultimate && rows[1].deriver.is_some() && rows[1].ca.is_none());
+}

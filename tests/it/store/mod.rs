@@ -1,0 +1,8 @@
+//! What Nix knows, against a real Nix.
+
+mod closure;
+mod locks;
+mod nar;
+mod nix_db;
+mod root_files;
+mod watch;

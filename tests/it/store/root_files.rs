@@ -1,0 +1,59 @@
+//! GC roots against a real collection.
+
+use flywheel::store::{NixDb, RootFiles};
+
+use crate::support::nix::PrivateNix;
+use flywheel::types::StoreDir;
+
+#[test]
+fn a_rooted_path_survives_until_the_root_goes() {
+    let nix = PrivateNix::new();
+    let dir = StoreDir::new(nix.store_dir().to_str().unwrap()).unwrap();
+    let journal = NixDb::open(&nix.state_dir(), &dir).unwrap();
+    let kept = dir.parse(&nix.build(&PrivateNix::shell("kept", "echo 1 > $out"))[0]).unwrap();
+    let lost = dir.parse(&nix.build(&PrivateNix::shell("lost", "echo 2 > $out"))[0]).unwrap();
+    let place = nix.state_dir().join("gcroots/flywheel");
+    let roots = RootFiles::new(&place, &dir).unwrap();
+    roots.add(&kept).unwrap();
+    roots.add(&kept).unwrap();
+    assert_eq!(roots.list().unwrap(), std::slice::from_ref(&kept));
+    assert!(nix.run("nix-store", &["--gc"]).status.success());
+    assert!(journal.is_valid(&kept).unwrap());
+    assert!(!journal.is_valid(&lost).unwrap());
+    roots.remove(&kept).unwrap();
+    roots.remove(&kept).unwrap();
+    assert!(nix.run("nix-store", &["--gc"]).status.success());
+    assert!(!journal.is_valid(&kept).unwrap());
+
+    // A link that leads elsewhere is put right; what is not wanted is cleared,
+    // and so is what an earlier version left. Another's file stays.
+    std::os::unix::fs::symlink("/elsewhere", place.join(kept.base())).unwrap();
+    std::os::unix::fs::symlink("/elsewhere", place.join(format!("{}~", kept.base()))).unwrap();
+    roots.add(&kept).unwrap();
+    assert!(place.join(kept.base()).symlink_metadata().unwrap().is_file());
+    std::os::unix::fs::symlink(dir.full(&lost), place.join(lost.base())).unwrap();
+    roots.add(&lost).unwrap();
+    assert_eq!(std::fs::read_link(place.join(lost.base())).unwrap().to_str().unwrap(), dir.full(&lost));
+    std::fs::write(place.join("README"), "ours").unwrap();
+    assert_eq!(roots.clear_stale(|path| *path == kept).unwrap(), 1);
+    assert_eq!(roots.list().unwrap(), [kept]);
+    assert!(place.join("README").exists());
+}
+
+#[test]
+fn more_roots_than_a_file_may_have_links() {
+    let nix = PrivateNix::new();
+    let dir = StoreDir::new(nix.store_dir().to_str().unwrap()).unwrap();
+    let place = nix.state_dir().join("gcroots/flywheel");
+    let roots = RootFiles::new(&place, &dir).unwrap();
+    let path = |n: usize| flywheel::types::StorePath::parse(&format!("{n:032}-p")).unwrap();
+    // ext4 takes 65,000; where more are possible this shows only that it goes on.
+    for n in 0..65_010 {
+        roots.add(&path(n)).unwrap();
+    }
+    assert_eq!(roots.list().unwrap().len(), 65_010);
+    // Without the seed, as after somebody tidied up.
+    std::fs::remove_file(place.join(".seed")).unwrap();
+    roots.add(&path(65_010)).unwrap();
+    assert_eq!(roots.clear_stale(|_| false).unwrap(), 65_011);
+}

@@ -1,0 +1,156 @@
+//! The doorbell when the directory under it goes, and when the kernel gives up.
+
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Barrier};
+use std::time::Duration;
+
+use flywheel::store::{StoreWatch, WatchError, WatchEvent};
+use flywheel::types::StoreDir;
+
+const NEVER: Duration = Duration::from_secs(3600);
+const PATIENCE: Duration = Duration::from_secs(60);
+
+struct Place {
+    _tmp: tempfile::TempDir,
+    dir: StoreDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        let tmp = tempfile::tempdir().unwrap();
+        let path = tmp.path().join("store");
+        std::fs::create_dir(&path).unwrap();
+        Self { dir: StoreDir::new(path.to_str().unwrap()).unwrap(), _tmp: tmp }
+    }
+
+    fn hang(&self, slow: Duration) -> (StoreWatch, Receiver<WatchEvent>) {
+        let (ring, rings) = channel();
+        let bell = StoreWatch::start(&self.dir, slow, move |r| drop(ring.send(r))).unwrap();
+        assert_eq!(rings.recv().unwrap(), WatchEvent::Start);
+        (bell, rings)
+    }
+
+    fn lock(&self, name: &str) {
+        let file = self.dir.as_path().join(name);
+        std::fs::write(&file, "").unwrap();
+        std::fs::remove_file(&file).unwrap();
+    }
+}
+
+/// The next ring that is not the timer's.
+fn next(rings: &Receiver<WatchEvent>) -> WatchEvent {
+    loop {
+        match rings.recv_timeout(PATIENCE).expect("a ring") {
+            WatchEvent::Timer => {}
+            ring => return ring,
+        }
+    }
+}
+
+#[test]
+fn only_locks_ring() {
+    let place = Place::new();
+    let (bell, rings) = place.hang(NEVER);
+    place.lock("a-path");
+    std::fs::create_dir(place.dir.as_path().join("b.locks")).unwrap();
+    place.lock("c.lock");
+    assert_eq!(next(&rings), WatchEvent::LockRemoved("c".into()));
+    assert!(bell.health().watching);
+    // Dropped, it does not ring, and its callback is gone.
+    drop(bell);
+    place.lock("d.lock");
+    assert_eq!(rings.iter().count(), 0);
+}
+
+#[test]
+fn the_slow_timer_rings() {
+    let place = Place::new();
+    let (_bell, rings) = place.hang(Duration::from_millis(5));
+    assert_eq!(rings.recv_timeout(PATIENCE), Ok(WatchEvent::Timer));
+    assert_eq!(rings.recv_timeout(PATIENCE), Ok(WatchEvent::Timer));
+}
+
+#[test]
+fn a_directory_that_is_removed_and_comes_back() {
+    let place = Place::new();
+    let (bell, rings) = place.hang(Duration::from_millis(20));
+    std::fs::remove_dir(place.dir.as_path()).unwrap();
+    assert!(matches!(next(&rings), WatchEvent::WatchLost(_)));
+    // Meanwhile the timer goes on.
+    assert_eq!(rings.recv_timeout(PATIENCE), Ok(WatchEvent::Timer));
+    assert!(!bell.health().watching);
+    std::fs::create_dir(place.dir.as_path()).unwrap();
+    assert_eq!(next(&rings), WatchEvent::Remounted);
+    assert!(bell.health().watching && bell.health().rehung == 1);
+    place.lock("c.lock");
+    assert_eq!(next(&rings), WatchEvent::LockRemoved("c".into()));
+}
+
+/// As with a file system mounted over it, no event says so.
+#[test]
+fn another_directory_at_the_same_place() {
+    let place = Place::new();
+    let (_bell, rings) = place.hang(Duration::from_millis(20));
+    let aside = place.dir.as_path().with_file_name("aside");
+    std::fs::rename(place.dir.as_path(), &aside).unwrap();
+    std::fs::create_dir(place.dir.as_path()).unwrap();
+    assert!(matches!(next(&rings), WatchEvent::WatchLost(_)));
+    assert_eq!(next(&rings), WatchEvent::Remounted);
+    std::fs::write(aside.join("old.lock"), "").unwrap();
+    std::fs::remove_file(aside.join("old.lock")).unwrap();
+    place.lock("new.lock");
+    assert_eq!(next(&rings), WatchEvent::LockRemoved("new".into()));
+}
+
+#[test]
+fn an_overflow_rings() {
+    let place = Place::new();
+    let gate = Arc::new(Barrier::new(2));
+    let (ring, rings) = channel();
+    let held = Arc::clone(&gate);
+    let bell = StoreWatch::start(&place.dir, NEVER, move |r| {
+        if r == WatchEvent::LockRemoved("hold".into()) {
+            held.wait();
+            held.wait();
+        }
+        drop(ring.send(r));
+    })
+    .unwrap();
+    place.lock("hold.lock");
+    gate.wait();
+    // The queue's length is a sysctl; more events than that, unless it was set very high.
+    let limit = std::fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
+    let limit: usize = limit.trim().parse().unwrap();
+    if limit <= 200_000 {
+        for i in 0..=limit + 1 {
+            place.lock(&format!("{i}"));
+        }
+    }
+    gate.wait();
+    if limit <= 200_000 {
+        assert!(rings.iter().any(|r| r == WatchEvent::Overflow));
+        assert_eq!(bell.health().overflows, 1);
+    }
+}
+
+#[test]
+fn a_callback_that_panics_costs_one_ring() {
+    let place = Place::new();
+    let (ring, rings) = channel();
+    let _bell = StoreWatch::start(&place.dir, NEVER, move |r| {
+        assert!(r != WatchEvent::LockRemoved("panic".into()), "as the test wants");
+        drop(ring.send(r));
+    })
+    .unwrap();
+    assert_eq!(next(&rings), WatchEvent::Start);
+    place.lock("panic.lock");
+    place.lock("next.lock");
+    assert_eq!(next(&rings), WatchEvent::LockRemoved("next".into()));
+}
+
+#[test]
+fn no_directory_no_bell() {
+    let place = Place::new();
+    std::fs::remove_dir(place.dir.as_path()).unwrap();
+    assert!(matches!(StoreWatch::start(&place.dir, NEVER, |_| ()), Err(WatchError::Directory { .. })));
+}
