@@ -14,48 +14,15 @@
 //! A part that the daemon cannot do without and that ends on its own ends the
 //! daemon with a failure; systemd starts it again, and the ledger knows the rest.
 
-mod anchors;
-mod begin;
-mod chores;
-mod client;
-mod closing;
+mod attic;
+mod caches;
 mod driver;
-mod ending;
-mod engine;
-mod history;
-mod hooks;
-mod identity;
-mod input;
+mod gc_roots;
+mod host;
+mod inbox;
 mod intake;
-mod keeper;
-mod live;
-mod login;
-mod logind;
-mod netrc;
-mod notify;
-mod opening;
-mod outcome;
-mod parts;
-mod programs;
-mod rate;
-mod readers;
-mod reload;
-mod report;
-mod requests;
-mod resume;
-mod rings;
-mod routes;
-mod rules;
-mod seen;
-mod servers;
-mod settle;
-mod signals;
-mod tenure;
-mod tokens;
-mod transfer;
-mod waiters;
-mod watchdog;
-mod wrapper;
+mod push;
+mod sessions;
 
 use std::collections::HashMap;
 use std::os::unix::net::UnixListener;
@@ -80,18 +47,18 @@ use crate::store::{NixDb, NixDbError, StoreWatch};
 
 use crate::types::{CacheId, StoreDir};
 use crate::types::{Heartbeat, Wall};
-use chores::Chores;
+use caches::servers::{BuiltIn, Line};
+use driver::background::BackgroundTasks;
+use driver::reload::Reloads;
 use driver::{Driver, Ended};
+use gc_roots::{GcRoots, Places};
+use host::notify::Notify;
+use host::parts::Part;
 use intake::{Bell, Intake, NewWishes, Wishes};
-use keeper::{Keeper, Places};
-use live::Desk;
-use notify::Notify;
-use parts::Part;
-use rate::Rate;
-use reload::Reloads;
-use rules::Facts;
-use servers::{BuiltIn, Line};
-use transfer::Transfers;
+use push::rate::Rate;
+use push::transfer::Transfers;
+use push::upstream_keys::UpstreamKeys;
+use sessions::session::Sessions;
 
 /// How often the Nix database is tried at the start while somebody keeps it
 /// locked, each time for some seconds: a collection may, and ends.
@@ -103,7 +70,7 @@ const INPUTS: usize = 16;
 const GOODBYE: Duration = Duration::from_secs(2);
 
 pub use crate::control::server::passed;
-pub use reload::Load;
+pub use driver::reload::Load;
 
 /// Runs the daemon until a signal ends it. An error means that it could not
 /// begin, or that a part it cannot do without has failed.
@@ -115,10 +82,10 @@ pub async fn run(settings: Settings, load: Load, passed: Option<UnixListener>) -
         event!(CONFIG_WARNING, "{warning}");
     }
     let settings = Arc::new(settings);
-    let (signal, stop) = signals::signals()?;
-    let hangup = signals::hangup()?;
+    let (signal, stop) = host::signals::signals()?;
+    let hangup = host::signals::hangup()?;
     make_dir(&settings.state_dir, "state_dir")?;
-    let tenure = tenure::take(&settings.state_dir)?;
+    let lock = host::state_dir_lock::take(&settings.state_dir)?;
     let path = settings.state_dir.join("ledger.sqlite");
     let (ledger, opened) = Ledger::open(&path).with_context(|| format!("the ledger {}", path.display()))?;
     let store_dir = StoreDir::new(&settings.nix.store_dir.to_string_lossy())?;
@@ -134,14 +101,14 @@ pub async fn run(settings: Settings, load: Load, passed: Option<UnixListener>) -
     };
     let (nix_db, reader) = (open_nix_db()?, open_nix_db()?);
     let closing = CancellationToken::new();
-    let built_in = servers::start_embedded(&settings, &store_dir, &closing).await?;
+    let built_in = caches::servers::start_embedded(&settings, &store_dir, &closing).await?;
     let caches: Vec<String> = settings.caches.keys().cloned().collect();
     let known = built_in.as_ref().map(BuiltIn::of);
     let lines: Result<Vec<Line>> =
         settings.caches.iter().map(|(name, cache)| Line::new(name, cache, known.as_ref())).collect();
     let lines = lines?;
-    let login = login::Login::new(&settings, lines.iter().map(|line| line.served.clone()).collect());
-    let facts = Facts::new(caches.len());
+    let login = attic::login::Login::new(&settings, lines.iter().map(|line| line.served.clone()).collect());
+    let upstream_keys = UpstreamKeys::new(caches.len());
     let (out, inputs) = tokio::sync::mpsc::channel(INPUTS);
     let identity = reader.identity()?;
     let transfers = Transfers {
@@ -149,30 +116,33 @@ pub async fn run(settings: Settings, load: Load, passed: Option<UnixListener>) -
         nix_db: Arc::new(Mutex::new((reader, identity))),
         state_dir: settings.nix.state_dir.as_path().into(),
         store_dir: store_dir.clone(),
-        facts: facts.clone(),
+        upstream_keys: upstream_keys.clone(),
         rate: settings.push.max_rate.map(|rate| Arc::new(Rate::new(rate))),
         sent: Arc::default(),
         out: out.clone(),
     };
     let windows = Arc::new(Mutex::new(Windows::default()));
-    let mut desk = Desk::default();
-    let resumed = resume::resume(&ledger, &caches, &mut desk, &windows)?;
-    let keeper = Keeper::start(Places {
+    let mut sessions = Sessions::default();
+    let resumed = sessions::resume::resume(&ledger, &caches, &mut sessions, &windows)?;
+    let gc_roots = GcRoots::start(Places {
         state_dir: settings.nix.state_dir.clone(),
         store_dir: store_dir.clone(),
         socket: std::env::var_os("NIX_DAEMON_SOCKET_PATH")
             .map_or_else(|| settings.nix.state_dir.join("daemon-socket/socket"), PathBuf::from),
         links: settings.nix.gc_roots.clone(),
     })?;
-    let mut chores = Chores::default();
-    chores.tokens(&lines, out.clone());
-    chores.history(ledger.clone(), settings.history_keep);
+    let mut background = BackgroundTasks::default();
+    background.tokens(&lines, out.clone());
+    background.history(ledger.clone(), settings.history_keep);
     let new_wishes = NewWishes::default();
     let lock_watcher =
         LockWatcher::start(store_dir.as_path()).context("the thread that watches the store's locks")?;
     let (bell, ear) = Bell::new();
-    let store_watch =
-        StoreWatch::start(&store_dir, settings.nix.poll, rings::pull(lock_watcher.clone(), bell.clone()))?;
+    let store_watch = StoreWatch::start(
+        &store_dir,
+        settings.nix.poll,
+        intake::rings::pull(lock_watcher.clone(), bell.clone()),
+    )?;
     let ours = passed.is_none();
     let (listener, address) = match passed {
         Some(listener) => {
@@ -185,10 +155,10 @@ pub async fn run(settings: Settings, load: Load, passed: Option<UnixListener>) -
     let (requests, control) =
         server::start(listener, store_dir.as_str(), Limits::default(), closing.clone(), beat.clone())?;
     make_dir(&settings.runtime_dir, "RUNTIME_DIRECTORY")?;
-    wrapper::write(&settings);
-    let netrc = servers::netrc(&settings, known.as_ref(), &lines);
-    chores.netrc(netrc.as_ref());
-    let (client, keeping) = client::start(&settings, login.clone(), seed(), out.clone());
+    attic::wrapper::write(&settings);
+    let netrc = caches::servers::netrc(&settings, known.as_ref(), &lines);
+    background.netrc(netrc.as_ref());
+    let (client, keeping) = attic::client::start(&settings, login.clone(), seed(), out.clone());
     let (pulse, intake_pulse) = (Heartbeat::default(), Heartbeat::default());
     let paths_known = Arc::new(AtomicUsize::new(0));
     let intake = Intake {
@@ -200,13 +170,13 @@ pub async fn run(settings: Settings, load: Load, passed: Option<UnixListener>) -
         ledger: ledger.clone(),
         windows: Arc::clone(&windows),
         lock_watcher: lock_watcher.clone(),
-        facts: facts.clone(),
-        keeper: keeper.clone(),
+        upstream_keys: upstream_keys.clone(),
+        gc_roots: gc_roots.clone(),
         wishes: Wishes {
             filter: settings.push.filter.clone(),
             caches: caches.clone(),
             default_cache: CacheId(position(&caches, &settings.default_cache).unwrap_or(0)),
-            strangers: routes::Strangers::new(Arc::clone(&settings), caches.clone()),
+            strangers: intake::routes::Strangers::new(Arc::clone(&settings), caches.clone()),
         },
         new_wishes: Arc::clone(&new_wishes),
         existing: settings.push.existing,
@@ -216,11 +186,11 @@ pub async fn run(settings: Settings, load: Load, passed: Option<UnixListener>) -
     };
     let intake = intake::start(intake, ear)?;
     let engine = |(number, line): (u16, &Line)| {
-        servers::engine(CacheId(number), &settings, &transfers, &client, &login, &line.served)
+        caches::servers::engine(CacheId(number), &settings, &transfers, &client, &login, &line.served)
     };
     let (engines, limits): (Vec<_>, Vec<_>) = (0..).zip(&lines).map(engine).unzip();
     let (pending, seen) = tokio::sync::watch::channel(false);
-    chores.logind(logind::mind(seen, out.clone()));
+    background.logind(host::logind::mind(seen, out.clone()));
     let mut notify = Notify::new();
     notify.watch(parts(&bell, intake_pulse, out, pulse.clone(), beat));
     notify.ready();
@@ -238,7 +208,7 @@ pub async fn run(settings: Settings, load: Load, passed: Option<UnixListener>) -
         troubles: caches.iter().map(|_| None).collect(),
         known: paths_known,
         stuck: None,
-        keeper: keeper.clone(),
+        gc_roots: gc_roots.clone(),
         wares: HashMap::new(),
         cursor: 0,
         counts: caches.iter().map(|_| PathCounts::default()).collect(),
@@ -252,14 +222,14 @@ pub async fn run(settings: Settings, load: Load, passed: Option<UnixListener>) -
         built_in: known,
         lines,
         new_wishes,
-        chores,
+        background,
         ledger: ledger.clone(),
         caches,
-        desk,
+        sessions,
         bell,
         windows,
         lock_watcher,
-        facts,
+        upstream_keys,
         transfers,
         store_watch,
         notify,
@@ -274,7 +244,7 @@ pub async fn run(settings: Settings, load: Load, passed: Option<UnixListener>) -
     };
     let ended = driver.run(inputs, requests, stop, hangup).await;
     closing.cancel();
-    keeper.stop();
+    gc_roots.stop();
     // And with it what it runs.
     keeping.abort();
     if tokio::time::timeout(GOODBYE, control).await.is_err() {
@@ -303,7 +273,7 @@ pub async fn run(settings: Settings, load: Load, passed: Option<UnixListener>) -
         }
         Ended::Failed(reason) => bail!("{reason}"),
     }
-    drop(tenure);
+    drop(lock);
     // The intake ends when the driver's end of its channel is gone.
     drop(intake);
     Ok(())
@@ -313,15 +283,15 @@ pub async fn run(settings: Settings, load: Load, passed: Option<UnixListener>) -
 fn parts(
     bell: &Bell,
     intake: Heartbeat,
-    out: tokio::sync::mpsc::Sender<input::Input>,
+    out: tokio::sync::mpsc::Sender<inbox::Input>,
     driver: Heartbeat,
     socket: Heartbeat,
 ) -> Vec<Part> {
     let (bell, asked) = (bell.clone(), socket.clone());
     vec![
-        Part::new(watchdog::INTAKE, move || bell.ring(), move || intake.count()),
+        Part::new(host::watchdog::INTAKE, move || bell.ring(), move || intake.count()),
         // With a full queue there is enough to move by.
-        Part::new("driver", move || drop(out.try_send(input::Input::Beat)), move || driver.count()),
+        Part::new("driver", move || drop(out.try_send(inbox::Input::Beat)), move || driver.count()),
         Part::new("socket", move || asked.ask(), move || socket.count()),
     ]
 }

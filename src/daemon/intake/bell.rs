@@ -16,7 +16,7 @@ pub(super) const QUEUE: usize = 512;
 pub(in crate::daemon) enum Work {
     /// Look at the store.
     Look,
-    /// Take named paths with their closure; see [`Named`](super::super::input::Input::Named).
+    /// Take named paths with their closure; see [`Named`](crate::daemon::inbox::Input::Named).
     Name(Naming),
     /// See who a hook says made these.
     Hook(Vec<StorePath>),

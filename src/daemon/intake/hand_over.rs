@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use super::super::input::Input;
 use super::{Intake, IntakeError};
+use crate::daemon::inbox::Input;
 use crate::flow::NewPush;
 use crate::ledger::{Admit, Evidence, NewPushRow, PushState, SessionRow};
 use crate::store::PathInfo;
@@ -70,9 +70,9 @@ impl Intake {
             return Ok(());
         }
         // Before anybody may rely on it.
-        self.keeper.protect(cache, wanted.iter().map(|(info, _, _)| &info.path));
+        self.gc_roots.protect(cache, wanted.iter().map(|(info, _, _)| &info.path));
         for (info, _, _) in wanted.iter().filter(|(_, _, state)| *state == PushState::Failed) {
-            self.keeper.park(cache, info.path.clone());
+            self.gc_roots.park(cache, info.path.clone());
         }
         let references = wanted.iter().flat_map(|(info, _, _)| info.references.clone()).collect();
         let given_up = self.find_references(cache, references, &mut known)?;

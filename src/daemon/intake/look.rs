@@ -4,13 +4,13 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
-use super::super::begin;
-use super::super::input::Input;
-use super::super::rules::enters_as;
-use super::super::seen::Seen;
 use super::hand_over::Candidate;
 use super::{ITEMS, Intake, IntakeError};
 use crate::attribution::{Evidence as Why, Owners};
+use crate::daemon::inbox::Input;
+use crate::daemon::intake::begin;
+use crate::daemon::intake::rules::enters_as;
+use crate::daemon::intake::seen::Seen;
 use crate::ledger::{Admit, Cursor, Evidence, PushState, SessionRow};
 use crate::observe::event;
 use crate::store::{NixDb, PathInfo};
@@ -99,7 +99,7 @@ impl Intake {
             let stranger = || self.wishes.strangers.cache(maker.as_ref(), default).map(|c| c.0);
             let Some(cache) = owners.cache.unwrap_or_else(stranger) else { continue };
             let sessions: Vec<_> = owners.sessions.into_iter().map(|(s, why)| (s, evidence(why))).collect();
-            let state = enters_as(&self.wishes.filter, self.facts.in_upstream(cache, &info), &info);
+            let state = enters_as(&self.wishes.filter, self.upstream_keys.in_upstream(cache, &info), &info);
             if state == PushState::Pending {
                 owned.insert(info.id, sessions);
                 roots[usize::from(cache)].push(info.path);
@@ -114,7 +114,7 @@ impl Intake {
             for ids in ids.chunks(ITEMS) {
                 let candidate = |info: PathInfo| {
                     let root = owned.remove(&info.id);
-                    let upstream = root.is_none() && self.facts.in_upstream(cache, &info);
+                    let upstream = root.is_none() && self.upstream_keys.in_upstream(cache, &info);
                     let state = if upstream { PushState::Upstream } else { PushState::Pending };
                     // One that was left out at first and is wanted now: those whose it is follow it.
                     let sessions = root.unwrap_or_else(|| {

@@ -5,11 +5,16 @@
 //!
 //! Must not know how anything is uploaded.
 
+pub(in crate::daemon) mod begin;
 mod bell;
 mod hand_over;
 mod look;
 mod name;
 mod restore;
+pub(in crate::daemon) mod rings;
+pub(in crate::daemon) mod routes;
+mod rules;
+mod seen;
 mod stuck;
 
 use std::collections::VecDeque;
@@ -19,19 +24,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::mpsc::Sender;
 
-use super::input::Input;
-use super::keeper::Keeper;
-use super::routes::Strangers;
-use super::rules::Facts;
-use super::seen::Seen;
 use crate::attribution::{LockWatcher, Windows};
 use crate::config::Filter;
+use crate::daemon::gc_roots::GcRoots;
+use crate::daemon::inbox::Input;
+use crate::daemon::intake::routes::Strangers;
+use crate::daemon::intake::seen::Seen;
+use crate::daemon::push::upstream_keys::UpstreamKeys;
 use crate::ledger::{Cursor, Ledger};
 use crate::observe::event;
 use crate::store::{NixDb, NixDbError};
 use crate::types::Heartbeat;
 
-pub(super) use bell::{Bell, Ear, Naming, Work};
+pub(in crate::daemon) use bell::{Bell, Ear, Naming, Work};
 
 use crate::types::{CacheId, StoreDir, StorePath};
 use bell::QUEUE;
@@ -44,47 +49,47 @@ const MOST: usize = 200_000;
 const ITEMS: usize = 1024;
 
 /// What the configuration wants of the intake.
-pub(super) struct Wishes {
-    pub(super) filter: Filter,
+pub(in crate::daemon) struct Wishes {
+    pub(in crate::daemon) filter: Filter,
     /// The caches' names, by their numbers: may grow, and no more.
-    pub(super) caches: Vec<String>,
-    pub(super) default_cache: CacheId,
+    pub(in crate::daemon) caches: Vec<String>,
+    pub(in crate::daemon) default_cache: CacheId,
     /// Where paths of no session go.
-    pub(super) strangers: Strangers,
+    pub(in crate::daemon) strangers: Strangers,
 }
 
 /// Where new ones are left; taken up with the intake's next turn, before any
 /// work that was asked for afterwards.
-pub(super) type NewWishes = Arc<Mutex<Option<Wishes>>>;
+pub(in crate::daemon) type NewWishes = Arc<Mutex<Option<Wishes>>>;
 
 /// What the intake works with.
-pub(super) struct Intake {
-    pub(super) nix_db: NixDb,
-    pub(super) state_dir: std::path::PathBuf,
+pub(in crate::daemon) struct Intake {
+    pub(in crate::daemon) nix_db: NixDb,
+    pub(in crate::daemon) state_dir: std::path::PathBuf,
     /// The daemon's own state directory.
-    pub(super) own_dir: std::path::PathBuf,
-    pub(super) store_dir: StoreDir,
-    pub(super) ledger: Ledger,
-    pub(super) windows: Arc<Mutex<Windows>>,
-    pub(super) lock_watcher: LockWatcher,
-    pub(super) facts: Facts,
-    pub(super) keeper: Keeper,
-    pub(super) wishes: Wishes,
-    pub(super) new_wishes: NewWishes,
+    pub(in crate::daemon) own_dir: std::path::PathBuf,
+    pub(in crate::daemon) store_dir: StoreDir,
+    pub(in crate::daemon) ledger: Ledger,
+    pub(in crate::daemon) windows: Arc<Mutex<Windows>>,
+    pub(in crate::daemon) lock_watcher: LockWatcher,
+    pub(in crate::daemon) upstream_keys: UpstreamKeys,
+    pub(in crate::daemon) gc_roots: GcRoots,
+    pub(in crate::daemon) wishes: Wishes,
+    pub(in crate::daemon) new_wishes: NewWishes,
     /// Told of paths that may be the attic client.
-    pub(super) client: super::client::Handle,
+    pub(in crate::daemon) client: crate::daemon::attic::client::Handle,
     /// On the first start: begin with what is valid already.
-    pub(super) existing: bool,
-    pub(super) out: Sender<Input>,
+    pub(in crate::daemon) existing: bool,
+    pub(in crate::daemon) out: Sender<Input>,
     /// Moves with every turn, and with every batch of a long one.
-    pub(super) pulse: Heartbeat,
+    pub(in crate::daemon) pulse: Heartbeat,
     /// How many paths the driver knows.
-    pub(super) known: Arc<AtomicUsize>,
+    pub(in crate::daemon) known: Arc<AtomicUsize>,
 }
 
 /// Why the intake cannot go on.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum IntakeError {
+pub(in crate::daemon) enum IntakeError {
     #[error(transparent)]
     NixDb(#[from] NixDbError),
     #[error("the ledger: {0}")]
@@ -128,7 +133,7 @@ impl Intake {
     /// Works until it is told to stop or the driver is gone. What keeps it from
     /// reading or writing does not end it: the Nix database is the truth and
     /// does not go away, so the work is done again when that has passed.
-    pub(super) fn run(mut self, ear: &Ear, first: Option<Cursor>) -> Result<(), IntakeError> {
+    pub(in crate::daemon) fn run(mut self, ear: &Ear, first: Option<Cursor>) -> Result<(), IntakeError> {
         let seen = self.wishes.caches.iter().map(|_| Seen::default()).collect();
         let mut progress = Progress {
             first,
@@ -211,7 +216,7 @@ impl Intake {
         self.look(cursor, seen)?;
         if !std::mem::replace(restored, true) {
             // Only now: what the ledger knew nothing of may have been protected too.
-            self.keeper.restored();
+            self.gc_roots.restored();
             self.tell(Input::Restored)?;
         }
         if *retry {
@@ -247,7 +252,7 @@ impl Intake {
 }
 
 /// Runs the intake on a thread of its own; how it ended is told to the driver.
-pub(super) fn start(mut intake: Intake, ear: Ear) -> std::io::Result<std::thread::JoinHandle<()>> {
+pub(in crate::daemon) fn start(mut intake: Intake, ear: Ear) -> std::io::Result<std::thread::JoinHandle<()>> {
     // Here, before anybody is told that the daemon is ready: whatever becomes
     // valid from then on is new. When it cannot be read now, the thread tries on.
     let cursor = intake.first_cursor().ok();

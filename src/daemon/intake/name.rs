@@ -1,10 +1,10 @@
 //! Paths that somebody named: their whole closure is wanted.
 
-use super::super::input::Input;
-use super::super::seen::Seen;
 use super::bell::Naming;
 use super::hand_over::Candidate;
 use super::{ITEMS, Intake, IntakeError};
+use crate::daemon::inbox::Input;
+use crate::daemon::intake::seen::Seen;
 use crate::ledger::{Cursor, Evidence, PushState};
 use crate::store::PathInfo;
 use crate::types::Wall;
@@ -32,7 +32,7 @@ impl Intake {
         let closure = self.nix_db.closure_ids(&naming.paths, &mut |_| true)?;
         for ids in closure.ids.chunks(ITEMS) {
             let candidate = |info: PathInfo| {
-                let upstream = self.facts.in_upstream(cache, &info);
+                let upstream = self.upstream_keys.in_upstream(cache, &info);
                 let state = if upstream { PushState::Upstream } else { PushState::Pending };
                 let sessions = vec![(naming.session, Evidence::Closure)];
                 Candidate { info, cache, state, sessions, recheck_before, retry: naming.retry }

@@ -3,8 +3,9 @@
 
 use std::collections::HashMap;
 
-use super::super::{begin, settle};
+use super::begin;
 use super::{ITEMS, Intake, IntakeError};
+use crate::daemon::push::settle;
 use crate::ledger::{Admit, Cursor, PushState};
 use crate::observe::{detail, event};
 use crate::store::PathInfo;

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use super::super::keeper::Places;
 use super::*;
 use crate::config::Settings;
+use crate::daemon::gc_roots::Places;
 
 /// On a database with one path, which nobody has looked at.
 fn intake(top: &Path) -> (Intake, tokio::sync::mpsc::Receiver<Input>) {
@@ -28,7 +28,7 @@ fn intake(top: &Path) -> (Intake, tokio::sync::mpsc::Receiver<Input>) {
     let env = |name: &str| name.ends_with("_DIRECTORY").then(|| top.display().to_string());
     let settings = Arc::new(Settings::load(None, &env).unwrap());
     let caches = vec!["main".to_owned()];
-    let keeper = Keeper::start(Places {
+    let gc_roots = GcRoots::start(Places {
         state_dir: top.to_owned(),
         store_dir: store_dir.clone(),
         socket: top.join("socket"),
@@ -43,8 +43,8 @@ fn intake(top: &Path) -> (Intake, tokio::sync::mpsc::Receiver<Input>) {
         store_dir,
         ledger: Ledger::open(&top.join("ledger.sqlite")).unwrap().0,
         windows: Arc::default(),
-        facts: Facts::new(caches.len()),
-        keeper: keeper.unwrap(),
+        upstream_keys: UpstreamKeys::new(caches.len()),
+        gc_roots: gc_roots.unwrap(),
         wishes: Wishes {
             filter: settings.push.filter.clone(),
             default_cache: CacheId(0),
@@ -52,7 +52,7 @@ fn intake(top: &Path) -> (Intake, tokio::sync::mpsc::Receiver<Input>) {
             caches,
         },
         new_wishes: NewWishes::default(),
-        client: super::super::client::Handle::disabled(),
+        client: crate::daemon::attic::client::Handle::disabled(),
         existing: false,
         out,
         pulse: Heartbeat::default(),

@@ -1,0 +1,387 @@
+//! The attic client that the daemon keeps: drives its life (`flow`), has done
+//! what that says, and tells who asks how it stands. A push of its own, which
+//! nobody waits for: fetching it may take minutes.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use crate::attic::{self, Installable, Miss, Obtained, Place};
+use crate::config::Settings;
+pub(in crate::daemon) use crate::daemon::attic::environment::place;
+use crate::daemon::attic::login::Login;
+use crate::daemon::inbox::Input;
+use crate::flow::{ClientAction, ClientEvent, ClientLife, ClientState, Found};
+use crate::observe::{detail, event};
+use crate::types::{Mono, Wall};
+
+/// Things to tell the client's push that may wait; more would say the same.
+const WORDS: usize = 64;
+
+/// How the client came to be here, kept over restarts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::daemon) struct Record {
+    program: PathBuf,
+    pub(in crate::daemon) version: String,
+    /// Since when this one is here, and since when there is any without a gap.
+    pub(in crate::daemon) since: i64,
+    pub(in crate::daemon) first: i64,
+    pub(in crate::daemon) took_ms: u64,
+    pub(in crate::daemon) waited_ms: u64,
+}
+
+/// The client as it stands.
+#[derive(Debug, Clone, Default)]
+pub(in crate::daemon) struct View {
+    /// None: it is not kept.
+    pub(in crate::daemon) state: Option<ClientState>,
+    /// The program, while it may be used.
+    pub(in crate::daemon) program: Option<PathBuf>,
+    pub(in crate::daemon) record: Option<Record>,
+    /// Why there is none, or why a newer one was not taken.
+    pub(in crate::daemon) error: Option<String>,
+}
+
+/// The way to the client's push.
+#[derive(Debug, Clone)]
+pub(in crate::daemon) struct Handle {
+    words: mpsc::Sender<Word>,
+    view: watch::Receiver<View>,
+    installable: Option<Installable>,
+}
+
+/// What it is told.
+#[derive(Debug)]
+enum Word {
+    Event(ClientEvent),
+    /// It has failed in use, and how.
+    Lost(String),
+}
+
+impl Handle {
+    /// Without a client.
+    pub(in crate::daemon) fn disabled() -> Self {
+        Self { words: mpsc::channel(1).0, view: watch::channel(View::default()).1, installable: None }
+    }
+
+    /// As it stands.
+    pub(in crate::daemon) fn view(&self) -> View {
+        self.view.borrow().clone()
+    }
+
+    /// Whether it may be used.
+    pub(in crate::daemon) fn is_usable(&self) -> bool {
+        self.view.borrow().program.is_some()
+    }
+
+    /// Somebody wants it looked for now.
+    pub(in crate::daemon) fn wanted(&self) {
+        self.tell(Word::Event(ClientEvent::Wanted));
+    }
+
+    /// A cache answers again.
+    pub(in crate::daemon) fn cache_back(&self) {
+        self.tell(Word::Event(ClientEvent::CacheBack));
+    }
+
+    /// It does not work any more.
+    pub(in crate::daemon) fn lost(&self, why: String) {
+        self.tell(Word::Lost(why));
+    }
+
+    /// A store path with this base name has become valid.
+    pub(in crate::daemon) fn sighted(&self, base: &str) {
+        if self.installable.as_ref().is_some_and(|installable| installable.may_be(base)) {
+            detail!(store_path = base, "a path that may be the attic client has become valid");
+            self.tell(Word::Event(ClientEvent::Sighted));
+        }
+    }
+
+    fn tell(&self, word: Word) {
+        // A full queue says already that it is to be looked for.
+        let _ = self.words.try_send(word);
+    }
+}
+
+/// The push's own.
+struct Keep {
+    life: ClientLife,
+    place: Place,
+    installable: Installable,
+    login: Login,
+    /// The cache that a client is tried on.
+    cache: usize,
+    began: Instant,
+    /// Since when there is none.
+    without: Option<Instant>,
+    view: watch::Sender<View>,
+    out: mpsc::Sender<Input>,
+    done: mpsc::Sender<Done>,
+}
+
+/// What came of a piece of work.
+enum Done {
+    Checked(Result<(PathBuf, String), Miss>),
+    Looked(Result<Obtained, Miss>, Found),
+}
+
+/// Begins to keep it. The push ends with the daemon, and kills what it runs.
+pub(in crate::daemon) fn start(
+    settings: &Settings,
+    login: Login,
+    seed: u64,
+    out: mpsc::Sender<Input>,
+) -> (Handle, JoinHandle<()>) {
+    if !settings.client.enable {
+        return (Handle::disabled(), tokio::spawn(std::future::ready(())));
+    }
+    let place = place(settings, &login);
+    let installable = Installable::parse(&settings.client.installable, &settings.nix.store_dir);
+    let (words, inbox) = mpsc::channel(WORDS);
+    let (view, seen) = watch::channel(View { state: Some(ClientState::Absent), ..View::default() });
+    let (done, results) = mpsc::channel(2);
+    let cache = login.served().iter().position(|s| s.name == settings.default_cache).unwrap_or(0);
+    let handle = Handle { words, view: seen, installable: Some(installable.clone()) };
+    let keep = Keep {
+        life: ClientLife::new(seed),
+        place,
+        installable,
+        login,
+        cache,
+        began: Instant::now(),
+        without: Some(Instant::now()),
+        view,
+        out,
+        done,
+    };
+    (handle, tokio::spawn(keep.run(inbox, results)))
+}
+
+impl Keep {
+    async fn run(mut self, mut inbox: mpsc::Receiver<Word>, mut results: mpsc::Receiver<Done>) {
+        let left = attic::present(&self.place, &self.installable).is_some();
+        event!(
+            CLIENT_KEPT,
+            phase = "1",
+            installable = ?self.installable,
+            "the attic client is kept ready{}",
+            if left { ": one is there from before" } else { "" }
+        );
+        let mut work = tokio::task::JoinSet::new();
+        self.step(ClientEvent::Begin { left }, &mut work).await;
+        loop {
+            let due =
+                self.life.due().map(|Mono(ms)| self.began + Duration::from_millis(ms.saturating_add(1)));
+            let due = due.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
+            tokio::select! {
+                word = inbox.recv() => match word {
+                    None => return,
+                    Some(Word::Event(event)) => self.step(event, &mut work).await,
+                    Some(Word::Lost(why)) => {
+                        event!(CLIENT_LOST, error = why, "the attic client does not work any more");
+                        self.view.send_modify(|view| view.error = Some(why));
+                        self.step(ClientEvent::Lost, &mut work).await;
+                    }
+                },
+                Some(done) = results.recv() => self.done(done, &mut work).await,
+                // One that has panicked has told nobody.
+                Some(Err(_)) = work.join_next() => {
+                    self.step(ClientEvent::Checked(false), &mut work).await;
+                    self.step(ClientEvent::Looked(Found::Missing), &mut work).await;
+                }
+                () = tokio::time::sleep_until(due.into()) => self.step(ClientEvent::Tick, &mut work).await,
+            }
+        }
+    }
+
+    async fn step(&mut self, event: ClientEvent, work: &mut tokio::task::JoinSet<()>) {
+        let now = Mono(u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX));
+        for action in self.life.step(event, now) {
+            match action {
+                ClientAction::Check => self.check(work),
+                ClientAction::Look => self.look(work),
+                ClientAction::Usable(usable) => self.usable(usable).await,
+            }
+        }
+        let state = self.life.state();
+        self.view.send_if_modified(|view| view.state.replace(state) != Some(state));
+    }
+
+    fn check(&self, work: &mut tokio::task::JoinSet<()>) {
+        let (place, installable, done) = (self.place.clone(), self.installable.clone(), self.done.clone());
+        let login = self.login.clone();
+        work.spawn(async move {
+            let result = match attic::present(&place, &installable) {
+                Some(program) => {
+                    logged_in(&login).await;
+                    // Whether the cache answers it is seen by the look that follows.
+                    attic::check(&place, &program, None).await.map(|version| (program, version))
+                }
+                None => Err(Miss::Missing("it is gone".to_owned())),
+            };
+            let _ = done.send(Done::Checked(result)).await;
+        });
+    }
+
+    fn look(&self, work: &mut tokio::task::JoinSet<()>) {
+        let (place, installable, done) = (self.place.clone(), self.installable.clone(), self.done.clone());
+        let (login, before) = (self.login.clone(), self.view.borrow().program.clone());
+        let served = self.login.served()[self.cache].clone();
+        work.spawn(async move {
+            logged_in(&login).await;
+            detail!(phase = "1", "looking for the attic client");
+            let mut result =
+                attic::obtain(&place, &installable, before.as_deref(), &served.reference()).await;
+            let found = match &result {
+                Ok(_) => Found::Usable,
+                Err(Miss::Missing(_)) => Found::Missing,
+                Err(Miss::Broken(_)) => Found::Broken,
+                // It failed to ask the cache: is that the cache's fault?
+                Err(Miss::Silent(why)) => match served.client.discover().await {
+                    Ok(_) => Found::Broken,
+                    Err(error) => {
+                        result = Err(Miss::Silent(format!("{why}; {error}")));
+                        Found::Untried
+                    }
+                },
+            };
+            let _ = done.send(Done::Looked(result, found)).await;
+        });
+    }
+
+    async fn done(&mut self, done: Done, work: &mut tokio::task::JoinSet<()>) {
+        match done {
+            Done::Checked(Ok((program, version))) => {
+                event!(
+                    CLIENT_RESUMED,
+                    phase = "2a",
+                    client = %program.display(),
+                    version = version,
+                    "the attic client of before is usable"
+                );
+                let record = self.read_record().filter(|record| record.program == program);
+                let record =
+                    record.unwrap_or_else(|| self.new_record(program.clone(), version, Duration::ZERO));
+                self.without = None;
+                self.view.send_modify(|view| {
+                    view.record = Some(record);
+                    view.program = Some(program);
+                });
+                self.step(ClientEvent::Checked(true), work).await;
+            }
+            Done::Checked(Err(miss)) => {
+                event!(CLIENT_STALE, error = %miss, "the attic client of before does not answer");
+                self.step(ClientEvent::Checked(false), work).await;
+            }
+            Done::Looked(result, found) => {
+                match result {
+                    Ok(obtained) => self.obtained(obtained),
+                    Err(miss) => self.missed(&miss, found),
+                }
+                self.step(ClientEvent::Looked(found), work).await;
+            }
+        }
+    }
+
+    fn obtained(&mut self, obtained: Obtained) {
+        let Obtained { program, version, same, took } = obtained;
+        if same && self.view.borrow().record.is_some() {
+            detail!(client = %program.display(), "the attic client is the newest to be had");
+            self.view.send_modify(|view| view.error = None);
+            return;
+        }
+        let record = self.new_record(program.clone(), version.clone(), took);
+        event!(
+            CLIENT_READY,
+            phase = "2a",
+            client = %program.display(),
+            version = version,
+            duration_ms = record.took_ms,
+            waited_ms = record.waited_ms,
+            "the attic client is ready: it has answered and is a garbage collector root"
+        );
+        self.without = None;
+        self.view.send_modify(|view| {
+            *view = View { state: view.state, program: Some(program), record: Some(record), error: None }
+        });
+    }
+
+    fn missed(&mut self, miss: &Miss, found: Found) {
+        let reason = miss.to_string();
+        let before = self.view.borrow().program.clone();
+        let news = self.view.borrow().error.as_ref() != Some(&reason);
+        match (before, found) {
+            (Some(path), _) => {
+                event!(
+                    CLIENT_NOT_REPLACED,
+                    client = %path.display(),
+                    error = reason,
+                    "no newer attic client: the one before stays in use"
+                );
+            }
+            (None, _) if !news => detail!(phase = "2b", error = reason, "still no attic client"),
+            (None, Found::Broken) => {
+                event!(CLIENT_BROKEN, phase = "2b", error = reason, "the attic client does not work");
+            }
+            (None, _) => event!(
+                CLIENT_MISSING,
+                phase = "2b",
+                error = reason,
+                "no attic client yet, and none is built: it is looked for again, and as soon as a job builds it"
+            ),
+        }
+        self.view.send_modify(|view| view.error = Some(reason));
+    }
+
+    async fn usable(&mut self, usable: bool) {
+        if !usable {
+            self.without = Some(Instant::now());
+            self.view.send_modify(|view| view.program = None);
+        }
+        let _ = self.out.send(Input::Client(usable)).await;
+    }
+
+    fn record_file(&self) -> PathBuf {
+        self.place.state_dir.join("attic-client.json")
+    }
+
+    fn read_record(&self) -> Option<Record> {
+        serde_json::from_slice(&std::fs::read(self.record_file()).ok()?).ok()
+    }
+
+    /// A client that is new here; written down for the next start.
+    fn new_record(&self, program: PathBuf, version: String, took: Duration) -> Record {
+        let now = Wall::now().0;
+        let first =
+            self.view.borrow().record.as_ref().filter(|_| self.without.is_none()).map_or(now, |r| r.first);
+        let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+        let waited_ms = self.without.map_or(0, |since| ms(since.elapsed()));
+        let record = Record { program, version, since: now, first, took_ms: ms(took), waited_ms };
+        let written = serde_json::to_vec(&record)
+            .map_err(std::io::Error::other)
+            .and_then(|json| crate::types::replace_file(&self.record_file(), &json, 0o600, None));
+        if let Err(error) = written {
+            let file = self.record_file();
+            event!(CLIENT_FAULT, file = %file.display(), error = %error, "how the attic client came here cannot be written down");
+        }
+        record
+    }
+}
+
+/// Files are small, but may be on a slow disk.
+async fn logged_in(login: &Login) {
+    let own = login.clone();
+    let refreshed = tokio::task::spawn_blocking(move || own.refresh()).await;
+    if let Ok(Err(error)) = refreshed {
+        let dir = login.home.dir().display().to_string();
+        event!(
+            CLIENT_FAULT,
+            file = dir,
+            error = format!("{error:#}"),
+            "the attic client cannot be logged in"
+        );
+    }
+}

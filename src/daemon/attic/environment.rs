@@ -1,0 +1,62 @@
+//! How Nix and the attic client are run: where, and with what of our
+//! environment.
+
+use std::ffi::OsString;
+
+use crate::attic::{Place, Runner};
+use crate::config::Settings;
+use crate::daemon::attic::login::Login;
+
+/// Where and how the client is run.
+pub(in crate::daemon) fn place(settings: &Settings, login: &Login) -> Place {
+    Place {
+        // Ours, also when its file has been replaced meanwhile.
+        runner: Runner { supervisor: "/proc/self/exe".into(), env: environment(settings) },
+        state_dir: settings.state_dir.clone(),
+        home: login.home.clone(),
+        timeout: settings.client.timeout,
+    }
+}
+
+/// The environment of the client and of Nix: what they need of ours, no token.
+fn environment(settings: &Settings) -> Vec<(OsString, OsString)> {
+    const KEPT: [&str; 11] = [
+        "PATH",
+        "HOME",
+        "LANG",
+        "LC_ALL",
+        "TMPDIR",
+        "TZ",
+        "USER",
+        "LOGNAME",
+        "SSL_CERT_FILE",
+        "SSL_CERT_DIR",
+        "GIT_SSL_CAINFO",
+    ];
+    let is_kept = |name: &str| {
+        let proxy = name.to_ascii_lowercase();
+        KEPT.contains(&name) || name.starts_with("NIX_") || proxy.ends_with("_proxy")
+    };
+    let mut env: Vec<_> =
+        std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(is_kept)).collect();
+    let mut set = |name: &str, value: OsString| {
+        env.retain(|(n, _)| n != name);
+        env.push((name.into(), value));
+    };
+    // The store that is watched, when that is not the usual one.
+    if settings.nix.store_dir.as_os_str() != "/nix/store" {
+        set("NIX_STORE_DIR", settings.nix.store_dir.clone().into());
+    }
+    if settings.nix.state_dir.as_os_str() != "/nix/var/nix" {
+        set("NIX_STATE_DIR", settings.nix.state_dir.clone().into());
+    }
+    set("XDG_CACHE_HOME", settings.state_dir.join("nix-cache").into());
+    if std::env::var_os("HOME").is_none() {
+        set("HOME", settings.state_dir.clone().into());
+    }
+    // Where Nix is when it is in no system directory.
+    let mut path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
+    path.push(":/run/current-system/sw/bin:/nix/var/nix/profiles/default/bin");
+    set("PATH", path);
+    env
+}

@@ -1,0 +1,65 @@
+//! The limit on bytes per second over all uploads: each chunk takes its time
+//! from one schedule, in the order in which they come.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How far uploads may run ahead of the schedule after a pause.
+const BURST: Duration = Duration::from_millis(100);
+
+/// A schedule that all uploads share.
+#[derive(Debug)]
+pub(in crate::daemon) struct Rate {
+    per_second: u64,
+    /// When the bytes that were let through are due.
+    due: Mutex<Option<Instant>>,
+}
+
+impl Rate {
+    /// `per_second`: bytes, at least 1.
+    pub(in crate::daemon) fn new(per_second: u64) -> Self {
+        Self { per_second: per_second.max(1), due: Mutex::new(None) }
+    }
+
+    /// How long so many bytes have to wait before they go out.
+    pub(in crate::daemon) fn reserve(&self, bytes: usize, now: Instant) -> Duration {
+        let cost = Duration::from_secs_f64(bytes as f64 / self.per_second as f64);
+        let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
+        let earliest = now.checked_sub(BURST).unwrap_or(now);
+        let begin = due.map_or(earliest, |at| at.max(earliest));
+        let end = begin + cost;
+        *due = Some(end);
+        end.saturating_duration_since(now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_keep_to_the_schedule_whoever_sends_them() {
+        let rate = Rate::new(1_000);
+        let start = Instant::now();
+        let mut waited = Duration::ZERO;
+        for _ in 0..100 {
+            // A sender that waits as it is told.
+            waited += rate.reserve(100, start + waited);
+        }
+        // 10,000 bytes at 1,000 a second, less the burst.
+        assert_eq!(waited, Duration::from_secs(10) - BURST);
+        // Two at the same moment: the second waits for the first as well.
+        let now = start + waited;
+        assert_eq!(rate.reserve(1_000, now), Duration::from_secs(1));
+        assert_eq!(rate.reserve(1_000, now), Duration::from_secs(2));
+    }
+
+    #[test]
+    fn a_pause_earns_no_more_than_the_burst() {
+        let rate = Rate::new(1_000);
+        let start = Instant::now();
+        rate.reserve(1, start);
+        let later = start + Duration::from_secs(60);
+        assert_eq!(rate.reserve(1_000, later), Duration::from_secs(1) - BURST);
+    }
+}

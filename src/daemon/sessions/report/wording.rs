@@ -1,0 +1,143 @@
+//! What the ledger holds, in the words of the socket. Must not know who asks,
+//! nor what waits.
+
+use super::PATHS_MOST;
+use crate::control::messages as m;
+use crate::control::messages::{ErrorCode, Reply};
+use crate::daemon::driver::readers::Ways;
+use crate::ledger::{Counts, Evidence, Ledger, LedgerError, Outcome, SessionInfo, SessionState};
+use crate::types::{StoreDir, Wall};
+
+pub(in crate::daemon) fn internal(error: &LedgerError) -> Reply {
+    Reply::Error { code: ErrorCode::Internal, message: format!("the ledger: {error}") }
+}
+
+fn state(state: SessionState) -> m::SessionState {
+    match state {
+        SessionState::Open => m::SessionState::Open,
+        SessionState::Draining => m::SessionState::Draining,
+        SessionState::Closed => m::SessionState::Closed,
+        SessionState::Abandoned => m::SessionState::Abandoned,
+    }
+}
+
+/// A session's summary as its end tells it.
+pub(in crate::daemon) fn ended(
+    ledger: &Ledger,
+    store_dir: &StoreDir,
+    ways: &Ways,
+    info: &SessionInfo,
+    warnings: Vec<String>,
+) -> Reply {
+    match ledger.summary(info.row) {
+        Ok(counts) => Reply::Ended(summary(store_dir, ways, info, counts, warnings)),
+        Err(error) => internal(&error),
+    }
+}
+
+pub(in crate::daemon) fn summary(
+    store_dir: &StoreDir,
+    ways: &Ways,
+    info: &SessionInfo,
+    c: Counts,
+    warnings: Vec<String>,
+) -> m::Summary {
+    let (engine, waited_for_client) = ways.of(info);
+    let by = |evidence: Evidence| c.by_evidence[evidence as usize];
+    let until = info.ended_at.unwrap_or_else(|| Wall::now().0);
+    m::Summary {
+        session: Some(info.new.id.clone()),
+        label: info.new.label.clone(),
+        cache: info.new.cache.clone(),
+        outcome: m::Outcome::of(c.failed_total, c.pending),
+        pushed: c.pushed,
+        already_cached: c.already_cached,
+        upstream: c.upstream,
+        failed_total: c.failed_total,
+        pending: c.pending,
+        skipped: c.skipped,
+        collected: c.collected,
+        bytes: c.bytes,
+        attributed: m::Attributed {
+            process: by(Evidence::Process),
+            hook: by(Evidence::Hook),
+            closure: by(Evidence::Closure),
+            window: by(Evidence::Window),
+            shared: by(Evidence::Shared),
+            named: by(Evidence::Named),
+        },
+        failed: c
+            .failed
+            .into_iter()
+            .map(|f| m::Failed {
+                path: format!("{}/{}", store_dir.as_str(), f.path),
+                error: f.error,
+                class: Some(f.class),
+            })
+            .collect(),
+        flush_ms: info.flush_ms.unwrap_or(0),
+        duration_ms: u64::try_from(until - info.new.started_at).unwrap_or(0),
+        state: state(info.state),
+        strict: info.new.strict,
+        warnings,
+        engine,
+        waited_for_client,
+    }
+}
+
+pub(in crate::daemon) fn entry(info: &SessionInfo, c: &Counts) -> m::SessionEntry {
+    m::SessionEntry {
+        session: info.new.id.clone(),
+        label: info.new.label.clone(),
+        cache: info.new.cache.clone(),
+        state: state(info.state),
+        uid: info.new.uid,
+        strict: info.new.strict,
+        started_at: info.new.started_at,
+        ended_at: info.ended_at,
+        settled: c.pushed + c.already_cached + c.upstream,
+        pending: c.pending,
+        failed: c.failed_total,
+        ci: info.new.ci.as_deref().and_then(|ci| serde_json::from_str(ci).ok()),
+    }
+}
+
+pub(in crate::daemon) fn detail(
+    ledger: &Ledger,
+    store_dir: &StoreDir,
+    ways: &Ways,
+    info: &SessionInfo,
+) -> Result<Reply, LedgerError> {
+    let counts = ledger.summary(info.row)?;
+    let items = ledger.session_items(info.row, 0, PATHS_MOST)?;
+    let paths = items
+        .into_iter()
+        .map(|item| m::PathEntry {
+            path: format!("{}/{}", store_dir.as_str(), item.path),
+            state: match item.outcome {
+                Outcome::Pending => "pending",
+                Outcome::Pushed => "pushed",
+                Outcome::AlreadyCached => "already_cached",
+                Outcome::Upstream => "upstream",
+                Outcome::Failed => "failed",
+                Outcome::Skipped => "skipped",
+                Outcome::Collected => "collected",
+            }
+            .to_owned(),
+            evidence: match item.evidence {
+                Evidence::Hook => "hook",
+                Evidence::Process => "process",
+                Evidence::Closure => "closure",
+                Evidence::Window => "window",
+                Evidence::Shared => "shared",
+                Evidence::Named => "named",
+            }
+            .to_owned(),
+            bytes: item.nar_size,
+        })
+        .collect();
+    let session = entry(info, &counts);
+    let paths_total = counts.total();
+    let summary = summary(store_dir, ways, info, counts, Vec::new());
+    Ok(Reply::Session(m::SessionDetail { session, summary, paths, paths_total }))
+}
