@@ -11,7 +11,8 @@ use super::error::{ConfigError, Place};
 use super::merge::Merged;
 use super::names;
 use super::raw::{At, OneOrMany, RawCache, RawRoute, Spot};
-use super::settings::{Cache, Embedded, Engine, Nix, Route, Target};
+use super::route::{Route, Subject};
+use super::settings::{Cache, Embedded, Engine, Nix, Target};
 use super::token::Token;
 use super::validate::{self, Env};
 
@@ -305,8 +306,15 @@ fn route(merged: &Merged, at: &At<RawRoute>, caches: &Caches) -> Result<Route, C
     let invalid = |found: &str, expected: &str| {
         Err(ConfigError::invalid(merged.place(&at.spot), format!("route: found {found}"), expected))
     };
-    if raw.user.is_none() && raw.group.is_none() && raw.label.is_none() {
-        return invalid("nothing to match", "`user`, `group` or `label`");
+    let is_person = raw.user.is_some() || raw.group.is_some() || raw.label.is_some();
+    match (&raw.maker, is_person) {
+        (None, true) | (Some(_), false) => {}
+        (None, false) => return invalid("nothing to match", "`user`, `group`, `label` or `maker`"),
+        (Some(_), true) => return invalid("`maker` beside `user`, `group` or `label`", "`maker` alone"),
+    }
+    if let Some(at) = raw.maker.as_ref().filter(|at| at.value != "unknown") {
+        let found = format!("route.maker: found {:?}", at.value);
+        return Err(ConfigError::invalid(merged.place(&at.spot), found, "\"unknown\""));
     }
     let cache = match (&raw.cache, &raw.action) {
         (Some(name), None) => Some(known(merged, "route.cache", name, caches)?),
@@ -318,20 +326,34 @@ fn route(merged: &Merged, at: &At<RawRoute>, caches: &Caches) -> Result<Route, C
         (Some(_), Some(_)) => return invalid("`cache` and `action`", "one of them"),
         (None, None) => return invalid("neither `cache` nor `action`", "one of them"),
     };
-    for (key, name) in [("user", &raw.user), ("group", &raw.group)] {
-        if let Some(at) = name.as_ref().filter(|at| at.value.is_empty()) {
-            let expected = "a name, or a number in quotes";
-            return Err(ConfigError::invalid(
-                merged.place(&at.spot),
-                format!("route.{key}: found \"\""),
-                expected,
-            ));
-        }
+    if let (Some(at), true) = (&raw.allow, raw.maker.is_some()) {
+        let found = "route.allow: found caches to name for an unknown maker";
+        return Err(ConfigError::invalid(
+            merged.place(&at.spot),
+            found,
+            "`allow` beside `user`, `group` or `label`",
+        ));
     }
+    let mut allow = Vec::new();
+    for (at, item) in raw.allow.iter().flat_map(|at| at.value.iter().map(move |item| (at, item))) {
+        let spot = Spot { file: at.spot.file, span: item.span() };
+        let name = At { value: item.get_ref().clone(), spot };
+        allow.push(known(merged, "route.allow", &name, caches)?);
+    }
+    let name = |key: &str, at: &Option<At<String>>| {
+        at.as_ref().map(|at| validate::group_or_user(merged, key, at)).transpose()
+    };
     let label = match &raw.label {
         Some(at) => Some(validate::glob(merged.place(&at.spot), "route.label", &at.value)?),
         None => None,
     };
-    let text = |at: &Option<At<String>>| at.as_ref().map(|at| at.value.clone());
-    Ok(Route { user: text(&raw.user), group: text(&raw.group), label, cache })
+    let subject = match raw.maker {
+        Some(_) => Subject::UnknownMaker,
+        None => Subject::Person {
+            user: name("route.user", &raw.user)?,
+            group: name("route.group", &raw.group)?,
+            label,
+        },
+    };
+    Ok(Route { subject, cache, allow })
 }

@@ -25,14 +25,25 @@ impl Change {
             state_dir,
             runtime_dir,
             default_cache,
-            nix: Nix { store_dir, state_dir: nix_state_dir, gc_roots, poll, netrc, netrc_group },
+            nix:
+                Nix {
+                    store_dir,
+                    state_dir: nix_state_dir,
+                    gc_roots,
+                    poll,
+                    netrc,
+                    netrc_group,
+                    protect_max,
+                    min_free,
+                },
             caches,
             embedded,
-            push: Push { engine, jobs, existing, filter, max_rate },
+            push: Push { engine, jobs, existing, recheck_after, filter, max_rate },
             client,
             drain_timeout,
             history_keep,
             routes,
+            admins,
             warnings: _,
             files: _,
         } = &new;
@@ -45,6 +56,10 @@ impl Change {
         note(*nix_state_dir != old.nix.state_dir, &mut restart, "nix.state_dir");
         note(*gc_roots != old.nix.gc_roots, &mut restart, "nix.gc_roots");
         note(*poll != old.nix.poll, &mut restart, "nix.poll");
+        note(*protect_max != old.nix.protect_max, &mut restart, "nix.protect_max");
+        note(*min_free != old.nix.min_free, &mut restart, "nix.min_free");
+        note(*recheck_after != old.push.recheck_after, &mut restart, "push.recheck_after");
+        note(*admins != old.admins, &mut live, "admins");
         note(*embedded != old.embedded, &mut restart, "embedded");
         note(*client != old.client, &mut restart, "client");
         note(*netrc != old.nix.netrc, &mut live, "nix.netrc");
@@ -84,7 +99,7 @@ impl Change {
         }
         let known = |name: &String| usable.contains_key(name);
         let keep_default = !known(default_cache);
-        let keep_routes = !routes.iter().filter_map(|r| r.cache.as_ref()).all(known);
+        let keep_routes = !routes.iter().flat_map(|r| r.cache.iter().chain(&r.allow)).all(known);
         let list = if keep_default { &mut restart } else { &mut live };
         note(*default_cache != old.default_cache, list, "default_cache");
         let list = if keep_routes { &mut restart } else { &mut live };
@@ -95,6 +110,7 @@ impl Change {
             state_dir: old.state_dir.clone(),
             runtime_dir: old.runtime_dir.clone(),
             nix: Nix { netrc: netrc.clone(), netrc_group: netrc_group.clone(), ..old.nix.clone() },
+            push: Push { recheck_after: old.push.recheck_after, ..new.push.clone() },
             embedded: old.embedded.clone(),
             client: old.client.clone(),
             default_cache: if keep_default { old.default_cache.clone() } else { default_cache.clone() },

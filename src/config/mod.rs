@@ -19,6 +19,7 @@ mod glob;
 mod merge;
 mod names;
 mod raw;
+mod route;
 mod settings;
 mod token;
 mod validate;
@@ -30,8 +31,8 @@ pub use changes::Change;
 pub use error::{ConfigError, Place};
 pub use glob::Glob;
 pub use names::is_cache_name;
+pub use route::{Destination, Forbidden, Route, Subject, UnknownMaker, Who};
 pub use settings::{
-    Cache, Client, Destination, Embedded, Engine, Filter, Jobs, Nix, Origin, Push, Route, Settings, Target,
-    Who,
+    Cache, Client, Embedded, Engine, Existing, Filter, Jobs, Nix, Origin, Push, Settings, Target,
 };
 pub use token::Token;

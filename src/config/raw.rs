@@ -59,6 +59,7 @@ table! {
         socket: Option<At<String>>,
         state_dir: Option<At<String>>,
         default_cache: Option<At<String>>,
+        admins: Option<At<String>>,
         nix: RawNix,
         caches: Named<RawCache>,
         embedded: RawEmbedded,
@@ -78,6 +79,8 @@ table! {
         poll: Option<At<Period>>,
         netrc: Option<At<String>>,
         netrc_group: Option<At<String>>,
+        protect_max: Option<At<ByteSize>>,
+        min_free: Option<At<ByteSize>>,
     }
 }
 
@@ -107,7 +110,8 @@ table! {
     RawPush {
         engine: Option<At<String>>,
         jobs: Option<At<RawJobs>>,
-        existing: Option<At<bool>>,
+        existing: Option<At<RawExisting>>,
+        recheck_after: Option<At<Period>>,
         filter: RawFilter,
         max_rate: Option<At<ByteSize>>,
     }
@@ -137,7 +141,9 @@ table! {
         user: Option<At<String>>,
         group: Option<At<String>>,
         label: Option<At<String>>,
+        maker: Option<At<String>>,
         cache: Option<At<String>>,
+        allow: Option<At<Vec<Spanned<String>>>>,
         action: Option<At<String>>,
     }
 }
@@ -210,6 +216,35 @@ impl<'de> Deserialize<'de> for RawJobs {
 
             fn visit_i64<E>(self, number: i64) -> Result<RawJobs, E> {
                 Ok(RawJobs::Number(number))
+            }
+        }
+        deserializer.deserialize_any(Reader)
+    }
+}
+
+/// `true`, `false`, or a word.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum RawExisting {
+    Bool(bool),
+    Word(String),
+}
+
+impl<'de> Deserialize<'de> for RawExisting {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+        impl Visitor<'_> for Reader {
+            type Value = RawExisting;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("true, false or \"since-boot\"")
+            }
+
+            fn visit_bool<E>(self, value: bool) -> Result<RawExisting, E> {
+                Ok(RawExisting::Bool(value))
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<RawExisting, E> {
+                Ok(RawExisting::Word(text.to_owned()))
             }
         }
         deserializer.deserialize_any(Reader)

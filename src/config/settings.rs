@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::error::ConfigError;
 use super::glob::Glob;
 use super::merge::Merged;
+use super::route::Route;
 use super::token::Token;
 use super::validate;
 
@@ -39,6 +40,9 @@ pub struct Settings {
     pub history_keep: Duration,
     /// Who goes where; the first that matches decides.
     pub routes: Vec<Route>,
+    /// The group, by name or number, whose members may see everybody's sessions
+    /// and paths; none: root alone.
+    pub admins: Option<String>,
     /// What is allowed but probably not wanted, in words for the log.
     pub warnings: Vec<String>,
     /// The files that were read, in order.
@@ -61,6 +65,12 @@ pub struct Nix {
     pub netrc: Option<PathBuf>,
     /// Whose group it is, by name or number; none: the service's.
     pub netrc_group: Option<String>,
+    /// The bytes of NARs that are kept from collection while their pushes are
+    /// pending; none: no limit.
+    pub protect_max: Option<u64>,
+    /// The free bytes of the store's file system below which the oldest pending
+    /// paths are no longer kept from collection; 0: they always are.
+    pub min_free: u64,
 }
 
 /// A cache that paths are pushed to.
@@ -115,12 +125,26 @@ pub struct Push {
     pub engine: Engine,
     /// How many uploads at a time.
     pub jobs: Jobs,
-    /// Whether what was valid before the first start is pushed too.
-    pub existing: bool,
+    /// Which of the paths that were valid before the first start are pushed too.
+    pub existing: Existing,
+    /// How long it is believed that a cache has a path after the cache said so;
+    /// at least 5 s.
+    pub recheck_after: Duration,
     /// Which paths.
     pub filter: Filter,
     /// Bytes per second; none: no limit.
     pub max_rate: Option<u64>,
+}
+
+/// Which of the paths that were valid before the daemon's first start are pushed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Existing {
+    /// None of them.
+    No,
+    /// All of them.
+    Yes,
+    /// Those that were registered since the machine booted.
+    SinceBoot,
 }
 
 /// Who pushes.
@@ -191,56 +215,6 @@ pub struct Client {
     pub memory: Option<u64>,
 }
 
-/// Sends the sessions of some, and what they make outside of any, to a cache of
-/// their own, or nowhere. All that is
-/// set must match.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Route {
-    /// A user's name, or number.
-    pub user: Option<String>,
-    /// A group's name, or number.
-    pub group: Option<String>,
-    /// A pattern of the session's label, which CI detection fills in.
-    pub label: Option<Glob>,
-    /// The cache, a key of [`Settings::caches`]; none: skip.
-    pub cache: Option<String>,
-}
-
-/// Who asks for a route.
-#[derive(Debug, Clone, Copy)]
-pub struct Who<'a> {
-    /// The caller's number, and name if it has one.
-    pub user: (u32, Option<&'a str>),
-    /// The caller's groups, the same way.
-    pub groups: &'a [(u32, Option<String>)],
-    /// The session's label.
-    pub label: &'a str,
-}
-
-/// Where the paths of a session go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Destination<'a> {
-    /// To this cache, a key of [`Settings::caches`].
-    Cache(&'a str),
-    /// Nowhere.
-    Skip,
-}
-
-impl Route {
-    /// Whether this one is for them.
-    pub fn matches(&self, who: &Who<'_>) -> bool {
-        let is = |wanted: &str, number: u32, name: Option<&str>| {
-            name == Some(wanted) || wanted == number.to_string()
-        };
-        self.user.as_deref().is_none_or(|wanted| is(wanted, who.user.0, who.user.1))
-            && self
-                .group
-                .as_deref()
-                .is_none_or(|wanted| who.groups.iter().any(|g| is(wanted, g.0, g.1.as_deref())))
-            && self.label.as_ref().is_none_or(|glob| glob.matches(who.label))
-    }
-}
-
 impl Settings {
     /// Reads `config` (which must exist), or the file in
     /// `$CONFIGURATION_DIRECTORY`, else in `/etc/flywheel` (which need not),
@@ -257,14 +231,5 @@ impl Settings {
             }
         };
         validate::settings(&merged, &env)
-    }
-
-    /// Where the paths of a session of `who` go when it names no cache.
-    pub fn route(&self, who: &Who<'_>) -> Destination<'_> {
-        match self.routes.iter().find(|route| route.matches(who)) {
-            Some(Route { cache: Some(cache), .. }) => Destination::Cache(cache),
-            Some(Route { cache: None, .. }) => Destination::Skip,
-            None => Destination::Cache(&self.default_cache),
-        }
     }
 }

@@ -52,6 +52,8 @@ fn nothing_at_all_is_the_embedded_cache() {
             poll: Duration::from_secs(30),
             netrc: None,
             netrc_group: None,
+            protect_max: None,
+            min_free: 1 << 30,
         }
     );
     assert_eq!(s.default_cache, "main");
@@ -73,7 +75,8 @@ fn nothing_at_all_is_the_embedded_cache() {
         ("127.0.0.1:8742".into(), vec!["main".to_owned()])
     );
     assert_eq!((embedded.dir, embedded.public), (PathBuf::from("/var/lib/flywheel/cache"), true));
-    assert_eq!((s.push.jobs, s.push.max_rate, s.push.existing), (Jobs::Auto, None, false));
+    assert_eq!((s.push.jobs, s.push.max_rate, s.push.existing), (Jobs::Auto, None, Existing::No));
+    assert_eq!((s.push.recheck_after, s.admins), (Duration::from_secs(600), None));
     assert_eq!((s.drain_timeout.as_secs(), s.history_keep.as_secs()), (90, 30 * 86400));
     assert_eq!((s.routes.len(), s.warnings.len(), s.files.len()), (0, 0, 0));
 }
@@ -98,6 +101,8 @@ fn the_environment_when_no_cache_is_configured() {
             poll: Duration::from_secs(30),
             netrc: None,
             netrc_group: None,
+            protect_max: None,
+            min_free: 1 << 30,
         }
     );
     assert_eq!(s.caches["main"].target, Target::Remote(vec!["https://attic.example.com".into()]));
@@ -183,7 +188,10 @@ fn later_files_win_key_by_key() {
         &[],
     )
     .unwrap();
-    assert_eq!((s.push.jobs, s.push.existing, s.push.max_rate), (Jobs::Fixed(3), true, Some(1 << 20)));
+    assert_eq!(
+        (s.push.jobs, s.push.existing, s.push.max_rate),
+        (Jobs::Fixed(3), Existing::Yes, Some(1 << 20))
+    );
     assert_eq!(s.caches["main"].target, Target::Remote(vec!["https://b".into()]));
     assert_eq!(s.caches["main"].token, Token::File("/t".into()));
     let names: Vec<_> = s.files.iter().map(|f| f.file_name().unwrap().to_str().unwrap()).collect();
@@ -218,6 +226,61 @@ fn routes_match_all_that_they_set() {
     assert_eq!(s.route(&who(1000, "gitlab/a/b")), Destination::Skip);
     assert_eq!(s.route(&who(1000, "github/a")), Destination::Cache("main"));
     assert_eq!(s.route(&who(1001, "gitlab/a/b")), Destination::Cache("main"));
+}
+
+#[test]
+fn routes_confine_those_they_match() {
+    let s = load(
+        "[caches.main]\nendpoints = \"embedded\"\n[caches.two]\nendpoints = \"embedded\"\n[caches.three]\nendpoints = \"embedded\"\n\
+         [[route]]\nuser = \"ci\"\ncache = \"two\"\nallow = [\"three\"]\n[[route]]\ngroup = \"7\"\nlabel = \"a*\"\naction = \"skip\"",
+    )
+    .unwrap();
+    let who = |name| Who { user: (1000, Some(name)), groups: &[(7, None)], label: "abc" };
+    assert_eq!(s.may_use(&who("ci"), "two"), Ok(()));
+    assert_eq!(s.may_use(&who("ci"), "three"), Ok(()));
+    assert_eq!(
+        s.may_use(&who("ci"), "main").unwrap_err().to_string(),
+        "cache main is not open to you: [[route]] 1 (user = \"ci\") allows two, three; the administrator can add it to `allow` there"
+    );
+    let forbidden = s.may_use(&who("other"), "main").unwrap_err();
+    assert_eq!(
+        (forbidden.allowed.as_str(), forbidden.route.as_str()),
+        ("none", "[[route]] 2 (group = \"7\", label = \"a*\")")
+    );
+    assert_eq!(s.may_use(&Who { label: "x", ..who("other") }, "main"), Ok(()));
+}
+
+#[test]
+fn paths_of_an_unknown_maker_go_where_a_route_says_or_wait() {
+    let unknown = "[[route]]\nmaker = \"unknown\"\n";
+    let person = "[[route]]\nuser = \"ci\"\naction = \"skip\"\n";
+    for (text, expected, warned) in [
+        (String::new(), UnknownMaker::Goes(Destination::Cache("main")), false),
+        (
+            "[[route]]\nlabel = \"a\"\naction = \"skip\"".to_owned(),
+            UnknownMaker::Goes(Destination::Cache("main")),
+            false,
+        ),
+        (person.to_owned(), UnknownMaker::Waits, true),
+        (format!("{person}{unknown}action = \"skip\""), UnknownMaker::Goes(Destination::Skip), false),
+        (format!("{person}{unknown}cache = \"main\""), UnknownMaker::Goes(Destination::Cache("main")), false),
+    ] {
+        let s = load(&text).unwrap();
+        assert_eq!(s.unknown_maker(), expected, "{text}");
+        let warning = "route: paths that nobody was seen to make wait until a session names them, because routes confine \
+                       users or groups; a [[route]] with maker = \"unknown\" decides where they go";
+        assert_eq!(s.warnings.iter().any(|w| w == warning), warned, "{:?}", s.warnings);
+        // Such a route is for no person.
+        let other = Who { user: (1, None), groups: &[], label: "" };
+        assert_eq!(s.route(&other), Destination::Cache("main"), "{text}");
+    }
+}
+
+#[test]
+fn keys_of_freshness_and_protection() {
+    let s = load("admins = \"ops\"\n[push]\nexisting = \"since-boot\"\nrecheck_after = \"5s\"\n[nix]\nprotect_max = \"10GiB\"\nmin_free = 0").unwrap();
+    assert_eq!((s.push.existing, s.push.recheck_after), (Existing::SinceBoot, Duration::from_secs(5)));
+    assert_eq!((s.nix.protect_max, s.nix.min_free, s.admins.as_deref()), (Some(10 << 30), 0, Some("ops")));
 }
 
 #[test]
@@ -285,10 +348,10 @@ fn what_is_wrong_is_said() {
     let path = "expected an absolute path without `..`";
     let url = "expected a URL like \"https://attic.example.com\"";
     let cases: Vec<(String, String)> = vec![
-        ("sokcet = \"/a\"".into(), "1:1: unknown field `sokcet`, expected one of `socket`, `state_dir`, `default_cache`, `nix`, `caches`, `embedded`, `push`, `client`, `drain`, `history`, `route` (did you mean `socket`?)".into()),
+        ("sokcet = \"/a\"".into(), "1:1: unknown field `sokcet`, expected one of `socket`, `state_dir`, `default_cache`, `admins`, `nix`, `caches`, `embedded`, `push`, `client`, `drain`, `history`, `route` (did you mean `socket`?)".into()),
         (main_with("token = \"s3cret\""), "3:1: unknown field `token`, expected one of `endpoints`, `cache`, `token_file`, `pull_token_file`, `engine`, `stall_timeout` (did you mean `token_file`?)".into()),
         ("[drain]\nx = 1".into(), "2:1: unknown field `x`, expected `timeout`".into()),
-        ("[limits]".into(), "1:2: unknown field `limits`, expected one of `socket`, `state_dir`, `default_cache`, `nix`, `caches`, `embedded`, `push`, `client`, `drain`, `history`, `route`".into()),
+        ("[limits]".into(), "1:2: unknown field `limits`, expected one of `socket`, `state_dir`, `default_cache`, `admins`, `nix`, `caches`, `embedded`, `push`, `client`, `drain`, `history`, `route`".into()),
         ("socket = 3".into(), "1:10: invalid type: integer `3`, expected a string".into()),
         ("socket".into(), "1:7: key with no value, expected `=`".into()),
         ("socket = \"/a\"\nsocket = \"/b\"".into(), "2:1: duplicate key, expected valid TOML".into()),
@@ -336,9 +399,17 @@ fn what_is_wrong_is_said() {
         ("[drain]\ntimeout = 90".into(), "2:11: invalid type: integer `90`, expected a duration like \"240s\", \"5m\" or \"1h30m\"".into()),
         ("[drain]\ntimeout = \"soon\"".into(), "2:11: found \"soon\", expected a duration like \"240s\", \"5m\" or \"1h30m\"".into()),
         ("[history]\nkeep = \"5m\"".into(), "2:8: history.keep: found \"5m\", expected at least \"1h\" (a job that has just ended is still asked for)".into()),
-        ("[[route]]\ncache = \"main\"".into(), "1:1: route: found nothing to match, expected `user`, `group` or `label`".into()),
+        ("[[route]]\ncache = \"main\"".into(), "1:1: route: found nothing to match, expected `user`, `group`, `label` or `maker`".into()),
         ("[[route]]\nuser = \"a\"".into(), "1:1: route: found neither `cache` nor `action`, expected one of them".into()),
         ("[[route]]\nuser = \"a\"\ncache = \"main\"\naction = \"skip\"".into(), "1:1: route: found `cache` and `action`, expected one of them".into()),
+        ("[[route]]\nmaker = \"me\"\naction = \"skip\"".into(), "2:9: route.maker: found \"me\", expected \"unknown\"".into()),
+        ("[[route]]\nmaker = \"unknown\"\nuser = \"a\"\naction = \"skip\"".into(), "1:1: route: found `maker` beside `user`, `group` or `label`, expected `maker` alone".into()),
+        ("[[route]]\nmaker = \"unknown\"\nallow = []\naction = \"skip\"".into(), "3:9: route.allow: found caches to name for an unknown maker, expected `allow` beside `user`, `group` or `label`".into()),
+        ("[[route]]\nuser = \"a\"\nallow = [\"other\"]\naction = \"skip\"".into(), "3:10: route.allow: found \"other\", expected the name of a cache: \"main\"".into()),
+        ("admins = \"\"".into(), "1:10: admins: found \"\", expected a name, or a number in quotes".into()),
+        ("[push]\nexisting = \"yes\"".into(), "2:12: push.existing: found \"yes\", expected true, false or \"since-boot\"".into()),
+        ("[push]\nexisting = 1".into(), "2:12: invalid type: integer `1`, expected true, false or \"since-boot\"".into()),
+        ("[push]\nrecheck_after = \"4s\"".into(), "2:17: push.recheck_after: found 4s, expected at least 5s".into()),
         ("[[route]]\nuser = \"a\"\naction = \"drop\"".into(), "3:10: route.action: found \"drop\", expected \"skip\"".into()),
         ("[[route]]\nuser = \"a\"\ncache = \"other\"".into(), "3:9: route.cache: found \"other\", expected the name of a cache: \"main\"".into()),
         ("[[route]]\nlabel = \"a**\"\naction = \"skip\"".into(), "2:9: route.label: found \"a**\", expected a glob like \"*-doc\" (recursive wildcards must form a single path component at character 1)".into()),
@@ -414,7 +485,7 @@ fn the_example_shows_the_defaults() {
         .map(|line| format!("{line}\n"))
         .collect();
     let s = load(&uncommented).unwrap();
-    assert_eq!((s.routes.len(), s.caches.len(), s.push.filter.exclude.len()), (2, 2, 2));
+    assert_eq!((s.routes.len(), s.caches.len(), s.push.filter.exclude.len()), (3, 2, 2));
     assert_eq!(s.caches["main"].token, Token::File("/run/secrets/attic".into()));
     let mut push = s.push.clone();
     (push.filter.include, push.filter.exclude) = (vec![], vec![]);
@@ -428,6 +499,7 @@ fn the_example_shows_the_defaults() {
         push,
         nix,
         routes: vec![],
+        admins: None,
         files: vec![],
         ..s
     };

@@ -11,8 +11,9 @@ use super::error::{ConfigError, Place};
 use super::glob::Glob;
 use super::merge::Merged;
 use super::names;
-use super::raw::{At, RawFilter, RawJobs};
-use super::settings::{Cache, Client, Engine, Filter, Jobs, Nix, Origin, Push, Settings, Target};
+use super::raw::{At, RawExisting, RawFilter, RawJobs};
+use super::route::UnknownMaker;
+use super::settings::{Cache, Client, Engine, Existing, Filter, Jobs, Nix, Origin, Push, Settings, Target};
 use crate::types::{ByteSize, Period};
 
 /// Looks up environment variables; an empty one is none.
@@ -23,6 +24,9 @@ const LONGEST_SOCKET: usize = 107;
 const MOST_JOBS: i64 = 256;
 const POLL: Duration = Duration::from_secs(30);
 const POLL_LEAST: Duration = Duration::from_millis(100);
+const RECHECK: Duration = Duration::from_secs(600);
+const RECHECK_LEAST: Duration = Duration::from_secs(5);
+const MIN_FREE: u64 = 1 << 30;
 
 /// The first of a colon separated list, as systemd passes several directories.
 pub(super) fn first_directory(list: Option<&str>, otherwise: &str) -> String {
@@ -69,19 +73,28 @@ pub(super) fn settings(merged: &Merged, env: Env<'_>) -> Result<Settings, Config
         gc_roots: path(merged, "nix.gc_roots", &raw.nix.gc_roots, || {
             (Place::Absent, format!("{}/gcroots/flywheel", nix_state.display()))
         })?,
-        poll: poll(merged, raw.nix.poll.as_ref())?,
+        poll: at_least(merged, "nix.poll", raw.nix.poll.as_ref(), POLL_LEAST, POLL)?,
         netrc: match &raw.nix.netrc {
             None => None,
             at => Some(path(merged, "nix.netrc", at, || (Place::Absent, String::new()))?),
         },
         netrc_group: raw.nix.netrc_group.as_ref().map(|at| at.value.clone()),
+        protect_max: limit(raw.nix.protect_max.as_ref()),
+        min_free: raw.nix.min_free.as_ref().map_or(MIN_FREE, |at| at.value.0),
         state_dir: nix_state,
     };
 
     let push = Push {
         engine: engine(merged, "push.engine", raw.push.engine.as_ref())?.unwrap_or(Engine::Native),
         jobs: jobs(merged, raw.push.jobs.as_ref())?,
-        existing: raw.push.existing.as_ref().is_some_and(|at| at.value),
+        existing: existing(merged, raw.push.existing.as_ref())?,
+        recheck_after: at_least(
+            merged,
+            "push.recheck_after",
+            raw.push.recheck_after.as_ref(),
+            RECHECK_LEAST,
+            RECHECK,
+        )?,
         filter: filter(merged, &raw.push.filter)?,
         max_rate: limit(raw.push.max_rate.as_ref()),
     };
@@ -108,7 +121,9 @@ pub(super) fn settings(merged: &Merged, env: Env<'_>) -> Result<Settings, Config
         );
     }
 
-    Ok(Settings {
+    let admins = raw.admins.as_ref().map(|at| group_or_user(merged, "admins", at)).transpose()?;
+    let settings = Settings {
+        admins,
         default_cache,
         embedded,
         push,
@@ -123,21 +138,59 @@ pub(super) fn settings(merged: &Merged, env: Env<'_>) -> Result<Settings, Config
         nix,
         caches,
         warnings,
-    })
+    };
+    Ok(warn_of_unknown_makers(settings))
 }
 
-/// How often the store is looked at without any event.
-fn poll(merged: &Merged, at: Option<&At<Period>>) -> Result<Duration, ConfigError> {
-    let Some(at) = at else { return Ok(POLL) };
-    if at.value.0 < POLL_LEAST {
-        let found = format!("nix.poll: found {}", at.value);
-        return Err(ConfigError::invalid(
-            merged.place(&at.spot),
-            found,
-            format!("at least {}", Period(POLL_LEAST)),
-        ));
+/// Adds the warning that paths of an unknown maker wait.
+fn warn_of_unknown_makers(mut settings: Settings) -> Settings {
+    if settings.unknown_maker() == UnknownMaker::Waits {
+        settings.warnings.push(
+            "route: paths that nobody was seen to make wait until a session names them, because routes confine \
+             users or groups; a [[route]] with maker = \"unknown\" decides where they go"
+                .to_owned(),
+        );
+    }
+    settings
+}
+
+/// Reads a period that must not be shorter than `least`.
+fn at_least(
+    merged: &Merged,
+    key: &str,
+    at: Option<&At<Period>>,
+    least: Duration,
+    default: Duration,
+) -> Result<Duration, ConfigError> {
+    let Some(at) = at else { return Ok(default) };
+    if at.value.0 < least {
+        let found = format!("{key}: found {}", at.value);
+        let expected = format!("at least {}", Period(least));
+        return Err(ConfigError::invalid(merged.place(&at.spot), found, expected));
     }
     Ok(at.value.0)
+}
+
+/// Reads the name or number of a user or group, which is not empty.
+pub(super) fn group_or_user(merged: &Merged, key: &str, at: &At<String>) -> Result<String, ConfigError> {
+    if at.value.is_empty() {
+        let expected = "a name, or a number in quotes";
+        return Err(ConfigError::invalid(merged.place(&at.spot), format!("{key}: found \"\""), expected));
+    }
+    Ok(at.value.clone())
+}
+
+fn existing(merged: &Merged, at: Option<&At<RawExisting>>) -> Result<Existing, ConfigError> {
+    let Some(at) = at else { return Ok(Existing::No) };
+    match &at.value {
+        RawExisting::Bool(false) => Ok(Existing::No),
+        RawExisting::Bool(true) => Ok(Existing::Yes),
+        RawExisting::Word(word) if word == "since-boot" => Ok(Existing::SinceBoot),
+        RawExisting::Word(word) => {
+            let found = format!("push.existing: found {word:?}");
+            Err(ConfigError::invalid(merged.place(&at.spot), found, "true, false or \"since-boot\""))
+        }
+    }
 }
 
 /// An absolute path without a trailing slash.

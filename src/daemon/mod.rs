@@ -37,7 +37,7 @@ use tokio_util::sync::CancellationToken;
 /// Being the process between the daemon and a program that it runs.
 pub use crate::attic::supervise;
 use crate::attribution::{LockWatcher, Windows};
-use crate::config::Settings;
+use crate::config::{Existing, Settings};
 use crate::control::messages::PathCounts;
 use crate::control::server::{self, Limits};
 use crate::flow::Flow;
@@ -179,7 +179,7 @@ pub async fn run(settings: Settings, load: Load, passed: Option<UnixListener>) -
             strangers: intake::routes::Strangers::new(Arc::clone(&settings), caches.clone()),
         },
         new_wishes: Arc::clone(&new_wishes),
-        existing: settings.push.existing,
+        existing: settings.push.existing != Existing::No,
         out: out.clone(),
         pulse: intake_pulse.clone(),
         known: Arc::clone(&paths_known),
