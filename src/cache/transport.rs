@@ -11,7 +11,7 @@ use super::endpoint::Endpoint;
 use super::error::{CacheError, ErrorClass};
 
 /// Connections kept open for the next upload: more than there are parallel uploads.
-const IDLE_CONNECTIONS: usize = 32;
+const IDLE_CONNECTIONS: usize = 160;
 /// Shorter than what servers and proxies commonly allow (60 s and more), so
 /// that a request seldom meets a connection that is just being closed.
 const IDLE_TIME: Duration = Duration::from_secs(30);

@@ -1,5 +1,7 @@
 //! Everything that reaches the driver from the other parts of the daemon.
 
+use std::time::Duration;
+
 use crate::cache::{CacheError, Discovered, Uploaded};
 use crate::flow::NewPush;
 use crate::types::{CacheId, PushId, StorePath};
@@ -57,6 +59,8 @@ pub(in crate::daemon) enum Input {
         pushes: Vec<PushId>,
         /// The missing ones.
         result: Result<Vec<PushId>, CacheError>,
+        /// Until the answer was read.
+        took: Duration,
     },
     /// An upload came to an end.
     Uploaded {
@@ -64,8 +68,8 @@ pub(in crate::daemon) enum Input {
         push: PushId,
         /// How.
         result: Sent,
-        /// How long it took, in milliseconds.
-        took_ms: u64,
+        /// From its begin to the answer.
+        took: Duration,
     },
     /// The attic client may be used from now on, or may not.
     Client(bool),

@@ -35,11 +35,48 @@ pub struct CacheView {
     pub limit: u32,
 }
 
+/// Large uploads that run at a time: enough of them to fill a line, and no more
+/// bytes than this at once as soon as two run.
+const LARGE_BYTES: u64 = 64 << 20;
+const LARGE_MOST: u32 = 16;
+const LARGE_LEAST: u32 = 2;
+
+/// The large uploads that run.
+#[derive(Debug, Default)]
+pub(super) struct LargeUploads {
+    pub(super) count: u32,
+    bytes: u64,
+}
+
+impl LargeUploads {
+    pub(super) fn has_room(&self) -> bool {
+        self.count < LARGE_LEAST || (self.count < LARGE_MOST && self.bytes < LARGE_BYTES)
+    }
+
+    pub(super) fn begin(&mut self, nar_size: u64) {
+        self.count += 1;
+        self.bytes = self.bytes.saturating_add(nar_size);
+    }
+
+    pub(super) fn end(&mut self, nar_size: u64) {
+        self.count -= 1;
+        self.bytes = self.bytes.saturating_sub(nar_size);
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Cache {
+    /// Uploads of any size that may run at a time.
+    pub(super) most: u32,
     pub(super) breaker: CircuitBreaker,
     pub(super) concurrency: ConcurrencyLimit,
+    /// Small uploads that may begin.
     pub(super) queue: FairQueue,
+    /// Large uploads that may begin.
+    pub(super) large_queue: FairQueue,
+    pub(super) large: LargeUploads,
+    /// The next place goes to a large upload, if there is one.
+    pub(super) large_next: bool,
     pub(super) asks: VecDeque<PushId>,
     pub(super) urgent_asks: VecDeque<PushId>,
     /// The query that is under way.
@@ -60,9 +97,13 @@ pub(super) struct Cache {
 impl Cache {
     pub(super) fn new(limits: &CacheLimits) -> Self {
         Self {
+            most: limits.most,
             breaker: CircuitBreaker::new(),
             concurrency: ConcurrencyLimit::new(limits.least, limits.most),
             queue: FairQueue::default(),
+            large_queue: FairQueue::default(),
+            large: LargeUploads::default(),
+            large_next: false,
             asks: VecDeque::new(),
             urgent_asks: VecDeque::new(),
             asking: None,
@@ -75,5 +116,10 @@ impl Cache {
             failed: 0,
             held: false,
         }
+    }
+
+    /// Uploads that the concurrency limit counts.
+    pub(super) fn small_uploading(&self) -> u32 {
+        self.uploading - self.large.count
     }
 }

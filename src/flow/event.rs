@@ -12,6 +12,8 @@ pub struct NewPush {
     /// References that are not confirmed to be in this cache. One that is not
     /// known here counts as settled: admit references before their referrers.
     pub references: Vec<PushId>,
+    /// Bytes of its NAR. An upload from 1 MiB on counts as large.
+    pub nar_size: u64,
     /// Who waits for it.
     pub sessions: Vec<SessionId>,
     /// Failed from an earlier life: not tried until somebody asks for it.
@@ -48,7 +50,11 @@ pub enum Event {
         failure: Failure,
     },
     /// The cache confirmed an upload.
-    Uploaded(PushId),
+    /// The duration runs from the begin of the upload to its confirmation.
+    Uploaded(PushId, Duration),
+    /// How long a request without content took: a probe or a question. The first
+    /// one tells how far away the cache is.
+    RoundTrip(CacheId, Duration),
     /// An upload turned out to be needless: it is in an upstream cache.
     InUpstream(PushId),
     /// An upload failed.

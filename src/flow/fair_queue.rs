@@ -24,6 +24,11 @@ impl FairQueue {
         if urgent { self.urgent.push(lane, push) } else { self.normal.push(lane, push) }
     }
 
+    /// Whether nothing waits. Entries that are stale count as waiting.
+    pub(super) fn is_empty(&self) -> bool {
+        self.urgent.order.is_empty() && self.normal.order.is_empty()
+    }
+
     /// The next entry that `valid(push, urgent)` says is not stale; `None` when
     /// there is none. Stale ones are dropped and cost nobody a turn.
     pub(super) fn pop(&mut self, valid: impl Fn(PushId, bool) -> bool) -> Option<PushId> {

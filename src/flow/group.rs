@@ -78,6 +78,7 @@ impl Flow {
             let c = &mut self.caches[usize::from(push.cache.0)];
             match push.phase {
                 Phase::Unasked => c.urgent_asks.push_back(id),
+                Phase::Ready if push.is_large() => c.large_queue.push(session, id, true),
                 Phase::Ready => c.queue.push(session, id, true),
                 Phase::Asking | Phase::Held | Phase::Uploading | Phase::Resting(_) | Phase::Failed(_) => {}
             }

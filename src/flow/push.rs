@@ -1,8 +1,12 @@
 //! One push: one store path on its way into one cache.
 
+use super::concurrency::Round;
 use super::event::Cause;
 use super::referrers::Referrers;
 use crate::types::{CacheId, Mono, PushId, SessionId};
+
+/// From this many bytes on, a NAR counts as large.
+const LARGE: u64 = 1 << 20;
 
 /// Where a push stands. What each phase may become is drawn in the room's first page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +41,10 @@ pub(super) struct Push {
     /// The lane it queues in.
     pub(super) lane: SessionId,
     pub(super) urgent: bool,
+    /// Bytes of its NAR.
+    pub(super) nar_size: u64,
+    /// The concurrency limit's round in which its upload began.
+    pub(super) round: Round,
     /// Uploads begun.
     pub(super) attempts: u32,
     /// A mismatch was seen once, and the path read again.
@@ -46,6 +54,12 @@ pub(super) struct Push {
 }
 
 impl Push {
+    /// Whether its upload counts as large: then its duration says more about the
+    /// line than about the server, and it has places of its own.
+    pub(super) fn is_large(&self) -> bool {
+        self.nar_size >= LARGE
+    }
+
     pub(super) fn is_failed(&self) -> bool {
         matches!(self.phase, Phase::Failed(_))
     }

@@ -1,6 +1,7 @@
 //! The step: one event in, the actions it leads to out.
 
 use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
 
 use super::cache::{Cache, CacheLimits, CacheView};
 use super::concurrency::ConcurrencyLimit;
@@ -66,8 +67,13 @@ impl Flow {
             Event::Admit { cache, pushes } => pushes.into_iter().for_each(|push| self.admit(cache, push)),
             Event::Asked { cache, present, missing } => self.asked(cache, &present, &missing, now),
             Event::AskFailed { cache, failure, .. } => self.ask_failed(cache, failure, now),
-            Event::Uploaded(id) => self.uploaded(id, Outcome::Pushed),
-            Event::InUpstream(id) => self.uploaded(id, Outcome::Upstream),
+            Event::Uploaded(id, took) => self.uploaded(id, Outcome::Pushed, took, now),
+            Event::RoundTrip(cache, took) => {
+                if let Some(c) = self.caches.get_mut(usize::from(cache.0)) {
+                    c.concurrency.round_trip(took);
+                }
+            }
+            Event::InUpstream(id) => self.uploaded(id, Outcome::Upstream, Duration::ZERO, now),
             Event::UploadFailed(id, failure) => self.upload_failed(id, failure, now),
             Event::Collected(id) => {
                 self.leave_upload(id);
@@ -95,6 +101,7 @@ impl Flow {
             }
             Event::Limits(cache, limits) => {
                 if let Some(c) = self.cache(cache) {
+                    c.most = limits.most;
                     c.concurrency = ConcurrencyLimit::new(limits.least, limits.most);
                 }
             }
@@ -134,7 +141,7 @@ impl Flow {
             pending: c.pushes - c.failed,
             uploading: c.uploading,
             failed: c.failed,
-            limit: c.concurrency.limit(),
+            limit: c.most.min(c.concurrency.limit() + c.large.count),
         })
     }
 
@@ -202,6 +209,8 @@ impl Flow {
             sessions: Vec::new(),
             lane: new.sessions.first().copied().unwrap_or(NOBODY),
             urgent: false,
+            nar_size: new.nar_size,
+            round: 0,
             attempts: 0,
             mismatched: false,
             doomed: false,
@@ -210,12 +219,16 @@ impl Flow {
         new.sessions.into_iter().for_each(|s| self.want(s, id));
     }
 
-    fn uploaded(&mut self, id: PushId, outcome: Outcome) {
+    fn uploaded(&mut self, id: PushId, outcome: Outcome, took: Duration, now: Mono) {
         if let Some(index) = self.leave_upload(id) {
             let c = &mut self.caches[index];
             if outcome == Outcome::Pushed {
                 c.breaker.succeeded();
-                c.concurrency.succeeded();
+                if let Some(push) = self.pushes.get(&id).filter(|push| !push.is_large()) {
+                    // The place of this one is free already.
+                    let held_back = c.small_uploading() + 1 >= c.concurrency.limit() && !c.queue.is_empty();
+                    c.concurrency.succeeded(now, push.round, took, held_back);
+                }
             }
             self.settle(id, outcome);
         }
@@ -235,7 +248,7 @@ impl Flow {
             Failure::Unreachable if push.attempts <= 2 => self.make_ready(id),
             Failure::Unreachable => self.rest(id, now.after(wait)),
             Failure::Transient { retry_after } => {
-                c.concurrency.strained();
+                c.concurrency.strained(now, push.round, retry_after.is_some());
                 self.rest(id, now.after(wait.max(bounded(retry_after))));
             }
             Failure::Local if push.attempts < LOCAL_TRIES => self.rest(id, now.after(wait)),
@@ -272,7 +285,11 @@ impl Flow {
         }
         push.phase = Phase::Held;
         let index = usize::from(push.cache.0);
-        self.caches[index].uploading -= 1;
+        let c = &mut self.caches[index];
+        c.uploading -= 1;
+        if push.is_large() {
+            c.large.end(push.nar_size);
+        }
         Some(index)
     }
 
@@ -285,7 +302,9 @@ impl Flow {
     pub(super) fn make_ready(&mut self, id: PushId) {
         if let Some(push) = self.pushes.get_mut(&id) {
             push.phase = Phase::Ready;
-            self.caches[usize::from(push.cache.0)].queue.push(push.lane, id, push.urgent);
+            let c = &mut self.caches[usize::from(push.cache.0)];
+            let queue = if push.is_large() { &mut c.large_queue } else { &mut c.queue };
+            queue.push(push.lane, id, push.urgent);
         }
     }
 
@@ -337,14 +356,27 @@ impl Flow {
                 out.push(Action::Ask(cache_id(index), batch));
             }
         }
-        while !c.held && c.uploading < c.concurrency.limit() {
+        while !c.held && c.uploading < c.most {
             let ready =
                 |id, urgent| pushes.get(&id).is_some_and(|t| t.phase == Phase::Ready && t.urgent == urgent);
-            let Some(id) = c.queue.pop(ready) else { break };
+            // In turn, so that neither kind waits for the other when places are few.
+            c.large_next = !c.large_next;
+            let room = c.small_uploading() < c.concurrency.limit();
+            let mut large = c.large.has_room().then_some(&mut c.large_queue);
+            let mut small = room.then_some(&mut c.queue);
+            if !c.large_next {
+                std::mem::swap(&mut large, &mut small);
+            }
+            let next = large.and_then(|queue| queue.pop(ready)).or_else(|| small?.pop(ready));
+            let Some(id) = next else { break };
             if let Some(push) = pushes.get_mut(&id) {
                 push.phase = Phase::Uploading;
                 push.attempts += 1;
+                push.round = c.concurrency.began(now, c.small_uploading());
                 c.uploading += 1;
+                if push.is_large() {
+                    c.large.begin(push.nar_size);
+                }
                 out.push(Action::Upload(cache_id(index), id, push.attempts));
             }
         }

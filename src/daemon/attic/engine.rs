@@ -126,8 +126,8 @@ enum Whole {
 
 impl Means {
     async fn tell(&self, push: PushId, result: Sent, begun: Instant) {
-        let took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let _ = self.transfers.out.send(Input::Uploaded { push, result, took_ms }).await;
+        let took = begun.elapsed();
+        let _ = self.transfers.out.send(Input::Uploaded { push, result, took }).await;
     }
 
     async fn tell_all(&self, wares: &[Ware], begun: Instant, undone: &Undone) {

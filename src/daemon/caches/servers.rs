@@ -19,7 +19,7 @@ use crate::observe::event;
 use crate::types::{CacheId, CacheName, StoreDir};
 
 /// Uploads at a time when the configuration leaves it open.
-const AUTO: CacheLimits = CacheLimits { least: 2, most: 16 };
+const AUTO: CacheLimits = CacheLimits { least: 1, most: 128 };
 
 pub(in crate::daemon) async fn start_embedded(
     settings: &Settings,

@@ -220,8 +220,8 @@ impl Driver {
             Input::AnchorGone(row) => self.abandon(row),
             Input::Rejoined(rejoining) => self.rejoined(*rejoining),
             Input::IntakeEnded(_) | Input::Beat => {}
-            Input::Asked { cache, pushes, result } => self.asked(cache, pushes, result),
-            Input::Uploaded { push, result, took_ms } => self.uploaded(push, result, took_ms),
+            Input::Asked { cache, pushes, result, took } => self.asked(cache, pushes, result, took),
+            Input::Uploaded { push, result, took } => self.uploaded(push, result, took),
             Input::Probed(cache, result) => self.probed(cache, result),
             Input::Client(usable) => self.client_usable(usable),
         }

@@ -82,12 +82,14 @@ impl Intake {
         };
         let parked = given_up.iter().rev().map(|(info, id)| NewPush {
             id: *id,
+            nar_size: info.nar_size,
             references: references(info),
             sessions: Vec::new(),
             failed: true,
         });
         let pushes = wanted.iter().map(|(info, id, state)| NewPush {
             id: *id,
+            nar_size: info.nar_size,
             references: references(info),
             sessions: sessions.get(id).cloned().unwrap_or_default(),
             failed: *state == PushState::Failed,

@@ -2,6 +2,7 @@
 //! the log; and what the decisions say of a path or a cache in the end.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::cache::{CacheError, Discovered};
 use crate::daemon::driver::Driver;
@@ -18,9 +19,11 @@ impl Driver {
         cache: CacheId,
         pushes: Vec<PushId>,
         result: Result<Vec<PushId>, CacheError>,
+        took: Duration,
     ) {
         match result {
             Ok(missing) => {
+                self.step(Event::RoundTrip(cache, took));
                 let absent: std::collections::HashSet<_> = missing.iter().copied().collect();
                 let present = pushes.into_iter().filter(|t| !absent.contains(t)).collect();
                 self.step(Event::Asked { cache, present, missing });
@@ -38,7 +41,8 @@ impl Driver {
         }
     }
 
-    pub(in crate::daemon) fn uploaded(&mut self, push: PushId, result: Sent, took_ms: u64) {
+    pub(in crate::daemon) fn uploaded(&mut self, push: PushId, result: Sent, took: Duration) {
+        let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         let Some(ware) = self.wares.get_mut(&push) else { return };
         let cache = ware.cache;
         let name = &self.caches[usize::from(cache.0)];
@@ -62,7 +66,7 @@ impl Driver {
                         );
                     }
                 }
-                Event::Uploaded(push)
+                Event::Uploaded(push, took)
             }
             Sent::Upstream => Event::InUpstream(push),
             Sent::Collected => Event::Collected(push),

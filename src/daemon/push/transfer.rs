@@ -50,7 +50,9 @@ impl Transfers {
         tokio::spawn(async move {
             let hashes = pushes.iter().map(|(_, path)| path.hash_part().to_owned()).collect();
             let client = this.client(cache);
+            let begun = Instant::now();
             let result = client.missing(hashes).await;
+            let took = begun.elapsed();
             // The question makes the client look for the cache when it has not
             // yet, and its upstream keys must be known before anything is sent.
             if let Some(config) = client.config() {
@@ -60,7 +62,7 @@ impl Transfers {
                 pushes.iter().filter(|(_, p)| missing.contains(p.hash_part())).map(|(id, _)| *id).collect()
             });
             let pushes = pushes.into_iter().map(|(id, _)| id).collect();
-            let _ = this.out.send(Input::Asked { cache, pushes, result }).await;
+            let _ = this.out.send(Input::Asked { cache, pushes, result, took }).await;
         });
     }
 
@@ -82,8 +84,8 @@ impl Transfers {
         tokio::spawn(async move {
             let begun = Instant::now();
             let result = this.send(cache, path).await;
-            let took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-            let _ = this.out.send(Input::Uploaded { push, result, took_ms }).await;
+            let took = begun.elapsed();
+            let _ = this.out.send(Input::Uploaded { push, result, took }).await;
         });
     }
 

@@ -78,7 +78,7 @@ fn three_transient_failures_in_a_row_close_the_gate_over_all_tasks() {
     let fail = |id| Event::UploadFailed(id, Failure::Transient { retry_after: None });
     flow.step(fail(1), Mono(0));
     flow.step(fail(2), Mono(0));
-    flow.step(Event::Uploaded(3), Mono(0));
+    flow.step(Event::Uploaded(3, super::TOOK), Mono(0));
     flow.step(fail(4), Mono(0));
     flow.step(fail(5), Mono(0));
     assert_eq!(flow.view(MAIN).unwrap().state, BreakerState::Online, "one success forgives two failures");
@@ -133,7 +133,7 @@ impl Server for Poisoned {
                         self.tries += 1;
                         Event::UploadFailed(*id, *failure)
                     }
-                    None => Event::Uploaded(*id),
+                    None => Event::Uploaded(*id, super::TOOK),
                 }
             }
             _ => return None,
@@ -142,7 +142,7 @@ impl Server for Poisoned {
     }
 
     fn ended(&mut self, _: usize, event: &Event, now: Mono) {
-        if let Event::Uploaded(id) = event {
+        if let Event::Uploaded(id, _) = event {
             self.done.insert(*id);
             self.finished = now;
         }

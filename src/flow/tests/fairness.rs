@@ -24,7 +24,7 @@ fn backlog(count: PushId) -> (Flow, PushId) {
 fn next(flow: &mut Flow, mut running: PushId, count: usize) -> Vec<PushId> {
     let mut order = Vec::new();
     while order.len() < count {
-        let begun = uploads(&flow.step(Event::Uploaded(running), NOW));
+        let begun = uploads(&flow.step(Event::Uploaded(running, super::TOOK), NOW));
         let Some(&id) = begun.first() else { break };
         assert_eq!(begun.len(), 1);
         running = id;

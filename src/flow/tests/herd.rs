@@ -52,7 +52,7 @@ struct Crowded {
 fn good(action: &Action) -> Option<(Event, u64)> {
     Some(match action {
         Action::Ask(_, ids) => (missing(ids.clone()), 5),
-        Action::Upload(_, id, _) => (Event::Uploaded(*id), 50),
+        Action::Upload(_, id, _) => (Event::Uploaded(*id, super::TOOK), 50),
         Action::Probe(c) => (Event::Probed(*c, Ok(())), 5),
         _ => return None,
     })
@@ -105,7 +105,7 @@ impl Server for Crowded {
 
     fn ended(&mut self, host: usize, event: &Event, now: Mono) {
         match event {
-            Event::Uploaded(_) => {
+            Event::Uploaded(_, _) => {
                 self.running = self.running.saturating_sub(1);
                 self.hosts[host].done += 1;
                 self.finished = now;

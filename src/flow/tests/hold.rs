@@ -16,7 +16,7 @@ fn questions_go_on_and_uploads_wait_until_it_is_let_go() {
     assert_eq!(flow.step(Event::Flush(7), Mono(0)), []);
     assert_eq!(flow.step(Event::Tick, Mono(1_000_000)), []);
     assert_eq!(flow.step(Event::Hold(MAIN, false), Mono(1_000_000)), [Action::Upload(MAIN, 2, 1)]);
-    let done = flow.step(Event::Uploaded(2), Mono(1_000_001));
+    let done = flow.step(Event::Uploaded(2, super::TOOK), Mono(1_000_001));
     assert!(done.contains(&Action::Quiet(7)), "{done:?}");
 }
 

@@ -9,6 +9,7 @@ use super::{Action, CacheLimits, Event, Flow, NewPush};
 mod backoff;
 mod breaker;
 mod client;
+mod concurrency;
 mod failed;
 mod fairness;
 mod herd;
@@ -20,13 +21,16 @@ mod transitions;
 
 const MAIN: CacheId = CacheId(0);
 
+/// How long an upload took, where that does not matter.
+const TOOK: std::time::Duration = std::time::Duration::from_millis(5);
+
 /// One cache, at most `most` uploads at a time.
 fn flow(most: u32) -> Flow {
     Flow::new(&[CacheLimits { least: 1, most }], 7)
 }
 
 fn push(id: PushId, references: &[PushId], sessions: &[SessionId]) -> NewPush {
-    NewPush { id, references: references.to_vec(), sessions: sessions.to_vec(), failed: false }
+    NewPush { id, references: references.to_vec(), sessions: sessions.to_vec(), failed: false, nar_size: 0 }
 }
 
 fn admit(pushes: Vec<NewPush>) -> Event {

@@ -169,7 +169,7 @@ impl World {
                     assert!(!known.failed && known.cache == c.0);
                     assert_eq!(known.waits, BTreeSet::new(), "{id} before its references");
                     let view = self.flow.view(c).unwrap();
-                    assert!(view.uploading <= view.limit && view.limit <= MOST, "{view:?}");
+                    assert!(view.uploading <= MOST && view.limit <= MOST, "{view:?}");
                 }
                 Action::Probe(c) => {
                     assert!(!was_stopped);
@@ -241,7 +241,13 @@ impl World {
         let waits = references.iter().copied().filter(|r| self.known.contains_key(r)).collect();
         let named = sessions.iter().copied().collect();
         self.known.insert(id, Known { cache, waits, failed, sessions: named });
-        let pushes = vec![NewPush { id, references, sessions, failed }];
+        let pushes = vec![NewPush {
+            id,
+            references,
+            sessions,
+            failed,
+            nar_size: if id % 3 == 0 { 2 << 20 } else { 0 },
+        }];
         self.step(Event::Admit { cache: CacheId(cache), pushes });
     }
 
@@ -262,7 +268,7 @@ impl World {
         let Some(&id) = self.uploading.iter().nth(which % self.uploading.len().max(1)) else { return };
         self.uploading.remove(&id);
         self.step(match result {
-            Ok(true) => Event::Uploaded(id),
+            Ok(true) => Event::Uploaded(id, super::TOOK),
             Ok(false) => Event::InUpstream(id),
             Err(failure) => Event::UploadFailed(id, failure),
         });
@@ -343,7 +349,7 @@ impl World {
         let c = CacheId(u16::from(kind) % CACHES);
         let asking = self.queries[usize::from(c.0)].is_some();
         match kind % 5 {
-            0 if !self.uploading.contains(&id) => self.step(Event::Uploaded(id)),
+            0 if !self.uploading.contains(&id) => self.step(Event::Uploaded(id, super::TOOK)),
             1 if !self.uploading.contains(&id) => self.step(Event::UploadFailed(id, Failure::Refused)),
             2 if !asking => self.step(Event::Asked { cache: c, present: vec![id], missing: vec![id] }),
             3 if !asking => {

@@ -27,7 +27,7 @@ fn a_hundred_thousand_tasks_take_steps_in_proportion() {
     while let Some(action) = open.pop() {
         let event = match action {
             Action::Ask(_, ids) => missing(ids),
-            Action::Upload(_, id, _) => Event::Uploaded(id),
+            Action::Upload(_, id, _) => Event::Uploaded(id, super::TOOK),
             Action::Settled(..) => {
                 settled += 1;
                 continue;

@@ -62,7 +62,7 @@ fn events() -> Vec<(&'static str, Event)> {
         ("ask too large", ask(Failure::TooLarge)),
         ("ask rejected", ask(Failure::Rejected)),
         ("ask local", ask(Failure::Local)),
-        ("uploaded", Event::Uploaded(1)),
+        ("uploaded", Event::Uploaded(1, super::TOOK)),
         ("upstream", Event::InUpstream(1)),
         ("unreachable", up(Failure::Unreachable)),
         ("transient", up(transient)),
@@ -195,7 +195,7 @@ fn the_whole_table() {
 #[test]
 fn a_reference_decides_about_those_that_wait_for_it() {
     for (event, actions, after) in [
-        (Event::Uploaded(2), "pushed2 upload1#1", "uploading"),
+        (Event::Uploaded(2, super::TOOK), "pushed2 upload1#1", "uploading"),
         (Event::InUpstream(2), "upstream2 upload1#1", "uploading"),
         (Event::UploadFailed(2, Failure::Rejected), "parked2 parked1", "failed"),
         (Event::UploadFailed(2, Failure::Local), "", "held"),
@@ -236,9 +236,9 @@ fn a_second_life_does_not_inherit_edges() {
     flow.step(admit(vec![push(3, &[], &[]), push(1, &[2, 3], &[])]), NOW);
     flow.step(missing([3, 1]), NOW);
     recount(&flow);
-    let actions = flow.step(Event::Uploaded(2), NOW);
+    let actions = flow.step(Event::Uploaded(2, super::TOOK), NOW);
     assert!(super::uploads(&actions).is_empty(), "3 is not there yet");
-    assert_eq!(super::uploads(&flow.step(Event::Uploaded(3), NOW)), [1]);
+    assert_eq!(super::uploads(&flow.step(Event::Uploaded(3, super::TOOK), NOW)), [1]);
 }
 
 #[test]
