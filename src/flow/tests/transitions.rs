@@ -92,11 +92,11 @@ fn events() -> Vec<(&'static str, Event)> {
 /// and leads to nothing, but that a flush of nobody is quiet.
 const TABLE: &str = "
 unknown   | admit             | asking    | ask[1]
-unasked   | ask no such cache | asking    | parked99 ask[1]
-unasked   | ask mismatch      | asking    | parked99 ask[1]
-unasked   | ask too large     | asking    | parked99 ask[1]
-unasked   | ask rejected      | asking    | parked99 ask[1]
-unasked   | ask local         | asking    | parked99 ask[1]
+unasked   | ask no such cache | asking    | failed99 ask[1]
+unasked   | ask mismatch      | asking    | failed99 ask[1]
+unasked   | ask too large     | asking    | failed99 ask[1]
+unasked   | ask rejected      | asking    | failed99 ask[1]
+unasked   | ask local         | asking    | failed99 ask[1]
 unasked   | ask unreachable   | unasked   | breaker
 unasked   | ask refused       | unasked   | breaker
 unasked   | collected         | unknown   | collected1
@@ -106,11 +106,11 @@ asking    | left out          | unasked   |
 asking    | ask unreachable   | unasked   | breaker
 asking    | ask transient     | unasked   |
 asking    | ask refused       | unasked   | breaker
-asking    | ask no such cache | failed    | parked1
-asking    | ask mismatch      | failed    | parked1
-asking    | ask too large     | failed    | parked1
-asking    | ask rejected      | failed    | parked1
-asking    | ask local         | failed    | parked1
+asking    | ask no such cache | failed    | failed1
+asking    | ask mismatch      | failed    | failed1
+asking    | ask too large     | failed    | failed1
+asking    | ask rejected      | failed    | failed1
+asking    | ask local         | failed    | failed1
 asking    | collected         | unknown   | collected1
 held      | collected         | unknown   | collected1
 ready     | collected         | unknown   | collected1
@@ -119,10 +119,10 @@ uploading | upstream          | unknown   | upstream1
 uploading | unreachable       | ready     | breaker
 uploading | transient         | resting   |
 uploading | refused           | ready     | breaker
-uploading | no such cache     | failed    | parked1
+uploading | no such cache     | failed    | failed1
 uploading | mismatch          | uploading | upload1#2
-uploading | too large         | failed    | parked1
-uploading | rejected          | failed    | parked1
+uploading | too large         | failed    | failed1
+uploading | rejected          | failed    | failed1
 uploading | local             | resting   |
 uploading | store             | resting   |
 uploading | collected         | unknown   | collected1
@@ -197,7 +197,7 @@ fn a_reference_decides_about_those_that_wait_for_it() {
     for (event, actions, after) in [
         (Event::Uploaded(2, super::TOOK), "pushed2 upload1#1", "uploading"),
         (Event::InUpstream(2), "upstream2 upload1#1", "uploading"),
-        (Event::UploadFailed(2, Failure::Rejected), "parked2 parked1", "failed"),
+        (Event::UploadFailed(2, Failure::Rejected), "failed2 failed1", "failed"),
         (Event::UploadFailed(2, Failure::Local), "", "held"),
         (Event::Collected(2), "collected2 collected1", "unknown"),
     ] {
