@@ -25,7 +25,7 @@ const STORE: &str = "/nix/store";
 const PATH: &str = "/nix/store/00000000000000000000000000000000-a";
 
 /// A server whose daemon is a closure.
-pub struct Scripted {
+pub struct ScriptedDaemon {
     dir: TempDir,
     runtime: Option<tokio::runtime::Runtime>,
     shutdown: CancellationToken,
@@ -33,7 +33,7 @@ pub struct Scripted {
     seen: Arc<Mutex<Vec<(Request, server::Peer)>>>,
 }
 
-impl Scripted {
+impl ScriptedDaemon {
     pub fn new(script: impl FnMut(Incoming) + Send + 'static) -> Self {
         Self::at(tempfile::tempdir().unwrap(), Limits::default(), script)
     }
@@ -92,7 +92,7 @@ impl Scripted {
     }
 }
 
-impl Drop for Scripted {
+impl Drop for ScriptedDaemon {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
@@ -147,7 +147,7 @@ pub fn partial() -> Summary {
 
 #[test]
 fn start_prints_only_the_id_and_says_who_asks() {
-    let daemon = Scripted::saying(Reply::Started { session: "s1".into(), cache: "main".into() });
+    let daemon = ScriptedDaemon::saying(Reply::Started { session: "s1".into(), cache: "main".into() });
     let mut command = daemon.ctl(&["session", "start", "--strict", "--anchor-pid", "7"]);
     command.envs([
         ("GITLAB_CI", "true"),
@@ -184,14 +184,14 @@ fn start_prints_only_the_id_and_says_who_asks() {
 
 #[test]
 fn start_as_json() {
-    let daemon = Scripted::saying(Reply::Started { session: "s1".into(), cache: "main".into() });
+    let daemon = ScriptedDaemon::saying(Reply::Started { session: "s1".into(), cache: "main".into() });
     let (code, out, err) = run(&mut daemon.ctl(&["session", "start", "--json"]));
     assert_eq!((code, out.as_str(), err.as_str()), (0, "{\"cache\":\"main\",\"session\":\"s1\"}\n", ""));
 }
 
 #[test]
 fn end_prints_the_summary() {
-    let daemon = Scripted::saying(Reply::Ended(summary()));
+    let daemon = ScriptedDaemon::saying(Reply::Ended(summary()));
     let (code, out, err) = run(daemon.ctl(&["session", "end"]).env("FLYWHEEL_SESSION", "s1"));
     let expected = "\
 watch-store pushed 47 store paths incrementally
@@ -213,7 +213,7 @@ watch-store pushed 47 store paths incrementally
 
 #[test]
 fn end_tells_failures_and_the_exit_status_follows_strict() {
-    let daemon = Scripted::saying(Reply::Ended(partial()));
+    let daemon = ScriptedDaemon::saying(Reply::Ended(partial()));
     let (code, out, err) = run(&mut daemon.ctl(&["session", "end"]));
     assert_eq!(code, 0);
     assert!(out.ends_with(&format!("failed: {PATH}: 413 too [31m large\n")), "{out}");
@@ -229,9 +229,9 @@ fn end_tells_failures_and_the_exit_status_follows_strict() {
 
 #[test]
 fn strict_may_have_been_said_at_the_start() {
-    let failed = Scripted::saying(Reply::Ended(Summary { strict: true, ..partial() }));
+    let failed = ScriptedDaemon::saying(Reply::Ended(Summary { strict: true, ..partial() }));
     assert_eq!(run(&mut failed.ctl(&["session", "end"])).0, 3);
-    let pending = Scripted::saying(Reply::Ended(Summary {
+    let pending = ScriptedDaemon::saying(Reply::Ended(Summary {
         strict: true,
         pending: 2,
         outcome: Outcome::Pending,
@@ -247,7 +247,7 @@ fn strict_may_have_been_said_at_the_start() {
 
 #[test]
 fn end_finds_what_to_push() {
-    let daemon = Scripted::saying(Reply::Ended(summary()));
+    let daemon = ScriptedDaemon::saying(Reply::Ended(summary()));
     let work = tempfile::tempdir().unwrap();
     std::os::unix::fs::symlink(PATH, work.path().join("result")).unwrap();
     std::fs::write(work.path().join("file"), "").unwrap();
@@ -319,7 +319,7 @@ fn a_daemon_of_another_version_is_told_apart() {
 
 #[test]
 fn a_client_of_another_version_is_told_so() {
-    let daemon = Scripted::saying(Reply::Done { message: String::new() });
+    let daemon = ScriptedDaemon::saying(Reply::Done { message: String::new() });
     let mut stream = UnixStream::connect(daemon.socket()).unwrap();
     stream.write_all(&ClientHello { protocol: 0, version: "0.0.1".into() }.frame()).unwrap();
     codec::read_body(&mut stream, codec::MAX_HELLO).unwrap().unwrap();
@@ -331,7 +331,7 @@ fn a_client_of_another_version_is_told_so() {
 
 #[test]
 fn too_much_and_nonsense_are_refused_and_the_rest_goes_on() {
-    let daemon = Scripted::saying(Reply::Done { message: "fine".into() });
+    let daemon = ScriptedDaemon::saying(Reply::Done { message: "fine".into() });
     for bytes in [&(codec::MAX_FRAME + 1).to_be_bytes()[..], b"\0\0\0\x02\xff\xff"] {
         let mut stream = daemon.dial();
         stream.write_all(bytes).unwrap();
@@ -353,7 +353,7 @@ fn too_much_and_nonsense_are_refused_and_the_rest_goes_on() {
 
 #[test]
 fn the_65th_connection_of_a_user_is_refused() {
-    let daemon = Scripted::saying(Reply::Done { message: "fine".into() });
+    let daemon = ScriptedDaemon::saying(Reply::Done { message: "fine".into() });
     let open: Vec<_> = (0..64).map(|_| daemon.dial()).collect();
     let (code, _, err) = run(&mut daemon.ctl(&["reload", "--strict"]));
     assert_eq!(code, 5);
@@ -365,8 +365,8 @@ fn the_65th_connection_of_a_user_is_refused() {
 }
 
 #[test]
-fn a_forgotten_request_is_answered() {
-    let daemon = Scripted::new(drop);
+fn a_request_that_the_daemon_drops_is_answered() {
+    let daemon = ScriptedDaemon::new(drop);
     let (code, _, err) = run(&mut daemon.ctl(&["session", "end"]));
     assert_eq!(code, 0);
     assert!(err.contains("without an answer"), "{err}");
@@ -378,7 +378,7 @@ fn refusals_and_their_exit_statuses() {
     for (code, named, unnamed, strict) in
         [(ErrorCode::NotFound, 2, 0, 5), (ErrorCode::BadRequest, 2, 2, 2), (ErrorCode::Denied, 0, 0, 5)]
     {
-        let daemon = Scripted::saying(Reply::Error { code, message: "no\u{1b}".into() });
+        let daemon = ScriptedDaemon::saying(Reply::Error { code, message: "no\u{1b}".into() });
         let (status, _, err) = run(&mut daemon.ctl(&["session", "end", "x"]));
         assert_eq!(status, named, "{code:?} {err}");
         assert_eq!(err, format!("{}: no \n", if named == 0 { "warning" } else { "error" }));
@@ -390,7 +390,7 @@ fn refusals_and_their_exit_statuses() {
 #[test]
 fn the_daemon_learns_that_a_caller_left() {
     let (left, told) = mpsc::channel();
-    let daemon = Scripted::new(move |incoming| {
+    let daemon = ScriptedDaemon::new(move |incoming| {
         let left = left.clone();
         tokio::spawn(async move {
             incoming.responder.progress(Progress { total: 1, ..Progress::default() });
@@ -409,7 +409,7 @@ fn the_daemon_learns_that_a_caller_left() {
 fn a_restarted_daemon_is_asked_again() {
     let (asked, first) = mpsc::channel();
     let held = Mutex::new(Vec::new());
-    let daemon = Scripted::new(move |incoming| {
+    let daemon = ScriptedDaemon::new(move |incoming| {
         let session = Some("s7".to_owned());
         incoming.responder.progress(Progress { total: 1, session, ..Progress::default() });
         held.lock().unwrap().push(incoming.responder);
@@ -421,7 +421,7 @@ fn a_restarted_daemon_is_asked_again() {
     // The progress is on its way when the server has had a turn; a second client makes sure of that.
     drop(daemon.dial());
     // The old one dies without a word; its successor takes the socket over.
-    let next = Scripted::at(daemon.die(), Limits::default(), |incoming| {
+    let next = ScriptedDaemon::at(daemon.die(), Limits::default(), |incoming| {
         incoming.responder.reply(Reply::Ended(summary()));
     });
     let (code, out, err) = said(&child.wait_with_output().unwrap());
@@ -436,7 +436,7 @@ fn a_restarted_daemon_is_asked_again() {
 #[test]
 fn pending_replies_go_out_when_the_server_stops() {
     let (hold, held) = mpsc::channel();
-    let mut daemon = Scripted::new(move |incoming| hold.send(incoming.responder).unwrap());
+    let mut daemon = ScriptedDaemon::new(move |incoming| hold.send(incoming.responder).unwrap());
     let mut waiting = daemon.dial();
     let mut idle = daemon.dial();
     codec::write(&mut waiting, &Request::Status).unwrap();
@@ -452,7 +452,7 @@ fn pending_replies_go_out_when_the_server_stops() {
 }
 
 #[test]
-fn a_socket_is_taken_over_only_from_the_dead() {
+fn only_a_dead_daemons_socket_is_taken_over() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("s");
     let first = server::bind(&path).unwrap();
@@ -489,7 +489,7 @@ fn status_push_flush_list_and_show() {
         ..Status::default()
     };
     let json = serde_json::to_string(&status).unwrap();
-    let daemon = Scripted::new(move |incoming| {
+    let daemon = ScriptedDaemon::new(move |incoming| {
         let reply = match &incoming.request {
             Request::Status => Reply::Status(status.clone()),
             Request::SessionList { .. } => Reply::Sessions(vec![entry.clone()]),
@@ -535,8 +535,8 @@ fn usage_and_completions() {
 }
 
 /// A daemon for `run`: starts and ends sessions.
-fn for_run(ended: Summary) -> Scripted {
-    Scripted::new(move |incoming| {
+fn for_run(ended: Summary) -> ScriptedDaemon {
+    ScriptedDaemon::new(move |incoming| {
         let reply = match &incoming.request {
             Request::SessionStart { .. } => Reply::Started { session: "s1".into(), cache: "main".into() },
             _ => Reply::Ended(ended.clone()),
@@ -608,7 +608,7 @@ fn run_passes_signals_on() {
 /// No threshold: the number is for people, with `--no-capture`.
 #[test]
 fn start_round_trip() {
-    let daemon = Scripted::saying(Reply::Started { session: "s1".into(), cache: "main".into() });
+    let daemon = ScriptedDaemon::saying(Reply::Started { session: "s1".into(), cache: "main".into() });
     let mut times: Vec<Duration> = (0..50)
         .map(|_| {
             let begin = Instant::now();

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 #[test]
-fn the_quick_start_goes_as_told() {
+fn the_quick_start_prints_what_the_readme_shows() {
     let bin = Path::new(env!("CARGO_BIN_EXE_flywheeld")).parent().unwrap();
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/quickstart.sh");
     let out = Command::new(script).env("FLYWHEEL_BIN", bin).env_remove("KEEP").output().unwrap();

@@ -13,7 +13,7 @@
     dead_code
 )]
 
-mod lab;
+mod faults;
 #[path = "../it/support/mod.rs"]
 mod support;
 
@@ -23,8 +23,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use lab::proxy::{Call, Fault, Kind};
-use lab::{COLLECTED, Dice, Rig, set, until};
+use faults::proxy::{Call, Fault, Kind};
+use faults::{COLLECTED, Dice, Rig, set, until};
 
 /// What `--strict` makes of the end of a session: some failed, some are
 /// pending, nobody answers.
@@ -78,14 +78,14 @@ fn main() {
                     let (wide, long) = (1 + dice.below(3) as usize, 2 + dice.below(8) as usize);
                     let size = [200, 5_000, 50_000, 400_000][dice.below(4) as usize];
                     let build = set(&format!("lane{lane}-{turn}"), wide, long, size);
-                    let status = lab::client(&socket, &["session", "start", "--label", "soak"]);
+                    let status = faults::client(&socket, &["session", "start", "--label", "soak"]);
                     site.build(&build);
                     let session = status.out.trim().to_owned();
                     if !session.is_empty() {
                         // Its anchor, which is this process, lives on: nobody else ends it.
                         until("somebody hears of the session's end", || {
                             let end = ["--strict", "session", "end", &session, "--timeout", "3s"];
-                            let code = lab::client(&socket, &end).code;
+                            let code = faults::client(&socket, &end).code;
                             assert!([0, PARTLY, PENDING, NOBODY].contains(&code), "{session}: status {code}");
                             (code != NOBODY || over.load(Ordering::Acquire)).then_some(())
                         });

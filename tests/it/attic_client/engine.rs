@@ -7,15 +7,15 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::support::attic::{FakeAttic, environment, substitute_from, until, until_client};
-use crate::support::cache::{Gate, Standalone};
+use crate::support::cache::{StandaloneCache, UploadGate};
 use crate::support::daemon::{Daemon, secret_file};
 use crate::support::nix::PrivateNix;
 
 /// A daemon that pushes through a client; the client is not built yet.
 struct Rig {
     daemon: Daemon,
-    cache: Standalone,
-    gate: Gate,
+    cache: StandaloneCache,
+    gate: UploadGate,
     fake: FakeAttic,
 }
 
@@ -23,7 +23,7 @@ impl Rig {
     /// `more`: further lines of `[caches.main]`.
     fn new(more: &str) -> Self {
         let nix = PrivateNix::new();
-        let cache = Standalone::start(&nix, |_| {});
+        let cache = StandaloneCache::start(&nix, |_| {});
         let gate = cache.gate();
         substitute_from(&nix, &cache.main());
         let fake = FakeAttic::new(&nix);
@@ -184,7 +184,7 @@ fn a_path_that_the_server_refuses_is_told_by_its_own_line() {
 /// A client that crashes, says nothing that can be read, or claims what is not
 /// so: the cache is asked, and nothing is called pushed that is not there.
 #[test]
-fn a_crash_noise_and_lies() {
+fn a_client_that_crashes_or_prints_nonsense_or_lies() {
     let rig = Rig::ready("");
     rig.fake.mode("garbage");
     let session = rig.daemon.session(&[]);
@@ -240,7 +240,7 @@ fn hanging(fake: &FakeAttic) -> Vec<String> {
 }
 
 #[test]
-fn nothing_of_it_outlives_the_daemon() {
+fn no_process_of_the_client_outlives_the_daemon() {
     let mut rig = Rig::ready("");
     for kill in [true, false] {
         rig.fake.mode("hang");
@@ -267,7 +267,7 @@ fn nothing_of_it_outlives_the_daemon() {
 }
 
 #[test]
-fn a_client_that_is_gone_holds_the_queue_and_comes_back() {
+fn a_deleted_client_holds_the_queue_until_it_is_back() {
     let rig = Rig::ready("");
     // Somebody deletes it by force.
     let path = rig.daemon.status()["client"]["path"].as_str().unwrap().to_owned();
@@ -288,7 +288,7 @@ fn a_client_that_is_gone_holds_the_queue_and_comes_back() {
 #[test]
 fn a_token_is_renewed_and_never_seen() {
     let nix = PrivateNix::new();
-    let cache = Standalone::start(&nix, |settings| settings.public = false);
+    let cache = StandaloneCache::start(&nix, |settings| settings.public = false);
     let fake = FakeAttic::new(&nix);
     let package = fake.built(&nix);
     let token = nix.path().join("token");
@@ -331,7 +331,7 @@ fn a_token_is_renewed_and_never_seen() {
 fn a_token_from_the_environment() {
     use std::os::unix::fs::PermissionsExt as _;
     let nix = PrivateNix::new();
-    let cache = Standalone::start(&nix, |settings| settings.public = false);
+    let cache = StandaloneCache::start(&nix, |settings| settings.public = false);
     let fake = FakeAttic::new(&nix);
     fake.built(&nix);
     let mut daemon = Daemon::prepare(nix, &format!("[push]\nengine = \"attic\"\n{}", fake.config()));

@@ -1,5 +1,5 @@
 //! The attic client that the daemon keeps, and pushing through it.
 
+mod bootstrap;
 mod engine;
-mod life;
-mod reading;
+mod netrc;

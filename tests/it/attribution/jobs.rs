@@ -255,13 +255,13 @@ fn ten_jobs_through_the_nix_daemon() {
 
 /// Builds that are over before anybody can look: never another job's.
 #[test]
-fn ten_jobs_in_a_hurry() {
+fn ten_jobs_whose_builds_take_milliseconds() {
     many_jobs(10, true, TINY);
 }
 
 /// What somebody else builds while a session is open is not the session's.
 #[test]
-fn a_stranger_is_nobodys() {
+fn a_path_built_outside_of_all_sessions_belongs_to_none() {
     let site = Site::new(true, |_| {});
     let mut job = site.job(0, "", TINY);
     let strange = |name: &str| {

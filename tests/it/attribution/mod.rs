@@ -1,6 +1,6 @@
 //! Which session a path belongs to, and which cache it goes to.
 
-mod end;
 mod jobs;
-pub(crate) mod life;
 mod routes;
+mod session_end;
+pub(crate) mod sessions;

@@ -6,15 +6,15 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
 
-use crate::attribution::life::{evidence, job, open_to_all};
-use crate::support::daemon::{Daemon, EMBEDDED, Said, until};
+use crate::attribution::sessions::{evidence, job, open_to_all};
+use crate::support::daemon::{CommandResult, Daemon, EMBEDDED, until};
 use crate::support::multiuser::NixDaemon;
 use crate::support::nix::PrivateNix;
 
 const NOBODY: u32 = 65534;
 
 #[test]
-fn a_path_of_no_session_goes_where_its_makers_go() {
+fn a_path_of_no_session_follows_the_route_of_its_maker() {
     let nix = PrivateNix::new();
     let started = NixDaemon::start(&nix, &[]);
     let config = format!(
@@ -29,7 +29,7 @@ fn a_path_of_no_session_goes_where_its_makers_go() {
         let mut build = daemon.nix.command("nix-build");
         build.args(["--no-out-link", "-E", &PrivateNix::shell(name, "sleep 0.2; echo $name > $out")]);
         build.env("NIX_REMOTE", started.remote()).env("HOME", daemon.nix.work_dir());
-        let said = Said::of(&build.uid(uid).gid(gid).output().unwrap());
+        let said = CommandResult::of(&build.uid(uid).gid(gid).output().unwrap());
         assert_eq!(said.code, 0, "{said:?}");
     };
     assert!(rustix::process::geteuid().is_root(), "another user needs root");
@@ -70,7 +70,7 @@ impl Drop for Group {
 /// A build that has lost its parents and its process session, in the job's
 /// control group; another job is open as well.
 #[test]
-fn a_jobs_control_group_tells_what_lost_its_parents() {
+fn an_orphaned_process_is_found_by_its_control_group() {
     let Some(group) = Group::new() else {
         eprintln!("no control group can be made here: nothing to try");
         return;
@@ -120,7 +120,7 @@ fn the_hook_fails_no_build() {
         for outputs in [Some("/nix/store/x /nix/store/y"), None] {
             let mut call = Command::new(&hook);
             call.env_clear().env("FLYWHEEL_SOCKET", at(socket)).envs(outputs.map(|o| ("OUT_PATHS", o)));
-            let said = Said::of(&call.output().unwrap());
+            let said = CommandResult::of(&call.output().unwrap());
             assert_eq!((said.code, said.out.as_str(), said.err.as_str()), (0, "", ""), "{socket}");
         }
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::support::ci::{Job, expression, text};
-use crate::support::daemon::{Daemon, Said};
+use crate::support::daemon::{CommandResult, Daemon};
 
 /// Newer ones want a newer Node; tests/run.sh has the same number.
 const VERSION: &str = "4.61.0";
@@ -40,27 +40,27 @@ fn repository(daemon: &Daemon, jobs: &str) -> Job {
         &["add", "."],
         &["-c", "user.name=n", "-c", "user.email=n@example.com", "commit", "-qm", "jobs"],
     ] {
-        let said = Said::of(&job.command("git").args(args).output().unwrap());
+        let said = CommandResult::of(&job.command("git").args(args).output().unwrap());
         assert_eq!(said.code, 0, "{said:?}");
     }
     job
 }
 
-fn pipeline(job: &Job, runner: &Path, jobs: &[&str]) -> Said {
+fn pipeline(job: &Job, runner: &Path, jobs: &[&str]) -> CommandResult {
     let program = runner.to_str().unwrap();
     let mut command = job.command(program);
     command.arg("--shell-executor-no-image").arg("--no-color").args(jobs);
-    Said::of(&command.output().unwrap())
+    CommandResult::of(&command.output().unwrap())
 }
 
 /// The lines of one job.
-fn lines<'a>(said: &'a Said, job: &str) -> Vec<&'a str> {
+fn lines<'a>(said: &'a CommandResult, job: &str) -> Vec<&'a str> {
     let all = said.out.lines().chain(said.err.lines());
     let own = all.filter_map(|l| l.split_once(" > ").filter(|(name, _)| name.trim() == job));
     own.map(|(_, text)| text).collect()
 }
 
-fn pushed(said: &Said, job: &str, count: usize) {
+fn pushed(said: &CommandResult, job: &str, count: usize) {
     let line = format!("watch-store pushed {count} store paths incrementally");
     assert!(lines(said, job).contains(&line.as_str()), "{job}: {said:?}");
 }

@@ -6,7 +6,7 @@ use std::fs;
 use serde_json::Value;
 
 use crate::support::ci::{Job, commands, expression, file, named_script, text};
-use crate::support::daemon::{Daemon, Said};
+use crate::support::daemon::{CommandResult, Daemon};
 
 /// The variables of a GitLab job, with one that must not be told.
 fn gitlab(id: &str) -> Vec<(&str, &str)> {
@@ -30,7 +30,7 @@ fn labelled(daemon: &Daemon, label: &str) -> Value {
     found.remove(0).clone()
 }
 
-fn pushed(said: &Said, count: usize) {
+fn pushed(said: &CommandResult, count: usize) {
     let line = format!("watch-store pushed {count} store paths incrementally\n");
     assert!(said.out.contains(&line), "{said:?}");
     assert!(!format!("{}{}", said.out, said.err).contains("a-secret-of-the-job"), "{said:?}");
@@ -82,7 +82,7 @@ fn gitlab_runner_wide_scripts() {
 }
 
 #[test]
-fn strict_is_for_those_who_ask() {
+fn only_strict_jobs_fail() {
     let daemon = Daemon::embedded();
     let job = Job::on(&daemon, &gitlab("61"));
     let nix = expression(&job.dir, "strict", 1);
@@ -93,7 +93,7 @@ fn strict_is_for_those_who_ask() {
     assert_eq!(said.code, 0, "{said:?}");
     pushed(&said, 1);
     let strict = "flywheelctl --socket /nonexistent session end --strict";
-    assert_eq!(Said::of(&job.command("bash").args(["-c", strict]).output().unwrap()).code, 5);
+    assert_eq!(CommandResult::of(&job.command("bash").args(["-c", strict]).output().unwrap()).code, 5);
     // The runner's way of evaluating a script keeps that it failed, not how
     // (FF_USE_NEW_BASH_EVAL_STRATEGY keeps both).
     let said = job.bash(strict);
@@ -138,7 +138,7 @@ fn actions(daemon: &Daemon, worker: &str, own: &[(&str, &str)]) {
     job.set("STARTED", file("github-hooks/job-started.sh").to_str().unwrap());
     job.set("COMPLETED", file("github-hooks/job-completed.sh").to_str().unwrap());
     let program = named_script(&temp, worker, WORKER);
-    let said = Said::of(&job.command(program.to_str().unwrap()).output().unwrap());
+    let said = CommandResult::of(&job.command(program.to_str().unwrap()).output().unwrap());
     assert_eq!(said.code, 0);
     pushed(&said, 3);
     assert!(said.out.contains("step") && said.out.contains("build.sh: 1"), "the build failed: {said:?}");
@@ -193,7 +193,7 @@ fn buildkite_hooks() {
     // As it calls itself for a job: `buildkite-agent bootstrap`.
     named_script(&job.dir, "bootstrap", AGENT);
     let agent = "exec -a buildkite-agent bash bootstrap";
-    let said = Said::of(&job.command("bash").args(["-c", agent]).output().unwrap());
+    let said = CommandResult::of(&job.command("bash").args(["-c", agent]).output().unwrap());
     assert!(said.out.contains("command: 3\n") && !said.out.contains("hook /"), "{said:?}");
     pushed(&said, 2);
     assert!(said.out.contains("--- flywheel: 2 pushed, 0 already cached\n"), "{said:?}");
@@ -218,7 +218,7 @@ fn jenkins_steps() {
     for step in steps {
         // Each `sh` step is a script of its own under `sh -xe`.
         let output = job.command("sh").args(["-xe", "-c", &step[1..step.len() - 1]]).output().unwrap();
-        said = Some(Said::of(&output));
+        said = Some(CommandResult::of(&output));
         assert_eq!(said.as_ref().unwrap().code, 0, "{step}: {said:?}");
     }
     pushed(&said.unwrap(), 2);

@@ -10,7 +10,7 @@ use flywheel::control::{
     messages::*,
 };
 
-use crate::control::{Scripted, ctl, partial, run, summary};
+use crate::control::{ScriptedDaemon, ctl, partial, run, summary};
 
 const GITLAB: [(&str, &str); 2] = [("GITLAB_CI", "true"), ("CI_JOB_ID", "42")];
 const GITHUB: [(&str, &str); 3] =
@@ -19,14 +19,14 @@ const BUILDKITE: [(&str, &str); 2] = [("BUILDKITE", "true"), ("BUILDKITE_JOB_ID"
 const FIRST: &str = "watch-store pushed 47 store paths incrementally\n";
 
 fn plain(summary: &Summary) -> String {
-    let daemon = Scripted::saying(Reply::Ended(summary.clone()));
+    let daemon = ScriptedDaemon::saying(Reply::Ended(summary.clone()));
     run(&mut daemon.ctl(&["session", "end"])).1
 }
 
 #[test]
 fn gitlab_folds_the_details() {
     for (ended, collapsed) in [(summary(), true), (partial(), false)] {
-        let daemon = Scripted::saying(Reply::Ended(ended.clone()));
+        let daemon = ScriptedDaemon::saying(Reply::Ended(ended.clone()));
         let (code, out, _) = run(daemon.ctl(&["session", "end"]).envs(GITLAB));
         assert_eq!(code, 0);
         let (stamp, _) = out.split_once("section_start:").unwrap().1.split_once(':').unwrap();
@@ -44,19 +44,19 @@ fn github_groups_annotates_and_tells_the_runner() {
     let dir = tempfile::tempdir().unwrap();
     let (env, step) = (dir.path().join("env"), dir.path().join("summary"));
     fs::write(&env, "OTHER=1\n").unwrap();
-    let with = |daemon: &Scripted, args: &[&str]| {
+    let with = |daemon: &ScriptedDaemon, args: &[&str]| {
         let mut command = daemon.ctl(args);
         command.envs(GITHUB).env("GITHUB_ENV", &env).env("GITHUB_STEP_SUMMARY", &step);
         run(&mut command)
     };
-    let daemon = Scripted::saying(Reply::Started { session: "s1".into(), cache: "main".into() });
+    let daemon = ScriptedDaemon::saying(Reply::Started { session: "s1".into(), cache: "main".into() });
     assert_eq!(with(&daemon, &["session", "start"]), (0, "s1\n".into(), String::new()));
     assert_eq!(fs::read_to_string(&env).unwrap(), "OTHER=1\nFLYWHEEL_SESSION=s1\n");
 
     let mut ended = partial();
     ended.label = Some("a|b <i>".into());
     ended.failed[0].error = "100% ##[error]wrong\n::error::no|`x`".into();
-    let daemon = Scripted::saying(Reply::Ended(ended.clone()));
+    let daemon = ScriptedDaemon::saying(Reply::Ended(ended.clone()));
     let (code, out, err) = with(&daemon, &["session", "end"]);
     assert_eq!(code, 0);
     let group = out.strip_prefix(FIRST).unwrap();
@@ -94,7 +94,7 @@ fn github_groups_annotates_and_tells_the_runner() {
 #[test]
 fn gitea_and_forgejo_are_told_in_githubs_words() {
     for own in ["GITEA_ACTIONS", "FORGEJO_ACTIONS"] {
-        let daemon = Scripted::saying(Reply::Ended(summary()));
+        let daemon = ScriptedDaemon::saying(Reply::Ended(summary()));
         let (_, out, _) = run(daemon.ctl(&["session", "end"]).envs(GITHUB).env(own, "true"));
         assert!(out.contains("\n::group::flywheel: details\n"), "{out}");
     }
@@ -102,7 +102,7 @@ fn gitea_and_forgejo_are_told_in_githubs_words() {
 
 #[test]
 fn a_runners_file_that_cannot_be_written_is_a_warning() {
-    let daemon = Scripted::saying(Reply::Started { session: "s1".into(), cache: "main".into() });
+    let daemon = ScriptedDaemon::saying(Reply::Started { session: "s1".into(), cache: "main".into() });
     let mut start = daemon.ctl(&["session", "start", "--strict"]);
     let (code, out, err) = run(start.envs(GITHUB).env("GITHUB_ENV", "/nonexistent/env"));
     assert_eq!((code, out.as_str()), (0, "s1\n"));
@@ -113,7 +113,8 @@ fn a_runners_file_that_cannot_be_written_is_a_warning() {
 fn an_id_cannot_smuggle_a_variable() {
     let dir = tempfile::tempdir().unwrap();
     let env = dir.path().join("env");
-    let daemon = Scripted::saying(Reply::Started { session: "s1\nPATH=/evil".into(), cache: "main".into() });
+    let daemon =
+        ScriptedDaemon::saying(Reply::Started { session: "s1\nPATH=/evil".into(), cache: "main".into() });
     let (code, ..) = run(daemon.ctl(&["session", "start"]).envs(GITHUB).env("GITHUB_ENV", &env));
     assert_eq!((code, env.exists()), (0, false));
 }
@@ -124,7 +125,7 @@ fn buildkite_gets_a_section() {
         (summary(), "--- flywheel: 47 pushed, 3 already cached\n"),
         (partial(), "+++ flywheel: 47 pushed, 3 already cached, 1 failed\n"),
     ] {
-        let daemon = Scripted::saying(Reply::Ended(ended.clone()));
+        let daemon = ScriptedDaemon::saying(Reply::Ended(ended.clone()));
         let (_, out, _) = run(daemon.ctl(&["session", "end"]).envs(BUILDKITE));
         assert_eq!(out, format!("{heading}{}", plain(&ended)));
     }
@@ -132,7 +133,7 @@ fn buildkite_gets_a_section() {
 
 #[test]
 fn jenkins_and_others_stay_plain_and_nothing_is_coloured() {
-    let daemon = Scripted::saying(Reply::Ended(partial()));
+    let daemon = ScriptedDaemon::saying(Reply::Ended(partial()));
     let jenkins = [("JENKINS_URL", "https://j"), ("BUILD_TAG", "t")];
     let (_, out, err) = run(daemon.ctl(&["session", "end"]).envs(jenkins));
     assert_eq!(out, plain(&partial()));
@@ -142,7 +143,7 @@ fn jenkins_and_others_stay_plain_and_nothing_is_coloured() {
 /// Also with a terminal, which `script` (util-linux) makes.
 #[test]
 fn no_color_is_honoured_on_a_terminal() {
-    let daemon = Scripted::saying(Reply::Ended(partial()));
+    let daemon = ScriptedDaemon::saying(Reply::Ended(partial()));
     for (no_color, coloured) in [("", true), ("1", false)] {
         let line = format!("{} session end", env!("CARGO_BIN_EXE_flywheelctl"));
         let mut script = std::process::Command::new("script");
@@ -162,7 +163,7 @@ fn no_dead_hanging_or_full_daemon_fails_a_job_unless_asked() {
     let absent = dir.path().join("absent");
     let dead = dir.path().join("dead");
     drop(UnixListener::bind(&dead).unwrap());
-    let full = Scripted::saying(Reply::Error { code: ErrorCode::Busy, message: "full".into() });
+    let full = ScriptedDaemon::saying(Reply::Error { code: ErrorCode::Busy, message: "full".into() });
     // Says hello and then nothing.
     let mute = dir.path().join("mute");
     let listener = UnixListener::bind(&mute).unwrap();
@@ -239,7 +240,7 @@ fn detail() -> SessionDetail {
 
 #[test]
 fn a_report_is_one_page_that_needs_and_runs_nothing() {
-    let daemon = Scripted::new(move |incoming| {
+    let daemon = ScriptedDaemon::new(move |incoming| {
         let reply = match &incoming.request {
             Request::SessionShow { session } if session == "s1" => Reply::Session(detail()),
             Request::SessionEnd { .. } => Reply::Ended(partial()),

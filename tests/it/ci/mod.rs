@@ -1,6 +1,6 @@
 //! Jobs as CI systems run them, and the files that are shipped for them.
 
-mod files;
 mod gitlab;
 mod jobs;
 mod log;
+mod shipped_files;

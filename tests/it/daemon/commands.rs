@@ -7,13 +7,13 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::support::cache::{Gate, Standalone};
-use crate::support::daemon::{Daemon, EMBEDDED, Said, until};
+use crate::support::cache::{StandaloneCache, UploadGate};
+use crate::support::daemon::{CommandResult, Daemon, EMBEDDED, until};
 use crate::support::nix::PrivateNix;
 
-fn gated() -> (Daemon, Standalone, Gate) {
+fn gated() -> (Daemon, StandaloneCache, UploadGate) {
     let nix = PrivateNix::new();
-    let cache = Standalone::start(&nix, |_| {});
+    let cache = StandaloneCache::start(&nix, |_| {});
     let gate = cache.gate();
     (Daemon::start(nix, &cache.config_at(&gate.url())), cache, gate)
 }
@@ -125,7 +125,7 @@ fn another_user_may_neither_see_nor_end_it() {
     let nobody = |args: &[&str]| {
         let mut command = Command::new("setpriv");
         command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]).arg(&client).args(args);
-        Said::of(&command.env("FLYWHEEL_SOCKET", daemon.socket()).current_dir("/").output().unwrap())
+        CommandResult::of(&command.env("FLYWHEEL_SOCKET", daemon.socket()).current_dir("/").output().unwrap())
     };
     for command in ["end", "show"] {
         let refused = nobody(&["--strict", "session", command, &session]);
@@ -192,7 +192,9 @@ fn status_list_and_show() {
 fn a_configuration_is_checked() {
     let daemon = Daemon::prepare(PrivateNix::new(), EMBEDDED);
     let check = |config: &Path| {
-        Said::of(&daemon.program().arg("--check-config").arg("--config").arg(config).output().unwrap())
+        CommandResult::of(
+            &daemon.program().arg("--check-config").arg("--config").arg(config).output().unwrap(),
+        )
     };
     let good = check(&daemon.config());
     assert_eq!(good.code, 0, "{good:?}");
@@ -205,7 +207,9 @@ fn a_configuration_is_checked() {
         ("[push\n", 1, ""),
     ] {
         std::fs::write(&bad, text).unwrap();
-        for said in [check(&bad), Said::of(&daemon.program().arg("--config").arg(&bad).output().unwrap())] {
+        for said in
+            [check(&bad), CommandResult::of(&daemon.program().arg("--config").arg(&bad).output().unwrap())]
+        {
             assert_eq!(said.code, 2, "{text:?}: {said:?}");
             let all = format!("{}{}", said.out, said.err);
             assert!(
@@ -221,7 +225,7 @@ fn a_configuration_is_checked() {
 #[test]
 fn without_caches_the_environment_decides_and_else_the_built_in_one() {
     let nix = PrivateNix::new();
-    let cache = Standalone::start(&nix, |s| s.caches = vec!["theirs".to_owned()]);
+    let cache = StandaloneCache::start(&nix, |s| s.caches = vec!["theirs".to_owned()]);
     let mut daemon = Daemon::prepare(nix, "[embedded]\nlisten = \"127.0.0.1:0\"\n");
     daemon.env = vec![
         ("ATTIC_SERVER".to_owned(), cache.url()),
@@ -243,7 +247,7 @@ fn without_caches_the_environment_decides_and_else_the_built_in_one() {
     // No file at all, as on a host where only the package is installed.
     let empty = daemon.nix.path().join("empty");
     std::fs::create_dir(&empty).unwrap();
-    let checked = Said::of(
+    let checked = CommandResult::of(
         &daemon.program().arg("--check-config").env("CONFIGURATION_DIRECTORY", &empty).output().unwrap(),
     );
     assert_eq!(checked.code, 0, "{checked:?}");
@@ -269,7 +273,7 @@ fn containing(dir: &Path, needle: &str) -> Vec<String> {
 #[test]
 fn the_token_stays_inside() {
     let nix = PrivateNix::new();
-    let cache = Standalone::start(&nix, |_| {});
+    let cache = StandaloneCache::start(&nix, |_| {});
     let gate = cache.gate();
     let mut daemon = Daemon::prepare(nix, &cache.config_at(&gate.url()));
     daemon.env = vec![("FLYWHEEL_LOG".to_owned(), "trace".to_owned())];
@@ -315,7 +319,7 @@ fn the_token_stays_inside() {
 }
 
 #[test]
-fn figures_for_a_dashboard() {
+fn metrics_are_printed() {
     let daemon = Daemon::embedded();
     let path = daemon.nix.make("counted");
     daemon.flush();
@@ -335,13 +339,13 @@ fn figures_for_a_dashboard() {
 }
 
 #[test]
-fn a_doctor_who_finds_what_is_wrong() {
+fn doctor_names_what_is_wrong() {
     let (daemon, _cache, gate) = gated();
     daemon.nix.make("first");
     daemon.flush();
     let look = || {
         let mut doctor = daemon.client(&["--json", "--strict", "doctor"]);
-        let said = Said::of(&doctor.envs(daemon.nix.env()).output().unwrap());
+        let said = CommandResult::of(&doctor.envs(daemon.nix.env()).output().unwrap());
         let findings = said.json();
         let of =
             |what: &str| findings.as_array().unwrap().iter().find(|f| f["what"] == what).unwrap().clone();

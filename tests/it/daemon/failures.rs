@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use crate::support::cache::Standalone;
+use crate::support::cache::StandaloneCache;
 use crate::support::daemon::{Daemon, EMBEDDED};
 use crate::support::nix::PrivateNix;
 
@@ -25,9 +25,9 @@ fn tree(daemon: &Daemon) -> String {
 }
 
 #[test]
-fn a_rejected_path_parks_its_referrers_and_nothing_else() {
+fn a_rejected_path_fails_its_referrers_and_nothing_else() {
     let nix = PrivateNix::new();
-    let mut cache = Standalone::start(&nix, |s| s.max_nar_size = 64 << 10);
+    let mut cache = StandaloneCache::start(&nix, |s| s.max_nar_size = 64 << 10);
     let daemon = Daemon::start(nix, &cache.config());
     let session = daemon.session(&[]);
     let higher = tree(&daemon);
@@ -82,7 +82,7 @@ fn a_rejected_path_parks_its_referrers_and_nothing_else() {
 #[test]
 fn naming_a_path_that_failed_tries_it_again() {
     let nix = PrivateNix::new();
-    let mut cache = Standalone::start(&nix, |s| s.max_nar_size = 64 << 10);
+    let mut cache = StandaloneCache::start(&nix, |s| s.max_nar_size = 64 << 10);
     let daemon = Daemon::start(nix, &cache.config());
     let higher = tree(&daemon);
     daemon.flush();
@@ -176,7 +176,7 @@ fn signed(nix: &PrivateNix) -> (String, String) {
 fn what_an_upstream_cache_has_is_not_pushed() {
     let nix = PrivateNix::new();
     let (near, far) = signed(&nix);
-    let cache = Standalone::start(&nix, |s| s.upstream_cache_key_names = vec!["up-1".to_owned()]);
+    let cache = StandaloneCache::start(&nix, |s| s.upstream_cache_key_names = vec!["up-1".to_owned()]);
     let daemon = Daemon::start(nix, &format!("{}[push]\nexisting = true\n", cache.config()));
     daemon.flush();
     assert_eq!(cache.main().names(), ["near"]);

@@ -1,15 +1,15 @@
 //! The host waits for what is pending before it goes down or to sleep; and
 //! nothing depends on there being a logind.
 
-use crate::support::cache::{Gate, Standalone};
+use crate::support::cache::{StandaloneCache, UploadGate};
 use crate::support::daemon::{Daemon, until};
 use crate::support::logind::Bus;
 use crate::support::nix::PrivateNix;
 
 /// A daemon under this bus, and a cache behind a gate.
-fn start(bus: &Bus, more: &str) -> (Daemon, Standalone, Gate) {
+fn start(bus: &Bus, more: &str) -> (Daemon, StandaloneCache, UploadGate) {
     let nix = PrivateNix::new();
-    let cache = Standalone::start(&nix, |_| ());
+    let cache = StandaloneCache::start(&nix, |_| ());
     let gate = cache.gate();
     let mut daemon = Daemon::prepare(nix, &format!("{}{more}", cache.config_at(&gate.url())));
     daemon.env.push(("FLYWHEEL_LOG".to_owned(), "debug".to_owned()));

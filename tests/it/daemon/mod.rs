@@ -1,11 +1,11 @@
 //! The daemon as a whole: its commands, its configuration, its start and its end.
 
 mod caches;
-mod cases;
 mod commands;
 mod failures;
 mod logind;
 mod notify;
+mod pipeline;
+mod registrations;
 mod reload;
 mod restart;
-mod story;

@@ -8,7 +8,7 @@ use nix::sys::ptrace;
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
-use crate::support::daemon::{Daemon, EMBEDDED, Said, until};
+use crate::support::daemon::{CommandResult, Daemon, EMBEDDED, until};
 use crate::support::nix::PrivateNix;
 
 /// Nobody listens there.
@@ -25,7 +25,7 @@ fn ready_says_that_it_serves_whether_or_not_a_cache_answers() {
     // A line worth reading, also when something is wrong.
     daemon.session(&[]);
     daemon.nix.build(&PrivateNix::shell("waits", "echo hi > $out"));
-    daemon.until_told(|line| line == "STATUS=1 session, 1 queued, 0 uploading, main offline");
+    daemon.until_notified(|line| line == "STATUS=1 session, 1 queued, 0 uploading, main offline");
     daemon.stop();
     let told = daemon.told();
     assert!(told.iter().any(|line| line == "STOPPING=1"), "{told:?}");
@@ -67,7 +67,7 @@ impl Drop for Stopped {
 }
 
 #[test]
-fn a_part_that_stands_still_gets_no_ping() {
+fn a_stopped_thread_ends_the_watchdog_messages() {
     let mut daemon = Daemon::prepare(PrivateNix::new(), EMBEDDED);
     daemon.env.push(("FLYWHEEL_LOG".to_owned(), "debug".to_owned()));
     daemon.env.push(("WATCHDOG_USEC".to_owned(), "2000000".to_owned()));
@@ -100,7 +100,7 @@ fn a_part_that_stands_still_gets_no_ping() {
 
 /// Without `WatchdogSec=`, or with one that is meant for another process.
 #[test]
-fn no_ping_is_sent_that_nobody_asked_for() {
+fn no_watchdog_message_without_a_watchdog() {
     let mut daemon = Daemon::prepare(PrivateNix::new(), EMBEDDED);
     for (name, value) in [("WATCHDOG_USEC", "4000"), ("WATCHDOG_PID", "1")] {
         daemon.env.push((name.to_owned(), value.to_owned()));
@@ -132,7 +132,8 @@ fn a_passed_socket_is_served_and_left_in_its_place() {
     let (mut daemon, path) = passed("stream", "");
     daemon.up();
     assert!(!daemon.socket().exists(), "no other one is made");
-    let status = Said::of(&daemon.client(&["status"]).env("FLYWHEEL_SOCKET", &path).output().unwrap());
+    let status =
+        CommandResult::of(&daemon.client(&["status"]).env("FLYWHEEL_SOCKET", &path).output().unwrap());
     assert_eq!(status.code, 0, "{status:?}");
     assert!(daemon.log().contains("activated=true"), "{}", daemon.log());
     daemon.stop();
@@ -142,7 +143,7 @@ fn a_passed_socket_is_served_and_left_in_its_place() {
 #[test]
 fn what_is_passed_must_be_a_listening_socket_and_meant_for_it() {
     let (daemon, _) = passed("datagram", "");
-    let out = Said::of(&daemon.program().arg("--config").arg(daemon.config()).output().unwrap());
+    let out = CommandResult::of(&daemon.program().arg("--config").arg(daemon.config()).output().unwrap());
     assert_eq!(out.code, 1, "{out:?}");
     assert!(out.err.contains("LISTEN_FDS") && out.err.contains("ListenStream="), "{out:?}");
 
@@ -160,7 +161,8 @@ fn a_dead_daemons_socket_is_replaced_and_a_live_ones_is_not() {
     let session = daemon.session(&[]);
 
     // The same again.
-    let start = |config: PathBuf| Said::of(&daemon.program().arg("--config").arg(config).output().unwrap());
+    let start =
+        |config: PathBuf| CommandResult::of(&daemon.program().arg("--config").arg(config).output().unwrap());
     let second = start(daemon.config());
     assert_eq!(second.code, 1, "{second:?}");
     let pid = format!("(process {})", daemon.pid());

@@ -3,7 +3,7 @@
 
 use rustix::process::Signal;
 
-use crate::support::cache::Standalone;
+use crate::support::cache::StandaloneCache;
 use crate::support::daemon::{Daemon, EMBEDDED, until};
 use crate::support::nix::PrivateNix;
 
@@ -41,9 +41,9 @@ fn a_bad_configuration_changes_nothing_and_says_why() {
 }
 
 #[test]
-fn what_can_be_is_taken_up_at_once() {
+fn a_reload_applies_what_it_can() {
     let nix = PrivateNix::new();
-    let other = Standalone::start(&nix, |_| ());
+    let other = StandaloneCache::start(&nix, |_| ());
     let mut daemon = Daemon::start(nix, EMBEDDED);
     let before = daemon.session(&[]);
     daemon.nix.make("before");
@@ -102,7 +102,7 @@ fn what_can_be_is_taken_up_at_once() {
 #[test]
 fn a_cache_is_found_at_its_new_address() {
     let nix = PrivateNix::new();
-    let cache = Standalone::start(&nix, |_| ());
+    let cache = StandaloneCache::start(&nix, |_| ());
     let good = cache.config();
     let start = good.find("http://").unwrap();
     let end = start + good[start..].find('"').unwrap();

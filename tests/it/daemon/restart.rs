@@ -3,14 +3,14 @@
 
 use serde_json::Value;
 
-use crate::support::cache::{Gate, Standalone};
+use crate::support::cache::{StandaloneCache, UploadGate};
 use crate::support::daemon::Daemon;
 use crate::support::nix::PrivateNix;
 
 /// A daemon whose cache runs apart from it, behind a gate.
-fn gated(top: &str, more: &str) -> (Daemon, Standalone, Gate) {
+fn gated(top: &str, more: &str) -> (Daemon, StandaloneCache, UploadGate) {
     let nix = PrivateNix::new();
-    let cache = Standalone::start(&nix, |_| {});
+    let cache = StandaloneCache::start(&nix, |_| {});
     let gate = cache.gate();
     let config = format!("{top}\n{}\n{more}", cache.config_at(&gate.url()));
     (Daemon::start(nix, &config), cache, gate)
@@ -72,7 +72,7 @@ fn a_session_that_drains_goes_on_draining() {
     daemon.up();
     gate.open();
     // By itself, whoever asks for it.
-    crate::attribution::life::until_state(&daemon, &session, "closed");
+    crate::attribution::sessions::until_state(&daemon, &session, "closed");
     let summary = daemon.end(&session, &[]);
     assert_eq!(
         (&summary["outcome"], &summary["pushed"]),
@@ -92,7 +92,7 @@ fn stopping_lets_what_runs_end_and_keeps_the_rest() {
     daemon.nix.make("two");
     let came = gate.until_came(1);
     daemon.signal(rustix::process::Signal::TERM);
-    daemon.until_told(|line| line == "STOPPING=1");
+    daemon.until_notified(|line| line == "STOPPING=1");
     gate.open();
     let status = daemon.ended();
     assert_eq!(status.code(), Some(0), "{status}");
@@ -111,7 +111,7 @@ fn a_second_signal_ends_it_at_once_and_nothing_is_lost() {
     daemon.nix.make("held");
     gate.until_came(1);
     daemon.signal(rustix::process::Signal::TERM);
-    daemon.until_told(|line| line == "STOPPING=1");
+    daemon.until_notified(|line| line == "STOPPING=1");
     daemon.signal(rustix::process::Signal::TERM);
     let status = daemon.ended();
     assert_eq!(status.code(), Some(1), "{status}");
@@ -123,12 +123,12 @@ fn a_second_signal_ends_it_at_once_and_nothing_is_lost() {
 }
 
 #[test]
-fn systemd_is_told_how_it_goes() {
+fn systemd_is_notified_of_each_state() {
     let mut daemon = Daemon::embedded();
-    let line = daemon.until_told(|line| line.starts_with("STATUS="));
+    let line = daemon.until_notified(|line| line.starts_with("STATUS="));
     assert!(line.contains("0 sessions") && line.contains("main"), "{line}");
     daemon.signal(rustix::process::Signal::INT);
-    daemon.until_told(|line| line == "STOPPING=1");
+    daemon.until_notified(|line| line == "STOPPING=1");
     assert_eq!(daemon.ended().code(), Some(0));
     let told = daemon.told();
     assert_eq!(told.iter().filter(|l| *l == "READY=1").count(), 1, "{told:?}");
@@ -156,7 +156,7 @@ fn a_second_daemon_is_refused_and_the_first_goes_on() {
 
 /// A full notify socket makes a sender wait: that must not be the one who decides.
 #[test]
-fn a_systemd_that_does_not_listen_holds_nothing_up() {
+fn a_full_notify_socket_blocks_nothing() {
     let mut daemon = Daemon::embedded();
     daemon.deafen();
     // Each session changes the status line; the second is told a second later at the earliest.

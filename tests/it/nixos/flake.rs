@@ -67,7 +67,7 @@ fn every_nix_file_is_formatted() {
 /// What the documents show can be copied: it is Nix, whole or as part of a
 /// configuration.
 #[test]
-fn the_documents_show_nix() {
+fn nix_code_in_the_documents_parses() {
     let nix = PrivateNix::new();
     let mut seen = 0;
     for page in ["README.md", "docs/nixos.md", "docs/migration.md"] {
@@ -84,7 +84,7 @@ fn the_documents_show_nix() {
 
 /// Python only reads it.
 #[test]
-fn the_script_for_two_machines_is_python() {
+fn the_test_script_of_the_virtual_machines_is_python() {
     let nix = PrivateNix::new();
     let (flake, stub) = copied(&nix);
     let attribute = format!("{flake}#checks.x86_64-linux.vm.script");
@@ -152,7 +152,7 @@ fn the_flake_has_what_it_should() {
 /// The lock names the inputs that flake.nix has, and nixpkgs as it was when its
 /// rustc was new enough.
 #[test]
-fn the_lock_fits() {
+fn flake_lock_matches_flake_nix() {
     let nix = PrivateNix::new();
     let expression = format!("(import {}/flake.nix).inputs", root().display());
     let out = nix.run("nix-instantiate", &["--eval", "--strict", "--json", "-E", &expression]);
@@ -176,7 +176,7 @@ fn the_lock_fits() {
 /// A development shell that lacks a command of tests/run.sh would install it by
 /// other means, or fail.
 #[test]
-fn the_shell_has_what_the_checks_use() {
+fn the_development_shell_has_what_the_checks_use() {
     let shell = text("packaging/nix/shell.nix");
     let run = text("tests/run.sh");
     let needed = run.lines().find_map(|l| l.strip_prefix("NEEDED=\"")).unwrap().trim_end_matches('"');
@@ -199,7 +199,7 @@ fn the_shell_has_what_the_checks_use() {
 /// Runs the package's `postInstall` as the builder would, with the programs of
 /// this build, and looks at what it leaves.
 #[test]
-fn the_package_installs_what_is_here() {
+fn the_package_installs_the_files_of_this_repository() {
     let nix = PrivateNix::new();
     let (flake, stub) = copied(&nix);
     let attribute = format!("{flake}#packages.x86_64-linux.flywheel.postInstall");

@@ -43,7 +43,7 @@ fn wrong_messages(name: &str, expected: &Value, found: &Value) -> Vec<String> {
 }
 
 #[test]
-fn every_case_says_what_it_should() {
+fn every_case_gives_its_expected_errors() {
     let Some(all) = evaluated() else { return };
     let cases = all["cases"].as_object().unwrap();
     assert!(cases.len() > 20);
@@ -61,7 +61,7 @@ fn every_case_says_what_it_should() {
 /// Runs the check of the system's build, with the real flywheeld, for every
 /// case that may be built; then with a key that nobody knows.
 #[test]
-fn the_configurations_are_good() {
+fn flywheeld_accepts_every_generated_configuration() {
     let Some(all) = evaluated() else { return };
     let dir = tempfile::tempdir().unwrap();
     let build = |name: &str, case: &Value, change: &dyn Fn(&mut toml::Table)| {
@@ -115,7 +115,7 @@ fn keys(unit: &str) -> BTreeSet<String> {
 /// Hardening and limits stand once, in systemd/: the module's drop-in repeats
 /// nothing of the unit but what depends on options.
 #[test]
-fn the_unit_is_taken_and_only_added_to() {
+fn the_module_uses_the_unit_and_only_adds_to_it() {
     let Some(all) = evaluated() else { return };
     let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd/flywheeld.service");
     let unit = keys(&fs::read_to_string(unit).unwrap());
@@ -162,7 +162,7 @@ fn what_is_not_set_is_left_to_the_daemon() {
 }
 
 #[test]
-fn everything_arrives_where_it_belongs() {
+fn every_option_reaches_the_configuration() {
     let Some(all) = evaluated() else { return };
     let case = |name: &str| &all["cases"][name];
     let everything = case("everything");
@@ -256,7 +256,7 @@ fn chained_hooks_are_both_run() {
 }
 
 #[test]
-fn the_manual_can_be_made_and_off_is_off() {
+fn the_manual_can_be_made_and_disabled_adds_nothing() {
     let Some(all) = evaluated() else { return };
     let manual = all["manual"].as_array().unwrap();
     assert!(manual.len() > 30, "{manual:#?}");
@@ -323,7 +323,7 @@ fn the_typed_settings_are_keys_of_the_daemon() {
 
 /// A running daemon takes up what it can; it is restarted for the rest only.
 #[test]
-fn a_restart_is_for_what_a_reload_cannot_do() {
+fn only_what_a_reload_cannot_apply_restarts() {
     let Some(all) = evaluated() else { return };
     let restart = |name: &str| &all["cases"][name]["services"]["flywheeld"]["restartTriggers"];
     let reload = |name: &str| strings(&all["cases"][name]["services"]["flywheeld"]["reloadTriggers"]);

@@ -4,8 +4,8 @@
 use flywheel::control::messages::{Reply, Request};
 use flywheel::ledger::{Admit, Evidence, Ledger, NewPushRow, NewSession, PushState, SessionState, Settle};
 
-use crate::attribution::life::Client;
-use crate::support::cache::Standalone;
+use crate::attribution::sessions::Client;
+use crate::support::cache::StandaloneCache;
 use crate::support::daemon::{Daemon, until};
 use crate::support::nix::PrivateNix;
 
@@ -73,7 +73,7 @@ fn a_month_of_history_and_a_thousand_sessions() {
     const JOBS: usize = 500;
     const PATHS: usize = 100;
     let nix = PrivateNix::new();
-    let cache = Standalone::start(&nix, |_| {});
+    let cache = StandaloneCache::start(&nix, |_| {});
     let gate = cache.gate();
     let mut daemon = Daemon::start(nix, &cache.config_at(&gate.url()));
     let alone = memory(&daemon, "VmRSS");
@@ -86,7 +86,7 @@ fn a_month_of_history_and_a_thousand_sessions() {
     daemon.up();
     let listed = daemon.json(&["session", "list", "--all"]);
     assert_eq!(listed.as_array().unwrap().len(), JOBS);
-    let paths = daemon.nix.build(&crate::lab::set("waits", 4, 25, 100));
+    let paths = daemon.nix.build(&crate::faults::set("waits", 4, 25, 100));
     until("they wait", || {
         let queue = &daemon.status()["queue"];
         queue["pending"].as_u64() >= Some(90) && queue["uploading"].as_u64() >= Some(1)
@@ -140,7 +140,7 @@ fn a_month_of_history_and_a_thousand_sessions() {
 fn a_path_larger_than_all_memory_that_is_used() {
     const SIZE: u64 = 1 << 30;
     let nix = PrivateNix::new();
-    let cache = Standalone::start(&nix, |settings| settings.max_nar_size = 2 * SIZE);
+    let cache = StandaloneCache::start(&nix, |settings| settings.max_nar_size = 2 * SIZE);
     let daemon = Daemon::start(nix, &cache.config_at(&format!("http://{}", cache.address())));
     let alone = memory(&daemon, "VmRSS");
     // Without a block on the disk; to Nix and to us it is as large as any.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::support::cache::{Gate, Standalone};
+use crate::support::cache::{StandaloneCache, UploadGate};
 use crate::support::daemon::{Daemon, until};
 use crate::support::disk::SmallDisk;
 use crate::support::nix::PrivateNix;
@@ -10,8 +10,8 @@ use crate::support::nix::PrivateNix;
 struct Bench {
     daemon: Daemon,
     disk: SmallDisk,
-    gate: Gate,
-    cache: Standalone,
+    gate: UploadGate,
+    cache: StandaloneCache,
 }
 
 impl Bench {
@@ -25,7 +25,7 @@ impl Bench {
     /// The same, while there is room.
     fn new() -> Option<Self> {
         let nix = PrivateNix::new();
-        let cache = Standalone::start(&nix, |_| {});
+        let cache = StandaloneCache::start(&nix, |_| {});
         let gate = cache.gate();
         let config = format!("{}[drain]\ntimeout = \"1s\"\n", cache.config_at(&gate.url()));
         let mut daemon = Daemon::prepare(nix, &config);

@@ -2,8 +2,8 @@
 
 use rustix::process::Signal;
 
-use crate::attribution::life::evidence;
-use crate::support::daemon::{Daemon, EMBEDDED, PATIENCE, Said, until};
+use crate::attribution::sessions::evidence;
+use crate::support::daemon::{CommandResult, Daemon, EMBEDDED, MAX_WAIT, until};
 use crate::support::disk::SmallDisk;
 use crate::support::nix::PrivateNix;
 
@@ -37,7 +37,7 @@ fn the_kernel_drops_events() {
         until("it comes without being asked for", || daemon.main().has(&path));
     }
     until("it is told", || daemon.log().contains("the kernel dropped events"));
-    daemon.has_said(1, "the kernel dropped events of the store directory");
+    daemon.assert_logged(1, "the kernel dropped events of the store directory");
     let next = daemon.nix.make("next");
     until("the bell goes on ringing", || daemon.main().has(&next));
 }
@@ -54,9 +54,9 @@ fn the_store_and_its_database_are_replaced() {
     until("the store is watched", || daemon.status()["store"]["problem"].is_null());
     let third = daemon.nix.make("three");
     until("it comes without being asked for", || daemon.main().has(&third));
-    daemon.has_said(1, "the store directory is not watched any more");
-    daemon.has_said(1, "the store directory is watched again");
-    daemon.has_said(1, "the Nix database was replaced");
+    daemon.assert_logged(1, "the store directory is not watched any more");
+    daemon.assert_logged(1, "the store directory is watched again");
+    daemon.assert_logged(1, "the Nix database was replaced");
 }
 
 /// As a host does whose store moves to another disk while the service runs.
@@ -72,7 +72,7 @@ fn the_store_directory_is_mounted_over() {
     let within = |program: &str, args: &[&str]| {
         let wrap = disk.wrap();
         let mut command = daemon.nix.command(&wrap[0]);
-        let said = Said::of(&command.args(&wrap[1..]).arg(program).args(args).output().unwrap());
+        let said = CommandResult::of(&command.args(&wrap[1..]).arg(program).args(args).output().unwrap());
         assert_eq!(said.code, 0, "{said:?}");
         said.out.trim().to_owned()
     };
@@ -93,8 +93,8 @@ fn the_store_directory_is_mounted_over() {
     build("three", "0.3");
     daemon.end(&session, &[]);
     assert_eq!(evidence(&daemon.json(&["session", "show", &session]), "-three"), "process");
-    daemon.has_said(1, "the store directory is not watched any more");
-    daemon.has_said(1, "the store directory is watched again");
+    daemon.assert_logged(1, "the store directory is not watched any more");
+    daemon.assert_logged(1, "the store directory is watched again");
     assert!(daemon.log().contains("is another directory now"), "{}", daemon.log());
 }
 
@@ -104,7 +104,7 @@ fn the_database_is_busy_for_longer_than_it_is_waited_for() {
     let db = nix.without_wal();
     let daemon = Daemon::start(nix, EMBEDDED);
     let path = daemon.nix.make("before");
-    db.busy_timeout(PATIENCE).unwrap();
+    db.busy_timeout(MAX_WAIT).unwrap();
     db.execute_batch("BEGIN EXCLUSIVE").unwrap();
     // A lock's removal makes it look.
     let lock = daemon.nix.store_dir().join("0njnh3x9rb4hh40rpc0dwc3w75vjl545-x.lock");
@@ -116,12 +116,12 @@ fn the_database_is_busy_for_longer_than_it_is_waited_for() {
     // Several tries, one word.
     let said = daemon.ctl(&["--json", "flush", "--timeout", "3s"]).json();
     assert_eq!(said["outcome"], "pending", "{said}");
-    daemon.has_said(1, "cannot be taken in for the moment");
+    daemon.assert_logged(1, "cannot be taken in for the moment");
     db.execute_batch("ROLLBACK").unwrap();
     drop(db);
     let next = daemon.nix.make("after");
     daemon.flush();
     assert!(daemon.main().has(&path) && daemon.main().has(&next));
-    daemon.has_said(1, "are taken in again");
+    daemon.assert_logged(1, "are taken in again");
     assert!(daemon.status()["store"]["problem"].is_null());
 }

@@ -7,8 +7,8 @@ use std::process::{Child, Stdio};
 
 use flywheel::store::{NixDb, TempRoots};
 
-use crate::support::cache::Standalone;
-use crate::support::daemon::{Daemon, PATIENCE, until};
+use crate::support::cache::StandaloneCache;
+use crate::support::daemon::{Daemon, MAX_WAIT, until};
 use crate::support::nix::PrivateNix;
 use flywheel::types::{StoreDir, StorePath};
 
@@ -61,7 +61,7 @@ fn added_late(nix: &PrivateNix, mut roots: TempRoots) {
     assert_eq!(there(wanted), kept);
     assert!(roots.only(&kept[..1]).unwrap());
     // A connection that was dropped takes a moment to end at the other side.
-    let patience = std::time::Instant::now() + PATIENCE;
+    let patience = std::time::Instant::now() + MAX_WAIT;
     while there(wanted) != kept[..1] {
         assert!(patience > std::time::Instant::now(), "what is not wanted is kept");
         assert!(nix.run("nix-store", &["--gc"]).status.success());
@@ -91,7 +91,7 @@ impl NixDaemon {
         let mut command = nix.command("nix-daemon");
         command.arg("--daemon").env("NIX_DAEMON_SOCKET_PATH", &socket).stderr(Stdio::null());
         let daemon = Self(command.spawn().unwrap());
-        let patience = std::time::Instant::now() + PATIENCE;
+        let patience = std::time::Instant::now() + MAX_WAIT;
         while std::os::unix::net::UnixStream::connect(&socket).is_err() {
             assert!(patience > std::time::Instant::now(), "the nix-daemon does not come up");
             std::thread::yield_now();
@@ -139,7 +139,7 @@ fn a_worker_that_ends_is_noticed() {
         let pid = rustix::process::Pid::from_raw(pid).unwrap();
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
     }
-    let patience = std::time::Instant::now() + PATIENCE;
+    let patience = std::time::Instant::now() + MAX_WAIT;
     while roots.is_alive() {
         assert!(patience > std::time::Instant::now(), "its end is not noticed");
         std::thread::yield_now();
@@ -149,7 +149,7 @@ fn a_worker_that_ends_is_noticed() {
 }
 
 #[test]
-fn neither_way_is_said_with_both_reasons() {
+fn a_daemon_without_any_root_says_both_reasons() {
     let nix = PrivateNix::new();
     let error =
         TempRoots::open(Path::new("/nowhere"), &store_dir(&nix), Path::new("/nowhere/s")).unwrap_err();
@@ -168,7 +168,7 @@ fn gc(nix: &PrivateNix) {
 #[test]
 fn a_pending_path_is_kept_until_it_is_in_the_cache_also_over_restarts() {
     let nix = PrivateNix::new();
-    let cache = Standalone::start(&nix, |_| {});
+    let cache = StandaloneCache::start(&nix, |_| {});
     let gate = cache.gate();
     gate.close();
     let mut daemon = Daemon::start(nix, &cache.config_at(&gate.url()));
@@ -200,9 +200,9 @@ fn a_pending_path_is_kept_until_it_is_in_the_cache_also_over_restarts() {
 }
 
 #[test]
-fn a_path_that_is_gone_all_the_same_is_counted_as_collected() {
+fn a_path_deleted_despite_its_roots_is_counted_as_collected() {
     let nix = PrivateNix::new();
-    let cache = Standalone::start(&nix, |_| {});
+    let cache = StandaloneCache::start(&nix, |_| {});
     let gate = cache.gate();
     gate.rule(|_| Some(503));
     let mut daemon = Daemon::start(nix, &cache.config_at(&gate.url()));
@@ -231,9 +231,9 @@ fn a_path_that_is_gone_all_the_same_is_counted_as_collected() {
 
 /// Taken away by force under the eyes of the daemon, which tries it again and again.
 #[test]
-fn a_path_that_goes_while_it_waits_is_counted_as_collected() {
+fn a_path_deleted_while_it_waits_is_counted_as_collected() {
     let nix = PrivateNix::new();
-    let cache = Standalone::start(&nix, |_| {});
+    let cache = StandaloneCache::start(&nix, |_| {});
     let gate = cache.gate();
     gate.rule(|name| name.ends_with("-gone").then_some(503));
     let daemon = Daemon::start(nix, &cache.config_at(&gate.url()));
@@ -241,7 +241,7 @@ fn a_path_that_goes_while_it_waits_is_counted_as_collected() {
     let gone = daemon.nix.build(&PrivateNix::shell("gone", "echo 1 > $out")).remove(0);
     until("it has been tried", || daemon.log().contains("an upload failed"));
     let db = rusqlite::Connection::open(daemon.nix.state_dir().join("db/db.sqlite")).unwrap();
-    db.busy_timeout(PATIENCE).unwrap();
+    db.busy_timeout(MAX_WAIT).unwrap();
     assert_eq!(db.execute("delete from ValidPaths where path = ?1", [&gone]).unwrap(), 1);
     std::fs::remove_file(&gone).unwrap();
     let kept = daemon.nix.build(&PrivateNix::shell("kept", "echo 2 > $out")).remove(0);

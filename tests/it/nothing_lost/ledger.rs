@@ -3,13 +3,13 @@
 
 use rusqlite::Connection;
 
-use crate::support::cache::Standalone;
-use crate::support::daemon::{Daemon, PATIENCE, until};
+use crate::support::cache::StandaloneCache;
+use crate::support::daemon::{Daemon, MAX_WAIT, until};
 use crate::support::nix::PrivateNix;
 
 fn ledger(daemon: &Daemon) -> Connection {
     let ledger = Connection::open(daemon.state_dir().join("ledger.sqlite")).unwrap();
-    ledger.busy_timeout(PATIENCE).unwrap();
+    ledger.busy_timeout(MAX_WAIT).unwrap();
     ledger
 }
 
@@ -38,7 +38,7 @@ fn ended_between_reading_and_writing() {
 #[test]
 fn old_history_is_forgotten_and_what_is_unsettled_is_not() {
     let nix = PrivateNix::new();
-    let cache = Standalone::start(&nix, |_| {});
+    let cache = StandaloneCache::start(&nix, |_| {});
     let gate = cache.gate();
     let config = format!("{}[history]\nkeep = \"1h\"\n", cache.config_at(&gate.url()));
     let mut daemon = Daemon::start(nix, &config);

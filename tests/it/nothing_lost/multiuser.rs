@@ -10,8 +10,8 @@ use std::process::Stdio;
 use flywheel::store::{NixDb, TempRoots};
 
 use crate::nothing_lost::gc_roots::{garbage, store_dir};
-use crate::support::cache::{Gate, Standalone, base};
-use crate::support::daemon::{Daemon, PATIENCE, until};
+use crate::support::cache::{StandaloneCache, UploadGate, base};
+use crate::support::daemon::{Daemon, MAX_WAIT, until};
 use crate::support::multiuser::NixDaemon;
 use crate::support::nix::PrivateNix;
 
@@ -20,8 +20,8 @@ const USER: u32 = 65_534;
 
 struct Host {
     daemon: Daemon,
-    gate: Gate,
-    cache: Standalone,
+    gate: UploadGate,
+    cache: StandaloneCache,
     nix_daemon: NixDaemon,
     /// Keeps the database's WAL: older versions of Nix remove it with the last
     /// writer, and a reader who may not write cannot open it then.
@@ -40,7 +40,7 @@ impl Host {
         let socket = nix.path().join("nix.sock");
         let mut busy = TempRoots::open(Path::new("/nowhere"), &store_dir(&nix), &socket).unwrap();
         busy.add(&garbage(&nix, 1)).unwrap();
-        let cache = Standalone::start(&nix, |_| {});
+        let cache = StandaloneCache::start(&nix, |_| {});
         let gate = cache.gate();
         let mut daemon = Daemon::prepare(nix, &cache.config_at(&gate.url()));
         let theirs = |path: &Path| chown(path, Some(USER), Some(USER)).unwrap();
@@ -96,7 +96,7 @@ impl Host {
     /// Collects until a path is gone: a connection that was dropped takes a
     /// moment to end at the other side.
     fn collect_away(&self, path: &str) {
-        let patience = std::time::Instant::now() + PATIENCE;
+        let patience = std::time::Instant::now() + MAX_WAIT;
         while Path::new(path).exists() {
             assert!(patience > std::time::Instant::now(), "{path} is kept for ever");
             self.collect();
@@ -160,7 +160,7 @@ fn the_nix_daemon_is_restarted() {
     host.gate.until_came(1);
     host.nix_daemon.restart();
     let told = |what: &str| host.daemon.log().lines().filter(|line| line.contains(what)).count();
-    let patience = std::time::Instant::now() + PATIENCE;
+    let patience = std::time::Instant::now() + MAX_WAIT;
     while told("pending paths have temporary roots again") == 0 {
         assert!(patience > std::time::Instant::now(), "{}", host.daemon.log());
         std::thread::yield_now();

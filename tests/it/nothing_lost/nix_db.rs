@@ -3,7 +3,7 @@
 
 use rustix::fs::inotify;
 
-use crate::support::daemon::{Daemon, EMBEDDED, PATIENCE, until};
+use crate::support::daemon::{Daemon, EMBEDDED, MAX_WAIT, until};
 use crate::support::nix::PrivateNix;
 
 fn damage_the_ledger(daemon: &Daemon) {
@@ -25,11 +25,11 @@ fn replaced_while_the_daemon_was_away() {
     let summary = daemon.end(&session, &[]);
     assert_eq!(summary["pushed"], 3, "{summary}");
     assert_eq!(daemon.main().having(&paths), [true; 3]);
-    daemon.has_said(1, "the Nix database is another one than before");
+    daemon.assert_logged(1, "the Nix database is another one than before");
     // Another start has nothing to say of it.
     daemon.restart();
     daemon.flush();
-    daemon.has_said(0, "the Nix database");
+    daemon.assert_logged(0, "the Nix database");
 }
 
 /// What the ledger of a replaced database knew is found without it as well.
@@ -66,7 +66,7 @@ fn put_back_while_the_daemon_runs_or_is_away() {
     daemon.up();
     let put_back = |daemon: &Daemon| {
         let db = rusqlite::Connection::open(daemon.nix.state_dir().join("db/db.sqlite")).unwrap();
-        db.busy_timeout(PATIENCE).unwrap();
+        db.busy_timeout(MAX_WAIT).unwrap();
         let emptied = "begin immediate; delete from ValidPaths;
             update sqlite_sequence set seq = 0 where name = 'ValidPaths'; commit";
         db.execute_batch(emptied).unwrap();
@@ -78,7 +78,7 @@ fn put_back_while_the_daemon_runs_or_is_away() {
     put_back(&daemon);
     let while_it_runs = daemon.nix.make("while-it-runs");
     until("it comes without being asked for", || daemon.main().has(&while_it_runs));
-    daemon.has_said(1, "the Nix database was replaced");
+    daemon.assert_logged(1, "the Nix database was replaced");
     for n in 0..4 {
         daemon.nix.make(&format!("after{n}"));
     }
@@ -88,7 +88,7 @@ fn put_back_while_the_daemon_runs_or_is_away() {
     let while_it_is_away = daemon.nix.make("while-it-is-away");
     daemon.up();
     until("it comes without being asked for", || daemon.main().has(&while_it_is_away));
-    daemon.has_said(1, "the Nix database is another one than before");
+    daemon.assert_logged(1, "the Nix database is another one than before");
 }
 
 /// A path can become valid without a lock: one that a backup's list of valid
@@ -132,7 +132,7 @@ fn locked_when_the_daemon_starts() {
         tries == 2
     });
     db.execute_batch("ROLLBACK").unwrap();
-    daemon.until_told(|line| line == "READY=1");
+    daemon.until_notified(|line| line == "READY=1");
     let path = daemon.nix.make("one");
     daemon.flush();
     assert!(daemon.main().has(&path));

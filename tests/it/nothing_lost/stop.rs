@@ -4,14 +4,14 @@ use std::process::{Child, Stdio};
 
 use rustix::process::Signal;
 
-use crate::support::cache::{Gate, Standalone};
-use crate::support::daemon::{Daemon, Said, until};
+use crate::support::cache::{StandaloneCache, UploadGate};
+use crate::support::daemon::{CommandResult, Daemon, until};
 use crate::support::nix::PrivateNix;
 
 /// One upload at a time, and a gate before the cache.
-fn gated() -> (Daemon, Standalone, Gate) {
+fn gated() -> (Daemon, StandaloneCache, UploadGate) {
     let nix = PrivateNix::new();
-    let cache = Standalone::start(&nix, |_| {});
+    let cache = StandaloneCache::start(&nix, |_| {});
     let gate = cache.gate();
     let config = format!("{}[push]\njobs = 1\n", cache.config_at(&gate.url()));
     (Daemon::start(nix, &config), cache, gate)
@@ -26,7 +26,7 @@ fn ending(daemon: &Daemon, session: &str) -> Child {
 }
 
 #[test]
-fn who_waits_for_more_than_is_under_way_is_told_at_once() {
+fn a_session_that_cannot_end_before_the_stop_is_answered_at_once() {
     let (mut daemon, cache, gate) = gated();
     gate.close();
     let session = daemon.session(&[]);
@@ -36,7 +36,7 @@ fn who_waits_for_more_than_is_under_way_is_told_at_once() {
     until("both wait", || daemon.status()["sessions"][0]["pending"] == 2);
     daemon.signal(Signal::TERM);
     // Before the upload has ended.
-    let said = Said::of(&end.wait_with_output().unwrap()).json();
+    let said = CommandResult::of(&end.wait_with_output().unwrap()).json();
     assert_eq!((said["outcome"].as_str(), said["pending"].as_u64()), (Some("pending"), Some(2)), "{said}");
     gate.open();
     assert!(daemon.ended().success());
@@ -46,7 +46,7 @@ fn who_waits_for_more_than_is_under_way_is_told_at_once() {
 }
 
 #[test]
-fn whose_paths_could_not_be_looked_at_is_told_so() {
+fn a_stop_while_the_nix_database_is_away_answers_pending() {
     let (mut daemon, cache, _gate) = gated();
     let session = daemon.session(&[]);
     let (db, away) = (daemon.nix.state_dir().join("db"), daemon.nix.state_dir().join("db.away"));
@@ -54,7 +54,7 @@ fn whose_paths_could_not_be_looked_at_is_told_so() {
     let end = ending(&daemon, &session);
     until("it is noticed", || daemon.log().contains("cannot be taken in for the moment"));
     daemon.stop();
-    let said = Said::of(&end.wait_with_output().unwrap()).json();
+    let said = CommandResult::of(&end.wait_with_output().unwrap()).json();
     assert_eq!(said["outcome"], "pending", "{said}");
     assert!(said["warnings"][0].as_str().unwrap().contains("could not be looked through"), "{said}");
     std::fs::rename(&away, &db).unwrap();
@@ -65,13 +65,13 @@ fn whose_paths_could_not_be_looked_at_is_told_so() {
 }
 
 #[test]
-fn who_comes_while_it_stops_is_refused_and_told_why() {
+fn requests_during_a_stop_are_refused_with_the_reason() {
     let (mut daemon, cache, gate) = gated();
     gate.close();
     let path = daemon.nix.make("one");
     gate.until_came(1);
     daemon.signal(Signal::TERM);
-    daemon.until_told(|line| line == "STOPPING=1");
+    daemon.until_notified(|line| line == "STOPPING=1");
     for command in [&["session", "start"][..], &["push", &path]] {
         let refused = daemon.ctl(&[&["--strict"], command].concat());
         assert_eq!((refused.code, refused.out.as_str()), (5, ""), "{refused:?}");

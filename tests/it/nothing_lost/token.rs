@@ -6,14 +6,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
-use crate::support::cache::Standalone;
+use crate::support::cache::StandaloneCache;
 use crate::support::daemon::{Daemon, secret_file, until};
 use crate::support::nix::PrivateNix;
 
 #[test]
-fn one_that_runs_out_is_warned_of_and_one_that_is_no_jwt_is_taken() {
+fn an_expiring_token_is_warned_of_and_an_opaque_one_is_accepted() {
     let nix = PrivateNix::new();
-    let cache = Standalone::start(&nix, |_| {});
+    let cache = StandaloneCache::start(&nix, |_| {});
     let token = nix.path().join("token");
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let part = |text: &str| URL_SAFE_NO_PAD.encode(text);
@@ -35,7 +35,7 @@ fn one_that_runs_out_is_warned_of_and_one_that_is_no_jwt_is_taken() {
 #[test]
 fn a_403_says_that_it_may_have_expired() {
     let nix = PrivateNix::new();
-    let cache = Standalone::start(&nix, |_| {});
+    let cache = StandaloneCache::start(&nix, |_| {});
     let gate = cache.gate();
     gate.rule(|_| Some(403));
     let daemon = Daemon::start(nix, &cache.config_at(&gate.url()));

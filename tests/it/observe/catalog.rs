@@ -9,9 +9,9 @@ use flywheel::observe::events::{ALL, Kind};
 use tracing::Level;
 
 use crate::house::sources;
-use crate::support::cache::Standalone;
+use crate::support::cache::StandaloneCache;
 use crate::support::daemon::{Daemon, EMBEDDED};
-use crate::support::journald::{Entry, Journald};
+use crate::support::journald::{Entry, FakeJournald};
 use crate::support::nix::PrivateNix;
 
 fn read(file: &str) -> String {
@@ -134,8 +134,8 @@ fn names(entries: &[Entry]) -> Vec<&'static str> {
 
 /// A day on which nothing goes wrong, at the usual level.
 #[test]
-fn an_undisturbed_day_is_a_few_entries() {
-    let Some(journald) = Journald::start() else { return };
+fn an_undisturbed_day_logs_a_few_entries() {
+    let Some(journald) = FakeJournald::start() else { return };
     let mut daemon = Daemon::prepare(PrivateNix::new(), EMBEDDED);
     journald.under(&mut daemon);
     daemon.up();
@@ -159,10 +159,10 @@ fn an_undisturbed_day_is_a_few_entries() {
 
 /// `journalctl FLYWHEEL_SESSION=…`: the story of one job, beside another's.
 #[test]
-fn the_story_of_one_job() {
-    let Some(journald) = Journald::start() else { return };
+fn the_journal_entries_of_one_job() {
+    let Some(journald) = FakeJournald::start() else { return };
     let nix = PrivateNix::new();
-    let cache = Standalone::start(&nix, |s| s.max_nar_size = 64 << 10);
+    let cache = StandaloneCache::start(&nix, |s| s.max_nar_size = 64 << 10);
     let mut daemon = Daemon::prepare(nix, &cache.config());
     daemon.env.push(("FLYWHEEL_LOG".to_owned(), "debug".to_owned()));
     journald.under(&mut daemon);

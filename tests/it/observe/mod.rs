@@ -1,4 +1,4 @@
 //! What is logged, and the catalog that explains it.
 
 mod catalog;
-mod lines;
+mod stderr;

@@ -113,7 +113,7 @@ fn a_build_that_succeeds_and_again() {
 }
 
 #[test]
-fn a_build_that_fails_rings_when_collected() {
+fn a_failed_build_wakes_the_reader_when_collected() {
     let house = House::new();
     let expression = PrivateNix::shell("bad", "echo hi > $out; exit 1");
     assert!(!house.nix.run("nix-build", &["--no-out-link", "-E", &expression]).status.success());
@@ -132,7 +132,7 @@ fn a_build_that_fails_rings_when_collected() {
 }
 
 #[test]
-fn a_floating_build_rings_for_a_name_that_is_no_path() {
+fn a_floating_build_wakes_the_reader_under_a_scratch_name() {
     let house = House::new();
     let expression = "derivation { name = \"floating\"; system = builtins.currentSystem; builder = \"/bin/sh\"; \
                       args = [ \"-c\" \"echo hi > $out\" ]; __contentAddressed = true; \

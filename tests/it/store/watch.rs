@@ -8,7 +8,7 @@ use flywheel::store::{StoreWatch, WatchError, WatchEvent};
 use flywheel::types::StoreDir;
 
 const NEVER: Duration = Duration::from_secs(3600);
-const PATIENCE: Duration = Duration::from_secs(60);
+const MAX_WAIT: Duration = Duration::from_secs(60);
 
 struct Place {
     _tmp: tempfile::TempDir,
@@ -40,7 +40,7 @@ impl Place {
 /// The next ring that is not the timer's.
 fn next(rings: &Receiver<WatchEvent>) -> WatchEvent {
     loop {
-        match rings.recv_timeout(PATIENCE).expect("a ring") {
+        match rings.recv_timeout(MAX_WAIT).expect("a ring") {
             WatchEvent::Timer => {}
             ring => return ring,
         }
@@ -48,7 +48,7 @@ fn next(rings: &Receiver<WatchEvent>) -> WatchEvent {
 }
 
 #[test]
-fn only_locks_ring() {
+fn only_removed_locks_wake_the_reader() {
     let place = Place::new();
     let (bell, rings) = place.hang(NEVER);
     place.lock("a-path");
@@ -63,11 +63,11 @@ fn only_locks_ring() {
 }
 
 #[test]
-fn the_slow_timer_rings() {
+fn the_timer_wakes_the_reader() {
     let place = Place::new();
     let (_bell, rings) = place.hang(Duration::from_millis(5));
-    assert_eq!(rings.recv_timeout(PATIENCE), Ok(WatchEvent::Timer));
-    assert_eq!(rings.recv_timeout(PATIENCE), Ok(WatchEvent::Timer));
+    assert_eq!(rings.recv_timeout(MAX_WAIT), Ok(WatchEvent::Timer));
+    assert_eq!(rings.recv_timeout(MAX_WAIT), Ok(WatchEvent::Timer));
 }
 
 #[test]
@@ -77,7 +77,7 @@ fn a_directory_that_is_removed_and_comes_back() {
     std::fs::remove_dir(place.dir.as_path()).unwrap();
     assert!(matches!(next(&rings), WatchEvent::WatchLost(_)));
     // Meanwhile the timer goes on.
-    assert_eq!(rings.recv_timeout(PATIENCE), Ok(WatchEvent::Timer));
+    assert_eq!(rings.recv_timeout(MAX_WAIT), Ok(WatchEvent::Timer));
     assert!(!bell.health().watching);
     std::fs::create_dir(place.dir.as_path()).unwrap();
     assert_eq!(next(&rings), WatchEvent::Remounted);
@@ -103,7 +103,7 @@ fn another_directory_at_the_same_place() {
 }
 
 #[test]
-fn an_overflow_rings() {
+fn an_overflow_wakes_the_reader() {
     let place = Place::new();
     let gate = Arc::new(Barrier::new(2));
     let (ring, rings) = channel();
@@ -134,7 +134,7 @@ fn an_overflow_rings() {
 }
 
 #[test]
-fn a_callback_that_panics_costs_one_ring() {
+fn a_callback_that_panics_costs_one_wake_up() {
     let place = Place::new();
     let (ring, rings) = channel();
     let _bell = StoreWatch::start(&place.dir, NEVER, move |r| {
@@ -149,7 +149,7 @@ fn a_callback_that_panics_costs_one_ring() {
 }
 
 #[test]
-fn no_directory_no_bell() {
+fn watching_a_missing_directory_fails() {
     let place = Place::new();
     std::fs::remove_dir(place.dir.as_path()).unwrap();
     assert!(matches!(StoreWatch::start(&place.dir, NEVER, |_| ()), Err(WatchError::Directory { .. })));

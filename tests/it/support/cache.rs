@@ -128,7 +128,7 @@ pub fn get(address: &str, path: &str) -> (u16, String) {
 }
 
 /// A cache that runs apart from any daemon, in this process.
-pub struct Standalone {
+pub struct StandaloneCache {
     running: Option<Running>,
     shutdown: CancellationToken,
     runtime: Option<tokio::runtime::Runtime>,
@@ -136,7 +136,7 @@ pub struct Standalone {
     dir: tempfile::TempDir,
 }
 
-impl Standalone {
+impl StandaloneCache {
     /// For a store; `change` adjusts the settings.
     pub fn start(nix: &PrivateNix, change: impl FnOnce(&mut Settings)) -> Self {
         let dir = tempfile::Builder::new().prefix("fwc").tempdir().unwrap();
@@ -229,12 +229,12 @@ impl Standalone {
     }
 
     /// A gate before it.
-    pub fn gate(&self) -> Gate {
-        self.runtime.as_ref().unwrap().block_on(Gate::before(self.address()))
+    pub fn gate(&self) -> UploadGate {
+        self.runtime.as_ref().unwrap().block_on(UploadGate::before(self.address()))
     }
 }
 
-impl Drop for Standalone {
+impl Drop for StandaloneCache {
     fn drop(&mut self) {
         self.shutdown.cancel();
         if let Some(runtime) = self.runtime.take() {
@@ -257,12 +257,12 @@ struct Shared {
 }
 
 /// Stands between a daemon and a cache.
-pub struct Gate {
+pub struct UploadGate {
     shared: Arc<Shared>,
     address: SocketAddr,
 }
 
-impl Gate {
+impl UploadGate {
     async fn before(to: SocketAddr) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
@@ -310,7 +310,7 @@ impl Gate {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let wait = came.wait_for(|all| all.len() >= count);
-            tokio::time::timeout(super::daemon::PATIENCE, wait).await.expect("uploads come").unwrap().clone()
+            tokio::time::timeout(super::daemon::MAX_WAIT, wait).await.expect("uploads come").unwrap().clone()
         })
     }
 }

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::daemon::{Daemon, Said};
+use super::daemon::{CommandResult, Daemon};
 
 /// A file of packaging/ci.
 pub fn file(name: &str) -> PathBuf {
@@ -67,12 +67,12 @@ impl Job {
 
     /// A script as gitlab-runner's shell executor runs it: on the standard
     /// input of a bash that ends at the first failure.
-    pub fn bash(&self, script: &str) -> Said {
+    pub fn bash(&self, script: &str) -> CommandResult {
         let mut child = self.command("bash").stdin(Stdio::piped()).spawn().unwrap();
         let quoted = script.replace('\\', "\\\\").replace('\'', "\\'").replace('\n', "\\n");
         let script = format!("set -eo pipefail\nset +o noclobber\n: | eval $'{quoted}'\nexit 0\n");
         child.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
-        Said::of(&child.wait_with_output().unwrap())
+        CommandResult::of(&child.wait_with_output().unwrap())
     }
 }
 

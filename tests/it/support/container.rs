@@ -12,11 +12,11 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 
-use super::daemon::Said;
+use super::daemon::CommandResult;
 pub use super::daemon::until_some as until;
 
 /// How long anything may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(120);
+const MAX_WAIT: Duration = Duration::from_secs(120);
 
 /// A container that runs.
 pub struct Container {
@@ -34,11 +34,11 @@ fn script(name: &str) -> PathBuf {
 fn image() -> Result<PathBuf, String> {
     let possible = Command::new(script("boot.sh")).arg("--possible").output().unwrap();
     if !possible.status.success() {
-        return Err(Said::of(&possible).out.trim().to_owned());
+        return Err(CommandResult::of(&possible).out.trim().to_owned());
     }
     let found = Command::new(script("image.sh")).arg("--find").output().unwrap();
     match found.status.success() {
-        true => Ok(Said::of(&found).out.trim().into()),
+        true => Ok(CommandResult::of(&found).out.trim().into()),
         false => Err("there is no image yet: tests/container/image.sh makes it, as tests/run.sh does".into()),
     }
 }
@@ -66,7 +66,7 @@ pub fn package() -> PathBuf {
         command.arg("--binaries").arg(programs);
         // Beside no package that somebody made for use; and small matters less than soon.
         command.env("CARGO_TARGET_DIR", target).env("DPKG_DEB_COMPRESSOR_LEVEL", "0");
-        let said = Said::of(&command.output().unwrap());
+        let said = CommandResult::of(&command.output().unwrap());
         assert_eq!(said.code, 0, "{said:?}");
         fs::write(&made, said.out.trim()).unwrap();
     }
@@ -134,7 +134,7 @@ impl Container {
     fn wait_until_up(&mut self) {
         self.leader = 0;
         loop {
-            let line = self.told.recv_timeout(PATIENCE).unwrap_or_else(|e| {
+            let line = self.told.recv_timeout(MAX_WAIT).unwrap_or_else(|e| {
                 panic!("no container: {e}\n{}", fs::read_to_string(self.top.path().join("console")).unwrap())
             });
             if let Some(pid) = line.strip_prefix("X_NSPAWN_LEADER_PID=") {
@@ -181,8 +181,8 @@ impl Container {
     }
 
     /// Runs a shell script as root to its end.
-    pub fn run(&self, script: &str) -> Said {
-        Said::of(&self.command(script).output().unwrap())
+    pub fn run(&self, script: &str) -> CommandResult {
+        CommandResult::of(&self.command(script).output().unwrap())
     }
 
     /// The same, which must succeed; what it printed.
@@ -193,7 +193,7 @@ impl Container {
     }
 
     /// A shell script as another user, in that user's home directory.
-    pub fn run_as(&self, user: &str, script: &str) -> Said {
+    pub fn run_as(&self, user: &str, script: &str) -> CommandResult {
         self.run(&format!(
             "cd ~{user} && HOME=~{user} exec runuser -u {user} -- sh -c \"$(cat <<'END'\n{script}\nEND\n)\""
         ))

@@ -17,7 +17,7 @@ use super::cache::CacheView;
 use super::nix::PrivateNix;
 
 /// Longest wait for something that must come: only a broken daemon gets there.
-pub const PATIENCE: Duration = Duration::from_secs(90);
+pub const MAX_WAIT: Duration = Duration::from_secs(90);
 
 /// The built-in cache on a port of its own.
 pub const EMBEDDED: &str = "[caches.main]\nendpoints = \"embedded\"\n[embedded]\nlisten = \"127.0.0.1:0\"\n[client]\nenable = false\n";
@@ -28,7 +28,7 @@ pub struct Daemon {
     child: Option<Child>,
     /// Held open also when nobody reads it any more.
     _notify: UnixDatagram,
-    told: Arc<Told>,
+    told: Arc<Notifications>,
     starts: u32,
     /// Environment beside `PATH` and `NOTIFY_SOCKET`.
     pub env: Vec<(String, String)>,
@@ -38,14 +38,14 @@ pub struct Daemon {
 
 /// What came on the notify socket since the last start.
 #[derive(Default)]
-struct Told {
+struct Notifications {
     lines: Mutex<Vec<String>>,
     more: Condvar,
     deaf: AtomicBool,
 }
 
 /// Reads the notify socket, as systemd does: at once and all of it.
-fn listen(socket: &UnixDatagram, told: &Told) {
+fn listen(socket: &UnixDatagram, told: &Notifications) {
     let mut buffer = [0; 4096];
     while let Ok(n) = socket.recv(&mut buffer) {
         let text = String::from_utf8_lossy(&buffer[..n]).into_owned();
@@ -60,13 +60,13 @@ fn listen(socket: &UnixDatagram, told: &Told) {
 
 /// How a command ended and what it said.
 #[derive(Debug)]
-pub struct Said {
+pub struct CommandResult {
     pub code: i32,
     pub out: String,
     pub err: String,
 }
 
-impl Said {
+impl CommandResult {
     pub fn of(output: &Output) -> Self {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         Self {
@@ -99,7 +99,7 @@ impl Daemon {
     pub fn prepare(nix: PrivateNix, config: &str) -> Self {
         let socket = nix.path().join("notify");
         let notify = UnixDatagram::bind(&socket).unwrap();
-        let (env, told) = (Vec::new(), Arc::new(Told::default()));
+        let (env, told) = (Vec::new(), Arc::new(Notifications::default()));
         let (reader, lines) = (notify.try_clone().unwrap(), Arc::clone(&told));
         // Ends with the test's process.
         std::thread::spawn(move || listen(&reader, &lines));
@@ -154,7 +154,7 @@ impl Daemon {
     /// Starts it and waits until it says that it is ready.
     pub fn up(&mut self) {
         self.spawn();
-        self.until_told(|line| line == "READY=1");
+        self.until_notified(|line| line == "READY=1");
     }
 
     /// Starts it and waits for nothing.
@@ -191,7 +191,7 @@ impl Daemon {
     }
 
     /// It has logged this so often since the last start.
-    pub fn has_said(&self, times: usize, what: &str) {
+    pub fn assert_logged(&self, times: usize, what: &str) {
         let log = self.log();
         assert_eq!(log.lines().filter(|line| line.contains(what)).count(), times, "{what}\n{log}");
     }
@@ -206,8 +206,8 @@ impl Daemon {
     }
 
     /// Waits until a line that is wanted was told; the line.
-    pub fn until_told(&mut self, wanted: impl Fn(&str) -> bool) -> String {
-        let patience = Instant::now() + PATIENCE;
+    pub fn until_notified(&mut self, wanted: impl Fn(&str) -> bool) -> String {
+        let patience = Instant::now() + MAX_WAIT;
         let told = Arc::clone(&self.told);
         let mut lines = told.lines.lock().unwrap();
         loop {
@@ -240,7 +240,7 @@ impl Daemon {
     fn until_line(&self, wanted: &str) {
         let lines = self.told.lines.lock().unwrap();
         let wait =
-            self.told.more.wait_timeout_while(lines, PATIENCE, |lines| !lines.iter().any(|l| l == wanted));
+            self.told.more.wait_timeout_while(lines, MAX_WAIT, |lines| !lines.iter().any(|l| l == wanted));
         assert!(!wait.unwrap().1.timed_out(), "not told: {wanted}");
     }
 
@@ -282,8 +282,8 @@ impl Daemon {
     }
 
     /// Runs `flywheelctl` to its end.
-    pub fn ctl(&self, args: &[&str]) -> Said {
-        Said::of(&self.client(args).output().unwrap())
+    pub fn ctl(&self, args: &[&str]) -> CommandResult {
+        CommandResult::of(&self.client(args).output().unwrap())
     }
 
     /// The same, which must succeed and print JSON.
@@ -353,7 +353,7 @@ impl Drop for Daemon {
 
 /// Waits for what can only be looked at; what it was.
 pub fn until_some<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let patience = Instant::now() + PATIENCE;
+    let patience = Instant::now() + MAX_WAIT;
     loop {
         if let Some(seen) = look() {
             return seen;

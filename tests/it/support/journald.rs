@@ -13,7 +13,7 @@ use super::daemon::Daemon;
 pub type Entry = BTreeMap<String, String>;
 
 /// A socket that listens like journald's.
-pub struct Journald {
+pub struct FakeJournald {
     dir: tempfile::TempDir,
     socket: UnixDatagram,
     seen: Arc<Mutex<Vec<Entry>>>,
@@ -25,7 +25,7 @@ pub struct Journald {
 const SCRIPT: &str = r#"mount -t tmpfs none /run && mkdir -p /run/systemd/journal && mount --bind "$0" /run/systemd/journal &&
 export JOURNAL_STREAM=$(stat -L -c %d:%i /proc/self/fd/2) && exec "$@""#;
 
-impl Journald {
+impl FakeJournald {
     /// None, and a line that says so, where there are no mount namespaces.
     pub fn start() -> Option<Self> {
         let able = Command::new("unshare").args(["-m", "mount", "-t", "tmpfs", "none", "/run"]).output();

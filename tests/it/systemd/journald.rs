@@ -6,7 +6,7 @@ use crate::support::container::Container;
 use crate::support::nix::PrivateNix;
 
 #[test]
-fn a_jobs_story_with_fields_and_explanations() {
+fn the_journal_of_a_job_has_fields_and_explanations() {
     let Some(c) = Container::installed() else { return };
     let expression = PrivateNix::shell("told", "echo told > $out");
     let script = format!(

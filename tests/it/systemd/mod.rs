@@ -1,7 +1,7 @@
 //! The service and the package in a container with a real systemd.
 
+mod credential;
 mod journald;
-mod life;
 mod package;
-mod secret;
-mod trouble;
+mod sandbox;
+mod supervision;

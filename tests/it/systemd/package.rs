@@ -46,7 +46,7 @@ fn files_are_of_use(c: &Container) {
 }
 
 #[test]
-fn a_package_that_serves_upgrades_and_leaves_nothing() {
+fn the_package_installs_upgrades_and_is_purged() {
     let Some(c) = Container::installed() else { return };
     assert_eq!(c.ok("systemctl is-active flywheeld; systemctl is-enabled flywheeld"), "active\nenabled");
     units_are_sound(&c);

@@ -14,8 +14,8 @@ use flywheel::control::messages::{Reply, Request};
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::Value;
 
-use crate::support::cache::Standalone;
-use crate::support::daemon::{Daemon, EMBEDDED, PATIENCE, Said, until};
+use crate::support::cache::StandaloneCache;
+use crate::support::daemon::{CommandResult, Daemon, EMBEDDED, MAX_WAIT, until};
 use crate::support::multiuser::NixDaemon;
 use crate::support::nix::PrivateNix;
 
@@ -49,7 +49,7 @@ fn has_lock(daemon: &Daemon, name: &str) -> bool {
 }
 
 #[test]
-fn a_job_that_is_killed_is_given_up_and_its_paths_are_pushed() {
+fn a_killed_job_is_abandoned_and_its_paths_are_pushed() {
     let daemon = Daemon::embedded();
     let script = "id=$(\"$CTL\" session start); echo $id
         nix-build --no-out-link -E \"$ONE\"; nix-build --no-out-link -E \"$TWO\"; true";
@@ -80,7 +80,7 @@ fn a_job_that_ends_its_session_from_another_shell_is_not_abandoned() {
     until_state(&daemon, &session, "abandoned");
     for _ in 0..2 {
         let after = job(&daemon, "exec \"$CTL\" --json session end --push 'result*'", &ci);
-        let said = Said::of(&after.wait_with_output().unwrap());
+        let said = CommandResult::of(&after.wait_with_output().unwrap());
         let summary = said.json();
         assert_eq!((&summary["session"], &summary["state"]), (&session.as_str().into(), &"closed".into()));
         assert_eq!((&summary["pushed"], &summary["outcome"]), (&1.into(), &"complete".into()), "{summary}");
@@ -94,7 +94,7 @@ fn a_job_that_ends_its_session_from_another_shell_is_not_abandoned() {
 }
 
 #[test]
-fn a_job_that_died_while_the_daemon_was_away_is_given_up() {
+fn a_job_that_died_while_the_daemon_was_away_is_abandoned() {
     let mut daemon = Daemon::embedded();
     let mut shell = job(&daemon, "\"$CTL\" session start; read end", &[]);
     let mut lines = BufReader::new(shell.stdout.take().unwrap()).lines();
@@ -134,9 +134,9 @@ pub fn open_to_all(daemon: &Daemon) {
 }
 
 /// As another user; the tests run as root where there is one.
-pub fn as_nobody(mut command: Command) -> Said {
+pub fn as_nobody(mut command: Command) -> CommandResult {
     assert!(rustix::process::geteuid().is_root(), "another user needs root");
-    Said::of(&command.uid(65534).gid(65534).current_dir("/").output().unwrap())
+    CommandResult::of(&command.uid(65534).gid(65534).current_dir("/").output().unwrap())
 }
 
 #[test]
@@ -159,7 +159,7 @@ fn another_user_cannot_end_a_session() {
 #[test]
 fn a_small_flush_passes_a_large_backlog() {
     let nix = PrivateNix::new();
-    let cache = Standalone::start(&nix, |_| ());
+    let cache = StandaloneCache::start(&nix, |_| ());
     let gate = cache.gate();
     let daemon = Daemon::start(nix, &cache.config_at(&gate.url()));
     // The backlog is never let through: every upload of it waits behind the gate's rule.
@@ -186,7 +186,7 @@ fn a_small_flush_passes_a_large_backlog() {
         list.as_array().unwrap().iter().any(|s| s["state"] == "draining")
     });
     gate.open();
-    let summary = Said::of(&second.wait_with_output().unwrap()).json();
+    let summary = CommandResult::of(&second.wait_with_output().unwrap()).json();
     assert_eq!((&summary["outcome"], &summary["pushed"]), (&"complete".into(), &1.into()), "{summary}");
     let came = gate.came();
     let place = came.iter().position(|base| base.ends_with("-small")).unwrap();
@@ -199,7 +199,7 @@ fn a_small_flush_passes_a_large_backlog() {
 #[test]
 fn a_waiting_client_goes_on_after_a_restart() {
     let nix = PrivateNix::new();
-    let cache = Standalone::start(&nix, |_| ());
+    let cache = StandaloneCache::start(&nix, |_| ());
     let gate = cache.gate();
     let mut daemon = Daemon::start(nix, &cache.config_at(&gate.url()));
     gate.close();
@@ -212,16 +212,16 @@ fn a_waiting_client_goes_on_after_a_restart() {
     daemon.kill();
     daemon.up();
     gate.open();
-    let said = Said::of(&client.wait_with_output().unwrap());
+    let said = CommandResult::of(&client.wait_with_output().unwrap());
     assert_eq!(said.json()["outcome"], "complete", "{said:?}");
     assert_eq!(said.json()["pushed"], 1, "{said:?}");
     assert!(said.err.contains("the daemon went away"), "{said:?}");
 }
 
 #[test]
-fn the_caller_going_away_ends_nothing_and_a_second_end_joins() {
+fn a_killed_caller_ends_nothing_and_a_second_end_joins() {
     let nix = PrivateNix::new();
-    let cache = Standalone::start(&nix, |_| ());
+    let cache = StandaloneCache::start(&nix, |_| ());
     let gate = cache.gate();
     let daemon = Daemon::start(nix, &cache.config_at(&gate.url()));
     gate.close();
@@ -238,7 +238,7 @@ fn the_caller_going_away_ends_nothing_and_a_second_end_joins() {
     let (one, two) = (client(), client());
     gate.until_came(1);
     gate.open();
-    let answers = [one, two].map(|c| Said::of(&c.wait_with_output().unwrap()).json());
+    let answers = [one, two].map(|c| CommandResult::of(&c.wait_with_output().unwrap()).json());
     for summary in &answers {
         assert_eq!((&summary["pushed"], &summary["outcome"]), (&1.into(), &"complete".into()), "{summary}");
     }
@@ -247,7 +247,7 @@ fn the_caller_going_away_ends_nothing_and_a_second_end_joins() {
 
 /// A path that one job built and another waited for.
 #[test]
-fn what_a_waited_for_is_not_bs() {
+fn a_path_that_two_jobs_want_belongs_to_the_one_that_builds_it() {
     let nix = PrivateNix::new();
     let started = NixDaemon::start(&nix, &[]);
     let daemon = Daemon::start(nix, EMBEDDED);
@@ -282,7 +282,7 @@ fn run_is_its_commands_session_and_ends_with_it() {
     let expr = PrivateNix::shell("made", "echo 1 > $out");
     let mut run =
         daemon.client(&["--json", "run", "--", "sh", "-c", "nix-build --no-out-link -E \"$E\"; exit 3"]);
-    let said = Said::of(&run.envs(daemon.nix.env()).env("E", &expr).output().unwrap());
+    let said = CommandResult::of(&run.envs(daemon.nix.env()).env("E", &expr).output().unwrap());
     assert_eq!(said.code, 3, "{said:?}");
     let list = daemon.json(&["session", "list", "--all"]);
     assert_eq!(list[0]["state"], "closed", "{list}");
@@ -316,14 +316,14 @@ fn the_hook_tells_who_built() {
     let expr = PrivateNix::shell("before", "echo 1 > $out");
     let mut alone = nix.command("nix-build");
     alone.args(["--no-out-link", "-E", &expr]).env("NIX_REMOTE", started.remote());
-    let alone = Said::of(&alone.output().unwrap());
+    let alone = CommandResult::of(&alone.output().unwrap());
     assert_eq!(alone.code, 0, "{alone:?}");
     // Nor with one that does not answer.
     let deaf = UnixListener::bind(&socket).unwrap();
     let mut call = Command::new(&hook);
     call.env("FLYWHEEL_SOCKET", &socket).env("OUT_PATHS", "/nix/store/x");
     let begun = Instant::now();
-    let said = Said::of(&call.output().unwrap());
+    let said = CommandResult::of(&call.output().unwrap());
     eprintln!("the hook and a deaf daemon: {:?}", begun.elapsed());
     assert_eq!((said.code, said.out.as_str(), said.err.as_str()), (0, "", ""));
     drop(deaf);
@@ -343,7 +343,7 @@ fn the_hook_tells_who_built() {
     // them the lock's holder tells as much. None is another job's.
     let mut hooked = 0;
     for job in jobs {
-        let summary = Said::of(&job.wait_with_output().unwrap()).json();
+        let summary = CommandResult::of(&job.wait_with_output().unwrap()).json();
         let told = |why: &str| summary["attributed"][why].as_u64().unwrap();
         assert!(summary["pushed"] == 1 && told("hook") + told("process") >= 1, "{summary}");
         hooked += told("hook");
@@ -361,7 +361,7 @@ pub struct Client(std::os::unix::net::UnixStream);
 
 impl Client {
     pub fn open(daemon: &Daemon) -> Self {
-        let mut stream = dial(&daemon.socket(), PATIENCE).unwrap();
+        let mut stream = dial(&daemon.socket(), MAX_WAIT).unwrap();
         let hello = ClientHello { protocol: PROTOCOL, version: "test".into() };
         stream.write_all(&hello.frame()).unwrap();
         codec::read_body(&mut stream, codec::MAX_HELLO).unwrap().unwrap();
@@ -427,7 +427,7 @@ fn two_hundred_clients_at_once() {
         })
         .collect();
     for child in children {
-        let said = Said::of(&child.wait_with_output().unwrap());
+        let said = CommandResult::of(&child.wait_with_output().unwrap());
         assert_eq!(said.code, 0, "{said:?}");
     }
     eprintln!("two hundred clients: {:?}", begun.elapsed());

@@ -7,16 +7,16 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::support::attic::{FakeAttic, environment, substitute_from, until, until_client};
-use crate::support::cache::Standalone;
+use crate::support::cache::StandaloneCache;
 use crate::support::daemon::Daemon;
 use crate::support::multiuser::NixDaemon;
 use crate::support::nix::PrivateNix;
 
 /// A daemon with a cache apart from it, that Nix substitutes from, and a client
 /// that nobody has built yet.
-fn start(more: &str) -> (Daemon, Standalone, FakeAttic) {
+fn start(more: &str) -> (Daemon, StandaloneCache, FakeAttic) {
     let nix = PrivateNix::new();
-    let cache = Standalone::start(&nix, |_| {});
+    let cache = StandaloneCache::start(&nix, |_| {});
     substitute_from(&nix, &cache.main());
     let fake = FakeAttic::new(&nix);
     let config = format!("{}{}{more}", cache.caches(&cache.url()), fake.config());
@@ -133,7 +133,7 @@ fn a_newer_one_that_does_not_work_is_not_taken() {
 #[test]
 fn a_store_path_and_a_program_that_is_there() {
     let nix = PrivateNix::new();
-    let cache = Standalone::start(&nix, |_| {});
+    let cache = StandaloneCache::start(&nix, |_| {});
     let fake = FakeAttic::new(&nix);
     let path = fake.built(&nix);
     let program = nix.work_dir().join("my-attic");
@@ -179,7 +179,7 @@ fn a_job_calls_it_and_sees_no_token() {
             .spawn()
             .unwrap();
         child.stdin.take().unwrap().write_all(b"one\ntwo\n").unwrap();
-        crate::support::daemon::Said::of(&child.wait_with_output().unwrap())
+        crate::support::daemon::CommandResult::of(&child.wait_with_output().unwrap())
     };
     let said = with_input(daemon.client(&["client", "exec", "--", "echo", "a b", "--x"]));
     assert_eq!((said.code, said.err.as_str()), (7, ""), "{said:?}");
@@ -215,7 +215,7 @@ fn a_job_calls_it_and_sees_no_token() {
 #[test]
 fn through_a_nix_daemon_it_is_a_root_as_well() {
     let nix = PrivateNix::new();
-    let cache = Standalone::start(&nix, |_| {});
+    let cache = StandaloneCache::start(&nix, |_| {});
     let fake = FakeAttic::new(&nix);
     let path = fake.built(&nix);
     let nix_daemon = NixDaemon::start(&nix, &[]);

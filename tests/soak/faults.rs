@@ -1,8 +1,8 @@
 //! The laboratory's rooms without its scenarios.
 
-#[path = "../it/lab/proxy.rs"]
+#[path = "../it/faults/proxy.rs"]
 pub mod proxy;
-#[path = "../it/lab/rig.rs"]
+#[path = "../it/faults/rig.rs"]
 mod rig;
 
 pub use rig::{COLLECTED, Dice, Rig, client, set, until};

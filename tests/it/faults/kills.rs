@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::{Dice, Rig, number, set};
 
 #[test]
-fn killed_at_random_moments_of_a_busy_build() {
+fn killed_at_random_moments_of_a_build() {
     let kills = number("FLYWHEEL_LAB_CRASHES", 200);
     let mut dice = Dice::new();
     let mut rig = Rig::new();
@@ -37,7 +37,7 @@ fn killed_at_random_moments_of_a_busy_build() {
         let turns = busy.join().unwrap();
         eprintln!("{kills} kills during {turns} builds");
     });
-    rig.daemon.until_told(|line| line == "READY=1");
+    rig.daemon.until_notified(|line| line == "READY=1");
     rig.site.build(&set("last", 1, 4, 5_000));
     rig.whole(|_| None);
     let summary = rig.daemon.end(&session, &[]);

@@ -14,9 +14,9 @@ use rusqlite::{Connection, OpenFlags};
 use sha2::{Digest, Sha256};
 
 use super::proxy::{self, Proxy, Tally};
-use crate::support::cache::{CacheView, Standalone};
+use crate::support::cache::{CacheView, StandaloneCache};
 pub use crate::support::daemon::until_some as until;
-use crate::support::daemon::{Daemon, PATIENCE, Said};
+use crate::support::daemon::{CommandResult, Daemon, MAX_WAIT};
 use crate::support::nix::PrivateNix;
 
 /// What Nix registered: `sha256:` and hex, and the NAR's size.
@@ -90,7 +90,7 @@ impl Site {
 
     fn nix_db(&self) -> Connection {
         let db = Connection::open_with_flags(&self.db, OpenFlags::SQLITE_OPEN_READ_WRITE).unwrap();
-        db.busy_timeout(PATIENCE).unwrap();
+        db.busy_timeout(MAX_WAIT).unwrap();
         db
     }
 
@@ -132,7 +132,7 @@ pub struct Rig {
     pub site: Site,
     pub daemon: Daemon,
     pub proxy: Proxy,
-    pub cache: Standalone,
+    pub cache: StandaloneCache,
 }
 
 impl Rig {
@@ -148,7 +148,7 @@ impl Rig {
     /// The same, with the daemon's cache at another address.
     pub fn behind(url: impl FnOnce(&Proxy) -> String, keys: &str, tables: &str) -> Self {
         let nix = PrivateNix::new();
-        let cache = Standalone::start(&nix, |_| {});
+        let cache = StandaloneCache::start(&nix, |_| {});
         let proxy = Proxy::before(cache.address());
         let config = cache.config_at(&url(&proxy));
         let config = config.replacen("[caches.main]\n", &format!("[caches.main]\n{keys}\n"), 1);
@@ -161,7 +161,7 @@ impl Rig {
     pub fn items(&self) -> BTreeMap<String, Item> {
         let ledger = self.daemon.state_dir().join("ledger.sqlite");
         let db = Connection::open_with_flags(ledger, OpenFlags::SQLITE_OPEN_READ_WRITE).unwrap();
-        db.busy_timeout(PATIENCE).unwrap();
+        db.busy_timeout(MAX_WAIT).unwrap();
         let mut find = db
             .prepare("select path, state, class from item left join reason on reason.id = item.reason")
             .unwrap();
@@ -271,13 +271,13 @@ pub struct Dice(u64);
 
 impl Dice {
     pub fn new() -> Self {
-        let given = std::env::var("FLYWHEEL_LAB_SEED").ok().and_then(|s| s.parse().ok());
+        let given = std::env::var("FLYWHEEL_TEST_SEED").ok().and_then(|s| s.parse().ok());
         let clock = || {
             let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
             now.as_secs() ^ u64::from(now.subsec_nanos()) << 20
         };
         let seed = given.unwrap_or_else(clock);
-        eprintln!("FLYWHEEL_LAB_SEED={seed}");
+        eprintln!("FLYWHEEL_TEST_SEED={seed}");
         Self(seed)
     }
 
@@ -296,11 +296,11 @@ impl Dice {
 }
 
 /// Runs `flywheelctl` on a socket, for whoever has not got the daemon at hand.
-pub fn client(socket: &Path, args: &[&str]) -> Said {
+pub fn client(socket: &Path, args: &[&str]) -> CommandResult {
     let mut command = Command::new(env!("CARGO_BIN_EXE_flywheelctl"));
     command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
     command.env("FLYWHEEL_SOCKET", socket).args(args).stdin(std::process::Stdio::null());
-    Said::of(&command.output().unwrap())
+    CommandResult::of(&command.output().unwrap())
 }
 
 /// A number from the environment.

@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 
-use crate::support::daemon::PATIENCE;
+use crate::support::daemon::MAX_WAIT;
 
 /// What is done to one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -165,7 +165,7 @@ impl Proxy {
 
     /// Waits until what it has seen is as wanted.
     pub fn until(&self, what: &str, wanted: impl Fn(&Tally) -> bool) -> Tally {
-        let seen = self.until_or(PATIENCE, &wanted);
+        let seen = self.until_or(MAX_WAIT, &wanted);
         assert!(wanted(&seen), "not seen: {what}; {}", told(&seen));
         seen
     }

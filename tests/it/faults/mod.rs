@@ -3,13 +3,13 @@
 //! A scenario is a file; what they share is in `rig.rs` and `proxy.rs`, which
 //! the soak uses as well.
 
-mod collect;
-mod crash;
-mod killers;
+mod collections;
+mod http;
+mod kills;
 mod nginx;
 mod proxy;
 mod rig;
-mod table;
+mod watch_store;
 
 pub use rig::set;
 use rig::{COLLECTED, Dice, Rig, has, met, number, until, upload_of};

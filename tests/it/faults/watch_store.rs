@@ -67,7 +67,7 @@ fn sigterm_with_50_queued() {
     rig.until_queued(50);
     rig.proxy.until("an upload is under way", |tally| tally.uploads().next().is_some());
     rig.daemon.signal(Signal::TERM);
-    rig.daemon.until_told(|line| line == "STOPPING=1");
+    rig.daemon.until_notified(|line| line == "STOPPING=1");
     // What was under way may end now.
     rig.proxy.pass();
     let status = rig.daemon.ended();

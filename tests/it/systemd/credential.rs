@@ -16,7 +16,7 @@ const REMOTE_CONFIG: &str = "socket = \"/var/lib/remote/socket\"\nstate_dir = \"
     [push.filter]\nnames = [\"!*\"]\n[client]\nenable = false\n";
 
 #[test]
-fn a_token_as_credential() {
+fn the_token_is_a_systemd_credential() {
     let Some(c) = Container::installed() else { return };
     // Without any token it runs (the package started it) and says so of a cache that wants one.
     assert_eq!(c.ok("systemctl is-active flywheeld; ls /etc/credstore"), "active");

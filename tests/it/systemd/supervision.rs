@@ -26,7 +26,7 @@ fn all_arrive(c: &Container, paths: &[String]) {
 }
 
 #[test]
-fn a_watchdog_for_a_hung_daemon() {
+fn a_hung_daemon_is_restarted_by_the_watchdog() {
     let Some(c) = Container::installed() else { return };
     assert_ne!(c.show("flywheeld.service", "WatchdogUSec"), "0");
     c.write("/etc/systemd/system/flywheeld.service.d/soon.conf", "[Service]\nWatchdogSec=2s\n");
@@ -66,7 +66,7 @@ fn a_reboot_with_paths_pending() {
 }
 
 #[test]
-fn a_socket_that_is_there_before_the_daemon() {
+fn the_socket_unit_starts_the_daemon() {
     let Some(c) = Container::installed() else { return };
     assert_eq!(
         c.ok("systemctl is-active flywheeld.socket; systemctl is-enabled flywheeld.socket"),
@@ -91,7 +91,7 @@ fn a_socket_that_is_there_before_the_daemon() {
 }
 
 #[test]
-fn a_reload_that_says_what_became_of_it() {
+fn systemctl_reload_reports_the_result() {
     let Some(c) = Container::installed() else { return };
     let own =
         |c: &Container| (c.show("flywheeld.service", "MainPID"), c.show("flywheeld.service", "ActiveState"));

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use flywheel::control::messages::{ErrorCode, Reply, Request};
 
-use crate::control::Scripted;
+use crate::control::ScriptedDaemon;
 use crate::support::ci::{Job, commands, file, text};
 
 const SCRIPTS: [&str; 4] = [
@@ -67,7 +67,7 @@ fn no_file_fails_a_job() {
     let hanging = dir.path().join("hanging");
     let _never_answers = UnixListener::bind(&hanging).unwrap();
     // A full one opens no session, so there is none to end either.
-    let full = Scripted::new(|incoming| {
+    let full = ScriptedDaemon::new(|incoming| {
         let code = match incoming.request {
             Request::SessionStart { .. } => ErrorCode::Busy,
             _ => ErrorCode::NotFound,

@@ -6,16 +6,16 @@ use std::process::{Child, Command, Stdio};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::attribution::life::until_state;
-use crate::support::cache::{Gate, Standalone};
-use crate::support::daemon::{Daemon, Said};
+use crate::attribution::sessions::until_state;
+use crate::support::cache::{StandaloneCache, UploadGate};
+use crate::support::daemon::{CommandResult, Daemon};
 use crate::support::nix::PrivateNix;
 
 /// A daemon whose uploads wait behind a closed gate, and a session with one
 /// built path that waits there.
-fn held() -> (Daemon, Standalone, Gate, String) {
+fn held() -> (Daemon, StandaloneCache, UploadGate, String) {
     let nix = PrivateNix::new();
-    let cache = Standalone::start(&nix, |_| ());
+    let cache = StandaloneCache::start(&nix, |_| ());
     let gate = cache.gate();
     // What is under way when the daemon is stopped never ends by itself here.
     let config = format!("{}\n[drain]\ntimeout = \"1s\"\n", cache.config_at(&gate.url()));
@@ -32,8 +32,8 @@ fn ends(daemon: &Daemon, args: &[&str]) -> Child {
     client.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-fn said(child: Child) -> Said {
-    Said::of(&child.wait_with_output().unwrap())
+fn said(child: Child) -> CommandResult {
+    CommandResult::of(&child.wait_with_output().unwrap())
 }
 
 /// Also what was warned of, and also after a restart.

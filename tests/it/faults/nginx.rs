@@ -106,7 +106,7 @@ fn connected(to: SocketAddr) -> usize {
 }
 
 #[test]
-fn client_max_body_size_parks_what_is_too_large_and_nothing_else() {
+fn client_max_body_size_fails_what_is_too_large_and_nothing_else() {
     let Some((mut nginx, rig)) = Nginx::before_a_cache("client_max_body_size 30k;") else { return };
     rig.site.build(&set("big", 1, 1, 60_000));
     rig.site.build(&set("small", 2, 10, 20_000));

@@ -7,14 +7,14 @@ use std::path::PathBuf;
 use serde_json::Value;
 
 use crate::support::attic::{environment, until};
-use crate::support::cache::Standalone;
-use crate::support::daemon::{Daemon, Said, secret_file};
+use crate::support::cache::StandaloneCache;
+use crate::support::daemon::{CommandResult, Daemon, secret_file};
 use crate::support::nix::PrivateNix;
 
 /// A daemon before a private cache, with a pull token and a netrc file to keep.
 struct Rig {
     daemon: Daemon,
-    cache: Standalone,
+    cache: StandaloneCache,
     pull: PathBuf,
     netrc: PathBuf,
 }
@@ -22,7 +22,7 @@ struct Rig {
 impl Rig {
     fn new(more: &str) -> Self {
         let nix = PrivateNix::new();
-        let cache = Standalone::start(&nix, |settings| settings.public = false);
+        let cache = StandaloneCache::start(&nix, |settings| settings.public = false);
         let (pull, netrc) = (nix.path().join("pull"), nix.path().join("netrc"));
         secret_file(&pull, &cache.pull_token());
         let daemon = Daemon::prepare(nix, "");
@@ -53,7 +53,7 @@ impl Rig {
 
     fn nix_status(&self) -> Value {
         let mut command = self.daemon.client(&["--json", "client", "status"]);
-        let said = Said::of(&command.envs(self.daemon.nix.env()).output().unwrap());
+        let said = CommandResult::of(&command.envs(self.daemon.nix.env()).output().unwrap());
         assert_eq!(said.code, 0, "{said:?}");
         said.json()
     }

@@ -3,8 +3,8 @@
 
 use rustix::process::Signal;
 
-use crate::support::cache::Standalone;
-use crate::support::daemon::{Daemon, PATIENCE, Said, secret_file, until};
+use crate::support::cache::StandaloneCache;
+use crate::support::daemon::{CommandResult, Daemon, MAX_WAIT, secret_file, until};
 use crate::support::nix::PrivateNix;
 
 fn times(log: &str, what: &str) -> usize {
@@ -39,7 +39,7 @@ fn a_database_that_is_away_for_a_while() {
 #[test]
 fn a_refused_path_is_tried_again_by_push_and_reload_also_after_a_restart() {
     let nix = PrivateNix::new();
-    let cache = Standalone::start(&nix, |_| {});
+    let cache = StandaloneCache::start(&nix, |_| {});
     let gate = cache.gate();
     gate.rule(|name| name.ends_with("-big").then_some(413));
     let mut daemon = Daemon::start(nix, &cache.config_at(&gate.url()));
@@ -65,7 +65,7 @@ fn a_refused_path_is_tried_again_by_push_and_reload_also_after_a_restart() {
     assert!(daemon.nix.run("nix-store", &["--gc"]).status.success());
     assert!(std::path::Path::new(&big).exists());
     // Asked for again, it fails again, and says so.
-    let said = Said::of(&daemon.client(&["--json", "push", "--wait", &big]).output().unwrap());
+    let said = CommandResult::of(&daemon.client(&["--json", "push", "--wait", &big]).output().unwrap());
     assert_eq!(said.json()["failed"][0]["path"], big, "{said:?}");
     gate.rule(|_| None);
     let said = daemon.json(&["push", "--wait", &big]);
@@ -84,13 +84,13 @@ fn a_refused_path_is_tried_again_by_push_and_reload_also_after_a_restart() {
 /// The daemon keeps ten thousand given-up paths in memory; the ledger has them
 /// all. Here it is given one that the daemon does not know of.
 #[test]
-fn what_only_the_ledger_knows_as_given_up_holds_others_back_and_is_tried_again() {
+fn a_failure_known_to_the_ledger_alone_fails_its_referrers_and_is_retried() {
     let daemon = Daemon::embedded();
     let first = PrivateNix::shell("first", "echo 1 > $out");
     let path = daemon.nix.build(&first).remove(0);
     daemon.flush();
     let ledger = rusqlite::Connection::open(daemon.state_dir().join("ledger.sqlite")).unwrap();
-    ledger.busy_timeout(PATIENCE).unwrap();
+    ledger.busy_timeout(MAX_WAIT).unwrap();
     let base = crate::support::cache::base(&path);
     let state = || -> i64 {
         ledger.query_row("select state from item where path = ?1", [base], |row| row.get(0)).unwrap()
@@ -119,7 +119,7 @@ fn what_only_the_ledger_knows_as_given_up_holds_others_back_and_is_tried_again()
 #[test]
 fn a_renewed_token_is_noticed_by_itself_and_other_caches_go_on() {
     let nix = PrivateNix::new();
-    let cache = Standalone::start(&nix, |s| s.caches = vec!["main".into(), "other".into()]);
+    let cache = StandaloneCache::start(&nix, |s| s.caches = vec!["main".into(), "other".into()]);
     let token = nix.path().join("token");
     let config = format!(
         "default_cache = \"main\"\n[caches.main]\nendpoints = [\"{0}\"]\ntoken_file = \"{1}\"\n[caches.other]\nendpoints = [\"{0}\"]\ntoken_file = \"{2}\"\n[client]\nenable = false\n",
@@ -146,7 +146,7 @@ fn a_renewed_token_is_noticed_by_itself_and_other_caches_go_on() {
 #[test]
 fn a_stop_lets_uploads_end_asks_for_time_and_tells_who_waits() {
     let nix = PrivateNix::new();
-    let cache = Standalone::start(&nix, |_| {});
+    let cache = StandaloneCache::start(&nix, |_| {});
     let gate = cache.gate();
     gate.close();
     let mut daemon = Daemon::start(nix, &cache.config_at(&gate.url()));
@@ -157,12 +157,12 @@ fn a_stop_lets_uploads_end_asks_for_time_and_tells_who_waits() {
     gate.until_came(1);
     until("it waits", || daemon.status()["sessions"][0]["state"] == "draining");
     daemon.signal(Signal::TERM);
-    let line = daemon.until_told(|line| line.starts_with("EXTEND_TIMEOUT_USEC="));
+    let line = daemon.until_notified(|line| line.starts_with("EXTEND_TIMEOUT_USEC="));
     let micros: u64 = line.split_once('=').unwrap().1.parse().unwrap();
     assert!(micros > 10_000_000, "{line}");
     gate.open();
     assert!(daemon.ended().success());
-    let said = Said::of(&end.wait_with_output().unwrap()).json();
+    let said = CommandResult::of(&end.wait_with_output().unwrap()).json();
     assert_eq!((said["pushed"].as_u64(), said["outcome"].as_str()), (Some(1), Some("complete")), "{said}");
     assert!(cache.main().has(&path));
 }
@@ -170,7 +170,7 @@ fn a_stop_lets_uploads_end_asks_for_time_and_tells_who_waits() {
 #[test]
 fn a_stop_at_the_deadline_tells_what_is_pending_and_the_next_start_pushes_it() {
     let nix = PrivateNix::new();
-    let cache = Standalone::start(&nix, |_| {});
+    let cache = StandaloneCache::start(&nix, |_| {});
     let gate = cache.gate();
     gate.close();
     let config = format!("{}[drain]\ntimeout = \"1s\"\n", cache.config_at(&gate.url()));
@@ -183,7 +183,7 @@ fn a_stop_at_the_deadline_tells_what_is_pending_and_the_next_start_pushes_it() {
     until("it waits", || daemon.status()["sessions"][0]["state"] == "draining");
     daemon.signal(Signal::TERM);
     assert!(daemon.ended().success());
-    let said = Said::of(&end.wait_with_output().unwrap()).json();
+    let said = CommandResult::of(&end.wait_with_output().unwrap()).json();
     assert_eq!((said["pending"].as_u64(), said["outcome"].as_str()), (Some(1), Some("pending")), "{said}");
     gate.open();
     daemon.up();
@@ -194,14 +194,14 @@ fn a_stop_at_the_deadline_tells_what_is_pending_and_the_next_start_pushes_it() {
 #[test]
 fn a_second_signal_ends_at_once() {
     let nix = PrivateNix::new();
-    let cache = Standalone::start(&nix, |_| {});
+    let cache = StandaloneCache::start(&nix, |_| {});
     let gate = cache.gate();
     gate.close();
     let mut daemon = Daemon::start(nix, &cache.config_at(&gate.url()));
     let path = daemon.nix.build(&PrivateNix::shell("one", "echo 1 > $out")).remove(0);
     gate.until_came(1);
     daemon.signal(Signal::TERM);
-    daemon.until_told(|line| line == "STOPPING=1");
+    daemon.until_notified(|line| line == "STOPPING=1");
     daemon.signal(Signal::TERM);
     assert_eq!(daemon.ended().code(), Some(1));
     gate.open();
