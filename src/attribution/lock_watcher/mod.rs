@@ -59,7 +59,7 @@ impl LockWatcher {
         if let Some(events) = events {
             shared.state().watches = true;
             let watcher = Arc::clone(&shared);
-            std::thread::Builder::new().name("lock-watcher".to_owned()).spawn(move || watcher.run(events))?;
+            std::thread::Builder::new().name("lock_watcher".to_owned()).spawn(move || watcher.run(events))?;
         }
         Ok(Self { ours: Arc::new(Ours(shared)) })
     }

@@ -34,7 +34,7 @@ pub enum WatchError {
         error: notify::Error,
     },
     /// The thread for the timer could not be started.
-    #[error("no thread can be started to watch the store: {0}")]
+    #[error("no thread for the store_watch: {0}")]
     Thread(io::Error),
 }
 

@@ -78,10 +78,7 @@ impl Bell {
     /// the thread, and the bell would never ring again.
     fn ring(&self, ring: WatchEvent) {
         if catch_unwind(AssertUnwindSafe(|| (self.call)(ring))).is_err() {
-            crate::observe::event!(
-                DOORBELL_FAULT,
-                "what follows from an event in the store directory panicked"
-            );
+            crate::observe::event!(DOORBELL_FAULT, "what the store_watch calls panicked");
         }
     }
 
@@ -112,7 +109,7 @@ impl StoreWatch {
         };
         keeper.watch = Some(keeper.hang()?);
         bell.ring(WatchEvent::Start);
-        let thread = std::thread::Builder::new().name("store-watch".to_owned());
+        let thread = std::thread::Builder::new().name("store_watch".to_owned());
         let keeper = thread.spawn(move || keeper.run(&incoming, slow)).map_err(WatchError::Thread)?;
         Ok(Self { bell, orders, keeper: Some(keeper) })
     }
