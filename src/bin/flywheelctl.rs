@@ -1,4 +1,4 @@
-//! `flywheelctl`: what jobs and operators call. Everything is in [`flywheel::ctl`].
+//! `flywheelctl`, for jobs and administrators. All of it is in [`flywheel::ctl`].
 
 use std::process::ExitCode;
 

@@ -1,4 +1,5 @@
-//! The daemon: parse, read the configuration, run, say why it ended.
+//! `flywheeld`: reads the command line and the configuration, runs the daemon, and
+//! logs why it ended.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -14,7 +15,7 @@ struct Args {
     /// Configuration file [default: /etc/flywheel/flywheel.toml, when it is there]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Read and check the configuration, say what is wrong with it, and end
+    /// Check the configuration, print what is wrong with it, and exit
     #[arg(long)]
     check_config: bool,
     /// Print the manual page, for packages
@@ -22,21 +23,22 @@ struct Args {
     man: bool,
 }
 
-/// What the manual page and `--help` say beside the options.
+/// The text of `--help` and the manual page after the options.
 const MORE: &str = "\
 Files:
   /etc/flywheel/flywheel.toml        the configuration, see flywheel.toml(5)
-  /etc/flywheel/flywheel.toml.d/     read after it
-  /var/lib/flywheel/                 what is kept over restarts
-  /run/flywheel/control.sock         where flywheelctl(1) finds it
+  /etc/flywheel/flywheel.toml.d/     more files of it, read afterwards
+  /var/lib/flywheel/                 the ledger and other state
+  /run/flywheel/control.sock         the socket of flywheelctl(1)
 
 Signals:
-  SIGTERM, SIGINT  drains: running uploads may end, the rest is kept for the next start; a second one ends at once
+  SIGTERM, SIGINT  lets uploads finish until a deadline, keeps the rest for the next start, and ends;
+                   a second one ends at once
   SIGHUP           reads configuration and tokens again, like `flywheelctl reload`
 
 Exit status:
-  0  ended as it was told to
-  1  cannot go on; the last message says why
+  0  ended after a signal
+  1  cannot start or continue; the last message says why
   2  the configuration cannot be used";
 
 /// Exit status of a configuration that cannot be used.
@@ -52,7 +54,7 @@ fn main() -> ExitCode {
         let page = clap_mangen::Man::new(Args::command()).section("8").manual("System administration");
         return page.render(&mut std::io::stdout()).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
     }
-    // Before there is any thread: it changes the environment.
+    // This changes the environment, so it must come before any thread is started.
     let passed = daemon::passed();
     let target = if args.check_config { observe::Target::Stderr } else { observe::Target::Auto };
     observe::init(target);
@@ -85,7 +87,8 @@ fn main() -> ExitCode {
         .build();
     let ended = match runtime {
         Ok(runtime) => {
-            // On the workers: between them and this thread each word would cost a wake-up.
+            // The driver runs on a worker: messages between a worker and this thread would
+            // cost a wake-up each.
             let running = runtime.spawn(daemon::run(settings, load, passed));
             let ended = runtime.block_on(running).unwrap_or_else(|panicked| Err(panicked.into()));
             runtime.shutdown_timeout(std::time::Duration::from_secs(1));

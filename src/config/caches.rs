@@ -1,6 +1,6 @@
-//! The caches, the built-in one, and the routes to them: that every name is
-//! legal and leads somewhere. What is set nowhere comes from attic's own
-//! environment variables, else it is the built-in cache.
+//! Validates the caches, the built-in cache and the routes: every name is valid and
+//! every reference to a cache is known. Without a configured cache, attic's
+//! environment variables name one, else it is the built-in cache.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,15 +15,20 @@ use super::route::{Route, Subject};
 use super::settings::{Cache, Embedded, Engine, Nix, Target};
 use super::token::Token;
 use super::validate::{self, Env};
+use crate::types::CacheName;
 
 type Caches = BTreeMap<String, Cache>;
 
-const NAME: &str = "up to 50 of A-Z a-z 0-9 - _ +, the first a letter or digit";
+fn is_cache_name(name: &str) -> bool {
+    CacheName::parse(name).is_ok()
+}
+
 const MOST_ENDPOINTS: usize = 16;
-/// Longer than a busy server takes to answer, shorter than proxies wait for one.
+/// The default `stall_timeout`: longer than a busy server takes to answer, and shorter
+/// than proxies wait for a server.
 const STALL: Duration = Duration::from_secs(60);
 
-/// All caches.
+/// Validates all caches.
 pub(super) fn caches(
     merged: &Merged,
     env: Env<'_>,
@@ -40,8 +45,8 @@ pub(super) fn caches(
     let mut caches = Caches::new();
     for (name, (spot, raw)) in named {
         let cache = cache(merged, env, engine, name, spot, raw)?;
-        // One cache under two names would be pushed to twice.
-        if let Some((twin, _)) = caches.iter().find(|(_, other)| same(other, &cache)) {
+        // A cache under two names would get every path twice.
+        if let Some((twin, _)) = caches.iter().find(|(_, other)| is_same_cache(other, &cache)) {
             let found =
                 format!("caches.{name}: found the same endpoints and name on the server as caches.{twin}");
             let expected = "each cache once";
@@ -54,7 +59,7 @@ pub(super) fn caches(
     Ok(caches)
 }
 
-fn same(a: &Cache, b: &Cache) -> bool {
+fn is_same_cache(a: &Cache, b: &Cache) -> bool {
     let set = |target: &Target| match target {
         Target::Embedded => None,
         Target::Remote(urls) => {
@@ -66,7 +71,7 @@ fn same(a: &Cache, b: &Cache) -> bool {
     a.cache == b.cache && set(&a.target) == set(&b.target)
 }
 
-/// No cache is configured: attic's own variables, else the built-in cache.
+/// Returns the cache of attic's environment variables, else the built-in cache.
 fn from_environment(
     env: Env<'_>,
     engine: Engine,
@@ -90,10 +95,14 @@ fn from_environment(
         ConfigError::invalid(Place::Environment("ATTIC_SERVER"), found, endpoint::EXPECTED)
     })?;
     let name = env("ATTIC_CACHE").unwrap_or_else(|| "main".to_owned());
-    if !names::is_cache_name(&name) {
-        return Err(ConfigError::invalid(Place::Environment("ATTIC_CACHE"), format!("found {name:?}"), NAME));
+    if !is_cache_name(&name) {
+        return Err(ConfigError::invalid(
+            Place::Environment("ATTIC_CACHE"),
+            format!("found {name:?}"),
+            CacheName::EXPECTED,
+        ));
     }
-    let token = Token::from_surroundings(&name, env);
+    let token = Token::from_environment_or_credentials(&name, env);
     let target = Target::Remote(vec![url]);
     Ok((name.clone(), Cache { cache: name, target, token, pull_token: None, engine, stall_timeout: STALL }))
 }
@@ -106,11 +115,11 @@ fn cache(
     spot: &Spot,
     raw: &RawCache,
 ) -> Result<Cache, ConfigError> {
-    if !names::is_cache_name(name) {
+    if !is_cache_name(name) {
         return Err(ConfigError::invalid(
             merged.place(spot),
             format!("caches: found the name {name:?}"),
-            NAME,
+            CacheName::EXPECTED,
         ));
     }
     let Some(endpoints) = &raw.endpoints else {
@@ -119,9 +128,9 @@ fn cache(
     };
     let target = target(merged, name, endpoints)?;
     let on_server = raw.cache.as_ref().map_or(name, |at| at.value.as_str());
-    if let Some(at) = raw.cache.as_ref().filter(|at| !names::is_cache_name(&at.value)) {
+    if let Some(at) = raw.cache.as_ref().filter(|at| !is_cache_name(&at.value)) {
         let found = format!("caches.{name}.cache: found {:?}", at.value);
-        return Err(ConfigError::invalid(merged.place(&at.spot), found, NAME));
+        return Err(ConfigError::invalid(merged.place(&at.spot), found, CacheName::EXPECTED));
     }
     let token = match (&target, &raw.token_file) {
         (Target::Embedded, None) => Token::None,
@@ -135,7 +144,7 @@ fn cache(
             let absent = || (Place::Absent, String::new());
             Token::File(validate::path(merged, &key, &Some(at.clone()), absent)?)
         }
-        (Target::Remote(_), None) => Token::from_surroundings(name, env),
+        (Target::Remote(_), None) => Token::from_environment_or_credentials(name, env),
     };
     let pull_token = match (&target, &raw.pull_token_file) {
         (_, None) => None,
@@ -155,7 +164,7 @@ fn cache(
     {
         let found = format!("caches.{name}.pull_token_file: found the file of the push token");
         return Err(ConfigError::invalid(merged.place(&at.spot), found, "a token that may only pull")
-            .hint("whoever may read the netrc file could push with it"));
+            .hint("everyone who may read the netrc file could push with it"));
     }
     let own_engine = validate::engine(merged, &format!("caches.{name}.engine"), raw.engine.as_ref())?;
     let stall_timeout = match &raw.stall_timeout {
@@ -201,7 +210,7 @@ fn target(merged: &Merged, name: &str, at: &At<OneOrMany>) -> Result<Target, Con
     Ok(Target::Remote(urls))
 }
 
-/// What may give a token away without being an error.
+/// Warns of settings that may disclose the token.
 fn warn_of_token(name: &str, cache: &Cache, nix: &Nix, warnings: &mut Vec<String>) {
     let Target::Remote(urls) = &cache.target else { return };
     match &cache.token {
@@ -221,7 +230,7 @@ fn warn_of_token(name: &str, cache: &Cache, nix: &Nix, warnings: &mut Vec<String
     }
 }
 
-/// The cache of those that no route sends elsewhere.
+/// Finds the default cache.
 pub(super) fn default_cache(merged: &Merged, caches: &Caches) -> Result<String, ConfigError> {
     match &merged.raw.default_cache {
         Some(at) => known(merged, "default_cache", at, caches),
@@ -253,7 +262,7 @@ fn one_of(caches: &Caches) -> String {
     format!("the name of a cache: {}", names.join(" or "))
 }
 
-/// The built-in cache, when one is kept in it.
+/// Validates the settings of the built-in cache; none when no cache is built in.
 pub(super) fn embedded(
     merged: &Merged,
     caches: &Caches,
@@ -270,7 +279,7 @@ pub(super) fn embedded(
     };
     let otherwise = || (Place::Absent, state_dir.join("cache").to_string_lossy().into_owned());
     let dir = validate::path(merged, "embedded.dir", &raw.dir, otherwise)?;
-    // attic's default; cache.nixos.org has 40 and is asked before.
+    // Attic's default. cache.nixos.org has 40 and is asked before.
     let priority = match &raw.priority {
         None => 41,
         Some(at) => u32::try_from(at.value).map_err(|_| {
@@ -280,8 +289,9 @@ pub(super) fn embedded(
     };
     let public = raw.public.as_ref().is_none_or(|at| at.value);
     let max_nar_size = raw.max_nar_size.as_ref().map_or(16 << 30, |at| at.value.0);
-    let is_ours = |cache: &&Cache| cache.target == Target::Embedded;
-    let mut served: Vec<String> = caches.values().filter(is_ours).map(|cache| cache.cache.clone()).collect();
+    let is_built_in = |cache: &&Cache| cache.target == Target::Embedded;
+    let mut served: Vec<String> =
+        caches.values().filter(is_built_in).map(|cache| cache.cache.clone()).collect();
     served.sort();
     if served.is_empty() {
         return Ok(None);
@@ -296,7 +306,7 @@ pub(super) fn embedded(
     Ok(Some(Embedded { listen, dir, caches: served, max_size, max_nar_size, public, priority }))
 }
 
-/// The routes, in their order.
+/// Validates the routes, in their order.
 pub(super) fn routes(merged: &Merged, caches: &Caches) -> Result<Vec<Route>, ConfigError> {
     merged.raw.route.iter().map(|at| route(merged, at, caches)).collect()
 }

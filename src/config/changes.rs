@@ -1,25 +1,25 @@
-//! What another configuration changes, and how much of that can be done while
-//! the daemon runs. Pure: says it, does nothing.
+//! Compares a new configuration with the one in use: which keys change, and which of
+//! them can take effect while the daemon runs. Pure.
 
 use super::settings::{Cache, Engine, Nix, Push, Settings, Target};
 
-/// A new configuration, laid over the one in use.
+/// The difference between the configuration in use and a new one.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Change {
-    /// What is to be used from now on: the new settings, but for what needs a
+    /// The settings to use from now on: the new ones, apart from those that need a
     /// restart.
     pub settings: Settings,
-    /// Keys that take effect at once.
+    /// The keys that take effect at once.
     pub live: Vec<String>,
-    /// Keys that take effect at the next start.
+    /// The keys that take effect at the next start.
     pub restart: Vec<String>,
 }
 
 impl Change {
-    /// From `old`, which is in use, to `new`, as it was read.
+    /// Compares `old`, which is in use, with `new`.
     #[must_use]
     pub fn new(old: &Settings, new: Settings) -> Self {
-        // By name, so that a key that is added is decided on here.
+        // All fields are named, so that a new key does not compile until it is handled here.
         let Settings {
             socket,
             state_dir,
@@ -66,7 +66,7 @@ impl Change {
         note(*netrc_group != old.nix.netrc_group, &mut live, "nix.netrc_group");
         note(*engine != old.push.engine, &mut live, "push.engine");
         note(*jobs != old.push.jobs, &mut live, "push.jobs");
-        // Runs of the attic client are begun with their number.
+        // A run of the attic client is started with its number of uploads.
         let is_run = old.caches.values().any(|cache| cache.engine == Engine::Attic);
         note(is_run && *jobs != old.push.jobs, &mut restart, "push.jobs for engine = \"attic\"");
         note(*existing != old.push.existing, &mut live, "push.existing");
@@ -75,9 +75,9 @@ impl Change {
         note(*drain_timeout != old.drain_timeout, &mut live, "drain.timeout");
         note(*history_keep != old.history_keep, &mut live, "history.keep");
 
-        // A cache that is gone keeps what waits for it until the restart; one
-        // that moves into or out of the built-in cache waits for that, and so
-        // does one that the attic client pushes to: its runs are under way.
+        // A removed cache stays until the restart, with its pending pushes. A cache that
+        // moves into or out of the built-in cache needs a restart, and so does one that
+        // the attic client pushes to, because runs of the client are in progress.
         let mut usable = old.caches.clone();
         for (name, cache) in caches {
             let key = format!("caches.{name}");

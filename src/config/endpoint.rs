@@ -1,14 +1,13 @@
-//! Whether a text is an address that a cache can have. Resolves nothing,
-//! connects to nothing.
+//! Checks URLs of caches. Resolves no name and opens no connection.
 
 use std::net::IpAddr;
 
-/// What can stand where a URL is expected.
+/// The expected form, for messages.
 pub(super) const EXPECTED: &str = "a URL like \"https://attic.example.com\"";
 
-/// A checked URL without a trailing slash; else what was found instead.
+/// Checks a URL and removes slashes at its end. The error says what was found.
 pub(super) fn parse(text: &str) -> Result<String, String> {
-    // Whatever stands before an `@` may be a password, and is not repeated.
+    // The text before an `@` may be a password, so it is not in the message.
     if text.contains('@') {
         return Err("found a URL with a user name or password in it".to_owned());
     }
@@ -22,7 +21,7 @@ pub(super) fn parse(text: &str) -> Result<String, String> {
     Ok(url.as_str().trim_end_matches('/').to_owned())
 }
 
-/// Whether a token sent there could be read on the way.
+/// Returns whether others could read a token on its way to this endpoint.
 pub(super) fn is_exposed(endpoint: &str) -> bool {
     let Ok(url) = reqwest::Url::parse(endpoint) else { return true };
     let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);

@@ -1,5 +1,4 @@
-//! What can be wrong with a configuration, and where. Knows how to say it;
-//! knows no key.
+//! Errors of a configuration, with their places. Must not know any key.
 
 use std::fmt;
 use std::io;
@@ -11,21 +10,21 @@ use std::path::{Path, PathBuf};
 pub enum Place {
     /// In a file; line and column count from 1, the column in characters.
     File {
-        /// The file as it was opened.
+        /// The path of the file.
         file: PathBuf,
-        /// Its line.
+        /// The line.
         line: usize,
-        /// The character in that line.
+        /// The character in the line.
         column: usize,
     },
     /// In an environment variable.
     Environment(&'static str),
-    /// Nowhere: it follows from what is absent.
+    /// The value is absent.
     Absent,
 }
 
 impl Place {
-    /// The place of a byte range in a file's text.
+    /// Returns the place of a byte range in a file's text.
     pub(super) fn at(file: &Path, text: &str, span: &Range<usize>) -> Self {
         let mut start = span.start.min(text.len());
         while !text.is_char_boundary(start) {
@@ -48,8 +47,8 @@ impl fmt::Display for Place {
     }
 }
 
-/// Why there are no settings. Never carries a secret: no file line is quoted,
-/// and a URL with a password in it is not repeated.
+/// Why a configuration cannot be used. Contains no secret: it quotes no line of a
+/// file and no URL with a password.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// A file could not be read.
@@ -57,40 +56,40 @@ pub enum ConfigError {
     Read {
         /// The file, or the directory of further files.
         file: PathBuf,
-        /// Why.
+        /// The error of the system call.
         source: io::Error,
     },
-    /// A file, or the number of files, is beyond what a configuration can be.
+    /// A file is too large, or there are too many files.
     #[error("{}: {what}, at most {limit} are read", file.display())]
     TooLarge {
         /// The file or directory.
         file: PathBuf,
-        /// What there is too much of.
+        /// What is too large.
         what: String,
-        /// How much is allowed.
+        /// The limit.
         limit: String,
     },
-    /// Something in it is wrong.
+    /// A value is wrong.
     #[error("{place}: {found}, expected {expected}{}", hint.as_ref().map(|h| format!(" ({h})")).unwrap_or_default())]
     Invalid {
-        /// Where.
+        /// The place of the value.
         place: Place,
-        /// What was found there, with its key.
+        /// The key and what was found there.
         found: String,
-        /// What can be there instead.
+        /// What was expected.
         expected: String,
-        /// What to do, when that is not plain from the rest.
+        /// What to do, when the rest does not say it.
         hint: Option<String>,
     },
 }
 
 impl ConfigError {
-    /// Something wrong at a place.
+    /// Returns an error at a place.
     pub(super) fn invalid(place: Place, found: impl Into<String>, expected: impl Into<String>) -> Self {
         Self::Invalid { place, found: found.into(), expected: expected.into(), hint: None }
     }
 
-    /// The same, with what to do about it.
+    /// Adds what to do about the error.
     pub(super) fn hint(mut self, text: impl Into<String>) -> Self {
         if let Self::Invalid { hint, .. } = &mut self {
             *hint = Some(text.into());
@@ -98,7 +97,7 @@ impl ConfigError {
         self
     }
 
-    /// The file, when one is to blame.
+    /// Returns the file that has the error, if it is in one.
     pub fn file(&self) -> Option<&Path> {
         match self {
             Self::Read { file, .. } | Self::TooLarge { file, .. } => Some(file),
@@ -107,7 +106,7 @@ impl ConfigError {
         }
     }
 
-    /// Line and column, when they are known.
+    /// Returns line and column, if they are known.
     pub fn position(&self) -> Option<(usize, usize)> {
         match self {
             Self::Invalid { place: Place::File { line, column, .. }, .. } => Some((*line, *column)),

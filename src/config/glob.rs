@@ -1,15 +1,14 @@
-//! Shell-like patterns for names, checked when they are read. Knows nothing
-//! of what they are matched against.
+//! Patterns for names, as in a shell. They are checked when they are read.
 
 use std::fmt;
 
-/// A pattern: `*`, `?`, `[abc]`, as in a shell. A name has no directories, so
-/// `*` matches any text.
+/// A pattern with `*`, `?` and `[abc]`. `*` matches any text, because a name has no
+/// directories.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Glob(glob::Pattern);
 
 impl Glob {
-    /// Reads a pattern; the error says what is wrong with it.
+    /// Reads a pattern. The error says what is wrong with it.
     pub fn new(text: &str) -> Result<Self, String> {
         if text.is_empty() {
             return Err("it is empty".to_owned());
@@ -17,12 +16,12 @@ impl Glob {
         glob::Pattern::new(text).map(Self).map_err(|e| format!("{} at character {}", e.msg, e.pos + 1))
     }
 
-    /// Whether the whole of `text` is matched.
+    /// Returns whether the pattern matches the whole of `text`.
     pub fn matches(&self, text: &str) -> bool {
         self.0.matches(text)
     }
 
-    /// The pattern as it was written.
+    /// Returns the pattern as it was written.
     pub fn as_str(&self) -> &str {
         self.0.as_str()
     }

@@ -1,15 +1,13 @@
-//! What the administrator wrote, made into settings that need no second look.
+//! The configuration: from files to checked settings.
 //!
-//! Three steps, a file each: `raw` is the shape of the files (all optional,
-//! unknown keys refused), `merge` lays them over each other, `validate`
-//! turns the result into [`Settings`]: every path absolute, every name legal,
-//! every reference to a cache resolved. Whatever is wrong is a
-//! [`ConfigError`] with file, line and column before anything is bound,
-//! opened or watched.
+//! Three steps, a file each: `raw` reads the files (every key is optional, unknown
+//! keys are refused), `merge` combines them, `validate` makes [`Settings`] of them,
+//! in which every path is absolute, every name valid and every reference to a cache
+//! known. An error is a [`ConfigError`] with file, line and column; it comes before
+//! the daemon binds, opens or watches anything.
 //!
-//! This room imports no other room and reads no environment of its own: the
-//! caller passes a look-up, so a test needs no process of its own. It never
-//! reads a token, only where one is.
+//! Must not know any room but `types`. The caller passes the environment as a
+//! closure. Tokens are not read, only their places.
 
 mod caches;
 mod changes;
@@ -30,7 +28,6 @@ mod tests;
 pub use changes::Change;
 pub use error::{ConfigError, Place};
 pub use glob::Glob;
-pub use names::is_cache_name;
 pub use route::{Destination, Forbidden, Route, Subject, UnknownMaker, Who};
 pub use settings::{
     Cache, Client, Embedded, Engine, Existing, Filter, Jobs, Nix, Origin, Push, Settings, Target,

@@ -1,6 +1,6 @@
-//! The shape of a configuration file, as it is written: every key optional,
-//! no unknown key, nothing checked but the type. Each value remembers where it
-//! stands, so that what is found wrong later still has a line.
+//! The content of a configuration file: every key is optional, unknown keys are
+//! errors, and only the types of values are checked. Each value keeps its place, so
+//! that later errors have a line, too.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,15 +13,15 @@ use toml::Spanned;
 use super::merge::Layer;
 use crate::types::{ByteSize, Period};
 
-/// Where a value stands: the number of its file and the bytes in it.
+/// The place of a value: the number of its file and the bytes in it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Spot {
     pub(super) file: usize,
     pub(super) span: Range<usize>,
 }
 
-/// A value and where it stands. The file's number is not known while it is
-/// read; [`Layer::overlay`] fills it in.
+/// A value and its place. The number of the file is not known while the file is
+/// read; [`Layer::overlay`] sets it.
 #[derive(Debug, Clone)]
 pub(super) struct At<T> {
     pub(super) value: T,
@@ -36,8 +36,8 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for At<T> {
     }
 }
 
-/// Declares a table: its keys, that unknown ones are refused, and that a later
-/// file wins key by key.
+/// Declares a table with its keys. Unknown keys are refused, and a later file
+/// replaces values key by key.
 macro_rules! table {
     ($(#[$doc:meta])* $name:ident { $($field:ident: $type:ty,)* }) => {
         $(#[$doc])*
@@ -54,7 +54,7 @@ macro_rules! table {
 }
 
 table! {
-    /// A whole file.
+    /// A file.
     Raw {
         socket: Option<At<String>>,
         state_dir: Option<At<String>>,
@@ -148,7 +148,7 @@ table! {
     }
 }
 
-/// Tables with names, `[caches.NAME]`, and where each name stands first.
+/// Tables with names, `[caches.NAME]`, and the first place of each name.
 #[derive(Debug, Default)]
 pub(super) struct Named<T>(pub(super) BTreeMap<String, (Spot, T)>);
 
@@ -193,7 +193,7 @@ impl<'de> Deserialize<'de> for OneOrMany {
     }
 }
 
-/// A number, or a word.
+/// A number or a word.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum RawJobs {
     Word(String),

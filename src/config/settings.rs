@@ -1,5 +1,4 @@
-//! The settings, as everyone else uses them: checked, absolute, resolved.
-//! Knows nothing of files, tables and lines.
+//! The checked settings. Must not know files, tables and lines.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -13,22 +12,22 @@ use super::route::Route;
 use super::token::Token;
 use super::validate;
 
-/// Everything that can be set.
+/// All settings.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
-    /// Where the control socket is made, unless one is passed by systemd.
+    /// The control socket, unless systemd passes one.
     pub socket: PathBuf,
-    /// What is kept over restarts.
+    /// The directory of everything that is kept over restarts.
     pub state_dir: PathBuf,
-    /// What is not: files that only mean something while the daemon runs.
+    /// The directory of files that are of use only while the daemon runs.
     pub runtime_dir: PathBuf,
-    /// The cache of whatever no route sends elsewhere; a key of `caches`.
+    /// The cache of paths that no route sends elsewhere; a key of `caches`.
     pub default_cache: String,
     /// The store that is watched.
     pub nix: Nix,
-    /// The caches by their names here; never empty.
+    /// The caches by their names in the configuration; never empty.
     pub caches: BTreeMap<String, Cache>,
-    /// The built-in cache; set when a cache of `caches` is kept in it.
+    /// The built-in cache; set when a cache of `caches` is built in.
     pub embedded: Option<Embedded>,
     /// How paths are pushed, and which.
     pub push: Push,
@@ -36,14 +35,14 @@ pub struct Settings {
     pub client: Client,
     /// How long a stopping daemon goes on pushing.
     pub drain_timeout: Duration,
-    /// How long closed sessions and settled paths are remembered.
+    /// How long the ledger keeps closed sessions and pushes that have an outcome.
     pub history_keep: Duration,
-    /// Who goes where; the first that matches decides.
+    /// The routes; the first that matches decides.
     pub routes: Vec<Route>,
     /// The group, by name or number, whose members may see everybody's sessions
     /// and paths; none: root alone.
     pub admins: Option<String>,
-    /// What is allowed but probably not wanted, in words for the log.
+    /// Warnings about settings that are allowed but probably not intended.
     pub warnings: Vec<String>,
     /// The files that were read, in order.
     pub files: Vec<PathBuf>,
@@ -52,18 +51,18 @@ pub struct Settings {
 /// The store that is watched.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Nix {
-    /// As in `/nix/store`.
+    /// The store directory, such as `/nix/store`.
     pub store_dir: PathBuf,
-    /// As in `/nix/var/nix`.
+    /// Nix's state directory, such as `/nix/var/nix`.
     pub state_dir: PathBuf,
-    /// Where symlinks protect pending paths from garbage collection: a
-    /// directory of its own at or below `<state_dir>/gcroots`.
+    /// The directory of GC roots for pending paths, which no other program uses, at or
+    /// below `<state_dir>/gcroots`. Each root is a hard link to one file.
     pub gc_roots: PathBuf,
-    /// How often the Nix database is looked at without any event.
+    /// How often the Nix database is read when no event comes.
     pub poll: Duration,
-    /// The file that is kept for Nix to read private caches with.
+    /// The netrc file that the daemon writes, with which Nix reads private caches.
     pub netrc: Option<PathBuf>,
-    /// Whose group it is, by name or number; none: the service's.
+    /// The group of the netrc file, by name or number; none: the service's.
     pub netrc_group: Option<String>,
     /// The bytes of NARs that are kept from collection while their pushes are
     /// pending; none: no limit.
@@ -76,24 +75,24 @@ pub struct Nix {
 /// A cache that paths are pushed to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cache {
-    /// Its name on the server.
+    /// The cache's name on the server.
     pub cache: String,
-    /// Where it is.
+    /// Where the cache is.
     pub target: Target,
-    /// Where the token is; [`Token::None`] for the built-in cache, which makes its own.
+    /// Where the token is. [`Token::None`] for the built-in cache, which makes its own.
     pub token: Token,
-    /// Where the token is that Nix reads it with, when it is not public.
+    /// The file of the token with which Nix reads a private cache.
     pub pull_token: Option<PathBuf>,
-    /// Who pushes to it.
+    /// The engine that pushes to the cache.
     pub engine: Engine,
-    /// How long nothing may move before a request counts as failed.
+    /// A request in which no byte moves for so long has failed.
     pub stall_timeout: Duration,
 }
 
 /// Where a cache is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
-    /// On an Attic server; the first of these URLs that answers.
+    /// On an Attic server, at the first of these URLs that answers.
     Remote(Vec<String>),
     /// In the built-in cache.
     Embedded,
@@ -102,37 +101,37 @@ pub enum Target {
 /// The built-in cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Embedded {
-    /// Where it listens.
+    /// The address to listen on.
     pub listen: SocketAddr,
-    /// Where it keeps what it holds.
+    /// The directory of its files.
     pub dir: PathBuf,
-    /// The caches that it serves: names on the server, sorted.
+    /// The names of the caches that it serves, sorted.
     pub caches: Vec<String>,
-    /// How large it may become.
+    /// The largest size of all NARs, in bytes; none: no limit.
     pub max_size: Option<u64>,
-    /// The largest NAR that it takes.
+    /// The largest NAR that it takes, in bytes.
     pub max_nar_size: u64,
     /// Whether reading needs no token.
     pub public: bool,
-    /// What Nix is told of its rank among substituters; smaller is asked first.
+    /// Its priority among Nix's substituters; Nix asks smaller ones first.
     pub priority: u32,
 }
 
 /// How paths are pushed, and which.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Push {
-    /// Who pushes, unless a cache says otherwise.
+    /// The engine of caches that name none.
     pub engine: Engine,
-    /// How many uploads at a time.
+    /// How many uploads run at a time.
     pub jobs: Jobs,
     /// Which of the paths that were valid before the first start are pushed too.
     pub existing: Existing,
     /// How long it is believed that a cache has a path after the cache said so;
     /// at least 5 s.
     pub recheck_after: Duration,
-    /// Which paths.
+    /// Which paths are pushed.
     pub filter: Filter,
-    /// Bytes per second; none: no limit.
+    /// The most bytes per second over all uploads; none: no limit.
     pub max_rate: Option<u64>,
 }
 
@@ -147,21 +146,21 @@ pub enum Existing {
     SinceBoot,
 }
 
-/// Who pushes.
+/// The program that pushes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Engine {
-    /// This program itself.
+    /// flywheeld.
     Native,
     /// The attic client.
     Attic,
 }
 
-/// How many uploads at a time.
+/// How many uploads run at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Jobs {
-    /// As the cache and the machine bear it.
+    /// As many as the cache and the machine handle well.
     Auto,
-    /// So many, from 1 to 256.
+    /// This number, from 1 to 256.
     Fixed(u32),
 }
 
@@ -170,7 +169,7 @@ pub enum Jobs {
 pub enum Origin {
     /// Built here.
     Built,
-    /// Taken from a substituter, a builder, an import.
+    /// Copied from a substituter, a remote builder or an import.
     Substituted,
     /// Added as a source.
     Source,
@@ -178,22 +177,23 @@ pub enum Origin {
     Derivation,
 }
 
-/// Which paths are pushed of their own accord. What they refer to goes with
-/// them whatever is said here: a cache never holds half a closure.
+/// Which paths are pushed without being named. The paths that they refer to are
+/// always pushed with them, so that the cache has whole closures.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Filter {
-    /// These origins, sorted.
+    /// The origins that are pushed, sorted.
     pub origins: Vec<Origin>,
-    /// Of these names, when any are given.
+    /// Patterns of which a name must match one, if there are any.
     pub include: Vec<Glob>,
-    /// Not of these names.
+    /// Patterns of which a name must match none.
     pub exclude: Vec<Glob>,
-    /// No NAR larger than this.
+    /// The largest NAR that is pushed, in bytes; none: no limit.
     pub max_size: Option<u64>,
 }
 
 impl Filter {
-    /// Whether a path with this name (without the hash), origin and NAR size is pushed.
+    /// Returns whether a path with this name (without the hash), origin and NAR size is
+    /// pushed.
     pub fn admits(&self, name: &str, origin: Origin, nar_size: u64) -> bool {
         let included = self.include.is_empty() || self.include.iter().any(|glob| glob.matches(name));
         let excluded = self.exclude.iter().any(|glob| glob.matches(name));
@@ -205,21 +205,21 @@ impl Filter {
 /// The attic client that is kept ready for jobs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Client {
-    /// Whether it is kept at all.
+    /// Whether the daemon keeps the client.
     pub enable: bool,
-    /// What it is: a flake reference, a store path, or a program.
+    /// The client: a flake reference, a store path, or a program.
     pub installable: String,
-    /// The longest that having it may take, without ever building it.
+    /// The longest time for fetching the client, which is never built.
     pub timeout: Duration,
-    /// Bytes of address space that one run of it may take; none: no limit.
+    /// The address space of one run of the client, in bytes; none: no limit.
     pub memory: Option<u64>,
 }
 
 impl Settings {
     /// Reads `config` (which must exist), or the file in
     /// `$CONFIGURATION_DIRECTORY`, else in `/etc/flywheel` (which need not),
-    /// and what lies beside it. `env` looks up environment variables; empty
-    /// ones count as not set.
+    /// and the files beside it. `env` looks up environment variables; empty ones count
+    /// as not set.
     pub fn load(config: Option<&Path>, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let env = |name: &str| env(name).filter(|value| !value.is_empty());
         let merged = match config {

@@ -1,4 +1,4 @@
-//! Files and environments, good and bad, each with exactly what comes of it.
+//! Files and environments, good and bad, each with its exact result.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use super::*;
 
 type Vars<'a> = &'a [(&'a str, &'a str)];
 
-/// A directory with these files, and what is loaded from its `flywheel.toml`.
+/// Writes these files into a directory and loads its `flywheel.toml`.
 fn load_files(files: &[(&str, &str)], vars: Vars<'_>) -> Result<Settings, String> {
     let dir = tempfile::tempdir().unwrap();
     for (name, text) in files {
@@ -322,7 +322,7 @@ fn warnings_name_what_is_probably_not_wanted() {
         ),
         (
             "[nix]\nnetrc = \"/run/netrc\"\n[caches.main]\nendpoints = [\"https://a\"]\ntoken_file = \"/t\"",
-            "nix.netrc: no cache has a pull_token_file, so nothing is in that file",
+            "nix.netrc: no cache has a pull_token_file, so that file is empty",
         ),
         (
             "[caches.main]\nendpoints = [\"https://a\"]\ntoken_file = \"/t\"\npull_token_file = \"/p\"",
@@ -330,7 +330,7 @@ fn warnings_name_what_is_probably_not_wanted() {
         ),
         (
             "[push]\nengine = \"attic\"\nmax_rate = \"1MiB\"",
-            "push.max_rate: the attic client knows no limit; caches with engine = \"attic\" have none",
+            "push.max_rate: the attic client has no such limit; it does not apply to caches with engine = \"attic\"",
         ),
     ] {
         assert_eq!(load(text).unwrap().warnings, [warning]);
@@ -376,7 +376,7 @@ fn what_is_wrong_is_said() {
         ("[caches.main]\nendpoints = \"embedded\"\ntoken_file = \"/t\"".into(), "3:14: caches.main.token_file: found a token for the built-in cache, expected none (it makes its own at the first start)".into()),
         (main_with("cache = \"-x\""), format!("3:9: caches.main.cache: found \"-x\", {cache_name}")),
         (main_with("token_file = \"t\""), format!("3:14: caches.main.token_file: found \"t\", {path}")),
-        (main_with("token_file = \"/t\"\npull_token_file = \"/t\""), "4:19: caches.main.pull_token_file: found the file of the push token, expected a token that may only pull (whoever may read the netrc file could push with it)".into()),
+        (main_with("token_file = \"/t\"\npull_token_file = \"/t\""), "4:19: caches.main.pull_token_file: found the file of the push token, expected a token that may only pull (everyone who may read the netrc file could push with it)".into()),
         ("[caches.main]\nendpoints = \"embedded\"\npull_token_file = \"/t\"".into(), "3:19: caches.main.pull_token_file: found a token for the built-in cache, expected none (it makes its own at the first start)".into()),
         ("[nix]\npoll = \"99ms\"".into(), "2:8: nix.poll: found 99ms, expected at least 100ms".into()),
         ("[nix]\nnetrc = \"netrc\"".into(), format!("2:9: nix.netrc: found \"netrc\", {path}")),
@@ -398,7 +398,7 @@ fn what_is_wrong_is_said() {
         ("[client]\ntimeout = \"0\"".into(), "2:11: client.timeout: found 0s, expected more than 0".into()),
         ("[drain]\ntimeout = 90".into(), "2:11: invalid type: integer `90`, expected a duration like \"240s\", \"5m\" or \"1h30m\"".into()),
         ("[drain]\ntimeout = \"soon\"".into(), "2:11: found \"soon\", expected a duration like \"240s\", \"5m\" or \"1h30m\"".into()),
-        ("[history]\nkeep = \"5m\"".into(), "2:8: history.keep: found \"5m\", expected at least \"1h\" (a job that has just ended is still asked for)".into()),
+        ("[history]\nkeep = \"5m\"".into(), "2:8: history.keep: found \"5m\", expected at least \"1h\" (jobs ask for sessions that have just ended)".into()),
         ("[[route]]\ncache = \"main\"".into(), "1:1: route: found nothing to match, expected `user`, `group`, `label` or `maker`".into()),
         ("[[route]]\nuser = \"a\"".into(), "1:1: route: found neither `cache` nor `action`, expected one of them".into()),
         ("[[route]]\nuser = \"a\"\ncache = \"main\"\naction = \"skip\"".into(), "1:1: route: found `cache` and `action`, expected one of them".into()),
@@ -438,14 +438,14 @@ fn files_that_cannot_be_read() {
     let large = format!("#{}", "x".repeat(1 << 20));
     assert_eq!(
         load(&large).unwrap_err(),
-        "flywheel.toml: larger than a configuration can be, at most 1 MiB are read"
+        "flywheel.toml: larger than a configuration file can be, at most 1 MiB are read"
     );
     let many: Vec<(String, &str)> = (0..=256).map(|i| (format!("flywheel.toml.d/{i}.toml"), "")).collect();
     let mut files: Vec<(&str, &str)> = many.iter().map(|(name, text)| (name.as_str(), *text)).collect();
     files.push(("flywheel.toml", ""));
     assert_eq!(
         load_files(&files, &[]).unwrap_err(),
-        "flywheel.toml.d: holds too many files, at most 256 are read"
+        "flywheel.toml.d: contains too many files, at most 256 are read"
     );
     // A file that is not text.
     let dir = tempfile::tempdir().unwrap();

@@ -1,23 +1,23 @@
-//! Where a cache's token is. The token itself is never read here: the cache's
-//! client does that, when it needs it.
+//! Where the token of a cache is. The token itself is not read here; the cache
+//! client reads it when it needs it.
 
 use std::path::{Path, PathBuf};
 
 /// Where a cache's token is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Token {
-    /// In a file: named in the configuration, or a systemd credential.
+    /// In a file: a `token_file` of the configuration, or a systemd credential.
     File(PathBuf),
     /// In an environment variable of the daemon.
     Env(String),
-    /// Nowhere: the cache is used without one.
+    /// The cache has no token.
     None,
 }
 
 impl Token {
-    /// What applies to the cache `name` when no `token_file` is set: its own
-    /// credential, the common one, then `$ATTIC_TOKEN`.
-    pub(super) fn from_surroundings(name: &str, env: &dyn Fn(&str) -> Option<String>) -> Self {
+    /// Finds the token of the cache `name` when no `token_file` is set: the cache's
+    /// credential, the common credential, then `$ATTIC_TOKEN`.
+    pub(super) fn from_environment_or_credentials(name: &str, env: &dyn Fn(&str) -> Option<String>) -> Self {
         // systemd.exec(5): set when the unit has LoadCredential= and the like.
         if let Some(dir) = env("CREDENTIALS_DIRECTORY").filter(|dir| Path::new(dir).is_absolute()) {
             let own = Path::new(&dir).join(format!("attic-token-{name}"));

@@ -1,6 +1,5 @@
-//! From what is written to what is meant: defaults filled in, every value
-//! checked, everything that is wrong said with its place. Caches and routes
-//! have a file of their own.
+//! Makes settings of the merged files: sets defaults and checks every value. Caches
+//! and routes have a file of their own.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -16,7 +15,7 @@ use super::route::UnknownMaker;
 use super::settings::{Cache, Client, Engine, Existing, Filter, Jobs, Nix, Origin, Push, Settings, Target};
 use crate::types::{ByteSize, Period};
 
-/// Looks up environment variables; an empty one is none.
+/// Looks up an environment variable; an empty one is none.
 pub(super) type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// sockaddr_un(7): 108 bytes with the closing zero.
@@ -28,13 +27,13 @@ const RECHECK: Duration = Duration::from_secs(600);
 const RECHECK_LEAST: Duration = Duration::from_secs(5);
 const MIN_FREE: u64 = 1 << 30;
 
-/// The first of a colon separated list, as systemd passes several directories.
+/// Returns the first directory of a list that is separated by colons, as systemd passes it.
 pub(super) fn first_directory(list: Option<&str>, otherwise: &str) -> String {
     let first = list.and_then(|list| list.split(':').next()).filter(|dir| !dir.is_empty());
     first.unwrap_or(otherwise).to_owned()
 }
 
-/// Everything.
+/// Makes the settings.
 pub(super) fn settings(merged: &Merged, env: Env<'_>) -> Result<Settings, ConfigError> {
     let raw = &merged.raw;
     let mut warnings = Vec::new();
@@ -105,7 +104,7 @@ pub(super) fn settings(merged: &Merged, env: Env<'_>) -> Result<Settings, Config
     let reads = |cache: &Cache| cache.pull_token.is_some() || cache.target == Target::Embedded;
     match (&nix.netrc, caches.iter().find(|(_, cache)| cache.pull_token.is_some())) {
         (Some(_), None) if !caches.values().any(reads) => {
-            warnings.push("nix.netrc: no cache has a pull_token_file, so nothing is in that file".to_owned());
+            warnings.push("nix.netrc: no cache has a pull_token_file, so that file is empty".to_owned());
         }
         (None, Some((name, _))) => {
             warnings.push(format!("caches.{name}.pull_token_file is not used without [nix] netrc"));
@@ -116,7 +115,7 @@ pub(super) fn settings(merged: &Merged, env: Env<'_>) -> Result<Settings, Config
     engine_needs_client(merged, &caches, &client)?;
     if push.max_rate.is_some() && caches.values().any(|cache| cache.engine == Engine::Attic) {
         warnings.push(
-            "push.max_rate: the attic client knows no limit; caches with engine = \"attic\" have none"
+            "push.max_rate: the attic client has no such limit; it does not apply to caches with engine = \"attic\""
                 .to_owned(),
         );
     }
@@ -193,7 +192,7 @@ fn existing(merged: &Merged, at: Option<&At<RawExisting>>) -> Result<Existing, C
     }
 }
 
-/// An absolute path without a trailing slash.
+/// Checks an absolute path and removes slashes at its end.
 pub(super) fn path(
     merged: &Merged,
     key: &str,
@@ -204,7 +203,7 @@ pub(super) fn path(
         Some(at) => (merged.place(&at.spot), at.value.clone()),
         None => otherwise(),
     };
-    // `..` is refused too: a path is compared with others as text.
+    // `..` is refused, because paths are compared as text.
     let dotted = Path::new(&text).components().any(|c| matches!(c, std::path::Component::ParentDir));
     if !text.starts_with('/') || dotted || text.contains('\0') {
         return Err(ConfigError::invalid(
@@ -217,12 +216,12 @@ pub(super) fn path(
     Ok(PathBuf::from(if trimmed.is_empty() { "/" } else { trimmed }))
 }
 
-/// A size of which nought means that there is no limit.
+/// Returns a size of which 0 means that there is no limit.
 pub(super) fn limit(at: Option<&At<ByteSize>>) -> Option<u64> {
     at.map(|at| at.value.0).filter(|bytes| *bytes != 0)
 }
 
-/// One word of several, or an error that lists them.
+/// Reads one of several words. The error lists them.
 fn word<T: Copy>(merged_place: Place, key: &str, text: &str, words: &[(&str, T)]) -> Result<T, ConfigError> {
     if let Some((_, value)) = words.iter().find(|(word, _)| *word == text) {
         return Ok(*value);
@@ -235,7 +234,7 @@ fn word<T: Copy>(merged_place: Place, key: &str, text: &str, words: &[(&str, T)]
     })
 }
 
-/// The engine, if one is named.
+/// Reads an engine, if one is named.
 pub(super) fn engine(
     merged: &Merged,
     key: &str,
@@ -246,7 +245,7 @@ pub(super) fn engine(
     word(place, key, &at.value, &[("native", Engine::Native), ("attic", Engine::Attic)]).map(Some)
 }
 
-/// The attic client has to be kept where it has work.
+/// Checks that the attic client is enabled if a cache needs it.
 fn engine_needs_client(
     merged: &Merged,
     caches: &BTreeMap<String, Cache>,
@@ -285,7 +284,7 @@ const ORIGINS: [(&str, Origin); 4] = [
 ];
 
 fn filter(merged: &Merged, raw: &RawFilter) -> Result<Filter, ConfigError> {
-    // Sources and `.drv` files go along when something pushed refers to them.
+    // Sources and `.drv` files are pushed when a pushed path refers to them.
     let mut origins = vec![Origin::Built, Origin::Substituted];
     if let Some(at) = &raw.origins {
         let read = |item: &toml::Spanned<String>| {
@@ -313,7 +312,7 @@ fn filter(merged: &Merged, raw: &RawFilter) -> Result<Filter, ConfigError> {
     Ok(Filter { origins, include, exclude, max_size: limit(raw.max_size.as_ref()) })
 }
 
-/// A pattern that can be matched.
+/// Reads a pattern.
 pub(super) fn glob(place: Place, key: &str, text: &str) -> Result<Glob, ConfigError> {
     let wrong = |why| {
         ConfigError::invalid(place, format!("{key}: found {text:?}"), "a glob like \"*-doc\"").hint(why)
@@ -325,7 +324,7 @@ fn client(merged: &Merged) -> Result<Client, ConfigError> {
     let raw = &merged.raw.client;
     let mut installable = "github:zhaofengli/attic#attic-client".to_owned();
     if let Some(at) = &raw.installable {
-        // It becomes one argument of `nix build`; never an option of it.
+        // The text becomes an argument of `nix build`, so it must not be an option.
         let text = &at.value;
         if text.is_empty()
             || text.starts_with('-')
@@ -338,27 +337,27 @@ fn client(merged: &Merged) -> Result<Client, ConfigError> {
         installable.clone_from(text);
     }
     let timeout = match &raw.timeout {
-        None => std::time::Duration::from_secs(600),
+        None => Duration::from_secs(600),
         Some(at) if at.value.0.is_zero() => {
             let found = format!("client.timeout: found {}", at.value);
             return Err(ConfigError::invalid(merged.place(&at.spot), found, "more than 0"));
         }
         Some(at) => at.value.0,
     };
-    // One path of 1 GiB took 1 GiB where it was measured; it keeps what it has not sent yet.
+    // The client keeps in memory what it has not sent; 1 GiB was measured for a path of 1 GiB.
     let memory = if raw.memory.is_none() { Some(4 << 30) } else { limit(raw.memory.as_ref()) };
     Ok(Client { enable: raw.enable.as_ref().is_none_or(|at| at.value), installable, timeout, memory })
 }
 
 fn keep(merged: &Merged) -> Result<Period, ConfigError> {
-    let hour = std::time::Duration::from_secs(3600);
+    let hour = Duration::from_secs(3600);
     match &merged.raw.history.keep {
         None => Ok(Period(hour * 24 * 30)),
         Some(at) if at.value.0 >= hour => Ok(at.value),
         Some(at) => {
             let found = format!("history.keep: found \"{}\"", at.value);
             Err(ConfigError::invalid(merged.place(&at.spot), found, "at least \"1h\"")
-                .hint("a job that has just ended is still asked for"))
+                .hint("jobs ask for sessions that have just ended"))
         }
     }
 }

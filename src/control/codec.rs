@@ -1,83 +1,83 @@
-//! How messages become bytes: the hello that both sides begin with, and frames
-//! of a `u32` big-endian length and a body. The only file that names bincode.
-//! Must not know what the messages mean.
+//! The encoding of messages: the hello that both sides send first, and frames of a
+//! big-endian `u32` length and a body. The only file that names bincode. Must not
+//! know what the messages mean.
 //!
-//! The hello is laid out by hand, so that two programs of any age can at least
-//! tell each other why they do not understand each other:
-//! `FLYW`, protocol `u16`, then (server only) least protocol `u16`, then strings
-//! of a `u16` length. All big-endian, in a frame; bytes after them are ignored.
+//! The hello does not use bincode, so that programs of any two versions can read
+//! each other's version: `FLYW`, the protocol as `u16`, then (server only) the
+//! oldest supported protocol as `u16`, then strings with a `u16` length. All numbers
+//! are big-endian; bytes after the last string are ignored.
 
 use std::io::{self, Read, Write};
 
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-/// Longest body of a frame.
+/// The longest body of a frame, in bytes.
 pub const MAX_FRAME: u32 = 1 << 20;
-/// Longest body of a hello: nobody is trusted with more before it.
+/// The longest body of a hello, in bytes.
 pub const MAX_HELLO: u32 = 4096;
-/// What this program speaks. Raised with every change of a message's layout.
+/// The protocol of this program. Every change of a message's layout raises it.
 pub const PROTOCOL: u16 = 2;
 /// The oldest protocol that this program understands.
 pub const MINIMUM: u16 = 2;
 
 const MAGIC: [u8; 4] = *b"FLYW";
 
-/// What can be wrong with bytes from the other side.
+/// Why bytes from the other side cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum CodecError {
-    /// The socket itself.
+    /// Reading or writing failed.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// It ended in the middle of a frame.
+    /// The connection ended in the middle of a frame.
     #[error("the connection ended in the middle of a message")]
-    Cut,
-    /// More than a frame may hold.
+    Truncated,
+    /// The message is longer than a frame may be.
     #[error("a message of {size} bytes is more than the {limit} bytes allowed: ask for less at a time")]
     TooLarge {
-        /// What was announced.
+        /// The length of the message, in bytes.
         size: u64,
-        /// What is allowed.
+        /// The longest length allowed, in bytes.
         limit: u32,
     },
     /// The hello does not start with `FLYW`.
     #[error("the other side does not speak flywheel's protocol: is it the right socket?")]
-    Stranger,
-    /// The body is not such a message.
+    NotFlywheel,
+    /// The body is not a message of the expected type.
     #[error("a message cannot be understood: {0}")]
     Malformed(String),
 }
 
-/// How a client begins.
+/// The first frame of a caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientHello {
-    /// What it speaks.
+    /// The protocol that the program speaks.
     pub protocol: u16,
-    /// Its program's version, for people.
+    /// The version of the program, for messages to people.
     pub version: String,
 }
 
-/// How a server answers that.
+/// The first frame of the daemon.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerHello {
-    /// What it speaks.
+    /// The protocol that the program speaks.
     pub protocol: u16,
-    /// The oldest protocol that it understands.
+    /// The oldest protocol that the program understands.
     pub minimum: u16,
-    /// Its program's version, for people.
+    /// The version of the program, for messages to people.
     pub version: String,
-    /// The store directory that it serves.
+    /// The store directory that the daemon serves.
     pub store_dir: String,
 }
 
 impl ClientHello {
-    /// This program's.
+    /// Returns this program's hello.
     #[must_use]
     pub fn ours() -> Self {
         Self { protocol: PROTOCOL, version: env!("CARGO_PKG_VERSION").to_owned() }
     }
 
-    /// As a frame.
+    /// Encodes it as a frame.
     #[must_use]
     pub fn frame(&self) -> Vec<u8> {
         let mut body = [&MAGIC[..], &self.protocol.to_be_bytes()].concat();
@@ -85,7 +85,7 @@ impl ClientHello {
         framed(&body)
     }
 
-    /// From a frame's body.
+    /// Reads it from a frame's body.
     pub fn parse(body: &[u8]) -> Result<Self, CodecError> {
         let mut rest = after_magic(body)?;
         Ok(Self { protocol: take_u16(&mut rest)?, version: take_text(&mut rest)? })
@@ -93,7 +93,7 @@ impl ClientHello {
 }
 
 impl ServerHello {
-    /// This program's, for a store.
+    /// Returns this program's hello, for a store directory.
     #[must_use]
     pub fn ours(store_dir: &str) -> Self {
         Self {
@@ -104,7 +104,7 @@ impl ServerHello {
         }
     }
 
-    /// As a frame.
+    /// Encodes it as a frame.
     #[must_use]
     pub fn frame(&self) -> Vec<u8> {
         let mut body = [&MAGIC[..], &self.protocol.to_be_bytes(), &self.minimum.to_be_bytes()].concat();
@@ -113,7 +113,7 @@ impl ServerHello {
         framed(&body)
     }
 
-    /// From a frame's body.
+    /// Reads it from a frame's body.
     pub fn parse(body: &[u8]) -> Result<Self, CodecError> {
         let mut rest = after_magic(body)?;
         Ok(Self {
@@ -125,7 +125,7 @@ impl ServerHello {
     }
 }
 
-/// A message as a frame.
+/// Encodes a message as a frame.
 pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, CodecError> {
     let body = bincode::serde::encode_to_vec(message, bincode::config::standard())
         .map_err(|e| CodecError::Malformed(e.to_string()))?;
@@ -135,20 +135,20 @@ pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, CodecError> {
     Ok(framed(&body))
 }
 
-/// A message from a frame's body, of which it must be all.
+/// Decodes a message from a frame's body. Bytes after the message are an error.
 pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, CodecError> {
     // bincode counts numbers by their size in memory, so a full frame of short ones needs more than its length.
     let config = bincode::config::standard().with_limit::<{ 2 * MAX_FRAME as usize }>();
     let (message, used) =
         bincode::serde::decode_from_slice(body, config).map_err(|e| CodecError::Malformed(e.to_string()))?;
     if used != body.len() {
-        return Err(CodecError::Malformed(format!("{} bytes too many", body.len() - used)));
+        return Err(CodecError::Malformed(format!("the message has {} bytes too many", body.len() - used)));
     }
     Ok(message)
 }
 
-/// The next frame's body; `None` when the other side ended between frames.
-/// Memory grows with what arrives, not with what is announced.
+/// Reads the next frame's body; `None` when the connection ended between two frames.
+/// Memory grows with the bytes that arrive, not with the announced length.
 pub fn read_body(from: &mut impl Read, limit: u32) -> Result<Option<Vec<u8>>, CodecError> {
     let mut head = Vec::with_capacity(4);
     from.by_ref().take(4).read_to_end(&mut head)?;
@@ -158,12 +158,12 @@ pub fn read_body(from: &mut impl Read, limit: u32) -> Result<Option<Vec<u8>>, Co
     whole(body, size)
 }
 
-/// The next message; `None` when the other side ended between frames.
+/// Reads the next message; `None` when the connection ended between two frames.
 pub fn read<T: DeserializeOwned>(from: &mut impl Read) -> Result<Option<T>, CodecError> {
     read_body(from, MAX_FRAME)?.as_deref().map(decode).transpose()
 }
 
-/// Sends a message.
+/// Writes a message as a frame.
 pub fn write<T: Serialize>(to: &mut impl Write, message: &T) -> Result<(), CodecError> {
     Ok(to.write_all(&encode(message)?)?)
 }
@@ -195,12 +195,12 @@ fn announced(head: &[u8], limit: u32) -> Result<Option<u32>, CodecError> {
             size if size > limit => Err(CodecError::TooLarge { size: size.into(), limit }),
             size => Ok(Some(size)),
         },
-        _ => Err(CodecError::Cut),
+        _ => Err(CodecError::Truncated),
     }
 }
 
 fn whole(body: Vec<u8>, size: u32) -> Result<Option<Vec<u8>>, CodecError> {
-    if body.len() == size as usize { Ok(Some(body)) } else { Err(CodecError::Cut) }
+    if body.len() == size as usize { Ok(Some(body)) } else { Err(CodecError::Truncated) }
 }
 
 /// Callers keep bodies below `MAX_FRAME`, so the length fits.
@@ -221,7 +221,7 @@ fn put_text(body: &mut Vec<u8>, text: &str) {
 }
 
 fn after_magic(body: &[u8]) -> Result<&[u8], CodecError> {
-    body.strip_prefix(&MAGIC).ok_or(CodecError::Stranger)
+    body.strip_prefix(&MAGIC).ok_or(CodecError::NotFlywheel)
 }
 
 fn take_u16(rest: &mut &[u8]) -> Result<u16, CodecError> {

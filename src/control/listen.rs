@@ -1,5 +1,5 @@
-//! Where callers are heard: a socket that is made here, or one that the service
-//! manager has made and passes (sd_listen_fds(3)). Must not know who is served.
+//! The listening socket: made here, or made by the service manager and passed
+//! (sd_listen_fds(3)). Must not know who is served.
 
 use std::{
     io,
@@ -18,26 +18,26 @@ use super::dial::dial;
 /// Why there is no socket.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
-    /// Another daemon answers there.
+    /// Another daemon listens on the path.
     #[error("another daemon{} is listening on {}: stop it first (`systemctl stop flywheeld`), or choose another `socket`", numbered(*.pid), .path.display())]
     Live {
-        /// Where.
+        /// The path of the socket.
         path: PathBuf,
-        /// Its process, when the kernel tells.
+        /// The process id of the other daemon, if the kernel tells it.
         pid: Option<i32>,
     },
-    /// Something else is there.
+    /// The path exists and is not a socket.
     #[error("{0} exists and is not a socket: remove it, or choose another `socket`")]
     NotASocket(PathBuf),
-    /// What the service manager passed cannot be used.
+    /// The socket that the service manager passed cannot be used.
     #[error("the socket that was passed (LISTEN_FDS) cannot be used: {0}")]
     Passed(String),
-    /// The system said no.
+    /// A system call failed.
     #[error("cannot listen on {path}: {source}; its directory must exist and be writable by the daemon")]
     Io {
-        /// Where.
+        /// The path of the socket.
         path: PathBuf,
-        /// Why.
+        /// The error of the system call.
         source: io::Error,
     },
 }
@@ -46,17 +46,17 @@ fn numbered(pid: Option<i32>) -> String {
     pid.map(|pid| format!(" (process {pid})")).unwrap_or_default()
 }
 
-/// The name that a socket unit gives with `FileDescriptorName=` when it passes
-/// more than one.
+/// The `FileDescriptorName=` by which the control socket is found when the service
+/// manager passes several sockets.
 const NAME: &str = "control";
 
-/// The socket that the service manager passes, if it does.
+/// Returns the socket that the service manager passes, if it passes one.
 ///
-/// Takes it out of the environment, so it must be called once, before there is
-/// any other thread.
+/// Removes the variables from the environment, so it must be called once, before
+/// any other thread exists.
 pub fn passed() -> Result<Option<StdListener>, BindError> {
     match sd_notify::listen_fds() {
-        // Nothing, or not for this process.
+        // No socket is passed, or it is passed to another process.
         Ok(fds) if fds.len() == 0 => return Ok(None),
         Ok(_) => {}
         Err(e) => return Err(BindError::Passed(e.to_string())),
@@ -82,10 +82,11 @@ pub fn passed() -> Result<Option<StdListener>, BindError> {
     }
 }
 
-/// Listens on a path, with mode 0660. A file left by a dead daemon is replaced, a live daemon is not.
+/// Listens on a path, with mode 0660. Replaces the socket of a daemon that has
+/// ended; fails when a daemon still listens there.
 ///
-/// The socket appears under its name only when it is complete: a client finds
-/// no daemon, or one that listens and has the right mode.
+/// The socket gets its name only when it listens and has its mode, so a caller
+/// finds either no socket or a complete one.
 pub fn bind(path: &Path) -> Result<StdListener, BindError> {
     let io = |source| BindError::Io { path: path.to_owned(), source };
     match std::fs::symlink_metadata(path) {
@@ -95,7 +96,7 @@ pub fn bind(path: &Path) -> Result<StdListener, BindError> {
         Ok(_) => match dial(path, Duration::from_secs(1)) {
             Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {}
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            // Connected, or refused for want of room: somebody is there.
+            // The connection was accepted, so a daemon listens there.
             Ok(stream) => {
                 let pid = sockopt::socket_peercred(&stream).ok().map(|c| c.pid.as_raw_nonzero().get());
                 return Err(BindError::Live { path: path.to_owned(), pid });

@@ -1,9 +1,9 @@
-//! What is said on the control socket, as plain data. Must not know any other
-//! room, nor how the bytes are laid out.
+//! The requests and replies of the control socket, as plain data. Must not know any
+//! other room, nor the encoding.
 //!
-//! The layout on the socket is positional: variants are only ever appended, and
-//! a changed struct raises the protocol number in [`super::codec`]. The JSON of
-//! [`Summary`] and [`Status`] is the documented one; fields are only added.
+//! The encoding is positional: new variants are appended, and a changed struct
+//! raises the protocol number in [`super::codec`]. The JSON of [`Summary`] and
+//! [`Status`] is documented; fields are only added to it.
 
 mod sessions;
 mod status;
@@ -18,121 +18,127 @@ pub use status::{
     Status, StoreStatus,
 };
 
-/// Most failures that one summary lists; `failed_total` has the true number.
+/// The most failures that one summary lists; `failed_total` has the true number.
 pub const MAX_FAILED: u32 = 1000;
-/// Most paths, sessions, parked paths or warnings in one reply.
+/// The most paths, sessions or failures in one reply.
 pub const MAX_ENTRIES: u32 = 1000;
-/// Longest free text (an error's reason, a label) in a reply, in bytes.
+/// The longest free text (an error's reason, a label) in a reply, in bytes.
 pub const MAX_TEXT: u32 = 300;
-/// Longest path in a reply; store paths end at 211 characters after the store directory.
+/// The longest path in a reply, in bytes. The name of a store path has at most 211
+/// characters.
 pub const MAX_PATH: u32 = 512;
 
-/// What a client asks.
+/// What a caller asks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
     /// Opens a session. Answered by [`Reply::Started`].
     SessionStart {
-        /// Name for people.
+        /// The session's name for people.
         label: Option<String>,
-        /// Cache to push to; the daemon's routing decides without one.
+        /// The cache to push to; without one the daemon's routes decide.
         cache: Option<String>,
-        /// Process whose descendants belong to the session.
+        /// The process whose descendants belong to the session.
         anchor_pid: Option<u32>,
-        /// The end reports failures by its exit status.
+        /// Whether the end of the session reports failures by its exit status.
         strict: bool,
-        /// The CI job around it: a label, never an authorization.
+        /// The CI job of the session. It labels the session and authorizes nothing.
         ci: Option<CiJob>,
     },
-    /// Ends a session, again with the same answer when it has ended. Answered by [`Reply::Ended`].
+    /// Ends a session; one that has ended already gets the same answer again.
+    /// Answered by [`Reply::Ended`].
     SessionEnd {
-        /// Its id; without one the caller's session of `ci_job`, else the caller's only open one.
+        /// The session's id; without one the caller's session of `ci_job`, else the
+        /// caller's only open session.
         session: Option<String>,
         /// [`CiJob::key`] of the caller's job.
         ci_job: Option<String>,
-        /// Full store paths that belong to the session too.
+        /// Further store paths of the session, in full.
         push: Vec<String>,
         /// How long the caller waits for the uploads.
         timeout_ms: u64,
         /// False: answer at once, upload later.
         wait: bool,
     },
-    /// Answered by [`Reply::Sessions`].
+    /// Lists sessions. Answered by [`Reply::Sessions`].
     SessionList {
-        /// Closed ones too.
+        /// Whether closed sessions are listed too.
         all: bool,
     },
-    /// Answered by [`Reply::Session`].
+    /// Describes one session. Answered by [`Reply::Session`].
     SessionShow {
-        /// Its id.
+        /// The session's id.
         session: String,
     },
     /// Pushes paths outside any session. Answered by [`Reply::Pushed`].
     Push {
-        /// Full store paths.
+        /// Store paths, in full.
         paths: Vec<String>,
-        /// Cache to push to.
+        /// The cache to push to; without one the daemon's routes decide.
         cache: Option<String>,
         /// False: answer when they are queued.
         wait: bool,
         /// How long the caller waits.
         timeout_ms: u64,
     },
-    /// Looks at the store now and waits for everything queued. Answered by [`Reply::Pushed`].
+    /// Reads the Nix database now and waits for all pending pushes. Answered by
+    /// [`Reply::Pushed`].
     Flush {
         /// How long the caller waits.
         timeout_ms: u64,
     },
-    /// Answered by [`Reply::Status`].
+    /// Describes the daemon. Answered by [`Reply::Status`].
     Status,
     /// Reads configuration and tokens again. Answered by [`Reply::Done`].
     Reload,
-    /// Nix's post-build hook: who asks is a child of the builder. Answered by [`Reply::Done`].
+    /// Reports a build, from Nix's post-build hook, which is a child of the builder.
+    /// Answered by [`Reply::Done`].
     Hook {
-        /// Full store path of what was built.
+        /// The derivation that was built, as a full store path.
         derivation: Option<String>,
-        /// Full store paths that came of it.
+        /// Its outputs, as full store paths.
         outputs: Vec<String>,
     },
-    /// The attic client, and how to read the caches. Answered by [`Reply::Client`].
+    /// Describes the attic client and how to read the caches. Answered by
+    /// [`Reply::Client`].
     Client {
-        /// Also whether the caches can be read.
+        /// Whether the daemon also tries to read the caches.
         check: bool,
     },
 }
 
-/// The CI job that a session belongs to, as its environment tells it.
+/// The CI job of a session, as the job's environment describes it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CiJob {
     /// `gitlab`, `github`, `gitea`, `forgejo`, `buildkite` or `jenkins`.
     pub system: String,
-    /// Unique within the system.
+    /// The job's id, unique within the system.
     pub id: String,
-    /// Where people look at the job.
+    /// The job's page for people.
     pub url: Option<String>,
-    /// Repository or pipeline.
+    /// The repository or pipeline.
     pub project: Option<String>,
-    /// Branch or tag.
+    /// The branch or tag.
     pub git_ref: Option<String>,
 }
 
 impl CiJob {
-    /// What [`Request::SessionEnd`] names a job by: `SYSTEM:ID`.
+    /// Returns `SYSTEM:ID`, by which [`Request::SessionEnd`] names a job.
     #[must_use]
     pub fn key(&self) -> String {
         format!("{}:{}", self.system, self.id)
     }
 }
 
-/// What the daemon answers.
+/// What the daemon replies.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
-    /// Any number of these, before the final one.
+    /// A progress report; any number of them come before the final reply.
     Progress(Progress),
     /// A session is open.
     Started {
-        /// Its id.
+        /// The session's id.
         session: String,
-        /// Where it pushes to.
+        /// The cache that it pushes to.
         cache: String,
     },
     /// A session has ended.
@@ -141,59 +147,59 @@ pub enum Reply {
     Sessions(Vec<SessionEntry>),
     /// One session.
     Session(SessionDetail),
-    /// What became of a push or a flush.
+    /// The result of a push or a flush.
     Pushed(Summary),
-    /// How the daemon is.
+    /// The state of the daemon.
     Status(Status),
-    /// Done, with a line for people.
+    /// The request was carried out.
     Done {
-        /// That line.
+        /// A line for people.
         message: String,
     },
-    /// Refused or failed.
+    /// The request was refused or failed.
     Error {
-        /// For programs.
+        /// The kind of error, for programs.
         code: ErrorCode,
-        /// For people: what, where, what to do.
+        /// What happened and what to do, for people.
         message: String,
     },
-    /// The attic client, and how to read the caches.
+    /// The attic client and how to read the caches.
     Client(ClientInfo),
 }
 
-/// How far a waiting request is.
+/// The progress of a request that waits.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
-    /// Paths whose outcome is known.
+    /// How many of its paths have an outcome.
     pub settled: u64,
-    /// Paths there are so far.
+    /// How many paths it has so far.
     pub total: u64,
-    /// Uploads under way.
+    /// How many uploads run now, for all callers.
     pub uploading: u32,
-    /// Bytes sent for this request.
+    /// How many bytes were sent since the daemon started, for all callers.
     pub bytes_sent: u64,
-    /// A line for people, such as why nothing moves.
+    /// A line for people, such as why nothing is uploaded.
     pub note: Option<String>,
-    /// The session that is ending, so that a caller who lost the connection can ask for it by its id.
+    /// The session that ends. A caller that lost the connection asks again by this id.
     pub session: Option<String>,
 }
 
-/// Why a request was not done.
+/// Why a request was not carried out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorCode {
-    /// The request makes no sense.
+    /// The request is invalid.
     BadRequest,
-    /// No such session or path.
+    /// There is no session or path of this name.
     NotFound,
-    /// Not for this caller.
+    /// The caller may not ask for this.
     Denied,
-    /// A limit is reached; later it may work.
+    /// A limit is reached; the request may work later.
     Busy,
     /// The daemon is stopping.
     Draining,
-    /// A fault of the daemon.
+    /// The daemon has a fault.
     Internal,
-    /// Client and daemon do not understand each other.
+    /// The versions of flywheelctl and flywheeld do not fit each other.
     Version,
 }

@@ -1,20 +1,21 @@
-//! The control socket: what jobs and operators may ask the daemon, and how the
-//! question travels. Must not know how pushing works, nor any other room.
+//! The control socket: the requests of jobs and operators, the daemon's replies,
+//! and how both travel. Must not know how pushing works, nor any room but `types`
+//! and `observe`.
 //!
-//! A conversation: the client says hello (program, protocol number), the
-//! server answers with its own hello, then requests follow one after the
-//! other, each answered by any number of [`messages::Reply::Progress`] and
-//! exactly one other reply. Who is asking is taken from the kernel
-//! ([`server::Peer`]), never from what the client says.
+//! On a connection, flywheelctl sends its hello (program version, protocol number)
+//! and the daemon answers with its own. Then requests follow one after the other;
+//! each is answered by any number of [`messages::Reply::Progress`] and exactly one
+//! other reply. The caller's identity comes from the kernel ([`server::Peer`]),
+//! never from the request.
 
-mod bound;
 pub mod codec;
+mod connection_limit;
 pub mod dial;
 mod listen;
 pub mod messages;
 mod responder;
 pub mod server;
-mod slots;
+mod truncate;
 
 #[cfg(test)]
 mod tests;

@@ -1,14 +1,15 @@
-//! One request's way back to its caller. Must not know sockets.
+//! The reply to one request, on its way from the daemon to the connection. Must
+//! not know sockets.
 
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::messages::{ErrorCode, Progress, Reply};
 
-/// The daemon's side: any number of progress reports, one reply.
+/// The daemon's side: it sends any number of progress reports and one reply.
 ///
-/// Dropping it without a reply answers [`ErrorCode::Internal`], so no caller
-/// waits for something that was forgotten.
+/// A responder that is dropped without a reply answers [`ErrorCode::Internal`], so
+/// that no caller waits for a forgotten request.
 #[derive(Debug)]
 pub struct Responder {
     progress: watch::Sender<Option<Progress>>,
@@ -16,7 +17,7 @@ pub struct Responder {
     gone: CancellationToken,
 }
 
-/// The caller's side.
+/// The connection's side: it receives the reports and the reply.
 #[derive(Debug)]
 pub struct Answer {
     progress: watch::Receiver<Option<Progress>>,
@@ -25,7 +26,7 @@ pub struct Answer {
 }
 
 impl Responder {
-    /// Both sides.
+    /// Makes both sides for one request.
     #[must_use]
     pub fn pair() -> (Self, Answer) {
         let (progress, progress_rx) = watch::channel(None);
@@ -35,38 +36,39 @@ impl Responder {
         (Self { progress, reply, gone }, answer)
     }
 
-    /// Tells how far it is. Never waits: a slow caller sees only the latest report.
+    /// Reports progress. Does not wait: a slow caller receives only the latest report.
     pub fn progress(&self, progress: Progress) {
         self.progress.send_replace(Some(progress));
     }
 
-    /// The answer. A caller that went away does not hear it.
+    /// Sends the reply. It is dropped when the caller has closed the connection.
     pub fn reply(self, reply: Reply) {
         let _ = self.reply.send(reply);
     }
 
-    /// [`Self::reply`] with an error.
+    /// Replies with an error.
     pub fn refuse(self, code: ErrorCode, message: impl Into<String>) {
         self.reply(Reply::Error { code, message: message.into() });
     }
 
-    /// Whether nobody listens any more.
+    /// Returns whether the caller has closed the connection.
     #[must_use]
     pub fn is_gone(&self) -> bool {
         self.gone.is_cancelled()
     }
 
-    /// Returns when nobody listens any more.
+    /// Waits until the caller closes the connection.
     pub async fn gone(&self) {
         self.gone.cancelled().await;
     }
 }
 
 impl Answer {
-    /// The next thing to tell the caller; after a final reply there is nothing more to ask for.
+    /// Waits for the next report or the reply. Must not be called again after the
+    /// final reply.
     pub async fn next(&mut self) -> Reply {
         tokio::select! {
-            biased; // a report that the final reply has overtaken is of no use
+            biased; // a report is useless once the final reply is there
             reply = &mut self.reply => reply.unwrap_or_else(|_| Reply::Error {
                 code: ErrorCode::Internal,
                 message: "the daemon dropped the request without an answer: see its log".to_owned(),

@@ -1,6 +1,7 @@
-//! The listening side: accepts, checks limits, takes the caller's identity from
-//! the kernel, and hands requests to the daemon one at a time per connection.
-//! Must not know what a request means, nor who may ask for what.
+//! The server of the control socket: accepts connections, enforces limits, reads
+//! the caller's identity from the kernel and hands requests to the daemon, one at a
+//! time for each connection. Must not know what a request means, nor who may ask
+//! for what.
 
 use std::{io, os::unix::net::UnixListener as StdListener, sync::Arc, time::Duration};
 
@@ -18,29 +19,29 @@ use crate::types::Heartbeat;
 pub use super::listen::{BindError, bind, passed};
 pub use super::responder::{Answer, Responder};
 use super::{
-    bound::bounded,
     codec::{self, ClientHello, CodecError, MINIMUM, PROTOCOL, ServerHello},
+    connection_limit::{ConnectionLimit, Permit},
     messages::{ErrorCode, Reply, Request},
-    slots::{Slot, Slots},
+    truncate::truncated,
 };
 use crate::observe::{detail, event};
 
-/// How much the server takes on.
+/// Limits of the server.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Connections at a time.
+    /// The most connections at a time.
     pub connections: usize,
-    /// Of those, by one user.
+    /// The most connections of one user at a time.
     pub per_uid: usize,
-    /// Requests handed over and not yet taken by the daemon.
+    /// The most requests that wait for the daemon to take them.
     pub queue: usize,
-    /// For a client to say hello, or to finish a message.
+    /// How long the server waits for a caller's hello.
     pub hello: Duration,
-    /// Between two requests.
+    /// How long the server waits for the next request, from its first to its last byte.
     pub idle: Duration,
-    /// For a client to take a reply.
+    /// How long the server waits for a caller to read a reply.
     pub write: Duration,
-    /// For the daemon to take a request.
+    /// How long the server waits for the daemon to take a request.
     pub hand_over: Duration,
 }
 
@@ -58,31 +59,32 @@ impl Default for Limits {
     }
 }
 
-/// Who is asking, as the kernel knows it.
+/// The caller's identity, as the kernel reports it for the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Peer {
-    /// Of the process that connected; none when it is outside our process namespace.
+    /// The process that connected; none when it is in a pid namespace that the
+    /// daemon does not see.
     pub pid: Option<i32>,
-    /// Its user.
+    /// The user of that process.
     pub uid: u32,
-    /// Its group.
+    /// The group of that process.
     pub gid: u32,
 }
 
-/// A request for the daemon.
+/// A request and where its reply goes.
 #[derive(Debug)]
 pub struct Incoming {
-    /// What is asked.
+    /// The request.
     pub request: Request,
-    /// By whom.
+    /// The caller.
     pub peer: Peer,
-    /// The way back.
+    /// Takes the reply.
     pub responder: Responder,
 }
 
-/// Serves a listener until `shutdown`: then nothing more is accepted, pending
-/// replies go out, and the task ends. The caller bounds how long it waits for that.
-/// Must be called within a tokio runtime.
+/// Serves a listener until `shutdown`. Then it accepts nothing more, sends the
+/// replies that are still to come, and the task ends; the caller decides how long
+/// it waits for that. Must be called within a tokio runtime.
 pub fn start(
     listener: StdListener,
     store_dir: &str,
@@ -105,7 +107,7 @@ struct Shared {
 }
 
 async fn accept(listener: UnixListener, shared: Arc<Shared>, beat: Heartbeat) {
-    let slots = Slots::new(shared.limits.connections, shared.limits.per_uid);
+    let limit = ConnectionLimit::new(shared.limits.connections, shared.limits.per_uid);
     let mut open = JoinSet::new();
     let mut pause = FIRST_PAUSE;
     loop {
@@ -120,10 +122,10 @@ async fn accept(listener: UnixListener, shared: Arc<Shared>, beat: Heartbeat) {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
                     pause = FIRST_PAUSE;
-                    admit(stream, &slots, &shared, &mut open);
+                    admit(stream, &limit, &shared, &mut open);
                 }
                 Err(e) => {
-                    // EMFILE and the like: what is open must end first. Spinning would not help it.
+                    // After EMFILE and the like a file must be closed first, so the loop pauses.
                     event!(ACCEPT_FAILED, error = %e, "cannot accept a control connection; trying again in {pause:?}");
                     tokio::select! {
                         () = shared.shutdown.cancelled() => break,
@@ -139,26 +141,35 @@ async fn accept(listener: UnixListener, shared: Arc<Shared>, beat: Heartbeat) {
 
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 
-fn admit(stream: UnixStream, slots: &Arc<Slots>, shared: &Arc<Shared>, open: &mut JoinSet<()>) {
+fn admit(stream: UnixStream, limit: &Arc<ConnectionLimit>, shared: &Arc<Shared>, open: &mut JoinSet<()>) {
     let peer = match stream.peer_cred() {
         Ok(c) => Peer { pid: c.pid(), uid: c.uid(), gid: c.gid() },
-        Err(e) => return event!(CALLER_REFUSED, error = %e, "a caller without credentials"),
+        Err(e) => {
+            return event!(CALLER_REFUSED, error = %e, "a connection was closed: the kernel reports no credentials of its caller");
+        }
     };
-    match slots.take(peer.uid) {
-        Ok(slot) => {
-            open.spawn(converse(stream, peer, slot, Arc::clone(shared)));
+    match limit.take(peer.uid) {
+        Ok(permit) => {
+            open.spawn(converse(stream, peer, permit, Arc::clone(shared)));
         }
         Err(message) => {
-            event!(CALLER_REFUSED, uid = peer.uid, error = message, "a connection is refused");
-            // No task for it: a fresh socket's buffer takes this at once, or it goes without.
+            event!(
+                CALLER_REFUSED,
+                uid = peer.uid,
+                error = message,
+                "a connection of user {} is refused: {message}",
+                peer.uid
+            );
+            // The buffer of a fresh socket takes this at once, so no task is needed. A
+            // caller whose buffer does not take it gets no reason.
             let reply = codec::encode(&Reply::Error { code: ErrorCode::Busy, message }).unwrap_or_default();
             let _ = stream.try_write(&[&shared.hello[..], &reply].concat());
         }
     }
 }
 
-/// A connection from hello to end.
-async fn converse(stream: UnixStream, peer: Peer, _slot: Slot, shared: Arc<Shared>) {
+/// Serves one connection from its hello to its end.
+async fn converse(stream: UnixStream, peer: Peer, _permit: Permit, shared: Arc<Shared>) {
     let (read, write) = stream.into_split();
     let mut connection = Connection { read: BufReader::new(read), write, patience: shared.limits.write };
     if let Err(e) = connection.serve(peer, &shared).await {
@@ -175,15 +186,16 @@ struct Connection {
 impl Connection {
     async fn serve(&mut self, peer: Peer, shared: &Shared) -> Result<(), CodecError> {
         let greeting = async {
-            let body =
-                codec::read_body_async(&mut self.read, codec::MAX_HELLO).await?.ok_or(CodecError::Cut)?;
+            let body = codec::read_body_async(&mut self.read, codec::MAX_HELLO)
+                .await?
+                .ok_or(CodecError::Truncated)?;
             ClientHello::parse(&body)
         };
         let hello = within(shared.limits.hello, greeting).await?;
         self.send(&shared.hello).await?;
         if hello.protocol < MINIMUM {
             let message = format!(
-                "flywheelctl {} speaks protocol {}, this daemon ({}) {MINIMUM} to {PROTOCOL}: use the flywheelctl of the same version",
+                "flywheelctl {} speaks protocol {}, this daemon ({}) speaks {MINIMUM} to {PROTOCOL}: use the flywheelctl of the daemon's version",
                 hello.version,
                 hello.protocol,
                 env!("CARGO_PKG_VERSION")
@@ -198,7 +210,7 @@ impl Connection {
                     Ok(Some(request)) => request,
                     Ok(None) => break,
                     Err(e @ (CodecError::TooLarge { .. } | CodecError::Malformed(_))) => {
-                        // Where the next message begins is unknown, so this ends the connection.
+                        // It is unknown where the next message begins, so the connection ends.
                         return self.tell(Reply::Error { code: ErrorCode::BadRequest, message: e.to_string() }).await;
                     }
                     Err(e) => return Err(e),
@@ -223,7 +235,8 @@ impl Connection {
                 return self.tell(Reply::Error { code: ErrorCode::Draining, message }).await;
             }
         }
-        // A client that sends the next request early cannot be seen leaving; its write error says so later.
+        // When the caller has sent its next request already, the end of the connection
+        // cannot be seen; writing the reply fails then.
         let mut early = false;
         loop {
             tokio::select! {
@@ -236,7 +249,7 @@ impl Connection {
                 }
                 ended = has_ended(&mut self.read), if !early => {
                     if ended? {
-                        return Err(CodecError::Cut); // drops `answer`, which tells the daemon
+                        return Err(CodecError::Truncated); // dropping `answer` informs the daemon
                     }
                     early = true;
                 }
@@ -245,7 +258,7 @@ impl Connection {
     }
 
     async fn tell(&mut self, reply: Reply) -> Result<(), CodecError> {
-        let frame = match codec::encode(&bounded(reply)) {
+        let frame = match codec::encode(&truncated(reply)) {
             Ok(frame) => frame,
             Err(e) => codec::encode(&Reply::Error { code: ErrorCode::Internal, message: e.to_string() })?,
         };
@@ -258,7 +271,8 @@ impl Connection {
     }
 }
 
-/// Waits until the client sends more, or ends. Takes nothing out.
+/// Waits until the caller sends more (false) or closes the connection (true).
+/// Consumes nothing.
 async fn has_ended(read: &mut BufReader<OwnedReadHalf>) -> io::Result<bool> {
     Ok(read.fill_buf().await?.is_empty())
 }

@@ -3,9 +3,9 @@
 use proptest::prelude::*;
 
 use super::{
-    bound::bounded,
     codec::{self, ClientHello, CodecError, MAX_FRAME, ServerHello},
     messages::*,
+    truncate::truncated,
 };
 
 fn body(frame: &[u8]) -> &[u8] {
@@ -28,7 +28,7 @@ fn hello_bytes_are_pinned() {
 
 #[test]
 fn a_hello_from_elsewhere_is_told_apart_from_a_short_one() {
-    assert!(matches!(ClientHello::parse(b"GET / HTTP/1.1"), Err(CodecError::Stranger)));
+    assert!(matches!(ClientHello::parse(b"GET / HTTP/1.1"), Err(CodecError::NotFlywheel)));
     for cut in 4..13 {
         let frame = ClientHello { protocol: 1, version: "0.1.0".into() }.frame();
         assert!(matches!(ClientHello::parse(&body(&frame)[..cut]), Err(CodecError::Malformed(_))), "{cut}");
@@ -84,7 +84,7 @@ fn message_bytes_are_pinned() {
 fn frames_have_an_end() {
     let frame = codec::encode(&Request::Status).unwrap();
     for cut in 1..frame.len() {
-        assert!(matches!(codec::read::<Request>(&mut &frame[..cut]), Err(CodecError::Cut)), "{cut}");
+        assert!(matches!(codec::read::<Request>(&mut &frame[..cut]), Err(CodecError::Truncated)), "{cut}");
     }
     assert!(codec::read::<Request>(&mut &[][..]).unwrap().is_none());
     let over = (MAX_FRAME + 1).to_be_bytes();
@@ -141,7 +141,7 @@ fn status_json_is_the_documented_one() {
         "/cache/0/engine",
         "/queue/pending",
         "/queue/uploading",
-        "/queue/parked",
+        "/queue/failed",
         "/sessions/0/session",
         "/store/cursor",
         "/store/lag",
@@ -198,7 +198,7 @@ fn bounded_replies_fit_a_frame() {
         Reply::Status(Status {
             cache: vec![cache; 500],
             sessions: vec![entry; 3000],
-            parked: failed(),
+            failed: failed(),
             warnings: vec![long(); 500],
             ..Status::default()
         }),
@@ -219,11 +219,11 @@ fn bounded_replies_fit_a_frame() {
         }),
     ];
     for reply in replies {
-        let reply = bounded(reply);
+        let reply = truncated(reply);
         let frame = codec::encode(&reply).unwrap();
         assert_eq!(codec::decode::<Reply>(body(&frame)).unwrap(), reply);
     }
-    let Reply::Ended(cut) = bounded(Reply::Ended(summary())) else { panic!("another reply") };
+    let Reply::Ended(cut) = truncated(Reply::Ended(summary())) else { panic!("another reply") };
     assert_eq!((cut.failed.len(), cut.failed_total), (1000, 3000), "the total stays true");
 }
 

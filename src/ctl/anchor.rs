@@ -1,42 +1,42 @@
-//! Which process a session is anchored to when the caller names none: what
-//! everything the job does descends from, and what ends with the job. Reads
-//! `/proc` (proc(5)) as far as the caller's user may; must not know sessions.
+//! Finds the anchor of a session when the caller names none: the process that all
+//! processes of the job descend from and that ends with the job. Reads `/proc`
+//! (proc(5)) with the caller's rights; must not know sessions.
 //!
 //! | where | anchor |
 //! |---|---|
-//! | GitHub, Gitea, Forgejo, Buildkite, Jenkins | the runner's process above the steps; none, when it cannot be found |
-//! | GitLab | the job's outermost shell: below what is no shell, in one process group |
+//! | GitHub, Gitea, Forgejo, Buildkite, Jenkins | the runner's process above the steps; none if it is not found |
+//! | GitLab | the job's outermost shell in the process group of the job |
 //! | elsewhere | the parent |
 //!
-//! In `ID=$(flywheelctl session start)` the parent may be a subshell that ends
-//! with the line: then it is the one that reads our output.
+//! In `ID=$(flywheelctl session start)` the parent may be a subshell that ends with
+//! the line. Then the anchor is the shell that reads this program's output.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-/// Generations that are looked at.
+/// The most ancestors that are examined.
 const DEEPEST: usize = 128;
 const SHELLS: [&str; 8] = ["sh", "bash", "dash", "zsh", "ksh", "ash", "fish", "busybox"];
 
-/// Where each step is a process of its own.
+/// CI systems that run each step of a job in a process of its own.
 const SEPARATE_STEPS: [&str; 5] = ["github", "gitea", "forgejo", "buildkite", "jenkins"];
 
-/// The anchor for a job of this system, if any.
+/// Returns the anchor for a job of this CI system, if one is found.
 pub(super) fn find(system: Option<&str>) -> Option<u32> {
-    let tree = Tree { root: PathBuf::from("/proc") };
+    let tree = ProcFs { root: PathBuf::from("/proc") };
     let me = std::process::id();
     let found = tree.find(me, system)?;
-    // Somebody else's process would be refused; without an anchor it goes on.
+    // The daemon refuses the process of another user; a session without an anchor is allowed.
     let (ours, theirs) = (tree.owner(me)?, tree.owner(found)?);
     (ours == theirs || ours == 0).then_some(found)
 }
 
-struct Tree {
+struct ProcFs {
     root: PathBuf,
 }
 
-impl Tree {
+impl ProcFs {
     fn file(&self, pid: u32, name: &str) -> PathBuf {
         self.root.join(pid.to_string()).join(name)
     }
@@ -45,8 +45,8 @@ impl Tree {
         Some(fs::metadata(self.root.join(pid.to_string())).ok()?.uid())
     }
 
-    /// Name, parent and process group. The name stands in parentheses and may
-    /// hold anything.
+    /// Returns name, parent and process group. The name is in parentheses and may
+    /// contain anything.
     fn stat(&self, pid: u32) -> Option<(String, u32, i32)> {
         let text = fs::read_to_string(self.file(pid, "stat")).ok()?;
         let (head, rest) = text.rsplit_once(')')?;
@@ -64,12 +64,12 @@ impl Tree {
     }
 
     fn find(&self, me: u32, system: Option<&str>) -> Option<u32> {
-        // A step's own shell ends with the step, and the next step is not below
-        // it: without the runner's process no anchor is better than that one.
+        // The shell of a step ends with the step and is no ancestor of the next step, so
+        // without the runner's process there is no anchor.
         if let Some(system) = system.filter(|s| SEPARATE_STEPS.contains(s)) {
             return self.ancestors(me).find(|pid| self.is_runner(system, *pid));
         }
-        let parent = self.past_substitutions(me)?;
+        let parent = self.above_substitutions(me)?;
         Some(if system == Some("gitlab") { self.outermost_shell(parent) } else { parent })
     }
 
@@ -77,8 +77,8 @@ impl Tree {
         self.stat(pid).is_some_and(|(name, ..)| SHELLS.contains(&name.as_str()))
     }
 
-    /// Whether this is what a system's runner has for one job (or for all of
-    /// them one after another), above the processes of the steps.
+    /// Returns whether this process is the system's runner above the steps of one job,
+    /// or of several jobs one after another.
     fn is_runner(&self, system: &str, pid: u32) -> bool {
         let Some((name, ..)) = self.stat(pid) else { return false };
         let arguments = fs::read(self.file(pid, "cmdline")).unwrap_or_default();
@@ -100,14 +100,15 @@ impl Tree {
         }
     }
 
-    /// Our parent, or who reads what it and we write.
-    fn past_substitutions(&self, me: u32) -> Option<u32> {
+    /// Returns the parent, or the shell that reads the output of the parent's command
+    /// substitution.
+    fn above_substitutions(&self, me: u32) -> Option<u32> {
         let mut parent = self.parent(me)?;
         let output = fs::read_link(self.file(me, "fd/1")).ok();
         let pipe = output.filter(|to| to.to_string_lossy().starts_with("pipe:"));
         let Some(pipe) = pipe else { return Some(parent) };
         let is_pipe = |file: PathBuf| fs::read_link(file).is_ok_and(|to| to == pipe);
-        // A runner reads what its job writes; only a shell reads a substitution.
+        // A runner reads the output of its job, too; only a shell reads a substitution.
         let reads = |pid: u32| {
             if !self.is_shell(pid) {
                 return false;
@@ -127,10 +128,10 @@ impl Tree {
         self.parent(me)
     }
 
-    /// Climbs from shell to shell: a script in between ends before the job. The
-    /// runner puts each job into a process group of its own, which scripts stay
-    /// in, and is no shell; `su`, by which it may have changed the user, is none
-    /// either.
+    /// Returns the outermost of the shells above `from` that have its user and process
+    /// group. A script within the job ends before the job does. The runner gives each
+    /// job a process group, in which scripts stay; neither the runner nor `su` is a
+    /// shell.
     fn outermost_shell(&self, from: u32) -> u32 {
         let group = |pid| self.stat(pid).map(|(_, _, group)| group);
         let mut at = from;
@@ -155,7 +156,7 @@ mod tests {
 
     struct Fake {
         _dir: tempfile::TempDir,
-        tree: Tree,
+        tree: ProcFs,
     }
 
     /// Number, parent, name, command line, process group, descriptors.
@@ -164,7 +165,7 @@ mod tests {
     impl Fake {
         fn new(processes: &[Process<'_>]) -> Self {
             let dir = tempfile::tempdir().unwrap();
-            let tree = Tree { root: dir.path().to_owned() };
+            let tree = ProcFs { root: dir.path().to_owned() };
             for (pid, parent, name, cmdline, group, files) in processes {
                 fs::create_dir_all(tree.file(*pid, "fd")).unwrap();
                 fs::write(tree.file(*pid, "stat"), format!("{pid} ({name}) S {parent} {group} 1 0\n"))

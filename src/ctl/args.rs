@@ -1,23 +1,32 @@
-//! The command line. Must not know what the commands do.
+//! The command line of `flywheelctl`. Must not know what the commands do.
 
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
-use super::duration;
+use crate::types::Period;
 
-/// Talks to the flywheel daemon, which streams what Nix builds to a binary cache.
+/// The longest wait that the command line accepts. A longer one is a typing error.
+const LONGEST_WAIT: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Reads a duration such as `90s`, `5m` or `1h30m`; a plain number counts seconds.
+fn wait(text: &str) -> Result<Duration, String> {
+    let period = Period::parse_or_seconds(text).map_err(|error| error.to_string())?;
+    if period.0 > LONGEST_WAIT { Err(format!("{period} is longer than a week")) } else { Ok(period.0) }
+}
+
+/// Controls the flywheel daemon, which streams what Nix builds to a binary cache
 #[derive(Debug, Parser)]
 #[command(name = "flywheelctl", version, max_term_width = 100, after_help = EXITS)]
 pub(super) struct Cli {
-    /// Socket of the daemon [default: $FLYWHEEL_SOCKET, else /run/flywheel/control.sock]
+    /// Use this socket of the daemon [default: $FLYWHEEL_SOCKET, else /run/flywheel/control.sock]
     #[arg(long, global = true, value_name = "PATH")]
     pub(super) socket: Option<PathBuf>,
     /// Print JSON
     #[arg(long, global = true)]
     pub(super) json: bool,
-    /// No progress and no summary; warnings and errors only
+    /// Print warnings and errors only, no progress and no summary
     #[arg(long, short, global = true)]
     pub(super) quiet: bool,
     /// Tell failed and pending paths, or a missing daemon, by the exit status
@@ -38,7 +47,7 @@ Exit status:
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Follow what a job builds
+    /// Open, end and show sessions, which follow what a job builds
     Session {
         #[command(subcommand)]
         command: SessionCommand,
@@ -50,36 +59,36 @@ pub(super) enum Command {
     /// Wait until everything built so far is in the cache
     Flush {
         /// How long to wait, such as 90s or 1h30m
-        #[arg(long, value_parser = duration::parse, default_value = "240s")]
+        #[arg(long, value_parser = wait, default_value = "240s")]
         timeout: Duration,
     },
-    /// Show how the daemon is
+    /// Show the state of the daemon, its caches and sessions
     Status {
-        /// Again every two seconds
+        /// Repeat every two seconds
         #[arg(long)]
         watch: bool,
     },
-    /// The attic client that the daemon keeps
+    /// Show or run the attic client that the daemon keeps
     Client {
         #[command(subcommand)]
         command: Option<ClientCommand>,
     },
-    /// Print what nix.conf needs so that Nix reads the caches
+    /// Print the lines that nix.conf needs so that Nix reads the caches
     NixConf {
-        /// Print the netrc file that the daemon keeps instead
+        /// Print the netrc file that the daemon writes instead
         #[arg(long)]
         netrc: bool,
-        /// Only for this cache
+        /// Print the lines for this cache only
         #[arg(long, value_name = "NAME", conflicts_with = "netrc")]
         cache: Option<String>,
     },
-    /// For Nix's post-build-hook: tells the daemon what was built, at once and without fail
+    /// Tell the daemon what was built, for Nix's post-build-hook; never blocks or fails a build
     Hook,
-    /// Let the daemon read its configuration and tokens again
+    /// Make the daemon read its configuration and tokens again, and try failed paths again
     Reload,
-    /// Look for whatever keeps paths out of the cache, or Nix from reading them back
+    /// Check what can keep paths out of the cache, or Nix from reading them back
     Doctor,
-    /// Print the daemon's figures as OpenMetrics text
+    /// Print the daemon's metrics as OpenMetrics text
     Metrics,
     /// Print a shell's completion script
     Completions { shell: Shell },
@@ -92,21 +101,24 @@ pub(super) enum Command {
 pub(super) enum SessionCommand {
     /// Open a session and print its id
     Start(StartArgs),
-    /// End a session: wait for its uploads and say what became of them
+    /// End a session, wait for its uploads and print their outcomes
     End(EndArgs),
     /// List sessions
     List {
-        /// Closed ones too
+        /// Include closed sessions
         #[arg(long)]
         all: bool,
     },
     /// Show one session
-    Show { session: String },
-    /// A page about one session, for people
-    Report {
-        /// Its id
+    Show {
+        /// The session's id
         session: String,
-        /// Where the page goes [default: standard output]
+    },
+    /// Write an HTML report about one session
+    Report {
+        /// The session's id
+        session: String,
+        /// Write the report to this file [default: standard output]
         #[arg(long, value_name = "FILE.html")]
         output: Option<PathBuf>,
     },
@@ -114,11 +126,11 @@ pub(super) enum SessionCommand {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ClientCommand {
-    /// Show how it stands, and whether this host can read the caches
+    /// Show the state of the client, and whether this host can read the caches
     Status,
-    /// Run it, without any token, and exit with its status
+    /// Run the client without a token and exit with its status
     Exec {
-        /// Its arguments
+        /// The client's arguments
         #[arg(last = true, value_name = "ARGS")]
         args: Vec<OsString>,
     },
@@ -126,48 +138,48 @@ pub(super) enum ClientCommand {
 
 #[derive(Debug, Args)]
 pub(super) struct StartArgs {
-    /// Name for people [default: from the CI system's environment]
+    /// The session's name for people [default: from the CI system's environment]
     #[arg(long, value_name = "TEXT")]
     pub(super) label: Option<String>,
-    /// Cache to push to [default: the daemon's choice]
+    /// The cache to push to [default: as the daemon's routes decide]
     #[arg(long, value_name = "NAME")]
     pub(super) cache: Option<String>,
-    /// Process whose descendants belong to the session [default: the runner's, else the job's shell]
+    /// The process whose descendants belong to the session [default: the runner's, else the job's shell]
     #[arg(long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..=i64::from(i32::MAX)))]
     pub(super) anchor_pid: Option<u32>,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct EndArgs {
-    /// Its id [default: $FLYWHEEL_SESSION, else the one of this CI job, else the only open one]
+    /// The session's id [default: $FLYWHEEL_SESSION, else this CI job's, else the only open one]
     pub(super) session: Option<String>,
-    /// Push these too: store paths, or links to them such as 'result*'
+    /// Push these too: store paths, or links to them, such as 'result*'
     #[arg(long, value_name = "GLOB", num_args = 1..)]
     pub(super) push: Vec<String>,
     /// How long to wait, such as 90s or 1h30m
-    #[arg(long, value_parser = duration::parse, default_value = "240s")]
+    #[arg(long, value_parser = wait, default_value = "240s")]
     pub(super) timeout: Duration,
-    /// Do not wait; the daemon goes on
+    /// Do not wait for uploads; the daemon goes on
     #[arg(long)]
     pub(super) no_wait: bool,
-    /// Write a page about the session, for people
+    /// Write an HTML report about the session to this file
     #[arg(long, value_name = "FILE.html")]
     pub(super) report: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
-    /// Name for people [default: from the CI system's environment, else the command]
+    /// The session's name for people [default: from the CI system's environment, else the command]
     #[arg(long, value_name = "TEXT")]
     pub(super) label: Option<String>,
-    /// Cache to push to [default: the daemon's choice]
+    /// The cache to push to [default: as the daemon's routes decide]
     #[arg(long, value_name = "NAME")]
     pub(super) cache: Option<String>,
-    /// Push these too afterwards: store paths, or links to them such as 'result*'
+    /// Push these too afterwards: store paths, or links to them, such as 'result*'
     #[arg(long, value_name = "GLOB", num_args = 1..)]
     pub(super) push: Vec<String>,
     /// How long to wait for uploads afterwards
-    #[arg(long, value_parser = duration::parse, default_value = "240s")]
+    #[arg(long, value_parser = wait, default_value = "240s")]
     pub(super) timeout: Duration,
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "COMMAND")]
@@ -176,16 +188,16 @@ pub(super) struct RunArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct PushArgs {
-    /// Store paths, or links to them
+    /// Store paths, or links to them, such as 'result*'
     #[arg(required = true, value_name = "PATH")]
     pub(super) paths: Vec<String>,
-    /// Cache to push to [default: the daemon's choice]
+    /// The cache to push to [default: as the daemon's routes decide]
     #[arg(long, value_name = "NAME")]
     pub(super) cache: Option<String>,
     /// Wait until they are in the cache
     #[arg(long)]
     pub(super) wait: bool,
     /// How long to wait
-    #[arg(long, value_parser = duration::parse, default_value = "240s")]
+    #[arg(long, value_parser = wait, default_value = "240s")]
     pub(super) timeout: Duration,
 }

@@ -1,5 +1,5 @@
-//! `client status` and `client exec`: the attic client that the daemon keeps.
-//! Must not know how things are printed.
+//! The commands `client status` and `client exec`, for the attic client that the
+//! daemon keeps. Must not know how things are printed.
 
 use std::ffi::OsString;
 use std::fs::DirBuilder;
@@ -11,21 +11,21 @@ use tokio::process::Command;
 
 use super::{
     Context,
+    connection::REPLY_TIMEOUT,
     end::unexpected,
-    link::GRACE,
+    exit::{Exit, Failure},
     nix_conf,
-    run::{Signals, attend, code},
+    run::{Signals, code, wait_forwarding_signals},
     variable,
-    verdict::{Exit, Failure},
 };
 use crate::control::messages::{ClientInfo, ClientServer, Reply, Request};
 
-/// As a shell says that there is no such command.
+/// The exit status of a shell for a command that does not exist.
 const NOT_FOUND: Exit = Exit::Command(127);
 
-/// What the daemon says of the client and the caches.
+/// Asks the daemon about the client and the caches; with `check` it tries to read them.
 pub(super) fn ask(context: &Context, check: bool) -> Result<ClientInfo, Failure> {
-    match context.link()?.ask(&Request::Client { check }, GRACE, &mut |_| ())? {
+    match context.connect()?.ask(&Request::Client { check }, REPLY_TIMEOUT, &mut |_| ())? {
         Reply::Client(info) => Ok(info),
         other => Err(unexpected(other)),
     }
@@ -43,8 +43,8 @@ pub(super) fn status(context: &Context) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-/// Runs the client for the caller, who gets its status. Whoever calls it wants
-/// it to have run, so its absence is a failure, `--strict` or not.
+/// Runs the client and exits with its status. Fails when there is no client, also
+/// without `--strict`.
 pub(super) fn exec(context: &Context, args: &[OsString]) -> Result<Exit, Failure> {
     let refused = |failure: &Failure| {
         context.render.failure(failure, NOT_FOUND);
@@ -60,7 +60,7 @@ pub(super) fn exec(context: &Context, args: &[OsString]) -> Result<Exit, Failure
         return refused(&Failure::Usage(format!("the daemon has no attic client ({state}{why})")));
     };
     let internal = |e: io::Error| Failure::Internal(format!("a configuration for the attic client: {e}"));
-    let home = Scratch::make().map_err(internal)?;
+    let home = ConfigDir::make().map_err(internal)?;
     home.fill(&info.servers).map_err(internal)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| Failure::Internal(format!("no runtime: {e}")))?;
@@ -76,24 +76,25 @@ pub(super) fn exec(context: &Context, args: &[OsString]) -> Result<Exit, Failure
                 return Ok(Exit::Command(status));
             }
         };
-        let (status, _) =
-            attend(&mut child, &mut signals).await.map_err(|e| Failure::Internal(e.to_string()))?;
+        let (status, _) = wait_forwarding_signals(&mut child, &mut signals)
+            .await
+            .map_err(|e| Failure::Internal(e.to_string()))?;
         Ok(code(status))
     })
 }
 
-/// A directory of the caller's own for one run, with the client's configuration
-/// in it: addresses, and no token.
-struct Scratch(PathBuf);
+/// A directory for one run with the client's configuration: addresses, and no token.
+/// It is removed when dropped.
+struct ConfigDir(PathBuf);
 
-impl Scratch {
+impl ConfigDir {
     fn make() -> io::Result<Self> {
         let parent = variable("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|dir| dir.is_dir());
         let parent = parent.unwrap_or_else(std::env::temp_dir);
         let mut random = [0; 8];
         getrandom::fill(&mut random).map_err(io::Error::other)?;
         let dir = parent.join(format!("flywheel-attic-{:016x}", u64::from_ne_bytes(random)));
-        // Fails when somebody else was there first.
+        // Fails when the name exists already.
         DirBuilder::new().mode(0o700).create(&dir)?;
         Ok(Self(dir))
     }
@@ -102,7 +103,7 @@ impl Scratch {
         let dir = self.0.join("attic");
         DirBuilder::new().mode(0o700).create(&dir)?;
         std::fs::write(dir.join("config.toml"), configuration(servers)?)?;
-        // Nix, of which the client is a part, keeps the caller's own settings.
+        // The client contains Nix, which shall use the caller's own settings.
         let own = variable("XDG_CONFIG_HOME").map(PathBuf::from);
         let own = own.or_else(|| Some(Path::new(&variable("HOME")?).join(".config")));
         if let Some(nix) = own.map(|own| own.join("nix")).filter(|nix| nix.is_dir()) {
@@ -112,13 +113,13 @@ impl Scratch {
     }
 }
 
-impl Drop for Scratch {
+impl Drop for ConfigDir {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 
-/// As attic reads it.
+/// Writes the configuration in attic's format.
 fn configuration(servers: &[ClientServer]) -> io::Result<String> {
     let known = |server: &ClientServer| {
         let endpoint = format!("{}/", server.endpoint.as_deref()?.trim_end_matches('/'));

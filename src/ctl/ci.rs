@@ -1,31 +1,31 @@
-//! Which CI job this is, from its environment. Pure: variables come through a
-//! closure. Reads names, numbers and addresses only, never a token; what it
-//! finds labels a session and authorizes nothing, since jobs can set it.
+//! Finds the CI job from the environment. Pure: a closure gives the variables. Reads
+//! names, numbers and addresses, never a token. The result labels a session and
+//! authorizes nothing, because a job can set these variables.
 //!
-//! Variables are those that the systems document: GitLab "Predefined CI/CD
+//! The variables are documented in: GitLab "Predefined CI/CD
 //! variables", GitHub "Variables reference", Buildkite "Environment variables",
 //! Jenkins "Using environment variables".
 
 use crate::control::messages::CiJob;
 
-/// Longest value taken over; job names can be anything.
+/// The longest value that is used, in characters.
 const MOST: usize = 200;
 
-/// A job, and what to call its session.
+/// A CI job and the label of its session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Detected {
-    /// For people.
+    /// The label, for people.
     pub label: String,
-    /// For finding the session again in a later step.
+    /// The job, by which a later step finds the session again.
     pub job: CiJob,
 }
 
-/// The job around us, if any.
+/// Returns the CI job that this process belongs to, if any.
 pub fn detect(lookup: impl Fn(&str) -> Option<String>) -> Option<Detected> {
     let env = Env(&lookup);
-    // Gitea and Forgejo set GitHub's variables too, so they are asked for first.
+    // Gitea and Forgejo set GitHub's variables too, so they are checked first.
     match () {
-        // Present with "false" where others run GitLab's files, as gitlab-ci-local does: a job all the same.
+        // gitlab-ci-local sets it to "false"; that is a job, too.
         () if env.get("GITLAB_CI").is_some() => env.gitlab(),
         () if env.on("FORGEJO_ACTIONS") => env.actions("forgejo"),
         () if env.on("GITEA_ACTIONS") => env.actions("gitea"),
@@ -39,7 +39,7 @@ pub fn detect(lookup: impl Fn(&str) -> Option<String>) -> Option<Detected> {
 struct Env<'a>(&'a dyn Fn(&str) -> Option<String>);
 
 impl Env<'_> {
-    /// Trimmed, printable, of bounded length; none when empty.
+    /// Returns a variable's value, trimmed, printable and shortened; none when empty.
     fn get(&self, name: &str) -> Option<String> {
         let value: String = (self.0)(name)?.chars().filter(|c| !c.is_control()).take(MOST).collect();
         let value = value.trim();
@@ -50,7 +50,7 @@ impl Env<'_> {
         self.get(name).is_some_and(|v| v != "false" && v != "0")
     }
 
-    /// Those that are there, joined.
+    /// Joins the values of those variables that are set.
     fn joined(&self, names: &[&str], by: &str) -> String {
         names.iter().filter_map(|n| self.get(n)).collect::<Vec<_>>().join(by)
     }
@@ -73,14 +73,14 @@ impl Env<'_> {
 
     fn actions(&self, system: &str) -> Option<Detected> {
         let run = self.get("GITHUB_RUN_ID")?;
-        // The jobs of a matrix share run, attempt and name. The runner's tracking id is one per job;
-        // else the runner itself tells them apart, since it does one job at a time.
+        // The jobs of a matrix share run, attempt and name. The runner's tracking id is
+        // unique for a job; else the runner's name is, because it runs one job at a time.
         let mut id = self.joined(&["GITHUB_RUN_ID", "GITHUB_RUN_ATTEMPT", "GITHUB_JOB"], "/");
         if let Some(own) = self.get("RUNNER_TRACKING_ID").or_else(|| self.get("RUNNER_NAME")) {
             id = format!("{id}/{own}");
         }
         let project = self.get("GITHUB_REPOSITORY");
-        // Gitea and Forgejo address runs by their number within the repository.
+        // The pages of Gitea and Forgejo use the run's number within the repository.
         let page = if system == "github" { Some(run.clone()) } else { self.get("GITHUB_RUN_NUMBER") };
         let url = match (self.get("GITHUB_SERVER_URL"), &project, page) {
             (Some(server), Some(project), Some(page)) => {

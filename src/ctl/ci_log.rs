@@ -1,8 +1,7 @@
-//! How a CI system's log wants to be written: folds, annotations, and the
-//! files through which a step speaks to its runner. Pure; must not print, nor
-//! know what the words say.
+//! The formats of CI systems' logs: sections that can be collapsed, annotations, and
+//! the files by which a step passes values to its runner. Pure; must not print.
 //!
-//! Read in: GitLab "Custom collapsible sections"; GitHub "Workflow commands for
+//! Sources: GitLab "Custom collapsible sections"; GitHub "Workflow commands for
 //! GitHub Actions" (Gitea's and Forgejo's runners take the same); Buildkite
 //! "Managing log output".
 
@@ -11,15 +10,15 @@ use std::fmt::Write;
 use super::{ci, html, text};
 use crate::control::messages::Summary;
 
-/// Annotations of one kind that GitHub shows for a step; the rest would be dropped unseen.
+/// The most annotations of one kind that GitHub shows for a step; it drops the rest.
 const ANNOTATIONS: usize = 10;
-/// Failures in a step summary, which may have 1 MiB.
+/// The most failures in a step summary, which may have 1 MiB.
 const ROWS: usize = 100;
 
-/// Whose log it is.
+/// The CI system whose log standard error is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum CiLog {
-    /// A terminal, a file, Jenkins.
+    /// None: a terminal, a file, Jenkins.
     Plain,
     /// GitLab.
     GitLab,
@@ -29,19 +28,19 @@ pub(super) enum CiLog {
     Buildkite,
 }
 
-/// How bad it is.
+/// The severity of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Level {
-    /// Worth knowing.
+    /// Information.
     Note,
-    /// Not as it should be, and the job goes on.
+    /// Something is wrong, and the job goes on.
     Warning,
-    /// Why the exit status is not 0.
+    /// The reason why the exit status is not 0.
     Error,
 }
 
 impl CiLog {
-    /// By the variables that say which system it is.
+    /// Finds the system by its environment variables.
     pub(super) fn of(lookup: impl Fn(&str) -> Option<String>) -> Self {
         match ci::detect(lookup).as_ref().map(|d| d.job.system.as_str()) {
             Some("gitlab") => Self::GitLab,
@@ -51,15 +50,16 @@ impl CiLog {
         }
     }
 
-    /// A summary's lines with the details folded away, open when something is
-    /// amiss. The first line stays outside: it is what people and scripts look for.
-    pub(super) fn fold(self, lines: &str, summary: &Summary, now_s: u64) -> String {
+    /// Puts a summary's lines into a section that can be collapsed, and that is open
+    /// when a path failed or is pending. The first line stays outside, because people
+    /// and scripts look for it.
+    pub(super) fn collapsed(self, lines: &str, summary: &Summary, now_s: u64) -> String {
         let (first, rest) = lines.split_once('\n').unwrap_or((lines, ""));
         let amiss = text::shortfall(summary).is_some();
         match self {
             Self::Plain => lines.to_owned(),
             Self::GitLab => {
-                // Sections of one name in one log would open and close together.
+                // Sections of one name would open and close together.
                 let id = summary.session.as_deref().unwrap_or("push");
                 let id: String = id.chars().filter(char::is_ascii_alphanumeric).collect();
                 let collapsed = !amiss;
@@ -68,19 +68,19 @@ impl CiLog {
                      {rest}section_end:{now_s}:flywheel_{id}\r\x1b[0K\n"
                 )
             }
-            // A group is always closed at first, so failures stay outside it as annotations.
+            // A group is always collapsed at first, so failures are annotations outside of it.
             Self::Actions => {
-                format!("{first}\n::group::flywheel: details\n{}::endgroup::\n", tame(rest))
+                format!("{first}\n::group::flywheel: details\n{}::endgroup::\n", defuse_commands(rest))
             }
-            // A section goes on to the next heading, and what stands before it belongs to the step's own.
+            // A section reaches to the next heading.
             Self::Buildkite => {
                 format!("{} flywheel: {}\n{lines}", if amiss { "+++" } else { "---" }, counts(summary))
             }
         }
     }
 
-    /// A line for people about something that happened.
-    pub(super) fn remark(self, level: Level, text: &str) -> Option<String> {
+    /// Formats a message as an annotation, where the system has them.
+    pub(super) fn annotation(self, level: Level, text: &str) -> Option<String> {
         let command = match (self, level) {
             (Self::Actions, Level::Warning) => "warning",
             (Self::Actions, Level::Error) => "error",
@@ -89,19 +89,21 @@ impl CiLog {
         Some(format!("::{command} title=flywheel::{}\n", data(text)))
     }
 
-    /// Annotations for the paths that failed; one is left for what is said about all of them.
+    /// Formats annotations for the failed paths. One of the allowed annotations is left
+    /// for the message about all of them.
     pub(super) fn failures(self, level: Level, summary: &Summary) -> String {
         let failed = summary.failed.iter().take(ANNOTATIONS - 1);
-        let lines = failed.filter_map(|f| self.remark(level, &format!("{}: {}", f.path, f.error)));
+        let lines = failed.filter_map(|f| self.annotation(level, &format!("{}: {}", f.path, f.error)));
         lines.collect()
     }
 
-    /// What goes to the file named by `GITHUB_STEP_SUMMARY`.
+    /// Returns the text for the file named by `GITHUB_STEP_SUMMARY`, if there is one.
     pub(super) fn step_summary(self, summary: &Summary) -> Option<String> {
         (self == Self::Actions).then(|| markdown(summary))
     }
 
-    /// What goes to the file named by `GITHUB_ENV`, for the steps that follow.
+    /// Returns the line for the file named by `GITHUB_ENV`, which sets the session for
+    /// the steps that follow.
     pub(super) fn step_environment(self, session: &str) -> Option<String> {
         // A line break would set other variables of the job.
         let plain = session.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
@@ -109,18 +111,18 @@ impl CiLog {
     }
 }
 
-/// The message of a workflow command, escaped as the runner's `ActionCommand` undoes it.
+/// Escapes the message of a workflow command as the runner's `ActionCommand` expects.
 fn data(text: &str) -> String {
     let text: String = text.chars().filter(|c| !c.is_control() || matches!(c, '\r' | '\n')).collect();
-    tame(&text).replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A")
+    defuse_commands(&text).replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A")
 }
 
-/// Runners take `##[command]` anywhere in a line for a command, from whoever it comes.
-pub(super) fn tame(text: &str) -> String {
+/// Changes `##[`, which runners take for the start of a command anywhere in a line.
+pub(super) fn defuse_commands(text: &str) -> String {
     text.replace("##[", "## [")
 }
 
-/// One line.
+/// Returns the main numbers of a summary in one line.
 fn counts(s: &Summary) -> String {
     let mut out = format!("{} pushed, {} already cached", s.pushed, s.already_cached);
     for (n, what) in [(s.failed_total, "failed"), (s.pending, "pending")] {
@@ -154,7 +156,7 @@ fn markdown(s: &Summary) -> String {
         }
     }
     row("uploaded", text::bytes(s.bytes));
-    row("flush", text::span(std::time::Duration::from_millis(s.flush_ms)));
+    row("flush", text::duration(std::time::Duration::from_millis(s.flush_ms)));
     if !s.failed.is_empty() {
         out.push_str("\n| failed | reason |\n|---|---|\n");
         for f in s.failed.iter().take(ROWS) {
@@ -169,10 +171,10 @@ fn markdown(s: &Summary) -> String {
     out
 }
 
-/// Text in a Markdown table: what would be markup is written as an entity.
+/// Escapes text for a Markdown table: characters of markup become entities.
 fn cell(text: &str) -> String {
     let mut out = String::new();
-    for c in html::escape(&text::clean(text)).chars() {
+    for c in html::escape(&text::printable(text)).chars() {
         match c {
             '|' | '`' | '*' | '_' | '[' | ']' | '\\' | '~' | '@' | '!' => {
                 let _ = write!(out, "&#{};", u32::from(c));

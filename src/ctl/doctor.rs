@@ -1,29 +1,28 @@
-//! `doctor`: everything that keeps paths out of the cache, or Nix from reading
-//! them back, in one look; what is wrong comes with what to do. Knows what the
-//! daemon says of itself and how this host's Nix is set up; must not know how
-//! things are printed.
+//! The command `doctor`: checks everything that can keep paths out of the cache, or
+//! Nix from reading them back, and says for each problem what to do. Must not know
+//! how things are printed.
 
 use serde::Serialize;
 
 use super::attic_client::ask;
-use super::link::GRACE;
+use super::connection::REPLY_TIMEOUT;
+use super::exit::{Exit, Failure};
 use super::nix_conf::{self, Knows};
-use super::verdict::{Exit, Failure};
 use super::{Context, end::unexpected};
 use crate::control::messages::{CacheState, ClientInfo, Reply, Request, Status};
 use crate::types::Wall;
 
-/// A token that ends sooner than this is worth a word: a week, in seconds.
+/// A token that expires sooner than this is a finding: a week, in seconds.
 const SOON: i64 = 7 * 24 * 3600;
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct Finding {
-    /// What.
+    /// What was checked.
     pub(super) what: String,
-    /// Whether it is as it should be.
+    /// Whether it is good.
     pub(super) good: bool,
-    /// How it is, and what to do about it when it is not good.
+    /// How it is, and what to do if it is not good.
     pub(super) text: String,
 }
 
@@ -36,7 +35,7 @@ impl Finding {
         Self { what: what.into(), good: false, text: text.into() }
     }
 
-    /// Good unless there is a reason against it.
+    /// Returns a bad finding if there is a problem, else a good one.
     fn unless(what: impl Into<String>, problem: Option<String>, otherwise: impl Into<String>) -> Self {
         match problem {
             Some(problem) => Self::bad(what, problem),
@@ -45,9 +44,9 @@ impl Finding {
     }
 }
 
-/// Looks, tells, and ends with 3 under `--strict` when something is wrong.
+/// Runs all checks and prints the findings.
 pub(super) fn command(context: &Context) -> Result<Exit, Failure> {
-    let status = match context.link()?.ask(&Request::Status, GRACE, &mut |_| ())? {
+    let status = match context.connect()?.ask(&Request::Status, REPLY_TIMEOUT, &mut |_| ())? {
         Reply::Status(status) => status,
         other => return Err(unexpected(other)),
     };
@@ -63,7 +62,7 @@ pub(super) fn command(context: &Context) -> Result<Exit, Failure> {
     Ok(if well || !context.strict { Exit::Done } else { Exit::Failed })
 }
 
-/// Whether paths get into the caches.
+/// Checks whether paths get into the caches.
 fn of_daemon(status: &Status, now_s: i64) -> Vec<Finding> {
     let mut all = Vec::new();
     let own = env!("CARGO_PKG_VERSION");
@@ -82,7 +81,7 @@ fn of_daemon(status: &Status, now_s: i64) -> Vec<Finding> {
         };
         let problem = problem.or_else(|| {
             let left = cache.token_expires? - now_s;
-            (left < SOON).then(|| format!("its token ends in {} hours: renew it", left.max(0) / 3600))
+            (left < SOON).then(|| format!("its token expires in {} hours: renew it", left.max(0) / 3600))
         });
         let endpoint = cache.endpoint.as_deref().unwrap_or("no endpoint found");
         Finding::unless(format!("cache {}", cache.name), problem, format!("takes uploads, {endpoint}"))
@@ -92,15 +91,15 @@ fn of_daemon(status: &Status, now_s: i64) -> Vec<Finding> {
     let ledger = (status.ledger.state != "ok")
         .then(|| status.ledger.detail.clone().unwrap_or_else(|| status.ledger.state.clone()));
     all.push(Finding::unless("ledger", ledger, "written"));
-    let parked = status.queue.parked;
-    let given_up = (parked > 0).then(|| {
-        format!("{parked} given up: `flywheelctl status` says why; `flywheelctl reload` tries them again")
+    let failed = status.queue.failed;
+    let problem = (failed > 0).then(|| {
+        format!("{failed} failed: `flywheelctl status` says why; `flywheelctl reload` tries them again")
     });
     let queue = &status.queue;
     all.push(Finding::unless(
         "queue",
-        given_up,
-        format!("{} pending, {} uploading, none given up", queue.pending, queue.uploading),
+        problem,
+        format!("{} pending, {} uploading, none failed", queue.pending, queue.uploading),
     ));
     let client = &status.client;
     let lacking = (status.cache.iter().any(|cache| cache.engine == "attic") && client.path.is_none())
@@ -110,7 +109,7 @@ fn of_daemon(status: &Status, now_s: i64) -> Vec<Finding> {
     all
 }
 
-/// Whether this host's Nix reads them back.
+/// Checks whether this host's Nix reads the caches.
 fn of_reading(info: &ClientInfo, known: Result<Vec<Knows>, String>) -> Vec<Finding> {
     let known = match known {
         Ok(known) => known,
@@ -161,13 +160,13 @@ mod tests {
             ("daemon", "restart", (|s| s.version = "0.0.1".into()) as Harm),
             ("cache main", "nothing is lost", |s| s.cache[0].state = CacheState::Offline),
             ("cache main", "Renew", |s| s.cache[0].state = CacheState::Unauthorized),
-            ("cache main", "ends in 1 hours", |s| s.cache[0].token_expires = Some(1000 + 5400)),
+            ("cache main", "expires in 1 hours", |s| s.cache[0].token_expires = Some(1000 + 5400)),
             ("store", "away", |s| s.store.problem = Some("away".into())),
             ("ledger", "no room", |s| {
                 s.ledger.state = "degraded".into();
                 s.ledger.detail = Some("no room".into());
             }),
-            ("queue", "reload", |s| s.queue.parked = 2),
+            ("queue", "reload", |s| s.queue.failed = 2),
             ("attic client", "absent", |s| {
                 s.cache[0].engine = "attic".into();
                 s.client.state = "absent".into();

@@ -1,5 +1,5 @@
-//! Ending a session: names what belongs to it, waits, and survives a daemon
-//! that is restarted meanwhile. Must not know how a summary is printed.
+//! The command `session end`: names further paths, waits, and goes on waiting when
+//! the daemon is restarted meanwhile. Must not know how a summary is printed.
 
 use std::{
     path::Path,
@@ -11,19 +11,19 @@ use super::{
     Context,
     args::EndArgs,
     ci,
-    link::{GRACE, Link, LinkError, PATIENCE},
+    connection::{CONNECT_TIMEOUT, Connection, ConnectionError, REPLY_TIMEOUT},
+    exit::{Exit, Failure},
     paths,
     render::Heading,
     report, variable,
-    verdict::{Exit, Failure},
 };
 use crate::control::messages::{ErrorCode, Progress, Reply, Request, Summary};
 
-/// Between two attempts to find a daemon that went away.
+/// The time between two attempts to reach the daemon again.
 const RETRY: Duration = Duration::from_millis(200);
 
-/// What to end, and how.
-pub(super) struct Ending {
+/// Which session ends, and how.
+pub(super) struct EndRequest {
     pub(super) session: Option<String>,
     pub(super) push: Vec<String>,
     pub(super) timeout: Duration,
@@ -32,15 +32,15 @@ pub(super) struct Ending {
 
 pub(super) fn command(context: &Context, args: EndArgs) -> Result<Exit, Failure> {
     let named = args.session.is_some();
-    let ending = Ending {
+    let ending = EndRequest {
         session: args.session.or_else(|| variable("FLYWHEEL_SESSION")),
         push: args.push,
         timeout: args.timeout,
         wait: !args.no_wait,
     };
     let page = args.report;
-    let summary = finish(context, ending).map_err(|failure| match failure {
-        // A job whose start found no daemon has nothing to end, which is not its mistake.
+    let summary = end_session(context, ending).map_err(|failure| match failure {
+        // A job whose `session start` found no daemon has no session to end.
         Failure::Refused { code: ErrorCode::NotFound, message } if !named => Failure::NoSession(message),
         other => other,
     })?;
@@ -49,7 +49,7 @@ pub(super) fn command(context: &Context, args: EndArgs) -> Result<Exit, Failure>
     let Some((page, id)) = page.zip(summary.session.clone()) else { return Ok(exit) };
     match report::command(context, id, Some(&page)) {
         Ok(_) => Ok(exit),
-        // What the session's end said stands; a page that is missing fails nobody who was not strict.
+        // The session has ended all the same; only a strict caller fails for the report.
         Err(failure) => {
             let exit = match exit {
                 Exit::Done if context.strict || summary.strict => failure.exit(true),
@@ -61,14 +61,15 @@ pub(super) fn command(context: &Context, args: EndArgs) -> Result<Exit, Failure>
     }
 }
 
-/// Asks until there is an answer or the time is over.
-pub(super) fn finish(context: &Context, ending: Ending) -> Result<Summary, Failure> {
+/// Ends a session. Repeats the request while the daemon restarts or has no room,
+/// until there is a reply or the time is over.
+pub(super) fn end_session(context: &Context, ending: EndRequest) -> Result<Summary, Failure> {
     let until = Instant::now() + ending.timeout;
-    // A daemon that has no room for so long will not have it soon.
-    let room_until = until.min(Instant::now() + GRACE);
-    // No daemon at the first attempt is no daemon: a job does not wait for one to be installed.
-    let mut link = context.link()?;
-    let push = resolve(context, &ending.push, &link.server.store_dir)?;
+    // A daemon that has no room for this long will hardly have it soon.
+    let room_until = until.min(Instant::now() + REPLY_TIMEOUT);
+    // Without a daemon at the first attempt the job does not wait for one.
+    let mut connection = context.connect()?;
+    let push = resolve(context, &ending.push, &connection.server.store_dir)?;
     let mut session = ending.session;
     let ci_job = ci::detect(variable).map(|d| d.job.key());
     let mut bar = context.render.bar();
@@ -81,21 +82,21 @@ pub(super) fn finish(context: &Context, ending: Ending) -> Result<Summary, Failu
             timeout_ms: milliseconds(left),
             wait: ending.wait,
         };
-        let patience = if ending.wait { left + GRACE } else { GRACE };
+        let patience = if ending.wait { left + REPLY_TIMEOUT } else { REPLY_TIMEOUT };
         let mut progress = |p: &Progress| {
-            // Asked again without it, the daemon would look among open sessions only.
+            // Without the id a repeated request would find open sessions only.
             session = p.session.clone().or_else(|| session.take());
             bar.show(p);
         };
-        let failure = match link.ask(&request, patience, &mut progress) {
+        let failure = match connection.ask(&request, patience, &mut progress) {
             Ok(Reply::Ended(summary)) => return Ok(summary),
             Ok(Reply::Error { code: ErrorCode::Busy, message }) => {
-                // Many jobs at once: a moment later there is room.
+                // Many jobs ask at once; the daemon has room again in a moment.
                 sleep(RETRY.min(left));
                 if Instant::now() >= room_until {
                     return Err(Failure::Refused { code: ErrorCode::Busy, message });
                 }
-                link = context.link()?;
+                connection = context.connect()?;
                 continue;
             }
             Ok(Reply::Error { code: ErrorCode::Draining, message }) if ending.wait => {
@@ -106,27 +107,27 @@ pub(super) fn finish(context: &Context, ending: Ending) -> Result<Summary, Failu
             Err(e) => return Err(e.into()),
         };
         bar.clear();
-        context.render.note("the daemon went away; waiting for it to come back");
-        link = reconnect(&context.socket, until).ok_or(failure)?;
+        context.render.note("the connection to the daemon was lost; waiting until the daemon is back");
+        connection = reconnect(&context.socket, until).ok_or(failure)?;
     }
 }
 
-fn reconnect(socket: &Path, until: Instant) -> Option<Link> {
+fn reconnect(socket: &Path, until: Instant) -> Option<Connection> {
     loop {
         let left = until.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return None;
         }
         sleep(RETRY.min(left));
-        match Link::open(socket, PATIENCE.min(left)) {
-            Ok(link) => return Some(link),
-            Err(LinkError::Version { .. } | LinkError::Garbled { .. }) => return None,
+        match Connection::open(socket, CONNECT_TIMEOUT.min(left)) {
+            Ok(connection) => return Some(connection),
+            Err(ConnectionError::Version { .. } | ConnectionError::Garbled { .. }) => return None,
             Err(_) => {}
         }
     }
 }
 
-/// Patterns to store paths, with a warning for what matched nothing.
+/// Finds the store paths that patterns name. Warns of patterns that match nothing.
 pub(super) fn resolve(
     context: &Context,
     patterns: &[String],
@@ -143,7 +144,7 @@ pub(super) fn resolve(
     Ok(resolved.paths)
 }
 
-/// A reply that is not the one asked for.
+/// Turns an unexpected reply into a failure.
 pub(super) fn unexpected(reply: Reply) -> Failure {
     match reply {
         Reply::Error { code, message } => Failure::Refused { code, message },

@@ -1,9 +1,9 @@
-//! `hook`, for Nix's `post-build-hook`: tells the daemon what was built. A
-//! builder waits for it and fails with it, so it takes a tenth of a second at
-//! most, says nothing, and succeeds whatever happens.
+//! The command `hook`, for Nix's `post-build-hook`: tells the daemon what was built.
+//! Nix waits for the hook and fails the build when the hook fails. So it takes a
+//! tenth of a second at most, prints nothing and always succeeds.
 //!
-//! Nix runs the hook without arguments: called by the name `flywheel-hook`
-//! (a link), the program is this command.
+//! Nix runs the hook without arguments. When the program is called by the name
+//! `flywheel-hook` (a link), it is this command.
 
 use std::{
     ffi::OsString,
@@ -12,13 +12,13 @@ use std::{
     time::Duration,
 };
 
-use super::{link::Link, variable};
+use super::{connection::Connection, variable};
 use crate::control::messages::Request;
 
-/// For all of it there is twice that.
-const PATIENCE: Duration = Duration::from_millis(50);
+/// The limit for the connection, and again for the reply.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(50);
 
-/// Whether the program was called by its other name.
+/// Returns whether the program was called by the name `flywheel-hook`.
 pub(super) fn is_called(args: &[OsString]) -> bool {
     args.first().and_then(|name| Path::new(name).file_name()).is_some_and(|name| name == "flywheel-hook")
 }
@@ -30,9 +30,9 @@ pub(super) fn command(socket: Option<PathBuf>) -> ExitCode {
         derivation: variable("DRV_PATH"),
         outputs: outputs.split_whitespace().map(str::to_owned).collect(),
     };
-    // The answer is waited for: until it comes, the daemon can see who asked.
-    if let Ok(mut link) = Link::open(&socket, PATIENCE) {
-        let _ = link.ask(&request, PATIENCE, &mut |_| ());
+    // The daemon looks at this process until it replies, so the process waits for that.
+    if let Ok(mut connection) = Connection::open(&socket, CONNECT_TIMEOUT) {
+        let _ = connection.ask(&request, CONNECT_TIMEOUT, &mut |_| ());
     }
     ExitCode::SUCCESS
 }

@@ -1,5 +1,5 @@
-//! A session as one HTML page that needs nothing else: no script, no font, no
-//! image from anywhere. Pure; must not know where the page goes.
+//! The report of a session as one HTML page without scripts, fonts or images. Pure;
+//! must not know where the page goes.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -10,7 +10,7 @@ use std::{
 use super::text;
 use crate::control::messages::{SessionDetail, Summary};
 
-/// Text between tags or in a quoted attribute.
+/// Escapes text for use between tags or in a quoted attribute.
 pub(super) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -26,9 +26,9 @@ pub(super) fn escape(text: &str) -> String {
     out
 }
 
-/// For people, and safe.
+/// Makes text from others printable and escapes it.
 fn plain(value: &str) -> String {
-    escape(&text::clean(value))
+    escape(&text::printable(value))
 }
 
 const STYLE: &str = "\
@@ -45,7 +45,7 @@ code{font:13px ui-monospace,monospace;overflow-wrap:anywhere}\
 .pushed{color:#1a7f37}.failed,.bad{color:#cf222e}.pending{color:#9a6700}\
 @media(prefers-color-scheme:dark){.pushed{color:#3fb950}.failed,.bad{color:#f85149}.pending{color:#d29922}}";
 
-/// The whole page.
+/// Returns the page.
 pub(super) fn page(d: &SessionDetail) -> String {
     let (entry, s) = (&d.session, &d.summary);
     let name = plain(entry.label.as_deref().unwrap_or(&entry.session));
@@ -60,13 +60,18 @@ pub(super) fn page(d: &SessionDetail) -> String {
     if !entry.cache.is_empty() {
         let _ = write!(out, ", cache {}", plain(&entry.cache));
     }
-    let span = |ms: u64| text::span(Duration::from_millis(ms));
-    // The page is read later, so an age would mislead.
+    let duration = |ms: u64| text::duration(Duration::from_millis(ms));
+    // The page is read later, so it has the time and not the age.
     let started = Duration::from_millis(u64::try_from(entry.started_at).unwrap_or_default());
     if let Some(started) = UNIX_EPOCH.checked_add(started).filter(|_| entry.started_at > 0) {
         let _ = write!(out, ", started {}", httpdate::fmt_http_date(started));
     }
-    let _ = writeln!(out, ", took {}, of that {} after the job</p>", span(s.duration_ms), span(s.flush_ms));
+    let _ = writeln!(
+        out,
+        ", took {}, of that {} after the job</p>",
+        duration(s.duration_ms),
+        duration(s.flush_ms)
+    );
     job(&mut out, d);
     match text::shortfall(s) {
         Some(shortfall) => {
@@ -89,7 +94,7 @@ fn job(out: &mut String, d: &SessionDetail) {
     parts.extend([&ci.project, &ci.git_ref].into_iter().flatten().map(|v| plain(v)));
     if let Some(url) = &ci.url {
         let text = plain(url);
-        // Jobs set this text: anything but a web address could be a script.
+        // The job sets this text. Only a web address becomes a link; others could be scripts.
         let web = ["https://", "http://"].iter().any(|scheme| url.starts_with(scheme));
         parts.push(if web {
             format!("<a href=\"{text}\" rel=\"noreferrer noopener\">{text}</a>")
@@ -129,7 +134,7 @@ fn paths(out: &mut String, d: &SessionDetail) {
     out.push_str(
         "<table><thead><tr><th>path</th><th>state</th><th>evidence</th><th class=\"n\">size</th></tr></thead><tbody>\n",
     );
-    // What did not go well is what a reader looks for.
+    // Failed paths come first, because readers look for them.
     let rank = |state: &str| match state {
         "failed" => 0,
         "pending" => 1,
@@ -151,7 +156,7 @@ fn paths(out: &mut String, d: &SessionDetail) {
         );
     };
     let listed: HashSet<&str> = d.paths.iter().map(|p| p.path.as_str()).collect();
-    // The list of paths has a bound; a failure beyond it is still told.
+    // The list of paths is limited; failures beyond the limit are shown all the same.
     for failed in d.summary.failed.iter().filter(|f| !listed.contains(f.path.as_str())) {
         row(&failed.path, "failed", "", "");
     }

@@ -1,12 +1,11 @@
-//! The manual pages of `flywheelctl`, made from its command line, so that they
-//! say what `--help` says.
+//! Generates the manual pages of `flywheelctl` from its command line.
 
 use std::path::Path;
 
 use clap::CommandFactory;
 
 use super::args::Cli;
-use super::verdict::{Exit, Failure};
+use super::exit::{Exit, Failure};
 
 /// Writes `flywheelctl.1` and a page for each of its commands into `dir`.
 pub(super) fn write(dir: &Path) -> Result<Exit, Failure> {

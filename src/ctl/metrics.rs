@@ -1,10 +1,9 @@
-//! `metrics`: the daemon's status as OpenMetrics text, for a collector that
-//! reads files or runs commands. Knows the control socket's [`Status`]; must
-//! not know how things are printed, nor what the daemon does with the numbers.
+//! The command `metrics`: the daemon's status as OpenMetrics text, for a collector
+//! that reads files or runs commands. Must not know how things are printed.
 //!
 //! Names and units follow the OpenMetrics specification and Prometheus' own
-//! conventions: seconds, bytes, `_total` for what only grows (it begins anew
-//! when the daemon does).
+//! conventions: seconds, bytes, `_total` for counters, which begin at 0 with
+//! the daemon.
 
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -15,12 +14,12 @@ use prometheus_client::registry::{Registry, Unit};
 use super::text;
 use crate::control::messages::{CacheState, CacheStatus, Status};
 
-/// Labels in the order in which they are written.
+/// Labels, in the order in which they are written.
 type Labels = Vec<(&'static str, String)>;
 type Gauges = Family<Labels, Gauge>;
 type Counters = Family<Labels, Counter>;
 
-/// The whole page, ending in `# EOF`.
+/// Returns the page, which ends in `# EOF`.
 pub(super) fn page(status: &Status) -> String {
     let mut registry = Registry::with_prefix("flywheel");
     let mut gauge = |name: &str, help: &str, value: u64| {
@@ -30,27 +29,22 @@ pub(super) fn page(status: &Status) -> String {
     };
     gauge("uptime_seconds", "Seconds since the daemon started", status.uptime_ms / 1000);
     gauge("draining", "1 while the daemon is stopping", u64::from(status.draining));
-    gauge(
-        "store_cursor",
-        "Last row of the Nix database that is taken in",
-        status.store.cursor.unsigned_abs(),
-    );
-    gauge("store_lag_rows", "Rows of the Nix database that are not taken in yet", status.store.lag);
+    gauge("store_cursor", "Last row of the Nix database that was read", status.store.cursor.unsigned_abs());
+    gauge("store_lag_rows", "Rows of the Nix database that are still to be read", status.store.lag);
     gauge(
         "store_problem",
         "1 while newly valid paths cannot be followed",
         u64::from(status.store.problem.is_some()),
     );
     gauge("ledger_degraded", "1 while the ledger cannot be written", u64::from(status.ledger.state != "ok"));
-    gauge("client_ready", "1 when the attic client is there", u64::from(status.client.state == "ready"));
+    gauge("client_ready", "1 when the attic client is ready", u64::from(status.client.state == "ready"));
 
     let build = gauges(&mut registry, "build_info", "The daemon's version");
     set(&build, [("version", status.version.as_str())], 1);
-    let queue =
-        gauges(&mut registry, "queue_paths", "Paths that are not in the cache yet, by where they are");
+    let queue = gauges(&mut registry, "queue_paths", "Pushes that are not in the cache yet, by state");
     set(&queue, [("state", "pending")], status.queue.pending);
     set(&queue, [("state", "uploading")], status.queue.uploading);
-    set(&queue, [("state", "parked")], status.queue.parked);
+    set(&queue, [("state", "failed")], status.queue.failed);
     let sessions = gauges(&mut registry, "sessions", "Sessions of CI jobs that are not closed, by state");
     for state in ["open", "draining"] {
         let of_state = status.sessions.iter().filter(|s| text::state(s.state) == state);
@@ -69,14 +63,19 @@ fn caches(registry: &mut Registry, all: &[CacheStatus]) {
     let expires = Gauges::default();
     registry.register_with_unit(
         "token_expiry_timestamp",
-        "When the cache's token ends, since 1970",
+        "When the token of the cache expires, since 1970",
         Unit::Seconds,
         expires.clone(),
     );
-    let paths = counters(registry, "paths", "Paths that are done with, by cache and outcome");
-    let failures = counters(registry, "upload_failures", "Uploads that failed, tried again or not, by cache");
+    let paths = counters(registry, "paths", "Pushes that have an outcome, by cache and outcome");
+    let failures = counters(registry, "upload_failures", "Uploads that went wrong, retried or not, by cache");
     let bytes = Counters::default();
-    registry.register_with_unit("uploaded", "NARs uploaded, before compression", Unit::Bytes, bytes.clone());
+    registry.register_with_unit(
+        "uploaded",
+        "Size of the uploaded NARs, before compression",
+        Unit::Bytes,
+        bytes.clone(),
+    );
     for cache in all {
         let name = || ("cache", cache.name.clone());
         let state = cache.state.as_str().to_owned();
@@ -139,7 +138,7 @@ mod tests {
         };
         let mut status = Status { version: "0.1.0".into(), uptime_ms: 61_234, ..Status::default() };
         status.cache.push(cache);
-        status.queue.parked = 3;
+        status.queue.failed = 3;
         status.ledger.state = "degraded".into();
         let page = page(&status);
         for line in [
@@ -147,7 +146,7 @@ mod tests {
             "flywheel_uptime_seconds 61",
             "flywheel_ledger_degraded 1",
             "flywheel_build_info{version=\"0.1.0\"} 1",
-            "flywheel_queue_paths{state=\"parked\"} 3",
+            "flywheel_queue_paths{state=\"failed\"} 3",
             "flywheel_sessions{state=\"open\"} 0",
             "flywheel_cache_up{cache=\"ma\\\"in\",engine=\"native\",state=\"online\"} 1",
             "flywheel_token_expiry_timestamp_seconds{cache=\"ma\\\"in\"} 2000000000",

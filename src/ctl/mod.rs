@@ -1,21 +1,21 @@
-//! `flywheelctl`: asks the daemon, tells people and scripts what it said, and
-//! never makes a job fail or wait for more than it asked for. Knows the control
-//! socket's messages and codec; must not know the daemon's inside.
+//! `flywheelctl`: sends requests to the daemon and prints the replies for people
+//! and scripts. It never makes a job fail or wait unless the job asked for that.
+//! Knows the control socket's messages and codec; must not know the daemon's inside.
 //!
-//! Blocking on purpose, for a fast start. Only `run`, which minds a command
-//! and signals at once, uses tokio.
+//! The program blocks, so that it starts fast. Only commands that start another
+//! program and forward signals to it use tokio.
 
 mod anchor;
 mod args;
 mod attic_client;
 pub mod ci;
 mod ci_log;
+mod connection;
 mod doctor;
-mod duration;
 mod end;
+mod exit;
 mod hook;
 mod html;
-mod link;
 mod manual;
 mod metrics;
 mod nix_conf;
@@ -26,7 +26,6 @@ mod report;
 mod run;
 mod session;
 mod text;
-mod verdict;
 
 #[cfg(test)]
 mod tests;
@@ -36,14 +35,14 @@ use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 use clap::{CommandFactory, Parser};
 
 use args::{Cli, ClientCommand, Command, SessionCommand};
-use link::Link;
+use connection::Connection;
+use exit::{Exit, Failure};
 use render::Render;
-use verdict::{Exit, Failure};
 
-/// Where the daemon listens when nothing says otherwise.
+/// The daemon's socket when neither `--socket` nor `$FLYWHEEL_SOCKET` names one.
 pub const DEFAULT_SOCKET: &str = "/run/flywheel/control.sock";
 
-/// What every command has.
+/// The options that all commands share.
 struct Context {
     socket: PathBuf,
     strict: bool,
@@ -51,22 +50,22 @@ struct Context {
 }
 
 impl Context {
-    fn link(&self) -> Result<Link, Failure> {
-        Ok(Link::open(&self.socket, link::PATIENCE)?)
+    fn connect(&self) -> Result<Connection, Failure> {
+        Ok(Connection::open(&self.socket, connection::CONNECT_TIMEOUT)?)
     }
 }
 
-/// A variable of the environment; an empty one counts as absent.
+/// Reads a variable of the environment. An empty one counts as absent.
 fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|v| !v.is_empty())
 }
 
-/// Whether a CI job's environment gives the session a name.
+/// Returns whether the environment is that of a CI job.
 fn in_ci() -> bool {
     ci::detect(variable).is_some()
 }
 
-/// The whole program.
+/// Runs the program with these arguments, the first of which is its name.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args: Vec<OsString> = args.into_iter().collect();
     if hook::is_called(&args) {

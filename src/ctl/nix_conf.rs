@@ -1,16 +1,16 @@
-//! `nix-conf`, and whether this host's Nix is set up for the caches. Must not
-//! know how things are printed.
+//! The command `nix-conf`, and how this host's Nix is set up for the caches. Must
+//! not know how things are printed.
 
 use std::process::Command;
 
 use super::{
     Context,
     attic_client::ask,
-    verdict::{Exit, Failure},
+    exit::{Exit, Failure},
 };
 use crate::control::messages::{ClientInfo, ClientServer};
 
-/// What Nix has to be told.
+/// The settings that nix.conf needs.
 #[derive(Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub(super) struct Lines {
     pub(super) substituters: Vec<String>,
@@ -18,16 +18,16 @@ pub(super) struct Lines {
     pub(super) netrc_file: Option<String>,
 }
 
-/// What this host's Nix knows of one cache.
+/// Which settings for one cache this host's Nix has.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub(super) struct Knows {
     pub(super) substituter: bool,
     pub(super) public_key: bool,
-    /// Nothing when the cache needs none.
+    /// None when the cache needs no netrc file.
     pub(super) netrc: Option<bool>,
 }
 
-/// `nix-conf`: from the caches' own configurations, as the daemon has read them.
+/// Prints the lines for nix.conf, from what the caches say about themselves.
 pub(super) fn command(context: &Context, netrc: bool, cache: Option<&str>) -> Result<Exit, Failure> {
     let info = ask(context, false)?;
     if netrc {
@@ -42,7 +42,7 @@ pub(super) fn command(context: &Context, netrc: bool, cache: Option<&str>) -> Re
     for server in servers.iter().filter(|server| server.substituter.is_none() || server.public_key.is_none())
     {
         context.render.warn(&format!(
-            "cache {}: it has not said where Nix reads it and with which key (`flywheelctl status` says whether it answers)",
+            "cache {}: its substituter and key are not known yet, because it has not answered; `flywheelctl status` says why",
             server.name
         ));
     }
@@ -50,14 +50,16 @@ pub(super) fn command(context: &Context, netrc: bool, cache: Option<&str>) -> Re
     Ok(Exit::Done)
 }
 
-/// The file that the daemon keeps, as far as the caller may read it.
+/// Prints the netrc file that the daemon writes, with the caller's rights.
 fn print_netrc(context: &Context, info: &ClientInfo) -> Result<Exit, Failure> {
     let Some(file) = &info.netrc else {
-        let text = "the daemon keeps no netrc file: set [nix] netrc and a pull_token_file for the cache";
+        let text = "the daemon writes no netrc file: set [nix] netrc, and pull_token_file for the cache";
         return Err(Failure::Usage(text.to_owned()));
     };
     let text = std::fs::read(file).map_err(|e| {
-        Failure::Usage(format!("{file}: {e}; it is for root and its group (see [nix] netrc_group)"))
+        Failure::Usage(format!(
+            "{file}: {e}; root and the group of the file may read it (see [nix] netrc_group)"
+        ))
     })?;
     context.render.raw(&text);
     Ok(Exit::Done)
@@ -73,9 +75,9 @@ fn lines(servers: &[&ClientServer], netrc: Option<&str>) -> Lines {
     }
 }
 
-/// nix.conf as Nix itself shows it: `key = value` lines.
+/// Returns Nix's settings as `nix config show` prints them: `key = value` lines.
 pub(super) fn host() -> Result<String, String> {
-    // The name of the command has changed with 2.20.
+    // Nix 2.20 renamed the command.
     let mut why = String::new();
     for words in [&["config", "show"][..], &["show-config"]] {
         let features = ["--extra-experimental-features", "nix-command"];
@@ -84,13 +86,13 @@ pub(super) fn host() -> Result<String, String> {
                 return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
             }
             Ok(output) => why = String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-            Err(e) => return Err(format!("nix cannot be run: {e}")),
+            Err(e) => return Err(format!("`nix` cannot be started: {e}")),
         }
     }
     Err(why)
 }
 
-/// What it says of a cache.
+/// Finds which settings for a cache are there.
 pub(super) fn knows(conf: &str, server: &ClientServer, netrc: Option<&str>) -> Knows {
     let values = |key: &str| {
         let line = conf.lines().filter_map(|line| line.split_once(" = ")).find(|(k, _)| *k == key);

@@ -1,6 +1,5 @@
-//! From what a job writes (`result*`, a link, a store path) to store paths.
-//! Must not know whether they are valid: that is for the daemon, which has the
-//! Nix database.
+//! Finds the store paths that a job names by patterns (`result*`), links or store
+//! paths. Must not know whether they are valid; the daemon has the Nix database.
 
 use std::{
     collections::VecDeque,
@@ -8,19 +7,20 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-/// As many links as Linux follows (path_resolution(7)).
+/// The most links that are followed, as in Linux (path_resolution(7)).
 const MOST_LINKS: u32 = 40;
 
-/// What was found.
+/// The result of a search.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Resolved {
-    /// Full store paths, each once, in the order met.
+    /// Store paths in full, each once, in the order in which they were found.
     pub(super) paths: Vec<String>,
-    /// What matched nothing.
+    /// Patterns that match nothing.
     pub(super) unmatched: Vec<String>,
 }
 
-/// Expands patterns relative to `cwd`. An error is the caller's mistake, in words.
+/// Expands patterns relative to `cwd`. The error is a message about the first pattern
+/// that is wrong or leads out of the store.
 pub(super) fn resolve(patterns: &[String], cwd: &Path, store_dir: &str) -> Result<Resolved, String> {
     let mut found = Resolved::default();
     for pattern in patterns {
@@ -41,12 +41,13 @@ pub(super) fn resolve(patterns: &[String], cwd: &Path, store_dir: &str) -> Resul
 
 fn expand(pattern: &str, cwd: &Path, store_dir: &str) -> Result<Vec<PathBuf>, String> {
     let literal = cwd.join(pattern);
-    // A name may contain `?` (store paths do) or `[`: what is there under that name is meant.
+    // A file name may contain `?` (store paths do) or `[`. An existing file of that name
+    // is meant.
     if literal.symlink_metadata().is_ok() {
         return Ok(vec![literal]);
     }
     if !pattern.contains(['*', '[']) && below(&literal, Path::new(store_dir)).is_some() {
-        return Ok(vec![literal]); // as given; the daemon knows whether it is valid
+        return Ok(vec![literal]); // the daemon knows whether it is valid
     }
     let base = glob::Pattern::escape(&cwd.to_string_lossy());
     let absolute = if pattern.starts_with('/') { pattern.to_owned() } else { format!("{base}/{pattern}") };
@@ -56,10 +57,10 @@ fn expand(pattern: &str, cwd: &Path, store_dir: &str) -> Result<Vec<PathBuf>, St
     matches.collect::<Result<_, _>>().map_err(|e| format!("cannot look for `{pattern}`: {e}"))
 }
 
-/// The store path that `path` is, is in, or leads to, in full.
+/// Returns the store path that `path` is, lies in, or leads to, in full.
 ///
-/// Stops at the first place below the store directory: a store path may itself
-/// be a link to another one, and it is the named one that is meant.
+/// Stops at the first store path: it may itself be a link to another one, but the
+/// first one was named.
 fn follow(path: &Path, store_dir: &str) -> Option<String> {
     let store = Path::new(store_dir);
     let real = store.canonicalize().unwrap_or_else(|_| store.to_owned());
@@ -82,7 +83,7 @@ fn follow(path: &Path, store_dir: &str) -> Option<String> {
             if links > MOST_LINKS {
                 return None;
             }
-            at.pop(); // an absolute target replaces it when its root is pushed
+            at.pop(); // pushing the root of an absolute target replaces all of it
             for part in parts(&target).into_iter().rev() {
                 rest.push_front(part);
             }
@@ -94,7 +95,7 @@ fn parts(path: &Path) -> VecDeque<OsString> {
     path.components().filter(|c| *c != Component::CurDir).map(|c| c.as_os_str().to_owned()).collect()
 }
 
-/// The name in `store` that `path` is or is in, by its text alone.
+/// Returns the name in `store` that `path` is or lies in, by its text alone.
 fn below(path: &Path, store: &Path) -> Option<String> {
     let mut inside = path.strip_prefix(store).ok()?.components();
     let Component::Normal(base) = inside.next()? else { return None };

@@ -1,46 +1,47 @@
-//! `push`, `flush`, `status`, `metrics` and `reload`. Must not know how things are printed.
+//! The commands `push`, `flush`, `status`, `metrics` and `reload`. Must not know how
+//! things are printed.
 
 use std::{thread::sleep, time::Duration};
 
 use super::{
     Context,
     args::PushArgs,
+    connection::REPLY_TIMEOUT,
     end::{milliseconds, resolve, unexpected},
-    link::GRACE,
+    exit::{Exit, Failure},
     metrics,
     render::Heading,
-    verdict::{Exit, Failure},
 };
 use crate::control::messages::{Reply, Request};
 
-/// Between two looks of `status --watch`.
-const LOOK: Duration = Duration::from_secs(2);
+/// The time between two requests of `status --watch`.
+const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 
 pub(super) fn push(context: &Context, args: PushArgs) -> Result<Exit, Failure> {
-    let mut link = context.link()?;
-    let paths = resolve(context, &args.paths, &link.server.store_dir)?;
+    let mut connection = context.connect()?;
+    let paths = resolve(context, &args.paths, &connection.server.store_dir)?;
     if paths.is_empty() {
         return Err(Failure::Usage("nothing to push: no path given leads to the store".to_owned()));
     }
-    let patience = if args.wait { args.timeout + GRACE } else { GRACE };
+    let patience = if args.wait { args.timeout + REPLY_TIMEOUT } else { REPLY_TIMEOUT };
     let timeout_ms = milliseconds(args.timeout);
     let request = Request::Push { paths, cache: args.cache, wait: args.wait, timeout_ms };
     let mut bar = context.render.bar();
-    let reply = link.ask(&request, patience, &mut |p| bar.show(p))?;
+    let reply = connection.ask(&request, patience, &mut |p| bar.show(p))?;
     bar.clear();
-    settled(context, reply, Heading::Push, args.wait)
+    print_result(context, reply, Heading::Push, args.wait)
 }
 
 pub(super) fn flush(context: &Context, timeout: Duration) -> Result<Exit, Failure> {
-    let mut link = context.link()?;
+    let mut connection = context.connect()?;
     let request = Request::Flush { timeout_ms: milliseconds(timeout) };
     let mut bar = context.render.bar();
-    let reply = link.ask(&request, timeout + GRACE, &mut |p| bar.show(p))?;
+    let reply = connection.ask(&request, timeout + REPLY_TIMEOUT, &mut |p| bar.show(p))?;
     bar.clear();
-    settled(context, reply, Heading::Flush, true)
+    print_result(context, reply, Heading::Flush, true)
 }
 
-fn settled(context: &Context, reply: Reply, heading: Heading, waited: bool) -> Result<Exit, Failure> {
+fn print_result(context: &Context, reply: Reply, heading: Heading, waited: bool) -> Result<Exit, Failure> {
     match reply {
         Reply::Pushed(summary) => {
             let exit = Exit::of(&summary, context.strict, waited);
@@ -56,21 +57,21 @@ fn settled(context: &Context, reply: Reply, heading: Heading, waited: bool) -> R
 }
 
 pub(super) fn status(context: &Context, watch: bool) -> Result<Exit, Failure> {
-    let mut link = context.link()?;
+    let mut connection = context.connect()?;
     loop {
-        let reader_left = match link.ask(&Request::Status, GRACE, &mut |_| ())? {
+        let reader_left = match connection.ask(&Request::Status, REPLY_TIMEOUT, &mut |_| ())? {
             Reply::Status(status) => context.render.status(&status, watch).is_err(),
             other => return Err(unexpected(other)),
         };
         if !watch || reader_left {
             return Ok(Exit::Done);
         }
-        sleep(LOOK);
+        sleep(WATCH_INTERVAL);
     }
 }
 
 pub(super) fn metrics(context: &Context) -> Result<Exit, Failure> {
-    match context.link()?.ask(&Request::Status, GRACE, &mut |_| ())? {
+    match context.connect()?.ask(&Request::Status, REPLY_TIMEOUT, &mut |_| ())? {
         Reply::Status(status) => context.render.raw(metrics::page(&status).as_bytes()),
         other => return Err(unexpected(other)),
     }
@@ -78,7 +79,7 @@ pub(super) fn metrics(context: &Context) -> Result<Exit, Failure> {
 }
 
 pub(super) fn reload(context: &Context) -> Result<Exit, Failure> {
-    match context.link()?.ask(&Request::Reload, GRACE, &mut |_| ())? {
+    match context.connect()?.ask(&Request::Reload, REPLY_TIMEOUT, &mut |_| ())? {
         Reply::Done { message } => context.render.done(&message),
         other => return Err(unexpected(other)),
     }

@@ -1,8 +1,8 @@
-//! Printing: what goes to standard output, what to standard error, in which
-//! form. The only file that prints. Must not decide anything.
+//! Prints to standard output and standard error. Only this file prints. Must not
+//! decide anything.
 //!
-//! Standard output carries what was asked for and nothing else. A reader that
-//! went away is no error.
+//! Standard output has the result that was asked for and nothing else. It is no
+//! error when nobody reads it.
 
 use std::{
     fs::OpenOptions,
@@ -16,20 +16,20 @@ use serde::Serialize;
 use super::{
     ci_log::{self, CiLog, Level},
     doctor::Finding,
+    exit::{Exit, Failure},
     html,
     nix_conf::{Knows, Lines},
     text, variable,
-    verdict::{Exit, Failure},
 };
 use crate::control::messages::{ClientInfo, Progress, SessionDetail, SessionEntry, Status, Summary};
 use crate::types::Wall;
 
-/// Between two lines of progress where there is no terminal.
+/// The time between two lines of progress where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
-/// Between two pictures of the bar.
+/// The time between two updates of the progress bar.
 const BAR_EVERY: Duration = Duration::from_millis(100);
 
-/// What a summary is of.
+/// The kind of a summary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Heading {
     Session,
@@ -37,20 +37,20 @@ pub(super) enum Heading {
     Flush,
 }
 
-/// How to print.
+/// How and where to print.
 #[derive(Debug, Clone)]
 pub(super) struct Render {
     json: bool,
     quiet: bool,
     terminal: bool,
     colour: bool,
-    /// Of the CI system whose log this is.
+    /// The CI system whose log standard error is.
     ci_log: CiLog,
-    /// Standard output is a command's; ours goes to standard error.
-    aside: bool,
+    /// Results go to standard error, because standard output belongs to a command.
+    to_stderr: bool,
 }
 
-/// What clap has to say: help and version are answers, the rest mistakes.
+/// Prints clap's message. Help and version are results, all others are errors.
 pub(super) fn usage(e: &clap::Error) -> Exit {
     let _ = e.print();
     if e.use_stderr() { Exit::Usage } else { Exit::Done }
@@ -60,16 +60,16 @@ impl Render {
     pub(super) fn new(json: bool, quiet: bool) -> Self {
         let terminal = io::stderr().is_terminal();
         let colour = terminal && variable("NO_COLOR").is_none();
-        Self { json, quiet, terminal, colour, ci_log: CiLog::of(variable), aside: false }
+        Self { json, quiet, terminal, colour, ci_log: CiLog::of(variable), to_stderr: false }
     }
 
-    /// The same, with standard output left to somebody else.
-    pub(super) fn aside(&self) -> Self {
-        Self { aside: true, ..self.clone() }
+    /// Returns a copy that prints results to standard error.
+    pub(super) fn on_stderr(&self) -> Self {
+        Self { to_stderr: true, ..self.clone() }
     }
 
     fn out(&self, text: &str) -> io::Result<()> {
-        if self.aside {
+        if self.to_stderr {
             return io::stderr().write_all(text.as_bytes());
         }
         let mut out = io::stdout().lock();
@@ -87,8 +87,8 @@ impl Render {
             Level::Warning => ("warning", "33"),
             Level::Error => ("error", "31"),
         };
-        let text = ci_log::tame(&text::clean(text));
-        let line = if let Some(line) = self.decorated().remark(level, &text) {
+        let text = ci_log::defuse_commands(&text::printable(text));
+        let line = if let Some(line) = self.log_format().annotation(level, &text) {
             line
         } else if self.colour {
             format!("\x1b[{colour}m{word}:\x1b[0m {text}\n")
@@ -98,28 +98,28 @@ impl Render {
         let _ = io::stderr().write_all(line.as_bytes());
     }
 
-    /// Something is not as it should be, and the job goes on.
+    /// Prints a warning.
     pub(super) fn warn(&self, text: &str) {
         self.say(Level::Warning, text);
     }
 
-    /// Something worth knowing.
+    /// Prints a note, unless `--quiet` is set.
     pub(super) fn note(&self, text: &str) {
         if !self.quiet {
             self.say(Level::Note, text);
         }
     }
 
-    /// Why a command did not do what it was asked.
+    /// Prints why a command did not do what it was asked to do.
     pub(super) fn failure(&self, failure: &Failure, exit: Exit) {
-        self.verdict(&failure.to_string(), exit);
+        self.outcome(&failure.to_string(), exit);
     }
 
-    fn verdict(&self, text: &str, exit: Exit) {
+    fn outcome(&self, text: &str, exit: Exit) {
         self.say(level(exit), text);
     }
 
-    /// As it is.
+    /// Prints bytes to standard output without a change.
     pub(super) fn raw(&self, bytes: &[u8]) {
         let _ = io::stdout().write_all(bytes);
     }
@@ -128,7 +128,7 @@ impl Render {
         let _ = if self.json {
             self.object(&serde_json::json!({ "session": session, "cache": cache }))
         } else {
-            self.out(&format!("{}\n", text::clean(session)))
+            self.out(&format!("{}\n", text::printable(session)))
         };
         if let Some(line) = self.ci_log.step_environment(session) {
             self.append("GITHUB_ENV", &line);
@@ -139,8 +139,8 @@ impl Render {
         if self.json {
             let _ = self.object(summary);
         } else if !self.quiet {
-            let ci_log = self.decorated();
-            let _ = self.out(&ci_log.fold(&text::summary(summary, heading), summary, now_s()));
+            let ci_log = self.log_format();
+            let _ = self.out(&ci_log.collapsed(&text::summary(summary, heading), summary, now_s()));
             let _ = io::stderr().write_all(ci_log.failures(level(exit), summary).as_bytes());
         }
         if let (Some(table), false) = (self.ci_log.step_summary(summary), self.quiet) {
@@ -150,7 +150,7 @@ impl Render {
             self.warn(warning);
         }
         if let Some(shortfall) = text::shortfall(summary) {
-            self.verdict(&shortfall, exit);
+            self.outcome(&shortfall, exit);
         }
     }
 
@@ -162,7 +162,8 @@ impl Render {
         let _ = if self.json { self.object(detail) } else { self.out(&text::session(detail, Wall::now().0)) };
     }
 
-    /// A page about a session; what was asked for as JSON stays JSON.
+    /// Writes the HTML report of a session to a file, or prints it. With `--json` the
+    /// printed form is JSON.
     pub(super) fn report(&self, detail: &SessionDetail, output: Option<&Path>) -> io::Result<()> {
         match output {
             Some(file) => std::fs::write(file, html::page(detail)),
@@ -171,12 +172,12 @@ impl Render {
         }
     }
 
-    /// JSON is for programs.
-    fn decorated(&self) -> CiLog {
+    /// Returns the log format; with `--json` there are no decorations.
+    fn log_format(&self) -> CiLog {
         if self.json { CiLog::Plain } else { self.ci_log }
     }
 
-    /// To a file through which a step speaks to its runner.
+    /// Appends to a file by which a step passes values to its runner.
     fn append(&self, named_by: &str, text: &str) {
         let Some(file) = variable(named_by) else { return };
         let opened = OpenOptions::new().append(true).create(true).open(&file);
@@ -185,10 +186,10 @@ impl Render {
         }
     }
 
-    /// An error means that nobody reads any more.
+    /// Prints the state of the daemon. An error means that nobody reads standard output.
     pub(super) fn status(&self, status: &Status, again: bool) -> io::Result<()> {
         if self.json {
-            return self.object(status);
+            return self.object(&status_json(status));
         }
         if again && io::stdout().is_terminal() {
             self.out("\x1b[H\x1b[2J")?;
@@ -200,7 +201,7 @@ impl Render {
         Ok(())
     }
 
-    /// The client, the caches, and what this host's Nix knows of each.
+    /// Prints the attic client, the caches, and how this host's Nix is set up for each.
     pub(super) fn client(&self, info: &ClientInfo, known: &[Option<Knows>]) {
         if !self.json {
             let _ = self.out(&text::client_info(info, known, Wall::now().0));
@@ -225,11 +226,11 @@ impl Render {
         if self.json {
             let _ = self.object(&serde_json::json!({ "message": message }));
         } else if !self.quiet {
-            let _ = self.out(&format!("{}\n", text::clean(message)));
+            let _ = self.out(&format!("{}\n", text::printable(message)));
         }
     }
 
-    /// Progress of one wait.
+    /// Returns a progress display for one wait.
     pub(super) fn bar(&self) -> Bar {
         let style = match (self.quiet, self.terminal) {
             (true, _) => Style::Nothing,
@@ -247,8 +248,8 @@ enum Style {
     Lines,
 }
 
-/// Progress on standard error: a bar on a terminal, else a line now and then.
-/// A wait that is over soon shows nothing.
+/// Shows progress on standard error: a bar on a terminal, else a line every
+/// [`LINE_EVERY`]. A shorter wait shows nothing.
 #[derive(Debug)]
 pub(super) struct Bar {
     style: Style,
@@ -276,7 +277,7 @@ impl Bar {
         let _ = io::stderr().write_all(line.as_bytes());
     }
 
-    /// Leaves a clean line.
+    /// Removes the bar from the terminal.
     pub(super) fn clear(&mut self) {
         if std::mem::take(&mut self.drawn) {
             let _ = io::stderr().write_all(b"\r\x1b[K");
@@ -288,6 +289,14 @@ impl Drop for Bar {
     fn drop(&mut self) {
         self.clear();
     }
+}
+
+/// Returns the documented JSON of a status. Earlier versions said `parked` for failed.
+fn status_json(status: &Status) -> serde_json::Value {
+    let mut value = serde_json::json!(status);
+    value["queue"]["parked"] = value["queue"]["failed"].clone();
+    value["parked"] = value["failed"].clone();
+    value
 }
 
 fn level(exit: Exit) -> Level {

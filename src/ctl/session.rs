@@ -1,4 +1,5 @@
-//! `session start`, `list` and `show`. Must not know how things are printed.
+//! The commands `session start`, `list` and `show`. Must not know how things are
+//! printed.
 
 use std::time::{Duration, Instant};
 
@@ -6,20 +7,20 @@ use super::{
     Context, anchor,
     args::StartArgs,
     ci,
+    connection::{Connection, REPLY_TIMEOUT},
     end::unexpected,
-    link::{GRACE, Link},
+    exit::{Exit, Failure},
     variable,
-    verdict::{Exit, Failure},
 };
 use crate::control::messages::{ErrorCode, Reply, Request};
 
-/// How long a daemon that has too much to do is asked again…
+/// How long `session start` repeats a request that the daemon has no room for.
 const BUSY: Duration = Duration::from_secs(3);
-/// … and how often.
+/// The time between two of these requests.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// What opens a session.
-pub(super) struct Opening {
+/// The options of a new session.
+pub(super) struct StartRequest {
     pub(super) label: Option<String>,
     pub(super) cache: Option<String>,
     pub(super) anchor_pid: Option<u32>,
@@ -29,15 +30,15 @@ pub(super) fn start(context: &Context, args: StartArgs) -> Result<Exit, Failure>
     let detected = ci::detect(variable);
     let system = detected.as_ref().map(|d| d.job.system.as_str());
     let anchor_pid = args.anchor_pid.or_else(|| anchor::find(system));
-    let opening = Opening { label: args.label, cache: args.cache, anchor_pid };
+    let opening = StartRequest { label: args.label, cache: args.cache, anchor_pid };
     let (session, cache) = open(context, &opening)?;
     context.render.started(&session, &cache);
     Ok(Exit::Done)
 }
 
-/// Opens a session: its id and cache.
-pub(super) fn open(context: &Context, opening: &Opening) -> Result<(String, String), Failure> {
-    let mut link = context.link()?;
+/// Opens a session and returns its id and cache.
+pub(super) fn open(context: &Context, opening: &StartRequest) -> Result<(String, String), Failure> {
+    let mut connection = context.connect()?;
     let detected = ci::detect(variable);
     let (default, ci) = detected.map(|d| (d.label, d.job)).unzip();
     let request = Request::SessionStart {
@@ -49,12 +50,12 @@ pub(super) fn open(context: &Context, opening: &Opening) -> Result<(String, Stri
     };
     let until = Instant::now() + BUSY;
     loop {
-        match link.ask(&request, GRACE, &mut |_| ())? {
+        match connection.ask(&request, REPLY_TIMEOUT, &mut |_| ())? {
             Reply::Started { session, cache } => return Ok((session, cache)),
-            // Many jobs at once: a moment later there is room.
+            // Many jobs ask at once; the daemon has room again in a moment.
             Reply::Error { code: ErrorCode::Busy, .. } if Instant::now() < until => {
                 std::thread::sleep(PAUSE);
-                link = context.link()?;
+                connection = context.connect()?;
             }
             other => return Err(unexpected(other)),
         }
@@ -62,8 +63,8 @@ pub(super) fn open(context: &Context, opening: &Opening) -> Result<(String, Stri
 }
 
 pub(super) fn list(context: &Context, all: bool) -> Result<Exit, Failure> {
-    let mut link: Link = context.link()?;
-    match link.ask(&Request::SessionList { all }, GRACE, &mut |_| ())? {
+    let mut connection: Connection = context.connect()?;
+    match connection.ask(&Request::SessionList { all }, REPLY_TIMEOUT, &mut |_| ())? {
         Reply::Sessions(list) => context.render.sessions(&list),
         other => return Err(unexpected(other)),
     }
@@ -71,8 +72,8 @@ pub(super) fn list(context: &Context, all: bool) -> Result<Exit, Failure> {
 }
 
 pub(super) fn show(context: &Context, session: String) -> Result<Exit, Failure> {
-    let mut link = context.link()?;
-    match link.ask(&Request::SessionShow { session }, GRACE, &mut |_| ())? {
+    let mut connection = context.connect()?;
+    match connection.ask(&Request::SessionShow { session }, REPLY_TIMEOUT, &mut |_| ())? {
         Reply::Session(detail) => context.render.session(&detail),
         other => return Err(unexpected(other)),
     }

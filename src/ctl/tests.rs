@@ -1,4 +1,4 @@
-//! The pure parts of the client.
+//! The pure parts of flywheelctl.
 
 use std::{cell::RefCell, collections::HashMap, os::unix::fs::symlink, path::Path, time::Duration};
 
@@ -8,32 +8,10 @@ use super::{
     args::{Cli, Command},
     ci,
     ci_log::{CiLog, Level},
-    duration, paths, text,
-    verdict::{Exit, Failure},
+    exit::{Exit, Failure},
+    paths, text,
 };
 use crate::control::messages::{ErrorCode, Failed, Progress, Summary};
-
-#[test]
-fn durations() {
-    let table = [
-        ("240s", 240_000),
-        ("5m", 300_000),
-        ("1h30m", 5_400_000),
-        ("90", 90_000),
-        ("250ms", 250),
-        ("0", 0),
-        ("1d", 86_400_000),
-        (" 5m ", 300_000),
-    ];
-    for (text, ms) in table {
-        assert_eq!(duration::parse(text), Ok(Duration::from_millis(ms)), "{text}");
-    }
-    for text in
-        ["", "s", "5 m", "-1s", "1.5h", "5x", "1h30", "99999999999999999999s", "8d", "18446744073709551615h"]
-    {
-        assert!(duration::parse(text).is_err(), "{text}");
-    }
-}
 
 #[test]
 fn the_command_line_is_consistent() {
@@ -55,6 +33,7 @@ fn the_command_line_is_consistent() {
     assert_eq!((run.push.len(), run.command.len()), (2, 2));
     for wrong in [
         &["session", "end", "--timeout", "soon"][..],
+        &["flush", "--timeout", "8d"],
         &["run", "nix"],
         &["push"],
         &["session", "start", "--anchor-pid", "0"],
@@ -173,7 +152,7 @@ fn ci_systems() {
         let found = found.as_ref().map(|d| (d.label.as_str(), d.job.key(), d.job.url.as_deref()));
         assert_eq!(found, expected.map(|(l, k, u)| (l, k.to_owned(), u)), "{variables:?}");
     }
-    // Each system's manner reads no more than that.
+    // Each log format reads no more than that.
     for own in ["GITLAB_CI", "GITHUB_ACTIONS", "BUILDKITE", "JENKINS_URL"] {
         CiLog::of(|name| {
             asked.borrow_mut().push(name.to_owned());
@@ -185,7 +164,7 @@ fn ci_systems() {
     }
 }
 
-/// Every variable that the client reads. None holds a credential.
+/// Every variable that flywheelctl reads. None holds a credential.
 const READ: [&str; 42] = [
     "BRANCH_NAME",
     "BUILDKITE",
@@ -231,7 +210,7 @@ const READ: [&str; 42] = [
     "XDG_RUNTIME_DIR",
 ];
 
-/// One function reads the environment, so what is asked of it is all that is read.
+/// One function reads the environment, so its callers name all variables that are read.
 #[test]
 fn the_environment_is_read_in_one_place() {
     let mut readers = Vec::new();
@@ -242,7 +221,7 @@ fn the_environment_is_read_in_one_place() {
         }
         let text = std::fs::read_to_string(file.path()).unwrap();
         readers.extend(vec![file.file_name().into_string().unwrap(); text.matches("env::var").count()]);
-        // What is not asked through the systems' table above is named where it is asked.
+        // Other variables are named where they are read.
         for call in ["variable(\"", "append(\""] {
             for (at, _) in text.match_indices(call) {
                 let name = text[at + call.len()..].split('"').next().unwrap();
@@ -254,7 +233,7 @@ fn the_environment_is_read_in_one_place() {
 }
 
 #[test]
-fn manners_follow_the_system() {
+fn the_log_format_follows_the_ci_system() {
     let of = |pairs: &[(&str, &str)]| {
         let pairs: HashMap<_, _> = pairs.iter().copied().collect();
         CiLog::of(|name| pairs.get(name).map(|v| (*v).to_owned()))
@@ -356,7 +335,7 @@ fn numbers_for_people() {
         (7_500_000, "2 h 5 min"),
         (90_000_000, "1 d 1 h"),
     ] {
-        assert_eq!(text::span(Duration::from_millis(ms)), text);
+        assert_eq!(text::duration(Duration::from_millis(ms)), text);
     }
     let p = Progress {
         settled: 5,

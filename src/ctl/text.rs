@@ -1,4 +1,4 @@
-//! What people read, as text. Pure; must not print, nor know where it goes.
+//! Replies as text for people. Pure; must not print, nor know where the text goes.
 
 use std::{fmt::Write, time::Duration};
 
@@ -10,13 +10,16 @@ use crate::control::messages::{
     Summary,
 };
 
-/// Without control characters: labels, names and reasons come from elsewhere
-/// and must not move the cursor of whoever reads them.
-pub(super) fn clean(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+/// Replaces control characters and those that change the direction of text by
+/// spaces: labels, names and reasons come from others and must not move the cursor
+/// or reorder a line.
+pub(super) fn printable(text: &str) -> String {
+    // Bidirectional formatting characters, Unicode Standard Annex 9.
+    let reorders = |c: char| matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    text.chars().map(|c| if c.is_control() || reorders(c) { ' ' } else { c }).collect()
 }
 
-pub(super) fn span(d: Duration) -> String {
+pub(super) fn duration(d: Duration) -> String {
     match d.as_millis() {
         ms @ 0..=999 => format!("{ms} ms"),
         1000..=59_999 => format!("{:.1} s", d.as_secs_f64()),
@@ -71,14 +74,14 @@ pub(super) fn summary(s: &Summary, heading: Heading) -> String {
         line("collected:", s.collected.to_string());
     }
     line("bytes:", if s.bytes < 1024 { bytes(s.bytes) } else { format!("{} ({})", s.bytes, bytes(s.bytes)) });
-    line("flush:", span(Duration::from_millis(s.flush_ms)));
+    line("flush:", duration(Duration::from_millis(s.flush_ms)));
     match (s.engine.as_str(), s.waited_for_client) {
         ("attic", true) => line("engine:", "attic, which had to wait for its client".to_owned()),
         ("attic", false) => line("engine:", "attic".to_owned()),
         _ => {}
     }
     for failed in &s.failed {
-        let _ = writeln!(out, "failed: {}: {}", clean(&failed.path), clean(&failed.error));
+        let _ = writeln!(out, "failed: {}: {}", printable(&failed.path), printable(&failed.error));
     }
     let listed = s.failed.len() as u64;
     if s.failed_total > listed {
@@ -87,9 +90,10 @@ pub(super) fn summary(s: &Summary, heading: Heading) -> String {
     out
 }
 
-/// What stands against "all is in the cache", if anything does.
+/// Returns how many paths are failed or pending, in words; none when all are in the
+/// cache.
 pub(super) fn shortfall(s: &Summary) -> Option<String> {
-    let whose = if s.cache.is_empty() { String::new() } else { format!(" to cache {}", clean(&s.cache)) };
+    let whose = if s.cache.is_empty() { String::new() } else { format!(" to cache {}", printable(&s.cache)) };
     let goes_on = "the daemon goes on";
     match (s.failed_total, s.pending) {
         (0, 0) => None,
@@ -112,7 +116,7 @@ pub(super) fn progress(p: &Progress) -> String {
         let _ = write!(out, ", {} sent", bytes(p.bytes_sent));
     }
     if let Some(note) = &p.note {
-        let _ = write!(out, ", {}", clean(note));
+        let _ = write!(out, ", {}", printable(note));
     }
     out
 }
@@ -128,14 +132,14 @@ pub(super) fn bar(p: &Progress) -> String {
 pub(super) fn sessions(list: &[SessionEntry], now_ms: i64) -> String {
     let rows = list.iter().map(|s| {
         [
-            clean(&s.session),
+            printable(&s.session),
             state(s.state).to_owned(),
-            clean(&s.cache),
+            printable(&s.cache),
             s.settled.to_string(),
             s.pending.to_string(),
             s.failed.to_string(),
             age(s.started_at, now_ms),
-            clean(s.label.as_deref().unwrap_or("-")),
+            printable(s.label.as_deref().unwrap_or("-")),
         ]
     });
     table(["SESSION", "STATE", "CACHE", "SETTLED", "PENDING", "FAILED", "AGE", "LABEL"], rows)
@@ -144,10 +148,10 @@ pub(super) fn sessions(list: &[SessionEntry], now_ms: i64) -> String {
 pub(super) fn session(d: &SessionDetail, now_ms: i64) -> String {
     let mut out = sessions(std::slice::from_ref(&d.session), now_ms);
     if let Some(ci) = &d.session.ci {
-        let _ = writeln!(out, "job: {}", clean(&ci.key()));
+        let _ = writeln!(out, "job: {}", printable(&ci.key()));
         for (name, value) in [("project", &ci.project), ("ref", &ci.git_ref), ("url", &ci.url)] {
             if let Some(value) = value {
-                let _ = writeln!(out, "{name}: {}", clean(value));
+                let _ = writeln!(out, "{name}: {}", printable(value));
             }
         }
     }
@@ -159,8 +163,10 @@ pub(super) fn session(d: &SessionDetail, now_ms: i64) -> String {
         a.process, a.hook, a.closure, a.window, a.shared, a.named
     );
     if !d.paths.is_empty() {
-        let rows =
-            d.paths.iter().map(|p| [clean(&p.state), clean(&p.evidence), bytes(p.bytes), clean(&p.path)]);
+        let rows = d
+            .paths
+            .iter()
+            .map(|p| [printable(&p.state), printable(&p.evidence), bytes(p.bytes), printable(&p.path)]);
         out.push_str(&table(["STATE", "BY", "SIZE", "PATH"], rows));
     }
     let listed = d.paths.len() as u64;
@@ -176,66 +182,67 @@ pub(super) fn status(s: &Status, now_ms: i64) -> String {
     let _ = writeln!(
         out,
         "flywheel {}, up {}{draining}",
-        clean(&s.version),
-        span(Duration::from_millis(s.uptime_ms))
+        printable(&s.version),
+        duration(Duration::from_millis(s.uptime_ms))
     );
     for c in &s.cache {
         let state = c.state.as_str();
-        let endpoint = clean(c.endpoint.as_deref().unwrap_or("no endpoint found"));
-        let _ = write!(out, "cache {}: {state}, {endpoint}, engine {}", clean(&c.name), clean(&c.engine));
+        let endpoint = printable(c.endpoint.as_deref().unwrap_or("no endpoint found"));
+        let _ =
+            write!(out, "cache {}: {state}, {endpoint}, engine {}", printable(&c.name), printable(&c.engine));
         if let Some(reason) = &c.reason {
-            let _ = write!(out, ": {}", clean(reason));
+            let _ = write!(out, ": {}", printable(reason));
         }
         out.push('\n');
     }
     let q = &s.queue;
-    let _ = writeln!(out, "queue: {} pending, {} uploading, {} parked", q.pending, q.uploading, q.parked);
+    let _ = writeln!(out, "queue: {} pending, {} uploading, {} failed", q.pending, q.uploading, q.failed);
     let _ = write!(out, "store: {} behind (cursor {})", paths(s.store.lag), s.store.cursor);
     if let Some(problem) = &s.store.problem {
-        let _ = write!(out, ": {}", clean(problem));
+        let _ = write!(out, ": {}", printable(problem));
     }
-    let _ = write!(out, "\nledger: {}", clean(&s.ledger.state));
+    let _ = write!(out, "\nledger: {}", printable(&s.ledger.state));
     if let Some(detail) = &s.ledger.detail {
-        let _ = write!(out, ": {}", clean(detail));
+        let _ = write!(out, ": {}", printable(detail));
     }
     let _ = writeln!(out, "\nclient: {}", client(&s.client, now_ms));
     if !s.sessions.is_empty() {
         out.push_str(&sessions(&s.sessions, now_ms));
     }
-    for p in &s.parked {
-        let _ = writeln!(out, "parked: {}: {}", clean(&p.path), clean(&p.error));
+    for p in &s.failed {
+        let _ = writeln!(out, "failed: {}: {}", printable(&p.path), printable(&p.error));
     }
-    let listed = s.parked.len() as u64;
-    if q.parked > listed && listed > 0 {
-        let _ = writeln!(out, "parked: {} more, not listed", paths(q.parked - listed));
+    let listed = s.failed.len() as u64;
+    if q.failed > listed && listed > 0 {
+        let _ = writeln!(out, "failed: {} more, not listed", paths(q.failed - listed));
     }
     out
 }
 
 fn client(c: &ClientStatus, now_ms: i64) -> String {
-    let mut out = clean(&c.state);
+    let mut out = printable(&c.state);
     if let Some(path) = &c.path {
-        let _ = write!(out, ", {}", clean(path));
+        let _ = write!(out, ", {}", printable(path));
     }
     if let Some(version) = &c.version {
-        let _ = write!(out, " ({})", clean(version));
+        let _ = write!(out, " ({})", printable(version));
     }
     if let Some(since) = c.since {
         let _ = write!(out, ", here for {}", age(since, now_ms));
     }
     if let Some(error) = &c.error {
-        let _ = write!(out, ": {}", clean(error));
+        let _ = write!(out, ": {}", printable(error));
     }
     out
 }
 
-/// What `doctor` found: what is not good first.
+/// Formats the findings of `doctor`, bad ones first.
 pub(super) fn findings(findings: &[Finding]) -> String {
     let mut out = String::new();
     for good in [false, true] {
         for f in findings.iter().filter(|f| f.good == good) {
             let word = if good { "good" } else { "BAD " };
-            let _ = writeln!(out, "{word}  {}: {}", clean(&f.what), clean(&f.text));
+            let _ = writeln!(out, "{word}  {}: {}", printable(&f.what), printable(&f.text));
         }
     }
     out
@@ -249,19 +256,19 @@ pub(super) fn client_info(info: &ClientInfo, known: &[Option<Knows>], now_ms: i6
             let _ = writeln!(out, "  {name:<12} {value}");
         }
     };
-    line("from:", c.installable.as_deref().map(clean));
-    line("phase 1:", c.took_ms.map(|ms| span(Duration::from_millis(ms))));
-    line("without it:", c.waited_ms.map(|ms| span(Duration::from_millis(ms))));
+    line("from:", c.installable.as_deref().map(printable));
+    line("fetched in:", c.took_ms.map(|ms| duration(Duration::from_millis(ms))));
+    line("waited:", c.waited_ms.map(|ms| duration(Duration::from_millis(ms))));
     for (server, knows) in info.servers.iter().zip(known) {
         reading(&mut out, server, knows.as_ref(), info.netrc.as_deref());
     }
     out
 }
 
-/// Whether Nix on this host reads a cache, and what to do when it does not.
+/// Formats whether Nix on this host reads a cache, and what to do if it does not.
 fn reading(out: &mut String, server: &ClientServer, knows: Option<&Knows>, netrc: Option<&str>) {
-    let url = server.substituter.as_deref().unwrap_or("it has not said where Nix reads it");
-    let _ = writeln!(out, "cache {}: {}", clean(&server.name), clean(url));
+    let url = server.substituter.as_deref().unwrap_or("its substituter is not known yet");
+    let _ = writeln!(out, "cache {}: {}", printable(&server.name), printable(url));
     let mut line = |name: &str, good: bool, otherwise: &str| {
         let _ = writeln!(out, "  {name:<22} {}", if good { "yes" } else { otherwise });
     };
@@ -281,14 +288,14 @@ fn reading(out: &mut String, server: &ClientServer, knows: Option<&Knows>, netrc
             }
         }
     }
-    let problem = clean(server.problem.as_deref().unwrap_or("the reason is not known"));
+    let problem = printable(server.problem.as_deref().unwrap_or("the reason is not known"));
     match server.readable {
         Some(good) => line("can be read:", good, &format!("no: {problem}")),
         None => line("can be read:", false, "not known: the cache has not answered yet"),
     }
 }
 
-/// Lines for nix.conf.
+/// Formats lines for nix.conf.
 pub(super) fn nix_conf(lines: &Lines) -> String {
     let mut out = String::new();
     for (key, values) in [
@@ -296,11 +303,11 @@ pub(super) fn nix_conf(lines: &Lines) -> String {
         ("extra-trusted-public-keys", &lines.trusted_public_keys),
     ] {
         if !values.is_empty() {
-            let _ = writeln!(out, "{key} = {}", clean(&values.join(" ")));
+            let _ = writeln!(out, "{key} = {}", printable(&values.join(" ")));
         }
     }
     if let Some(file) = &lines.netrc_file {
-        let _ = writeln!(out, "netrc-file = {}", clean(file));
+        let _ = writeln!(out, "netrc-file = {}", printable(file));
     }
     out
 }
@@ -315,10 +322,10 @@ pub(super) fn state(s: SessionState) -> &'static str {
 }
 
 fn age(started_ms: i64, now_ms: i64) -> String {
-    span(Duration::from_secs(u64::try_from((now_ms - started_ms) / 1000).unwrap_or_default()))
+    duration(Duration::from_secs(u64::try_from((now_ms - started_ms) / 1000).unwrap_or_default()))
 }
 
-/// Columns as wide as their widest cell, the last one ragged.
+/// Formats a table. Each column but the last is as wide as its widest cell.
 fn table<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
     let rows: Vec<[String; N]> = std::iter::once(head.map(str::to_owned)).chain(rows).collect();
     let width = |i: usize| rows.iter().map(|r| r[i].chars().count()).max().unwrap_or_default();

@@ -1,9 +1,9 @@
-//! Where the log goes: to journald with its fields, or as lines to standard
-//! error. Must not know what is logged; imports no other room.
+//! The log: to journald with fields, or as lines to standard error. Must not know
+//! any other room.
 //!
-//! What can be told is in [`events`]: `event!` gives each entry its
-//! `MESSAGE_ID` and its fields the prefix `FLYWHEEL_`; journald makes names
-//! upper case. Lines on standard error leave both out.
+//! [`events`] lists all kinds of entries. `event!` gives an entry its `MESSAGE_ID`
+//! and its fields the prefix `FLYWHEEL_`; journald makes the names upper case. Lines
+//! on standard error have neither.
 
 pub mod events;
 
@@ -19,10 +19,10 @@ use tracing_subscriber::{EnvFilter, Layer, Registry};
 
 pub(crate) use events::{detail, event};
 
-/// The variable that says what is logged, as in `info,flywheel::flow=debug`.
+/// The environment variable with the levels to log, such as `info,flywheel::flow=debug`.
 pub const LEVEL: &str = "FLYWHEEL_LOG";
 
-/// Where the log shall go.
+/// Where the log is to go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Target {
     /// To journald when standard error leads there, else to standard error.
@@ -38,12 +38,12 @@ pub enum Sink {
     Journal,
     /// To standard error, as lines.
     Stderr,
-    /// Where an earlier call has set it up; this one has changed nothing.
+    /// An earlier call has set up the log; this call has changed nothing.
     Earlier,
 }
 
-/// Sets up the log of this process. Cannot fail: what does not work falls back
-/// to lines on standard error and is said there.
+/// Sets up the log of this process. Does not fail: without journald, lines go to
+/// standard error, with the reason.
 pub fn init(target: Target) -> Sink {
     let under_journald = leads_to_journald();
     let (filter, bad_filter) = filter(std::env::var(LEVEL).ok().as_deref());
@@ -58,7 +58,7 @@ pub fn init(target: Target) -> Sink {
     }
     let (sink, set) = match journal {
         Some(layer) => (Sink::Journal, install(layer, filter)),
-        // Whoever reads standard error under systemd adds the time.
+        // Under systemd the reader of standard error adds the time.
         None if under_journald => (Sink::Stderr, install(lines().without_time(), filter)),
         None => (Sink::Stderr, install(lines(), filter)),
     };
@@ -90,7 +90,7 @@ type Fields = FieldFn<fn(&mut Writer<'_>, &Field, &dyn Debug) -> fmt::Result>;
 type Lines = tracing_subscriber::fmt::Layer<Registry, Fields, Format, fn() -> io::Stderr>;
 
 fn lines() -> Lines {
-    // A closed standard error loses the line, but must not panic.
+    // With a closed standard error the line is lost, without a panic.
     tracing_subscriber::fmt::layer()
         .fmt_fields(debug_fn(field as fn(&mut Writer<'_>, &Field, &dyn Debug) -> fmt::Result))
         .with_writer(io::stderr as fn() -> io::Stderr)
@@ -98,7 +98,7 @@ fn lines() -> Lines {
         .log_internal_errors(false)
 }
 
-/// One field on a line: by its short name, and no id.
+/// Writes one field of a line: without its prefix, and without the id.
 fn field(line: &mut Writer<'_>, field: &Field, value: &dyn Debug) -> fmt::Result {
     match field.name() {
         "message" => write!(line, "{value:?}"),
@@ -107,13 +107,12 @@ fn field(line: &mut Writer<'_>, field: &Field, value: &dyn Debug) -> fmt::Result
     }
 }
 
-/// Tells that the configuration cannot be used.
+/// Logs that the configuration cannot be used.
 pub fn configuration_refused(error: &dyn Display) {
     event!(CONFIG_REFUSED, "{error}");
 }
 
-/// Tells that the configuration was checked: what is doubtful in it, and that
-/// it can be used.
+/// Logs the result of a check that found no error, with the warnings.
 pub fn configuration_good(warnings: &[String], caches: usize) {
     for warning in warnings {
         event!(CONFIG_WARNING, "{warning}");
@@ -121,30 +120,32 @@ pub fn configuration_good(warnings: &[String], caches: usize) {
     event!(CONFIG_GOOD, "the configuration is good: {caches} cache(s)");
 }
 
-/// Tells why the daemon could not start, or had to end.
+/// Logs why the daemon could not start or had to end.
 pub fn failed(error: &dyn Display) {
     event!(FAILED, "{error}");
 }
 
-/// "notice" would mark every single line as unusual.
+/// Maps tracing's levels to journald's. Level info becomes "informational", because
+/// "notice" marks a line as unusual.
 fn priorities() -> PriorityMappings {
     PriorityMappings { info: Priority::Informational, debug: Priority::Debug, ..PriorityMappings::new() }
 }
 
-/// What is logged, and why the wish was not understood if it was not.
-fn filter(wish: Option<&str>) -> (EnvFilter, Option<String>) {
-    let Some(wish) = wish.map(str::trim).filter(|wish| !wish.is_empty()) else {
+/// Reads the levels to log. When they cannot be read, uses `info` and also returns
+/// the reason.
+fn filter(levels: Option<&str>) -> (EnvFilter, Option<String>) {
+    let Some(levels) = levels.map(str::trim).filter(|levels| !levels.is_empty()) else {
         return (EnvFilter::new("info"), None);
     };
-    match EnvFilter::builder().parse(wish) {
+    match EnvFilter::builder().parse(levels) {
         Ok(filter) => (filter, None),
         Err(error) => (EnvFilter::new("info"), Some(error.to_string())),
     }
 }
 
-/// systemd.exec(5): `$JOURNAL_STREAM` holds device and inode of the stream to
-/// journald. It is inherited, so it counts only while standard error is still
-/// that stream.
+/// Returns whether standard error leads to journald. `$JOURNAL_STREAM` has device and
+/// inode of the stream (systemd.exec(5)). A child inherits the variable, so standard
+/// error is compared with it.
 fn leads_to_journald() -> bool {
     let Some(stream) = std::env::var("JOURNAL_STREAM").ok() else { return false };
     rustix::fs::fstat(io::stderr()).is_ok_and(|stat| is_stream(&stream, stat.st_dev, stat.st_ino))

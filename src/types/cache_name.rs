@@ -1,12 +1,12 @@
-//! Names a cache can have: the rule of Attic's `attic/src/cache.rs`, checked
-//! here so that a typing error is told with the configuration and not as a
-//! "400 Invalid URL" per path. Must not know where a name comes from.
+//! Names of caches: the rule of Attic's `attic/src/cache.rs`. It is checked here, so
+//! that a wrong name is an error of the configuration and not a "400 Invalid URL"
+//! for each path.
 
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-/// Attic's limit.
+/// The longest name that Attic accepts.
 const LONGEST: usize = 50;
 
 /// A name that Attic accepts for a cache: 1 to 50 ASCII letters, digits,
@@ -15,7 +15,7 @@ const LONGEST: usize = 50;
 #[serde(transparent)]
 pub struct CacheName(String);
 
-/// Why a text is no cache name.
+/// A text that is not the name of a cache.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{0:?} cannot be the name of a cache: 1 to {LONGEST} letters, digits, '-', '_' or '+', \
@@ -24,7 +24,10 @@ pub struct CacheName(String);
 pub struct InvalidCacheName(String);
 
 impl CacheName {
-    /// Checks `name`.
+    /// The rule in words, for messages of what was expected.
+    pub const EXPECTED: &str = "up to 50 of A-Z a-z 0-9 - _ +, the first a letter or digit";
+
+    /// Checks and takes `name`.
     pub fn parse(name: &str) -> Result<Self, InvalidCacheName> {
         let inner = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'+');
         let valid = name.len() <= LONGEST
@@ -33,12 +36,12 @@ impl CacheName {
         if valid {
             Ok(Self(name.to_owned()))
         } else {
-            // What is quoted in a message has a bound as well.
+            // The text goes into a message, so its length is limited.
             Err(InvalidCacheName(name.chars().take(LONGEST + 14).collect()))
         }
     }
 
-    /// The name.
+    /// Returns the name.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -62,5 +65,21 @@ impl<'de> Deserialize<'de> for CacheName {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let name = String::deserialize(deserializer)?;
         Self::parse(&name).map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_attic_accepts() {
+        for good in ["a", "main", "plan9", "user+cache", "A_b-c", &"x".repeat(50)] {
+            assert!(CacheName::parse(good).is_ok(), "{good}");
+        }
+        for bad in ["", "_a", "-a", "+a", "a b", "a/b", "a.b", "ä", "team-*", &"x".repeat(51)] {
+            assert!(CacheName::parse(bad).is_err(), "{bad}");
+        }
+        assert!(CacheName::parse(&"x".repeat(5000)).unwrap_err().to_string().len() < 300);
     }
 }

@@ -1,5 +1,5 @@
-//! Sizes (`10MiB`) and periods (`240s`, `5m`) as people write them: read,
-//! printed and checked here only, for files and command lines alike.
+//! Sizes (`10MiB`) and durations (`240s`, `5m`) in configuration files and on
+//! command lines: reading and printing.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,13 +8,13 @@ use std::time::Duration;
 use serde::de::{self, Deserializer, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 
-/// What was found and what can be written.
+/// A text that is not a size or duration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("found {found:?}, expected {expected}")]
 pub struct UnitError {
-    /// The text.
+    /// The text that was found.
     pub found: String,
-    /// The form it should have.
+    /// The form that was expected.
     pub expected: &'static str,
 }
 
@@ -51,7 +51,8 @@ impl FromStr for ByteSize {
 }
 
 impl fmt::Display for ByteSize {
-    /// The largest binary unit that says it exactly, so that it reads back.
+    /// Writes the largest binary unit of which the size is a multiple. The text reads
+    /// back as the same size.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let exact =
             SIZES[1..5].iter().rev().find(|(_, factor)| self.0 != 0 && self.0.is_multiple_of(*factor));
@@ -76,8 +77,8 @@ impl<'de> Deserialize<'de> for ByteSize {
                 text.parse().map_err(E::custom)
             }
 
-            // A bare number of bytes is not ambiguous; a bare number of
-            // time units would be, so periods have no such reader.
+            // A plain number of bytes is clear. A plain number of time units is not, so
+            // `Period` does not read one.
             fn visit_i64<E: de::Error>(self, number: i64) -> Result<ByteSize, E> {
                 u64::try_from(number)
                     .map(ByteSize)
@@ -98,14 +99,15 @@ impl Serialize for ByteSize {
     }
 }
 
-/// A period of time, to the millisecond.
+/// A duration, in whole milliseconds; at most a hundred years.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Period(pub Duration);
 
-const PERIODS: [(&str, u64); 5] =
-    [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
+// A unit's first name is the one that is printed.
+const PERIODS: [(&str, u64); 6] =
+    [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000), ("min", 60_000)];
 const PERIOD: &str = "a duration like \"240s\", \"5m\" or \"1h30m\"";
-/// Longer than any machine lives, and safe to add to any clock.
+/// A hundred years, in milliseconds: can be added to any clock without overflow.
 const LONGEST: u64 = 100 * 365 * 86_400_000;
 
 impl FromStr for Period {
@@ -127,7 +129,7 @@ impl FromStr for Period {
             let number: u64 = rest[..digits].parse().map_err(|_| error())?;
             let unit = &rest[digits..unit_end];
             let factor = PERIODS.iter().find(|(name, _)| *name == unit).ok_or_else(error)?.1;
-            // "30m1h" or "5m5m" is more often a slip than a wish.
+            // "30m1h" or "5m5m" is most likely a typing error.
             if factor >= smaller_than {
                 return Err(error());
             }
@@ -139,14 +141,28 @@ impl FromStr for Period {
     }
 }
 
+impl Period {
+    /// Reads a duration as on a command line, where a plain number counts seconds.
+    pub fn parse_or_seconds(text: &str) -> Result<Self, UnitError> {
+        let plain = text.trim();
+        if !plain.is_empty() && plain.bytes().all(|b| b.is_ascii_digit()) {
+            return format!("{plain}s")
+                .parse()
+                .map_err(|e: UnitError| UnitError { found: text.to_owned(), ..e });
+        }
+        text.parse()
+    }
+}
+
 impl fmt::Display for Period {
-    /// Largest units first, without those that are nought: it reads back.
+    /// Writes the largest units first and leaves out zeros. The text reads back as the
+    /// same duration.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut rest = u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX);
         if rest == 0 {
             return f.write_str("0s");
         }
-        for (unit, factor) in PERIODS.iter().rev() {
+        for (unit, factor) in PERIODS[..5].iter().rev() {
             if rest >= *factor {
                 write!(f, "{}{unit}", rest / factor)?;
                 rest %= factor;
@@ -180,7 +196,8 @@ impl Serialize for Period {
     }
 }
 
-/// A whole number and what stands behind it, blanks between them ignored.
+/// Splits a text into a whole number and the unit behind it. Blanks between them are
+/// allowed.
 fn split(text: &str) -> Option<(u64, &str)> {
     let text = text.trim();
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
@@ -223,6 +240,7 @@ mod tests {
             ("0s", 0, "0s"),
             ("240s", 240_000, "4m"),
             ("5m", 300_000, "5m"),
+            (" 5min ", 300_000, "5m"),
             ("1h30m", 5_400_000, "1h30m"),
             ("90s", 90_000, "1m30s"),
             ("30d", 2_592_000_000, "30d"),
@@ -237,6 +255,17 @@ mod tests {
             ["", "5", "s", "-5s", "5 m", "1.5h", "5m5m", "30m1h", "5y", "999999999d", "18446744073709551615d"]
         {
             assert!(bad.parse::<Period>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn on_a_command_line_a_plain_number_counts_seconds() {
+        for (text, ms) in [("90", 90_000), (" 5 ", 5_000), ("0", 0), ("1h30m", 5_400_000), ("250ms", 250)] {
+            assert_eq!(Period::parse_or_seconds(text).unwrap().0.as_millis(), ms, "{text}");
+        }
+        for bad in ["", "1h30", "-1", "1.5", "99999999999999999999", "٣"] {
+            let error = Period::parse_or_seconds(bad).unwrap_err();
+            assert_eq!(error.found, bad);
         }
     }
 }

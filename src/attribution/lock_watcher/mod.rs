@@ -53,7 +53,7 @@ impl LockWatcher {
     /// no watch there is no evidence, which is said once, and no error.
     pub fn start(store_dir: &Path) -> std::io::Result<Self> {
         let events = Events::watch(store_dir)
-            .inspect_err(|error| event!(WITNESS_BLIND, error = %error, "who makes a path cannot be seen: no watch for locks"))
+            .inspect_err(|error| event!(LOCK_WATCHER_BLIND, error = %error, "who makes a path cannot be seen: no watch for locks"))
             .ok();
         let shared = Arc::new(Shared::new(store_dir, Proc::default())?);
         if let Some(events) = events {

@@ -1,25 +1,25 @@
-//! What is told about a session and its paths.
-//! Must not know how any of it is found out.
+//! Replies about sessions and their paths. Must not know where the values come from.
 
 use serde::{Deserialize, Serialize};
 
 use super::CiJob;
 
-/// How a session or push came out.
+/// The outcome of a session or push.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
-    /// Everything is in the cache.
+    /// All paths are in the cache.
     #[default]
     Complete,
-    /// Settled, but something failed.
+    /// No path is pending, and at least one has failed.
     Partial,
-    /// Something is not settled.
+    /// At least one path is pending.
     Pending,
 }
 
 impl Outcome {
-    /// The one rule: what is unsettled is said before what failed.
+    /// Returns the outcome for these numbers of failed and pending paths. Pending
+    /// paths count more than failed ones.
     #[must_use]
     pub const fn of(failed: u64, pending: u64) -> Self {
         match (failed, pending) {
@@ -30,148 +30,148 @@ impl Outcome {
     }
 }
 
-/// Where in its life a session is.
+/// The state of a session.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SessionState {
-    /// Collecting paths.
+    /// The job runs; new paths join the session.
     #[default]
     Open,
-    /// Ended by its job, uploads under way.
+    /// The job has ended the session; paths are still pending.
     Draining,
-    /// Ended and settled.
+    /// The session has ended and no path is pending.
     Closed,
-    /// Its job went away without ending it.
+    /// The job ended without ending the session.
     Abandoned,
 }
 
-/// One path that is not in the cache, and why.
+/// A path that has failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failed {
-    /// Full store path.
+    /// The store path, in full.
     pub path: String,
-    /// For people.
+    /// The reason, for people.
     pub error: String,
-    /// For programs: the error's class.
+    /// The class of the error, for programs.
     pub class: Option<String>,
 }
 
-/// By which evidence paths belong to the session.
+/// How many paths belong to a session by each kind of evidence.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attributed {
-    /// The building process descends from the anchor.
+    /// The process that built the path descends from the anchor.
     pub process: u64,
-    /// A build hook named it.
+    /// A build hook named the path.
     pub hook: u64,
-    /// Something of the session refers to it.
+    /// A path of the session refers to it.
     pub closure: u64,
-    /// It became valid while this session alone was open.
+    /// The path became valid while no other session was open.
     pub window: u64,
-    /// It became valid while several sessions were open.
+    /// The path became valid while several sessions were open.
     pub shared: u64,
-    /// The job named it.
+    /// The job named the path.
     pub named: u64,
 }
 
-/// What became of a session's paths. Each is counted once among `pushed`,
+/// The outcomes of a session's paths. Each path is counted once, among `pushed`,
 /// `already_cached`, `upstream`, `failed_total`, `pending`, `skipped` and `collected`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Summary {
-    /// Its id; none for a push or flush outside any session.
+    /// The session's id; none for a push or flush outside of any session.
     pub session: Option<String>,
-    /// Its name.
+    /// The session's name for people.
     pub label: Option<String>,
-    /// Where it pushed to; empty when to several.
+    /// The cache that it pushed to; empty when there were several.
     pub cache: String,
-    /// All in all.
+    /// The outcome of the session as a whole.
     pub outcome: Outcome,
-    /// Uploaded for this session.
+    /// Paths that were uploaded for this session.
     pub pushed: u64,
-    /// In the cache before.
+    /// Paths that the cache had already.
     pub already_cached: u64,
-    /// In an upstream cache, by its signature.
+    /// Paths that an upstream cache has, by their signatures.
     pub upstream: u64,
-    /// Not in the cache for good; at most [`super::MAX_FAILED`].
+    /// Paths that have failed; at most [`super::MAX_FAILED`] are listed.
     pub failed: Vec<Failed>,
-    /// How many there are of those.
+    /// How many paths have failed.
     pub failed_total: u64,
-    /// Not settled.
+    /// Paths that are still to be pushed.
     pub pending: u64,
-    /// Left out by a filter.
+    /// Paths that a filter or a route leaves out.
     pub skipped: u64,
-    /// Deleted from the store before they could be pushed.
+    /// Paths that were deleted from the store before they were pushed.
     pub collected: u64,
-    /// Bytes of NARs uploaded.
+    /// The size of the uploaded NARs, in bytes.
     pub bytes: u64,
-    /// Why the paths are the session's.
+    /// Why the paths belong to the session.
     pub attributed: Attributed,
-    /// How long the end took.
+    /// How long the end of the session took.
     pub flush_ms: u64,
-    /// From start to end.
+    /// The time from the start to the end of the session.
     pub duration_ms: u64,
-    /// Where in its life the session is.
+    /// The state of the session.
     pub state: SessionState,
-    /// The session was started strict.
+    /// Whether the session was started with `--strict`.
     pub strict: bool,
-    /// What the job should know.
+    /// Warnings for the job.
     pub warnings: Vec<String>,
-    /// Which way it went: `native` or `attic`; empty when to several caches.
+    /// The engine of the cache, `native` or `attic`; empty when there were several caches.
     pub engine: String,
-    /// It went through the attic client, which only appeared after its start.
+    /// Whether the session had to wait for the attic client.
     pub waited_for_client: bool,
 }
 
 /// A session in a list.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionEntry {
-    /// Its id.
+    /// The session's id.
     pub session: String,
-    /// Its name.
+    /// The session's name for people.
     pub label: Option<String>,
-    /// Where it pushes to.
+    /// The cache that it pushes to.
     pub cache: String,
-    /// Where in its life it is.
+    /// The state of the session.
     pub state: SessionState,
-    /// Whose it is.
+    /// The user who opened it.
     pub uid: u32,
-    /// Started strict.
+    /// Whether it was started with `--strict`.
     pub strict: bool,
-    /// Unix time in milliseconds.
+    /// When it was opened, in milliseconds since 1970.
     pub started_at: i64,
-    /// Unix time in milliseconds, when it has ended.
+    /// When it ended, in milliseconds since 1970.
     pub ended_at: Option<i64>,
-    /// In the cache by now: pushed, cached before, or upstream.
+    /// Paths that were pushed, that the cache had already, or that an upstream cache has.
     pub settled: u64,
-    /// Not settled.
+    /// Paths that are still to be pushed.
     pub pending: u64,
-    /// Failed.
+    /// Paths that have failed.
     pub failed: u64,
-    /// The job around it.
+    /// The CI job of the session.
     pub ci: Option<CiJob>,
 }
 
-/// Everything about one session.
+/// One session with its paths.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionDetail {
-    /// As in the list.
+    /// The session as in a list.
     pub session: SessionEntry,
-    /// What its end would say now.
+    /// The summary that its end would give now.
     pub summary: Summary,
-    /// Its paths; at most [`super::MAX_ENTRIES`].
+    /// Its paths; at most [`super::MAX_ENTRIES`] are listed.
     pub paths: Vec<PathEntry>,
-    /// How many there are.
+    /// How many paths it has.
     pub paths_total: u64,
 }
 
 /// One path of a session.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PathEntry {
-    /// Full store path.
+    /// The store path, in full.
     pub path: String,
-    /// How it counts: `pushed`, `already_cached`, `pending`, …
+    /// The outcome of the path: `pushed`, `already_cached`, `pending`, …
     pub state: String,
-    /// Why it belongs to the session.
+    /// The evidence by which it belongs to the session.
     pub evidence: String,
-    /// Size of its NAR.
+    /// The size of its NAR, in bytes.
     pub bytes: u64,
 }

@@ -1,34 +1,34 @@
-//! What is told about the daemon, its caches and its client.
-//! Must not know how any of it is found out.
+//! Replies about the daemon, its caches and the attic client. Must not know where
+//! the values come from.
 
 use serde::{Deserialize, Serialize};
 
 use super::{Failed, SessionEntry};
 
-/// How the daemon is.
+/// The state of the daemon.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
-    /// Of the daemon.
+    /// The version of the daemon.
     pub version: String,
-    /// Since its start.
+    /// How long it runs, in milliseconds.
     pub uptime_ms: u64,
-    /// It is stopping.
+    /// Whether it is stopping.
     pub draining: bool,
-    /// One entry a cache.
+    /// One entry for each cache.
     pub cache: Vec<CacheStatus>,
-    /// What is to be uploaded.
+    /// How many pushes there are in each state.
     pub queue: QueueStatus,
-    /// Open and draining ones.
+    /// Sessions that are open or draining.
     pub sessions: Vec<SessionEntry>,
     /// How far the Nix database is read.
     pub store: StoreStatus,
     /// The attic client that the daemon keeps.
     pub client: ClientStatus,
-    /// The daemon's own records.
+    /// Whether the ledger can be written.
     pub ledger: LedgerStatus,
-    /// Paths set aside after failing; at most [`super::MAX_ENTRIES`].
-    pub parked: Vec<Failed>,
-    /// What an operator should know.
+    /// Paths that have failed; at most [`super::MAX_ENTRIES`] are listed.
+    pub failed: Vec<Failed>,
+    /// Warnings for the administrator.
     pub warnings: Vec<String>,
 }
 
@@ -36,17 +36,17 @@ pub struct Status {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CacheState {
-    /// It answers.
+    /// The cache answers.
     Online,
-    /// It does not.
+    /// The cache does not answer.
     #[default]
     Offline,
-    /// It refuses the token.
+    /// The cache refuses the token.
     Unauthorized,
 }
 
 impl CacheState {
-    /// The word that the JSON has for it.
+    /// Returns the word for it in JSON.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -57,126 +57,126 @@ impl CacheState {
     }
 }
 
-/// One cache.
+/// The state of one cache.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CacheStatus {
-    /// Name in the configuration.
+    /// The cache's name in the configuration.
     pub name: String,
-    /// The endpoint in use, when one was found.
+    /// The endpoint in use, if one was found.
     pub endpoint: Option<String>,
-    /// Whether it takes uploads.
+    /// Whether the cache takes uploads.
     pub state: CacheState,
-    /// `native` or `attic`.
+    /// The engine, `native` or `attic`.
     pub engine: String,
-    /// Why it is not online.
+    /// Why the cache is not online, or what it waits for.
     pub reason: Option<String>,
-    /// When its token ends, Unix time in seconds.
+    /// When its token expires, in seconds since 1970.
     pub token_expires: Option<i64>,
-    /// What became of paths since the daemon started.
+    /// The outcomes of pushes since the daemon started.
     pub counts: PathCounts,
 }
 
-/// What became of paths for one cache since the daemon started; only grows.
+/// The outcomes of pushes to one cache since the daemon started. The numbers only grow.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PathCounts {
-    /// Uploaded and confirmed.
+    /// Pushes whose upload the cache has confirmed.
     pub pushed: u64,
-    /// In the cache before.
+    /// Paths that the cache had already.
     pub already_cached: u64,
-    /// In an upstream cache, by its signature.
+    /// Paths that an upstream cache has, by their signatures.
     pub upstream: u64,
-    /// Deleted from the store before they could be pushed.
+    /// Paths that were deleted from the store before they were pushed.
     pub collected: u64,
-    /// Given up; one that is tried again and fails again counts again.
+    /// Pushes that have failed; one that is tried again and fails again counts again.
     pub failed: u64,
-    /// Uploads that failed, whether they were tried again or not.
+    /// Uploads that went wrong, whether they were retried or not.
     pub failures: u64,
-    /// Bytes of NARs uploaded.
+    /// The size of the uploaded NARs, in bytes.
     pub bytes: u64,
 }
 
-/// The queue's numbers.
+/// How many pushes there are in each state.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QueueStatus {
-    /// Waiting.
+    /// Pushes that wait.
     pub pending: u64,
-    /// Under way.
+    /// Pushes whose upload runs now.
     pub uploading: u64,
-    /// Set aside after failing.
-    pub parked: u64,
+    /// Pushes that have failed.
+    pub failed: u64,
 }
 
 /// How far the Nix database is read.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoreStatus {
-    /// Last row seen.
+    /// The last row that was read.
     pub cursor: i64,
-    /// Rows after it.
+    /// How many rows come after it.
     pub lag: u64,
-    /// What is wrong with the watch, if anything.
+    /// Why new rows cannot be followed, if they cannot.
     pub problem: Option<String>,
 }
 
-/// The attic client.
+/// The state of the attic client.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClientStatus {
     /// `disabled`, `absent`, `trying`, `ready`, `updating` or `broken`.
     pub state: String,
-    /// The program.
+    /// The path of the program.
     pub path: Option<String>,
-    /// What it says of its version.
+    /// The version that the program prints.
     pub version: Option<String>,
-    /// What the configuration names.
+    /// The installable that the configuration names.
     pub installable: Option<String>,
-    /// Since when this one is here, Unix time in milliseconds.
+    /// When this client was installed, in milliseconds since 1970.
     pub since: Option<i64>,
-    /// How long phase 1 took that brought it: fetching and trying it.
+    /// How long it took to fetch and try this client, in milliseconds.
     pub took_ms: Option<u64>,
-    /// How long the daemon was without one before that.
+    /// How long the daemon had no client before that, in milliseconds.
     pub waited_ms: Option<u64>,
-    /// Why there is none, or why the last newer one was not taken.
+    /// Why there is no client, or why a newer client was not taken.
     pub error: Option<String>,
 }
 
-/// What a job needs for calling the client itself, and Nix for reading.
+/// What a job needs to call the attic client, and Nix to read the caches.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClientInfo {
-    /// The client.
+    /// The attic client.
     pub client: ClientStatus,
-    /// The caches.
+    /// The caches, in the order of the configuration.
     pub servers: Vec<ClientServer>,
-    /// The netrc file that the daemon keeps.
+    /// The netrc file that the daemon writes, if it writes one.
     pub netrc: Option<String>,
 }
 
-/// One cache as its readers see it.
+/// One cache, for programs that read from it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClientServer {
-    /// Name in the configuration.
+    /// The cache's name in the configuration.
     pub name: String,
-    /// Name on the server.
+    /// The cache's name on the server.
     pub cache: String,
-    /// Where sessions go when nothing else is said.
+    /// Whether this is the default cache.
     pub default: bool,
-    /// Address of the API, when one was found.
+    /// The address of the API, if one was found.
     pub endpoint: Option<String>,
-    /// Where Nix fetches from, as the cache says.
+    /// The substituter that the cache names.
     pub substituter: Option<String>,
-    /// For `trusted-public-keys`, as the cache says.
+    /// The key for `trusted-public-keys` that the cache names.
     pub public_key: Option<String>,
-    /// Whether reading needs no token, as the cache says.
+    /// Whether the cache says that reading needs no token.
     pub public: Option<bool>,
-    /// Whether it can be read with what the netrc file holds, when that was asked for.
+    /// Whether the cache can be read with the netrc file, if the daemon tried.
     pub readable: Option<bool>,
-    /// Why not.
+    /// Why it cannot be read.
     pub problem: Option<String>,
 }
 
-/// The daemon's own records.
+/// Whether the ledger can be written.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LedgerStatus {
-    /// `ok`, or what is wrong.
+    /// `ok` or `degraded`.
     pub state: String,
-    /// More, for people.
+    /// The reason, for people.
     pub detail: Option<String>,
 }

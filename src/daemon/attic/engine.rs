@@ -211,7 +211,7 @@ impl Means {
             Line::Failed { base, error } => {
                 event!(ATTIC_FAILED, cache = cache, store_path = full(base), error = error, "attic: failed");
             }
-            Line::Fatal(error) => event!(ATTIC_GAVE_UP, cache = cache, error = error, "attic gives up"),
+            Line::Fatal(error) => event!(ATTIC_STOPPED, cache = cache, error = error, "attic gives up"),
             Line::Other(line) => {
                 chatter += 1;
                 if chatter <= CHATTER {

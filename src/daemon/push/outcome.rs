@@ -149,7 +149,7 @@ impl Driver {
         let (class, text) = ware.error.as_deref().cloned().unwrap_or_else(unknown);
         for (session, label) in story(&self.flow, &self.sessions, push) {
             event!(
-                PATH_GIVEN_UP,
+                PATH_FAILED,
                 session = session,
                 label = label,
                 cache = self.caches[usize::from(ware.cache.0)],

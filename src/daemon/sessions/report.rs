@@ -212,7 +212,7 @@ impl Driver {
             let client = &self.transfers.clients[usize::from(number)];
             status.queue.pending += (view.pending as u64).saturating_sub(u64::from(view.uploading));
             status.queue.uploading += u64::from(view.uploading);
-            status.queue.parked += view.failed as u64;
+            status.queue.failed += view.failed as u64;
             status.cache.push(m::CacheStatus {
                 name: name.clone(),
                 endpoint: client.endpoint(),
@@ -226,8 +226,8 @@ impl Driver {
             });
         }
         let store_dir = &self.transfers.store_dir;
-        let parked = self.wares.iter().filter(|(id, _)| status.queue.parked > 0 && self.flow.is_failed(**id));
-        status.parked = parked
+        let failed = self.wares.iter().filter(|(id, _)| status.queue.failed > 0 && self.flow.is_failed(**id));
+        status.failed = failed
             .filter_map(|(_, ware)| Some((ware, ware.error.as_deref()?)))
             .take(PATHS_MOST)
             .map(|(ware, (class, error))| m::Failed {
@@ -260,7 +260,7 @@ impl Driver {
             }
             tokio::task::spawn_blocking(move || {
                 if forgotten && let Ok(failed) = ledger.failed() {
-                    status.queue.parked = status.queue.parked.max(failed);
+                    status.queue.failed = status.queue.failed.max(failed);
                 }
                 let sessions = ledger.sessions(false).and_then(|sessions| {
                     sessions.iter().map(|s| Ok(entry(s, &ledger.summary(s.row)?))).collect()

@@ -78,7 +78,7 @@ impl Bell {
     /// the thread, and the bell would never ring again.
     fn ring(&self, ring: WatchEvent) {
         if catch_unwind(AssertUnwindSafe(|| (self.call)(ring))).is_err() {
-            crate::observe::event!(DOORBELL_FAULT, "what the store_watch calls panicked");
+            crate::observe::event!(WAKE_UP_FAULT, "what the store_watch calls panicked");
         }
     }
 

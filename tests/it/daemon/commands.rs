@@ -168,7 +168,7 @@ fn status_list_and_show() {
         "{status}"
     );
     assert!(status["store"]["cursor"].as_i64().unwrap() >= 2, "{status}");
-    assert_eq!(keys(&status["queue"]), ["parked", "pending", "uploading"]);
+    assert_eq!(keys(&status["queue"]), ["failed", "parked", "pending", "uploading"]);
     assert_eq!(status["sessions"][0]["session"], session.as_str());
 
     let shown = daemon.json(&["session", "show", &session]);

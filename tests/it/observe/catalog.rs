@@ -182,7 +182,7 @@ fn the_journal_entries_of_one_job() {
     let told = names(&story);
     assert_eq!((told[0], told[told.len() - 1]), ("SESSION_STARTED", "SESSION_SUMMARY"), "{story:#?}");
     let middle: BTreeSet<&str> = told[1..told.len() - 1].iter().copied().collect();
-    assert_eq!(middle, ["PATH_GIVEN_UP", "PATH_PUSHED", "UPLOAD_FAILED"].into(), "{story:#?}");
+    assert_eq!(middle, ["PATH_FAILED", "PATH_PUSHED", "UPLOAD_FAILED"].into(), "{story:#?}");
     for entry in &story {
         assert_eq!((entry["FLYWHEEL_LABEL"].as_str(), entry["FLYWHEEL_CACHE"].as_str()), ("red", "main"));
     }
@@ -191,7 +191,7 @@ fn the_journal_entries_of_one_job() {
     let pushed = of("PATH_PUSHED");
     assert_eq!((pushed["FLYWHEEL_STORE_PATH"].as_str(), number(pushed, "FLYWHEEL_ATTEMPT")), (&*small, 1));
     assert!(number(pushed, "FLYWHEEL_NAR_SIZE") > 100 && pushed.contains_key("FLYWHEEL_DURATION_MS"));
-    for name in ["UPLOAD_FAILED", "PATH_GIVEN_UP"] {
+    for name in ["UPLOAD_FAILED", "PATH_FAILED"] {
         let failed = of(name);
         assert_eq!(failed["FLYWHEEL_STORE_PATH"], large);
         assert_eq!(failed["FLYWHEEL_ERROR_CLASS"], "too-large");

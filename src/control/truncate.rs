@@ -1,13 +1,13 @@
-//! Cuts a reply down to what one frame holds, so that no daemon state, however
-//! large, makes an answer impossible. Totals stay true; only lists and free
-//! text are cut. Must not know any other room.
+//! Shortens replies so that each fits into one frame, however large the daemon's
+//! state is. Lists and free text are cut; totals stay true. Must not know any
+//! other room.
 
 use super::messages::{
     ClientInfo, ClientStatus, Failed, MAX_ENTRIES, MAX_FAILED, MAX_PATH, MAX_TEXT, Reply, SessionEntry,
     Status, Summary,
 };
 
-/// Free text is at most [`MAX_TEXT`] bytes, ended by `…` when cut.
+/// Shortens free text to [`MAX_TEXT`] bytes; a `…` at its end shows that something is missing.
 fn text(s: &mut String) {
     cut(s, MAX_TEXT);
 }
@@ -71,7 +71,7 @@ fn client_info(info: &mut ClientInfo) {
     for server in &mut info.servers {
         cut(&mut server.name, 64);
         cut(&mut server.cache, 64);
-        // An address or a key that is cut is none.
+        // Part of an address or of a key is of no use, so they are left out as a whole.
         for field in [&mut server.endpoint, &mut server.substituter, &mut server.public_key] {
             field.take_if(|s| s.len() > 2 * MAX_PATH as usize);
         }
@@ -89,14 +89,14 @@ fn status(s: &mut Status) {
     }
     s.sessions.truncate(500);
     s.sessions.iter_mut().for_each(entry);
-    failures(&mut s.parked, 200);
+    failures(&mut s.failed, 200);
     warnings(&mut s.warnings);
     s.store.problem.iter_mut().for_each(text);
     s.ledger.detail.iter_mut().for_each(text);
 }
 
-/// The reply, cut where it must be.
-pub(super) fn bounded(mut reply: Reply) -> Reply {
+/// Returns the reply with lists and free text shortened to what one frame holds.
+pub(super) fn truncated(mut reply: Reply) -> Reply {
     match &mut reply {
         Reply::Progress(p) => {
             p.note.iter_mut().for_each(text);

@@ -1,5 +1,5 @@
-//! A connection to the daemon on which every wait has an end: a daemon that
-//! hangs must not hang a job. Must not know what the messages mean.
+//! A connection to the daemon. Every wait on it has a limit, so that a daemon that
+//! hangs does not hang a job. Must not know what the messages mean.
 
 use std::{
     io::{self, Read, Write},
@@ -14,24 +14,25 @@ use crate::control::{
     messages::{Progress, Reply, Request},
 };
 
-/// For a connection and the daemon's hello; after that there is no daemon.
-pub(super) const PATIENCE: Duration = Duration::from_secs(5);
-/// For an answer that needs no waiting for uploads, and beyond a deadline that the daemon keeps itself.
-pub(super) const GRACE: Duration = Duration::from_secs(10);
+/// How long flywheelctl waits for a connection and the daemon's hello.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long flywheelctl waits for a reply that does not depend on uploads. For a
+/// reply that does, the time counts from the deadline that the daemon keeps.
+pub(super) const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why there is no daemon to talk to.
+/// Why the daemon cannot be asked.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum LinkError {
+pub(super) enum ConnectionError {
     #[error("no flywheel daemon at {socket}: {source}{}", hint(.source))]
     Absent { socket: PathBuf, source: io::Error },
-    #[error("the flywheel daemon at {socket} does not answer within {}: see its log", super::text::span(*.waited))]
+    #[error("the flywheel daemon at {socket} does not answer within {}: `journalctl -u flywheeld` shows what it does", super::text::duration(*.waited))]
     Silent { socket: PathBuf, waited: Duration },
     #[error("the flywheel daemon at {socket} closed the connection: {source}")]
     Lost { socket: PathBuf, source: CodecError },
     #[error("{socket}: {source}")]
     Garbled { socket: PathBuf, source: CodecError },
     #[error(
-        "the daemon at {socket} is flywheel {theirs}, this is {}: they do not understand each other, use the same version of both",
+        "the daemon at {socket} is flywheel {theirs}, this is {}: restart flywheeld after an upgrade, so that both are of one version",
         env!("CARGO_PKG_VERSION")
     )]
     Version { socket: PathBuf, theirs: String },
@@ -46,54 +47,59 @@ fn hint(e: &io::Error) -> &'static str {
     }
 }
 
-impl LinkError {
-    /// Whether it was there and went away, so that it may come back.
+impl ConnectionError {
+    /// Returns whether the daemon may be restarting, so that a later attempt can work.
     pub(super) fn may_return(&self) -> bool {
         matches!(self, Self::Absent { .. } | Self::Lost { .. })
     }
 }
 
-/// An open connection.
+/// An open connection, on which both sides have sent their hello.
 #[derive(Debug)]
-pub(super) struct Link {
+pub(super) struct Connection {
     socket: PathBuf,
     stream: UnixStream,
-    /// What the daemon said about itself.
+    /// The daemon's hello.
     pub(super) server: ServerHello,
 }
 
-impl Link {
-    /// Connects and exchanges hellos.
-    pub(super) fn open(socket: &Path, patience: Duration) -> Result<Self, LinkError> {
+impl Connection {
+    /// Connects and exchanges hellos, within `patience`.
+    pub(super) fn open(socket: &Path, patience: Duration) -> Result<Self, ConnectionError> {
         let until = Instant::now() + patience;
         let stream = dial(socket, patience).map_err(|source| match source.kind() {
-            io::ErrorKind::TimedOut => LinkError::Silent { socket: socket.to_owned(), waited: patience },
-            _ => LinkError::Absent { socket: socket.to_owned(), source },
+            io::ErrorKind::TimedOut => {
+                ConnectionError::Silent { socket: socket.to_owned(), waited: patience }
+            }
+            _ => ConnectionError::Absent { socket: socket.to_owned(), source },
         })?;
         let mut timed = Timed { stream: &stream, until };
-        // A server that refuses us may have closed already; what it said is still to be read.
+        // A daemon that refuses the caller may have closed the connection already; its
+        // reply is still there to be read.
         let _ = timed.write_all(&ClientHello::ours().frame());
         let wrong = |e| wrong(socket, patience, e);
-        let body = codec::read_body(&mut timed, codec::MAX_HELLO).map_err(wrong)?.ok_or(CodecError::Cut);
+        let body =
+            codec::read_body(&mut timed, codec::MAX_HELLO).map_err(wrong)?.ok_or(CodecError::Truncated);
         let server = body.and_then(|b| ServerHello::parse(&b)).map_err(wrong)?;
         if PROTOCOL < server.minimum || server.protocol < MINIMUM {
-            return Err(LinkError::Version { socket: socket.to_owned(), theirs: server.version });
+            return Err(ConnectionError::Version { socket: socket.to_owned(), theirs: server.version });
         }
         Ok(Self { socket: socket.to_owned(), stream, server })
     }
 
-    /// Asks, reports progress, and returns the final reply.
+    /// Sends a request, calls `progress` for each report, and returns the reply. Fails
+    /// when the reply does not come within `patience`.
     pub(super) fn ask(
         &mut self,
         request: &Request,
         patience: Duration,
         progress: &mut dyn FnMut(&Progress),
-    ) -> Result<Reply, LinkError> {
+    ) -> Result<Reply, ConnectionError> {
         let mut timed = Timed { stream: &self.stream, until: Instant::now() + patience };
-        let frame = codec::encode(request).map_err(LinkError::TooLong)?;
-        let _ = timed.write_all(&frame); // as above
+        let frame = codec::encode(request).map_err(ConnectionError::TooLong)?;
+        let _ = timed.write_all(&frame); // as in `open`
         loop {
-            let reply = codec::read(&mut timed).and_then(|r| r.ok_or(CodecError::Cut));
+            let reply = codec::read(&mut timed).and_then(|r| r.ok_or(CodecError::Truncated));
             match reply.map_err(|e| wrong(&self.socket, patience, e))? {
                 Reply::Progress(p) => progress(&p),
                 reply => return Ok(reply),
@@ -102,18 +108,18 @@ impl Link {
     }
 }
 
-fn wrong(socket: &Path, waited: Duration, source: CodecError) -> LinkError {
+fn wrong(socket: &Path, waited: Duration, source: CodecError) -> ConnectionError {
     let socket = socket.to_owned();
     match source {
         CodecError::Io(e) if matches!(e.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock) => {
-            LinkError::Silent { socket, waited }
+            ConnectionError::Silent { socket, waited }
         }
-        CodecError::Io(_) | CodecError::Cut => LinkError::Lost { socket, source },
-        _ => LinkError::Garbled { socket, source },
+        CodecError::Io(_) | CodecError::Truncated => ConnectionError::Lost { socket, source },
+        _ => ConnectionError::Garbled { socket, source },
     }
 }
 
-/// A stream that ends at a point in time, however slowly bytes trickle in.
+/// A stream on which all reads and writes together end at one point in time.
 struct Timed<'a> {
     stream: &'a UnixStream,
     until: Instant,

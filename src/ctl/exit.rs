@@ -1,27 +1,27 @@
-//! Exit statuses, and which trouble leads to which. The one place that decides
-//! whether a job fails. Must not know how anything is printed.
+//! Exit statuses, and which failure has which. Only this file decides whether a job
+//! fails. Must not know how anything is printed.
 
 use std::process::ExitCode;
 
-use super::link::LinkError;
+use super::connection::ConnectionError;
 use crate::control::messages::{ErrorCode, Summary};
 
-/// How the program ends.
+/// The exit status of the program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Exit {
-    /// 0
+    /// 0: done.
     Done,
-    /// 1
+    /// 1: internal error.
     Internal,
-    /// 2
+    /// 2: usage, bad input.
     Usage,
-    /// 3: strict, at least one path failed
+    /// 3: at least one path failed, or `doctor` found something bad.
     Failed,
-    /// 4: strict, deadline reached with paths pending
+    /// 4: the deadline was reached with paths pending.
     Pending,
-    /// 5: strict, no daemon or it refused
+    /// 5: there is no daemon, or it refused the request.
     Refused,
-    /// Of the command that `run` ran.
+    /// The status of the command that `run` or `client exec` ran.
     Command(u8),
 }
 
@@ -38,8 +38,8 @@ impl Exit {
         })
     }
 
-    /// What a summary means. A path that failed is a fact and outweighs a
-    /// deadline. Without waiting there was no deadline to miss.
+    /// Returns the status for a summary. Failed paths count more than pending ones.
+    /// Pending paths count only when the caller waited for them.
     pub(super) fn of(summary: &Summary, strict: bool, waited: bool) -> Self {
         match summary {
             _ if !(strict || summary.strict) => Self::Done,
@@ -50,31 +50,33 @@ impl Exit {
     }
 }
 
-/// Why a command could not do what it was asked.
+/// Why a command could not do what it was asked to do.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
-    /// The caller's mistake.
+    /// The command line or its input is wrong.
     #[error("{0}")]
     Usage(String),
-    /// Our own.
+    /// flywheelctl has a fault.
     #[error("internal error: {0}")]
     Internal(String),
-    /// No daemon, or none that can be understood.
+    /// The daemon cannot be asked.
     #[error(transparent)]
-    Link(#[from] LinkError),
-    /// The daemon said no.
+    Connection(#[from] ConnectionError),
+    /// The daemon refused the request.
     #[error("{message}")]
     Refused {
-        /// For the exit status.
+        /// The kind of error.
         code: ErrorCode,
-        /// The daemon's words.
+        /// The daemon's message.
         message: String,
     },
-    /// Nothing to end, and the caller named nothing.
+    /// There is no session to end, and the caller named none.
     #[error("{0}")]
     NoSession(String),
-    /// The answer does not fit the question.
-    #[error("the daemon answered something else than was asked: is it of another version?")]
+    /// The reply is not one to the request.
+    #[error(
+        "the daemon's reply does not fit the request: restart flywheeld after an upgrade, so that both are of one version"
+    )]
     Confused,
 }
 
@@ -84,12 +86,12 @@ impl Failure {
         match self {
             Self::Usage(_) => Exit::Usage,
             Self::Internal(_) => Exit::Internal,
-            Self::Link(LinkError::TooLong(_)) => Exit::Usage,
-            Self::Link(_) | Self::NoSession(_) => lenient(Exit::Refused),
+            Self::Connection(ConnectionError::TooLong(_)) => Exit::Usage,
+            Self::Connection(_) | Self::NoSession(_) => lenient(Exit::Refused),
             Self::Confused => lenient(Exit::Internal),
             Self::Refused { code, .. } => match code {
                 ErrorCode::BadRequest | ErrorCode::NotFound => Exit::Usage,
-                // A fault of the daemon is no reason to fail a job that did not ask for it.
+                // A fault of the daemon does not fail a job that did not ask for it.
                 ErrorCode::Internal => lenient(Exit::Internal),
                 ErrorCode::Denied | ErrorCode::Busy | ErrorCode::Draining | ErrorCode::Version => {
                     lenient(Exit::Refused)

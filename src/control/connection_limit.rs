@@ -1,0 +1,82 @@
+//! Limits how many connections are open, in all and for each user. Must not know
+//! what a connection does.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+/// Counts the open connections of each user and refuses those above the limits.
+#[derive(Debug)]
+pub(super) struct ConnectionLimit {
+    all: usize,
+    per_uid: usize,
+    taken: Mutex<HashMap<u32, usize>>,
+}
+
+/// Counts as one connection until it is dropped.
+#[derive(Debug)]
+pub(super) struct Permit {
+    limit: Arc<ConnectionLimit>,
+    uid: u32,
+}
+
+impl ConnectionLimit {
+    /// Allows `all` connections at a time, `per_uid` of them by one user.
+    pub(super) fn new(all: usize, per_uid: usize) -> Arc<Self> {
+        Arc::new(Self { all, per_uid, taken: Mutex::default() })
+    }
+
+    /// Counts one more connection of `uid`. The error says which limit is reached.
+    pub(super) fn take(self: &Arc<Self>, uid: u32) -> Result<Permit, String> {
+        let mut taken = self.lock();
+        if taken.values().sum::<usize>() >= self.all {
+            return Err(format!("all {} connections of the daemon are in use: try again later", self.all));
+        }
+        let mine = taken.entry(uid).or_default();
+        if *mine >= self.per_uid {
+            return Err(format!(
+                "user {uid} has {} connections open, the most allowed: try again later",
+                self.per_uid
+            ));
+        }
+        *mine += 1;
+        drop(taken);
+        Ok(Permit { limit: Arc::clone(self), uid })
+    }
+
+    // The counts are consistent between any two statements, so a poisoned lock can be used.
+    fn lock(&self) -> MutexGuard<'_, HashMap<u32, usize>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let mut taken = self.limit.lock();
+        if let Some(mine) = taken.get_mut(&self.uid) {
+            *mine -= 1;
+            if *mine == 0 {
+                taken.remove(&self.uid);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_hold_and_a_dropped_permit_counts_no_more() {
+        let limit = ConnectionLimit::new(3, 2);
+        let first = limit.take(7).unwrap();
+        let _second = limit.take(7).unwrap();
+        assert!(limit.take(7).unwrap_err().contains("user 7"));
+        let _other = limit.take(8).unwrap();
+        assert!(limit.take(9).unwrap_err().contains("all 3 connections"));
+        drop(first);
+        limit.take(7).unwrap();
+        assert_eq!(limit.lock().len(), 2, "users without connections are forgotten");
+    }
+}
