@@ -29,7 +29,7 @@ pub(super) struct Cli {
     /// Print warnings and errors only, no progress and no summary
     #[arg(long, short, global = true)]
     pub(super) quiet: bool,
-    /// Tell failed and pending paths, or a missing daemon, by the exit status
+    /// Make session and run fail, too, for failed or pending paths or without a daemon
     #[arg(long, global = true)]
     pub(super) strict: bool,
     #[command(subcommand)]
@@ -38,12 +38,36 @@ pub(super) struct Cli {
 
 const EXITS: &str = "\
 Exit status:
-  0  done; without --strict also when something failed or there is no daemon
+  0  done; for `session start`, `session end` and `run` without --strict, and for
+     `hook`, also when paths failed or there is no daemon
   1  internal error
   2  usage, bad input
-  3  strict: at least one path failed
-  4  strict: deadline reached with paths pending (the daemon goes on)
-  5  strict: no daemon, or it refused";
+  3  at least one path failed; `doctor`: something is bad
+  4  the deadline was reached with paths pending (the daemon goes on)
+  5  no daemon, or it refused";
+
+impl Command {
+    /// Returns whether jobs call this command in passing: then failed paths or a
+    /// missing daemon do not fail it, unless `--strict` is given.
+    pub(super) fn is_lenient(&self) -> bool {
+        match self {
+            Self::Session { command } => {
+                matches!(command, SessionCommand::Start(_) | SessionCommand::End(_))
+            }
+            Self::Run(_) | Self::Hook => true,
+            Self::Push(_)
+            | Self::Flush { .. }
+            | Self::Status { .. }
+            | Self::Client { .. }
+            | Self::NixConf { .. }
+            | Self::Reload
+            | Self::Doctor
+            | Self::Metrics
+            | Self::Completions { .. }
+            | Self::Man { .. } => false,
+        }
+    }
+}
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {

@@ -47,7 +47,7 @@ pub(super) fn status(context: &Context) -> Result<Exit, Failure> {
 /// without `--strict`.
 pub(super) fn exec(context: &Context, args: &[OsString]) -> Result<Exit, Failure> {
     let refused = |failure: &Failure| {
-        context.render.failure(failure, NOT_FOUND);
+        context.render.on_stderr().failure(failure, NOT_FOUND);
         Ok(NOT_FOUND)
     };
     let info = match ask(context, false) {
@@ -72,7 +72,7 @@ pub(super) fn exec(context: &Context, args: &[OsString]) -> Result<Exit, Failure
             Err(e) => {
                 let status = if e.kind() == io::ErrorKind::NotFound { 127 } else { 126 };
                 let failure = Failure::Usage(format!("cannot run `{program}`: {e}"));
-                context.render.failure(&failure, Exit::Command(status));
+                context.render.on_stderr().failure(&failure, Exit::Command(status));
                 return Ok(Exit::Command(status));
             }
         };

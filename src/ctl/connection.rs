@@ -3,7 +3,7 @@
 
 use std::{
     io::{self, Read, Write},
-    os::unix::net::UnixStream,
+    os::unix::{fs::MetadataExt as _, net::UnixStream},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -23,8 +23,14 @@ pub(super) const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Why the daemon cannot be asked.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ConnectionError {
-    #[error("no flywheel daemon at {socket}: {source}{}", hint(.source))]
+    #[error(
+        "no flywheel daemon at {socket}: {source}; start it (`systemctl start flywheeld`), or name its socket by --socket or $FLYWHEEL_SOCKET"
+    )]
     Absent { socket: PathBuf, source: io::Error },
+    #[error(
+        "you may not use the flywheel daemon at {socket}: it is open to root and {group}; add the user (`usermod -aG`) and log in again, or restart the service that runs you"
+    )]
+    Forbidden { socket: PathBuf, group: String },
     #[error("the flywheel daemon at {socket} does not answer within {}: `journalctl -u flywheeld` shows what it does", super::text::duration(*.waited))]
     Silent { socket: PathBuf, waited: Duration },
     #[error("the flywheel daemon at {socket} closed the connection: {source}")]
@@ -40,10 +46,18 @@ pub(super) enum ConnectionError {
     TooLong(CodecError),
 }
 
-fn hint(e: &io::Error) -> &'static str {
-    match e.kind() {
-        io::ErrorKind::PermissionDenied => "; the user must be in the group that owns the socket",
-        _ => "; start it (`systemctl start flywheel`), or name its socket by --socket or $FLYWHEEL_SOCKET",
+/// Names the group that may use a socket: that of the socket, or of the innermost of
+/// its directories that the caller may see.
+fn group_of(socket: &Path) -> String {
+    let Some(meta) = socket.ancestors().find_map(|path| std::fs::metadata(path).ok()) else {
+        return "the group of the socket".to_owned();
+    };
+    // group(5): name, password, number, members.
+    let groups = std::fs::read_to_string("/etc/group").unwrap_or_default();
+    let has_number = |line: &&str| line.split(':').nth(2) == Some(&meta.gid().to_string());
+    match groups.lines().find(has_number).and_then(|line| line.split(':').next()) {
+        Some(name) => format!("the group {name}"),
+        None => format!("the group number {}", meta.gid()),
     }
 }
 
@@ -70,6 +84,9 @@ impl Connection {
         let stream = dial(socket, patience).map_err(|source| match source.kind() {
             io::ErrorKind::TimedOut => {
                 ConnectionError::Silent { socket: socket.to_owned(), waited: patience }
+            }
+            io::ErrorKind::PermissionDenied => {
+                ConnectionError::Forbidden { socket: socket.to_owned(), group: group_of(socket) }
             }
             _ => ConnectionError::Absent { socket: socket.to_owned(), source },
         })?;

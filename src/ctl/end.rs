@@ -39,12 +39,12 @@ pub(super) fn command(context: &Context, args: EndArgs) -> Result<Exit, Failure>
         wait: !args.no_wait,
     };
     let page = args.report;
-    let summary = end_session(context, ending).map_err(|failure| match failure {
+    let (summary, unmatched) = end_session(context, ending).map_err(|failure| match failure {
         // A job whose `session start` found no daemon has no session to end.
         Failure::Refused { code: ErrorCode::NotFound, message } if !named => Failure::NoSession(message),
         other => other,
     })?;
-    let exit = Exit::of(&summary, context.strict, !args.no_wait);
+    let exit = Exit::of_session(&summary, context.strict, !args.no_wait, unmatched);
     context.render.summary(&summary, Heading::Session, exit);
     let Some((page, id)) = page.zip(summary.session.clone()) else { return Ok(exit) };
     match report::command(context, id, Some(&page)) {
@@ -55,7 +55,7 @@ pub(super) fn command(context: &Context, args: EndArgs) -> Result<Exit, Failure>
                 Exit::Done if context.strict || summary.strict => failure.exit(true),
                 exit => exit,
             };
-            context.render.failure(&failure, exit);
+            context.render.report_failure(&failure, exit);
             Ok(exit)
         }
     }
@@ -63,13 +63,14 @@ pub(super) fn command(context: &Context, args: EndArgs) -> Result<Exit, Failure>
 
 /// Ends a session. Repeats the request while the daemon restarts or has no room,
 /// until there is a reply or the time is over.
-pub(super) fn end_session(context: &Context, ending: EndRequest) -> Result<Summary, Failure> {
+/// Also returns whether a pattern of `push` matched nothing.
+pub(super) fn end_session(context: &Context, ending: EndRequest) -> Result<(Summary, bool), Failure> {
     let until = Instant::now() + ending.timeout;
     // A daemon that has no room for this long will hardly have it soon.
     let room_until = until.min(Instant::now() + REPLY_TIMEOUT);
     // Without a daemon at the first attempt the job does not wait for one.
     let mut connection = context.connect()?;
-    let push = resolve(context, &ending.push, &connection.server.store_dir)?;
+    let (push, unmatched) = resolve(context, &ending.push, &connection.server.store_dir)?;
     let mut session = ending.session;
     let ci_job = ci::detect(variable).map(|d| d.job.key());
     let mut bar = context.render.bar();
@@ -89,7 +90,7 @@ pub(super) fn end_session(context: &Context, ending: EndRequest) -> Result<Summa
             bar.show(p);
         };
         let failure = match connection.ask(&request, patience, &mut progress) {
-            Ok(Reply::Ended(summary)) => return Ok(summary),
+            Ok(Reply::Ended(summary)) => return Ok((summary, unmatched)),
             Ok(Reply::Error { code: ErrorCode::Busy, message }) => {
                 // Many jobs ask at once; the daemon has room again in a moment.
                 sleep(RETRY.min(left));
@@ -127,21 +128,22 @@ fn reconnect(socket: &Path, until: Instant) -> Option<Connection> {
     }
 }
 
-/// Finds the store paths that patterns name. Warns of patterns that match nothing.
+/// Finds the store paths that patterns name. Warns of patterns that match nothing, and
+/// returns whether there are any.
 pub(super) fn resolve(
     context: &Context,
     patterns: &[String],
     store_dir: &str,
-) -> Result<Vec<String>, Failure> {
+) -> Result<(Vec<String>, bool), Failure> {
     if patterns.is_empty() {
-        return Ok(Vec::new());
+        return Ok((Vec::new(), false));
     }
     let cwd = std::env::current_dir().map_err(|e| Failure::Usage(format!("no current directory: {e}")))?;
     let resolved = paths::resolve(patterns, &cwd, store_dir).map_err(Failure::Usage)?;
     for pattern in &resolved.unmatched {
         context.render.warn(&format!("`{pattern}` matches nothing in {}", cwd.display()));
     }
-    Ok(resolved.paths)
+    Ok((resolved.paths, !resolved.unmatched.is_empty()))
 }
 
 /// Turns an unexpected reply into a failure.

@@ -50,6 +50,17 @@ impl Exit {
     }
 }
 
+impl Exit {
+    /// Returns the status for the end of a session, for which `unmatched` says that a
+    /// pattern of `--push` matched nothing.
+    pub(super) fn of_session(summary: &Summary, strict: bool, waited: bool, unmatched: bool) -> Self {
+        match Self::of(summary, strict, waited) {
+            Self::Done if unmatched && (strict || summary.strict) => Self::Usage,
+            exit => exit,
+        }
+    }
+}
+
 /// Why a command could not do what it was asked to do.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
@@ -81,6 +92,25 @@ pub(super) enum Failure {
 }
 
 impl Failure {
+    /// Returns the `outcome` of a JSON object about this failure.
+    pub(super) fn outcome(&self) -> &'static str {
+        match self {
+            Self::Connection(ConnectionError::TooLong(_)) | Self::Usage(_) => "invalid",
+            Self::Connection(_) => "unreachable",
+            Self::NoSession(_) => "no_session",
+            Self::Internal(_) | Self::Confused => "internal",
+            Self::Refused { code, .. } => match code {
+                ErrorCode::BadRequest => "invalid",
+                ErrorCode::NotFound => "not_found",
+                ErrorCode::Denied => "denied",
+                ErrorCode::Busy => "busy",
+                ErrorCode::Draining => "draining",
+                ErrorCode::Internal => "internal",
+                ErrorCode::Version => "version",
+            },
+        }
+    }
+
     pub(super) fn exit(&self, strict: bool) -> Exit {
         let lenient = |exit| if strict { exit } else { Exit::Done };
         match self {

@@ -45,6 +45,7 @@ pub const DEFAULT_SOCKET: &str = "/run/flywheel/control.sock";
 /// The options that all commands share.
 struct Context {
     socket: PathBuf,
+    /// Failed paths, or a missing daemon, fail the command.
     strict: bool,
     render: Render,
 }
@@ -71,14 +72,15 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     if hook::is_called(&args) {
         return hook::command(variable("FLYWHEEL_SOCKET").map(PathBuf::from));
     }
+    let json = args.iter().take_while(|word| *word != "--").any(|word| word == "--json");
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
-        Err(e) => return render::usage(&e).code(),
+        Err(e) => return render::usage(&e, json).code(),
     };
     let socket = cli.socket.or_else(|| variable("FLYWHEEL_SOCKET").map(PathBuf::from));
     let context = Context {
         socket: socket.unwrap_or_else(|| DEFAULT_SOCKET.into()),
-        strict: cli.strict,
+        strict: cli.strict || !cli.command.is_lenient(),
         render: Render::new(cli.json, cli.quiet),
     };
     let done = match cli.command {

@@ -19,9 +19,9 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 
 pub(super) fn push(context: &Context, args: PushArgs) -> Result<Exit, Failure> {
     let mut connection = context.connect()?;
-    let paths = resolve(context, &args.paths, &connection.server.store_dir)?;
+    let (paths, unmatched) = resolve(context, &args.paths, &connection.server.store_dir)?;
     if paths.is_empty() {
-        return Err(Failure::Usage("nothing to push: no path given leads to the store".to_owned()));
+        return Err(Failure::Usage("nothing to push: the patterns match no store path".to_owned()));
     }
     let patience = if args.wait { args.timeout + REPLY_TIMEOUT } else { REPLY_TIMEOUT };
     let timeout_ms = milliseconds(args.timeout);
@@ -29,7 +29,8 @@ pub(super) fn push(context: &Context, args: PushArgs) -> Result<Exit, Failure> {
     let mut bar = context.render.bar();
     let reply = connection.ask(&request, patience, &mut |p| bar.show(p))?;
     bar.clear();
-    print_result(context, reply, Heading::Push, args.wait)
+    let exit = print_result(context, reply, Heading::Push, args.wait)?;
+    Ok(if exit == Exit::Done && unmatched { Exit::Usage } else { exit })
 }
 
 pub(super) fn flush(context: &Context, timeout: Duration) -> Result<Exit, Failure> {

@@ -51,9 +51,17 @@ pub(super) struct Render {
 }
 
 /// Prints clap's message. Help and version are results, all others are errors.
-pub(super) fn usage(e: &clap::Error) -> Exit {
+/// With `json`, an error is also printed as an object.
+pub(super) fn usage(e: &clap::Error, json: bool) -> Exit {
     let _ = e.print();
-    if e.use_stderr() { Exit::Usage } else { Exit::Done }
+    if !e.use_stderr() {
+        return Exit::Done;
+    }
+    if json {
+        let failure = Failure::Usage(e.to_string().trim().to_owned());
+        Render::new(true, true).failure_object(&failure);
+    }
+    Exit::Usage
 }
 
 impl Render {
@@ -112,6 +120,20 @@ impl Render {
 
     /// Prints why a command did not do what it was asked to do.
     pub(super) fn failure(&self, failure: &Failure, exit: Exit) {
+        if self.json {
+            self.failure_object(failure);
+        }
+        self.outcome(&failure.to_string(), exit);
+    }
+
+    fn failure_object(&self, failure: &Failure) {
+        let (outcome, error) = (failure.outcome(), failure.to_string());
+        let _ = self.object(&serde_json::json!({ "outcome": outcome, "error": error }));
+    }
+
+    /// Prints why the HTML report of a session that has ended was not written. The
+    /// summary is the JSON object of that command.
+    pub(super) fn report_failure(&self, failure: &Failure, exit: Exit) {
         self.outcome(&failure.to_string(), exit);
     }
 

@@ -92,8 +92,8 @@ async fn run_in_session(context: Context, args: RunArgs) -> Result<Exit, Failure
         }
     };
     let exit = match ended {
-        Ok(summary) => {
-            let exit = Exit::of(&summary, strict, !cancelled);
+        Ok((summary, unmatched)) => {
+            let exit = Exit::of_session(&summary, strict, !cancelled, unmatched);
             context.render.summary(&summary, Heading::Session, exit);
             exit
         }

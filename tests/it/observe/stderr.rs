@@ -29,7 +29,7 @@ fn run(level: Option<&str>, journal: bool) -> String {
     let path = dir.path().join("stderr");
     let stderr = File::create(&path).unwrap();
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "observe::child", "--nocapture"]).env(CHILD, "1");
+    command.args(["--exact", "observe::stderr::child", "--nocapture"]).env(CHILD, "1");
     command.env_remove("FLYWHEEL_LOG").env_remove("JOURNAL_STREAM");
     if let Some(level) = level {
         command.env("FLYWHEEL_LOG", level);
