@@ -22,6 +22,8 @@
 mod nix;
 
 mod backlog;
+mod delay;
+mod jobs;
 mod library;
 mod live;
 mod report;
@@ -47,6 +49,7 @@ const FIGURES: &[Figure] = &[
     ("backlog", false, backlog::backlog),
     ("overfull", false, backlog::overfull),
     ("huge", false, live::huge),
+    ("jobs", false, jobs::jobs),
 ];
 
 fn main() {

@@ -62,6 +62,10 @@ impl Cache {
         format!("http://{}", self.running().addr)
     }
 
+    pub fn address(&self) -> std::net::SocketAddr {
+        self.running().addr
+    }
+
     pub fn token_file(&self) -> &Path {
         &self.running().push_token_file
     }
