@@ -7,6 +7,9 @@ use std::time::{Duration, Instant};
 /// How far uploads may run ahead of the schedule after a pause.
 const BURST: Duration = Duration::from_millis(100);
 
+/// The shortest wait. tokio's timers count in milliseconds and round up.
+const GRAIN: Duration = Duration::from_millis(2);
+
 /// A schedule that all uploads share.
 #[derive(Debug)]
 pub(in crate::daemon) struct Rate {
@@ -21,7 +24,12 @@ impl Rate {
         Self { per_second: per_second.max(1), due: Mutex::new(None) }
     }
 
-    /// How long so many bytes have to wait before they go out.
+    /// Takes a place for so many bytes in the schedule. Returns how long they
+    /// have to wait before they go out.
+    ///
+    /// A wait below [`GRAIN`] is none: a timer would make it longer, and at
+    /// hundreds of megabytes a second each chunk's share is far below that. The
+    /// schedule keeps what was not waited for, and a later chunk waits for it.
     pub(in crate::daemon) fn reserve(&self, bytes: usize, now: Instant) -> Duration {
         let cost = Duration::from_secs_f64(bytes as f64 / self.per_second as f64);
         let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
@@ -29,7 +37,8 @@ impl Rate {
         let begin = due.map_or(earliest, |at| at.max(earliest));
         let end = begin + cost;
         *due = Some(end);
-        end.saturating_duration_since(now)
+        let wait = end.saturating_duration_since(now);
+        if wait < GRAIN { Duration::ZERO } else { wait }
     }
 }
 
@@ -52,6 +61,25 @@ mod tests {
         let now = start + waited;
         assert_eq!(rate.reserve(1_000, now), Duration::from_secs(1));
         assert_eq!(rate.reserve(1_000, now), Duration::from_secs(2));
+    }
+
+    /// With timers that wait up to a millisecond too long, as tokio's do.
+    #[test]
+    fn high_rates_are_reached_and_not_exceeded() {
+        for megabytes in [1, 50, 400, 1_000] {
+            let rate = Rate::new(megabytes * 1_000_000);
+            let start = Instant::now();
+            let (mut now, chunk) = (start, 64 * 1024);
+            let chunks = megabytes * 1_000_000 * 10 / chunk;
+            for _ in 0..chunks {
+                let wait = rate.reserve(usize::try_from(chunk).unwrap(), now);
+                if !wait.is_zero() {
+                    now += Duration::from_millis(u64::try_from(wait.as_millis()).unwrap() + 1);
+                }
+            }
+            let took = (now - start).as_secs_f64();
+            assert!((9.5..=10.5).contains(&took), "{megabytes} MB/s: 10 s of bytes took {took} s");
+        }
     }
 
     #[test]

@@ -192,7 +192,9 @@ impl Transfers {
         Either::Right(nar.then(move |chunk| {
             let wait = chunk.as_ref().map_or(Duration::ZERO, |c| rate.reserve(c.len(), Instant::now()));
             async move {
-                tokio::time::sleep(wait).await;
+                if !wait.is_zero() {
+                    tokio::time::sleep(wait).await;
+                }
                 chunk
             }
         }))
