@@ -3,7 +3,7 @@
 # faults between daemon and cache, collections, kills and stops. Not in CI.
 # Usage: tests/soak.sh MINUTES [DIRECTORY]     (default: target/soak)
 # Leaves soak.tsv and, with gnuplot (Debian: gnuplot-nox), soak.png there.
-# FLYWHEEL_LAB_SEED=N draws the same lots again. SOAK_PROFILE=dev builds faster.
+# FLYWHEEL_TEST_SEED=N draws the same lots again. SOAK_PROFILE=dev builds faster.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 minutes=${1:?usage: tests/soak.sh MINUTES [DIRECTORY]}

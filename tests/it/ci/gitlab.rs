@@ -17,7 +17,7 @@ fn runner() -> Option<PathBuf> {
     let cache = std::env::var_os("FLYWHEEL_TEST_CACHE");
     let cache = cache.map_or_else(|| home.join(".cache/flywheel-tests"), PathBuf::from);
     let program = cache.join(format!("gitlab-ci-local-{VERSION}/node_modules/.bin/gitlab-ci-local"));
-    let needed = ["node", "git", "rsync"];
+    let needed = ["node", "git", "rsync", "ssh"];
     let missing: Vec<_> =
         needed.iter().filter(|p| Command::new(p).arg("--version").output().is_err()).collect();
     if program.exists() && missing.is_empty() {

@@ -3,13 +3,13 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::Command;
 
 use serde_json::Value;
 
 use crate::support::cache::{StandaloneCache, UploadGate};
 use crate::support::daemon::{CommandResult, Daemon, EMBEDDED, until};
 use crate::support::nix::PrivateNix;
+use crate::support::users::{as_nobody, can_switch_user, open_to_all};
 
 fn gated() -> (Daemon, StandaloneCache, UploadGate) {
     let nix = PrivateNix::new();
@@ -110,24 +110,13 @@ fn without_a_daemon_a_job_goes_on_unless_it_is_strict() {
 
 #[test]
 fn another_user_may_neither_see_nor_end_it() {
-    if !rustix::process::geteuid().is_root() {
-        eprintln!("not root: acting as another user cannot be tried, this part is left out");
+    if !can_switch_user() {
         return;
     }
     let daemon = Daemon::embedded();
     let session = daemon.session(&[]);
-    // What an administrator does with groups: nobody reaches the socket, and a copy of the client.
-    let top = daemon.nix.path();
-    let client = top.join("flywheelctl");
-    std::fs::copy(env!("CARGO_BIN_EXE_flywheelctl"), &client).unwrap();
-    for (path, mode) in [(top, 0o755), (&client, 0o755), (&daemon.socket(), 0o666)] {
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
-    }
-    let nobody = |args: &[&str]| {
-        let mut command = Command::new("setpriv");
-        command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]).arg(&client).args(args);
-        CommandResult::of(&command.env("FLYWHEEL_SOCKET", daemon.socket()).current_dir("/").output().unwrap())
-    };
+    open_to_all(&daemon);
+    let nobody = |args: &[&str]| as_nobody(&daemon, args);
     for command in ["end", "show"] {
         let refused = nobody(&["--strict", "session", command, &session]);
         assert_eq!((refused.code, refused.out.as_str()), (5, ""), "{refused:?}");

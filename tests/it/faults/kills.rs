@@ -8,7 +8,7 @@ use super::{Dice, Rig, number, set};
 
 #[test]
 fn killed_at_random_moments_of_a_build() {
-    let kills = number("FLYWHEEL_LAB_CRASHES", 200);
+    let kills = number("FLYWHEEL_TEST_KILLS", 200);
     let mut dice = Dice::new();
     let mut rig = Rig::new();
     let session = rig.daemon.session(&["--label", "through all of it"]);

@@ -3,7 +3,7 @@
 //! is kept from collections all the same.
 
 use std::io::{BufRead as _, BufReader, Read as _};
-use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::os::unix::fs::chown;
 use std::path::Path;
 use std::process::Stdio;
 
@@ -14,9 +14,10 @@ use crate::support::cache::{StandaloneCache, UploadGate, base};
 use crate::support::daemon::{Daemon, MAX_WAIT, until};
 use crate::support::multiuser::NixDaemon;
 use crate::support::nix::PrivateNix;
+use crate::support::users::{NOBODY, can_switch_user, copy_program, set_mode};
 
-/// The service's user: nobody, who may do nothing.
-const USER: u32 = 65_534;
+/// The service's user.
+const USER: u32 = NOBODY;
 
 struct Host {
     daemon: Daemon,
@@ -31,8 +32,7 @@ struct Host {
 impl Host {
     /// `rooted`: tmpfiles.d has made the directory for GC roots.
     fn start(rooted: bool) -> Option<Self> {
-        if !rustix::process::geteuid().is_root() {
-            eprintln!("skipped: running the service as another user needs root");
+        if !can_switch_user() {
             return None;
         }
         let nix = PrivateNix::new();
@@ -44,14 +44,12 @@ impl Host {
         let gate = cache.gate();
         let mut daemon = Daemon::prepare(nix, &cache.config_at(&gate.url()));
         let theirs = |path: &Path| chown(path, Some(USER), Some(USER)).unwrap();
-        let mode = |path: &Path, mode| {
-            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
-        };
         let top = daemon.nix.path().to_owned();
         theirs(&top);
         theirs(&cache.token_file());
-        mode(cache.token_file().parent().unwrap(), 0o755);
-        mode(&top.join("notify"), 0o666);
+        set_mode(cache.token_file().parent().unwrap(), 0o755);
+        set_mode(&top.join("notify"), 0o666);
+        daemon.program = copy_program(env!("CARGO_BIN_EXE_flywheeld"), &top);
         if rooted {
             let links = daemon.nix.state_dir().join("gcroots/flywheel");
             std::fs::create_dir_all(&links).unwrap();

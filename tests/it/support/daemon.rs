@@ -32,8 +32,10 @@ pub struct Daemon {
     starts: u32,
     /// Environment beside `PATH` and `NOTIFY_SOCKET`.
     pub env: Vec<(String, String)>,
-    /// A command that ends with executing its arguments, to start it through.
+    /// A command that executes its last arguments; the daemon is started through it.
     pub wrapper: Vec<String>,
+    /// The `flywheeld` to start.
+    pub program: PathBuf,
 }
 
 /// What came on the notify socket since the last start.
@@ -103,7 +105,16 @@ impl Daemon {
         let (reader, lines) = (notify.try_clone().unwrap(), Arc::clone(&told));
         // Ends with the test's process.
         std::thread::spawn(move || listen(&reader, &lines));
-        let daemon = Self { nix, child: None, _notify: notify, told, starts: 0, env, wrapper: Vec::new() };
+        let daemon = Self {
+            nix,
+            child: None,
+            _notify: notify,
+            told,
+            starts: 0,
+            env,
+            wrapper: Vec::new(),
+            program: env!("CARGO_BIN_EXE_flywheeld").into(),
+        };
         daemon.configure(config);
         daemon
     }
@@ -137,14 +148,13 @@ impl Daemon {
 
     /// `flywheeld` with this daemon's environment and nothing else.
     pub fn program(&self) -> Command {
-        let daemon = env!("CARGO_BIN_EXE_flywheeld");
         let mut command = match self.wrapper.split_first() {
             Some((wrapper, args)) => {
                 let mut command = Command::new(wrapper);
-                command.args(args).arg(daemon);
+                command.args(args).arg(&self.program);
                 command
             }
-            None => Command::new(daemon),
+            None => Command::new(&self.program),
         };
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.envs(self.env.iter().map(|(k, v)| (k, v))).stdin(Stdio::null());

@@ -10,3 +10,4 @@ pub mod journald;
 pub mod logind;
 pub mod multiuser;
 pub mod nix;
+pub mod users;

@@ -1,0 +1,58 @@
+//! Commands that run as another user. Starting them needs root.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::daemon::{CommandResult, Daemon};
+
+/// The user and group id of `nobody`, who has no rights of its own.
+pub const NOBODY: u32 = 65_534;
+
+/// Whether commands can be started as another user; prints why not.
+pub fn can_switch_user() -> bool {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        eprintln!("skipped: starting commands as another user needs root");
+    }
+    root
+}
+
+/// Sets the mode of a file or directory.
+pub fn set_mode(path: &Path, mode: u32) {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+}
+
+/// Copies a program of this build into a directory that every user can enter,
+/// because the build directory may be below one that only root can enter, such as
+/// `/root`. Returns the copy's path.
+pub fn copy_program(program: &str, dir: &Path) -> PathBuf {
+    let copy = dir.join(Path::new(program).file_name().unwrap());
+    if !copy.exists() {
+        std::fs::copy(program, &copy).unwrap();
+        set_mode(&copy, 0o755);
+    }
+    copy
+}
+
+/// Lets every user reach the daemon's socket, as membership in its group does.
+pub fn open_to_all(daemon: &Daemon) {
+    set_mode(daemon.nix.path(), 0o755);
+    set_mode(&daemon.socket(), 0o666);
+}
+
+/// `flywheelctl` as `nobody`, not run yet. The daemon must be open to all.
+pub fn nobodys_client(daemon: &Daemon, args: &[&str]) -> Command {
+    let program = copy_program(env!("CARGO_BIN_EXE_flywheelctl"), daemon.nix.path());
+    let mut command = Command::new(program);
+    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    command.env("FLYWHEEL_SOCKET", daemon.socket()).args(args).stdin(std::process::Stdio::null());
+    command.current_dir("/").uid(NOBODY).gid(NOBODY);
+    command
+}
+
+/// Runs `flywheelctl` as `nobody` to its end.
+pub fn as_nobody(daemon: &Daemon, args: &[&str]) -> CommandResult {
+    CommandResult::of(&nobodys_client(daemon, args).output().unwrap())
+}
