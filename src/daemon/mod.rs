@@ -54,7 +54,7 @@ use driver::{Driver, Ended};
 use gc_roots::{GcRoots, Places};
 use host::notify::Notify;
 use host::parts::Part;
-use intake::{Bell, Intake, NewWishes, Wishes};
+use intake::{Bell, Intake, NewPolicy, PushPolicy};
 use push::rate::Rate;
 use push::transfer::Transfers;
 use push::upstream_keys::UpstreamKeys;
@@ -134,7 +134,7 @@ pub async fn run(settings: Settings, load: Load, passed: Option<UnixListener>) -
     let mut background = BackgroundTasks::default();
     background.tokens(&lines, out.clone());
     background.history(ledger.clone(), settings.history_keep);
-    let new_wishes = NewWishes::default();
+    let new_policy = NewPolicy::default();
     let lock_watcher =
         LockWatcher::start(store_dir.as_path()).context("the thread that watches the store's locks")?;
     let (bell, ear) = Bell::new();
@@ -172,13 +172,13 @@ pub async fn run(settings: Settings, load: Load, passed: Option<UnixListener>) -
         lock_watcher: lock_watcher.clone(),
         upstream_keys: upstream_keys.clone(),
         gc_roots: gc_roots.clone(),
-        wishes: Wishes {
+        policy: PushPolicy {
             filter: settings.push.filter.clone(),
             caches: caches.clone(),
             default_cache: CacheId(position(&caches, &settings.default_cache).unwrap_or(0)),
             strangers: intake::routes::Strangers::new(Arc::clone(&settings), caches.clone()),
         },
-        new_wishes: Arc::clone(&new_wishes),
+        new_policy: Arc::clone(&new_policy),
         existing: settings.push.existing != Existing::No,
         out: out.clone(),
         pulse: intake_pulse.clone(),
@@ -221,7 +221,7 @@ pub async fn run(settings: Settings, load: Load, passed: Option<UnixListener>) -
         reloads: Reloads::default(),
         built_in: known,
         lines,
-        new_wishes,
+        new_policy,
         background,
         ledger: ledger.clone(),
         caches,

@@ -28,7 +28,7 @@ use crate::daemon::driver::reload::{Load, Reloads};
 use crate::daemon::gc_roots::GcRoots;
 use crate::daemon::host::notify::Notify;
 use crate::daemon::inbox::Input;
-use crate::daemon::intake::{Bell, NewWishes};
+use crate::daemon::intake::{Bell, NewPolicy};
 use crate::daemon::push::settle;
 use crate::daemon::push::transfer::Transfers;
 use crate::daemon::push::upstream_keys::UpstreamKeys;
@@ -71,7 +71,7 @@ pub(in crate::daemon) struct Driver {
     pub(in crate::daemon) built_in: Option<BuiltIn>,
     /// The ways to the caches, by number.
     pub(in crate::daemon) lines: Vec<Line>,
-    pub(in crate::daemon) new_wishes: NewWishes,
+    pub(in crate::daemon) new_policy: NewPolicy,
     pub(in crate::daemon) background: BackgroundTasks,
     /// The caches' names in the configuration, by number.
     pub(in crate::daemon) caches: Vec<String>,

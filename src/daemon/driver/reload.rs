@@ -16,7 +16,7 @@ use crate::daemon::caches::servers::{self, BuiltIn, Line};
 use crate::daemon::driver::Driver;
 use crate::daemon::inbox::Input;
 use crate::daemon::intake::routes::Strangers;
-use crate::daemon::intake::{Wishes, Work};
+use crate::daemon::intake::{PushPolicy, Work};
 use crate::daemon::push::rate::Rate;
 use crate::flow::Event;
 use crate::observe::event;
@@ -158,13 +158,13 @@ impl Driver {
         self.client.wanted();
         self.netrc = servers::netrc(&settings, self.built_in.as_ref(), &self.lines);
         self.background.netrc(self.netrc.as_ref());
-        let wishes = Wishes {
+        let policy = PushPolicy {
             filter: settings.push.filter.clone(),
             caches: self.caches.clone(),
             default_cache: self.default_cache(),
             strangers: Strangers::new(Arc::clone(&settings), self.caches.clone()),
         };
-        *self.new_wishes.lock().unwrap_or_else(PoisonError::into_inner) = Some(wishes);
+        *self.new_policy.lock().unwrap_or_else(PoisonError::into_inner) = Some(policy);
         self.bell.ring();
         self.background.tokens(&self.lines, self.transfers.out.clone());
         if settings.history_keep != old.history_keep {

@@ -1,4 +1,4 @@
-//! Candidates into the ledger, and what of them is to be done to the driver.
+//! Planned pushes into the ledger, and what of them is to be done to the driver.
 
 use std::collections::HashMap;
 
@@ -10,7 +10,7 @@ use crate::store::PathInfo;
 use crate::types::{CacheId, StorePath, Wall};
 
 /// A path on its way into the ledger.
-pub(super) struct Candidate {
+pub(super) struct PlannedPush {
     pub(super) info: PathInfo,
     pub(super) cache: u16,
     pub(super) state: PushState,
@@ -20,30 +20,30 @@ pub(super) struct Candidate {
 }
 
 impl Intake {
-    /// Writes candidates of one cache, references first, and tells the driver
+    /// Writes planned of one cache, references first, and tells the driver
     /// what of them is to be done.
     pub(super) fn admit(
         &self,
         cache: u16,
-        candidates: Vec<Candidate>,
+        planned: Vec<PlannedPush>,
         retry: bool,
     ) -> Result<(), IntakeError> {
-        let items = candidates.iter().map(|c| self.new_item(c)).collect();
+        let items = planned.iter().map(|c| self.new_item(c)).collect();
         let admitted = self.ledger.admit(Admit { cursor: None, items, at: Wall::now().0 })?;
         let mut sessions = HashMap::new();
         let mut found = Vec::new();
-        for (candidate, (id, state, _)) in candidates.into_iter().zip(admitted.items) {
-            if !candidate.sessions.is_empty() {
-                sessions.insert(id, candidate.sessions.iter().map(|(s, _)| *s).collect());
+        for (planned, (id, state, _)) in planned.into_iter().zip(admitted.items) {
+            if !planned.sessions.is_empty() {
+                sessions.insert(id, planned.sessions.iter().map(|(s, _)| *s).collect());
             }
-            found.push((candidate.info, id, state));
+            found.push((planned.info, id, state));
         }
         self.hand_over(cache, &found, &sessions, Vec::new(), retry)
     }
 
-    fn new_item(&self, c: &Candidate) -> NewPushRow {
+    fn new_item(&self, c: &PlannedPush) -> NewPushRow {
         NewPushRow {
-            cache: self.wishes.caches[usize::from(c.cache)].clone(),
+            cache: self.policy.caches[usize::from(c.cache)].clone(),
             path: c.info.path.base().to_owned(),
             nar_size: c.info.nar_size,
             state: c.state,
@@ -118,7 +118,7 @@ impl Intake {
                 return Ok(given_up);
             }
             let names: Vec<String> = unknown.iter().map(|p| p.base().to_owned()).collect();
-            let places = self.ledger.lookup(&self.wishes.caches[usize::from(cache)], &names)?;
+            let places = self.ledger.lookup(&self.policy.caches[usize::from(cache)], &names)?;
             for (path, place) in std::mem::take(&mut unknown).into_iter().zip(places) {
                 let place = place.filter(|(_, state, _)| open(*state));
                 if let Some((id, PushState::Failed, _)) = place

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
-use super::hand_over::Candidate;
+use super::hand_over::PlannedPush;
 use super::{ITEMS, Intake, IntakeError};
 use crate::attribution::{Evidence as Why, Owners};
 use crate::daemon::inbox::Input;
@@ -85,9 +85,9 @@ impl Intake {
         seen: &mut [Seen],
     ) -> Result<(), IntakeError> {
         let windows = self.windows().clone();
-        let mut roots: Vec<Vec<StorePath>> = self.wishes.caches.iter().map(|_| Vec::new()).collect();
+        let mut roots: Vec<Vec<StorePath>> = self.policy.caches.iter().map(|_| Vec::new()).collect();
         let mut owned: HashMap<i64, Vec<(SessionRow, Evidence)>> = HashMap::new();
-        let mut aside: Vec<Vec<Candidate>> = self.wishes.caches.iter().map(|_| Vec::new()).collect();
+        let mut aside: Vec<Vec<PlannedPush>> = self.policy.caches.iter().map(|_| Vec::new()).collect();
         for info in rows {
             let maker = self.lock_watcher.maker(info.path.base());
             let owners = windows.owners(info.id, maker.as_ref());
@@ -95,24 +95,24 @@ impl Intake {
                 let owner = owners.sessions.first().map_or(0, |(session, _)| *session);
                 self.ledger.claim(owner, &[info.path.base().to_owned()])?;
             }
-            let default = self.wishes.default_cache;
-            let stranger = || self.wishes.strangers.cache(maker.as_ref(), default).map(|c| c.0);
+            let default = self.policy.default_cache;
+            let stranger = || self.policy.strangers.cache(maker.as_ref(), default).map(|c| c.0);
             let Some(cache) = owners.cache.unwrap_or_else(stranger) else { continue };
             let sessions: Vec<_> = owners.sessions.into_iter().map(|(s, why)| (s, evidence(why))).collect();
-            let state = enters_as(&self.wishes.filter, self.upstream_keys.in_upstream(cache, &info), &info);
+            let state = enters_as(&self.policy.filter, self.upstream_keys.in_upstream(cache, &info), &info);
             if state == PushState::Pending {
                 owned.insert(info.id, sessions);
                 roots[usize::from(cache)].push(info.path);
             } else if !sessions.is_empty() {
-                let candidate = Candidate { info, cache, state, sessions, recheck_before: 0, retry: false };
-                aside[usize::from(cache)].push(candidate);
+                let planned = PlannedPush { info, cache, state, sessions, recheck_before: 0, retry: false };
+                aside[usize::from(cache)].push(planned);
             }
         }
         for (cache, (roots, aside)) in (0_u16..).zip(roots.into_iter().zip(aside)) {
             let mut enter = |id: i64| owned.contains_key(&id) || !seen[usize::from(cache)].contains(id);
             let ids = self.nix_db.closure_ids(&roots, &mut enter)?.ids;
             for ids in ids.chunks(ITEMS) {
-                let candidate = |info: PathInfo| {
+                let planned = |info: PathInfo| {
                     let root = owned.remove(&info.id);
                     let upstream = root.is_none() && self.upstream_keys.in_upstream(cache, &info);
                     let state = if upstream { PushState::Upstream } else { PushState::Pending };
@@ -121,10 +121,10 @@ impl Intake {
                         let maker = self.lock_watcher.maker(info.path.base());
                         self.whose(&windows.owners(info.id, maker.as_ref()), cache)
                     });
-                    Candidate { info, cache, state, sessions, recheck_before: 0, retry: false }
+                    PlannedPush { info, cache, state, sessions, recheck_before: 0, retry: false }
                 };
-                let candidates = self.nix_db.infos(ids)?.into_iter().map(candidate).collect();
-                self.admit(cache, candidates, false)?;
+                let planned = self.nix_db.infos(ids)?.into_iter().map(planned).collect();
+                self.admit(cache, planned, false)?;
                 ids.iter().for_each(|id| seen[usize::from(cache)].insert(*id));
             }
             if !aside.is_empty() {
@@ -142,7 +142,7 @@ impl Intake {
     fn whose(&self, owners: &Owners, cache: u16) -> Vec<(SessionRow, Evidence)> {
         // Who made it was asked and forgotten when it became valid: what only
         // could be several sessions' is given to none of them anew.
-        let elsewhere = owners.cache.unwrap_or(Some(self.wishes.default_cache.0)) != Some(cache);
+        let elsewhere = owners.cache.unwrap_or(Some(self.policy.default_cache.0)) != Some(cache);
         if elsewhere || owners.sessions.len() > 1 {
             return Vec::new();
         }

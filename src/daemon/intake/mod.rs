@@ -49,7 +49,7 @@ const MOST: usize = 200_000;
 const ITEMS: usize = 1024;
 
 /// What the configuration wants of the intake.
-pub(in crate::daemon) struct Wishes {
+pub(in crate::daemon) struct PushPolicy {
     pub(in crate::daemon) filter: Filter,
     /// The caches' names, by their numbers: may grow, and no more.
     pub(in crate::daemon) caches: Vec<String>,
@@ -60,7 +60,7 @@ pub(in crate::daemon) struct Wishes {
 
 /// Where new ones are left; taken up with the intake's next turn, before any
 /// work that was asked for afterwards.
-pub(in crate::daemon) type NewWishes = Arc<Mutex<Option<Wishes>>>;
+pub(in crate::daemon) type NewPolicy = Arc<Mutex<Option<PushPolicy>>>;
 
 /// What the intake works with.
 pub(in crate::daemon) struct Intake {
@@ -74,8 +74,8 @@ pub(in crate::daemon) struct Intake {
     pub(in crate::daemon) lock_watcher: LockWatcher,
     pub(in crate::daemon) upstream_keys: UpstreamKeys,
     pub(in crate::daemon) gc_roots: GcRoots,
-    pub(in crate::daemon) wishes: Wishes,
-    pub(in crate::daemon) new_wishes: NewWishes,
+    pub(in crate::daemon) policy: PushPolicy,
+    pub(in crate::daemon) new_policy: NewPolicy,
     /// Told of paths that may be the attic client.
     pub(in crate::daemon) client: crate::daemon::attic::client::Handle,
     /// On the first start: begin with what is valid already.
@@ -134,7 +134,7 @@ impl Intake {
     /// reading or writing does not end it: the Nix database is the truth and
     /// does not go away, so the work is done again when that has passed.
     pub(in crate::daemon) fn run(mut self, ear: &Ear, first: Option<Cursor>) -> Result<(), IntakeError> {
-        let seen = self.wishes.caches.iter().map(|_| Seen::default()).collect();
+        let seen = self.policy.caches.iter().map(|_| Seen::default()).collect();
         let mut progress = Progress {
             first,
             cursor: None,
@@ -148,7 +148,7 @@ impl Intake {
         loop {
             ear.rung.store(false, Ordering::Release);
             self.pulse.beat();
-            self.take_up_wishes(&mut progress);
+            self.take_up_policy(&mut progress);
             let rest = match self.advance(&mut progress) {
                 Ok(()) => {
                     if stuck.over() {
@@ -186,12 +186,12 @@ impl Intake {
         }
     }
 
-    fn take_up_wishes(&mut self, progress: &mut Progress) {
-        let Some(wishes) = self.new_wishes.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+    fn take_up_policy(&mut self, progress: &mut Progress) {
+        let Some(policy) = self.new_policy.lock().unwrap_or_else(PoisonError::into_inner).take() else {
             return;
         };
-        progress.seen.resize_with(wishes.caches.len(), Seen::default);
-        self.wishes = wishes;
+        progress.seen.resize_with(policy.caches.len(), Seen::default);
+        self.policy = policy;
     }
 
     /// Does what is to be done. After an error it is begun again, and nothing

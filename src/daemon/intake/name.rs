@@ -1,7 +1,7 @@
 //! Paths that somebody named: their whole closure is wanted.
 
 use super::bell::Naming;
-use super::hand_over::Candidate;
+use super::hand_over::PlannedPush;
 use super::{ITEMS, Intake, IntakeError};
 use crate::daemon::inbox::Input;
 use crate::daemon::intake::seen::Seen;
@@ -31,14 +31,14 @@ impl Intake {
         let recheck_before = trusted_since(Wall::now().0);
         let closure = self.nix_db.closure_ids(&naming.paths, &mut |_| true)?;
         for ids in closure.ids.chunks(ITEMS) {
-            let candidate = |info: PathInfo| {
+            let planned = |info: PathInfo| {
                 let upstream = self.upstream_keys.in_upstream(cache, &info);
                 let state = if upstream { PushState::Upstream } else { PushState::Pending };
                 let sessions = vec![(naming.session, Evidence::Closure)];
-                Candidate { info, cache, state, sessions, recheck_before, retry: naming.retry }
+                PlannedPush { info, cache, state, sessions, recheck_before, retry: naming.retry }
             };
-            let candidates = self.nix_db.infos(ids)?.into_iter().map(candidate).collect();
-            self.admit(cache, candidates, naming.retry)?;
+            let planned = self.nix_db.infos(ids)?.into_iter().map(planned).collect();
+            self.admit(cache, planned, naming.retry)?;
             ids.iter().for_each(|id| seen[usize::from(cache)].insert(*id));
         }
         self.tell(Input::Named { token: naming.token, invalid: closure.invalid })

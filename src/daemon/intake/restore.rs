@@ -108,6 +108,6 @@ impl Intake {
     }
 
     fn number_of(&self, cache: &str) -> Option<u16> {
-        self.wishes.caches.iter().position(|c| c == cache).and_then(|n| u16::try_from(n).ok())
+        self.policy.caches.iter().position(|c| c == cache).and_then(|n| u16::try_from(n).ok())
     }
 }

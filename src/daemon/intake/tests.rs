@@ -45,13 +45,13 @@ fn intake(top: &Path) -> (Intake, tokio::sync::mpsc::Receiver<Input>) {
         windows: Arc::default(),
         upstream_keys: UpstreamKeys::new(caches.len()),
         gc_roots: gc_roots.unwrap(),
-        wishes: Wishes {
+        policy: PushPolicy {
             filter: settings.push.filter.clone(),
             default_cache: CacheId(0),
             strangers: Strangers::new(settings, caches.clone()),
             caches,
         },
-        new_wishes: NewWishes::default(),
+        new_policy: NewPolicy::default(),
         client: crate::daemon::attic::client::Handle::disabled(),
         existing: false,
         out,
