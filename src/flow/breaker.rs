@@ -1,34 +1,35 @@
-//! Whether a cache is let work: open, or closed with one probe at a time.
+//! The circuit breaker of one cache: open, requests go out; closed, one probe at
+//! a time finds out whether they may.
 //!
 //! ```text
-//!            unreachable, or 3 transient failures in a row
-//!      Open ───────────────────────────────────────────────► Closed(Away) ──┐ probe failed:
-//!       ▲ ▲                                                    │    ▲────────┘ wait longer
+//!            unreachable, or 3 transient errors in a row
+//!      Open ───────────────────────────────────────────────► Closed(offline) ─┐ probe failed:
+//!       ▲ ▲                                                    │      ▲───────┘ wait longer
 //!       │ └──────────────── probe answered ────────────────────┘
 //!       │                                   401, 403
-//!       └── probe answered ── Closed(Refused) ◄─── Open
+//!       └── probe answered ── Closed(refused) ◄─── Open
 //! ```
 //!
-//! After a probe the breaker is open on trial: one transient failure before the
-//! first success closes it again, and for longer each time, since a cache that
-//! answers probes but not the work has too much of it.
+//! After a probe was answered, one transient error before the first success
+//! closes the breaker again, and its next wait is longer: a cache that answers
+//! probes but not the work is overloaded.
 
 use super::event::Failure;
 use super::retry::{Backoff, Rng};
 use crate::types::{Mono, PushId};
 
-/// What a cache looks like from outside.
+/// The state of a cache as `status` shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BreakerState {
+pub(crate) enum BreakerState {
     /// Requests go out.
     Online,
-    /// It does not answer; it is probed.
+    /// It does not answer; probes go out.
     Offline,
-    /// It refuses the token; it is looked at now and then, and when the token changes.
+    /// It refuses the token; probes go out rarely, and when the token changes.
     Refused,
 }
 
-/// Transient failures in a row, over all pushes, that close the breaker.
+/// Transient errors in a row, over all pushes, that close the breaker.
 const STRIKES: u32 = 3;
 
 #[derive(Debug)]
@@ -40,8 +41,8 @@ enum State {
 #[derive(Debug)]
 enum Probe {
     At(Mono),
-    /// `again`: something changed since it began, so a bad answer is stale.
     Running {
+        /// Something changed since the probe began, so a bad result is stale.
         again: bool,
     },
 }
@@ -50,11 +51,12 @@ enum Probe {
 #[derive(Debug)]
 pub(super) struct CircuitBreaker {
     state: State,
-    /// Closings since the last success: what the waits grow with.
+    /// How often the breaker closed since the last success. The waits grow with it.
     attempt: u32,
-    /// Of these, closings by a failure right after a probe that was answered,
-    /// by another push than the one before.
+    /// How often an error of the work closed it after an answered probe. Errors
+    /// of the push that closed it before do not count.
     relapses: u32,
+    /// The push whose error closed it last.
     last: Option<PushId>,
     shown: BreakerState,
 }
@@ -74,11 +76,12 @@ impl CircuitBreaker {
         matches!(self.state, State::Open { .. })
     }
 
+    /// Returns the state to show.
     pub(super) fn shown(&self) -> BreakerState {
         self.shown
     }
 
-    /// When the next probe is due.
+    /// Returns when the next probe is due.
     pub(super) fn due(&self) -> Option<Mono> {
         match self.state {
             State::Closed { probe: Probe::At(at), .. } => Some(at),
@@ -86,7 +89,7 @@ impl CircuitBreaker {
         }
     }
 
-    /// Marks the due probe as begun; false when none is due.
+    /// Marks the due probe as begun. Returns false when none is due.
     pub(super) fn begin_probe(&mut self, now: Mono) -> bool {
         let due = self.due().is_some_and(|at| at <= now);
         if let State::Closed { probe, .. } = &mut self.state
@@ -97,7 +100,7 @@ impl CircuitBreaker {
         due
     }
 
-    /// Look again now.
+    /// Makes a probe due now if the breaker is closed.
     pub(super) fn probe_now(&mut self, now: Mono) {
         match &mut self.state {
             State::Closed { probe: Probe::Running { again }, .. } => *again = true,
@@ -106,7 +109,7 @@ impl CircuitBreaker {
         }
     }
 
-    /// A request that only an open, permitted cache answers has succeeded.
+    /// Takes note of a success that the cache gives only with a good token.
     pub(super) fn succeeded(&mut self) {
         self.attempt = 0;
         self.relapses = 0;
@@ -116,7 +119,8 @@ impl CircuitBreaker {
         }
     }
 
-    /// A request failed. Only what says something about the cache as a whole counts.
+    /// Takes note of a request's failure. Failures that say nothing about the
+    /// cache as a whole do not count.
     pub(super) fn failed(&mut self, failure: Failure, by: Option<PushId>, now: Mono, rng: &mut Rng) {
         let State::Open { strikes } = &mut self.state else { return };
         match failure {
@@ -125,8 +129,7 @@ impl CircuitBreaker {
             Failure::Transient { .. } => {
                 *strikes += 1;
                 if *strikes >= STRIKES {
-                    // One path that always fails must not make the others wait
-                    // longer each time.
+                    // One path that always fails must not make the waits longer.
                     if self.attempt > 0 && (by.is_none() || by != self.last) {
                         self.relapses += 1;
                     }
@@ -144,20 +147,20 @@ impl CircuitBreaker {
         }
     }
 
-    /// A probe came back; true when the breaker has opened.
+    /// Handles a probe's result. Returns whether the breaker opened.
     pub(super) fn probed(&mut self, result: Result<(), Failure>, now: Mono, rng: &mut Rng) -> bool {
         let State::Closed { refused, probe: Probe::Running { again } } = self.state else {
-            // Nobody waited for it; what it saw counts all the same.
+            // No probe was under way. What it found counts like a request.
             if let Err(failure) = result {
                 self.failed(failure, None, now, rng);
             }
             return false;
         };
         let opened = match result {
-            // That the cache shows its configuration does not prove that the
-            // token may push: "refused" is shown until a request has succeeded.
+            // The cache shows its configuration also to a token that may not
+            // push: "refused" is shown until a request succeeds.
             Ok(()) => {
-                // Open on trial: until something has succeeded, one failure closes.
+                // Until a request succeeds, one transient error closes it again.
                 self.state = State::Open { strikes: STRIKES - 1 };
                 if !refused {
                     self.shown = BreakerState::Online;
@@ -168,8 +171,8 @@ impl CircuitBreaker {
                 self.close(true, now, rng);
                 false
             }
-            // It answers, and what it says is not about its health: let the
-            // pushes find out, each for itself.
+            // The cache answers, and its answer says nothing about its health:
+            // each push finds out for itself.
             Err(Failure::NoSuchCache | Failure::Rejected | Failure::TooLarge | Failure::Mismatch) => {
                 self.state = State::Open { strikes: 0 };
                 true

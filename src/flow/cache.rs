@@ -1,5 +1,7 @@
-//! One cache: what waits for it, and how much of that may be under way. Must
-//! not know what happens next: that is the step's.
+//! What the decisions know about one cache: its queues, its limits and its
+//! counts.
+//!
+//! Must not know: what is done next. The step decides that.
 
 use std::collections::VecDeque;
 
@@ -8,40 +10,43 @@ use super::concurrency::ConcurrencyLimit;
 use super::fair_queue::FairQueue;
 use crate::types::{Mono, PushId};
 
-/// Hashes in one query. A real server answers 500 to 40,000 and 200 to 10,000.
+/// Most hashes in one query. A real server answers 200 OK to 10,000 hashes and
+/// 500 to 40,000.
 pub(super) const ASK_MOST: usize = 4_000;
 
-/// Uploads at a time to one cache.
+/// Bounds of the number of uploads that run at a time to one cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CacheLimits {
-    /// Never fewer.
-    pub least: u32,
-    /// Never more.
-    pub most: u32,
+pub(crate) struct CacheLimits {
+    /// Lower bound.
+    pub(crate) least: u32,
+    /// Upper bound.
+    pub(crate) most: u32,
 }
 
-/// A cache as status shows it.
+/// A cache as `status` shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CacheView {
-    /// Open, away or refusing.
-    pub state: BreakerState,
-    /// Neither settled nor failed, uploads included.
-    pub pending: usize,
-    /// Being uploaded.
-    pub uploading: u32,
-    /// Given up for now, and not forgotten.
-    pub failed: usize,
-    /// Uploads allowed at a time now.
-    pub limit: u32,
+pub(crate) struct CacheView {
+    /// Whether requests are sent to it.
+    pub(crate) state: BreakerState,
+    /// Pushes that are neither settled nor failed, uploads included.
+    pub(crate) pending: usize,
+    /// Uploads that run.
+    pub(crate) uploading: u32,
+    /// Failed pushes that are known here.
+    pub(crate) failed: usize,
+    /// Uploads that may run at a time now.
+    pub(crate) limit: u32,
 }
 
-/// Large uploads that run at a time: enough of them to fill a line, and no more
-/// bytes than this at once as soon as two run.
+/// Bytes of large uploads that run at a time, once [`LARGE_LEAST`] of them run.
 const LARGE_BYTES: u64 = 64 << 20;
+/// Upper bound of the large uploads that run at a time.
 const LARGE_MOST: u32 = 16;
+/// Large uploads that may run at a time whatever their size, so that one does
+/// not leave the connection idle.
 const LARGE_LEAST: u32 = 2;
 
-/// The large uploads that run.
+/// The large uploads that run: how many, and their bytes.
 #[derive(Debug, Default)]
 pub(super) struct LargeUploads {
     pub(super) count: u32,
@@ -49,6 +54,7 @@ pub(super) struct LargeUploads {
 }
 
 impl LargeUploads {
+    /// Returns whether one more large upload may begin.
     pub(super) fn has_room(&self) -> bool {
         self.count < LARGE_LEAST || (self.count < LARGE_MOST && self.bytes < LARGE_BYTES)
     }
@@ -64,33 +70,42 @@ impl LargeUploads {
     }
 }
 
+/// One cache.
 #[derive(Debug)]
 pub(super) struct Cache {
-    /// Uploads of any size that may run at a time.
+    /// Upper bound of the uploads of any size that run at a time.
     pub(super) most: u32,
     pub(super) breaker: CircuitBreaker,
     pub(super) concurrency: ConcurrencyLimit,
-    /// Small uploads that may begin.
+    /// Small uploads that are ready.
     pub(super) queue: FairQueue,
-    /// Large uploads that may begin.
+    /// Large uploads that are ready.
     pub(super) large_queue: FairQueue,
     pub(super) large: LargeUploads,
-    /// The next place goes to a large upload, if there is one.
+    /// Whether the next place goes to a large upload, if one is ready.
     pub(super) large_next: bool,
+    /// Pushes that the cache has not been asked about.
     pub(super) asks: VecDeque<PushId>,
+    /// The urgent ones of these. An entry may be stale: the push has moved on.
     pub(super) urgent_asks: VecDeque<PushId>,
-    /// The query that is under way.
+    /// The pushes of the query that is under way.
     pub(super) asking: Option<Vec<PushId>>,
-    /// Hashes in the next query: fewer after one that was refused as such.
+    /// Most hashes in the next query. It is halved after a query whose content
+    /// the cache refused, and doubled after one that it answered.
     pub(super) ask_most: usize,
-    /// Queries refused as such since the last good one.
+    /// Queries whose content the cache refused since it last answered one.
     pub(super) ask_refusals: u32,
+    /// Queries in a row that failed in a way that may pass.
     pub(super) ask_attempt: u32,
+    /// No query begins before this time.
     pub(super) ask_rest: Option<Mono>,
+    /// Uploads that run, of any size.
     pub(super) uploading: u32,
+    /// Pushes that are known, failed ones included.
     pub(super) pushes: usize,
+    /// Failed pushes that are known.
     pub(super) failed: usize,
-    /// Nothing is uploaded for the moment, whatever the breaker says.
+    /// Whether no upload may begin, regardless of the breaker.
     pub(super) held: bool,
 }
 
@@ -118,7 +133,7 @@ impl Cache {
         }
     }
 
-    /// Uploads that the concurrency limit counts.
+    /// Returns the number of uploads that the concurrency limit counts.
     pub(super) fn small_uploading(&self) -> u32 {
         self.uploading - self.large.count
     }

@@ -1,91 +1,97 @@
-//! The life of the attic client that we keep, pure: when it is looked for, when
-//! it may be used, how long until the next try.
+//! The life of the attic client that the daemon keeps, pure: when the daemon
+//! looks for it, when it may be used, and how long the next attempt waits.
 //!
 //! ```text
-//!            begin: one is there          answered
-//!  Absent ───────────► Trying ──────────────────────────► Ready ◄────────┐
-//!    ▲   ▲               │ │                               │  ▲          │ the same, a new one,
-//!    │   └── not to be ──┘ └── does not answer ──► Broken  │  │          │ or none: the one
-//!    │       had: wait        (wait, try again)     │      ▼  └─ Updating┘ before stays in use
-//!    └──────────────────────────────────────────────┴── lost
+//!            a look begins              usable                  a look begins
+//!  Absent ─────────────────► Trying ─────────────► Ready ────────────────────────► Updating
+//!    ▲                       │ │  ▲                  │ ▲                             │ │
+//!    └── none available ─────┘ │  │                  │ └── ended, with any result ───┘ │
+//!                does not work │  │ a look begins    │                                 │
+//!                              ▼  │                  │ lost                            │ lost
+//!                             Broken                 └──► Trying                       └──► Trying
 //! ```
 //!
-//! Nothing here waits for it: who needs it is told when it is usable, and when
-//! it is not any more.
+//! A look begins when the wait is over, when somebody asks for it, and when a
+//! path that may be a client appears or the cache is back while none is usable.
+//! A client that an earlier run left is checked first; that shows as `Trying`.
+//!
+//! Nothing here waits for the client. [`ClientAction::Usable`] says when it
+//! may be used and when it no longer may.
 
 use std::time::Duration;
 
 use super::retry::{Backoff, Rng};
 use crate::types::Mono;
 
-/// Between tries while there is none. A try may evaluate all of nixpkgs.
+/// Wait between attempts while there is no client. An attempt may evaluate all of
+/// nixpkgs.
 const SEARCH: Backoff = Backoff { base: Duration::from_secs(10), cap: Duration::from_secs(15 * 60) };
-/// Between looks for a newer one.
+/// Wait between looks for a newer client.
 const REFRESH: Duration = Duration::from_secs(6 * 3600);
-/// A path that may be a newer one is looked at so much later, for the others
-/// that come with it.
+/// Wait after a store path appeared that may be a newer client, so that the
+/// paths that come with it are there as well.
 const SETTLE: Duration = Duration::from_secs(60);
 
-/// What the client looks like from outside.
+/// The client's state as `client status` shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ClientState {
-    /// There is none, and none was to be had.
+pub(crate) enum ClientState {
+    /// There is no client, and the last look found none.
     Absent,
-    /// There is none; it is looked for right now.
+    /// There is no usable client, and a look or a check is under way.
     Trying,
     /// It may be used.
     Ready,
-    /// It may be used; a newer one is looked for right now.
+    /// It may be used, and a look for a newer one is under way.
     Updating,
-    /// There is one that does not work, and no other.
+    /// The only client found does not work.
     Broken,
 }
 
-/// How a look for the client ended.
+/// The result of a look for the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Found {
-    /// It has answered and is in place, or is the one that was there before.
+pub(crate) enum Found {
+    /// A client that answers is installed. It may be the one from before.
     Usable,
-    /// Not to be had without building it.
+    /// There is none that can be had without building it.
     Missing,
-    /// It is there, and the cache that it is tried on is away.
+    /// It is there, but the cache that it is tested against is away.
     Untried,
-    /// It is there and does not work.
+    /// It is there but does not work.
     Broken,
 }
 
-/// What happened.
+/// An event in the client's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ClientEvent {
-    /// The daemon begins; whether an earlier life has left one.
+pub(crate) enum ClientEvent {
+    /// The daemon starts.
     Begin {
-        /// It has.
+        /// Whether an earlier run of the daemon left a client.
         left: bool,
     },
-    /// Whether the one that was left answers.
+    /// A check of the client that was left ended: whether it answers.
     Checked(bool),
     /// A look ended.
     Looked(Found),
-    /// Somebody wants it looked for now.
+    /// Somebody asks for a look now.
     Wanted,
-    /// A path that may be it has become valid.
+    /// A store path that may be a client became valid.
     Sighted,
     /// The cache answers again.
     CacheBack,
-    /// The one in use does not work any more.
+    /// The client in use stopped working.
     Lost,
-    /// Mono passed.
+    /// Time passed.
     Tick,
 }
 
-/// What to do.
+/// What the caller does for the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ClientAction {
-    /// See whether the one that was left answers.
+pub(crate) enum ClientAction {
+    /// Check whether the client that was left answers.
     Check,
-    /// Have it, without building it, and try it.
+    /// Fetch a client without building it, and test it.
     Look,
-    /// From now on it may be used, or may not.
+    /// Whether the client may be used from now on.
     Usable(bool),
 }
 
@@ -98,22 +104,23 @@ enum Work {
 
 /// The decisions about one client.
 #[derive(Debug)]
-pub struct ClientLife {
+pub(crate) struct ClientLife {
     usable: bool,
     broken: bool,
     work: Work,
-    /// Something came up during the look that makes its answer stale.
+    /// Something happened during the look that makes its result stale.
     again: bool,
-    /// The last look found the cache away.
+    /// The last look ended with [`Found::Untried`].
     untried: bool,
+    /// Looks in a row that found no usable client.
     misses: u32,
     due: Option<Mono>,
     rng: Rng,
 }
 
 impl ClientLife {
-    /// `seed` decides every jitter.
-    pub fn new(seed: u64) -> Self {
+    /// Starts without a client. `seed` decides every jitter.
+    pub(crate) fn new(seed: u64) -> Self {
         Self {
             usable: false,
             broken: false,
@@ -126,8 +133,8 @@ impl ClientLife {
         }
     }
 
-    /// As it stands.
-    pub fn state(&self) -> ClientState {
+    /// Returns the state to show.
+    pub(crate) fn state(&self) -> ClientState {
         match (self.usable, self.work, self.broken) {
             (true, Work::Looking, _) => ClientState::Updating,
             (true, Work::Idle | Work::Checking, _) => ClientState::Ready,
@@ -137,13 +144,14 @@ impl ClientLife {
         }
     }
 
-    /// When [`ClientEvent::Tick`] is wanted.
-    pub fn due(&self) -> Option<Mono> {
+    /// Returns when the next [`ClientEvent::Tick`] is due.
+    pub(crate) fn due(&self) -> Option<Mono> {
         self.due.filter(|_| self.work == Work::Idle)
     }
 
-    /// Takes what happened; returns what to do, in order. Total.
-    pub fn step(&mut self, event: ClientEvent, now: Mono) -> Vec<ClientAction> {
+    /// Handles an event and returns the actions in order. Total: an event that
+    /// does not fit the state changes nothing.
+    pub(crate) fn step(&mut self, event: ClientEvent, now: Mono) -> Vec<ClientAction> {
         let mut out = Vec::new();
         match (event, self.work) {
             (ClientEvent::Begin { left: true }, Work::Idle) => {
@@ -163,7 +171,7 @@ impl ClientLife {
             (ClientEvent::Looked(found), Work::Looking) => self.looked(found, now, &mut out),
             (ClientEvent::Looked(_), Work::Idle | Work::Checking) => {}
             (ClientEvent::Wanted, Work::Looking) => self.again = true,
-            // A look follows.
+            // A look follows the check anyway.
             (ClientEvent::Wanted | ClientEvent::Sighted | ClientEvent::CacheBack, Work::Checking) => {}
             (ClientEvent::Sighted, Work::Looking) => self.again |= !self.usable,
             (ClientEvent::Sighted, Work::Idle) if self.usable => {
@@ -201,7 +209,7 @@ impl ClientLife {
             self.broken = found == Found::Broken;
         }
         let wait = if self.usable {
-            // Hosts that began together need not ask together.
+            // Hosts that started together spread their looks over time.
             REFRESH + Duration::from_millis(self.rng.below(REFRESH.as_secs() * 100))
         } else {
             SEARCH.wait(self.misses, &mut self.rng)

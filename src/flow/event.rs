@@ -1,4 +1,4 @@
-//! What goes into the decisions and what comes out of them.
+//! The events that the decisions take and the actions that they return.
 
 use std::time::Duration;
 
@@ -6,85 +6,86 @@ use crate::types::{CacheId, PushId, SessionId};
 
 /// A push as it is admitted.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NewPush {
-    /// The caller's number.
-    pub id: PushId,
-    /// References that are not confirmed to be in this cache. One that is not
-    /// known here counts as settled: admit references before their referrers.
-    pub references: Vec<PushId>,
+pub(crate) struct NewPush {
+    /// The number that the caller gave it.
+    pub(crate) id: PushId,
+    /// References that are not confirmed to be in this cache. An unknown one
+    /// counts as settled, so references are admitted before their referrers.
+    pub(crate) references: Vec<PushId>,
     /// Bytes of its NAR. An upload from 1 MiB on counts as large.
-    pub nar_size: u64,
-    /// Who waits for it.
-    pub sessions: Vec<SessionId>,
-    /// Failed from an earlier life: not tried until somebody asks for it.
-    pub failed: bool,
+    pub(crate) nar_size: u64,
+    /// Sessions that it belongs to.
+    pub(crate) sessions: Vec<SessionId>,
+    /// Whether it failed before the daemon started: it waits for [`Event::Retry`].
+    pub(crate) failed: bool,
 }
 
-/// What happened.
+/// What happened to a push, a cache or a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
-    /// Tasks that somebody wants in a cache. A known one only gains sessions.
+pub(crate) enum Event {
+    /// Pushes to one cache begin. A push that is known already only gains sessions.
     Admit {
         /// The cache.
         cache: CacheId,
         /// The pushes, references before referrers.
         pushes: Vec<NewPush>,
     },
-    /// A query came back: `present` are in the cache, `missing` are not. What
-    /// is in neither is asked again later.
+    /// The cache answered a query. Pushes of the query in neither list are asked
+    /// about again later.
     Asked {
         /// The cache.
         cache: CacheId,
-        /// In the cache already.
+        /// Pushes whose path is in the cache.
         present: Vec<PushId>,
-        /// To be uploaded.
+        /// Pushes whose path is not in the cache.
         missing: Vec<PushId>,
     },
     /// A query failed as a whole.
     AskFailed {
         /// The cache.
         cache: CacheId,
-        /// What was asked for; the query is known here, so it may be left empty.
-        pushes: Vec<PushId>,
         /// How it failed.
         failure: Failure,
     },
-    /// The cache confirmed an upload.
-    /// The duration runs from the begin of the upload to its confirmation.
+    /// The cache confirmed an upload. The duration runs from the upload's
+    /// beginning to its confirmation.
     Uploaded(PushId, Duration),
-    /// How long a request without content took: a probe or a question. The first
-    /// one tells how far away the cache is.
+    /// A request without content, a probe or a query, took this long. The first
+    /// duration tells how far away the cache is.
     RoundTrip(CacheId, Duration),
-    /// An upload turned out to be needless: it is in an upstream cache.
+    /// An upload turned out to be unnecessary: an upstream cache has the path.
     InUpstream(PushId),
     /// An upload failed.
     UploadFailed(PushId, Failure),
-    /// A push's path is gone from the store.
+    /// A push's path was removed from the store.
     Collected(PushId),
-    /// A probe came back.
+    /// A probe ended.
     Probed(CacheId, Result<(), Failure>),
-    /// Something about a cache changed (its token, its configuration): look again now.
+    /// A cache's token or configuration changed: probe it now if its breaker is
+    /// closed.
     ProbeNow(CacheId),
-    /// Failed pushes are tried again: those named, or all.
+    /// Somebody asks for failed pushes again: the named ones, or all.
     Retry(Option<Vec<PushId>>),
-    /// Somebody waits for these pushes as a group.
+    /// These pushes belong to a session as well.
     Want(SessionId, Vec<PushId>),
-    /// Everything unsettled becomes this group's.
+    /// All unsettled pushes belong to a session as well.
     WantAll(SessionId),
-    /// A group's pushes go to the front; [`Action::Quiet`] follows when none is left.
+    /// Somebody waits for a session: its pushes go first, and [`Action::Quiet`]
+    /// follows when none is unsettled.
     Flush(SessionId),
-    /// Nobody waits for this group any more.
+    /// Nobody needs a session's counts any longer.
     Forget(SessionId),
-    /// Uploads to a cache wait from here on, or may go on: what carries them
-    /// out is not there. What runs may end, and the cache is asked all the same.
+    /// Uploads to a cache wait from now on (`true`) or may begin again: the engine
+    /// that carries them out is away or back. Uploads that run may end, and
+    /// queries go on.
     Hold(CacheId, bool),
-    /// The number of uploads at a time to a cache changed.
+    /// The bounds of the number of uploads at a time changed.
     Limits(CacheId, CacheLimits),
-    /// Mono passed.
+    /// Time passed.
     Tick,
-    /// Nothing new is begun; what runs may end.
+    /// The daemon stops: no request begins, those under way may end.
     Stop,
-    /// The stop is over.
+    /// The stop is over: requests may begin again.
     Resume,
 }
 
@@ -92,77 +93,79 @@ pub(super) use super::cache::CacheLimits;
 
 /// How a request to a cache failed, as far as it matters for what to do next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Failure {
-    /// No connection: nobody gets through.
+pub(crate) enum Failure {
+    /// No connection could be made, so no request can succeed.
     Unreachable,
-    /// This request failed, another may succeed (5xx, 408, 429, timeouts, cut answers).
+    /// This request failed and another may succeed: 5xx, 408, 429, a timeout, an
+    /// answer that was cut off.
     Transient {
-        /// The server said how long to wait.
+        /// How long the server asks to wait.
         retry_after: Option<Duration>,
     },
     /// 401 or 403: the token is missing, expired or lacks the right.
     Refused,
     /// The server does not know the cache.
     NoSuchCache,
-    /// The server found another hash or size than the store's database says.
+    /// The server computed another hash or size than the Nix database has.
     Mismatch,
-    /// The server refuses its size.
+    /// The server refuses the upload because of its size.
     TooLarge,
-    /// The server refuses the request as such.
+    /// The server refuses the content of the request.
     Rejected,
-    /// The path could not be read here.
+    /// The path could not be read from the store.
     Local,
-    /// The store's database could not be read: says nothing about the path, nor
-    /// about the cache.
+    /// The Nix database could not be read. This says nothing about the path or
+    /// the cache.
     Store,
-    /// What carries uploads out could not do its work; says as little.
+    /// The engine that carries uploads out could not work. This says nothing
+    /// about the path or the cache either.
     Engine,
 }
 
-/// Why a push is failed.
+/// Why a push failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cause {
-    /// Its own upload or query failed for good.
+pub(crate) enum Cause {
+    /// A permanent error of its own upload or query.
     Failed(Failure),
-    /// A reference of it is failed.
+    /// This reference of it failed.
     Reference(PushId),
-    /// It was failed before this life began.
+    /// It failed before the daemon started.
     Earlier,
 }
 
-/// How a push ended.
+/// How a push settled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// Uploaded and confirmed.
     Pushed,
-    /// It was there already.
+    /// The cache had it already.
     Cached,
     /// An upstream cache has it.
     Upstream,
-    /// Gone from the store before it was uploaded.
+    /// It was removed from the store before it was uploaded.
     Collected,
 }
 
-/// What to do.
+/// What the caller does next.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Action {
+pub(crate) enum Action {
     /// Ask the cache which of these are missing.
     Ask(CacheId, Vec<PushId>),
-    /// Upload; `attempt` counts from 1.
+    /// Upload a push. The last field is the attempt, from 1.
     Upload(CacheId, PushId, u32),
-    /// See whether the cache answers and lets us push.
+    /// Find out whether the cache answers and accepts the token.
     Probe(CacheId),
-    /// A push is done with.
+    /// A push settled and is no longer known here.
     Settled(PushId, Outcome),
-    /// A push is given up until somebody asks for it.
+    /// A push failed: it is not tried again until [`Event::Retry`].
     Failed(PushId, Cause),
-    /// A failed push is known no longer: too many are. It stays given up, until
-    /// it is admitted again.
+    /// A failed push is no longer known here, because too many have failed. It
+    /// stays failed until it is admitted again.
     Forgotten(PushId),
-    /// A failed push is tried again.
+    /// A failed push is tried again and counts as unsettled.
     Reopened(PushId),
-    /// A flushed group has nothing unsettled left.
+    /// A session that somebody waits for has no unsettled push left.
     Quiet(SessionId),
-    /// A cache went from one state to another.
+    /// The state that a cache shows changed.
     Breaker(CacheId, super::BreakerState),
 }

@@ -1,17 +1,17 @@
-//! Whose turn it is: one lane for each session, taken in rotation; queue of
-//! sessions that are being flushed go first, but never take every turn.
+//! The order of uploads: sessions take turns. Sessions that somebody waits for
+//! go first, but never take every turn.
 
 use crate::types::{PushId, SessionId};
 use std::collections::{HashMap, VecDeque};
 
-/// The lane of pushes that no session waits for.
+/// The queue of pushes that belong to no session.
 pub(super) const NOBODY: SessionId = 0;
 
-/// Of this many turns one belongs to the queue that are not urgent.
+/// One of this many turns belongs to pushes that are not urgent.
 const SHARE: u32 = 4;
 
-/// Queued pushes. An entry may be stale (the push has moved on): whoever takes
-/// one checks it.
+/// The queued pushes. An entry may be stale, because the push has moved on;
+/// [`Self::pop`] takes a function that checks it.
 #[derive(Debug, Default)]
 pub(super) struct FairQueue {
     urgent: Rotation,
@@ -20,17 +20,17 @@ pub(super) struct FairQueue {
 }
 
 impl FairQueue {
-    pub(super) fn push(&mut self, lane: SessionId, push: PushId, urgent: bool) {
-        if urgent { self.urgent.push(lane, push) } else { self.normal.push(lane, push) }
+    pub(super) fn push(&mut self, session: SessionId, push: PushId, urgent: bool) {
+        if urgent { self.urgent.push(session, push) } else { self.normal.push(session, push) }
     }
 
-    /// Whether nothing waits. Entries that are stale count as waiting.
+    /// Returns whether there are no entries, stale ones included.
     pub(super) fn is_empty(&self) -> bool {
         self.urgent.order.is_empty() && self.normal.order.is_empty()
     }
 
-    /// The next entry that `valid(push, urgent)` says is not stale; `None` when
-    /// there is none. Stale ones are dropped and cost nobody a turn.
+    /// Removes and returns the next push for which `valid(push, urgent)` is true.
+    /// Stale entries before it are dropped and use no session's turn.
     pub(super) fn pop(&mut self, valid: impl Fn(PushId, bool) -> bool) -> Option<PushId> {
         let Self { urgent, normal, turn } = self;
         *turn = (*turn + 1) % SHARE;
@@ -40,18 +40,19 @@ impl FairQueue {
     }
 }
 
-/// FairQueue in turn, each first in, first out.
+/// A queue for each session, served in rotation.
 #[derive(Debug, Default)]
 struct Rotation {
+    /// The sessions with a queue, the next one first.
     order: VecDeque<SessionId>,
-    queue: HashMap<SessionId, VecDeque<PushId>>,
+    queues: HashMap<SessionId, VecDeque<PushId>>,
 }
 
 impl Rotation {
-    fn push(&mut self, lane: SessionId, push: PushId) {
+    fn push(&mut self, session: SessionId, push: PushId) {
         let order = &mut self.order;
-        let queue = self.queue.entry(lane).or_insert_with(|| {
-            order.push_back(lane);
+        let queue = self.queues.entry(session).or_insert_with(|| {
+            order.push_back(session);
             VecDeque::new()
         });
         queue.push_back(push);
@@ -59,13 +60,13 @@ impl Rotation {
 
     fn pop(&mut self, valid: impl Fn(PushId) -> bool) -> Option<PushId> {
         loop {
-            let lane = self.order.pop_front()?;
-            let Some(queue) = self.queue.get_mut(&lane) else { continue };
+            let session = self.order.pop_front()?;
+            let Some(queue) = self.queues.get_mut(&session) else { continue };
             let push = std::iter::from_fn(|| queue.pop_front()).find(|push| valid(*push));
             if queue.is_empty() {
-                self.queue.remove(&lane);
+                self.queues.remove(&session);
             } else {
-                self.order.push_back(lane);
+                self.order.push_back(session);
             }
             if push.is_some() {
                 return push;

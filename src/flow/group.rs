@@ -1,5 +1,5 @@
-//! Groups of pushes that somebody waits for: who counts, who goes first, and
-//! when nothing is left.
+//! The pushes of a session: how many are unsettled, which go first, and when
+//! none is left.
 
 use std::collections::BTreeSet;
 
@@ -8,19 +8,21 @@ use super::push::Phase;
 use super::step::Flow;
 use crate::types::{PushId, SessionId};
 
-/// What a group still waits for.
+/// The pushes of one session.
 #[derive(Debug, Default)]
 pub(super) struct PushGroup {
-    /// Tasks of it that are neither settled nor failed.
+    /// Its pushes that are neither settled nor failed.
     pub(super) unsettled: u32,
-    /// Somebody waits: its pushes go first, and the last one is announced.
+    /// Whether somebody waits: its pushes go first, and [`Action::Quiet`] follows
+    /// the last one.
     pub(super) flushing: bool,
-    /// Its pushes that are known, failed ones among them. In order, so that the
-    /// same events lead to the same actions.
+    /// Its pushes that are known, failed ones included. Sorted, so that the same
+    /// events lead to the same actions.
     pub(super) pushes: BTreeSet<PushId>,
 }
 
 impl Flow {
+    /// Adds a known push to a session.
     pub(super) fn want(&mut self, session: SessionId, id: PushId) {
         let Some(push) = self.pushes.get_mut(&id) else { return };
         if push.sessions.contains(&session) {
@@ -34,7 +36,7 @@ impl Flow {
         }
     }
 
-    /// Counts an unsettled push in a group that it already names.
+    /// Counts an unsettled push in a session that it already names.
     pub(super) fn join(&mut self, session: SessionId, id: PushId) {
         let Some(group) = self.groups.get_mut(&session) else { return };
         group.unsettled += 1;
@@ -43,6 +45,7 @@ impl Flow {
         }
     }
 
+    /// Removes a session; its pushes go on without it.
     pub(super) fn forget(&mut self, session: SessionId) {
         let Some(group) = self.groups.remove(&session) else { return };
         for id in group.pushes {
@@ -52,6 +55,7 @@ impl Flow {
         }
     }
 
+    /// Moves a session's pushes to the front, and announces when none is left.
     pub(super) fn flush(&mut self, session: SessionId) {
         let group = self.groups.entry(session).or_default();
         group.flushing = true;
@@ -64,7 +68,7 @@ impl Flow {
         }
     }
 
-    /// Moves a push and whatever it waits for to the front.
+    /// Moves a push to the front, with the references that it waits for.
     pub(super) fn promote(&mut self, session: SessionId, id: PushId) {
         let mut stack = vec![id];
         while let Some(id) = stack.pop() {
@@ -73,28 +77,31 @@ impl Flow {
                 continue;
             }
             push.urgent = true;
-            push.lane = session;
+            push.queued_for = session;
             stack.extend(push.references.iter().copied());
-            let c = &mut self.caches[usize::from(push.cache.0)];
+            let cache = &mut self.caches[usize::from(push.cache.0)];
             match push.phase {
-                Phase::Unasked => c.urgent_asks.push_back(id),
-                Phase::Ready if push.is_large() => c.large_queue.push(session, id, true),
-                Phase::Ready => c.queue.push(session, id, true),
+                Phase::Unasked => cache.urgent_asks.push_back(id),
+                Phase::Ready if push.is_large() => cache.large_queue.push(session, id, true),
+                Phase::Ready => cache.queue.push(session, id, true),
                 Phase::Asking | Phase::Held | Phase::Uploading | Phase::Resting(_) | Phase::Failed(_) => {}
             }
         }
     }
 
-    /// What an urgent push waits for is urgent.
+    /// Makes a push urgent if an urgent push refers to it.
     pub(super) fn inherit_urgency(&mut self, id: PushId) {
         let Some(push) = self.pushes.get(&id) else { return };
-        let urgent = |r: PushId| self.pushes.get(&r).filter(|t| t.urgent && !t.is_failed()).map(|t| t.lane);
-        let lane = push.referrers.iter().find_map(urgent);
-        if let Some(lane) = lane {
-            self.promote(lane, id);
+        let urgent = |id| {
+            self.pushes.get(&id).filter(|push| push.urgent && !push.is_failed()).map(|push| push.queued_for)
+        };
+        let session = push.referrers.iter().find_map(urgent);
+        if let Some(session) = session {
+            self.promote(session, id);
         }
     }
 
+    /// Counts a push that has settled or failed out of its sessions.
     pub(super) fn leave_groups(&mut self, sessions: &[SessionId]) {
         for &session in sessions {
             let Some(group) = self.groups.get_mut(&session) else { continue };

@@ -1,26 +1,36 @@
-//! The decisions, pure: what is asked, uploaded, retried, failed and when a
-//! session is settled. `step(event, now) -> actions`; no I/O, no clock, and no
-//! randomness but that of the seed it is given.
+//! The decisions about pushes, pure: which cache is asked, what is uploaded,
+//! retried or failed, and when a session has nothing left to wait for.
+//! `step(event, now)` returns the actions. There is no I/O, no clock, and no
+//! randomness except that of the seed.
 //!
-//! Must not know: tokio, files, sockets, store paths. A push is a number; what
-//! it stands for (one store path in one cache) is the business of the caller.
+//! Must not know: tokio, files, sockets, store paths. A push is a number here;
+//! the caller knows which store path in which cache it stands for.
 //!
 //! ```text
-//!            admit                 ask                 missing
-//!  (unknown) ─────► Unasked ─────────► Asking ───────────────► Held ──┐ references
-//!                      ▲  ▲               │ present               │   │ all settled
-//!                retry │  │ ask failed    ▼                       │   ▼
-//!                      │  └────────── (settled)                   │ Ready ◄──── Resting
-//!                   Failed ◄──────────────▲────────────── refused │   │ slot       ▲
-//!                      ▲                  │ confirmed  reference  ▼   ▼            │
-//!                      └──────────────────┴──────────────────── Uploading ─────────┘
-//!                               permanent                            transient
+//! (unknown) ── admitted ──► Unasked ── query begins ──► Asking ── present ──► (settled)
+//!                           ▲   ▲                        │  │
+//!                           │   └───── query failed ─────┘  │ missing
+//!                           │                               ▼
+//!                     retry │     ┌── reference failed ─── Held
+//!                           │     ▼                         │ all references settled
+//!                         Failed ◄─── permanent error ──┐   ▼
+//!                                                       │ Ready ◄──── wait over ──── Resting
+//!                                                       │  │  ▲                        ▲
+//!                                          place is free│  │  │ the cache is away or   │ error that
+//!                                                       │  ▼  │ refuses the token      │ may pass
+//!                                                       Uploading ─────────────────────┘
+//!                                                          │ confirmed
+//!                                                          ▼
+//!                                                      (settled)
 //! ```
 //!
-//! Invariants kept here: a push leaves only by a confirmation, by being gone
-//! from the store, or failed with a cause; a push is uploaded only when none of
-//! its references is unsettled or failed; one push's failure costs that push
-//! and those that refer to it; every retry waits and is jittered.
+//! A query that the cache refuses for good fails the pushes it names. A push
+//! whose path is removed from the store settles as collected in every phase.
+//!
+//! Invariants kept here: a push settles only by a confirmation or because its
+//! path was removed from the store, and fails only with a cause. It is uploaded
+//! only when none of its references is unsettled or failed. An error of one push
+//! costs that push and its referrers only. Every retry waits, with jitter.
 
 mod ask;
 mod breaker;
@@ -36,12 +46,14 @@ mod retry;
 mod settling;
 mod step;
 
-pub use breaker::BreakerState;
-pub use cache::{CacheLimits, CacheView};
-pub use client::{ClientAction, ClientEvent, ClientLife, ClientState, Found};
-pub use event::{Action, Cause, Event, Failure, NewPush, Outcome};
-pub use retry::Backoff;
-pub use step::Flow;
+pub(crate) use breaker::BreakerState;
+pub(crate) use cache::CacheLimits;
+pub(crate) use client::{ClientAction, ClientEvent, ClientLife, ClientState, Found};
+pub(crate) use event::{Action, Cause, Event, Failure, NewPush, Outcome};
+pub(crate) use step::Flow;
+
+#[cfg(test)]
+use retry::Backoff;
 
 #[cfg(test)]
 mod tests;

@@ -1,4 +1,4 @@
-//! One push: one store path on its way into one cache.
+//! One push: one store path on its way to one cache.
 
 use super::concurrency::Round;
 use super::event::Cause;
@@ -8,54 +8,57 @@ use crate::types::{CacheId, Mono, PushId, SessionId};
 /// From this many bytes on, a NAR counts as large.
 const LARGE: u64 = 1 << 20;
 
-/// Where a push stands. What each phase may become is drawn in the room's first page.
+/// Where a push stands. The diagram of the transitions is in `flow/mod.rs`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// Nobody has asked the cache yet.
+    /// The cache has not been asked whether it has the path.
     Unasked,
-    /// A query is on its way.
+    /// A query is under way.
     Asking,
-    /// Missing; waits for its references.
+    /// Missing in the cache; waits for its references.
     Held,
-    /// Could be uploaded now.
+    /// Waits for a free place among the uploads.
     Ready,
     /// Is being uploaded.
     Uploading,
-    /// Waits before the next try.
+    /// Waits until this time after an error.
     Resting(Mono),
-    /// Given up until somebody asks for it.
+    /// Failed: not tried until somebody asks.
     Failed(Cause),
 }
 
-/// What is known about a push that is not settled.
+/// A push that is not settled.
 #[derive(Debug)]
 pub(super) struct Push {
     pub(super) cache: CacheId,
     pub(super) phase: Phase,
-    /// References that it still waits for, failed ones included.
+    /// References that are not settled, failed ones included.
     pub(super) references: Vec<PushId>,
-    /// Tasks that wait for it: the other end of their `references`, always.
+    /// Pushes that have this one in their `references`.
     pub(super) referrers: Referrers,
-    /// Groups that wait for it.
+    /// Sessions that it belongs to.
     pub(super) sessions: Vec<SessionId>,
-    /// The lane it queues in.
-    pub(super) lane: SessionId,
+    /// The session in whose queue it waits for its turn.
+    pub(super) queued_for: SessionId,
+    /// Whether somebody waits for it or for a push that refers to it.
     pub(super) urgent: bool,
     /// Bytes of its NAR.
     pub(super) nar_size: u64,
     /// The concurrency limit's round in which its upload began.
     pub(super) round: Round,
-    /// Uploads begun.
+    /// Uploads that have begun.
     pub(super) attempts: u32,
-    /// A mismatch was seen once, and the path read again.
+    /// Whether the path was read again because of [`Failure::Mismatch`](super::Failure::Mismatch).
     pub(super) mismatched: bool,
-    /// A reference of it is gone from the store, so it must be gone as well.
+    /// Whether a reference of it was removed from the store. Then its own path
+    /// was removed as well.
     pub(super) doomed: bool,
 }
 
 impl Push {
-    /// Whether its upload counts as large: then its duration says more about the
-    /// line than about the server, and it has places of its own.
+    /// Returns whether its upload counts as large. The duration of a large upload
+    /// says more about the connection than about the server, so these are
+    /// counted apart.
     pub(super) fn is_large(&self) -> bool {
         self.nar_size >= LARGE
     }

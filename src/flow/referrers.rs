@@ -1,11 +1,14 @@
-//! Who waits for a push: nearly always a few, and for a hub tens of thousands,
-//! which may go in any order. A backlog has a hundred thousand of these, and
-//! even the smallest tree takes a hundred bytes. Must not know the pushes.
+//! The referrers of a push as a sorted set. Most pushes have a few; a common
+//! library has tens of thousands, which may leave in any order. A backlog has a
+//! hundred thousand of these sets, and even the smallest tree takes a hundred
+//! bytes, so a small set is a vector.
+//!
+//! Must not know: the pushes themselves.
 
 use crate::types::PushId;
 use std::collections::BTreeSet;
 
-/// More than so many are kept as a tree.
+/// Largest set that is kept as a vector.
 const FEW: usize = 16;
 
 /// A set of pushes, in the order of their numbers.
@@ -22,13 +25,13 @@ impl Default for Referrers {
 }
 
 impl Referrers {
-    /// False when it is there already.
+    /// Adds a push. Returns false when it is there already.
     pub(super) fn insert(&mut self, id: PushId) -> bool {
         match self {
             Self::Few(few) => {
                 let Err(at) = few.binary_search(&id) else { return false };
                 if few.len() < FEW {
-                    // Room for those that are there, not for those that never come.
+                    // Doubling would reserve memory that most sets never use.
                     few.reserve_exact(1);
                     few.insert(at, id);
                     return true;

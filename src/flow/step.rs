@@ -1,4 +1,4 @@
-//! The step: one event in, the actions it leads to out.
+//! The step: takes one event and returns the actions that follow.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
@@ -13,24 +13,27 @@ use super::referrers::Referrers;
 use super::retry::{Backoff, Rng, bounded};
 use crate::types::{CacheId, Mono, PushId, SessionId};
 
-/// Tries after which a push that cannot be read here is failed.
+/// Attempts after which a push fails whose path cannot be read.
 const LOCAL_TRIES: u32 = 5;
 
-/// Failed pushes that are known here; older ones are forgotten, and known only
-/// to whoever keeps the books.
-const PARKED_MOST: usize = 10_000;
+/// Most failed pushes that are known here. Older ones are forgotten; the ledger
+/// has them.
+const FAILED_MOST: usize = 10_000;
 
-/// All decisions of one daemon.
+/// The decisions about all pushes of one daemon.
 #[derive(Debug)]
-pub struct Flow {
+pub(crate) struct Flow {
     pub(super) caches: Vec<Cache>,
-    /// In boxes: a table of a hundred thousand is half empty, and twice there while it grows.
+    /// Boxed, because the table is up to half empty and is copied when it grows.
     pub(super) pushes: HashMap<PushId, Box<Push>>,
-    /// Given-up ones among them; see [`Flow::forget_oldest_failed`].
+    /// The failed ones among them.
     pub(super) failed: BTreeSet<PushId>,
-    pub(super) given_up_most: usize,
+    /// Most failed pushes that are kept, see [`Flow::forget_oldest_failed`].
+    pub(super) failed_most: usize,
+    /// Whether failed pushes were forgotten since the last retry of all.
     pub(super) forgot: bool,
     pub(super) groups: HashMap<SessionId, PushGroup>,
+    /// Pushes that wait after an error, and until when.
     pub(super) rests: BTreeSet<(Mono, PushId)>,
     pub(super) rng: Rng,
     pub(super) stopped: bool,
@@ -38,13 +41,14 @@ pub struct Flow {
 }
 
 impl Flow {
-    /// For caches numbered from 0; `seed` decides every jitter.
-    pub fn new(caches: &[CacheLimits], seed: u64) -> Self {
+    /// Starts with caches numbered from 0 and without pushes. `seed` decides
+    /// every jitter.
+    pub(crate) fn new(caches: &[CacheLimits], seed: u64) -> Self {
         Self {
             caches: caches.iter().map(Cache::new).collect(),
             pushes: HashMap::new(),
             failed: BTreeSet::new(),
-            given_up_most: PARKED_MOST,
+            failed_most: FAILED_MOST,
             forgot: false,
             groups: HashMap::new(),
             rests: BTreeSet::new(),
@@ -54,23 +58,23 @@ impl Flow {
         }
     }
 
-    /// One more cache, which gets the next number.
-    pub fn add_cache(&mut self, limits: CacheLimits) {
+    /// Adds a cache, which gets the next number.
+    pub(crate) fn add_cache(&mut self, limits: CacheLimits) {
         self.caches.push(Cache::new(&limits));
     }
 
-    /// Takes what happened; returns what to do, in order. Total: an event about
-    /// something that is no longer known changes nothing.
-    pub fn step(&mut self, event: Event, now: Mono) -> Vec<Action> {
-        let shown: Vec<_> = self.caches.iter().map(|c| c.breaker.shown()).collect();
+    /// Handles an event and returns the actions in order. Total: an event about
+    /// something unknown changes nothing.
+    pub(crate) fn step(&mut self, event: Event, now: Mono) -> Vec<Action> {
+        let shown: Vec<_> = self.caches.iter().map(|cache| cache.breaker.shown()).collect();
         match event {
             Event::Admit { cache, pushes } => pushes.into_iter().for_each(|push| self.admit(cache, push)),
             Event::Asked { cache, present, missing } => self.asked(cache, &present, &missing, now),
             Event::AskFailed { cache, failure, .. } => self.ask_failed(cache, failure, now),
             Event::Uploaded(id, took) => self.uploaded(id, Outcome::Pushed, took, now),
             Event::RoundTrip(cache, took) => {
-                if let Some(c) = self.caches.get_mut(usize::from(cache.0)) {
-                    c.concurrency.round_trip(took);
+                if let Some(cache) = self.cache(cache) {
+                    cache.concurrency.round_trip(took);
                 }
             }
             Event::InUpstream(id) => self.uploaded(id, Outcome::Upstream, Duration::ZERO, now),
@@ -81,28 +85,28 @@ impl Flow {
             }
             Event::Probed(cache, result) => self.probed(cache, result, now),
             Event::ProbeNow(cache) => {
-                if let Some(c) = self.cache(cache) {
-                    c.breaker.probe_now(now);
-                    c.ask_rest = None;
+                if let Some(cache) = self.cache(cache) {
+                    cache.breaker.probe_now(now);
+                    cache.ask_rest = None;
                 }
             }
             Event::Retry(which) => self.retry(which),
             Event::Want(session, pushes) => pushes.into_iter().for_each(|id| self.want(session, id)),
             Event::WantAll(session) => {
-                let all = self.all(|t| !t.is_failed());
+                let all = self.all(|push| !push.is_failed());
                 all.into_iter().for_each(|id| self.want(session, id));
             }
             Event::Flush(session) => self.flush(session),
             Event::Forget(session) => self.forget(session),
             Event::Hold(cache, held) => {
-                if let Some(c) = self.cache(cache) {
-                    c.held = held;
+                if let Some(cache) = self.cache(cache) {
+                    cache.held = held;
                 }
             }
             Event::Limits(cache, limits) => {
-                if let Some(c) = self.cache(cache) {
-                    c.most = limits.most;
-                    c.concurrency = ConcurrencyLimit::new(limits.least, limits.most);
+                if let Some(cache) = self.cache(cache) {
+                    cache.most = limits.most;
+                    cache.concurrency = ConcurrencyLimit::new(limits.least, limits.most);
                 }
             }
             Event::Tick => {}
@@ -117,66 +121,61 @@ impl Flow {
         for (index, before) in shown.into_iter().enumerate() {
             let after = self.caches[index].breaker.shown();
             if before != after {
-                self.out.push(Action::Breaker(cache_id(index), after));
+                self.out.push(Action::Breaker(id_of_cache(index), after));
             }
         }
         std::mem::take(&mut self.out)
     }
 
-    /// When [`Event::Tick`] is wanted at the latest.
-    pub fn next_deadline(&self) -> Option<Mono> {
+    /// Returns when the next [`Event::Tick`] is due at the latest.
+    pub(crate) fn next_deadline(&self) -> Option<Mono> {
         if self.stopped {
             return None;
         }
         let rest = self.rests.first().map(|&(at, _)| at);
-        let caches = self.caches.iter().flat_map(|c| [c.breaker.due(), c.ask_rest]);
+        let caches = self.caches.iter().flat_map(|cache| [cache.breaker.due(), cache.ask_rest]);
         caches.chain([rest]).flatten().min()
     }
 
-    /// One cache as it stands.
-    pub fn view(&self, cache: CacheId) -> Option<CacheView> {
-        let c = self.caches.get(usize::from(cache.0))?;
+    /// Returns a cache's state and counts for `status`.
+    pub(crate) fn view(&self, cache: CacheId) -> Option<CacheView> {
+        let cache = self.caches.get(usize::from(cache.0))?;
         Some(CacheView {
-            state: c.breaker.shown(),
-            pending: c.pushes - c.failed,
-            uploading: c.uploading,
-            failed: c.failed,
-            limit: c.most.min(c.concurrency.limit() + c.large.count),
+            state: cache.breaker.shown(),
+            pending: cache.pushes - cache.failed,
+            uploading: cache.uploading,
+            failed: cache.failed,
+            limit: cache.most.min(cache.concurrency.limit() + cache.large.count),
         })
     }
 
-    /// Uploads and queries under way, over all caches.
-    pub fn in_flight(&self) -> u32 {
-        self.caches.iter().map(|c| c.uploading + u32::from(c.asking.is_some())).sum()
+    /// Returns the number of uploads and queries under way, over all caches.
+    pub(crate) fn in_flight(&self) -> u32 {
+        self.caches.iter().map(|cache| cache.uploading + u32::from(cache.asking.is_some())).sum()
     }
 
-    /// How many pushes of a group are neither settled nor failed.
-    pub fn unsettled(&self, session: SessionId) -> u32 {
-        self.groups.get(&session).map_or(0, |g| g.unsettled)
+    /// Returns how many pushes of a session are neither settled nor failed.
+    pub(crate) fn unsettled(&self, session: SessionId) -> u32 {
+        self.groups.get(&session).map_or(0, |group| group.unsettled)
     }
 
-    /// Whether a push is known, that is neither settled nor never admitted.
-    pub fn knows(&self, push: PushId) -> bool {
-        self.pushes.contains_key(&push)
+    /// Returns the sessions that a push belongs to.
+    pub(crate) fn sessions_of(&self, push: PushId) -> &[SessionId] {
+        self.pushes.get(&push).map_or(&[], |push| &push.sessions)
     }
 
-    /// The groups that wait for a push.
-    pub fn sessions_of(&self, push: PushId) -> &[SessionId] {
-        self.pushes.get(&push).map_or(&[], |t| &t.sessions)
+    /// Returns whether a push is known and failed.
+    pub(crate) fn is_failed(&self, push: PushId) -> bool {
+        self.pushes.get(&push).is_some_and(|push| push.is_failed())
     }
 
-    /// Whether a push is given up for now.
-    pub fn is_failed(&self, push: PushId) -> bool {
-        self.pushes.get(&push).is_some_and(|t| t.is_failed())
-    }
-
-    /// Neither settled nor forgotten, over all caches.
-    pub fn known(&self) -> usize {
+    /// Returns the number of known pushes, over all caches.
+    pub(crate) fn known(&self) -> usize {
         self.pushes.len()
     }
 
-    /// Whether more are given up than are known here.
-    pub fn has_forgotten(&self) -> bool {
+    /// Returns whether there are failed pushes that are not known here.
+    pub(crate) fn has_forgotten(&self) -> bool {
         self.forgot
     }
 
@@ -184,30 +183,32 @@ impl Flow {
         self.caches.get_mut(usize::from(cache.0))
     }
 
-    fn admit(&mut self, cache: CacheId, new: NewPush) {
+    fn admit(&mut self, cache_id: CacheId, new: NewPush) {
         let id = new.id;
         if self.pushes.contains_key(&id) {
             new.sessions.into_iter().for_each(|s| self.want(s, id));
             return;
         }
-        let Some(c) = self.cache(cache) else { return };
-        c.pushes += 1;
+        let Some(cache) = self.cache(cache_id) else { return };
+        cache.pushes += 1;
         if new.failed {
-            c.failed += 1;
+            cache.failed += 1;
             self.failed.insert(id);
         } else {
-            c.asks.push_back(id);
+            cache.asks.push_back(id);
         }
         let mut references = new.references;
-        references.retain(|r| *r != id && self.pushes.get_mut(r).is_some_and(|r| r.referrers.insert(id)));
+        references.retain(|reference| {
+            *reference != id && self.pushes.get_mut(reference).is_some_and(|push| push.referrers.insert(id))
+        });
         references.shrink_to_fit();
         let push = Push {
-            cache,
+            cache: cache_id,
             phase: if new.failed { Phase::Failed(Cause::Earlier) } else { Phase::Unasked },
             references,
             referrers: Referrers::default(),
             sessions: Vec::new(),
-            lane: new.sessions.first().copied().unwrap_or(NOBODY),
+            queued_for: new.sessions.first().copied().unwrap_or(NOBODY),
             urgent: false,
             nar_size: new.nar_size,
             round: 0,
@@ -221,13 +222,14 @@ impl Flow {
 
     fn uploaded(&mut self, id: PushId, outcome: Outcome, took: Duration, now: Mono) {
         if let Some(index) = self.leave_upload(id) {
-            let c = &mut self.caches[index];
+            let cache = &mut self.caches[index];
             if outcome == Outcome::Pushed {
-                c.breaker.succeeded();
+                cache.breaker.succeeded();
                 if let Some(push) = self.pushes.get(&id).filter(|push| !push.is_large()) {
-                    // The place of this one is free already.
-                    let held_back = c.small_uploading() + 1 >= c.concurrency.limit() && !c.queue.is_empty();
-                    c.concurrency.succeeded(now, push.round, took, held_back);
+                    // This upload is no longer counted.
+                    let held_back =
+                        cache.small_uploading() + 1 >= cache.concurrency.limit() && !cache.queue.is_empty();
+                    cache.concurrency.succeeded(now, push.round, took, held_back);
                 }
             }
             self.settle(id, outcome);
@@ -236,19 +238,19 @@ impl Flow {
 
     fn upload_failed(&mut self, id: PushId, failure: Failure, now: Mono) {
         let Some(index) = self.leave_upload(id) else { return };
-        let c = &mut self.caches[index];
-        c.breaker.failed(failure, Some(id), now, &mut self.rng);
+        let cache = &mut self.caches[index];
+        cache.breaker.failed(failure, Some(id), now, &mut self.rng);
         let Some(push) = self.pushes.get_mut(&id) else { return };
         let wait = Backoff::UPLOAD.wait(push.attempts, &mut self.rng);
         match failure {
             Failure::Refused => self.make_ready(id),
             Failure::Store | Failure::Engine => self.rest(id, now.after(wait)),
-            // The breaker is closed now. A path that brings the connection down
-            // every time waits on its own, so that it costs nobody else.
+            // The breaker is closed now. A path whose upload breaks the
+            // connection each time waits on its own, so that other paths go first.
             Failure::Unreachable if push.attempts <= 2 => self.make_ready(id),
             Failure::Unreachable => self.rest(id, now.after(wait)),
             Failure::Transient { retry_after } => {
-                c.concurrency.strained(now, push.round, retry_after.is_some());
+                cache.concurrency.strained(now, push.round, retry_after.is_some());
                 self.rest(id, now.after(wait.max(bounded(retry_after))));
             }
             Failure::Local if push.attempts < LOCAL_TRIES => self.rest(id, now.after(wait)),
@@ -266,18 +268,18 @@ impl Flow {
         }
     }
 
-    fn probed(&mut self, cache: CacheId, result: Result<(), Failure>, now: Mono) {
-        let index = usize::from(cache.0);
-        let Some(c) = self.caches.get_mut(index) else { return };
-        if c.breaker.probed(result, now, &mut self.rng) {
-            // Many hosts see the cache come back at the same moment: each
-            // starts with little and grows.
-            c.concurrency.restart();
-            c.ask_rest = None;
+    fn probed(&mut self, cache_id: CacheId, result: Result<(), Failure>, now: Mono) {
+        let Some(cache) = self.caches.get_mut(usize::from(cache_id.0)) else { return };
+        if cache.breaker.probed(result, now, &mut self.rng) {
+            // Many hosts see at the same moment that the cache is back, so each
+            // starts with few uploads.
+            cache.concurrency.restart();
+            cache.ask_rest = None;
         }
     }
 
-    /// The cache's index when the push was being uploaded.
+    /// Ends a push's upload and returns its cache's index, or `None` when it was
+    /// not being uploaded. The caller decides the push's next phase.
     pub(super) fn leave_upload(&mut self, id: PushId) -> Option<usize> {
         let push = self.pushes.get_mut(&id)?;
         if push.phase != Phase::Uploading {
@@ -285,16 +287,16 @@ impl Flow {
         }
         push.phase = Phase::Held;
         let index = usize::from(push.cache.0);
-        let c = &mut self.caches[index];
-        c.uploading -= 1;
+        let cache = &mut self.caches[index];
+        cache.uploading -= 1;
         if push.is_large() {
-            c.large.end(push.nar_size);
+            cache.large.end(push.nar_size);
         }
         Some(index)
     }
 
     pub(super) fn ready_unless_blocked(&mut self, id: PushId) {
-        if self.pushes.get(&id).is_some_and(|t| t.phase == Phase::Held && t.references.is_empty()) {
+        if self.pushes.get(&id).is_some_and(|push| push.phase == Phase::Held && push.references.is_empty()) {
             self.make_ready(id);
         }
     }
@@ -302,9 +304,9 @@ impl Flow {
     pub(super) fn make_ready(&mut self, id: PushId) {
         if let Some(push) = self.pushes.get_mut(&id) {
             push.phase = Phase::Ready;
-            let c = &mut self.caches[usize::from(push.cache.0)];
-            let queue = if push.is_large() { &mut c.large_queue } else { &mut c.queue };
-            queue.push(push.lane, id, push.urgent);
+            let cache = &mut self.caches[usize::from(push.cache.0)];
+            let queue = if push.is_large() { &mut cache.large_queue } else { &mut cache.queue };
+            queue.push(push.queued_for, id, push.urgent);
         }
     }
 
@@ -315,56 +317,59 @@ impl Flow {
         }
     }
 
-    /// Tasks whose rest is over queue again.
+    /// Makes pushes ready whose wait is over.
     fn wake(&mut self, now: Mono) {
         while let Some(&(until, id)) = self.rests.first().filter(|(until, _)| *until <= now) {
             self.rests.remove(&(until, id));
-            if self.pushes.get(&id).is_some_and(|t| t.phase == Phase::Resting(until)) {
+            if self.pushes.get(&id).is_some_and(|push| push.phase == Phase::Resting(until)) {
                 self.make_ready(id);
             }
         }
     }
 
-    /// Begins what one cache is ready for.
+    /// Begins the probe, the query and the uploads that one cache allows now.
     fn pump(&mut self, index: usize, now: Mono) {
         let Self { caches, pushes, out, stopped, .. } = self;
-        let c = &mut caches[index];
+        let cache = &mut caches[index];
         if *stopped {
             return;
         }
-        // Also while the breaker is closed: a pause that is over must not stay a deadline.
-        if c.ask_rest.is_some_and(|at| at <= now) {
-            c.ask_rest = None;
+        // Also while the breaker is closed: a deadline must not stay in the past.
+        if cache.ask_rest.is_some_and(|at| at <= now) {
+            cache.ask_rest = None;
         }
-        if c.breaker.begin_probe(now) {
-            out.push(Action::Probe(cache_id(index)));
+        if cache.breaker.begin_probe(now) {
+            out.push(Action::Probe(id_of_cache(index)));
         }
-        if !c.breaker.is_open() {
+        if !cache.breaker.is_open() {
             return;
         }
-        if c.asking.is_none() && c.ask_rest.is_none() {
+        if cache.asking.is_none() && cache.ask_rest.is_none() {
             let mut batch = Vec::new();
-            while batch.len() < c.ask_most {
-                let Some(id) = c.urgent_asks.pop_front().or_else(|| c.asks.pop_front()) else { break };
-                if let Some(push) = pushes.get_mut(&id).filter(|t| t.phase == Phase::Unasked) {
+            while batch.len() < cache.ask_most {
+                let Some(id) = cache.urgent_asks.pop_front().or_else(|| cache.asks.pop_front()) else {
+                    break;
+                };
+                if let Some(push) = pushes.get_mut(&id).filter(|push| push.phase == Phase::Unasked) {
                     push.phase = Phase::Asking;
                     batch.push(id);
                 }
             }
             if !batch.is_empty() {
-                c.asking = Some(batch.clone());
-                out.push(Action::Ask(cache_id(index), batch));
+                cache.asking = Some(batch.clone());
+                out.push(Action::Ask(id_of_cache(index), batch));
             }
         }
-        while !c.held && c.uploading < c.most {
-            let ready =
-                |id, urgent| pushes.get(&id).is_some_and(|t| t.phase == Phase::Ready && t.urgent == urgent);
-            // In turn, so that neither kind waits for the other when places are few.
-            c.large_next = !c.large_next;
-            let room = c.small_uploading() < c.concurrency.limit();
-            let mut large = c.large.has_room().then_some(&mut c.large_queue);
-            let mut small = room.then_some(&mut c.queue);
-            if !c.large_next {
+        while !cache.held && cache.uploading < cache.most {
+            let ready = |id, urgent| {
+                pushes.get(&id).is_some_and(|push| push.phase == Phase::Ready && push.urgent == urgent)
+            };
+            // Large and small uploads take turns when few places are free.
+            cache.large_next = !cache.large_next;
+            let room = cache.small_uploading() < cache.concurrency.limit();
+            let mut large = cache.large.has_room().then_some(&mut cache.large_queue);
+            let mut small = room.then_some(&mut cache.queue);
+            if !cache.large_next {
                 std::mem::swap(&mut large, &mut small);
             }
             let next = large.and_then(|queue| queue.pop(ready)).or_else(|| small?.pop(ready));
@@ -372,17 +377,18 @@ impl Flow {
             if let Some(push) = pushes.get_mut(&id) {
                 push.phase = Phase::Uploading;
                 push.attempts += 1;
-                push.round = c.concurrency.began(now, c.small_uploading());
-                c.uploading += 1;
+                push.round = cache.concurrency.began(now, cache.small_uploading());
+                cache.uploading += 1;
                 if push.is_large() {
-                    c.large.begin(push.nar_size);
+                    cache.large.begin(push.nar_size);
                 }
-                out.push(Action::Upload(cache_id(index), id, push.attempts));
+                out.push(Action::Upload(id_of_cache(index), id, push.attempts));
             }
         }
     }
 }
 
-fn cache_id(index: usize) -> CacheId {
+/// Returns the number of the cache at an index.
+fn id_of_cache(index: usize) -> CacheId {
     CacheId(u16::try_from(index).unwrap_or(u16::MAX))
 }

@@ -36,7 +36,7 @@ impl Driver {
                         ware.error = Some(Arc::clone(&reason));
                     }
                 }
-                self.step(Event::AskFailed { cache, pushes, failure: settle::failure(&error) });
+                self.step(Event::AskFailed { cache, failure: settle::failure(&error) });
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Waits, and what a failure costs others.
+//! Waits after errors, and the cost of one push's errors to others.
 
 use crate::types::{CacheId, Mono, PushId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,7 +20,7 @@ fn waits_grow_to_the_cap_and_are_spread() {
             let bound = kind.base.saturating_mul(1 << (attempt - 1).min(20)).min(kind.cap);
             let waits: Vec<_> = (0..2_000).map(|_| kind.wait(attempt, &mut rng)).collect();
             assert!(waits.iter().all(|w| *w <= bound && *w >= bound / 11), "{kind:?} {attempt}");
-            // Uniform: each fifth of the range has its fifth of the waits, give or take.
+            // Uniform: each fifth of the range has about a fifth of the waits.
             for fifth in 0..5 {
                 let from = bound / 10 + (bound - bound / 10) / 5 * fifth;
                 let to = from + (bound - bound / 10) / 5;
@@ -41,7 +41,7 @@ fn a_seed_decides_every_wait() {
     assert_ne!(waits(5), waits(6));
 }
 
-/// Push 1 fails as `failure` says; how long it rests.
+/// Returns how long push 1 waits after `failure`.
 fn rest(failure: Failure) -> u64 {
     let mut flow = flow(1);
     flow.step(admit(vec![push(1, &[], &[])]), Mono(0));
@@ -60,18 +60,18 @@ fn what_the_server_asks_for_is_honoured_within_bounds() {
     assert_eq!(seconds(600), 600_000);
     assert_eq!(seconds(1_000_000), 600_000);
     assert!((50..=500).contains(&seconds(0)), "asking for no wait does not make it spin");
-    // The same for queries.
+    // Queries are handled the same way.
     let mut flow = flow(1);
     flow.step(admit(vec![push(1, &[], &[])]), Mono(0));
     let failure = Failure::Transient { retry_after: Some(Duration::from_secs(30)) };
-    flow.step(Event::AskFailed { cache: MAIN, pushes: vec![1], failure }, Mono(0));
+    flow.step(Event::AskFailed { cache: MAIN, failure }, Mono(0));
     assert_eq!(flow.next_deadline(), Some(Mono(30_000)));
     assert_eq!(flow.step(Event::Tick, Mono(29_999)), []);
     assert_eq!(flow.step(Event::Tick, Mono(30_000)), [Action::Ask(MAIN, vec![1])]);
 }
 
 #[test]
-fn three_transient_failures_in_a_row_close_the_gate_over_all_tasks() {
+fn three_transient_errors_in_a_row_close_the_breaker_for_all_pushes() {
     let mut flow = Flow::new(&[CacheLimits { least: 4, most: 4 }], 1);
     flow.step(admit((1..=10).map(|id| push(id, &[], &[])).collect()), Mono(0));
     flow.step(missing(1..=10), Mono(0));
@@ -81,14 +81,14 @@ fn three_transient_failures_in_a_row_close_the_gate_over_all_tasks() {
     flow.step(Event::Uploaded(3, super::TOOK), Mono(0));
     flow.step(fail(4), Mono(0));
     flow.step(fail(5), Mono(0));
-    assert_eq!(flow.view(MAIN).unwrap().state, BreakerState::Online, "one success forgives two failures");
+    assert_eq!(flow.view(MAIN).unwrap().state, BreakerState::Online, "one success resets the count");
     let actions = flow.step(fail(6), Mono(0));
-    assert_eq!(actions, [Action::Breaker(MAIN, BreakerState::Offline)], "and nothing more is begun");
+    assert_eq!(actions, [Action::Breaker(MAIN, BreakerState::Offline)], "and no upload begins");
 }
 
-/// Each cache has its own breaker, whichever way the other's trouble is met.
+/// Each cache has its own breaker, whether queries or uploads fail.
 #[test]
-fn what_one_cache_does_not_answer_costs_another_nothing() {
+fn errors_of_one_cache_do_not_affect_another() {
     let limits = CacheLimits { least: 4, most: 4 };
     let other = CacheId(1);
     for failure in [Failure::Unreachable, Failure::Refused, Failure::Transient { retry_after: None }] {
@@ -100,7 +100,7 @@ fn what_one_cache_does_not_answer_costs_another_nothing() {
             }
             flow.step(Event::Admit { cache: other, pushes: vec![push(10, &[], &[])] }, Mono(0));
             for id in 1..=4 {
-                let asked = Event::AskFailed { cache: MAIN, pushes: Vec::new(), failure };
+                let asked = Event::AskFailed { cache: MAIN, failure };
                 flow.step(if in_question { asked } else { Event::UploadFailed(id, failure) }, Mono(0));
             }
             let said = format!("{failure:?} {in_question}");
@@ -112,7 +112,7 @@ fn what_one_cache_does_not_answer_costs_another_nothing() {
     }
 }
 
-/// Each upload takes 20 ms; those in `poison` always fail.
+/// Each upload takes 20 ms. Uploads of pushes in `poison` always fail.
 struct Poisoned {
     poison: BTreeMap<PushId, Failure>,
     begun: BTreeMap<PushId, Mono>,
@@ -164,7 +164,7 @@ const ALWAYS: [Failure; 4] =
     [Failure::Unreachable, Failure::Transient { retry_after: None }, Failure::Local, Failure::Store];
 
 #[test]
-fn a_store_that_cannot_be_read_parks_nothing_and_closes_no_gate() {
+fn an_unreadable_nix_database_fails_no_push_and_closes_no_breaker() {
     let mut flow = flow(1);
     flow.step(admit(vec![push(1, &[], &[])]), Mono(0));
     flow.step(missing([1]), Mono(0));
@@ -201,7 +201,7 @@ fn beside_a_poisonous_path_a_new_one_waits_less_than_a_second() {
     for failure in ALWAYS {
         let mut sim = poisoned(&[(1, failure)]);
         sim.at(Mono(0), 0, admit(vec![push(1, &[], &[])]));
-        // Rarely enough that the poisonous one is alone most of the time.
+        // Rare enough that the failing push is alone most of the time.
         for n in 0..200 {
             sim.at(Mono(7_300 * (n + 1)), 0, admit(vec![push(100 + n as i64, &[], &[])]));
         }

@@ -1,4 +1,4 @@
-//! The breaker's whole table: every state and everything that can happen to it.
+//! The breaker's whole table: every state and every event.
 
 use super::super::breaker::CircuitBreaker;
 use super::super::retry::Rng;
@@ -18,7 +18,7 @@ const FAILURES: [Failure; 8] = [
     Failure::Local,
 ];
 
-/// The states, and how each is reached.
+/// Returns a breaker in a state.
 fn reach(state: &str) -> CircuitBreaker {
     let (mut breaker, mut rng) = (CircuitBreaker::new(), Rng::new(1));
     let transient = Failure::Transient { retry_after: None };
@@ -55,16 +55,16 @@ fn show(breaker: &CircuitBreaker) -> String {
     format!("{state} {shown}")
 }
 
-/// For each state: itself; then after the failures of a request in the order
-/// of `FAILURES`; after a success and a probe_now; after a probe that was answered,
-/// and after one that failed in the same order. "." is unchanged.
+/// A state; what it shows; what follows each failure of a request, in the order of
+/// `FAILURES`; what follows a success and a `probe_now`; what follows an answered
+/// probe and each failure of a probe in the same order. ".": no change.
 type Row = (&'static str, &'static str, [&'static str; 8], [&'static str; 2], [&'static str; 9]);
 
 const TABLE: [Row; 7] = {
     const SAME: [&str; 8] = ["."; 8];
     const OFF: &str = "waiting offline";
     const REF: &str = "waiting refused";
-    // A probe that nobody waited for: what it saw counts like a request.
+    // No probe was under way: its result counts like a request's.
     const FIRST: [&str; 9] = [".", OFF, ".", REF, ".", ".", ".", ".", "."];
     const LAST: [&str; 9] = [".", OFF, OFF, REF, ".", ".", ".", ".", "."];
     const SHUT: [&str; 9] = ["."; 9];
@@ -122,21 +122,23 @@ fn the_whole_table() {
         };
         check("nothing", ".", &|_, _| {});
         for (failure, expected) in FAILURES.into_iter().zip(failed) {
-            check(&format!("{failure:?}"), expected, &|g, rng| g.failed(failure, Some(9), NOW, rng));
+            check(&format!("{failure:?}"), expected, &|breaker, rng| {
+                breaker.failed(failure, Some(9), NOW, rng);
+            });
         }
-        check("success", other[0], &|g, _| g.succeeded());
-        check("probe_now", other[1], &|g, _| g.probe_now(NOW));
+        check("success", other[0], &|breaker, _| breaker.succeeded());
+        check("probe_now", other[1], &|breaker, _| breaker.probe_now(NOW));
         let results = std::iter::once(Ok(())).chain(FAILURES.into_iter().map(Err));
         for (result, expected) in results.zip(probed) {
-            check(&format!("probed {result:?}"), expected, &|g, rng| {
-                g.probed(result, NOW, rng);
+            check(&format!("probed {result:?}"), expected, &|breaker, rng| {
+                breaker.probed(result, NOW, rng);
             });
         }
     }
 }
 
 #[test]
-fn a_nudge_makes_a_waiting_probe_due_and_a_running_one_repeat() {
+fn probe_now_makes_a_waiting_probe_due_and_a_running_one_repeat() {
     let mut rng = Rng::new(3);
     let mut breaker = CircuitBreaker::new();
     breaker.failed(Failure::Refused, None, NOW, &mut rng);
@@ -151,7 +153,7 @@ fn a_nudge_makes_a_waiting_probe_due_and_a_running_one_repeat() {
 }
 
 #[test]
-fn a_success_forgives_strikes_and_ends_the_trial() {
+fn a_success_resets_the_strikes_and_ends_the_trial() {
     let mut rng = Rng::new(4);
     let transient = Failure::Transient { retry_after: None };
     for state in ["strike 2", "trial"] {

@@ -1,5 +1,4 @@
-//! The life of the client: every state with every event, and long runs of
-//! anything in any order.
+//! The life of the attic client: every state with every event, and random events.
 
 use proptest::prelude::*;
 
@@ -10,7 +9,7 @@ use ClientAction::{Check, Look, Usable};
 use ClientEvent::{Begin, CacheBack, Checked, Looked, Lost, Sighted, Tick, Wanted};
 use ClientState::{Absent, Broken, Ready, Trying, Updating};
 
-/// A life after these events, the time being 0.
+/// Returns a life after these events, all at time 0.
 fn after(events: &[ClientEvent]) -> ClientLife {
     let mut life = ClientLife::new(1);
     for event in events {
@@ -30,7 +29,7 @@ fn every_state_with_every_event() {
         ("updating", &[look, Looked(Found::Usable), Wanted], Updating),
         ("broken", &[look, Looked(Found::Broken)], Broken),
     ];
-    // For each of these states: what is done, and the state after it.
+    // For each event and state: the actions, and the state afterwards.
     type Row = (ClientEvent, [(&'static [ClientAction], ClientState); 6]);
     let table: [Row; 11] = [
         (
@@ -135,7 +134,7 @@ fn every_state_with_every_event() {
 }
 
 #[test]
-fn what_came_up_during_a_look_leads_to_another() {
+fn events_during_a_look_lead_to_another() {
     for (event, found, again) in [
         (Wanted, Found::Usable, true),
         (Wanted, Found::Missing, true),
@@ -147,13 +146,13 @@ fn what_came_up_during_a_look_leads_to_another() {
         let actions = life.step(Looked(found), Mono(0));
         assert_eq!(actions.contains(&Look), again, "{event:?} {found:?}");
     }
-    // The client's own arrival is sighted while it is fetched.
+    // The look itself makes the client's path appear.
     let mut life = after(&[Begin { left: false }, Looked(Found::Usable), Wanted, Sighted]);
     assert_eq!(life.step(Looked(Found::Usable), Mono(0)), []);
 }
 
 #[test]
-fn waits_grow_to_a_cap_and_begin_anew() {
+fn waits_grow_to_a_cap_and_start_again() {
     let mut life = after(&[Begin { left: false }]);
     let (mut now, mut longest) = (Mono(0), 0);
     for _ in 0..40 {
@@ -169,7 +168,7 @@ fn waits_grow_to_a_cap_and_begin_anew() {
     assert!((5 * 60_000..=15 * 60_000).contains(&longest), "{longest}");
     life.step(Looked(Found::Usable), now);
     assert!(life.due().unwrap().0 - now.0 >= 6 * 3_600_000);
-    // A newer one is looked at soon, and once.
+    // A path that may be a newer client leads to one look, soon.
     life.step(Sighted, now);
     life.step(Sighted, Mono(now.0 + 10));
     assert_eq!(life.due(), Some(Mono(now.0 + 60_000)));
@@ -192,7 +191,8 @@ fn any_event() -> impl Strategy<Value = ClientEvent> {
 }
 
 proptest! {
-    /// One thing at a time, usable as it was told, and never without a next try.
+    /// One check or look runs at a time, `Usable` says when the client may be used,
+    /// and there is always a next attempt.
     #[test]
     fn anything_in_any_order(
         left in any::<bool>(),
@@ -200,22 +200,22 @@ proptest! {
         seed in any::<u64>(),
     ) {
         let mut life = ClientLife::new(seed);
-        let (mut now, mut told) = (0, false);
+        let (mut now, mut said) = (0, false);
         for (event, later) in std::iter::once((Begin { left }, 0)).chain(events) {
             now += later;
             let busy = matches!(life.state(), Trying | Updating);
             for action in life.step(event, Mono(now)) {
                 match action {
                     Usable(usable) => {
-                        prop_assert_ne!(usable, told);
-                        told = usable;
+                        prop_assert_ne!(usable, said);
+                        said = usable;
                     }
                     Check | Look => prop_assert!(!busy || matches!(event, Checked(_) | Looked(_))),
                 }
             }
-            prop_assert_eq!(told, matches!(life.state(), Ready | Updating));
+            prop_assert_eq!(said, matches!(life.state(), Ready | Updating));
             let busy = matches!(life.state(), Trying | Updating);
-            prop_assert_eq!(busy, life.due().is_none(), "a look is under way or has its time");
+            prop_assert_eq!(busy, life.due().is_none(), "a look is under way or has a time");
         }
     }
 }

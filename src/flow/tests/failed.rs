@@ -1,5 +1,5 @@
-//! Too many given-up pushes: the oldest are forgotten, and still nothing goes
-//! before what it refers to.
+//! Failed pushes beyond the bound: the oldest are forgotten, and no push is
+//! uploaded before its references.
 
 use super::super::{Action, Cause, Event, NewPush};
 use super::{MAIN, admit, flow, missing, push, recount};
@@ -10,9 +10,9 @@ fn failed(id: PushId, references: &[PushId]) -> NewPush {
 }
 
 #[test]
-fn beyond_the_bound_the_oldest_that_nothing_refers_to_are_forgotten() {
+fn beyond_the_bound_the_oldest_without_referrers_are_forgotten() {
     let mut flow = flow(4);
-    flow.given_up_most = 3;
+    flow.failed_most = 3;
     let mut step = |event| {
         let actions = flow.step(event, Mono(0));
         recount(&flow);
@@ -20,15 +20,15 @@ fn beyond_the_bound_the_oldest_that_nothing_refers_to_are_forgotten() {
     };
     let chain = vec![failed(1, &[]), failed(2, &[1]), failed(3, &[2])];
     assert_eq!(step(admit(chain)), (vec![], 3, false));
-    // What refers goes before what it refers to.
+    // A referrer is forgotten before its reference.
     assert_eq!(step(admit(vec![failed(4, &[])])), (vec![Action::Forgotten(3)], 3, true));
     assert_eq!(step(admit(vec![failed(5, &[])])), (vec![Action::Forgotten(2)], 3, true));
-    // One that may still be sent keeps its reference here, and so is not sent before it.
+    // A referrer that has not failed keeps its reference here, and is not uploaded before it.
     assert_eq!(step(admit(vec![push(6, &[1], &[])])).0, [Action::Ask(MAIN, vec![6])]);
     assert_eq!(step(admit(vec![failed(7, &[])])), (vec![Action::Forgotten(4)], 3, true));
     let (actions, ..) = step(missing([6]));
     assert_eq!(actions, [Action::Failed(6, Cause::Reference(1)), Action::Forgotten(6)]);
-    // One that was forgotten is admitted again like any other.
+    // A forgotten push can be admitted again.
     assert_eq!(step(admit(vec![failed(6, &[1])])).0, [Action::Forgotten(6)]);
     let (actions, left, forgot) = step(Event::Retry(None));
     let reopened = actions.iter().filter(|a| matches!(a, Action::Reopened(_))).count();

@@ -1,8 +1,8 @@
-//! Whose turn it is.
+//! The order of uploads among sessions.
 //!
-//! The bound: with `n` flushed pushes that can be uploaded, they are all among
-//! the next `n + ceil(n / 3)` uploads begun, since at most every fourth turn
-//! belongs to the others; and the others get at least every fourth turn.
+//! The bound: when `n` pushes of flushed sessions are ready, all of them are
+//! among the next `n + ceil(n / 3)` uploads, since at most every fourth turn
+//! belongs to other pushes. The others get at least every fourth turn.
 
 use crate::types::{Mono, PushId};
 use std::collections::BTreeSet;
@@ -12,7 +12,7 @@ use super::{admit, ask_through, flow, missing, push, recount, uploads};
 
 const NOW: Mono = Mono(0);
 
-/// A backlog of one session, asked for, one of it being uploaded.
+/// Returns a backlog of one session with answered queries and one running upload.
 fn backlog(count: PushId) -> (Flow, PushId) {
     let mut flow = flow(1);
     let actions = flow.step(admit((1..=count).map(|id| push(id, &[], &[1])).collect()), NOW);
@@ -20,7 +20,7 @@ fn backlog(count: PushId) -> (Flow, PushId) {
     (flow, begun[0])
 }
 
-/// The next `count` uploads, each confirmed at once. One at a time, whatever the concurrency.
+/// Returns the next `count` uploads. One runs at a time and is confirmed at once.
 fn next(flow: &mut Flow, mut running: PushId, count: usize) -> Vec<PushId> {
     let mut order = Vec::new();
     while order.len() < count {
@@ -35,7 +35,7 @@ fn next(flow: &mut Flow, mut running: PushId, count: usize) -> Vec<PushId> {
 
 #[test]
 fn a_flush_overtakes_a_backlog_which_keeps_its_share() {
-    // Whatever turn it is when the flush comes.
+    // The flush may come at any of the four turns.
     for already in 0..4 {
         let (mut flow, mut running) = backlog(10_000);
         if already > 0 {
@@ -65,9 +65,9 @@ fn a_flush_is_asked_for_before_a_backlog() {
 }
 
 #[test]
-fn what_a_flushed_task_waits_for_goes_first_as_well() {
+fn references_of_a_flushed_push_go_first_as_well() {
     let (mut flow, running) = backlog(1_000);
-    // 20,001 waits for 900 by way of 901: both are deep in the other's backlog.
+    // 20,001 refers to 901 and that to 900: both are deep in the other session's backlog.
     let mut flow2 = super::flow(1);
     let mut pushes: Vec<_> = (1..=900).map(|id| push(id, &[], &[1])).collect();
     pushes.push(push(901, &[900], &[1]));
@@ -77,11 +77,11 @@ fn what_a_flushed_task_waits_for_goes_first_as_well() {
     let begun = ask_through(&mut flow2, actions, NOW);
     flow2.step(Event::Flush(2), NOW);
     recount(&flow2);
-    // Three uploads of the flush, each waiting for the one before: at most one turn of the others.
+    // Three uploads of the flushed session, each a reference of the next, and at most one of the other.
     let order = next(&mut flow2, begun[0], 4);
     let flushed: Vec<_> = order.iter().copied().filter(|id| [900, 901, 20_001].contains(id)).collect();
     assert_eq!(flushed, [900, 901, 20_001], "{order:?}");
-    // Without a flush nothing of the kind.
+    // Without a flush the order is that of admission.
     assert_eq!(next(&mut flow, running, 3), [2, 3, 4]);
 }
 
@@ -100,8 +100,8 @@ fn two_flushed_sessions_alternate() {
 }
 
 #[test]
-fn what_flushes_leave_behind_takes_no_turns() {
-    // Five sessions, all queued in the ordinary way before they are flushed; a sixth is not.
+fn stale_entries_of_flushed_pushes_take_no_turns() {
+    // Five sessions are flushed after their pushes were queued; a sixth is not.
     let mut flow = flow(1);
     let pushes = (0..600).map(|n| push(n + 1, &[], &[1 + n / 100])).collect();
     let actions = flow.step(admit(pushes), NOW);
@@ -114,13 +114,10 @@ fn what_flushes_leave_behind_takes_no_turns() {
 }
 
 #[test]
-fn a_retried_reference_of_a_flushed_task_goes_first() {
+fn a_retried_reference_of_a_flushed_push_goes_first() {
     let (mut flow, running) = backlog(100);
     flow.step(admit(vec![push(201, &[], &[]), push(202, &[201], &[2])]), NOW);
-    flow.step(
-        Event::AskFailed { cache: super::MAIN, pushes: vec![], failure: super::super::Failure::NoSuchCache },
-        NOW,
-    );
+    flow.step(Event::AskFailed { cache: super::MAIN, failure: super::super::Failure::NoSuchCache }, NOW);
     flow.step(Event::Flush(2), NOW);
     let actions = flow.step(Event::Retry(Some(vec![202])), NOW);
     recount(&flow);

@@ -1,16 +1,16 @@
-//! A cache whose uploads wait for what carries them out.
+//! A cache whose uploads wait for the engine.
 
 use super::{MAIN, admit, flow, missing, push};
 use crate::flow::{Action, Event, Failure};
 use crate::types::Mono;
 
 #[test]
-fn questions_go_on_and_uploads_wait_until_it_is_let_go() {
+fn queries_go_on_and_uploads_wait_until_the_hold_ends() {
     let mut flow = flow(4);
     flow.step(Event::Hold(MAIN, true), Mono(0));
     let asked = flow.step(admit(vec![push(1, &[], &[7]), push(2, &[], &[7])]), Mono(0));
     assert_eq!(asked, [Action::Ask(MAIN, vec![1, 2])]);
-    // What is there already needs nobody to carry it.
+    // A push that the cache has already needs no engine.
     let settled = flow.step(Event::Asked { cache: MAIN, present: vec![1], missing: vec![2] }, Mono(0));
     assert_eq!(settled, [Action::Settled(1, crate::flow::Outcome::Cached)]);
     assert_eq!(flow.step(Event::Flush(7), Mono(0)), []);
@@ -21,7 +21,7 @@ fn questions_go_on_and_uploads_wait_until_it_is_let_go() {
 }
 
 #[test]
-fn what_carries_uploads_may_fail_for_ever_and_no_path_is_given_up() {
+fn an_engine_that_always_fails_fails_no_push() {
     let mut flow = flow(1);
     flow.step(admit(vec![push(1, &[], &[])]), Mono(0));
     flow.step(missing([1]), Mono(0));

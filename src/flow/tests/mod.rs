@@ -1,4 +1,4 @@
-//! Tests of the decisions, a file a concern, and what they share.
+//! Tests of the decisions, one file for each concern, and what the files share.
 
 use crate::types::{CacheId, Mono, PushId, SessionId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,10 +21,10 @@ mod transitions;
 
 const MAIN: CacheId = CacheId(0);
 
-/// How long an upload took, where that does not matter.
+/// The duration of an upload in tests that do not depend on it.
 const TOOK: std::time::Duration = std::time::Duration::from_millis(5);
 
-/// One cache, at most `most` uploads at a time.
+/// Returns decisions about one cache with at most `most` uploads at a time.
 fn flow(most: u32) -> Flow {
     Flow::new(&[CacheLimits { least: 1, most }], 7)
 }
@@ -42,14 +42,15 @@ fn missing(ids: impl IntoIterator<Item = PushId>) -> Event {
 }
 
 fn phase(flow: &Flow, id: PushId) -> Option<Phase> {
-    flow.pushes.get(&id).map(|t| t.phase)
+    flow.pushes.get(&id).map(|push| push.phase)
 }
 
 fn uploads(actions: &[Action]) -> Vec<PushId> {
     actions.iter().filter_map(|a| if let Action::Upload(_, id, _) = a { Some(*id) } else { None }).collect()
 }
 
-/// Answers every query with "missing" until no more comes; returns the uploads begun.
+/// Answers every query with "missing" until none follows. Returns the uploads that
+/// began.
 fn ask_through(flow: &mut Flow, mut actions: Vec<Action>, now: Mono) -> Vec<PushId> {
     let mut begun = uploads(&actions);
     while let Some(ids) =
@@ -61,44 +62,48 @@ fn ask_through(flow: &mut Flow, mut actions: Vec<Action>, now: Mono) -> Vec<Push
     begun
 }
 
-/// What is counted is what is there, and both ends of every edge agree.
+/// Counts everything anew and compares with the kept counts; checks that both ends
+/// of every reference agree.
 fn recount(flow: &Flow) {
-    for (index, c) in flow.caches.iter().enumerate() {
-        let here = || flow.pushes.values().filter(|t| usize::from(t.cache.0) == index);
-        assert_eq!(c.pushes, here().count());
-        assert_eq!(c.failed, here().filter(|t| t.is_failed()).count());
-        assert_eq!(c.uploading as usize, here().filter(|t| t.phase == Phase::Uploading).count());
-        let asking = here().filter(|t| t.phase == Phase::Asking).count();
-        assert!(asking <= c.asking.as_ref().map_or(0, Vec::len));
+    for (index, cache) in flow.caches.iter().enumerate() {
+        let here = || flow.pushes.values().filter(|push| usize::from(push.cache.0) == index);
+        assert_eq!(cache.pushes, here().count());
+        assert_eq!(cache.failed, here().filter(|push| push.is_failed()).count());
+        assert_eq!(cache.uploading as usize, here().filter(|push| push.phase == Phase::Uploading).count());
+        let asking = here().filter(|push| push.phase == Phase::Asking).count();
+        assert!(asking <= cache.asking.as_ref().map_or(0, Vec::len));
     }
     let mut named: BTreeMap<SessionId, BTreeSet<PushId>> = BTreeMap::new();
-    for (&id, t) in &flow.pushes {
-        for &s in &t.sessions {
+    for (&id, push) in &flow.pushes {
+        for &s in &push.sessions {
             assert!(named.entry(s).or_default().insert(id), "{id} names {s} twice");
         }
-        for r in &t.references {
+        for r in &push.references {
             assert!(flow.pushes[r].referrers.iter().any(|r| r == id), "{r} does not know that {id} waits");
         }
-        for r in t.referrers.iter() {
+        for r in push.referrers.iter() {
             assert!(flow.pushes[&r].references.contains(&id), "{r} does not wait for {id}");
         }
-        if matches!(t.phase, Phase::Ready | Phase::Uploading | Phase::Resting(_)) {
-            assert!(t.references.is_empty(), "{id} is {:?} before its references", t.phase);
+        if matches!(push.phase, Phase::Ready | Phase::Uploading | Phase::Resting(_)) {
+            assert!(push.references.is_empty(), "{id} is {:?} before its references", push.phase);
         }
-        if t.phase == Phase::Held {
-            assert!(!t.references.is_empty(), "{id} is held by nothing");
-            assert!(!t.references.iter().any(|r| flow.pushes[r].is_failed()), "{id} waits for a failed one");
+        if push.phase == Phase::Held {
+            assert!(!push.references.is_empty(), "{id} is held without a reference");
+            assert!(
+                !push.references.iter().any(|r| flow.pushes[r].is_failed()),
+                "{id} waits for a failed one"
+            );
         }
-        if t.urgent && !t.is_failed() {
+        if push.urgent && !push.is_failed() {
             let back = |r: &&PushId| !flow.pushes[*r].is_failed() && !flow.pushes[*r].urgent;
-            assert_eq!(t.references.iter().find(back), None, "a reference of urgent {id} is not urgent");
+            assert_eq!(push.references.iter().find(back), None, "a reference of urgent {id} is not urgent");
         }
     }
     for (s, group) in &flow.groups {
         let pushes = named.remove(s).unwrap_or_default();
-        assert_eq!(group.pushes, pushes, "pushes of group {s}");
-        let unsettled = pushes.iter().filter(|t| !flow.pushes[*t].is_failed()).count();
-        assert_eq!(group.unsettled as usize, unsettled, "unsettled of group {s}");
+        assert_eq!(group.pushes, pushes, "pushes of session {s}");
+        let unsettled = pushes.iter().filter(|id| !flow.pushes[*id].is_failed()).count();
+        assert_eq!(group.unsettled as usize, unsettled, "unsettled pushes of session {s}");
     }
-    assert_eq!(named.len(), 0, "pushes name groups that are gone");
+    assert_eq!(named.len(), 0, "pushes name sessions that are not known");
 }

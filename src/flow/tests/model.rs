@@ -1,4 +1,4 @@
-//! Random operations against a plain account of what must be true.
+//! Random operations, checked against a reference model.
 
 use crate::types::{CacheId, Mono, PushId, SessionId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,7 +13,8 @@ const MOST: u32 = 3;
 
 #[derive(Debug, Clone, Copy)]
 enum Op {
-    /// `references`: which of the last sixteen of this cache. `again`: a settled one, not a new one.
+    /// `references`: bits for the last sixteen pushes of the cache. `again`: admit a
+    /// settled push instead of a new one.
     Admit {
         references: u16,
         sessions: u8,
@@ -105,7 +106,7 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// What a push must still wait for, and where it is.
+/// A push in the model.
 #[derive(Debug)]
 struct Known {
     cache: u16,
@@ -119,7 +120,7 @@ struct World {
     now: Mono,
     next: PushId,
     known: BTreeMap<PushId, Known>,
-    /// Cache of everything that was ever confirmed and not collected since.
+    /// The cache of each push that was confirmed and not collected since.
     confirmed: BTreeMap<PushId, u16>,
     uploading: BTreeSet<PushId>,
     queries: [Option<Vec<PushId>>; CACHES as usize],
@@ -148,7 +149,7 @@ impl World {
         self.known.values().filter(|k| !k.failed && k.sessions.contains(&session)).count()
     }
 
-    /// One step, and everything that must hold after it.
+    /// Makes one step and checks its actions and the counts.
     fn step(&mut self, event: Event) {
         let flushed = if let Event::Flush(s) = event { Some(s) } else { None };
         let before: BTreeMap<_, _> = (1..5).map(|s| (s, self.unsettled(s))).collect();
@@ -231,7 +232,7 @@ impl World {
                 self.next
             }
         };
-        // References are older, so that there is no cycle.
+        // References have smaller numbers, so that there is no cycle.
         let there = |r: &PushId| {
             self.known.get(r).is_some_and(|k| k.cache == cache) || self.confirmed.get(r) == Some(&cache)
         };
@@ -255,7 +256,7 @@ impl World {
         let Some(mut ids) = self.queries[usize::from(cache)].take() else { return };
         let c = CacheId(cache);
         if let Some(failure) = failure {
-            return self.step(Event::AskFailed { cache: c, pushes: ids, failure });
+            return self.step(Event::AskFailed { cache: c, failure });
         }
         if leave_out {
             ids.pop();
@@ -296,7 +297,7 @@ impl World {
             Op::Upload { which, result } => self.upload(which, result),
             Op::Collect { which } => {
                 let Some(&id) = self.known.keys().nth(which % self.known.len().max(1)) else { return };
-                // An upload that is under way ends with it.
+                // An upload that is under way ends with its path.
                 self.uploading.remove(&id);
                 self.step(Event::Collected(id));
             }
@@ -344,7 +345,7 @@ impl World {
         }
     }
 
-    /// Events about what is not under way: nothing may come of them.
+    /// Sends events about requests that are not under way. They change nothing.
     fn stray(&mut self, id: PushId, kind: u8) {
         let c = CacheId(u16::from(kind) % CACHES);
         let asking = self.queries[usize::from(c.0)].is_some();
@@ -353,14 +354,15 @@ impl World {
             1 if !self.uploading.contains(&id) => self.step(Event::UploadFailed(id, Failure::Refused)),
             2 if !asking => self.step(Event::Asked { cache: c, present: vec![id], missing: vec![id] }),
             3 if !asking => {
-                self.step(Event::AskFailed { cache: c, pushes: vec![id], failure: Failure::Rejected });
+                self.step(Event::AskFailed { cache: c, failure: Failure::Rejected });
             }
             4 if !self.probing[usize::from(c.0)] => self.step(Event::Probed(c, Ok(()))),
             _ => {}
         }
     }
 
-    /// From now on nothing fails. Everything must end, and time must pass between tries.
+    /// From now on nothing fails: all pushes must settle, and time must pass between
+    /// attempts.
     fn settle(&mut self) {
         for _ in 0..20_000 {
             if let Some(c) = (0..CACHES).find(|c| self.queries[usize::from(*c)].is_some()) {
@@ -374,7 +376,7 @@ impl World {
                 self.step(Event::Tick);
             } else {
                 let open: Vec<_> = self.known.iter().filter(|(_, k)| !k.failed).collect();
-                assert!(open.is_empty() || self.stopped, "stuck: {open:?}");
+                assert!(open.is_empty() || self.stopped, "unsettled and nothing due: {open:?}");
                 return;
             }
         }
@@ -386,7 +388,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn whatever_happens_the_account_holds_and_it_ends(seed in any::<u64>(), ops in prop::collection::vec(op(), 1..150)) {
+    fn random_operations_agree_with_the_model_and_settle(seed in any::<u64>(), ops in prop::collection::vec(op(), 1..150)) {
         let mut world = World::new(seed);
         for op in ops {
             world.apply(op);
@@ -395,7 +397,7 @@ proptest! {
         if !world.stopped {
             world.step(Event::Retry(None));
             world.settle();
-            prop_assert!(world.known.is_empty(), "after a retry nothing stays: {:?}", world.known);
+            prop_assert!(world.known.is_empty(), "unsettled after a retry: {:?}", world.known);
         }
     }
 }

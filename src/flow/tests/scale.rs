@@ -1,4 +1,4 @@
-//! A hundred thousand pushes: the work is counted, not timed.
+//! A hundred thousand pushes: the steps are counted, no time is measured.
 
 use super::super::{Action, CacheLimits, Event, Failure, Flow};
 use super::{MAIN, admit, missing, push, recount};
@@ -7,7 +7,7 @@ use crate::types::{Mono, PushId};
 const MANY: PushId = 100_000;
 
 #[test]
-fn a_hundred_thousand_tasks_take_steps_in_proportion() {
+fn a_hundred_thousand_pushes_take_steps_in_proportion() {
     let mut flow = Flow::new(&[CacheLimits { least: 8, most: 64 }], 1);
     let now = Mono(0);
     let mut steps = 0_u32;
@@ -44,13 +44,13 @@ fn a_hundred_thousand_tasks_take_steps_in_proportion() {
     assert_eq!((settled, quiet), (MANY, 1));
     assert!(steps <= 100 + 30 + MANY as u32, "{steps} steps");
     recount(&flow);
-    assert!(flow.groups[&100].pushes.is_empty(), "what is settled is let go");
+    assert!(flow.groups[&100].pushes.is_empty(), "settled pushes leave their session");
 }
 
 #[test]
-fn parking_and_retrying_a_hub_is_linear() {
+fn a_reference_of_a_hundred_thousand_fails_and_is_retried() {
     let mut flow = Flow::new(&[CacheLimits { least: 8, most: 64 }], 1);
-    flow.given_up_most = usize::MAX;
+    flow.failed_most = usize::MAX;
     let now = Mono(0);
     let pushes = (1..=MANY).map(|id| push(id, if id == 1 { &[] } else { &[1] }, &[1])).collect();
     let mut actions = flow.step(admit(pushes), now);
@@ -65,14 +65,14 @@ fn parking_and_retrying_a_hub_is_linear() {
         assert_eq!(failed.len(), MANY as usize);
         actions = flow.step(Event::Retry(None), now);
     }
-    let gone = flow.step(Event::Collected(1), now);
-    assert!(!gone.is_empty());
+    let collected = flow.step(Event::Collected(1), now);
+    assert!(!collected.is_empty());
     recount(&flow);
     assert_eq!(flow.view(MAIN).unwrap().pending, MANY as usize - 1);
 }
 
 #[test]
-fn forgetting_what_is_given_up_beyond_the_bound_is_linear() {
+fn of_a_hundred_thousand_failed_pushes_ten_thousand_stay_known() {
     let mut flow = Flow::new(&[CacheLimits { least: 8, most: 64 }], 1);
     let now = Mono(0);
     let pushes =
@@ -80,8 +80,7 @@ fn forgetting_what_is_given_up_beyond_the_bound_is_linear() {
     let mut actions = flow.step(admit(pushes.collect()), now);
     let mut failed = 0;
     while actions.iter().any(|a| matches!(a, Action::Ask(..))) {
-        actions =
-            flow.step(Event::AskFailed { cache: MAIN, pushes: vec![], failure: Failure::NoSuchCache }, now);
+        actions = flow.step(Event::AskFailed { cache: MAIN, failure: Failure::NoSuchCache }, now);
         failed += actions.iter().filter(|a| matches!(a, Action::Failed(..))).count();
     }
     assert_eq!(failed, MANY as usize);

@@ -1,5 +1,5 @@
-//! Many daemons against one server, in simulated time: what is to happen next
-//! is taken from a heap, so a minute costs what happens in it.
+//! Many daemons and one server in simulated time. A heap has the events to come,
+//! so a run takes as long as its events, not as its simulated time.
 
 use crate::types::Mono;
 use std::cmp::Reverse;
@@ -7,11 +7,12 @@ use std::collections::BinaryHeap;
 
 use super::super::{Action, Event, Flow};
 
-/// What the daemons talk to.
+/// The server that the daemons send requests to.
 pub(super) trait Server {
-    /// A request begins; when it ends, and with what. `None`: not a request.
+    /// A request begins. Returns when it ends and with which event, or `None` if the
+    /// action is not a request.
     fn request(&mut self, host: usize, action: &Action, now: Mono) -> Option<(Mono, Event)>;
-    /// An event is about to be delivered.
+    /// Is called before an event is delivered.
     fn ended(&mut self, _host: usize, _event: &Event, _now: Mono) {}
 }
 
@@ -35,7 +36,7 @@ impl<S: Server> Sim<S> {
         self.events.push(Some(event));
     }
 
-    /// Runs until nothing is to happen, or until `end`.
+    /// Runs until no event is left, or until `end`.
     pub(super) fn run(&mut self, end: Mono) {
         while let Some(&Reverse((at, number, host))) = self.heap.peek() {
             if at > end {

@@ -1,13 +1,13 @@
-//! The whole table of a push: every phase and every event.
+//! The transition table of a push: every phase with every event and failure.
 
 use super::super::push::Phase;
-use super::super::{Action, Event, Failure, Flow, Outcome};
+use super::super::{Action, CacheLimits, Event, Failure, Flow, Outcome};
 use super::{MAIN, admit, flow, missing, phase, push, recount};
 use crate::types::Mono;
 
 const NOW: Mono = Mono(10);
 
-/// Push 1 in each phase. 99 or 2 is what keeps it there.
+/// Returns decisions with push 1 in a phase. Push 99 or 2 keeps it there.
 fn reach(phase: &str) -> Flow {
     let mut flow = flow(1);
     let mut step = |event| flow.step(event, Mono(0));
@@ -46,7 +46,7 @@ fn reach(phase: &str) -> Flow {
 }
 
 fn events() -> Vec<(&'static str, Event)> {
-    let ask = |failure| Event::AskFailed { cache: MAIN, pushes: vec![1], failure };
+    let ask = |failure| Event::AskFailed { cache: MAIN, failure };
     let up = |failure| Event::UploadFailed(1, failure);
     let transient = Failure::Transient { retry_after: None };
     vec![
@@ -62,6 +62,8 @@ fn events() -> Vec<(&'static str, Event)> {
         ("ask too large", ask(Failure::TooLarge)),
         ("ask rejected", ask(Failure::Rejected)),
         ("ask local", ask(Failure::Local)),
+        ("ask store", ask(Failure::Store)),
+        ("ask engine", ask(Failure::Engine)),
         ("uploaded", Event::Uploaded(1, super::TOOK)),
         ("upstream", Event::InUpstream(1)),
         ("unreachable", up(Failure::Unreachable)),
@@ -73,6 +75,7 @@ fn events() -> Vec<(&'static str, Event)> {
         ("rejected", up(Failure::Rejected)),
         ("local", up(Failure::Local)),
         ("store", up(Failure::Store)),
+        ("engine", up(Failure::Engine)),
         ("collected", Event::Collected(1)),
         ("probed", Event::Probed(MAIN, Ok(()))),
         ("probe failed", Event::Probed(MAIN, Err(Failure::Unreachable))),
@@ -83,13 +86,19 @@ fn events() -> Vec<(&'static str, Event)> {
         ("want all", Event::WantAll(5)),
         ("flush", Event::Flush(5)),
         ("forget", Event::Forget(5)),
+        ("round trip", Event::RoundTrip(MAIN, super::TOOK)),
+        ("hold", Event::Hold(MAIN, true)),
+        ("end of hold", Event::Hold(MAIN, false)),
+        ("limits", Event::Limits(MAIN, CacheLimits { least: 1, most: 1 })),
+        ("more uploads", Event::Limits(MAIN, CacheLimits { least: 2, most: 2 })),
         ("tick", Event::Tick),
         ("stop", Event::Stop),
+        ("resume", Event::Resume),
     ]
 }
 
-/// `phase | event | phase after | actions`; what is not here changes nothing
-/// and leads to nothing, but that a flush of nobody is quiet.
+/// Rows of `phase | event | phase after | actions`. A pair without a row changes
+/// nothing and has no actions, except that a flush of an empty session is quiet.
 const TABLE: &str = "
 unknown   | admit             | asking    | ask[1]
 unasked   | ask no such cache | asking    | failed99 ask[1]
@@ -111,9 +120,12 @@ asking    | ask mismatch      | failed    | failed1
 asking    | ask too large     | failed    | failed1
 asking    | ask rejected      | failed    | failed1
 asking    | ask local         | failed    | failed1
+asking    | ask store         | unasked   |
+asking    | ask engine        | unasked   |
 asking    | collected         | unknown   | collected1
 held      | collected         | unknown   | collected1
 ready     | collected         | unknown   | collected1
+ready     | more uploads      | uploading | upload1#1
 uploading | uploaded          | unknown   | pushed1
 uploading | upstream          | unknown   | upstream1
 uploading | unreachable       | ready     | breaker
@@ -125,6 +137,7 @@ uploading | too large         | failed    | failed1
 uploading | rejected          | failed    | failed1
 uploading | local             | resting   |
 uploading | store             | resting   |
+uploading | engine            | resting   |
 uploading | collected         | unknown   | collected1
 resting   | collected         | unknown   | collected1
 failed    | collected         | unknown   | collected1
@@ -170,8 +183,37 @@ fn show(action: &Action) -> String {
     }
 }
 
+/// The events of the table, by variant. A new variant of [`Event`] must be added here,
+/// and the test then asks for its rows.
+fn variant(event: &Event) -> usize {
+    match event {
+        Event::Admit { .. } => 0,
+        Event::Asked { .. } => 1,
+        Event::AskFailed { .. } => 2,
+        Event::Uploaded(..) => 3,
+        Event::RoundTrip(..) => 4,
+        Event::InUpstream(_) => 5,
+        Event::UploadFailed(..) => 6,
+        Event::Collected(_) => 7,
+        Event::Probed(..) => 8,
+        Event::ProbeNow(_) => 9,
+        Event::Retry(_) => 10,
+        Event::Want(..) => 11,
+        Event::WantAll(_) => 12,
+        Event::Flush(_) => 13,
+        Event::Forget(_) => 14,
+        Event::Hold(..) => 15,
+        Event::Limits(..) => 16,
+        Event::Tick => 17,
+        Event::Stop => 18,
+        Event::Resume => 19,
+    }
+}
+
 #[test]
 fn the_whole_table() {
+    let variants: std::collections::BTreeSet<_> = events().iter().map(|(_, event)| variant(event)).collect();
+    assert!(variants.into_iter().eq(0..=19), "an event is missing");
     let mut rows: Vec<Vec<&str>> =
         TABLE.trim().lines().map(|l| l.split('|').map(str::trim).collect()).collect();
     for from in ["unknown", "unasked", "asking", "held", "ready", "uploading", "resting", "failed"] {
@@ -193,7 +235,7 @@ fn the_whole_table() {
 }
 
 #[test]
-fn a_reference_decides_about_those_that_wait_for_it() {
+fn the_end_of_a_reference_decides_about_its_referrers() {
     for (event, actions, after) in [
         (Event::Uploaded(2, super::TOOK), "pushed2 upload1#1", "uploading"),
         (Event::InUpstream(2), "upstream2 upload1#1", "uploading"),
@@ -210,7 +252,7 @@ fn a_reference_decides_about_those_that_wait_for_it() {
 }
 
 #[test]
-fn a_parked_reference_that_is_gone_takes_along_what_waits_for_it() {
+fn a_collected_failed_reference_collects_its_referrers() {
     let mut flow = reach("held");
     flow.step(Event::UploadFailed(2, Failure::Rejected), NOW);
     let shown: Vec<_> = flow.step(Event::Collected(2), NOW).iter().map(show).collect();
@@ -218,7 +260,7 @@ fn a_parked_reference_that_is_gone_takes_along_what_waits_for_it() {
 }
 
 #[test]
-fn retrying_one_takes_up_every_reference_it_is_parked_for() {
+fn a_retry_takes_up_every_failed_reference() {
     let mut flow = flow(4);
     flow.step(admit(vec![push(2, &[], &[]), push(3, &[], &[]), push(1, &[2, 3], &[])]), NOW);
     flow.step(missing([2, 3, 1]), NOW);
@@ -229,7 +271,7 @@ fn retrying_one_takes_up_every_reference_it_is_parked_for() {
 }
 
 #[test]
-fn a_second_life_does_not_inherit_edges() {
+fn a_push_admitted_again_does_not_keep_old_references() {
     let mut flow = flow(4);
     flow.step(admit(vec![push(2, &[], &[]), push(1, &[2], &[])]), NOW);
     flow.step(Event::Asked { cache: MAIN, present: vec![1], missing: vec![2] }, NOW);
@@ -242,7 +284,7 @@ fn a_second_life_does_not_inherit_edges() {
 }
 
 #[test]
-fn a_refused_query_costs_only_the_one_it_is_refused_for() {
+fn a_refused_query_fails_only_the_push_it_is_refused_for() {
     let mut flow = flow(1);
     let bad = 2_345;
     let mut actions = flow.step(admit((1..=4_000).map(|id| push(id, &[], &[])).collect()), NOW);
@@ -253,7 +295,7 @@ fn a_refused_query_costs_only_the_one_it_is_refused_for() {
         queries += 1;
         let failure = Failure::Rejected;
         actions = if ids.contains(&bad) {
-            flow.step(Event::AskFailed { cache: MAIN, pushes: ids, failure }, NOW)
+            flow.step(Event::AskFailed { cache: MAIN, failure }, NOW)
         } else {
             flow.step(Event::Asked { cache: MAIN, present: ids, missing: vec![] }, NOW)
         };
@@ -267,22 +309,21 @@ fn a_refused_query_costs_only_the_one_it_is_refused_for() {
 }
 
 #[test]
-fn a_server_that_refuses_every_query_is_not_asked_for_each_task() {
+fn a_server_that_refuses_every_query_is_not_asked_for_each_push() {
     let mut flow = flow(1);
-    flow.given_up_most = usize::MAX;
+    flow.failed_most = usize::MAX;
     let mut actions = flow.step(admit((1..=40_000).map(|id| push(id, &[], &[])).collect()), NOW);
     let mut queries = 0;
     while actions.iter().any(|a| matches!(a, Action::Ask(..))) {
         queries += 1;
-        actions =
-            flow.step(Event::AskFailed { cache: MAIN, pushes: vec![], failure: Failure::Rejected }, NOW);
+        actions = flow.step(Event::AskFailed { cache: MAIN, failure: Failure::Rejected }, NOW);
     }
     assert!(queries <= 100, "{queries} queries");
     assert_eq!(flow.view(MAIN).unwrap().failed, 40_000);
 }
 
 #[test]
-fn a_group_counts_parked_tasks_once_they_are_tried_again() {
+fn a_session_counts_failed_pushes_once_they_are_retried() {
     let mut flow = reach("failed");
     flow.step(Event::Want(5, vec![1]), NOW);
     assert_eq!(flow.unsettled(5), 0);
@@ -319,13 +360,13 @@ fn after_a_stop_nothing_begins_and_nothing_is_due() {
 }
 
 #[test]
-fn no_deadline_stays_in_the_past_while_a_query_pauses_and_the_cache_is_away() {
+fn no_deadline_stays_in_the_past_while_queries_wait_and_the_cache_is_away() {
     let mut flow = flow(1);
     flow.step(admit(vec![push(2, &[], &[])]), Mono(0));
     flow.step(missing([2]), Mono(0));
     flow.step(admit(vec![push(1, &[], &[])]), Mono(0));
     let transient = Failure::Transient { retry_after: None };
-    flow.step(Event::AskFailed { cache: MAIN, pushes: vec![1], failure: transient }, Mono(0));
+    flow.step(Event::AskFailed { cache: MAIN, failure: transient }, Mono(0));
     flow.step(Event::UploadFailed(2, Failure::Unreachable), Mono(0));
     for _ in 0..20 {
         let Some(due) = flow.next_deadline() else { panic!("it must be probed") };
