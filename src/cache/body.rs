@@ -21,6 +21,8 @@ use bytes::Bytes;
 use futures_util::Stream;
 use tokio::time::Instant;
 
+use super::error::Sent;
+
 /// A reader that gives nothing for so long hangs: a dead disk or mount. It has
 /// more time than the network, the rate limit of the caller acts here.
 const SOURCE_PATIENCE: Duration = Duration::from_secs(600);
@@ -226,9 +228,14 @@ impl Watch {
         }
     }
 
-    /// The server has begun to take the body.
-    pub(super) fn begun(&self) -> bool {
-        lock(&self.0).phase != Phase::Fresh
+    /// How much of the body the connection has taken. Call it before [`Self::hold`], which forgets whether
+    /// anything was.
+    pub(super) fn sent(&self) -> Sent {
+        match lock(&self.0).phase {
+            Phase::Fresh => Sent::Nothing,
+            Phase::Done => Sent::All,
+            Phase::Network | Phase::Source | Phase::Held | Phase::Closed | Phase::Failed(_) => Sent::Part,
+        }
     }
 
     pub(super) fn failure(&self) -> Option<Failure> {

@@ -15,7 +15,7 @@ use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
 use super::body::{self, Failure, Stall, Watch};
 use super::discover::{Discovered, Whereabouts};
 use super::endpoint::Endpoint;
-use super::error::{CacheError, ErrorClass};
+use super::error::{CacheError, ErrorClass, Sent};
 use super::token::{Secret, TokenSource};
 use super::transport::{Answer, Transport};
 use super::wire::{CacheConfig, MissingAnswer, MissingRequest, UploadAnswer, UploadInfo, Uploaded};
@@ -295,8 +295,8 @@ impl Inner {
             .header(CONTENT_TYPE, "application/octet-stream")
             .body(reqwest::Body::wrap_stream(body));
         let answer = self.exchange(request, &watch, &doing).await;
-        let answer = answer.inspect_err(|e| self.note(e, &base))?;
-        let UploadAnswer { kind, file_size } = answer.json(&doing)?;
+        let (answer, sent) = answer.inspect_err(|e| self.note(e, &base))?;
+        let UploadAnswer { kind, file_size } = answer.json(&doing).map_err(|e| e.of_upload(sent))?;
         Ok(Uploaded { deduplicated: kind == "Deduplicated", file_size })
     }
 
@@ -305,19 +305,20 @@ impl Inner {
         request: RequestBuilder,
         watch: &Watch,
         doing: &str,
-    ) -> Result<Answer, CacheError> {
+    ) -> Result<(Answer, Sent), CacheError> {
         let response = tokio::select! {
             // The answer first: it counts more than anything that happens beside it.
             biased;
             response = request.send() => response,
             stall = watch.stalled(self.connect_timeout, self.stall_timeout) => {
-                return Err(stall_error(&stall, self.stall_timeout, doing));
+                return Err(stall_error(&stall, self.stall_timeout, doing).of_upload(watch.sent()));
             }
         };
+        let sent = watch.sent();
         match response {
             Ok(response) => {
                 watch.hold();
-                Ok(Answer::read(response, LONGEST_ANSWER, self.stall_timeout).await)
+                Ok((Answer::read(response, LONGEST_ANSWER, self.stall_timeout).await, sent))
             }
             Err(e) => Err(match watch.failure() {
                 Some(Failure::Broken(why)) => {
@@ -326,7 +327,7 @@ impl Inner {
                 // What the server would say in the end, without sending it all.
                 Some(Failure::Short { missing }) => mismatch(doing, &format!("{missing} bytes shorter")),
                 Some(Failure::Long) => mismatch(doing, "longer"),
-                None => CacheError::from_transport(&e, watch.begun(), doing),
+                None => CacheError::from_transport(&e, sent != Sent::Nothing, doing).of_upload(sent),
             }),
         }
     }

@@ -13,8 +13,12 @@ use super::wire::ErrorAnswer;
 pub enum ErrorClass {
     /// No connection: refused, no such host, TLS, or reset before anything was sent. Concerns the whole cache.
     Unreachable,
-    /// Worth trying again: 5xx, 408, 425, 429, a stall, a cut or senseless answer, a reset amid an upload.
+    /// Passes by itself: 5xx, 408, 409, 421, 423, 425, 429, 460, 499, a stall, an answer that is cut or is
+    /// not an Attic server's, a connection that breaks while a body is being sent.
     Transient,
+    /// An upload that ended without the server's word on it: its body was sent, and then came a timeout, a
+    /// reset or a gateway's error. The cache may have the path: ask before sending it again.
+    NoVerdict,
     /// 401, or the configured token cannot be read.
     Unauthorized,
     /// 403: expired (on a public cache) or without the right to push.
@@ -37,6 +41,7 @@ impl ErrorClass {
         match self {
             Self::Unreachable => "unreachable",
             Self::Transient => "transient",
+            Self::NoVerdict => "no-verdict",
             Self::Unauthorized => "unauthorized",
             Self::Forbidden => "forbidden",
             Self::NoSuchCache => "no-such-cache",
@@ -91,8 +96,28 @@ impl CacheError {
             class,
             message: format!("{doing}: the server answered {status}{said}{hint}"),
             status: Some(status.as_u16()),
-            retry_after: retry_after(headers, SystemTime::now()),
+            retry_after: retry_after(headers, body, SystemTime::now()),
         }
+    }
+
+    /// The same error as the end of an upload of which the server had taken `sent`.
+    ///
+    /// A gateway that answers for a server says nothing about what the server did with the bytes it has.
+    /// Where only the connection broke, the server can have the path only if it was given all of it.
+    pub(super) fn of_upload(self, sent: Sent) -> Self {
+        let gateway = self.status.is_some_and(is_gateway_error) && sent != Sent::Nothing;
+        // A success whose body cannot be read, or no answer at all.
+        let unclear = self.status.is_none_or(|status| (200..300).contains(&status)) && sent == Sent::All;
+        if self.class != ErrorClass::Transient || !(gateway || unclear) {
+            return self;
+        }
+        let message = format!(
+            "{}; the cache may have the path, so it is asked before the path is sent again; when this \
+             repeats, raise the time limit of the proxy before the server (nginx: proxy_read_timeout) or \
+             the cache's stall_timeout",
+            self.message
+        );
+        Self { class: ErrorClass::NoVerdict, message, ..self }
     }
 
     /// What it means that no answer came. `sent`: the server had begun to take a body.
@@ -120,11 +145,26 @@ impl CacheError {
             ErrorClass::Unauthorized => 0,
             ErrorClass::Forbidden => 1,
             ErrorClass::NoSuchCache => 2,
-            ErrorClass::Transient => 3,
+            ErrorClass::Transient | ErrorClass::NoVerdict => 3,
             ErrorClass::Mismatch | ErrorClass::TooLarge | ErrorClass::Rejected | ErrorClass::Local => 4,
             ErrorClass::Unreachable => 5,
         }
     }
+}
+
+/// How much of an upload's body the connection had taken when the upload ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sent {
+    Nothing,
+    Part,
+    All,
+}
+
+/// Statuses with which a proxy or a load balancer says that it has no answer of the server behind it:
+/// 460 and 499 are the load balancer's and nginx's for a connection that ended first, 520 to 524 are
+/// Cloudflare's, 598 and 599 are those of older proxies.
+fn is_gateway_error(status: u16) -> bool {
+    matches!(status, 460 | 499 | 502 | 504 | 520..=524 | 598 | 599)
 }
 
 fn classify(status: StatusCode, structured: bool, said: &str) -> (ErrorClass, &'static str) {
@@ -136,7 +176,7 @@ fn classify(status: StatusCode, structured: bool, said: &str) -> (ErrorClass, &'
         404 => (ErrorClass::NoSuchCache, ": that is not how an Attic server says it, check the address"),
         // The proxy stands before every path, so it is not the path's fault.
         407 => (ErrorClass::Unreachable, ": the HTTP proxy wants a login, put it into the proxy's URL"),
-        408 | 425 | 429 | 500..=599 => (ErrorClass::Transient, ""),
+        408 | 409 | 421 | 423 | 425 | 429 | 460 | 499 | 500..=599 => (ErrorClass::Transient, ""),
         413 => (
             ErrorClass::TooLarge,
             ": raise the limit of the server or of the proxy before it (nginx: client_max_body_size)",
@@ -153,14 +193,31 @@ fn classify(status: StatusCode, structured: bool, said: &str) -> (ErrorClass, &'
     }
 }
 
-/// Seconds or an HTTP date (RFC 9110, 10.2.3).
-fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
-    let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    let wait = match value.parse::<u64>() {
-        Ok(seconds) => Duration::from_secs(seconds),
-        Err(_) => httpdate::parse_http_date(value).ok()?.duration_since(now).unwrap_or_default(),
-    };
-    Some(wait.min(LONGEST_WAIT))
+/// How long the server asks to wait: the header `Retry-After` (RFC 9110, 10.2.3), else the member
+/// `retry_after` of a problem-details body (RFC 9457, as Cloudflare sends it).
+fn retry_after(headers: &HeaderMap, body: &[u8], now: SystemTime) -> Option<Duration> {
+    #[derive(serde::Deserialize)]
+    struct Problem {
+        #[serde(alias = "retry-after", alias = "retryAfter")]
+        retry_after: serde_json::Value,
+    }
+    let header = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+    let wait =
+        header.and_then(|text| wait_of(text, now)).or_else(|| {
+            match serde_json::from_slice::<Problem>(body).ok()?.retry_after {
+                serde_json::Value::String(text) => wait_of(&text, now),
+                number => Duration::try_from_secs_f64(number.as_f64()?).ok(),
+            }
+        });
+    wait.map(|wait| wait.min(LONGEST_WAIT))
+}
+
+/// Reads seconds or an HTTP date. A date in the past is no wait.
+fn wait_of(text: &str, now: SystemTime) -> Option<Duration> {
+    match text.trim().parse::<u64>() {
+        Ok(seconds) => Some(Duration::from_secs(seconds)),
+        Err(_) => Some(httpdate::parse_http_date(text.trim()).ok()?.duration_since(now).unwrap_or_default()),
+    }
 }
 
 /// What a proxy's page says: its title, else all of it. The rest is layout,
@@ -219,16 +276,37 @@ mod tests {
             ("-1", None),
         ] {
             let headers = HeaderMap::from_iter([(RETRY_AFTER, value.parse().unwrap())]);
-            assert_eq!(retry_after(&headers, now).map(|d| d.as_secs()), expected, "{value}");
+            assert_eq!(retry_after(&headers, b"", now).map(|d| d.as_secs()), expected, "{value}");
         }
-        assert_eq!(retry_after(&HeaderMap::new(), now), None);
+        assert_eq!(retry_after(&HeaderMap::new(), b"", now), None);
+    }
+
+    #[test]
+    fn retry_after_in_a_problem_details_body() {
+        let now = httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
+        for (body, expected) in [
+            (r#"{"title":"Error 1015","status":429,"retry_after":30,"retryable":true}"#, Some(30)),
+            (r#"{"retry_after":"12"}"#, Some(12)),
+            (r#"{"retryAfter":2.5}"#, Some(2)),
+            (r#"{"retry-after":"Sun, 06 Nov 1994 08:50:07 GMT"}"#, Some(30)),
+            (r#"{"retry_after":1e300}"#, None),
+            (r#"{"retry_after":99999999999}"#, Some(86_400)),
+            (r#"{"retry_after":-1}"#, None),
+            (r#"{"retry_after":null}"#, None),
+            (r#"{"title":"x"}"#, None),
+            ("<html>", None),
+        ] {
+            let wait = retry_after(&HeaderMap::new(), body.as_bytes(), now);
+            assert_eq!(wait.map(|d| d.as_secs()), expected, "{body}");
+        }
+        let headers = HeaderMap::from_iter([(RETRY_AFTER, "7".parse().unwrap())]);
+        let wait = retry_after(&headers, br#"{"retry_after":30}"#, now);
+        assert_eq!(wait, Some(Duration::from_secs(7)), "the header counts first");
     }
 
     #[test]
     fn every_status_has_a_class() {
-        use ErrorClass::{
-            Forbidden, Mismatch, NoSuchCache, Rejected, TooLarge, Transient, Unauthorized, Unreachable,
-        };
+        use ErrorClass::{Forbidden, Mismatch, NoSuchCache, Rejected, TooLarge, Unauthorized, Unreachable};
         for (status, body, class) in [
             (301, "", Rejected),
             (400, "x", Rejected),
@@ -241,23 +319,65 @@ mod tests {
             (403, "", Forbidden),
             (404, "<html>", NoSuchCache),
             (407, "", Unreachable),
-            (408, "", Transient),
-            (409, "", Rejected),
+            (402, "", Rejected),
+            (405, "", Rejected),
+            (410, "", Rejected),
+            (411, "", Rejected),
             (413, "", TooLarge),
+            (414, "", Rejected),
             (422, "", Rejected),
-            (425, "", Transient),
-            (429, "", Transient),
-            (500, "", Transient),
-            (502, "<html>", Transient),
-            (503, "", Transient),
-            (507, "", Transient),
-            (599, "", Transient),
+            (431, "", Rejected),
+            (451, "", Rejected),
+            (600, "", Rejected),
         ] {
             let status = StatusCode::from_u16(status).unwrap();
             let error = CacheError::from_answer(status, &HeaderMap::new(), body.as_bytes(), "doing");
             assert_eq!(error.class, class, "{status} {body}");
             assert_eq!(error.status, Some(status.as_u16()));
         }
+    }
+
+    /// What a status means: of a question, of an upload before any of its body was taken, and of an upload
+    /// after part or all of it was.
+    #[test]
+    fn statuses_that_pass() {
+        use ErrorClass::{NoVerdict, Transient};
+        let all = [408, 409, 421, 423, 425, 429, 460, 499].into_iter().chain(500..=599);
+        for status in all {
+            let error = CacheError::from_answer(
+                StatusCode::from_u16(status).unwrap(),
+                &HeaderMap::new(),
+                b"",
+                "doing",
+            );
+            assert_eq!(error.class, Transient, "{status}");
+            assert_eq!(error.clone().of_upload(Sent::Nothing).class, Transient, "{status}");
+            let open = matches!(status, 460 | 499 | 502 | 504 | 520 | 521 | 522 | 523 | 524 | 598 | 599);
+            for sent in [Sent::Part, Sent::All] {
+                let error = error.clone().of_upload(sent);
+                assert_eq!(error.class, if open { NoVerdict } else { Transient }, "{status} {sent:?}");
+                assert_eq!(error.message.contains("may have the path"), open, "{}", error.message);
+            }
+        }
+    }
+
+    #[test]
+    fn an_upload_without_an_answer() {
+        let lost = |class| CacheError::new(class, "no answer");
+        for (class, sent, expected) in [
+            (ErrorClass::Transient, Sent::All, ErrorClass::NoVerdict),
+            (ErrorClass::Transient, Sent::Part, ErrorClass::Transient),
+            (ErrorClass::Transient, Sent::Nothing, ErrorClass::Transient),
+            (ErrorClass::Unreachable, Sent::Nothing, ErrorClass::Unreachable),
+            (ErrorClass::Local, Sent::Part, ErrorClass::Local),
+            (ErrorClass::Mismatch, Sent::All, ErrorClass::Mismatch),
+        ] {
+            assert_eq!(lost(class).of_upload(sent).class, expected, "{class} {sent:?}");
+        }
+        let unreadable = CacheError { status: Some(200), ..lost(ErrorClass::Transient) };
+        assert_eq!(unreadable.of_upload(Sent::All).class, ErrorClass::NoVerdict);
+        let error = CacheError { status: Some(503), ..lost(ErrorClass::Transient) };
+        assert_eq!(error.of_upload(Sent::All).class, ErrorClass::Transient, "the server's own refusal");
     }
 
     #[test]

@@ -61,9 +61,8 @@ async fn cut_and_senseless_successes_are_no_successes() {
         let client = client(&server.url);
         let missing = client.missing(hashes(1)).await.unwrap_err();
         let upload = client.upload(&info(10), nar(10)).await.unwrap_err();
-        for error in [missing, upload] {
-            assert_eq!(error.class, ErrorClass::Transient, "{answer}: {error}");
-        }
+        assert_eq!(missing.class, ErrorClass::Transient, "{answer}: {missing}");
+        assert_eq!(upload.class, ErrorClass::NoVerdict, "{answer}: {upload}");
     }
     let server = Server::bare(|_, mut conn| async move {
         conn.raw("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{\"is_public\":").await;
