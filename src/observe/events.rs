@@ -153,6 +153,8 @@ kinds! {
     DATABASE_REPLACED = "5cf97c08b3af4b098d73285d392b65b9", WARN, [was, now];
     /// A row of the Nix database is skipped because it cannot be read.
     DATABASE_ROW = "6097b7af7e8e44f9bab1ddff46733cd6", WARN, [row, error];
+    /// Nix writes its database without a write-ahead log; each read is checked.
+    DATABASE_WITHOUT_WAL = "84861488984d49068f0b1b017aa6ae91", INFO, [path];
     /// The ledger was damaged and set aside.
     LEDGER_DAMAGED = "f381b16e25a249a9ad8cae5ef07f31b3", ERROR, [ledger, set_aside, error];
     /// The ledger is new on a host that had one.

@@ -2,6 +2,7 @@
 //!
 //! Must not know: where it was read.
 
+use super::nix_db::Mark;
 use crate::types::{NarHash, StorePath};
 
 /// A valid path, as one row of the database and its references.
@@ -44,6 +45,12 @@ pub enum Origin {
 }
 
 impl PathInfo {
+    /// The row as a mark, for a later [`CurrentNixDb::look`](super::CurrentNixDb::look).
+    #[must_use]
+    pub fn mark(&self) -> Mark {
+        Mark { id: self.id, path: self.path.clone(), registered_at: self.registered_at }
+    }
+
     /// Seen on Nix 2.8.0: only local builds are `ultimate`; what was added
     /// locally is content-addressed and has neither deriver nor signature;
     /// what was copied has at least one of the two, or no content address. An

@@ -8,19 +8,16 @@
 //! The Nix database is the truth and the doorbell only a hint to look at it: a
 //! lost event costs a moment, never a path.
 
-mod closure;
 pub mod derivation;
 mod info;
 pub mod nar;
 mod nix_db;
 mod root_files;
-mod schema;
 mod temp_roots;
 mod watch;
 
-pub use closure::{Closure, ClosureIds};
 pub use info::{Origin, PathInfo};
-pub use nix_db::{DbIdentity, NixDb, NixDbError};
+pub use nix_db::{CurrentNixDb, DbIdentity, Look, Mark, NixDb, NixDbError};
 pub use root_files::{RootFiles, RootFilesError};
 pub use temp_roots::{TempRoots, TempRootsError};
 pub use watch::{Health, StoreWatch, WatchError, WatchEvent};

@@ -25,7 +25,7 @@ impl Intake {
         self.reopen_if_replaced(cursor, seen)?;
         let began = Instant::now();
         loop {
-            let rows = self.nix_db.since(cursor.id, ROWS)?;
+            let rows = self.nix_db.rows(cursor.id, ROWS)?;
             let Some(last) = rows.last() else { break };
             self.room()?;
             let next = Cursor { identity: cursor.identity.clone(), id: last.id };
@@ -85,7 +85,7 @@ impl Intake {
         seen: &mut [Seen],
     ) -> Result<(), IntakeError> {
         let windows = self.windows().clone();
-        let mut roots: Vec<Vec<StorePath>> = self.policy.caches.iter().map(|_| Vec::new()).collect();
+        let mut roots: Vec<Vec<i64>> = self.policy.caches.iter().map(|_| Vec::new()).collect();
         let mut owned: HashMap<i64, Vec<(SessionRow, Evidence)>> = HashMap::new();
         let mut aside: Vec<Vec<PlannedPush>> = self.policy.caches.iter().map(|_| Vec::new()).collect();
         for info in rows {
@@ -102,7 +102,7 @@ impl Intake {
             let state = enters_as(&self.policy.filter, self.upstream_keys.in_upstream(cache, &info), &info);
             if state == PushState::Pending {
                 owned.insert(info.id, sessions);
-                roots[usize::from(cache)].push(info.path);
+                roots[usize::from(cache)].push(info.id);
             } else if !sessions.is_empty() {
                 let planned = PlannedPush { info, cache, state, sessions, recheck_before: 0, retry: false };
                 aside[usize::from(cache)].push(planned);
@@ -110,7 +110,7 @@ impl Intake {
         }
         for (cache, (roots, aside)) in (0_u16..).zip(roots.into_iter().zip(aside)) {
             let mut enter = |id: i64| owned.contains_key(&id) || !seen[usize::from(cache)].contains(id);
-            let ids = self.nix_db.closure_ids(&roots, &mut enter)?.ids;
+            let ids = self.nix_db.closure(&roots, &mut enter)?;
             for ids in ids.chunks(ITEMS) {
                 let planned = |info: PathInfo| {
                     let root = owned.remove(&info.id);

@@ -29,8 +29,9 @@ impl Intake {
         }
         let cache = naming.cache.0;
         let recheck_before = trusted_since(Wall::now().0);
-        let closure = self.nix_db.closure_ids(&naming.paths, &mut |_| true)?;
-        for ids in closure.ids.chunks(ITEMS) {
+        let roots = self.nix_db.ids(&naming.paths)?;
+        let valid: Vec<i64> = roots.iter().filter_map(|id| *id).collect();
+        for ids in self.nix_db.closure(&valid, &mut |_| true)?.chunks(ITEMS) {
             let planned = |info: PathInfo| {
                 let upstream = self.upstream_keys.in_upstream(cache, &info);
                 let state = if upstream { PushState::Upstream } else { PushState::Pending };
@@ -41,7 +42,8 @@ impl Intake {
             self.admit(cache, planned, naming.retry)?;
             ids.iter().for_each(|id| seen[usize::from(cache)].insert(*id));
         }
-        self.tell(Input::Named { token: naming.token, invalid: closure.invalid })
+        let invalid = naming.paths.iter().zip(roots).filter(|(_, id)| id.is_none()).map(|(p, _)| p.clone());
+        self.tell(Input::Named { token: naming.token, invalid: invalid.collect() })
     }
 }
 

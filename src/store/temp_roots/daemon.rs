@@ -37,16 +37,21 @@ const ANSWER: Duration = Duration::from_secs(30);
 const AHEAD: usize = 32;
 
 #[derive(Debug)]
-pub(super) struct DaemonRoots {
+pub(in crate::store) struct DaemonConnection {
     stream: BufReader<UnixStream>,
     minor: u64,
 }
 
-impl DaemonRoots {
+impl DaemonConnection {
     pub(super) fn connect(socket: &Path) -> io::Result<Self> {
+        Self::open(socket, ANSWER)
+    }
+
+    /// Connects and shakes hands; each answer may take as long as `patience`.
+    pub(in crate::store) fn open(socket: &Path, patience: Duration) -> io::Result<Self> {
         let stream = UnixStream::connect(socket)?;
-        stream.set_read_timeout(Some(ANSWER))?;
-        stream.set_write_timeout(Some(ANSWER))?;
+        stream.set_read_timeout(Some(patience))?;
+        stream.set_write_timeout(Some(patience))?;
         let mut this = Self { stream: BufReader::with_capacity(4096, stream), minor: 0 };
         this.send(&[CLIENT_MAGIC])?;
         if this.number()? != DAEMON_MAGIC {

@@ -14,7 +14,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::types::{StoreDir, StorePath};
-use daemon::DaemonRoots;
+pub(super) use daemon::DaemonConnection;
 use file::FileRoots;
 
 /// Neither way can be gone.
@@ -37,7 +37,7 @@ pub struct TempRoots {
 #[derive(Debug)]
 enum Way {
     File(FileRoots),
-    Daemon(DaemonRoots, PathBuf),
+    Daemon(DaemonConnection, PathBuf),
 }
 
 impl TempRoots {
@@ -49,7 +49,7 @@ impl TempRoots {
             Ok(roots) => return Ok(open(Way::File(roots))),
             Err(error) => format!("{}: {error}", state_dir.join("temp_roots").display()),
         };
-        match DaemonRoots::connect(socket) {
+        match DaemonConnection::connect(socket) {
             Ok(roots) => Ok(open(Way::Daemon(roots, socket.to_owned()))),
             Err(error) => {
                 let daemon = format!("the nix-daemon at {}: {error}", socket.display());
@@ -76,7 +76,7 @@ impl TempRoots {
         match &mut self.way {
             Way::File(roots) => roots.only(full),
             Way::Daemon(roots, socket) => {
-                let mut fresh = DaemonRoots::connect(socket)?;
+                let mut fresh = DaemonConnection::connect(socket)?;
                 fresh.add(full)?;
                 *roots = fresh;
                 Ok(true)

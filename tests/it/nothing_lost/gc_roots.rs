@@ -47,7 +47,7 @@ fn added_late(nix: &PrivateNix, mut roots: TempRoots) {
     let (wanted, others) = paths.split_at(GARBAGE / 2);
     roots.add(wanted).unwrap();
     let there = |paths: &[StorePath]| -> Vec<StorePath> {
-        paths.iter().filter(|p| journal.is_valid(p).unwrap()).cloned().collect()
+        paths.iter().filter(|p| journal.info(p).unwrap().is_some()).cloned().collect()
     };
     let kept = there(wanted);
     let mut rest = String::new();

@@ -195,8 +195,13 @@ fn what_is_named_while_a_collection_runs_is_kept() {
     };
     host.gate.close();
     let dir = store_dir(nix);
-    let some: Vec<String> =
-        paths.iter().rev().filter(|p| journal.is_valid(p).unwrap()).take(20).map(|p| dir.full(p)).collect();
+    let some: Vec<String> = paths
+        .iter()
+        .rev()
+        .filter(|p| journal.info(p).unwrap().is_some())
+        .take(20)
+        .map(|p| dir.full(p))
+        .collect();
     let mut args = vec!["push"];
     args.extend(some.iter().map(String::as_str));
     assert_eq!(host.daemon.ctl(&args).code, 0);
@@ -209,7 +214,7 @@ fn what_is_named_while_a_collection_runs_is_kept() {
     assert!(collector.wait().unwrap().success(), "{rest}");
     assert_eq!(there(&kept), kept);
     let others =
-        paths.iter().filter(|p| !some.contains(&dir.full(p)) && journal.is_valid(p).unwrap()).count();
+        paths.iter().filter(|p| !some.contains(&dir.full(p)) && journal.info(p).unwrap().is_some()).count();
     assert!(others <= 1, "{others} others are left");
     host.gate.open();
     host.daemon.flush();

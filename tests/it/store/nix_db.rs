@@ -23,13 +23,13 @@ fn named<'a>(rows: &'a [PathInfo], name: &str) -> &'a PathInfo {
 fn rows_of_a_build_and_its_sources() {
     let nix = PrivateNix::new();
     let journal = open(&nix);
-    assert_eq!((journal.head().unwrap(), journal.since(0, 10).unwrap()), (0, vec![]));
+    assert_eq!((journal.head().unwrap(), journal.rows(0, 10).unwrap()), (0, vec![]));
     std::fs::write(nix.work_dir().join("Cargo.lock"), "a source whose name looks like a lock's").unwrap();
     let built = nix.build(
         "derivation { name = \"built\"; system = builtins.currentSystem; builder = \"/bin/sh\"; src = ./Cargo.lock; \
          tofile = builtins.toFile \"tofile\" \"x\"; args = [ \"-c\" \"echo $src $tofile $out > $out\" ]; }",
     );
-    let rows = journal.since(0, 100).unwrap();
+    let rows = journal.rows(0, 100).unwrap();
     assert_eq!(rows.len(), 4);
     assert!(rows.windows(2).all(|w| w[0].id < w[1].id));
     assert_eq!(journal.head().unwrap(), rows[3].id);
@@ -55,10 +55,10 @@ fn rows_of_a_build_and_its_sources() {
         format!("sha256:{}", String::from_utf8_lossy(&base16.stdout).trim())
     );
     assert_eq!(journal.info(&out.path).unwrap().as_ref(), Some(out));
-    assert!(journal.is_valid(&source.path).unwrap());
+    assert!(journal.info(&source.path).unwrap().is_some());
     // In portions.
-    assert_eq!(journal.since(rows[0].id, 2).unwrap(), rows[1..3]);
-    assert_eq!(journal.since(rows[3].id, 2).unwrap(), []);
+    assert_eq!(journal.rows(rows[0].id, 2).unwrap(), rows[1..3]);
+    assert_eq!(journal.rows(rows[3].id, 2).unwrap(), []);
 }
 
 #[test]
@@ -67,16 +67,16 @@ fn ids_are_never_used_twice() {
     let journal = open(&nix);
     let one = PrivateNix::shell("one", "echo 1 > $out");
     nix.build(&one);
-    let before = journal.since(0, 100).unwrap();
+    let before = journal.rows(0, 100).unwrap();
     let head = journal.head().unwrap();
     let collected = nix.run("nix-store", &["--gc"]);
     assert!(collected.status.success());
-    assert_eq!(journal.since(0, 100).unwrap(), []);
+    assert_eq!(journal.rows(0, 100).unwrap(), []);
     assert_eq!(journal.head().unwrap(), head);
-    assert!(!journal.is_valid(&before[0].path).unwrap());
+    assert!(journal.info(&before[0].path).unwrap().is_none());
     assert_eq!(journal.info(&before[0].path).unwrap(), None);
     nix.build(&one);
-    let after = journal.since(head, 100).unwrap();
+    let after = journal.rows(head, 100).unwrap();
     assert_eq!(after.len(), before.len());
     assert!(after.iter().all(|row| row.id > head));
     assert_eq!(
@@ -99,7 +99,7 @@ fn readable_by_many_while_a_writer_writes() {
             let (done, dir, state) = (done.clone(), &dir, &state);
             scope.spawn(move || {
                 let journal = NixDb::open(state, dir).unwrap();
-                done.send(journal.since(0, 100).unwrap().len()).unwrap();
+                done.send(journal.rows(0, 100).unwrap().len()).unwrap();
             });
         }
     });
@@ -123,7 +123,7 @@ fn a_database_made_anew_is_noticed() {
     assert!(matches!(journal.identity(), Err(NixDbError::Missing(_))));
     assert!(nix.run("nix-store", &["--init"]).status.success());
     assert!(matches!(journal.identity(), Err(NixDbError::Replaced)));
-    assert!(matches!(journal.since(0, 1), Err(NixDbError::Replaced)));
+    assert!(matches!(journal.rows(0, 1), Err(NixDbError::Replaced)));
     let again = open(&nix);
     assert_ne!(again.identity().unwrap(), first);
     assert_eq!(again.head().unwrap(), 0);
@@ -173,8 +173,8 @@ fn a_row_that_makes_no_sense_costs_only_itself() {
     let journal = open(&nix);
     // With a portion of one, too: an empty answer would mean the end.
     assert_eq!(
-        journal.since(2, 1).unwrap().iter().map(|r| (r.id, r.deriver.clone())).collect::<Vec<_>>(),
+        journal.rows(2, 1).unwrap().iter().map(|r| (r.id, r.deriver.clone())).collect::<Vec<_>>(),
         [(5, None)]
     );
-    assert_eq!(journal.since(0, 10).unwrap().len(), 3);
+    assert_eq!(journal.rows(0, 10).unwrap().len(), 3);
 }

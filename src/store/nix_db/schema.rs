@@ -5,7 +5,7 @@
 
 use rusqlite::{Connection, OptionalExtension as _};
 
-use super::nix_db::NixDbError;
+use super::NixDbError;
 
 /// Table and columns that must be there; more may be.
 const NEEDED: [(&str, &[&str]); 2] = [
