@@ -67,11 +67,38 @@ fn the_picture_follows_the_sources() {
     assert!(!before.contains("store --> cache") && after.contains("store --> cache"), "{after}");
 }
 
+/// SECURITY.md names tests that exist: `room::file::test`, a file or a folder of
+/// `tests/it` or of `src`.
+#[test]
+fn the_tests_that_security_md_names_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("SECURITY.md")).unwrap();
+    let named: BTreeSet<&str> = page.split('`').skip(1).step_by(2).filter(|n| n.contains("::")).collect();
+    let is_file_with = |file: String, test: &str| {
+        fs::read_to_string(root.join(file)).is_ok_and(|text| text.contains(&format!("fn {test}(")))
+    };
+    let exists = |name: &str| {
+        let (module, test) = name.rsplit_once("::").unwrap();
+        // `mod tests` at the end of a file is not a file.
+        let modules = [module, module.trim_end_matches("::tests")].map(|m| m.replace("::", "/"));
+        ["tests/it", "src"].iter().any(|top| {
+            root.join(top).join(name.replace("::", "/")).with_extension("rs").is_file()
+                || modules.iter().any(|module| {
+                    is_file_with(format!("{top}/{module}.rs"), test)
+                        || is_file_with(format!("{top}/{module}/mod.rs"), test)
+                })
+        })
+    };
+    let absent: Vec<&&str> = named.iter().filter(|n| !exists(n)).collect();
+    assert!(absent.is_empty() && named.len() > 10, "{} tests; not found: {absent:?}", named.len());
+}
+
 /// What the documents name in backquotes or link to is there.
 #[test]
 fn the_documents_name_what_is_there() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut pages = vec![root.join("README.md"), root.join("CONTRIBUTING.md"), root.join("CHANGELOG.md")];
+    let mut pages =
+        ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"].map(|page| root.join(page)).to_vec();
     let docs = fs::read_dir(root.join("docs")).unwrap().map(|e| e.unwrap().path());
     pages.extend(docs.filter(|p| p.extension().is_some_and(|e| e == "md")));
     let (mut absent, mut seen) = (Vec::new(), 0);

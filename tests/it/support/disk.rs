@@ -40,7 +40,8 @@ impl SmallDisk {
         if self.user {
             wrap.extend(["-U".to_owned(), "--preserve-credentials".to_owned()]);
         }
-        wrap.extend(["-m".to_owned(), "--".to_owned()]);
+        // With its root: in a chroot, entering a mount namespace leads out of it.
+        wrap.extend(["-m", "-r", "--"].map(str::to_owned));
         wrap
     }
 

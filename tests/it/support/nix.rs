@@ -126,6 +126,15 @@ impl PrivateNix {
     }
 }
 
+/// Whether this process runs in a chroot. Nix runs no post-build hook there: it
+/// returns to the mount namespace that it started in, which leads out of the
+/// chroot, and does not find the hook.
+pub fn in_chroot() -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    let id = |path| std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
+    id("/proc/1/root").is_some_and(|first| Some(first) != id("/"))
+}
+
 fn lines(bytes: &[u8]) -> Vec<String> {
     String::from_utf8_lossy(bytes).lines().map(str::to_owned).collect()
 }
