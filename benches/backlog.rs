@@ -1,5 +1,5 @@
-//! A backlog: paths that became valid while the cache was away, or before the
-//! daemon came. Takes minutes, so it runs only when it is named.
+//! A backlog: paths that became valid while the cache was away or before the daemon started. Takes
+//! minutes, so it runs only when it is named.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -12,7 +12,7 @@ use crate::nix::PrivateNix;
 use crate::report::figure;
 use crate::rig::{Cache, Daemon, ms};
 
-/// Paths with files in the store, registered with Nix in one go.
+/// Paths with files in the store, registered with Nix in one command.
 fn fill(nix: &PrivateNix, count: usize) {
     let store = nix.store_dir();
     let mut list = String::new();
@@ -39,7 +39,7 @@ fn fill(nix: &PrivateNix, count: usize) {
     assert!(child.wait().unwrap().success());
 }
 
-/// Waits until this is so of the daemon's status; the largest queue that was seen.
+/// Waits until the daemon's status satisfies a condition; returns the largest queue that was seen.
 fn until(daemon: &Daemon, so: impl Fn(&serde_json::Value) -> bool) -> u64 {
     let mut most = 0;
     loop {
@@ -78,13 +78,13 @@ pub fn backlog() {
     }
 }
 
-/// More than the daemon keeps in memory, while the cache is away; then it comes.
+/// More paths than the daemon keeps in memory, while the cache is away; then the cache returns.
 pub fn overfull() {
     const COUNT: usize = 210_000;
     let nix = PrivateNix::new();
     fill(&nix, COUNT);
     let dir = nix.path().join("daemon");
-    // Once, for its token and a port that is free.
+    // Starts the cache once, for its token and a free port.
     let cache = Cache::start(&dir.join("served"), &nix.store_dir());
     let (endpoint, token) = (cache.endpoint(), cache.token_file().to_owned());
     drop(cache);

@@ -8,7 +8,7 @@ use crate::rig::{Cache, Daemon, ms};
 use crate::trees;
 use crate::watch::Watch;
 
-/// Everything of one measurement; what depends on what is dropped first.
+/// Everything that one measurement needs; dropped from the first field to the last.
 struct Rig {
     daemon: Daemon,
     cache: Cache,
@@ -23,7 +23,7 @@ fn rig(nix: &PrivateNix, name: &str) -> Rig {
 
 const IDLE_FOR: Duration = Duration::from_secs(60);
 
-/// A daemon that has pushed one path and then has nothing to do.
+/// Memory and processor time of a daemon that has pushed one path and then has nothing to do.
 pub fn idle() {
     let nix = PrivateNix::new();
     let rig = rig(&nix, "idle");
@@ -41,7 +41,7 @@ pub fn idle() {
     figure("idle processor time", "s/h", &[per_hour], "schedstat of its threads over a minute, times 60");
 }
 
-/// `flywheelctl session start`, process and all.
+/// `flywheelctl session start`, including the start of the process.
 pub fn session_start() {
     let nix = PrivateNix::new();
     let rig = rig(&nix, "session");
@@ -65,7 +65,7 @@ pub fn session_start() {
     figure("flywheelctl --version", "ms", &took, "for comparison: spawn to exit without a daemon");
 }
 
-/// One path at a time, each after the one before is in the cache.
+/// One path at a time, each built after the one before is in the cache.
 pub fn latency() {
     let nix = PrivateNix::new();
     let rig = rig(&nix, "latency");
@@ -83,7 +83,7 @@ pub fn latency() {
     figure("latency, idle: processor time", "ms/path", &[cpu], "utime+stime of the daemon");
 }
 
-/// 2,000 paths that become valid nearly at once, while the daemon watches.
+/// 2,000 paths that become valid nearly at once while the daemon runs.
 pub fn burst() {
     let nix = PrivateNix::new();
     let rig = rig(&nix, "burst");
@@ -116,7 +116,7 @@ pub fn burst() {
     figure("burst of 2,000: peak memory", "MiB", &[after.peak_mib], "VmHWM of the daemon");
 }
 
-/// 2,000 paths that are valid already, pushed by name: as `attic push --stdin`.
+/// 2,000 paths that are valid already, pushed by name, as with `attic push --stdin`.
 pub fn small() {
     let nix = PrivateNix::new();
     let paths = trees::build_many(&nix, "small", 2000);
@@ -145,7 +145,7 @@ pub fn small() {
     figure("2,000 small paths: memory after", "MiB", &figures[3], "VmRSS of the daemon 5 s later");
 }
 
-/// A session's end that names a closure of 2,001 paths, all in the cache.
+/// The end of a session that names a closure of 2,001 paths, all of them in the cache.
 pub fn flush() {
     let nix = PrivateNix::new();
     let root = trees::build_closure(&nix, "closure", 2000);
@@ -187,8 +187,7 @@ pub fn large() {
     one_file("1 GiB NAR", &format!("head -c {GIB} /dev/urandom > $out"));
 }
 
-/// One NAR of 8 GiB, nearly without blocks on the disk; to Nix and to the
-/// daemon it is as large as any.
+/// One NAR of 8 GiB from a sparse file; Nix and the daemon read it like any other.
 pub fn huge() {
     one_file("8 GiB NAR, sparse", &format!("truncate -s {} $out", 8 * GIB));
 }

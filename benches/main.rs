@@ -1,12 +1,11 @@
-//! The figures: what the daemon costs and how fast it is, over the real parts.
-//! `cargo bench` runs the default ones and prints one JSON object a line;
-//! `cargo bench -- idle burst` runs those, `cargo bench -- list` names all.
+//! The benchmarks: what the daemon costs and how fast it is, measured over the real parts. `cargo
+//! bench` runs the default ones and prints one JSON object a line; `cargo bench -- idle burst` runs
+//! those two, `cargo bench -- list` lists all.
 //!
-//! Real Nix in a private store, the release `flywheeld` as a process of its
-//! own, the embedded cache in this process: so what `/proc` says of the daemon
-//! is the daemon's alone. Both share the machine's processors with Nix and
-//! with whatever else runs, so times say more about the order of magnitude
-//! than about the last tenth. Nothing here judges: the budgets are elsewhere.
+//! Real Nix in a private store, the release `flywheeld` as a process of its own, and the built-in
+//! cache in this process, so that `/proc` shows the daemon alone. Both share the machine's
+//! processors with Nix and everything else that runs, so times show the order of magnitude rather
+//! than the last tenth. Nothing here passes or fails: the budgets are in README.md.
 
 #![allow(
     clippy::unwrap_used,
@@ -32,7 +31,7 @@ mod slowdown;
 mod trees;
 mod watch;
 
-/// A name, whether it runs when nothing is named, and what runs.
+/// A name, whether it runs when nothing is named, and the function.
 type Figure = (&'static str, bool, fn());
 
 const FIGURES: &[Figure] = &[

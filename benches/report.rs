@@ -1,16 +1,16 @@
-//! A figure as a line of JSON. Knows nothing of what was measured.
+//! A figure as a line of JSON. Does not know what was measured.
 
 use serde_json::{Value, json};
 
-/// Values of a figure that are printed one by one; of more, the quantiles only.
+/// Up to this number of values are printed one by one; of more, only the quantiles.
 const PRINTED: usize = 50;
 
-/// Prints one figure. `how`: what was measured from where to where.
+/// Prints one figure. `how`: what was measured, from where to where.
 pub fn figure(name: &str, unit: &str, values: &[f64], how: &str) {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let at = |share: f64| -> Value {
-        // The nearest rank: a value that was really seen.
+        // The nearest rank, which is a value that was measured.
         let rank = ((sorted.len() as f64 * share).ceil() as usize).clamp(1, sorted.len().max(1));
         sorted.get(rank - 1).map_or(Value::Null, |v| json!(round(*v)))
     };

@@ -1,5 +1,5 @@
-//! A private Nix, an embedded cache in this process, and the daemon between
-//! them as a process of its own.
+//! A private Nix, a built-in cache in this process, and the daemon between them as a process of its
+//! own.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -88,8 +88,8 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts with an empty ledger in `dir`, and returns when it answers.
-    /// `cache`: endpoint and token file.
+    /// Starts with an empty ledger in `dir` and returns when the daemon answers. `cache`: endpoint
+    /// and token file.
     pub fn start(nix: &PrivateNix, dir: &Path, cache: (&str, &Path), extra: &str) -> Self {
         std::fs::create_dir_all(dir).unwrap();
         let socket = dir.join("socket");
@@ -134,7 +134,7 @@ impl Daemon {
             .unwrap()
     }
 
-    /// A command that has to succeed; its JSON.
+    /// Runs a command that must succeed; returns its JSON.
     pub fn json(&self, args: &[&str]) -> serde_json::Value {
         let out = self.ctl(&[&["--strict", "--json"], args].concat());
         assert!(out.status.success(), "{args:?}: {}\n{}", String::from_utf8_lossy(&out.stderr), self.log());
@@ -145,12 +145,12 @@ impl Daemon {
         usage(self.child.id())
     }
 
-    /// Processor time of the threads that it has now, in seconds, to the
-    /// nanosecond: ticks of 10 ms say nothing of a daemon that does next to nothing.
+    /// Processor time of the current threads, in seconds, to the nanosecond: the clock ticks of 10
+    /// ms are too coarse for a daemon that does next to nothing.
     pub fn threads_cpu_s(&self) -> f64 {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
         let ns = |task: std::io::Result<std::fs::DirEntry>| -> f64 {
-            // Its first number; see sched-stats.rst of Linux.
+            // The first number is the time on a processor; see sched-stats.rst of Linux.
             let text = std::fs::read_to_string(task.unwrap().path().join("schedstat")).unwrap();
             text.split(' ').next().unwrap().parse().unwrap()
         };
@@ -168,16 +168,16 @@ impl Drop for Daemon {
     }
 }
 
-/// Two neighbouring fields of `/proc/PID/stat` that count ticks, together, in seconds.
+/// The sum of two neighbouring fields of `/proc/PID/stat` that count ticks, in seconds.
 fn ticks(pid: u32, field: usize) -> f64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    // After the name, which may have anything in it: field 3 comes first (proc(5)).
+    // Starts after the name, which may contain anything: field 3 follows it (proc(5)).
     let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
     let both: f64 = fields[field - 3..field - 1].iter().map(|n| n.parse::<f64>().unwrap()).sum();
     both / rustix::param::clock_ticks_per_second() as f64
 }
 
-/// Processor time of the children that this process has waited for, and of theirs.
+/// Processor time of the children that this process has waited for, and of their children.
 pub fn children_cpu_s() -> f64 {
     ticks(std::process::id(), 16)
 }

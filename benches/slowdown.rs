@@ -1,4 +1,4 @@
-//! What the daemon takes from a build that runs beside it.
+//! How much the daemon slows a build that runs beside it.
 
 use std::path::Path;
 use std::time::Instant;
@@ -12,10 +12,9 @@ use crate::watch::Watch;
 /// Pairs of builds, one without and one with the daemon.
 const PAIRS: usize = 10;
 
-/// Builds the same work twice a round, with and without the daemon, in turns:
-/// what slows the machine for a while slows both. The cache and what watches it
-/// are in this process and take from the same processors, which is more than a
-/// host with its cache elsewhere pays.
+/// Builds the same work with and without the daemon in turns, so that other load slows both. The
+/// cache and the measurement run in this process on the same processors, which costs more than on a
+/// host whose cache is elsewhere.
 pub fn slowdown() {
     let nix = PrivateNix::new();
     let dir = nix.path().join("slowdown");
@@ -66,7 +65,7 @@ impl Side {
     }
 }
 
-/// One build beside a daemon; the processor time of the daemon.
+/// One build beside a daemon; returns the processor time of the daemon.
 fn beside(nix: &PrivateNix, dir: &Path, cache: &Cache, pair: usize, side: &mut Side) -> f64 {
     let own = dir.join(pair.to_string());
     let daemon = Daemon::start(nix, &own, (&cache.endpoint(), cache.token_file()), "");

@@ -1,17 +1,17 @@
-//! What is built, by real Nix.
+//! The derivations that the benchmarks build, with real Nix.
 
 use crate::nix::PrivateNix;
 
-/// Outputs of one derivation: Nix holds a lock file open for each.
+/// Outputs of one derivation. Nix holds a lock file open for each.
 const OUTPUTS: usize = 250;
 
-/// One small path of its own.
+/// One small path.
 pub fn one(name: &str) -> String {
     PrivateNix::shell(name, &format!("echo {name} > $out"))
 }
 
-/// `count` small paths, valid in few transactions: derivations with many
-/// outputs. As a list expression; `tag` makes them others than before.
+/// A list expression for `count` small paths that become valid in few transactions: derivations
+/// with many outputs. Another `tag` makes other paths.
 fn many(tag: &str, count: usize) -> String {
     format!(
         r#"builtins.genList (n: derivation {{
@@ -25,13 +25,13 @@ fn many(tag: &str, count: usize) -> String {
     )
 }
 
-/// Builds `count` paths; their names.
+/// Builds `count` paths; returns their names.
 pub fn build_many(nix: &PrivateNix, tag: &str, count: usize) -> Vec<String> {
     let expression = format!("builtins.concatMap (d: map (o: d.${{o}}) d.outputs) ({})", many(tag, count));
     nix.build(&expression)
 }
 
-/// Builds a path that refers to `count` others; its name.
+/// Builds a path that refers to `count` others; returns its name.
 pub fn build_closure(nix: &PrivateNix, tag: &str, count: usize) -> String {
     let expression = format!(
         r#"derivation {{
@@ -45,11 +45,11 @@ pub fn build_closure(nix: &PrivateNix, tag: &str, count: usize) -> String {
     nix.build(&expression).remove(0)
 }
 
-/// What [`build_busy`] builds, in words.
+/// A description of what [`build_busy`] builds.
 pub const BUSY_IS: &str =
     "20 derivations that compute for some 0.3 s each, as many at once as there are processors";
 
-/// Builds what keeps the processors busy; the names of its outputs.
+/// Builds work that keeps the processors busy; returns the names of its outputs.
 pub fn build_busy(nix: &PrivateNix, tag: &str) -> Vec<String> {
     let expression = format!(
         r#"builtins.genList (n: derivation {{

@@ -1,7 +1,6 @@
-//! When paths become valid and when they are in the cache: both databases,
-//! Nix's and the embedded cache's, read a few thousand times a second. A row
-//! that another connection can read is committed: the path is valid, or its
-//! narinfo is served.
+//! When paths become valid and when they are in the cache: reads the Nix database and the built-in
+//! cache's database a few thousand times a second. A row that another connection can read is
+//! committed, so the path is valid or its narinfo is served.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -12,17 +11,17 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OpenFlags};
 
-/// The pause between two looks: the resolution of what is measured.
+/// The pause between two reads, which is the resolution of the measurement.
 const PAUSE: Duration = Duration::from_micros(250);
 
 #[derive(Default)]
 struct Seen {
-    /// By the hash part of the path.
+    /// The key is the hash part of the path.
     valid: HashMap<String, Instant>,
     cached: HashMap<String, Instant>,
 }
 
-/// A thread that looks. Ends when dropped.
+/// A thread that reads. Dropping it ends it.
 pub struct Watch {
     seen: Arc<(Mutex<Seen>, Condvar)>,
     stop: Arc<AtomicBool>,
@@ -47,7 +46,7 @@ fn rows(db: &Connection, sql: &str, last: &mut i64) -> Vec<String> {
 }
 
 impl Watch {
-    /// Begins with what comes from now on.
+    /// Starts with rows that are added from now on.
     pub fn new(nix_state: &Path, cache_dir: &Path) -> Self {
         let nix = open(&nix_state.join("db/db.sqlite"));
         let cache = open(&cache_dir.join("cache.sqlite"));
@@ -81,7 +80,7 @@ impl Watch {
         Self { seen, stop, thread: Some(thread) }
     }
 
-    /// Waits until these paths are cached; for each, the times of both.
+    /// Waits until these paths are in the cache; returns both times for each.
     pub fn cached(&self, paths: &[String]) -> Vec<(Instant, Instant)> {
         let hashes: Vec<&str> = paths.iter().map(|p| &p.rsplit('/').next().unwrap()[..32]).collect();
         let mut seen = self.seen.0.lock().unwrap();

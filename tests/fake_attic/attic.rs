@@ -1,7 +1,6 @@
-//! A program that behaves as the attic client does, as far as the daemon meets
-//! it: its options, its configuration file, what it prints, its exit statuses.
-//! For tests. What it is to do wrong stands in the file `mode` of the directory
-//! in `$FAKE_DIR`; each run is written down in `runs` beside it.
+//! A program that behaves like the attic client where the daemon uses it: options, configuration
+//! file, output, exit statuses. For tests. The file `mode` in `$FAKE_DIR` says what it does wrong;
+//! each run is recorded in `runs` beside it.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, clippy::print_stdout)]
 
@@ -28,7 +27,7 @@ fn main() -> ExitCode {
         }
         ["cache", "info", reference] => answer(info(reference)),
         ["push", rest @ ..] => push(rest, &mode),
-        // Not attic's: for what a job passes through.
+        // Not an option of attic: a test that a job's arguments and status pass through.
         ["echo", rest @ ..] => {
             let read: Vec<String> = std::io::stdin().lines().map_while(Result::ok).collect();
             println!("{} / {}", rest.join(" "), read.join(","));
@@ -50,7 +49,7 @@ fn mode() -> String {
     std::fs::read_to_string(dir().join("mode")).unwrap_or_default().trim().to_owned()
 }
 
-/// One line in one write, so that runs side by side do not mix.
+/// Writes one line in one write, so that parallel runs do not mix.
 fn note(text: &str) {
     let file = std::fs::OpenOptions::new().create(true).append(true).open(dir().join("runs"));
     file.unwrap().write_all(format!("{text}\n").as_bytes()).unwrap();
@@ -70,7 +69,7 @@ fn config_file() -> PathBuf {
     Path::new(&std::env::var("XDG_CONFIG_HOME").expect("XDG_CONFIG_HOME")).join("attic/config.toml")
 }
 
-/// The server and cache of `CACHE` or `SERVER:CACHE`.
+/// The server and the cache of `CACHE` or `SERVER:CACHE`.
 fn client(reference: &str) -> Result<CacheClient, String> {
     let text = std::fs::read_to_string(config_file()).map_err(|e| e.to_string())?;
     let config: toml::Table = text.parse().map_err(|e: toml::de::Error| e.to_string())?;
@@ -96,7 +95,7 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-/// As attic words a server's answer.
+/// The wording of attic for a server's answer.
 fn words(error: &CacheError) -> String {
     match error.status {
         Some(401) => "Unauthorized: Unauthorized.".to_owned(),
@@ -157,7 +156,7 @@ fn base(path: &str) -> &str {
     path.rsplit('/').next().unwrap()
 }
 
-/// The whole batch fails when one of its paths is not valid, as attic's does.
+/// As with attic, the whole batch fails when one of its paths is not valid.
 fn upload(reference: &str, paths: &[String]) -> Result<bool, String> {
     let client = client(reference)?;
     let var = |name: &str, otherwise: &str| std::env::var(name).unwrap_or_else(|_| otherwise.to_owned());

@@ -59,7 +59,7 @@ impl ScriptedDaemon {
         Self { dir, runtime: Some(runtime), shutdown, server: Some(server), seen }
     }
 
-    /// Always the same reply.
+    /// Always sends the same reply.
     pub fn saying(reply: Reply) -> Self {
         Self::new(move |incoming| incoming.responder.reply(reply.clone()))
     }
@@ -76,7 +76,7 @@ impl ScriptedDaemon {
         ctl(&self.socket(), args)
     }
 
-    /// Ends at once, leaving its socket file behind.
+    /// Ends at once and leaves its socket file behind.
     fn die(mut self) -> TempDir {
         self.runtime.take().unwrap().shutdown_timeout(Duration::from_secs(10));
         std::mem::replace(&mut self.dir, tempfile::tempdir().unwrap())

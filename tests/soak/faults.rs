@@ -1,4 +1,4 @@
-//! The laboratory's rooms without its scenarios.
+//! The parts of the fault tests that the soak test uses.
 
 #[path = "../it/faults/proxy.rs"]
 pub mod proxy;

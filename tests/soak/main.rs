@@ -1,7 +1,6 @@
-//! The soak: for so many minutes everything at once that the laboratory does
-//! one at a time. Builds in sessions, faults, collections, kills and stops; the
-//! daemon's memory and descriptors are written down all the while. Run by hand,
-//! through `tests/soak.sh MINUTES`; the table it leaves is plotted there.
+//! The soak test: for the given number of minutes all faults at the same time. Builds in sessions,
+//! network faults, collections, kills and stops; the daemon's memory and descriptors are recorded.
+//! Run by hand with `tests/soak.sh MINUTES`, which plots the record.
 
 #![allow(
     clippy::unwrap_used,
@@ -26,13 +25,13 @@ use std::time::{Duration, Instant};
 use faults::proxy::{Call, Fault, Kind};
 use faults::{COLLECTED, Dice, Rig, set, until};
 
-/// What `--strict` makes of the end of a session: some failed, some are
-/// pending, nobody answers.
+/// The exit statuses that `session end --strict` may have here: paths failed, paths pending, no
+/// daemon.
 const PARTLY: i32 = 3;
 const PENDING: i32 = 4;
 const NOBODY: i32 = 5;
 
-/// What the uploads and questions meet, in turn by lot.
+/// The faults that uploads and questions meet, chosen at random.
 const WEATHER: &[(&str, Fault)] = &[
     ("fair", Fault::Pass),
     ("fair", Fault::Pass),
@@ -65,7 +64,7 @@ fn main() {
     std::thread::scope(|scope| {
         scope.spawn(|| sample(&over, &pid, &table, end));
         let site = rig.site.clone();
-        // flywheelctl sessions around builds, two at a time.
+        // Sessions around builds, two at a time.
         for lane in 0..2_u64 {
             let (site, socket) = (site.clone(), rig.daemon.socket());
             let (over, done) = (&over, &done);
@@ -82,7 +81,8 @@ fn main() {
                     site.build(&build);
                     let session = status.out.trim().to_owned();
                     if !session.is_empty() {
-                        // Its anchor, which is this process, lives on: nobody else ends it.
+                        // The session's anchor is this process, which lives on, so nothing else
+                        // ends the session.
                         until("somebody hears of the session's end", || {
                             let end = ["--strict", "session", "end", &session, "--timeout", "3s"];
                             let code = faults::client(&socket, &end).code;
@@ -102,8 +102,9 @@ fn main() {
                 let said = String::from_utf8_lossy(&gc.stderr);
                 match gc.status.code() {
                     Some(0) => done_too.lock().unwrap().collections += 1,
-                    // Nix 2.8's collector now and then aborts when another Nix is busy
-                    // ("terminate called without an active exception"): not ours to judge.
+                    // The collector of Nix 2.8 sometimes aborts when another Nix is busy
+                    // ("terminate called without an active exception"); that is not this test's
+                    // concern.
                     None => {
                         eprintln!("the collector died ({}): {said}", gc.status);
                         done_too.lock().unwrap().collector_deaths += 1;
@@ -118,14 +119,14 @@ fn main() {
             let mut lots = Dice::like(&dice, 7);
             rig.proxy.rule(move |call: &Call| {
                 let hit = matches!(call.kind, Kind::Upload | Kind::Missing) && lots.below(3) == 0;
-                // Refused for good is a path, never a question.
+                // Only paths are refused for good, never questions.
                 let for_good = matches!(name, "413" | "400");
                 if hit && (call.kind == Kind::Upload || !for_good) { fault } else { Fault::Pass }
             });
             done.lock().unwrap().weather += 1;
             std::thread::sleep(Duration::from_millis(500 + dice.below(4_000)));
             if name == "401" {
-                // As after a renewed token: otherwise the cache is looked at once a minute.
+                // As after a renewed token: otherwise the cache is asked only once a minute.
                 rig.proxy.pass();
                 rig.daemon.ctl(&["reload"]);
             }
@@ -187,7 +188,7 @@ struct Done {
     outages: u32,
 }
 
-/// Twice a second: seconds, MiB resident, open descriptors, threads, start of the process.
+/// Twice a second: seconds, MiB resident, open descriptors, threads, start time of the process.
 fn sample(over: &AtomicBool, pid: &AtomicU32, table: &std::path::Path, end: Instant) {
     let begin = Instant::now();
     let mut text = String::from("#seconds\tMiB\tdescriptors\tthreads\tpid\n");

@@ -47,7 +47,7 @@ impl Bench {
     }
 
     fn temp(&self) -> String {
-        let file = self.dir.path().join("temp_roots").join(std::process::id().to_string());
+        let file = self.dir.path().join("temproots").join(std::process::id().to_string());
         std::fs::read_to_string(file).unwrap_or_default()
     }
 }
@@ -93,7 +93,7 @@ fn a_lost_way_is_made_again_with_all_that_is_held() {
     let mut bench = bench();
     bench.take(0, 1);
     bench.take(0, 2);
-    let dir = bench.dir.path().join("temp_roots");
+    let dir = bench.dir.path().join("temproots");
     std::fs::remove_file(dir.join(std::process::id().to_string())).unwrap();
     bench.state.look_after();
     let temp = bench.temp();

@@ -44,7 +44,7 @@ impl FileRoots {
             .truncate(false)
             .mode(0o600)
             .open(state_dir.join("gc.lock"))?;
-        let dir = state_dir.join("temp_roots");
+        let dir = state_dir.join("temproots");
         std::fs::create_dir_all(&dir)?;
         let path = dir.join(std::process::id().to_string());
         for _ in 0..TRIES {

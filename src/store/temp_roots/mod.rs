@@ -47,7 +47,7 @@ impl TempRoots {
         let open = |way| Self { way, store_dir: store_dir.clone() };
         let file = match FileRoots::open(state_dir) {
             Ok(roots) => return Ok(open(Way::File(roots))),
-            Err(error) => format!("{}: {error}", state_dir.join("temp_roots").display()),
+            Err(error) => format!("{}: {error}", state_dir.join("temproots").display()),
         };
         match DaemonConnection::connect(socket) {
             Ok(roots) => Ok(open(Way::Daemon(roots, socket.to_owned()))),

@@ -1,5 +1,5 @@
-//! The attic client that the daemon keeps: had without being built, tried
-//! before it is used, protected, and there again after everything.
+//! The attic client that the daemon keeps: obtained without a build, tried before it is used,
+//! protected from collection, and found again after a restart.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -12,8 +12,8 @@ use crate::support::daemon::Daemon;
 use crate::support::multiuser::NixDaemon;
 use crate::support::nix::PrivateNix;
 
-/// A daemon with a cache apart from it, that Nix substitutes from, and a client
-/// that nobody has built yet.
+/// A daemon with a cache outside of it that Nix substitutes from, and a client that is not built
+/// yet.
 fn start(more: &str) -> (Daemon, StandaloneCache, FakeAttic) {
     let nix = PrivateNix::new();
     let cache = StandaloneCache::start(&nix, |_| {});
@@ -29,13 +29,13 @@ fn start(more: &str) -> (Daemon, StandaloneCache, FakeAttic) {
 #[test]
 fn the_first_pipeline_builds_it_and_the_second_substitutes_it() {
     let (mut daemon, cache, fake) = start("");
-    // Nobody has it, and nobody builds it.
+    // No cache has the client, and the daemon does not build it.
     let absent = until_client(&daemon, "absent");
     let error = absent["error"].as_str().unwrap();
     assert!(error.contains("no substituter has it"), "{absent}");
     assert_eq!(absent["path"], Value::Null);
 
-    // A job that builds it makes it available in the middle of that job.
+    // A job builds the client, and it is available while that job goes on.
     let session = daemon.session(&["--label", "pipeline 1"]);
     let path = fake.built(&daemon.nix);
     let ready = until_client(&daemon, "ready");
@@ -52,7 +52,7 @@ fn the_first_pipeline_builds_it_and_the_second_substitutes_it() {
     );
     assert!(cache.main().has(&path));
 
-    // The next host: nothing in its store, nothing in its state.
+    // Another host: its store and its state are empty.
     daemon.stop();
     daemon.nix.wipe();
     std::fs::remove_dir_all(daemon.state_dir()).unwrap();
@@ -62,7 +62,7 @@ fn the_first_pipeline_builds_it_and_the_second_substitutes_it() {
     assert_eq!(ready["path"], format!("{path}/bin/attic"));
     assert!(Path::new(&path).exists(), "Nix has substituted it");
     assert!(daemon.log().contains("the attic client is ready"), "{}", daemon.log());
-    // It was tried before it was used.
+    // The client was tried before it was used.
     let runs = fake.runs().join("\n");
     assert!(runs.contains("--version") && runs.contains("cache info main:main"), "{runs}");
 }
@@ -80,7 +80,7 @@ fn collection_does_not_take_it_and_a_restart_finds_it() {
     assert!(gc(&daemon), "while the daemon runs");
     daemon.stop();
     assert!(gc(&daemon), "while it does not");
-    // With nothing to be had anywhere, the one of before is used.
+    // Nothing can be fetched, so the previous client is used.
     daemon.nix.configure("substitute = false");
     fake.release("2");
     daemon.up();
@@ -151,7 +151,7 @@ fn a_store_path_and_a_program_that_is_there() {
         daemon.stop();
         std::fs::remove_dir_all(daemon.state_dir()).unwrap();
     }
-    // One that is nowhere is said to be.
+    // A client that does not exist is reported.
     let gone = format!("{}/00000000000000000000000000000000-attic", daemon.nix.store_dir().display());
     daemon.configure(&format!("{}[client]\ninstallable = \"{gone}\"\n", cache.caches(&cache.url())));
     daemon.up();
@@ -199,7 +199,7 @@ fn a_job_calls_it_and_sees_no_token() {
     let shown = daemon.ctl(&["client", "status"]);
     assert!(shown.out.contains("client: ready") && shown.out.contains("attic 1"), "{shown:?}");
 
-    // The daemon's own configuration is for nobody else, and holds no token either.
+    // Only the service can read the configuration, and it does not contain the token.
     let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
     let config = run.join("attic/attic/config.toml");
     assert_eq!((mode(&run.join("attic")), mode(&config)), (0o700, 0o600));
@@ -210,8 +210,8 @@ fn a_job_calls_it_and_sees_no_token() {
     }
 }
 
-/// As the service does without being root: the link is made by us, and the
-/// nix-daemon registers it.
+/// As the service does without root: the daemon makes the link, and the nix-daemon registers it as
+/// a GC root.
 #[test]
 fn through_a_nix_daemon_it_is_a_root_as_well() {
     let nix = PrivateNix::new();

@@ -1,6 +1,5 @@
-//! `engine = "attic"`: what is built goes through the owned client, as surely
-//! as through our own uploads. What is in the cache decides, never the
-//! client's word.
+//! `engine = "attic"`: paths go through the attic client as surely as through the native uploads.
+//! The cache's contents decide what is pushed, never the client's output.
 
 use std::path::Path;
 
@@ -11,7 +10,7 @@ use crate::support::cache::{StandaloneCache, UploadGate};
 use crate::support::daemon::{Daemon, secret_file};
 use crate::support::nix::PrivateNix;
 
-/// A daemon that pushes through a client; the client is not built yet.
+/// A daemon that pushes through a client that is not built yet.
 struct Rig {
     daemon: Daemon,
     cache: StandaloneCache,
@@ -34,7 +33,7 @@ impl Rig {
         Self { daemon, cache, gate, fake }
     }
 
-    /// The same with the client there.
+    /// The same with the client built.
     fn ready(more: &str) -> Self {
         let rig = Self::new(more);
         rig.fake.built(&rig.daemon.nix);
@@ -43,7 +42,7 @@ impl Rig {
         rig
     }
 
-    /// Builds so many paths at once; one of them is called `odd`.
+    /// Builds this number of paths in one command; one of them is called `odd`.
     fn build(&self, count: usize, odd: &str) -> Vec<String> {
         let name = |n: usize| if n == count / 2 { odd.to_owned() } else { format!("path-{n}") };
         let all: Vec<String> = (0..count)
@@ -55,8 +54,8 @@ impl Rig {
     }
 }
 
-/// Phase 2b: the job that builds the client is not held up, and everything it
-/// built, the client included, is pushed as soon as the client is there.
+/// Phase 2b: the job that builds the client does not wait, and everything that it built, the client
+/// included, is pushed when the client is ready.
 #[test]
 fn without_a_client_the_queue_holds_until_a_job_builds_it() {
     let rig = Rig::new("");
@@ -73,12 +72,12 @@ fn without_a_client_the_queue_holds_until_a_job_builds_it() {
     );
     let reason = status["cache"][0]["reason"].as_str().unwrap();
     assert!(reason.starts_with("waiting for the attic client"), "{status}");
-    // An end that does not wait says so, and that nothing is lost.
+    // A session end that does not wait says so, and that nothing is lost.
     let told = rig.daemon.end(&session, &["--timeout", "1s"]);
     assert_eq!((&told["outcome"], &told["waited_for_client"]), (&"pending".into(), &true.into()), "{told}");
     assert!(told["warnings"][0].as_str().unwrap().starts_with("waiting for the attic client"), "{told}");
     assert_eq!(rig.gate.came().len(), 0);
-    // It waits, it is not tried again and again.
+    // The queue waits; there are no repeated tries.
     assert!(
         !rig.daemon.log().contains("an upload failed") && !rig.daemon.log().contains("has not done its work")
     );
@@ -98,7 +97,7 @@ fn without_a_client_the_queue_holds_until_a_job_builds_it() {
     assert_eq!(rig.cache.main().having(&early), [true; 3]);
     rig.cache.main().assert_closed();
 
-    // A session after that went with it from the beginning: 2a.
+    // A later session used the client from its beginning (phase 2a).
     let third = rig.daemon.session(&[]);
     rig.build(1, "third");
     let summary = rig.daemon.end(&third, &[]);
@@ -121,7 +120,7 @@ fn references_come_first_and_nix_takes_it_all_back() {
         .remove(0);
     let summary = rig.daemon.end(&session, &["--push", &top]);
     assert_eq!((&summary["outcome"], &summary["pushed"]), (&"complete".into(), &12.into()), "{summary}");
-    // As they came to the server: each after the one that it refers to.
+    // In the order of arrival at the server, each path comes after the one that it refers to.
     let order: Vec<String> =
         rig.gate.came().iter().filter_map(|b| b[33..].strip_prefix("c-").map(str::to_owned)).collect();
     assert_eq!(order, (0..12).map(|n| n.to_string()).collect::<Vec<_>>());
@@ -133,10 +132,10 @@ fn references_come_first_and_nix_takes_it_all_back() {
 #[test]
 fn one_bad_path_in_fifty_costs_itself_only() {
     let mut rig = Rig::ready("");
-    // attic gives up a whole run for one such path, and does not say which.
+    // attic gives up a whole run for one refused path, and does not say which.
     rig.fake.mode("poison odd-one");
     let session = rig.daemon.session(&[]);
-    // All at once, so that it is in company.
+    // All paths at once, so that the odd one is in a run with others.
     rig.daemon.stop();
     let paths = rig.build(50, "odd-one");
     rig.daemon.up();
@@ -157,7 +156,7 @@ fn one_bad_path_in_fifty_costs_itself_only() {
     assert!(failed["error"].as_str().unwrap().contains("something about one of the paths"), "{summary}");
     let expected: Vec<bool> = (0..50).map(|n| n != 25).collect();
     assert_eq!(rig.cache.main().having(&paths), expected);
-    // Mended, it is taken up again.
+    // After the repair the path is pushed.
     rig.fake.mode("");
     let pushed = rig.daemon.json(&["push", "--wait", &paths[25]]);
     assert_eq!((&pushed["outcome"], &pushed["pushed"]), (&"complete".into(), &1.into()), "{pushed}");
@@ -173,16 +172,16 @@ fn a_path_that_the_server_refuses_is_told_by_its_own_line() {
     assert_eq!((&summary["pushed"], &summary["failed_total"]), (&5.into(), &1.into()), "{summary}");
     assert_eq!(summary["failed"][0]["class"], "too-large", "{summary}");
     assert_eq!(rig.cache.main().having(&paths).iter().filter(|has| **has).count(), 5);
-    // Once, not again and again.
+    // Once, and not again and again.
     assert_eq!(rig.gate.came().iter().filter(|base| base.ends_with("-huge")).count(), 1);
-    // Its lines are in the log with the path.
+    // The client's lines are in the log, with the path.
     let log = rig.daemon.log();
     let line = log.lines().find(|l| l.contains("attic: failed")).unwrap_or_else(|| panic!("{log}"));
     assert!(line.contains("-huge") && line.contains("413"), "{line}");
 }
 
-/// A client that crashes, says nothing that can be read, or claims what is not
-/// so: the cache is asked, and nothing is called pushed that is not there.
+/// A client that crashes, prints nonsense, or claims success falsely: the cache is asked, and
+/// nothing counts as pushed that is not there.
 #[test]
 fn a_client_that_crashes_or_prints_nonsense_or_lies() {
     let rig = Rig::ready("");
@@ -229,7 +228,7 @@ fn a_client_that_hangs_is_killed_and_the_paths_go_with_the_next() {
     assert!(alive.is_empty(), "{alive:?}");
 }
 
-/// Process numbers of the client's runs that still run.
+/// Process numbers of the client's running processes.
 fn hanging(fake: &FakeAttic) -> Vec<String> {
     let pids = fake.runs().into_iter().filter_map(|run| run.split(' ').next().map(str::to_owned));
     let is_fake = |pid: &String| {
@@ -249,14 +248,14 @@ fn no_process_of_the_client_outlives_the_daemon() {
         if kill {
             rig.daemon.kill();
         } else {
-            // Twice: the second ends at once.
+            // A second SIGTERM ends the daemon at once.
             rig.daemon.signal(rustix::process::Signal::TERM);
             until("the end to begin", || rig.daemon.log().contains("stopping:").then_some(()));
             rig.daemon.signal(rustix::process::Signal::TERM);
             rig.daemon.ended();
         }
         until("the client's end", || hanging(&rig.fake).is_empty().then_some(()));
-        // And what it had in hand goes on in the next life.
+        // The paths of that run are pushed after the next start.
         rig.fake.mode("");
         rig.daemon.up();
         until_client(&rig.daemon, "ready");
@@ -269,7 +268,7 @@ fn no_process_of_the_client_outlives_the_daemon() {
 #[test]
 fn a_deleted_client_holds_the_queue_until_it_is_back() {
     let rig = Rig::ready("");
-    // Somebody deletes it by force.
+    // The client is deleted by force.
     let path = rig.daemon.status()["client"]["path"].as_str().unwrap().to_owned();
     let package = Path::new(&path).parent().unwrap().parent().unwrap();
     let away = rig.daemon.nix.path().join("away");
@@ -284,7 +283,7 @@ fn a_deleted_client_holds_the_queue_until_it_is_back() {
     assert_eq!((&summary["outcome"], &summary["pushed"]), (&"complete".into(), &2.into()), "{summary}");
 }
 
-/// The token is renewed in its file: the next run of the client has the new one.
+/// The token changes in its file: the next run of the client uses the new one.
 #[test]
 fn a_token_is_renewed_and_never_seen() {
     let nix = PrivateNix::new();
@@ -302,7 +301,8 @@ fn a_token_is_renewed_and_never_seen() {
     let mut daemon = Daemon::prepare(nix, &config);
     daemon.env = environment(&daemon.nix);
     daemon.up();
-    // The client is there and cannot be tried: the cache refuses it as it refuses us.
+    // The client is there and cannot be tried: the cache refuses its token, as it refuses the
+    // daemon's.
     let waiting = until("the refusal", || {
         let client = daemon.status()["client"].clone();
         client["error"].as_str().is_some_and(|error| error.contains("401")).then_some(client)
@@ -326,7 +326,8 @@ fn a_token_is_renewed_and_never_seen() {
     }
 }
 
-/// A token that is in no file gets one, for one user, and goes nowhere else.
+/// A token that is in no file is written to one that only the service can read, and to no other
+/// place.
 #[test]
 fn a_token_from_the_environment() {
     use std::os::unix::fs::PermissionsExt as _;

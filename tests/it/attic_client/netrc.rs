@@ -1,5 +1,5 @@
-//! The other half: what was pushed comes back, also from a private cache. What
-//! `nix-conf` prints is given to a real Nix, and so is the netrc file.
+//! Reading the cache, also a private one: a real Nix uses the lines of `nix-conf` and the netrc
+//! file.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use crate::support::cache::StandaloneCache;
 use crate::support::daemon::{CommandResult, Daemon, secret_file};
 use crate::support::nix::PrivateNix;
 
-/// A daemon before a private cache, with a pull token and a netrc file to keep.
+/// A daemon with a private cache, a pull token and a netrc file to keep.
 struct Rig {
     daemon: Daemon,
     cache: StandaloneCache,
@@ -77,7 +77,7 @@ fn nix_reads_a_private_cache_with_what_is_printed() {
             rig.netrc.display()
         )
     );
-    // Before: this host's Nix knows nothing of it. It could be read, though.
+    // This host's Nix does not use the cache yet, but could read it.
     let before = rig.nix_status();
     let server = &before["servers"][0];
     assert_eq!(
@@ -103,7 +103,7 @@ fn nix_reads_a_private_cache_with_what_is_printed() {
     };
     rig.daemon.stop();
     rig.daemon.nix.wipe();
-    // Without the file it is what users found: not read, and rebuilt.
+    // Without the netrc file Nix cannot read the cache and builds again.
     let aside = rig.netrc.with_extension("aside");
     std::fs::rename(&rig.netrc, &aside).unwrap();
     assert!(!take(&rig).0);
@@ -126,13 +126,13 @@ fn the_netrc_file_follows_the_token_and_keeps_its_rights() {
     assert!(!text.contains(&rig.cache.token()), "never the push token");
     let printed = rig.daemon.ctl(&["nix-conf", "--netrc"]);
     assert_eq!((printed.code, printed.out.as_str()), (0, text.as_str()));
-    // Renewed: the file has the new one within seconds, whole.
+    // The token changes: the file has the new one within seconds, and is never half written.
     secret_file(&rig.pull, "new.pull.token");
     let text = until("the new token", || {
         std::fs::read_to_string(&rig.netrc).ok().filter(|text| text.contains("new.pull.token"))
     });
     assert!(!text.contains(&rig.cache.pull_token()), "{text}");
-    // The cache does not take that one, which is said with what it says.
+    // The cache refuses that token; the status quotes its answer.
     let status = rig.nix_status();
     let server = &status["servers"][0];
     assert_eq!(server["readable"], false, "{status}");

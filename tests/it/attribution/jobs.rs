@@ -1,7 +1,6 @@
-//! Several jobs at once, each a process tree of its own, on one store: every
-//! built path belongs to the job that had it built, by process evidence, and
-//! none to another one. Nix itself says who built what: it tells the client
-//! whose goal it was.
+//! Several jobs at once on one store, each a process tree of its own: every built path belongs to
+//! the job that built it, with evidence `process`, and to no other. Nix itself says who built what:
+//! it tells the client whose goal it was.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
@@ -14,16 +13,17 @@ use crate::support::daemon::{Daemon, EMBEDDED};
 use crate::support::multiuser::NixDaemon;
 use crate::support::nix::PrivateNix;
 
-/// Builds of each job's own; and those that every job wants.
+/// The number of builds of each job alone, and of builds that all jobs want.
 const OWN: usize = 4;
 const COMMON: usize = 3;
 
-/// How long a build takes at least, in milliseconds: as long as real ones, which
-/// start some hundred processes; and hardly at all.
+/// The shortest time that a build takes, in milliseconds: as long as real builds, which start some
+/// hundred processes; and close to nothing.
 const REAL: u32 = 300;
 const TINY: u32 = 10;
 
-/// Own derivations in a chain, every one on a common one, and a source each.
+/// An expression: a chain of the job's own derivations, each of which needs a common one, and a
+/// source for each.
 fn expression(job: usize, round: usize, ms: u32) -> String {
     format!(
         r#"let
@@ -121,7 +121,7 @@ impl Site {
         self.daemon.nix.path().join("binary")
     }
 
-    /// Outputs of what Nix told job `k` that it builds for it.
+    /// The outputs that Nix told job `k` it builds.
     fn built_for(&self, k: usize) -> BTreeSet<String> {
         let mut outputs = BTreeSet::new();
         for round in 1..=2 {
@@ -137,7 +137,7 @@ impl Site {
     }
 }
 
-/// What each job is to substitute: made, put into a binary cache, deleted.
+/// Makes what each job will substitute: built, copied into a binary cache, deleted.
 fn substitutes(nix: &PrivateNix, jobs: usize) -> Vec<String> {
     let binary = format!("file://{}", nix.path().join("binary").display());
     (0..jobs)
@@ -151,7 +151,7 @@ fn substitutes(nix: &PrivateNix, jobs: usize) -> Vec<String> {
         .collect()
 }
 
-/// Kind of path → (by process, by another evidence in its own job, in no session).
+/// Kind of path → counts: by `process`, by other evidence in its own job, in no session.
 type Shares = BTreeMap<&'static str, [usize; 3]>;
 
 fn many_jobs(jobs: usize, multi_user: bool, ms: u32) {
@@ -222,11 +222,9 @@ fn many_jobs(jobs: usize, multi_user: bool, ms: u32) {
             "{kind}, {jobs} jobs, builds of {ms} ms, {what}: {process} process, {other} window or shared, {nobody} nobody's"
         );
     }
-    // Reading the kernel's table of locks can take longer than a tiny build, on a
-    // busy machine even ten times as long (see src/attribution/witness/table.rs).
-    // And where many wait for one build, one may try in vain just when it ends:
-    // a moment before, its file is closed by nobody knows whom. What is not
-    // known is shared, and still no other job's alone.
+    // On a busy machine, reading the kernel's table of locks can take ten times as long as a tiny
+    // build. Where many processes wait for one build, the holder may be gone when it is looked
+    // for. What is not known is shared, and never attributed to another job alone.
     assert!(shares.values().all(|[_, _, nobody]| *nobody == 0), "{shares:?}");
     if ms >= REAL {
         assert_eq!(shares["built"], [2 * jobs * OWN, 0, 0], "{shares:?}");
@@ -253,13 +251,13 @@ fn ten_jobs_through_the_nix_daemon() {
     many_jobs(10, true, REAL);
 }
 
-/// Builds that are over before anybody can look: never another job's.
+/// Builds that end before anybody can look at them are never attributed to another job.
 #[test]
 fn ten_jobs_whose_builds_take_milliseconds() {
     many_jobs(10, true, TINY);
 }
 
-/// What somebody else builds while a session is open is not the session's.
+/// A path that another process builds while a session is open does not belong to the session.
 #[test]
 fn a_path_built_outside_of_all_sessions_belongs_to_none() {
     let site = Site::new(true, |_| {});

@@ -1,5 +1,4 @@
-//! What attribution is good for beside sessions: paths of no session go where
-//! their maker's go; and a job that is known by its control group alone.
+//! Routes by a path's maker, and a job that is recognized by its control group alone.
 
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -41,7 +40,7 @@ fn a_path_of_no_session_follows_the_route_of_its_maker() {
     assert_eq!(daemon.cache("untrusted").names(), ["of-nobody"]);
 }
 
-/// A control group of the test's own, in whichever version there is.
+/// A control group of this test, in the version that the host has.
 struct Group(PathBuf);
 
 impl Group {
@@ -57,7 +56,7 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // Empty as soon as the last of its processes has been taken notice of.
+        // The group is empty when the last of its processes has been waited for.
         for _ in 0..500 {
             if std::fs::remove_dir(&self.0).is_ok() {
                 return;
@@ -67,8 +66,8 @@ impl Drop for Group {
     }
 }
 
-/// A build that has lost its parents and its process session, in the job's
-/// control group; another job is open as well.
+/// A build without its parents and process session, in the job's control group, while another job
+/// is open.
 #[test]
 fn an_orphaned_process_is_found_by_its_control_group() {
     let Some(group) = Group::new() else {
@@ -100,7 +99,7 @@ fn an_orphaned_process_is_found_by_its_control_group() {
     }
 }
 
-/// The hook, whatever is at its socket: it succeeds and says nothing.
+/// The hook succeeds and prints nothing, whatever listens on its socket.
 #[test]
 fn the_hook_fails_no_build() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
-//! The end of a session when something comes in between: the daemon stopped,
-//! halted, or asked again; and the progress that is shown meanwhile.
+//! The end of a session when the daemon is stopped, halted or asked again meanwhile; and the
+//! progress that is shown.
 
 use std::process::{Child, Command, Stdio};
 
@@ -11,13 +11,13 @@ use crate::support::cache::{StandaloneCache, UploadGate};
 use crate::support::daemon::{CommandResult, Daemon};
 use crate::support::nix::PrivateNix;
 
-/// A daemon whose uploads wait behind a closed gate, and a session with one
-/// built path that waits there.
+/// A daemon whose uploads are held by a closed gate, and a session with one built path that waits
+/// there.
 fn held() -> (Daemon, StandaloneCache, UploadGate, String) {
     let nix = PrivateNix::new();
     let cache = StandaloneCache::start(&nix, |_| ());
     let gate = cache.gate();
-    // What is under way when the daemon is stopped never ends by itself here.
+    // An upload that runs when the daemon is stopped does not end by itself in this test.
     let config = format!("{}\n[drain]\ntimeout = \"1s\"\n", cache.config_at(&gate.url()));
     let daemon = Daemon::start(nix, &config);
     gate.close();
@@ -36,7 +36,7 @@ fn said(child: Child) -> CommandResult {
     CommandResult::of(&child.wait_with_output().unwrap())
 }
 
-/// Also what was warned of, and also after a restart.
+/// The warnings are the same too, also after a restart.
 #[test]
 fn ending_twice_says_the_same() {
     let mut daemon = Daemon::embedded();
@@ -50,7 +50,7 @@ fn ending_twice_says_the_same() {
     assert_eq!(daemon.end(&session, &[]), first);
 }
 
-/// SIGSTOP: nobody can tell it from a daemon that hangs.
+/// SIGSTOP: the daemon looks like one that hangs.
 #[test]
 fn a_daemon_that_is_halted_meanwhile_fails_no_job_and_goes_on_afterwards() {
     let (daemon, cache, gate, session) = held();
@@ -62,12 +62,9 @@ fn a_daemon_that_is_halted_meanwhile_fails_no_job_and_goes_on_afterwards() {
     until_state(&daemon, &session, "draining");
     daemon.signal(Signal::STOP);
     let [lenient, strict] = short.map(said);
-    // They may have had their truthful answer just before.
-    if lenient.out.is_empty() {
-        assert!(lenient.err.contains("does not answer"), "{lenient:?}");
-    } else {
-        assert_eq!(lenient.json()["outcome"], "pending", "{lenient:?}");
-    }
+    // They may have had their answer just before.
+    let outcome = lenient.json()["outcome"].as_str().unwrap().to_owned();
+    assert!(["pending", "unreachable"].contains(&outcome.as_str()), "{lenient:?}");
     assert_eq!(lenient.code, 0, "{lenient:?}");
     assert!(matches!(strict.code, 4 | 5), "{strict:?}");
     daemon.signal(Signal::CONT);
@@ -78,37 +75,37 @@ fn a_daemon_that_is_halted_meanwhile_fails_no_job_and_goes_on_afterwards() {
     assert!(cache.main().names().contains(&"held".to_owned()));
 }
 
-/// SIGTERM: who waits is told what is pending, and the next start goes on.
+/// SIGTERM: waiting callers are told what is pending, and the next start goes on.
 #[test]
 fn a_daemon_that_is_stopped_meanwhile_tells_the_truth_and_goes_on_afterwards() {
     let (mut daemon, _cache, gate, session) = held();
     for n in 0..3 {
         daemon.nix.build(&PrivateNix::shell(&format!("more-{n}"), "echo 1 > $out"));
     }
-    let waits = [ends(&daemon, &[&session]), ends(&daemon, &["--strict", &session])];
+    let first = ends(&daemon, &[&session]);
     until_state(&daemon, &session, "draining");
+    // The stop may come before this one is heard; then no daemon answers it.
+    let second = ends(&daemon, &["--strict", &session, "--timeout", "5s"]);
     daemon.stop();
-    for (waits, codes) in waits.into_iter().zip([&[0][..], &[4, 5]]) {
-        let said = said(waits);
-        assert!(codes.contains(&said.code), "{said:?}");
-        if !said.out.is_empty() {
-            assert_eq!(said.json()["outcome"], "pending", "{said:?}");
-        }
-    }
+    let first = said(first);
+    assert_eq!((first.code, &first.json()["outcome"]), (0, &"pending".into()), "{first:?}");
+    let second = said(second);
+    let outcome = second.json()["outcome"].as_str().unwrap().to_owned();
+    assert!(matches!((second.code, outcome.as_str()), (4, "pending") | (5, _)), "{second:?}");
     gate.open();
     daemon.up();
     let summary = daemon.end(&session, &[]);
     assert_eq!((&summary["outcome"], &summary["pushed"]), (&"complete".into(), &4.into()), "{summary}");
 }
 
-/// A bar on a terminal; elsewhere nothing that fills a log: a line every ten
-/// seconds, so none in a shorter wait.
+/// A progress bar on a terminal. Elsewhere only one line every ten seconds, so none in a shorter
+/// wait.
 #[test]
 fn progress_is_a_bar_on_a_terminal_only() {
     let (daemon, _cache, gate, session) = held();
     let piped = ends(&daemon, &[&session]);
     until_state(&daemon, &session, "draining");
-    // `script` gives it a terminal; the bar's first stroke opens the gate.
+    // `script` provides the terminal; the bar's first output opens the gate.
     let ctl = env!("CARGO_BIN_EXE_flywheelctl");
     let mut script = Command::new("script");
     script.args(["-qfec", &format!("{ctl} session end {session}"), "/dev/null"]);

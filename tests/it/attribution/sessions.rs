@@ -1,5 +1,5 @@
-//! How sessions end: with their job, after it, by somebody else, over a
-//! restart, many at once; and the hook.
+//! How sessions end: with their job, after it, by another user, over a restart, many at once; and
+//! Nix's post-build hook.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::symlink;
@@ -20,7 +20,7 @@ use crate::support::multiuser::NixDaemon;
 use crate::support::nix::{PrivateNix, in_chroot};
 use crate::support::users::{as_nobody, can_switch_user, nobodys_client, open_to_all};
 
-/// A shell that is a job: in a process group of its own.
+/// Starts a shell in a process group of its own, as a job.
 pub fn job(daemon: &Daemon, script: &str, env: &[(&str, &str)]) -> Child {
     let mut shell = daemon.nix.command("sh");
     shell.args(["-c", script]).env("FLYWHEEL_SOCKET", daemon.socket()).envs(env.iter().copied());
@@ -37,7 +37,7 @@ pub fn until_state(daemon: &Daemon, session: &str, state: &str) -> Value {
     detail
 }
 
-/// How the path whose name ends so came to the session.
+/// The evidence for the session's path whose name ends like this.
 pub fn evidence(detail: &Value, end: &str) -> String {
     let paths = detail["paths"].as_array().unwrap();
     let path = paths.iter().find(|p| p["path"].as_str().unwrap().ends_with(end));
@@ -69,8 +69,8 @@ fn a_killed_job_is_abandoned_and_its_paths_are_pushed() {
     assert!(daemon.main().has(&made));
 }
 
-/// The shape of GitLab's shell executor: the job's shell is gone when another
-/// one runs `after_script`, which knows only the job.
+/// As GitLab's shell executor does it: the job's shell has ended when another one runs
+/// `after_script`, which knows only the job's variables.
 #[test]
 fn a_job_that_ends_its_session_from_another_shell_is_not_abandoned() {
     let daemon = Daemon::embedded();
@@ -86,7 +86,7 @@ fn a_job_that_ends_its_session_from_another_shell_is_not_abandoned() {
         assert_eq!((&summary["session"], &summary["state"]), (&session.as_str().into(), &"closed".into()));
         assert_eq!((&summary["pushed"], &summary["outcome"]), (&1.into(), &"complete".into()), "{summary}");
     }
-    // Another job has nothing to end here.
+    // Another job's `session end` takes the only open session.
     let other = [("GITLAB_CI", "true"), ("CI_JOB_ID", "78")];
     let open = daemon.session(&[]);
     let after = job(&daemon, "exec \"$CTL\" --strict session end", &other);
@@ -109,7 +109,7 @@ fn a_job_that_died_while_the_daemon_was_away_is_abandoned() {
     daemon.up();
     until_state(&daemon, &session, "abandoned");
     assert_eq!(daemon.json(&["session", "show", &other])["session"]["state"], "open");
-    // Its process is watched again.
+    // The daemon watches the anchor again.
     lives.stdin.take().unwrap().write_all(b"\n").unwrap();
     lives.wait().unwrap();
     until_state(&daemon, &other, "abandoned");
@@ -145,7 +145,7 @@ fn another_user_cannot_end_a_session() {
     let only = as_nobody(&daemon, &["--strict", "session", "end"]);
     assert_eq!(only.code, 5, "{only:?}");
     assert_eq!(daemon.json(&["session", "show", &session])["session"]["state"], "open");
-    // But whoever it belongs to may, from any shell, by the variable.
+    // The session's own user may end it, from any shell, by the variable.
     let mut mine = job(&daemon, "exec \"$CTL\" --json session end", &[("FLYWHEEL_SESSION", &session)]);
     assert!(mine.wait().unwrap().success());
     assert_eq!(daemon.json(&["session", "show", &session])["session"]["state"], "closed");
@@ -157,7 +157,7 @@ fn a_small_flush_passes_a_large_backlog() {
     let cache = StandaloneCache::start(&nix, |_| ());
     let gate = cache.gate();
     let daemon = Daemon::start(nix, &cache.config_at(&gate.url()));
-    // The backlog is never let through: every upload of it waits behind the gate's rule.
+    // The backlog is never pushed: each of its uploads is held by the gate's rule.
     gate.close();
     let large = "let d = n: derivation { name = \"large-${toString n}\"; system = builtins.currentSystem; builder = \"/bin/sh\"; args = [ \"-c\" \"echo $name > $out\" ]; }; in builtins.genList d 60";
     let first = job(
@@ -175,7 +175,7 @@ fn a_small_flush_passes_a_large_backlog() {
         "id=$(\"$CTL\" session start); nix-build --no-out-link -E \"$SMALL\" >/dev/null 2>&1; exec \"$CTL\" --json session end $id",
         &[("SMALL", &small)],
     );
-    // The small one is waiting for its turn; from here on one upload after another gets through.
+    // The small path is queued; from now on one upload after another passes.
     until("the small session's end", || {
         let list = daemon.json(&["session", "list"]);
         list.as_array().unwrap().iter().any(|s| s["state"] == "draining")
@@ -210,7 +210,7 @@ fn a_waiting_client_goes_on_after_a_restart() {
     let said = CommandResult::of(&client.wait_with_output().unwrap());
     assert_eq!(said.json()["outcome"], "complete", "{said:?}");
     assert_eq!(said.json()["pushed"], 1, "{said:?}");
-    assert!(said.err.contains("the daemon went away"), "{said:?}");
+    assert!(said.err.contains("the connection to the daemon was lost"), "{said:?}");
 }
 
 #[test]
@@ -240,7 +240,7 @@ fn a_killed_caller_ends_nothing_and_a_second_end_joins() {
     assert_eq!(daemon.end(&session, &[])["pushed"], 1, "and ever after");
 }
 
-/// A path that one job built and another waited for.
+/// One job builds a path that another job waits for.
 #[test]
 fn a_path_that_two_jobs_want_belongs_to_the_one_that_builds_it() {
     let nix = PrivateNix::new();
@@ -284,7 +284,7 @@ fn run_is_its_commands_session_and_ends_with_it() {
     let detail = daemon.json(&["session", "show", list[0]["session"].as_str().unwrap()]);
     assert_eq!(evidence(&detail, "-made"), "process");
 
-    // Killed with its command, it cannot say so; the command's end does.
+    // When `flywheelctl run` is killed with its command, the command's end ends the session.
     let mut run = daemon.client(&["run", "--label", "killed", "--", "sh", "-c", "read end"]);
     let mut run = run.process_group(0).stdin(Stdio::piped()).spawn().unwrap();
     let mut session = String::new();
@@ -310,13 +310,13 @@ fn the_hook_tells_who_built() {
     nix.configure(&format!("post-build-hook = {}", hook.display()));
     let socket = nix.path().join("s");
     let started = NixDaemon::start(&nix, &[("FLYWHEEL_SOCKET", &socket)]);
-    // Without a daemon a build is as good as with one.
+    // The hook succeeds without a daemon.
     let expr = PrivateNix::shell("before", "echo 1 > $out");
     let mut alone = nix.command("nix-build");
     alone.args(["--no-out-link", "-E", &expr]).env("NIX_REMOTE", started.remote());
     let alone = CommandResult::of(&alone.output().unwrap());
     assert_eq!(alone.code, 0, "{alone:?}");
-    // Nor with one that does not answer.
+    // The hook succeeds with a daemon that does not answer.
     let deaf = UnixListener::bind(&socket).unwrap();
     let mut call = Command::new(&hook);
     call.env("FLYWHEEL_SOCKET", &socket).env("OUT_PATHS", "/nix/store/x");
@@ -337,8 +337,8 @@ fn the_hook_tells_who_built() {
             job(&daemon, script, &[("E", &expr), ("NIX_REMOTE", &remote)])
         })
         .collect();
-    // The hook waits a moment only: on a machine that is too busy for one of
-    // them the lock's holder tells as much. None is another job's.
+    // The hook waits only briefly: on a busy machine the lock's holder may be the evidence
+    // instead. No path is another job's.
     let mut hooked = 0;
     for job in jobs {
         let summary = CommandResult::of(&job.wait_with_output().unwrap()).json();
@@ -358,7 +358,7 @@ fn the_hook_tells_who_built() {
     assert_eq!(CommandResult::of(&call.output().unwrap()).code, 0);
 }
 
-/// One connection that says hello and asks one thing after another.
+/// One connection that sends its hello and then one request after another.
 pub struct Client(std::os::unix::net::UnixStream);
 
 impl Client {
@@ -413,7 +413,7 @@ fn a_thousand_short_sessions() {
     });
     eprintln!("a thousand sessions: {:?}", begun.elapsed());
     assert_eq!(daemon.status()["sessions"].as_array().unwrap().len(), 0);
-    // Nothing is left behind: neither descriptors nor watches.
+    // No descriptors and no watches are left.
     let open = || std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap().count();
     until("the descriptors to be closed", || open() < 64);
 }

@@ -1,5 +1,5 @@
-//! packaging/ci/gitlab-ci.yml in a pipeline that a runner of others runs:
-//! gitlab-ci-local (npm), which tests/run.sh installs where this looks for it.
+//! packaging/ci/gitlab-ci.yml in a pipeline that gitlab-ci-local (npm) runs. tests/run.sh installs
+//! it in its cache.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,10 +8,10 @@ use std::process::Command;
 use crate::support::ci::{Job, expression, text};
 use crate::support::daemon::{CommandResult, Daemon};
 
-/// Newer ones want a newer Node; tests/run.sh has the same number.
+/// Newer versions need a newer Node; tests/run.sh has the same number.
 const VERSION: &str = "4.61.0";
 
-/// The runner, or why it is not here.
+/// The program, when it is installed; otherwise prints what is missing.
 fn runner() -> Option<PathBuf> {
     let home = std::env::var_os("HOME").map(PathBuf::from)?;
     let cache = std::env::var_os("FLYWHEEL_TEST_CACHE");
@@ -27,7 +27,7 @@ fn runner() -> Option<PathBuf> {
     None
 }
 
-/// The copied file with jobs below it, in a repository with an origin.
+/// The copied file with jobs below it, in a git repository with an origin.
 fn repository(daemon: &Daemon, jobs: &str) -> Job {
     let mut job = Job::on(daemon, &[]);
     let dir = job.dir.join("project");
@@ -53,7 +53,7 @@ fn pipeline(job: &Job, runner: &Path, jobs: &[&str]) -> CommandResult {
     CommandResult::of(&command.output().unwrap())
 }
 
-/// The lines of one job.
+/// The output lines of one job.
 fn lines<'a>(said: &'a CommandResult, job: &str) -> Vec<&'a str> {
     let all = said.out.lines().chain(said.err.lines());
     let own = all.filter_map(|l| l.split_once(" > ").filter(|(name, _)| name.trim() == job));
@@ -93,7 +93,7 @@ fn a_passing_job_and_a_failing_one() {
 fn two_jobs_at_once() {
     let Some(runner) = runner() else { return };
     let daemon = Daemon::embedded();
-    // Each waits for the other's session, so that both are open while they build.
+    // Each job waits for the other's session, so that both are open while they build.
     let one = |name: &str, other: &str| {
         format!(
             "{name}:\n  script:\n    - touch $MEET/{name}; until test -e $MEET/{other}; do sleep 0.05; done\n    - nix-build --no-out-link $CI_PROJECT_DIR/{name}.nix\n"

@@ -1,5 +1,5 @@
-//! Jobs of each CI system in the shape in which its runner runs them, with the
-//! files of packaging/ci, on a real daemon and a real Nix.
+//! Jobs of each CI system, run as its runner runs them, with the files of packaging/ci, on a real
+//! daemon and a real Nix.
 
 use std::fs;
 
@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::support::ci::{Job, commands, expression, file, named_script, text};
 use crate::support::daemon::{CommandResult, Daemon};
 
-/// The variables of a GitLab job, with one that must not be told.
+/// The variables of a GitLab job, with one that must not be sent to the daemon.
 fn gitlab(id: &str) -> Vec<(&str, &str)> {
     vec![
         ("CI", "true"),
@@ -22,7 +22,7 @@ fn gitlab(id: &str) -> Vec<(&str, &str)> {
     ]
 }
 
-/// The one session there is with this label.
+/// The only session with this label.
 fn labelled(daemon: &Daemon, label: &str) -> Value {
     let all = daemon.json(&["session", "list", "--all"]);
     let mut found: Vec<_> = all.as_array().unwrap().iter().filter(|s| s["label"] == label).collect();
@@ -94,14 +94,14 @@ fn only_strict_jobs_fail() {
     pushed(&said, 1);
     let strict = "flywheelctl --socket /nonexistent session end --strict";
     assert_eq!(CommandResult::of(&job.command("bash").args(["-c", strict]).output().unwrap()).code, 5);
-    // The runner's way of evaluating a script keeps that it failed, not how
+    // The runner's way of evaluating a script keeps the fact of a failure, but not its status
     // (FF_USE_NEW_BASH_EVAL_STRATEGY keeps both).
     let said = job.bash(strict);
     assert_ne!(said.code, 0, "{said:?}");
 }
 
-/// A worker that runs hooks and steps one after the other, each a process of
-/// its own, and between them reads the file named by GITHUB_ENV, as runners do.
+/// A worker that runs hooks and steps one after the other, each as a process, and between them
+/// reads the file named by GITHUB_ENV, as runners do.
 const WORKER: &str = r#"
 step() {
     : >"$RUNNER_TEMP/env"
@@ -159,8 +159,7 @@ fn gitea_hooks() {
     actions(&Daemon::embedded(), "act_runner", &[("GITEA_ACTIONS", "true")]);
 }
 
-/// Sources the hooks in shells of their own and hands on what they export, as
-/// the agent does.
+/// Sources the hooks in shells of their own and passes on what they export, as the agent does.
 const AGENT: &str = r#"
 hook() { bash -c 'source "$1" && env -0 >"$2"' hook "$1" "$TMPDIR/env" || echo "hook $1: $?"; }
 hook "$HOOKS/environment"
@@ -190,7 +189,7 @@ fn buildkite_hooks() {
     job.set("BUILDKITE_COMMAND", &command);
     job.set("HOOKS", file("buildkite-hooks").to_str().unwrap());
     job.set("TMPDIR", job.dir.clone().to_str().unwrap());
-    // As it calls itself for a job: `buildkite-agent bootstrap`.
+    // The name of the agent's process for a job is `buildkite-agent bootstrap`.
     named_script(&job.dir, "bootstrap", AGENT);
     let agent = "exec -a buildkite-agent bash bootstrap";
     let said = CommandResult::of(&job.command("bash").args(["-c", agent]).output().unwrap());
@@ -216,7 +215,7 @@ fn jenkins_steps() {
     assert_eq!(steps.len(), 3);
     let mut said = None;
     for step in steps {
-        // Each `sh` step is a script of its own under `sh -xe`.
+        // Each `sh` step is a script of its own, run by `sh -xe`.
         let output = job.command("sh").args(["-xe", "-c", &step[1..step.len() - 1]]).output().unwrap();
         said = Some(CommandResult::of(&output));
         assert_eq!(said.as_ref().unwrap().code, 0, "{step}: {said:?}");

@@ -1,5 +1,5 @@
-//! What `flywheelctl` writes into the log of each CI system, and into the files
-//! through which a step speaks to its runner. Against a scripted daemon.
+//! What `flywheelctl` writes into the log of each CI system, and into the files through which a
+//! step talks to its runner. Runs against a scripted daemon.
 
 use std::fs;
 use std::io::Write;
@@ -83,7 +83,7 @@ fn github_groups_annotates_and_tells_the_runner() {
     assert!(err.ends_with("::error title=flywheel::1 path could not be pushed to cache main\n"), "{err}");
     assert_eq!(fs::read_to_string(&step).unwrap(), table.repeat(2), "appended");
 
-    // JSON and silence are never decorated.
+    // With --json or --quiet nothing is added.
     let (_, out, err) = with(&daemon, &["session", "end", "--json"]);
     assert_eq!(out, format!("{}\n", serde_json::to_string(&ended).unwrap()));
     assert!(err.starts_with("warning: "), "{err}");
@@ -140,7 +140,7 @@ fn jenkins_and_others_stay_plain_and_nothing_is_coloured() {
     assert!(!format!("{out}{err}").contains('\x1b'), "{out}{err}");
 }
 
-/// Also with a terminal, which `script` (util-linux) makes.
+/// The same on a terminal, which `script` (util-linux) provides.
 #[test]
 fn no_color_is_honoured_on_a_terminal() {
     let daemon = ScriptedDaemon::saying(Reply::Ended(partial()));
@@ -156,7 +156,7 @@ fn no_color_is_honoured_on_a_terminal() {
     }
 }
 
-/// Whatever is wrong with the daemon costs a job its patience at most.
+/// No state of the daemon fails a job; it costs the job a wait at most.
 #[test]
 fn no_dead_hanging_or_full_daemon_fails_a_job_unless_asked() {
     let dir = tempfile::tempdir().unwrap();
@@ -164,7 +164,7 @@ fn no_dead_hanging_or_full_daemon_fails_a_job_unless_asked() {
     let dead = dir.path().join("dead");
     drop(UnixListener::bind(&dead).unwrap());
     let full = ScriptedDaemon::saying(Reply::Error { code: ErrorCode::Busy, message: "full".into() });
-    // Says hello and then nothing.
+    // A daemon that sends its hello and then nothing.
     let mute = dir.path().join("mute");
     let listener = UnixListener::bind(&mute).unwrap();
     std::thread::spawn(move || {
@@ -188,7 +188,7 @@ fn no_dead_hanging_or_full_daemon_fails_a_job_unless_asked() {
         &["run", "--timeout", "0s", "--", "true"],
     ];
     for socket in [&absent, &dead, &full.socket(), &mute] {
-        // All at once: each waits for the mute one in its own time.
+        // All at once, because each waits for the silent daemon.
         let both = |args: &[&str]| {
             [false, true].map(|strict| {
                 let mut command = ctl(socket, args);
@@ -275,7 +275,7 @@ fn a_report_is_one_page_that_needs_and_runs_nothing() {
     let failed = page.find("-a</code>").unwrap();
     assert!(failed < page.find("-b</code>").unwrap(), "what failed comes first");
 
-    // A page that cannot be written fails who asked for the page, and no job.
+    // A report that cannot be written fails only the caller that asked for it.
     let nowhere = "/nonexistent/page.html";
     let (code, _, err) = run(&mut daemon.ctl(&["session", "end", "--report", nowhere]));
     assert_eq!(code, 0);

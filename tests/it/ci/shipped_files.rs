@@ -1,5 +1,5 @@
-//! The files of packaging/ci: that shells take them, and that none fails a job
-//! whatever became of the daemon.
+//! The files of packaging/ci: shells accept them, and none of them fails a job, whatever the state
+//! of the daemon.
 
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -25,7 +25,7 @@ fn shellcheck_finds_nothing() {
         return eprintln!("skipped: shellcheck is not here (apt-get install shellcheck)");
     };
     assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stdout));
-    // The one-line commands of the files that hold them for other programs.
+    // The one-line commands of the files that contain them for other programs.
     for (shell, script) in one_liners() {
         let mut shellcheck = Command::new("shellcheck");
         let mut child = shellcheck.args(["--shell", shell, "-"]);
@@ -37,7 +37,7 @@ fn shellcheck_finds_nothing() {
     }
 }
 
-/// What the YAML, TOML and Groovy files run, with the shell that runs it.
+/// The commands of the YAML, TOML and Groovy files, with the shell that runs them.
 fn one_liners() -> Vec<(&'static str, String)> {
     let gitlab = text("gitlab-ci.yml");
     let toml: toml::Table = text("gitlab-runner-config.toml").parse().unwrap();
@@ -66,7 +66,7 @@ fn no_file_fails_a_job() {
     drop(UnixListener::bind(&dead).unwrap());
     let hanging = dir.path().join("hanging");
     let _never_answers = UnixListener::bind(&hanging).unwrap();
-    // A full one opens no session, so there is none to end either.
+    // A daemon at its limits opens no session, so there is none to end either.
     let full = ScriptedDaemon::new(|incoming| {
         let code = match incoming.request {
             Request::SessionStart { .. } => ErrorCode::Busy,
@@ -76,14 +76,14 @@ fn no_file_fails_a_job() {
     });
     let sockets = [dir.path().join("absent"), dead, full.socket(), hanging];
     let mut jobs: Vec<Job> = sockets.iter().map(|s| Job::at(s, dir.path(), &[])).collect();
-    // And a host that has never heard of flywheel.
+    // A host without flywheel.
     let mut stranger = Job::at(Path::new("/nonexistent"), dir.path(), &[]);
     stranger.set("PATH", "/usr/bin:/bin");
     jobs.push(stranger);
     std::thread::scope(|scope| {
         for job in &jobs {
             for script in SCRIPTS {
-                // GitHub's and Buildkite's way, and that of whoever is stricter.
+                // As GitHub and Buildkite run them, and stricter shells.
                 let file = file(script);
                 let strict = ["--noprofile", "--norc", "-e", "-u", "-o", "pipefail"];
                 scope.spawn(move || {

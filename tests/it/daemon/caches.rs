@@ -1,5 +1,5 @@
-//! Which cache a path goes to, and with what: two caches, overlapping
-//! sessions, named closures, large ones.
+//! Which cache a path goes to, and what goes with it: two caches, overlapping sessions, named
+//! closures, large closures.
 
 use serde_json::Value;
 
@@ -24,7 +24,7 @@ fn a_session_goes_to_its_cache_and_the_rest_to_the_default() {
     );
     assert_eq!(daemon.cache("main").names(), ["nobodys"]);
     assert_eq!(daemon.cache("other").names(), ["sessions"]);
-    // The same path for the other cache, by name.
+    // The same path is named for the other cache.
     let pushed = daemon.json(&["push", "--wait", "--cache", "main", &of_session]);
     assert_eq!(pushed["pushed"], 1, "{pushed}");
     assert_eq!(daemon.cache("main").names(), ["nobodys", "sessions"]);
@@ -61,7 +61,7 @@ fn a_named_path_goes_with_its_closure() {
                inherit dep; args = [ \"-c\" \"echo $dep > $out\" ]; }",
         )
         .remove(0);
-    // Valid before the first start: nobody asked for it.
+    // The path was valid before the first start, so it is not pushed without being named.
     let daemon = Daemon::start(nix, EMBEDDED);
     daemon.flush();
     assert!(daemon.main().all().is_empty());
@@ -70,7 +70,7 @@ fn a_named_path_goes_with_its_closure() {
     let summary = daemon.end(&session, &["--push", "result*"]);
     assert_eq!(summary["pushed"], 2, "{summary}");
     assert_eq!(daemon.main().names(), ["dep", "top"]);
-    // A name that leads nowhere is said, and is not the others' harm.
+    // A name that is not a valid path is reported, and the other names are pushed.
     let session = daemon.session(&[]);
     let gone = format!("{}/00000000000000000000000000000000-gone", daemon.nix.store_dir().display());
     let said = daemon.ctl(&["--json", "session", "end", &session, "--push", &gone, &top]);
@@ -86,7 +86,7 @@ fn a_named_path_goes_with_its_closure() {
 
 const MANY: usize = 5_200;
 
-/// Over 5,000 paths, one of which refers to all others.
+/// More than 5,000 paths, one of which refers to all others.
 #[test]
 fn a_closure_of_thousands_is_counted_once_each() {
     let daemon = Daemon::embedded();
@@ -108,7 +108,7 @@ fn a_closure_of_thousands_is_counted_once_each() {
     let references = references.lines().find_map(|l| l.strip_prefix("References: ")).unwrap();
     assert_eq!(references.split(' ').count(), MANY);
 
-    // Nothing to do.
+    // Everything is in the cache already.
     let flushed = daemon.flush();
     assert_eq!((&flushed["outcome"], &flushed["failed_total"]), (&Value::from("complete"), &Value::from(0)));
     let session = daemon.session(&[]);

@@ -1,5 +1,5 @@
-//! What the commands say, against the real daemon: ends of sessions, exit
-//! statuses, shapes of JSON, configurations, and that the token stays inside.
+//! The commands against the real daemon: session ends, exit statuses, shapes of JSON, configuration
+//! checks, and that the token stays in the daemon.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -27,7 +27,7 @@ fn a_session_ends_the_same_way_each_time() {
     let daemon = Daemon::embedded();
     let session = daemon.session(&["--label", "twice"]);
     daemon.nix.make("it");
-    // Without an id: the only open one.
+    // Without an id, the caller's only open session is meant.
     let first = daemon.json(&["session", "end"]);
     assert_eq!(daemon.end(&session, &[]), first);
     assert_eq!(daemon.end(&session, &["--no-wait"]), first);
@@ -126,7 +126,7 @@ fn another_user_may_neither_see_nor_end_it() {
     assert_eq!(nobody(&["--strict", "reload"]).code, 5);
     let theirs = nobody(&["session", "start"]);
     assert_eq!(theirs.code, 0, "{theirs:?}");
-    // Root's session is still open, and root may end theirs.
+    // Root's session is still open, and root may end the other user's.
     assert_eq!(daemon.json(&["session", "list"]).as_array().unwrap().len(), 2);
     for id in [&session, theirs.out.trim()] {
         assert_eq!(daemon.end(id, &[])["outcome"], "complete");
@@ -234,7 +234,7 @@ fn without_caches_the_environment_decides_and_else_the_built_in_one() {
     assert_eq!(daemon.main().names(), ["two"]);
     assert_eq!(cache.view("theirs").names(), ["one"]);
 
-    // No file at all, as on a host where only the package is installed.
+    // There is no configuration file, as on a host where only the package is installed.
     let empty = daemon.nix.path().join("empty");
     std::fs::create_dir(&empty).unwrap();
     let checked = CommandResult::of(
@@ -243,7 +243,7 @@ fn without_caches_the_environment_decides_and_else_the_built_in_one() {
     assert_eq!(checked.code, 0, "{checked:?}");
 }
 
-/// Every file below a directory that contains these bytes.
+/// All files below a directory that contain these bytes.
 fn containing(dir: &Path, needle: &str) -> Vec<String> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir).unwrap().map(Result::unwrap) {
@@ -295,7 +295,7 @@ fn the_token_stays_inside() {
     daemon.stop();
     assert_eq!(containing(&daemon.state_dir(), &token), Vec::<String>::new());
 
-    // Of the built-in cache's own token, the file that holds it is the only place.
+    // The built-in cache's own token is in its file and in no other.
     daemon.configure(EMBEDDED);
     daemon.up();
     daemon.nix.make("another");
@@ -341,7 +341,7 @@ fn doctor_names_what_is_wrong() {
             |what: &str| findings.as_array().unwrap().iter().find(|f| f["what"] == what).unwrap().clone();
         (said.code, of("cache main"), of("reading main"))
     };
-    // This private Nix reads no cache, and is told how it would.
+    // This private Nix uses no cache; doctor says how to make it.
     let (code, cache, reading) = look();
     assert_eq!((code, &cache["good"], &reading["good"]), (3, &true.into(), &false.into()), "{reading}");
     daemon.nix.configure(&daemon.ctl(&["nix-conf"]).out);

@@ -1,5 +1,5 @@
-//! What cannot be pushed, and what is not to be: one path's failure costs that
-//! path and those that refer to it, and the cache never lacks a reference.
+//! Paths that cannot be pushed, and paths that are not to be: a failure costs the path and those
+//! that refer to it, and the cache never lacks a reference.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use crate::support::cache::StandaloneCache;
 use crate::support::daemon::{Daemon, EMBEDDED};
 use crate::support::nix::PrivateNix;
 
-/// A tree: `large` cannot be taken, `above` and `higher` refer to it, `beside` does not.
+/// `large` is refused for its size; `above` and `higher` refer to it, `beside` does not.
 fn tree(daemon: &Daemon) -> String {
     daemon
         .nix
@@ -57,7 +57,7 @@ fn a_rejected_path_fails_its_referrers_and_nothing_else() {
     cache.main().assert_closed();
     assert_eq!(daemon.status()["queue"]["parked"], 3);
 
-    // It fails a job only that asked for it, and says so.
+    // Only a job that asked for it fails, and it is told why.
     let strict = daemon.ctl(&["--strict", "session", "end", &session]);
     assert_eq!(strict.code, 3, "{strict:?}");
     let lenient = daemon.ctl(&["session", "end", &session]);
@@ -65,14 +65,14 @@ fn a_rejected_path_fails_its_referrers_and_nothing_else() {
     assert!(lenient.out.starts_with("watch-store pushed 1 store paths incrementally\n"), "{lenient:?}");
     assert_eq!(lenient.out.lines().filter(|l| l.starts_with("failed: /")).count(), 3, "{lenient:?}");
 
-    // The limit is raised: a reload takes them up again.
+    // The limit is raised, and a reload pushes the paths.
     cache.change(|s| s.max_nar_size = 64 << 20);
     let reload = daemon.ctl(&["reload"]);
     assert_eq!(reload.code, 0, "{reload:?}");
     daemon.flush();
     assert_eq!(cache.main().names(), ["above", "beside", "higher", "large"]);
     cache.main().assert_closed();
-    // What was told to the ended session stays told; a new one sees it there.
+    // The ended session's summary does not change; a new session sees the path in the cache.
     assert_eq!(daemon.end(&session, &[])["failed_total"], 3);
     let session = daemon.session(&[]);
     assert_eq!(daemon.end(&session, &["--push", &higher])["already_cached"], 4);
@@ -134,14 +134,14 @@ fn filters_leave_out_what_nothing_needs() {
         ("secret-plan", "skipped"),
         ("large", "skipped"),
         ("user", "pushed"),
-        // Not wanted of its own accord, but a reference of what is.
+        // The filter leaves it out, but a path that is pushed refers to it.
         ("used", "pushed"),
         ("lonely", "skipped"),
     ]);
     assert_eq!(states, expected);
     assert_eq!(daemon.main().names(), ["plain", "used", "user"]);
     daemon.main().assert_closed();
-    // A name overrides the filter.
+    // Naming a path overrides the filter.
     let secret = shown["paths"]
         .as_array()
         .unwrap()
@@ -151,7 +151,7 @@ fn filters_leave_out_what_nothing_needs() {
     assert_eq!(daemon.main().names(), ["plain", "secret-plan", "used", "user"]);
 }
 
-/// A path that an upstream cache has, by its signature, and one that has no such signature.
+/// Two paths: one with the signature of an upstream cache, one without.
 fn signed(nix: &PrivateNix) -> (String, String) {
     let run = |program: &str, args: &[&str]| {
         let out = nix.run(program, args);
@@ -200,7 +200,7 @@ fn what_was_valid_before_the_first_start_is_pushed_on_request() {
     daemon.nix.build(&PrivateNix::shell("new", "echo new > $out"));
     daemon.flush();
     assert_eq!(daemon.main().names(), ["new"]);
-    // It is about the first start: on a later one, the ledger knows better.
+    // The key is about the first start: at later starts the ledger decides.
     daemon.configure(&format!("{EMBEDDED}[push]\nexisting = true\n"));
     daemon.restart();
     daemon.flush();

@@ -1,12 +1,12 @@
-//! The host waits for what is pending before it goes down or to sleep; and
-//! nothing depends on there being a logind.
+//! The host waits for pending paths before it shuts down or sleeps, and the daemon works without a
+//! logind as well.
 
 use crate::support::cache::{StandaloneCache, UploadGate};
 use crate::support::daemon::{Daemon, until};
 use crate::support::logind::Bus;
 use crate::support::nix::PrivateNix;
 
-/// A daemon under this bus, and a cache behind a gate.
+/// A daemon that uses this bus, and a cache behind an upload gate.
 fn start(bus: &Bus, more: &str) -> (Daemon, StandaloneCache, UploadGate) {
     let nix = PrivateNix::new();
     let cache = StandaloneCache::start(&nix, |_| ());
@@ -18,7 +18,7 @@ fn start(bus: &Bus, more: &str) -> (Daemon, StandaloneCache, UploadGate) {
     (daemon, cache, gate)
 }
 
-/// Longer than any test takes.
+/// Longer than any test takes, in microseconds.
 const LONG: u64 = 600_000_000;
 
 #[test]
@@ -53,7 +53,7 @@ fn a_shutdown_waits_for_what_is_pending() {
     bus.shutdown(true);
     until("it is told", || daemon.log().contains("the host goes down"));
     gate.open();
-    // As soon as all is pushed, not when the delay is over.
+    // The lock is released when everything is pushed, not when the delay is over.
     lock.until_released();
     assert!(cache.main().has(&path));
     daemon.stop();
@@ -70,7 +70,7 @@ fn a_shutdown_is_held_up_no_longer_than_logind_allows() {
     bus.shutdown(true);
     lock.until_released();
     assert!(!cache.main().has(&path), "nothing went through the gate");
-    // The host is up again: what was left is pushed.
+    // The host is up again, and the rest is pushed.
     daemon.stop();
     gate.open();
     daemon.up();
@@ -110,7 +110,7 @@ fn without_a_bus_everything_works_and_one_that_comes_is_used() {
     until("it is said, quietly", || told(&daemon) == 1);
     let said = daemon.log().lines().find(|line| line.contains("no logind")).unwrap().to_owned();
     assert!(said.contains("DEBUG"), "{said}");
-    // It comes while something is pending, goes, and comes again.
+    // The bus appears while something is pending, disappears, and appears again.
     bus.up();
     let first = bus.lock();
     bus.down();

@@ -1,5 +1,5 @@
-//! The daemon as systemd sees it: what it tells, the watchdog, a socket that
-//! is passed, and that there is one daemon only.
+//! The daemon as systemd sees it: its notifications, the watchdog, a passed socket, and that a
+//! second daemon is refused.
 
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use crate::support::daemon::{CommandResult, Daemon, EMBEDDED, until};
 use crate::support::nix::PrivateNix;
 
-/// Nobody listens there.
+/// An address on which nothing listens.
 const ABSENT: &str = "[caches.main]\nendpoints = \"http://127.0.0.1:9\"\n[client]\nenable = false\n";
 
 #[test]
@@ -22,7 +22,7 @@ fn ready_says_that_it_serves_whether_or_not_a_cache_answers() {
     assert_eq!(told[0], "READY=1", "nothing before it: {told:?}");
     assert!(daemon.state_dir().join("ledger.sqlite").exists());
     assert_eq!(daemon.ctl(&["status"]).code, 0);
-    // A line worth reading, also when something is wrong.
+    // The status line says something useful, also when something is wrong.
     daemon.session(&[]);
     daemon.nix.build(&PrivateNix::shell("waits", "echo hi > $out"));
     daemon.until_notified(|line| line == "STATUS=1 session, 1 queued, 0 uploading, main offline");
@@ -31,12 +31,12 @@ fn ready_says_that_it_serves_whether_or_not_a_cache_answers() {
     assert!(told.iter().any(|line| line == "STOPPING=1"), "{told:?}");
 }
 
-/// Threads of the daemon by name, stopped one by one as `SIGSTOP` stops a
-/// process. They go on when this is dropped.
+/// Threads of the daemon, found by name and stopped one by one as SIGSTOP stops a process. They go
+/// on when this is dropped.
 struct Stopped(Vec<Pid>);
 
 impl Stopped {
-    /// None, and a line that says so, where tracing is forbidden.
+    /// `None`, with a line that says so, where ptrace is forbidden.
     fn threads(daemon: &Daemon, name: &str) -> Option<Self> {
         let mut stopped = Self(Vec::new());
         for entry in std::fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap() {
@@ -88,7 +88,7 @@ fn a_stopped_thread_ends_the_watchdog_messages() {
         until("it is seen to move", || said("moves again") == 1);
         until("it pings again", || pings(&daemon) > before);
     }
-    // Somebody who only has much to wait for is not stuck: the database is away for a while.
+    // A thread that waits is not stuck: the Nix database is locked for a while.
     let (db, away) = (daemon.nix.state_dir().join("db"), daemon.nix.state_dir().join("away"));
     std::fs::rename(&db, &away).unwrap();
     until("the intake waits", || daemon.log().contains("cannot be taken in for the moment"));
@@ -112,7 +112,7 @@ fn no_watchdog_message_without_a_watchdog() {
     assert!(!daemon.told().iter().any(|line| line.starts_with("WATCHDOG")), "{:?}", daemon.told());
 }
 
-/// Binds a socket and executes the rest with it as the first that is passed.
+/// Binds a socket and executes the remaining arguments with it as file descriptor 3.
 const PASS: &str = r#"use Socket; use POSIX (); $^F = 10;
 my ($type, $path, $pid) = splice(@ARGV, 0, 3);
 socket(my $s, PF_UNIX, $type eq "stream" ? SOCK_STREAM : SOCK_DGRAM, 0) or die $!;
@@ -160,7 +160,7 @@ fn a_dead_daemons_socket_is_replaced_and_a_live_ones_is_not() {
     daemon.up();
     let session = daemon.session(&[]);
 
-    // The same again.
+    // The same socket again.
     let start =
         |config: PathBuf| CommandResult::of(&daemon.program().arg("--config").arg(config).output().unwrap());
     let second = start(daemon.config());
@@ -168,7 +168,7 @@ fn a_dead_daemons_socket_is_replaced_and_a_live_ones_is_not() {
     let pid = format!("(process {})", daemon.pid());
     assert!(second.err.contains(&pid) && second.err.contains("state_dir"), "{second:?}");
 
-    // One that keeps its state elsewhere.
+    // A daemon with another state directory.
     let text = std::fs::read_to_string(daemon.config()).unwrap();
     let other = daemon.nix.path().join("other.toml");
     std::fs::write(&other, text.replacen("/state\"", "/state2\"", 1)).unwrap();

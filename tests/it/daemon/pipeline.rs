@@ -1,12 +1,13 @@
-//! The main job, told small: outputs stream into the cache while Nix builds,
-//! survive a failure and the loss of the store, and come back verified.
+//! Three pipelines: outputs stream into the cache while Nix builds, survive a failed build and the
+//! loss of the store, and are substituted and verified.
 
 use crate::support::daemon::Daemon;
 
 const OUTPUTS: usize = 12;
 const FAILING: usize = 9;
 
-/// A chain: each output needs the one before. `fails`: which builder fails.
+/// An expression for a chain of outputs, each of which needs the one before. The builder number
+/// `fails` fails.
 fn tree(fails: usize) -> String {
     format!(
         r#"let

@@ -1,5 +1,5 @@
-//! Every way in which a path becomes valid, or does not, from Nix to the cache:
-//! what the cache then holds, and what the session's end says of it.
+//! All ways in which Nix registers a path, or does not: what the cache holds afterwards, and what
+//! the session's end reports.
 
 use std::fs::File;
 use std::process::Output;
@@ -14,8 +14,8 @@ fn succeeds(out: &Output) -> String {
     String::from_utf8_lossy(&out.stdout).trim().to_owned()
 }
 
-/// The counts that a summary must have; all others nought, `skipped` apart:
-/// that counts the derivations, which are not pushed of their own accord.
+/// Asserts these counts of a summary and zero for all others, except `skipped`, which counts the
+/// derivations: they are not pushed by themselves.
 fn assert_counts(summary: &Value, expected: &[(&str, u64)]) {
     for key in ["pushed", "already_cached", "upstream", "pending", "failed_total", "collected"] {
         let wanted = expected.iter().find(|(name, _)| *name == key).map_or(0, |(_, n)| *n);
@@ -32,7 +32,7 @@ fn fixed(name: &str, hash: &str) -> String {
     )
 }
 
-/// SHA-256 of "hi\n", and another one.
+/// SHA-256 of "hi\n", and another hash.
 const HI: &str = "98ea6e4f216f2fb4b69fff9b3a44842c38686ca685f3f55dc48c5d3fb1107be4";
 const NOT_HI: &str = "00ea6e4f216f2fb4b69fff9b3a44842c38686ca685f3f55dc48c5d3fb1107be4";
 
@@ -45,13 +45,15 @@ fn a_build_that_succeeds_and_one_that_is_valid_already() {
     let summary = daemon.end(&first, &[]);
     assert_counts(&summary, &[("pushed", 1)]);
     assert_eq!(summary["skipped"], 1, "the derivation: {summary}");
-    // By the lock's holder when that was seen in time, else by the only open session.
+    // The evidence is the lock's holder when it was seen in time, else the window of the only open
+    // session.
     let by = |key: &str| summary["attributed"][key].as_u64().unwrap();
     assert_eq!(by("process") + by("window"), 2, "{summary}");
     assert!(summary["bytes"].as_u64().unwrap() > 100, "{summary}");
     assert_eq!(daemon.main().names(), ["good"]);
 
-    // Valid already: nothing becomes valid, so nothing is this session's, unless it names it.
+    // The path is valid already, so nothing is registered and the session has no path unless it
+    // names one.
     let second = daemon.session(&[]);
     daemon.nix.build(&expression);
     assert_counts(&daemon.end(&second, &[]), &[]);
@@ -94,7 +96,7 @@ fn a_fixed_output_whose_hash_is_right_or_wrong() {
     let daemon = Daemon::embedded();
     let session = daemon.session(&[]);
     daemon.nix.build(&fixed("right", HI));
-    // Nix registers it under the hash that it has, although the build fails.
+    // Nix registers the output under its real hash, although the build fails.
     let wrong = daemon.nix.run("nix-build", &["--no-out-link", "-E", &fixed("wrong", NOT_HI)]);
     assert!(!wrong.status.success());
     assert_counts(&daemon.end(&session, &[]), &[("pushed", 2)]);
@@ -145,7 +147,7 @@ fn a_substitution() {
     assert_counts(&daemon.end(&session, &[]), &[("pushed", 2)]);
     let cache = daemon.main();
     assert_eq!(cache.names(), ["far", "text"]);
-    // The signature it came with goes along, beside the cache's own.
+    // The path keeps its signature beside the cache's own.
     let info = cache.narinfo(&built[0]).unwrap();
     assert!(info.contains("Sig: main:"), "{info}");
     cache.assert_nix_takes(&daemon.nix, &built);

@@ -1,5 +1,5 @@
-//! A changed configuration, taken up while the daemon runs: all of it or
-//! nothing, and what needs a restart is named.
+//! A changed configuration is applied while the daemon runs: all of it or nothing, and what needs a
+//! restart is named.
 
 use rustix::process::Signal;
 
@@ -12,7 +12,7 @@ fn a_bad_configuration_changes_nothing_and_says_why() {
     let mut daemon = Daemon::embedded();
     let session = daemon.session(&[]);
     let good = std::fs::read_to_string(daemon.config()).unwrap();
-    // One change that could be made, and one that is wrong: none is made.
+    // One change is valid and one is not: neither is applied.
     std::fs::write(
         daemon.config(),
         format!("{good}[push.filter]\nnames = [\"!kept\"]\n[drain]\ntimeuot = \"1s\"\n"),
@@ -24,14 +24,14 @@ fn a_bad_configuration_changes_nothing_and_says_why() {
     let place = format!("{}:{line}:", daemon.config().display());
     assert!(said.err.contains(&place) && said.err.contains("timeout"), "{place}: {said:?}");
     assert!(daemon.log().contains("cannot be used") && daemon.log().contains(&place), "{}", daemon.log());
-    // The same by a signal.
+    // The same after SIGHUP.
     daemon.signal(Signal::HUP);
     until("it is told again", || daemon.log().matches("the new configuration cannot be used").count() == 2);
 
     let kept = daemon.nix.make("kept");
     assert_eq!(daemon.end(&session, &[])["pushed"], 1);
     assert!(daemon.main().has(&kept));
-    // systemd was told of both, each as one.
+    // systemd was notified of both reloads.
     until("it is ready again", || daemon.told().iter().filter(|l| *l == "READY=1").count() == 3);
     let told = daemon.told();
     let at = told.iter().position(|l| l == "RELOADING=1").unwrap();
@@ -82,12 +82,12 @@ fn a_reload_applies_what_it_can() {
     );
     let cache = other.main();
     assert!(cache.has(&path) && !cache.has(&secret) && !daemon.main().has(&path));
-    // Whom a route sends there, and who asks for it, still gets to the first one.
+    // A session that a route sends to the first cache, or that names it, still uses it.
     let old = daemon.session(&["--label", "old-job"]);
     let path = daemon.nix.make("routed");
     assert_eq!(daemon.end(&old, &[])["cache"], "main");
     assert!(daemon.main().has(&path));
-    // Nothing more to take up; and the cache that was added is there after a restart.
+    // A second reload has nothing to apply, and the added cache is there after a restart.
     let said = daemon.ctl(&["reload"]);
     assert!(said.out.contains("settings unchanged") || said.err.contains("settings unchanged"), "{said:?}");
     daemon.restart();
@@ -98,7 +98,7 @@ fn a_reload_applies_what_it_can() {
     daemon.stop();
 }
 
-/// An endpoint that was wrong is put right, while paths wait for it.
+/// A wrong endpoint is corrected while paths wait for it.
 #[test]
 fn a_cache_is_found_at_its_new_address() {
     let nix = PrivateNix::new();

@@ -1,5 +1,5 @@
-//! A daemon that was away: stopped, or killed at any moment. What became valid
-//! meanwhile is found, what was queued goes on, and sessions tell the truth.
+//! The daemon is stopped, or killed at any moment: what became valid meanwhile is found, the queue
+//! goes on, and sessions report the truth.
 
 use serde_json::Value;
 
@@ -7,7 +7,7 @@ use crate::support::cache::{StandaloneCache, UploadGate};
 use crate::support::daemon::Daemon;
 use crate::support::nix::PrivateNix;
 
-/// A daemon whose cache runs apart from it, behind a gate.
+/// A daemon whose cache runs outside of it, behind an upload gate.
 fn gated(top: &str, more: &str) -> (Daemon, StandaloneCache, UploadGate) {
     let nix = PrivateNix::new();
     let cache = StandaloneCache::start(&nix, |_| {});
@@ -51,7 +51,7 @@ fn a_session_and_its_queue_outlive_a_kill() {
         (&Value::from("long"), &Value::from(session.as_str()))
     );
     assert_eq!(cache.main().having(&[before, away, after]), [true; 3]);
-    // The same answer from the next life too.
+    // The restarted daemon gives the same answer.
     daemon.kill();
     daemon.up();
     assert_eq!(daemon.end(&session, &[]), summary);
@@ -67,11 +67,11 @@ fn a_session_that_drains_goes_on_draining() {
     assert_eq!((&summary["outcome"], &summary["pending"]), (&Value::from("pending"), &Value::from(1)));
     gate.until_came(1);
     daemon.kill();
-    // It ended before this: not the session's.
+    // The session had ended before this path was built, so it is not the session's.
     daemon.nix.make("later");
     daemon.up();
     gate.open();
-    // By itself, whoever asks for it.
+    // The session closes without being asked for.
     crate::attribution::sessions::until_state(&daemon, &session, "closed");
     let summary = daemon.end(&session, &[]);
     assert_eq!(
@@ -154,12 +154,13 @@ fn a_second_daemon_is_refused_and_the_first_goes_on() {
     assert_eq!(daemon.main().names(), ["after"]);
 }
 
-/// A full notify socket makes a sender wait: that must not be the one who decides.
+/// Sending to a full notify socket blocks, so the driver must not be the one that sends.
 #[test]
 fn a_full_notify_socket_blocks_nothing() {
     let mut daemon = Daemon::embedded();
     daemon.deafen();
-    // Each session changes the status line; the second is told a second later at the earliest.
+    // Each session changes the status line; the second change is sent a second later at the
+    // earliest.
     let patience = std::time::Instant::now() + std::time::Duration::from_millis(2500);
     let mut number = 0;
     while std::time::Instant::now() < patience {

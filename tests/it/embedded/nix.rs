@@ -14,7 +14,7 @@ async fn push_from(nix: &PrivateNix, server: &Server) -> (Vec<String>, Vec<Vec<u
         "tool",
         &format!("mkdir $out; echo {library} > $out/uses; echo self $out > $out/self; ln -s uses $out/link"),
     );
-    // The dependency is a plain string here: give Nix the context it needs.
+    // The dependency is a plain string here: Nix needs its context.
     let expression = expression.replace(&library, &format!("${{builtins.storePath \"{library}\"}}"));
     let tool = nix.build(&expression).remove(0);
     let mut nars = Vec::new();
@@ -29,7 +29,7 @@ async fn push_from(nix: &PrivateNix, server: &Server) -> (Vec<String>, Vec<Vec<u
         let name = path.rsplit('/').next().unwrap();
         let mut info = info(name, &references, &nar);
         info["store_path"] = path.as_str().into();
-        // Nix's own words for the hash: base 32.
+        // Nix prints the hash in base 32.
         info["nar_hash"] =
             String::from_utf8(nix.run("nix-store", &["-q", "--hash", path]).stdout).unwrap().trim().into();
         let answer = server.upload(&info, nar.clone()).await;
@@ -39,7 +39,7 @@ async fn push_from(nix: &PrivateNix, server: &Server) -> (Vec<String>, Vec<Vec<u
     (vec![library, tool], nars)
 }
 
-/// The same store directory, empty again.
+/// Empties the store; the directory stays the same.
 fn wipe(nix: &PrivateNix) {
     let mode = Command::new("chmod").args(["-R", "u+w"]).arg(nix.store_dir()).status().unwrap();
     assert!(mode.success());

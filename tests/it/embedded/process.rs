@@ -1,4 +1,4 @@
-//! The cache in a process of its own, which can be killed, or given a small disk.
+//! The built-in cache in a process of its own, which can be killed or given a small disk.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use super::{base, client, info, noise, read, settings, upload};
 
 const CHILD: &str = "FW_EMBEDDED_CHILD";
 
-/// Not a test by itself: what the tests below run as another process.
+/// Not a test: the tests below run it as another process.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn child() {
     let Some(dir) = std::env::var_os(CHILD).map(PathBuf::from) else { return };
@@ -26,7 +26,7 @@ async fn child() {
 struct OtherProcess(Child, String);
 
 impl OtherProcess {
-    /// `wrap`: a command line that runs the rest of its arguments.
+    /// `wrap`: a command line that runs its last arguments.
     fn start(dir: &Path, wrap: &[&str]) -> Self {
         let test = std::env::current_exe().unwrap();
         let test = [test.to_str().unwrap(), "--exact", "embedded::process::child", "--nocapture"];
@@ -90,7 +90,8 @@ async fn killed_at_any_moment_it_serves_whole_nars_or_none() {
                 })
             })
             .collect();
-        // In the middle of an upload that never ends, after a different number of others each time.
+        // The kill comes in the middle of an endless upload, each time after another number of
+        // other uploads.
         let (stop_after, mut seen) = (1 + round * 7, 0);
         while seen < stop_after {
             let found =
@@ -136,7 +137,8 @@ async fn a_full_disk_answers_507_and_leaves_nothing_behind() {
     let dir = tempfile::tempdir().unwrap();
     let disk = dir.path().join("disk");
     std::fs::create_dir(&disk).unwrap();
-    // A mount of its own, gone with the process; works without root where user namespaces do.
+    // The mount belongs to the process and ends with it; this works without root where user
+    // namespaces do.
     let script = format!("mount -t tmpfs -o size=2m none '{}' && exec \"$@\"", disk.display());
     let namespace =
         std::process::Command::new("unshare").args(["-rm", "mount", "-t", "tmpfs", "none", "/mnt"]).output();
@@ -145,7 +147,7 @@ async fn a_full_disk_answers_507_and_leaves_nothing_behind() {
     }
     let server = OtherProcess::start(dir.path(), &["unshare", "-rm", "sh", "-c", &script, "sh"]);
     let (client, token) = (client(), read(&dir.path().join("embedded-push-token")));
-    // Its mount is seen from here through its root.
+    // The mount is visible from here through the process's root.
     let inside = PathBuf::from(format!("/proc/{}/root{}/cache/nar", server.0.id(), disk.display()));
     let files = || std::fs::read_dir(&inside).unwrap().count();
     let put = async |n: usize, len: usize| {
@@ -161,7 +163,7 @@ async fn a_full_disk_answers_507_and_leaves_nothing_behind() {
         client.get(format!("{}/main/{}.narinfo", server.1, &base(2)[..32])).send().await.unwrap().status(),
         404
     );
-    // What does fit is still taken, and small ones meet the same end.
+    // What fits is still accepted, and small paths are refused the same way.
     assert_eq!(put(3, 300_000).await.0, 200);
     let mut n = 10;
     let last = loop {

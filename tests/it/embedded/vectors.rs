@@ -1,4 +1,4 @@
-//! Every request that was recorded against a real Attic server.
+//! All requests that were recorded against a real Attic server.
 
 use std::collections::HashMap;
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{Server, hash, info, noise};
 
-/// Where we answer otherwise than attic did, and why.
+/// The answers in which the built-in cache differs from the recorded server, each with its reason.
 fn deviation(name: &str) -> Option<(u16, &'static str)> {
     match name {
         "get-missing-paths 40000 hashes" => Some((200, "attic's database has a limit that ours has not")),
@@ -20,7 +20,7 @@ fn deviation(name: &str) -> Option<(u16, &'static str)> {
 
 /// A body as the recording describes it: the text itself, or its length.
 struct Bodies {
-    /// By length: NARs whose content is not recorded.
+    /// Only the length: NARs whose content was not recorded.
     nars: HashMap<usize, Vec<u8>>,
 }
 
@@ -29,7 +29,8 @@ impl Bodies {
         self.nars.entry(len).or_insert_with(|| noise(len, len)).clone()
     }
 
-    /// The recorded claims were about other bytes; where they were true there they are made true of ours.
+    /// The recorded hashes belong to other bytes; where they were true they are replaced by true
+    /// ones.
     fn claim(&mut self, name: &str, info: &str, sent: &[u8]) -> String {
         let Ok(mut info) = serde_json::from_str::<Value>(info) else { return info.to_owned() };
         let claimed = usize::try_from(info["nar_size"].as_u64().unwrap()).unwrap();
@@ -50,7 +51,7 @@ async fn recorded_requests_are_answered_as_recorded() {
     let private = Server::start(|_| {}).await;
     let public = Server::start(|s| (s.caches, s.public) = (vec!["pub".to_owned()], true)).await;
     let mut bodies = Bodies { nars: HashMap::new() };
-    // The recording's cache had this path.
+    // The cache of the recording had this path.
     let mut there = info("sqc6j4i3hsiw1462x5z1xmwa0sfl65fn-x", &[], b"there");
     assert_eq!(private.upload(&there, &b"there"[..]).await.status(), 200);
     there["cache"] = "pub".into();
@@ -86,7 +87,8 @@ async fn recorded_requests_are_answered_as_recorded() {
             sent = bodies.nar(416)[..376].to_vec();
         }
         if name.contains("(preamble)") {
-            // That recording was of a path whose NAR was known under no other; 216 bytes follow the info.
+            // The recording is of a path whose NAR was not known under another name; 216 bytes
+            // follow the info.
             let nar = noise(9999, 216);
             let preamble = info("zpdqd9fj2rvvgqdg2m9zwgjgzvnp57vp-x", &[], &nar).to_string();
             call = call.header("X-Attic-Nar-Info-Preamble-Size", preamble.len());
@@ -120,8 +122,8 @@ async fn recorded_requests_are_answered_as_recorded() {
     public.stop().await;
 }
 
-/// Errors: the same words. JSON: the same keys, and the same values where they
-/// are not of that one server. Text: the same keys in the same order.
+/// Errors must have the same words. JSON must have the same keys, and the same values unless they
+/// depend on the server. Text must have the same keys in the same order.
 fn same_shape(name: &str, ours: &str, recorded: &str) {
     if name == "root" {
         return assert!(ours.starts_with("<!doctype html>"));

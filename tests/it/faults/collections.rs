@@ -1,4 +1,4 @@
-//! Nix's garbage collector over and over while Nix builds and the server is slow.
+//! Nix's garbage collector runs again and again while Nix builds and the server is slow.
 
 use super::proxy::{Fault, Kind};
 use super::{COLLECTED, Rig, set, until};
@@ -14,8 +14,8 @@ fn collected_over_and_over_during_builds_with_a_slow_server() {
         std::thread::scope(|scope| {
             let site = rig.site.clone();
             let build = scope.spawn(move || site.build(&set(&format!("round{round}"), 2, 4, 20_000)));
-            // Those that the daemon has taken in stay until they are in the cache,
-            // whatever the collector had read before.
+            // A path that the daemon has taken in stays until it is in the cache, whatever the
+            // collector had read before.
             until("something is pending", || {
                 let pending = rig.unsettled();
                 (!pending.is_empty() || build.is_finished()).then_some(())
@@ -38,8 +38,8 @@ fn collected_over_and_over_during_builds_with_a_slow_server() {
     until("a ledger with nothing unsettled", || rig.unsettled().is_empty().then_some(()));
     let items = rig.items();
     for base in rig.site.built() {
-        // Collected before the daemon could see it, between the end of the build
-        // and the next look: it says so, and it harms nobody else.
+        // A path that was collected between the end of its build and the daemon's next look is
+        // reported as collected, and costs no other path.
         if items.get(&base).is_none_or(|item| item.state == COLLECTED) {
             assert!(!rig.daemon.nix.store_dir().join(&base).exists(), "{base} is there and was not taken in");
             rig.site.forget(&base);

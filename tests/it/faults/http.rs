@@ -1,32 +1,32 @@
-//! A fault is a row. For each row the same is done: five paths are built and
-//! pushed; the fault begins, twenty more are built and it is met so many times;
-//! it ends, five more are built. Then all thirty are in the cache, byte for
-//! byte, or have failed with the reason that the row names, and come in when
-//! the daemon is told to try again.
+//! HTTP faults, one row of the table each. For each row five paths are built and pushed; the fault
+//! begins and twenty more are built, until the fault was met as often as the row says; the fault
+//! ends and five more are built. Then all thirty are in the cache, byte for byte, or have failed
+//! with the reason that the row names and are pushed after a reload.
 //!
-//! What kills other watchers stands in `killers.rs`.
+//! The faults that stop `attic watch-store` are in `watch_store.rs`.
 
 use super::proxy::{Call, Fault, Kind};
 use super::{Rig, met, set, until, upload_of};
 
-/// One row.
+/// One row of the table.
 struct Row {
     fault: Fault,
-    /// Which requests meet it.
+    /// Selects the requests that meet the fault.
     on: fn(&Call) -> bool,
-    /// How many times it is met before it ends.
+    /// The number of times that the fault is met before it ends.
     times: usize,
     then: Then,
 }
 
-/// How it goes on after the fault.
+/// What happens after the fault has ended.
 #[derive(Clone, Copy)]
 enum Then {
-    /// By itself.
+    /// The daemon recovers without help.
     Heals,
-    /// When the daemon is told to look again; nothing fails meanwhile.
+    /// The daemon recovers after a reload; nothing has failed.
     Reload,
-    /// What met the fault has failed with this class, what refers to it because of that.
+    /// The paths that met the fault have failed with this class, and their referrers with
+    /// `reference`.
     Parks(&'static str),
 }
 use Then::{Heals, Parks, Reload};
@@ -83,7 +83,7 @@ fn every_other(call: &Call) -> bool {
 }
 
 fn run(row: &Row) {
-    // A stall is noticed after this, so that no test waits a minute for it.
+    // The daemon notices a stall after this time, so that no test waits a minute for it.
     let rig = Rig::with("stall_timeout = \"1s\"", "");
     rig.site.build(&set("before", 1, 5, 20_000));
     rig.whole(|_| None);

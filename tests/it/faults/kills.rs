@@ -1,5 +1,5 @@
-//! kill -9 at random moments while Nix builds, a restart each time, and nothing
-//! is lost; the session that was open all along says so.
+//! `kill -9` at random moments while Nix builds, with a restart each time. Nothing is lost, and the
+//! session that was open all the time reports every path.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -25,8 +25,8 @@ fn killed_at_random_moments_of_a_build() {
             turn
         });
         for _ in 0..kills {
-            // So many requests after the last start, or so long after it: the
-            // first finds the daemon at work, the second also on its way up.
+            // The kill comes after this number of requests, or after this time: the first meets
+            // the daemon at work, the second also while it starts.
             let calls = rig.proxy.seen().calls.len();
             let (more, most) = (dice.below(12) as usize, Duration::from_millis(5 + dice.below(400)));
             rig.proxy.until_or(most, |tally| tally.calls.len() >= calls + more);

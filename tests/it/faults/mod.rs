@@ -1,7 +1,6 @@
-//! The fault laboratory: the real `flywheeld` on a real, private Nix, a cache
-//! apart from it, and between the two a proxy that misbehaves as a test says.
-//! A scenario is a file; what they share is in `rig.rs` and `proxy.rs`, which
-//! the soak uses as well.
+//! Faults of the network, the cache and the host: the real `flywheeld` on a real, private Nix, a
+//! cache outside of the daemon, and between them a proxy that misbehaves as a test tells it. Each
+//! file is one kind of fault. `rig.rs` and `proxy.rs` are shared, also with the soak test.
 
 mod collections;
 mod http;

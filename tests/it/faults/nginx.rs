@@ -1,5 +1,5 @@
-//! nginx, as many have it before their cache: its limits, its timeouts, its
-//! restarts. The daemon talks to nginx, nginx to the laboratory's proxy.
+//! nginx as a reverse proxy before the cache: its limits, its timeouts, its restarts. The daemon
+//! talks to nginx, and nginx to the test's proxy.
 
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
@@ -19,8 +19,8 @@ struct Nginx {
 }
 
 impl Nginx {
-    /// A daemon whose cache is behind an nginx with these directives; `None`,
-    /// with a line that says so, where there is no nginx.
+    /// Starts a daemon whose cache is behind an nginx with these directives. `None`, with a line
+    /// that says so, where nginx is not installed.
     fn before_a_cache(directives: &str) -> Option<(Self, Rig)> {
         let Some(program) = has("nginx") else {
             eprintln!("skipped: nginx is not installed (Debian: apt-get install nginx-light)");
@@ -48,13 +48,13 @@ impl Nginx {
 
     fn configure(&self, directives: &str) {
         let (dir, address, behind) = (self.dir.path().display(), self.address, &self.behind);
-        // Started by root, its workers would be somebody else's and could not write here.
+        // Workers of an nginx that root starts run as another user, who could not write here.
         let user = if rustix::process::geteuid().is_root() { "user root root;" } else { "" };
         let temp: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
             .iter()
             .map(|what| format!("    {what}_temp_path {dir}/{what};\n"))
             .collect();
-        // The cache tells clients to come to the host that they asked for.
+        // The cache tells clients to use the host that they asked for.
         let pass = format!("proxy_pass {behind}; proxy_http_version 1.1; proxy_set_header Host $http_host;");
         let text = format!(
             "daemon off;\n{user}\nworker_processes 1;\npid {dir}/pid;\nerror_log {dir}/error.log warn;\n\
@@ -81,7 +81,7 @@ impl Nginx {
         });
     }
 
-    /// SIGTERM: it drops what is under way.
+    /// Stops nginx with SIGTERM, which cuts the requests that are running.
     fn down(&mut self) {
         if let Some(mut child) = self.child.take() {
             let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
@@ -97,7 +97,7 @@ impl Drop for Nginx {
     }
 }
 
-/// Client and server ends that are connected to an address.
+/// The client and server ends of connections to an address.
 fn connected(to: SocketAddr) -> usize {
     let SocketAddr::V4(to) = to else { return 0 };
     let hex = format!(" {:08X}:{:04X} ", u32::from_le_bytes(to.ip().octets()), to.port());
@@ -141,7 +141,7 @@ fn proxy_read_timeout_504_is_tried_again() {
 
 #[test]
 fn a_restart_of_nginx_in_the_middle_of_an_upload() {
-    // Unbuffered: what is under way is under way to the cache as well.
+    // Without buffering, a request that is running reaches the cache as well.
     let Some((mut nginx, rig)) = Nginx::before_a_cache("proxy_request_buffering off;") else { return };
     rig.proxy.rule(|call| if call.kind == Kind::Upload { Fault::Slow(50_000) } else { Fault::Pass });
     rig.site.build(&set("during", 2, 10, 100_000));

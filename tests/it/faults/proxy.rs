@@ -1,7 +1,7 @@
-//! A proxy between a daemon and its cache that does to each request what a
-//! test says: refuse, reset, stall, slow down, answer itself, cut or double the
-//! answer. It writes down every request, and a test waits for what it has seen.
-//! Must not know what the requests mean beyond their kind and path.
+//! A proxy between a daemon and its cache. It does to each request what the test tells it: refuse,
+//! reset, stall, slow down, answer in the cache's place, cut the answer or send it twice. It
+//! records every request, and a test waits for what was recorded. It knows of a request only its
+//! kind and path.
 
 use std::fmt::Write as _;
 use std::io;
@@ -15,28 +15,28 @@ use tokio::sync::watch;
 
 use crate::support::daemon::MAX_WAIT;
 
-/// What is done to one request.
+/// What the proxy does to one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// Nothing.
+    /// Passes it on.
     Pass,
-    /// The connection is reset when so many bytes of the body have come.
+    /// Resets the connection after this number of bytes of the body.
     Reset(u64),
-    /// So many bytes of the body are taken, then no more, until the client gives up.
+    /// Reads this number of bytes of the body, then none, until the client gives up.
     Stall(u64),
-    /// The body is taken and no answer comes, until the client gives up.
+    /// Reads the body and sends no answer, until the client gives up.
     Mute,
-    /// The body passes at so many bytes a second.
+    /// Passes the body on at this number of bytes per second.
     Slow(u64),
-    /// Answered without the cache: status and further header lines (each with its line end).
+    /// Answers in the cache's place: status, and further header lines (each with its line end).
     Answer(u16, &'static str),
-    /// The same, with the words of an Attic server that has compared the NAR with its hash.
+    /// Answers 400 in the words of an Attic server that found another hash than announced.
     BadHash,
-    /// The cache takes it; so many bytes of its answer come back, then the connection ends.
+    /// Passes the request on, sends this number of bytes of the answer, and closes the connection.
     Cut(usize),
-    /// The cache takes it, and its answer comes back twice.
+    /// Passes the request on and sends the answer twice.
     Double,
-    /// Waits until the test lets go, then passes.
+    /// Holds the request until the test calls [`Proxy::pass`], then passes it on.
     Hold,
 }
 
@@ -55,16 +55,16 @@ pub struct Call {
     pub kind: Kind,
     /// Base name of the path that is uploaded.
     pub path: String,
-    /// How many of this kind (uploads: of this path) came before.
+    /// The number of earlier requests of this kind; for uploads, of this path.
     pub before: usize,
     pub fault: Fault,
-    /// What the client was told, when it was told something whole.
+    /// The status that the client received, when it received a whole answer.
     pub told: Option<u16>,
-    /// It is over.
+    /// Whether the request has ended.
     pub over: bool,
 }
 
-/// What the proxy has seen.
+/// All requests that the proxy has recorded.
 #[derive(Debug, Default, Clone)]
 pub struct Tally {
     pub connections: usize,
@@ -81,7 +81,7 @@ impl Tally {
         self.calls.iter().filter(|c| c.kind == Kind::Upload)
     }
 
-    /// Uploads that the client knows to be done.
+    /// The number of uploads that the client knows to have succeeded.
     pub fn done(&self) -> usize {
         self.uploads().filter(|c| c.told == Some(200)).count()
     }
@@ -99,14 +99,14 @@ struct Shared {
     held: watch::Sender<bool>,
 }
 
-/// The proxy; it ends when dropped.
+/// The proxy. Dropping it stops it.
 pub struct Proxy {
     shared: Arc<Shared>,
     runtime: Option<tokio::runtime::Runtime>,
 }
 
-/// A loopback address that only this process uses, so that a port stays free
-/// for whoever listened on it before.
+/// A loopback address that only this process uses, so that a port stays free for the server that
+/// listened on it before.
 pub fn own_address() -> [u8; 4] {
     let [_, a, b, c] = std::process::id().to_be_bytes();
     [127, 64 + (a & 63), b, c]
@@ -139,38 +139,39 @@ impl Proxy {
         format!("http://{}", self.address())
     }
 
-    /// From here on each request meets what `rule` says. What is held stays so until [`Self::pass`].
+    /// From now on each request meets the fault that `rule` returns. Held requests stay held until
+    /// [`Self::pass`].
     pub fn rule(&self, rule: impl FnMut(&Call) -> Fault + Send + 'static) {
         *self.shared.rule.lock().unwrap() = Box::new(rule);
         self.shared.held.send_replace(true);
     }
 
-    /// Everything passes from here on, what was held included.
+    /// From now on all requests pass, and so do the held ones.
     pub fn pass(&self) {
         self.rule(|_| Fault::Pass);
         self.shared.held.send_replace(false);
     }
 
-    /// Nobody listens any more; what is connected is reset.
+    /// Stops listening and resets all connections.
     pub fn down(&self) {
         self.shared.up.send_replace(false);
         self.until("it is down", |tally| !tally.listening);
     }
 
-    /// It listens again, on the same port.
+    /// Listens again, on the same port.
     pub fn up(&self) {
         self.shared.up.send_replace(true);
         self.until("it is up", |tally| tally.listening);
     }
 
-    /// Waits until what it has seen is as wanted.
+    /// Waits until the recorded requests satisfy the condition.
     pub fn until(&self, what: &str, wanted: impl Fn(&Tally) -> bool) -> Tally {
         let seen = self.until_or(MAX_WAIT, &wanted);
         assert!(wanted(&seen), "not seen: {what}; {}", told(&seen));
         seen
     }
 
-    /// The same, and no longer than that.
+    /// Waits like [`Self::until`], but only for this time.
     pub fn until_or(&self, patience: Duration, wanted: impl Fn(&Tally) -> bool) -> Tally {
         let end = Instant::now() + patience;
         let mut tally = self.shared.tally();
@@ -247,13 +248,13 @@ fn bind(at: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(1024)
 }
 
-/// How a connection goes on after a request.
+/// What happens to a connection after a request.
 enum Next {
-    /// With another request.
+    /// The next request follows.
     Request,
-    /// It is closed after the client has sent what it has to say.
+    /// The connection is closed after the client has sent everything.
     Close,
-    /// It is reset.
+    /// The connection is reset.
     Reset,
 }
 
@@ -266,7 +267,8 @@ async fn connection(shared: Arc<Shared>, mut client: TcpStream) {
                 Ok(Next::Request) => {}
                 Ok(Next::Close) => {
                     let _ = client.shutdown().await;
-                    // Closing on unread bytes would reset, and the answer might be lost with it.
+                    // Closing with unread bytes would reset the connection, and the answer could
+                    // be lost.
                     let _ = tokio::io::copy(&mut client, &mut tokio::io::sink()).await;
                     return false;
                 }
@@ -295,7 +297,7 @@ impl Head {
         lines.find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.trim())
     }
 
-    /// With this connection ended after the answer.
+    /// Sends the request on with `Connection: close`.
     fn closing(&self) -> String {
         let mut text = String::new();
         for line in self.text.lines().filter(|l| !l.to_ascii_lowercase().starts_with("connection:")) {
@@ -329,7 +331,7 @@ async fn head(client: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<Head> 
     Ok(head)
 }
 
-/// Takes one request and deals with it.
+/// Handles one request.
 async fn request(shared: &Shared, client: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<Next> {
     let head = head(client, buffer).await?;
     let target = head.text.split(' ').nth(1).unwrap_or_default();
@@ -351,7 +353,8 @@ async fn request(shared: &Shared, client: &mut TcpStream, buffer: &mut Vec<u8>) 
     }
     let mut call = Call { kind, path, before: 0, fault: Fault::Pass, told: None, over: false };
     let index = {
-        // Under the tally's lock, so that the order in which rules see calls is the order of the tally.
+        // Under the lock of the recorded requests, so that rules see requests in the recorded
+        // order.
         let mut tally = shared.tally();
         call.before = tally.calls.iter().filter(|c| c.kind == kind && c.path == call.path).count();
         call.fault = (shared.rule.lock().unwrap())(&call);
@@ -359,12 +362,12 @@ async fn request(shared: &Shared, client: &mut TcpStream, buffer: &mut Vec<u8>) 
         tally.calls.len() - 1
     };
     shared.changed.notify_all();
-    // Dropped in the middle as well: a call that is cut off is over, too.
+    // Runs on drop as well, so that a request that is cut off is recorded as ended.
     let over = Over { shared, index, told: None };
     deal(shared, client, buffer, &head, call.fault, over).await
 }
 
-/// Writes down how a call ended, however it did.
+/// Records how a request ended.
 struct Over<'a> {
     shared: &'a Shared,
     index: usize,
@@ -397,8 +400,9 @@ async fn deal(
         }
         Fault::Stall(after) => {
             take(client, buffer, after.min(head.length)).await?;
-            // Not read on: what the client still sends fills the pipe. That it gives up
-            // shows only when bytes of it were still on the way; else this waits with the proxy.
+            // The rest of the body is not read: it fills the socket's buffer. Whether the client
+            // gave up is seen only when some bytes were still on their way; otherwise this waits
+            // until the proxy ends.
             let _ = client.ready(tokio::io::Interest::ERROR).await;
             return Ok(Next::Reset);
         }
@@ -435,7 +439,7 @@ async fn deal(
     Ok(if whole && !last { Next::Request } else { Next::Close })
 }
 
-/// Takes so many bytes of the body and throws them away.
+/// Reads this number of bytes of the body and discards them.
 async fn take(client: &mut TcpStream, buffer: &mut Vec<u8>, mut count: u64) -> io::Result<()> {
     loop {
         let have = buffer.len().min(usize::try_from(count).unwrap_or(usize::MAX));
@@ -465,8 +469,8 @@ async fn answer(
     Ok(Next::Close)
 }
 
-/// Sends a request on and reads the whole answer, which may come before the
-/// body has been taken (then the second value is false).
+/// Sends a request on and reads the whole answer. The answer may come before the whole body was
+/// sent; then the second value is false.
 async fn forward(
     to: SocketAddr,
     client: &mut TcpStream,
@@ -489,7 +493,7 @@ async fn forward(
             if let Some(rate) = rate {
                 tokio::time::sleep(Duration::from_secs_f64(count as f64 / rate as f64)).await;
             }
-            // A cache that takes no more has answered: the answer counts.
+            // A cache that stops reading has answered, and that answer counts.
             accepts = accepts && into.write_all(&buffer[..count]).await.is_ok();
             buffer.drain(..count);
             left -= count as u64;
@@ -518,7 +522,7 @@ async fn forward(
     Ok((keep_alive(&answer), sent))
 }
 
-/// The answer without the cache's wish to close.
+/// Removes the cache's `Connection: close` from the answer.
 fn keep_alive(answer: &[u8]) -> Vec<u8> {
     let end = answer.windows(4).position(|w| w == b"\r\n\r\n").map_or(answer.len(), |at| at + 4);
     let mut kept = Vec::new();

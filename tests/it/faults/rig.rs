@@ -1,7 +1,6 @@
-//! What every scenario of the laboratory has in common: a daemon, its store,
-//! its cache and the proxy between; paths are built and written down as Nix
-//! registered them, and at the end [`Rig::whole`] compares the cache with that,
-//! byte for byte. Must not know any scenario.
+//! What all fault tests share: a daemon, its store, its cache and the proxy between. Built paths
+//! are recorded with hash and size as Nix registered them, and at the end [`Rig::whole`] compares
+//! the cache with that record, byte for byte. Knows no single test.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -19,10 +18,10 @@ pub use crate::support::daemon::until_some as until;
 use crate::support::daemon::{CommandResult, Daemon, MAX_WAIT};
 use crate::support::nix::PrivateNix;
 
-/// What Nix registered: `sha256:` and hex, and the NAR's size.
+/// What Nix registered: `sha256:` with the hash in hex, and the NAR's size in bytes.
 type Fact = (String, i64);
 
-/// One of the ledger's items.
+/// One push in the ledger.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Item {
     pub state: i64,
@@ -32,19 +31,19 @@ pub struct Item {
 pub const COLLECTED: i64 = 7;
 const FAILED: i64 = 5;
 
-/// A store to build in, usable from any thread while the daemon comes and goes.
+/// A store to build in. It can be used from any thread, also while the daemon is stopped.
 #[derive(Clone)]
 pub struct Site {
     env: Vec<(&'static str, PathBuf)>,
     work: PathBuf,
     db: PathBuf,
-    /// Everything that was built, by base name.
+    /// All paths that were built, by base name.
     built: Arc<Mutex<BTreeMap<String, Fact>>>,
 }
 
-/// Paths to build: `derivations` of `outputs` paths, `size` random bytes each.
-/// In each derivation all others refer to the first: `TAG-0`, `TAG-0-o0`,
-/// `TAG-0-o1`, …, `TAG-1`, …
+/// An expression that builds `derivations` derivations of `outputs` paths each, with `size` random
+/// bytes in each path. In each derivation all other outputs refer to the first: `TAG-0`,
+/// `TAG-0-o0`, `TAG-0-o1`, …, `TAG-1`, …
 pub fn set(tag: &str, derivations: usize, outputs: usize, size: usize) -> String {
     format!(
         r#"let
@@ -81,7 +80,7 @@ impl Site {
         command.args(args).output().unwrap()
     }
 
-    /// Builds and writes down what has come of it.
+    /// Builds an expression and records the paths.
     pub fn build(&self, expression: &str) {
         let out = self.run("nix-build", &["--no-out-link", "-E", expression]);
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
@@ -94,7 +93,7 @@ impl Site {
         db
     }
 
-    /// Writes down what is valid now and was built here.
+    /// Records all paths that are valid now and were built here.
     pub fn note(&self) {
         let db = self.nix_db();
         let mut find = db
@@ -110,24 +109,24 @@ impl Site {
         }
     }
 
-    /// Base names of everything that was built.
+    /// Base names of all recorded paths.
     pub fn built(&self) -> Vec<String> {
         self.built.lock().unwrap().keys().cloned().collect()
     }
 
-    /// Full paths of what was built and is named like this after the hash.
+    /// Full paths of the recorded paths whose name (after the hash) satisfies the condition.
     pub fn named(&self, wanted: impl Fn(&str) -> bool) -> Vec<String> {
         let store = self.env.iter().find(|(k, _)| *k == "NIX_STORE_DIR").unwrap().1.display();
         self.built().iter().filter(|b| wanted(&b[33..])).map(|b| format!("{store}/{b}")).collect()
     }
 
-    /// What must not be looked for any more, and how much that was.
+    /// Removes a path from the record.
     pub fn forget(&self, base: &str) {
         self.built.lock().unwrap().remove(base);
     }
 }
 
-/// Everything a scenario needs.
+/// Everything that a fault test needs.
 pub struct Rig {
     pub site: Site,
     pub daemon: Daemon,
@@ -140,12 +139,12 @@ impl Rig {
         Self::with("", "")
     }
 
-    /// With further keys of `[caches.main]`, and further tables.
+    /// `keys`: further keys of `[caches.main]`; `tables`: further tables of the configuration.
     pub fn with(keys: &str, tables: &str) -> Self {
         Self::behind(Proxy::url, keys, tables)
     }
 
-    /// The same, with the daemon's cache at another address.
+    /// As [`Self::with`]; `url` gives the address under which the daemon reaches the cache.
     pub fn behind(url: impl FnOnce(&Proxy) -> String, keys: &str, tables: &str) -> Self {
         let nix = PrivateNix::new();
         let cache = StandaloneCache::start(&nix, |_| {});
@@ -157,7 +156,7 @@ impl Rig {
         Self { site, daemon, proxy, cache }
     }
 
-    /// The ledger's items, as they stand on disk.
+    /// The pushes in the ledger, as they are on disk.
     pub fn items(&self) -> BTreeMap<String, Item> {
         let ledger = self.daemon.state_dir().join("ledger.sqlite");
         let db = Connection::open_with_flags(ledger, OpenFlags::SQLITE_OPEN_READ_WRITE).unwrap();
@@ -170,12 +169,12 @@ impl Rig {
         rows.collect::<Result<_, _>>().unwrap()
     }
 
-    /// Paths that the ledger has as neither settled nor failed.
+    /// The paths of the ledger that are pending or uploading.
     pub fn unsettled(&self) -> Vec<String> {
         self.items().into_iter().filter(|(_, item)| item.state < 2).map(|(path, _)| path).collect()
     }
 
-    /// Waits until the daemon has so many waiting, uploads included.
+    /// Waits until the daemon has at least this number of pushes pending or uploading.
     pub fn until_queued(&self, count: u64) {
         until(&format!("{count} queued"), || {
             let queue = &self.daemon.status()["queue"];
@@ -183,15 +182,15 @@ impl Rig {
         });
     }
 
-    /// Everything that was built is in the cache as Nix registered it, or has
-    /// failed as `fails` says (by the name after the hash); what is there is
-    /// closed; nothing is left to do, in the daemon or in its ledger.
+    /// Asserts that each recorded path is in the cache as Nix registered it, or has failed with the
+    /// class that `fails` returns for its name; that the cache holds all references of what it has;
+    /// and that neither the daemon nor the ledger has anything pending.
     pub fn whole(&self, fails: impl Fn(&str) -> Option<&'static str>) {
         self.daemon.flush();
         let status = self.daemon.status();
         assert_eq!(status["queue"]["pending"], 0, "{status}");
         assert_eq!(status["queue"]["uploading"], 0, "{status}");
-        // What was answered is written a moment later.
+        // The ledger is written a moment after the answer.
         until("a ledger with nothing unsettled", || self.unsettled().is_empty().then_some(()));
         let (view, items) = (self.cache.main(), self.items());
         let built = self.site.built.lock().unwrap().clone();
@@ -215,16 +214,16 @@ impl Rig {
         view.assert_closed();
     }
 
-    /// Nothing was uploaded again that the daemon knew to be there, and
-    /// nothing twice at a time. (Whether an answer that broke off was a good one
-    /// the protocol cannot tell: such a path may be sent again.)
+    /// Asserts that no path was uploaded again after the daemon had received a success for it, and
+    /// that no path was uploaded twice at the same time. A path whose answer was cut may be sent
+    /// again, because the daemon cannot know what the answer was.
     pub fn nothing_twice(&self) {
         let seen = self.proxy.seen();
         let mut known: BTreeMap<&str, &proxy::Call> = BTreeMap::new();
         for call in seen.uploads() {
             if let Some(last) = known.insert(&call.path, call) {
                 assert_ne!(last.told, Some(200), "{} was uploaded again", call.path);
-                // That the client has given up on what nobody reads is not seen.
+                // The proxy does not see that the client gave up while nothing is read.
                 let over = last.over || matches!(last.fault, proxy::Fault::Stall(_));
                 assert!(over, "{} was uploaded while it was being uploaded", call.path);
             }
@@ -232,7 +231,7 @@ impl Rig {
     }
 }
 
-/// Hash and size of what the cache serves as this path: its NAR, read whole.
+/// Hash and size of the NAR that the cache serves for this path; the NAR is read completely.
 fn held(view: &CacheView, base: &str) -> Option<Fact> {
     let info = view.narinfo(base)?;
     let field = |name: &str| {
@@ -252,7 +251,7 @@ fn held(view: &CacheView, base: &str) -> Option<Fact> {
     Some(fact)
 }
 
-/// A body, whole. HTTP/1.0: it ends with the connection, and is never chunked.
+/// Fetches a body. Over HTTP/1.0 it ends with the connection and is never chunked.
 fn fetch(address: &str, url: &str) -> Vec<u8> {
     let path = url.strip_prefix(&format!("http://{address}")).unwrap();
     let mut stream = TcpStream::connect(address).unwrap();
@@ -265,8 +264,8 @@ fn fetch(address: &str, url: &str) -> Vec<u8> {
     answer.split_off(end)
 }
 
-/// SplitMix64 (Steele, Lea and Flood 2014), seeded from the environment or the
-/// clock; the seed is printed, so that what happened can be looked at again.
+/// SplitMix64 (Steele, Lea and Flood 2014), seeded from `FLYWHEEL_TEST_SEED` or the clock. The seed
+/// is printed, so that a failing run can be repeated.
 pub struct Dice(u64);
 
 impl Dice {
@@ -281,7 +280,7 @@ impl Dice {
         Self(seed)
     }
 
-    /// Others that depend on the same seed.
+    /// Another generator that depends on the same seed.
     pub fn like(dice: &Self, salt: u64) -> Self {
         Self(dice.0 ^ salt.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(31))
     }
@@ -295,7 +294,7 @@ impl Dice {
     }
 }
 
-/// Runs `flywheelctl` on a socket, for whoever has not got the daemon at hand.
+/// Runs `flywheelctl` on a socket, for callers without a [`Daemon`].
 pub fn client(socket: &Path, args: &[&str]) -> CommandResult {
     let mut command = Command::new(env!("CARGO_BIN_EXE_flywheelctl"));
     command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
@@ -303,24 +302,24 @@ pub fn client(socket: &Path, args: &[&str]) -> CommandResult {
     CommandResult::of(&command.output().unwrap())
 }
 
-/// A number from the environment.
+/// A number from an environment variable.
 pub fn number(name: &str, otherwise: u64) -> u64 {
     std::env::var(name)
         .ok()
         .map_or(otherwise, |text| text.parse().unwrap_or_else(|_| panic!("{name}={text:?}")))
 }
 
-/// Uploads of paths whose name after the hash is so.
+/// Whether a request is the upload of a path whose name satisfies the condition.
 pub fn upload_of(call: &proxy::Call, wanted: impl Fn(&str) -> bool) -> bool {
     call.kind == proxy::Kind::Upload && call.path.get(33..).is_some_and(wanted)
 }
 
-/// So many faults were met.
+/// A condition: at least this number of faults was met.
 pub fn met(count: usize) -> impl Fn(&Tally) -> bool {
     move |tally| tally.faults() >= count
 }
 
-/// Whether a command is there.
+/// The full path of a command, when it is installed.
 pub fn has(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let dirs = std::env::split_paths(&path).chain([Path::new("/usr/sbin").to_owned()]);

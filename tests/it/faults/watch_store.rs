@@ -1,5 +1,5 @@
-//! What kills attic's watcher, each by its name: after each of these it pushes
-//! nothing more, or loses what was queued. First in the laboratory's table.
+//! The faults that stop `attic watch-store`, one test each: after each of these it pushes nothing
+//! more, or loses what was queued.
 
 use std::os::unix::fs::PermissionsExt;
 
@@ -12,7 +12,8 @@ fn uploads_wait(rig: &Rig) {
     rig.proxy.rule(|call| if call.kind == Kind::Upload { Fault::Hold } else { Fault::Pass });
 }
 
-/// attic takes the removal of the lock that the failed build left for a valid path.
+/// `attic watch-store` takes the removal of the lock that the failed build left for a valid path,
+/// and ends.
 #[test]
 fn a_failed_build_then_a_collection_then_a_build() {
     let rig = Rig::new();
@@ -37,7 +38,7 @@ fn a_failed_build_then_a_collection_then_a_build() {
     rig.cache.main().assert_nix_takes(&rig.daemon.nix, &rig.site.named(|n| n.starts_with("after")));
 }
 
-/// attic's worker ends with the first request that fails.
+/// The worker of `attic watch-store` ends with the first request that fails.
 #[test]
 fn an_outage_while_20_paths_appear_and_5_after() {
     let rig = Rig::new();
@@ -58,7 +59,7 @@ fn an_outage_while_20_paths_appear_and_5_after() {
     rig.cache.main().assert_nix_takes(&rig.daemon.nix, &rig.site.named(|_| true));
 }
 
-/// attic has no signal handler: 0 of 50 arrive.
+/// `attic watch-store` handles no signal: none of 50 queued paths arrive.
 #[test]
 fn sigterm_with_50_queued() {
     let mut rig = Rig::new();
@@ -68,7 +69,7 @@ fn sigterm_with_50_queued() {
     rig.proxy.until("an upload is under way", |tally| tally.uploads().next().is_some());
     rig.daemon.signal(Signal::TERM);
     rig.daemon.until_notified(|line| line == "STOPPING=1");
-    // What was under way may end now.
+    // The running uploads may end now.
     rig.proxy.pass();
     let status = rig.daemon.ended();
     assert!(status.success(), "{status}");
@@ -86,9 +87,8 @@ fn sigterm_with_50_queued() {
     rig.cache.main().assert_nix_takes(&rig.daemon.nix, &rig.site.named(|_| true));
 }
 
-/// One bad path in attic's batch, and none of it is pushed. Here there are two
-/// kinds of bad: one that was never valid, and one whose file is not what Nix
-/// registered any more.
+/// One path that is not valid makes attic push none of its batch. Here there are two of that kind:
+/// one that was never valid, and one whose file differs from what Nix registered.
 #[test]
 fn one_invalid_path_among_50() {
     let rig = Rig::new();
@@ -111,7 +111,7 @@ fn one_invalid_path_among_50() {
     let push = rig.daemon.ctl(&args);
     assert_eq!(push.code, 0, "{push:?}");
     assert!(push.out.contains("-never") || push.err.contains("-never"), "it is named: {push:?}");
-    // The reason says what has happened and how to see and mend it.
+    // The reason says what happened, and how to verify and repair the path.
     let failed = push.json()["failed"].to_string();
     for words in ["the local store is damaged", "`nix-store --verify-path /", "`nix-store --repair-path /"] {
         assert!(failed.contains(words), "{words}: {failed}");
@@ -123,7 +123,7 @@ fn one_invalid_path_among_50() {
     assert!(tries >= 2, "read again once before it is given up");
     rig.site.build(&set("after", 1, 5, 20_000));
     rig.whole(fails);
-    // Mended, and told to try again.
+    // The file is repaired, and the daemon is asked to push it again.
     bytes[last] ^= 1;
     mode(0o644);
     std::fs::write(bad, &bytes).unwrap();

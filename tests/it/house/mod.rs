@@ -1,5 +1,5 @@
-//! The order of the house, read from its sources: which room may name which,
-//! what every file starts with, where the wire format is named.
+//! The order of the rooms, read from the sources: which room may name which, how every file starts,
+//! and where the wire format is named.
 
 mod picture;
 
@@ -23,11 +23,11 @@ pub(super) const ROOMS: [&str; 13] = [
     "types",
 ];
 
-/// Who may name whom; the table in `src/lib.rs` in code. A room that is not
-/// here may not exist.
+/// Which rooms a room may name: the table of `src/lib.rs` in code. A room that is not listed here
+/// must not exist.
 fn allowed(room: &str) -> Option<&'static [&'static str]> {
     Some(match room {
-        // Every room may name these two, which name nobody.
+        // Every room may name these two, which name no room.
         "types" | "observe" => &[],
         "flow" | "config" => &["types"],
         "attic" | "attribution" | "store" | "cache" | "embedded" | "ledger" | "control" => {
@@ -85,8 +85,8 @@ fn walk(dir: &Path, files: &mut Vec<PathBuf>) {
     }
 }
 
-/// The code alone: comments and string literals become a blank. Raw strings
-/// and escapes are understood as far as Rust sources need it.
+/// The code alone: comments and string literals are replaced by a blank. Handles raw strings and
+/// escapes as far as Rust sources need it.
 fn code(text: &str) -> String {
     let chars: Vec<char> = text.chars().collect();
     let (mut out, mut i) = (String::new(), 0);
@@ -260,7 +260,7 @@ fn bincode_is_named_once() {
     assert_eq!(files, ["control/codec.rs"]);
 }
 
-/// The reader above sees what it has to see.
+/// The checks above find what they are meant to find.
 #[test]
 fn wrong_arrows_are_seen() {
     for (path, text, expected) in [

@@ -1,5 +1,5 @@
-//! The picture of the house in docs/architecture.md is what the imports say. To
-//! draw it anew: FLYWHEEL_DRAW=1 cargo nextest run -E 'test(house::picture)'
+//! The picture in docs/architecture.md shows what the imports say. To draw it again:
+//! FLYWHEEL_DRAW=1 cargo nextest run -E 'test(house::picture)'
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -56,7 +56,7 @@ fn the_picture_is_what_the_imports_say() {
     assert_eq!(found, drawn, "docs/architecture.md shows another house than src; draw it anew:\n  {DRAW}\n");
 }
 
-/// A new arrow changes it.
+/// The picture changes with a new arrow.
 #[test]
 fn the_picture_follows_the_sources() {
     let mut sources = house::sources();
@@ -93,7 +93,7 @@ fn the_tests_that_security_md_names_exist() {
     assert!(absent.is_empty() && named.len() > 10, "{} tests; not found: {absent:?}", named.len());
 }
 
-/// What the documents name in backquotes or link to is there.
+/// The files that the documents name in backquotes or link to exist.
 #[test]
 fn the_documents_name_what_is_there() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

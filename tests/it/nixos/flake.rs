@@ -1,6 +1,6 @@
-//! The flake as far as it can be had without nixpkgs: every file is Nix, the
-//! outputs evaluate to the end over stand-ins for nixpkgs' packages, the lock
-//! fits, and the package installs what stands in this tree.
+//! What can be checked of the flake without nixpkgs: every file parses, all outputs evaluate with
+//! stand-ins for nixpkgs' packages, the lock matches, and the package installs the files of this
+//! tree.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -19,7 +19,7 @@ fn text(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
 }
 
-/// The files of the project, without what is built or hidden.
+/// The project's files, without build results and hidden files.
 fn files(dir: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
@@ -52,7 +52,7 @@ fn every_nix_file_is_nix() {
     assert!(out.status.success(), "{}", said(&out));
 }
 
-/// In the manner of nixfmt, which `nix flake check` asks for.
+/// Formatted as nixfmt does, which `nix flake check` requires.
 #[test]
 fn every_nix_file_is_formatted() {
     let mut all = Vec::new();
@@ -64,8 +64,7 @@ fn every_nix_file_is_formatted() {
     assert!(out.status.success(), "{}", said(&out));
 }
 
-/// What the documents show can be copied: it is Nix, whole or as part of a
-/// configuration.
+/// Nix code in the documents can be copied: each block parses, alone or as part of a configuration.
 #[test]
 fn nix_code_in_the_documents_parses() {
     let nix = PrivateNix::new();
@@ -82,7 +81,7 @@ fn nix_code_in_the_documents_parses() {
     assert!(seen >= 5, "{seen}");
 }
 
-/// Python only reads it.
+/// Python only parses it.
 #[test]
 fn the_test_script_of_the_virtual_machines_is_python() {
     let nix = PrivateNix::new();
@@ -99,8 +98,7 @@ fn the_test_script_of_the_virtual_machines_is_python() {
     assert!(out.status.success(), "{}", said(&out));
 }
 
-/// A copy of the tree for Nix to take into its store, and the stand-in for
-/// nixpkgs beside it.
+/// A copy of the tree that Nix can add to its store, and the stand-in for nixpkgs beside it.
 fn copied(nix: &PrivateNix) -> (String, String) {
     let to = nix.work_dir().join("flake");
     let mut all = Vec::new();
@@ -149,8 +147,7 @@ fn the_flake_has_what_it_should() {
     assert_eq!(names(&shown["overlays"]), ["default"]);
 }
 
-/// The lock names the inputs that flake.nix has, and nixpkgs as it was when its
-/// rustc was new enough.
+/// The lock names the inputs of flake.nix, and a nixpkgs whose rustc is new enough.
 #[test]
 fn flake_lock_matches_flake_nix() {
     let nix = PrivateNix::new();
@@ -167,21 +164,21 @@ fn flake_lock_matches_flake_nix() {
     assert_eq!(inputs["nixpkgs"]["url"], url.as_str());
     assert!(locked["rev"].as_str().is_some_and(|r| r.len() == 40));
     assert!(locked["narHash"].as_str().is_some_and(|h| h.starts_with("sha256-")));
-    // nixpkgs-unstable has had rustc 1.89 since September 2025, and rust-version asks for that.
+    // nixpkgs-unstable has had rustc 1.89, which rust-version asks for, since September 2025.
     let october_2025 = 1_759_276_800;
     assert!(text("Cargo.toml").contains("rust-version = \"1.89\""), "a newer rustc: look at the lock again");
     assert!(locked["lastModified"].as_u64().unwrap() > october_2025);
 }
 
-/// A development shell that lacks a command of tests/run.sh would install it by
-/// other means, or fail.
+/// If the development shell lacked a command of tests/run.sh, the script would install it by other
+/// means or fail.
 #[test]
 fn the_development_shell_has_what_the_checks_use() {
     let shell = text("packaging/nix/shell.nix");
     let run = text("tests/run.sh");
     let needed = run.lines().find_map(|l| l.strip_prefix("NEEDED=\"")).unwrap().trim_end_matches('"');
     let commands = needed.split_whitespace().map(|pair| pair.split(':').next().unwrap());
-    // What comes with the package of another name, or with mkShell itself.
+    // These come with a package of another name, or with mkShell itself.
     for command in commands.filter(|c| *c != "cc") {
         let package = match command {
             "nix-build" | "nix-store" => "nix",
@@ -196,8 +193,8 @@ fn the_development_shell_has_what_the_checks_use() {
     }
 }
 
-/// Runs the package's `postInstall` as the builder would, with the programs of
-/// this build, and looks at what it leaves.
+/// Runs the package's `postInstall` as the builder would, with the programs of this build, and
+/// checks what it installs.
 #[test]
 fn the_package_installs_the_files_of_this_repository() {
     let nix = PrivateNix::new();
@@ -252,7 +249,7 @@ fn the_package_installs_the_files_of_this_repository() {
     ] {
         assert!(installed.contains(file), "{file} is missing: {installed:#?}");
     }
-    // Nothing points out of the package, to where Debian has it.
+    // No link leads out of the package to where Debian has the file.
     for file in installed.iter().filter(|f| f.starts_with("lib/systemd/")) {
         let unit = fs::read_to_string(prefix.join(file)).unwrap();
         for line in unit.lines().filter(|l| l.starts_with("Exec")) {

@@ -13,7 +13,7 @@ use crate::support::nix::PrivateNix;
 
 const OURS: &str = "/nix/store/00000000000000000000000000000000-flywheel";
 
-/// What tests/nixos/eval.nix says; nothing without `NIXPKGS_LIB`.
+/// The result of tests/nixos/eval.nix; `None` without `NIXPKGS_LIB`.
 fn evaluated() -> Option<Value> {
     let Some(lib) = std::env::var_os("NIXPKGS_LIB").filter(|dir| !dir.is_empty()) else {
         eprintln!("skipped: NIXPKGS_LIB names no directory with nixpkgs' lib (CONTRIBUTING.md)");
@@ -32,7 +32,7 @@ fn strings(value: &Value) -> Vec<&str> {
     value.as_array().unwrap().iter().map(|v| v.as_str().unwrap()).collect()
 }
 
-/// Each message that a case names is there, and no other.
+/// Each message that a case names appears, and no other.
 fn wrong_messages(name: &str, expected: &Value, found: &Value) -> Vec<String> {
     let (expected, found) = (strings(expected), strings(found));
     let missing = expected.iter().filter(|e| !found.iter().any(|f| f.contains(**e)));
@@ -58,8 +58,8 @@ fn every_case_gives_its_expected_errors() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// Runs the check of the system's build, with the real flywheeld, for every
-/// case that may be built; then with a key that nobody knows.
+/// Runs the system build's check with the real flywheeld, for each case that can be built, and then
+/// with an unknown key.
 #[test]
 fn flywheeld_accepts_every_generated_configuration() {
     let Some(all) = evaluated() else { return };
@@ -67,7 +67,7 @@ fn flywheeld_accepts_every_generated_configuration() {
     let build = |name: &str, case: &Value, change: &dyn Fn(&mut toml::Table)| {
         let at = dir.path().join(name);
         fs::create_dir_all(&at).unwrap();
-        // Fails on a null: what is not set must not be there.
+        // A null fails here: an option that is not set must not appear.
         let mut table: toml::Table = serde_json::from_value(case["configuration"].clone())
             .unwrap_or_else(|e| panic!("{name}: {e}: {}", case["configuration"]));
         change(&mut table);
@@ -75,7 +75,7 @@ fn flywheeld_accepts_every_generated_configuration() {
         let bin = Path::new(env!("CARGO_BIN_EXE_flywheeld")).parent().unwrap();
         let script = case["check"].as_str().unwrap();
         let script = script.replace(&format!("{OURS}/bin"), bin.to_str().unwrap());
-        // As poor as the environment of a build.
+        // As few variables as a build has.
         let out = Command::new("bash")
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap())
@@ -93,7 +93,7 @@ fn flywheeld_accepts_every_generated_configuration() {
         if strings(&case["fails"]).is_empty() {
             let (good, text, made) = build(name, case, &|_| ());
             assert!(good && made.exists(), "{name}: {text}");
-            // The stand-ins for the credentials are seen.
+            // The stand-ins for the credentials are found.
             let tokens = !strings(&case["credentials"]).is_empty();
             assert!(!(tokens && text.contains("cache main: no token")), "{name}: {text}");
         }
@@ -112,8 +112,8 @@ fn keys(unit: &str) -> BTreeSet<String> {
     lines.filter_map(|l| l.split_once('=')).map(|(key, _)| key.to_owned()).collect()
 }
 
-/// Hardening and limits stand once, in systemd/: the module's drop-in repeats
-/// nothing of the unit but what depends on options.
+/// Hardening and limits are in systemd/ alone: the module's drop-in repeats nothing of the unit
+/// except what depends on options.
 #[test]
 fn the_module_uses_the_unit_and_only_adds_to_it() {
     let Some(all) = evaluated() else { return };
@@ -155,7 +155,7 @@ fn what_is_not_set_is_left_to_the_daemon() {
     }
     assert_eq!(leaves(&all["cases"]["minimal"]["configuration"]), 0);
     assert_eq!(leaves(&all["cases"]["github"]["configuration"]), 1, "the endpoint");
-    // The one default that is written here is the daemon's.
+    // The one default that the module repeats is the daemon's.
     let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/flywheel.toml");
     let listen = all["cases"]["embedded-unknown"]["configuration"]["embedded"]["listen"].as_str().unwrap();
     assert!(fs::read_to_string(example).unwrap().contains(&format!("\n#listen = \"{listen}\"\n")));
@@ -206,8 +206,8 @@ fn every_option_reaches_the_configuration() {
     }
 }
 
-/// The flags reach gitlab-runner through two shells, as NixOS passes them, and
-/// are then what packaging/ci tells administrators to write.
+/// The flags reach gitlab-runner through two shells, as NixOS passes them, and are then what
+/// packaging/ci tells administrators to write.
 #[test]
 fn a_gitlab_runner_gets_the_scripts_whole() {
     let Some(all) = evaluated() else { return };
@@ -230,8 +230,7 @@ fn a_gitlab_runner_gets_the_scripts_whole() {
     );
 }
 
-/// Both hooks are run, in order, with Nix's environment; the second one's
-/// status is the answer.
+/// Both hooks run, in order, with Nix's environment; the status is the second one's.
 #[test]
 fn chained_hooks_are_both_run() {
     let Some(all) = evaluated() else { return };
@@ -268,7 +267,7 @@ fn the_manual_can_be_made_and_disabled_adds_nothing() {
     assert_eq!(all["off"], serde_json::json!({"assertions": [], "etc": {}, "services": {}, "warnings": []}));
 }
 
-/// The documents speak of options that there are.
+/// The documents name only options that exist.
 #[test]
 fn the_documents_name_options_that_exist() {
     let Some(all) = evaluated() else { return };
@@ -282,12 +281,12 @@ fn the_documents_name_options_that_exist() {
             let rest = &text[at + prefix.len()..];
             let end = rest.find(|c: char| !(c.is_alphanumeric() || "._".contains(c))).unwrap_or(rest.len());
             let name = text[at..at + prefix.len() + end].trim_end_matches('.');
-            // What is said of a file's text, or of a name that is put in.
+            // These name text of a file, or a placeholder.
             if name == "services.flywheel" || name.starts_with("services.flywheel.settings.") {
                 continue;
             }
             seen += 1;
-            // An option, or the set that holds some; the token files have names of caches.
+            // An option, or the set that contains some; the token files are named after caches.
             let cache = ["tokenFile.", "pullTokenFile."];
             let known = options.iter().any(|o| *o == name || o.starts_with(&format!("{name}.")))
                 || cache.iter().any(|o| name["services.flywheel.".len()..].starts_with(o));
@@ -304,7 +303,7 @@ fn the_documents_name_options_that_exist() {
 fn the_typed_settings_are_keys_of_the_daemon() {
     let Some(all) = evaluated() else { return };
     let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/flywheel.toml");
-    // What is commented out is a key; a comment has a blank behind its sign.
+    // A commented-out key has no blank after `#`; a comment has one.
     let text = fs::read_to_string(example).unwrap();
     let keys = text.lines().filter_map(|l| l.strip_prefix('#')).filter(|l| !l.starts_with(' '));
     let example: toml::Table = keys.collect::<Vec<_>>().join("\n").parse().unwrap();
@@ -321,7 +320,7 @@ fn the_typed_settings_are_keys_of_the_daemon() {
     assert!(seen > 15, "{seen}");
 }
 
-/// A running daemon takes up what it can; it is restarted for the rest only.
+/// A running daemon applies what it can; the module restarts it only for the rest.
 #[test]
 fn only_what_a_reload_cannot_apply_restarts() {
     let Some(all) = evaluated() else { return };

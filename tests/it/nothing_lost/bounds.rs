@@ -1,5 +1,5 @@
-//! What a long life, many jobs and large paths cost: memory and descriptors of
-//! the daemon stay within bounds that do not depend on how much there is.
+//! Memory and descriptors of the daemon stay within bounds after a long uptime, with many jobs and
+//! with large paths.
 
 use flywheel::control::messages::{Reply, Request};
 use flywheel::ledger::{Admit, Evidence, Ledger, NewPushRow, NewSession, PushState, SessionState, Settle};
@@ -19,7 +19,7 @@ fn memory(daemon: &Daemon, field: &str) -> u64 {
     kib * 1024
 }
 
-/// Its peak is not far above what it took when there was nothing.
+/// Asserts that the daemon's peak memory is not far above what it was without work.
 fn stayed_small(daemon: &Daemon, alone: u64) {
     let peak = memory(daemon, "VmHWM");
     let said = format!("peak {} MiB, with nothing {} MiB", peak / MIB, alone / MIB);
@@ -31,7 +31,8 @@ fn descriptors(daemon: &Daemon) -> usize {
     std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap().count()
 }
 
-/// A month of a busy host: so many jobs that are over, of so many paths each.
+/// Writes a month of a busy host into the ledger: this number of closed sessions with this number
+/// of paths each.
 fn history(ledger: &Ledger, jobs: usize, paths: usize) {
     let at = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     let at = i64::try_from(at.as_millis()).unwrap() - 86_400_000;
@@ -100,8 +101,8 @@ fn a_month_of_history_and_a_thousand_sessions() {
             other => Err(format!("{other:?}")),
         }
     };
-    // As many as one user may have open at a time; they end and wait for their
-    // uploads, so that there can be more.
+    // The highest number of sessions that one user may have open; they are ended and wait for
+    // their uploads, so that more can be opened.
     let mut sessions = Vec::new();
     for _ in 0..4 {
         let open: Vec<String> = (0..256).map(|_| start().unwrap()).collect();
@@ -121,7 +122,7 @@ fn a_month_of_history_and_a_thousand_sessions() {
         }
         sessions.extend(open);
     }
-    // As many idle callers as one user may have, with the one above.
+    // With the one above, the highest number of connections that one user may have.
     let callers: Vec<Client> = (1..60).map(|_| Client::open(&daemon)).collect();
     let open = descriptors(&daemon);
     assert!(open < 1_000, "{open} descriptors");
@@ -143,7 +144,8 @@ fn a_path_larger_than_all_memory_that_is_used() {
     let cache = StandaloneCache::start(&nix, |settings| settings.max_nar_size = 2 * SIZE);
     let daemon = Daemon::start(nix, &cache.config_at(&format!("http://{}", cache.address())));
     let alone = memory(&daemon, "VmRSS");
-    // Without a block on the disk; to Nix and to us it is as large as any.
+    // A sparse file: it needs no blocks on the disk, and Nix and the daemon read it like any
+    // other.
     let path = daemon.nix.build(&PrivateNix::shell("large", &format!("truncate -s {SIZE} $out"))).remove(0);
     daemon.flush();
     assert!(cache.main().has(&path));

@@ -15,14 +15,14 @@ struct Bench {
 }
 
 impl Bench {
-    /// Running, with one path in the cache, on a disk that is full now.
+    /// A running daemon with one path in the cache, on a disk that is full now.
     fn full() -> Option<Self> {
         let bench = Self::new()?;
         bench.disk.fill();
         Some(bench)
     }
 
-    /// The same, while there is room.
+    /// The same, while the disk has room.
     fn new() -> Option<Self> {
         let nix = PrivateNix::new();
         let cache = StandaloneCache::start(&nix, |_| {});
@@ -43,9 +43,9 @@ impl Bench {
         self.daemon.status()["ledger"].clone()
     }
 
-    /// How many paths the ledger on the disk has as pushed or cached.
+    /// The number of paths that the ledger on the disk has as pushed or already cached.
     fn recorded(&self) -> i64 {
-        // A copy: whoever opens the ledger itself makes files beside it.
+        // Reads a copy, because opening the ledger itself creates files beside it.
         let copy: PathBuf = self.daemon.nix.path().join("copy");
         for part in ["", "-wal"] {
             let from = self.disk.file(&format!("ledger.sqlite{part}"));
@@ -68,7 +68,7 @@ fn paths_are_pushed_from_memory_and_recorded_when_there_is_room() {
     assert_eq!(said["state"], "degraded", "{said}");
     assert!(said["detail"].as_str().unwrap().contains("full"), "{said}");
     assert_eq!(bench.recorded(), 1, "nothing of it is on the disk");
-    // The summary is true, from memory.
+    // The summary is true; it comes from memory.
     let summary = daemon.end(&session, &[]);
     assert_eq!(
         (summary["pushed"].as_u64(), &summary["outcome"]),
@@ -83,7 +83,7 @@ fn paths_are_pushed_from_memory_and_recorded_when_there_is_room() {
     assert_eq!(times("ledger: cannot be written"), 1, "{log}");
     assert_eq!(times("ledger: can be written again"), 1, "{log}");
     assert_eq!(times("cannot be taken in"), 0, "{log}");
-    // Also the session that was opened and closed meanwhile.
+    // This holds also for the session that was opened and closed while the disk was full.
     bench.daemon.kill();
     bench.daemon.up();
     let shown = bench.daemon.json(&["session", "show", &session]);
@@ -102,7 +102,7 @@ fn killed_while_the_disk_is_full() {
     bench.gate.until_came(3);
     assert_eq!(bench.ledger()["state"], "degraded");
     bench.daemon.kill();
-    // Not in the ledger, and protected all the same.
+    // The path is not in the ledger, and is protected from collection.
     assert!(bench.daemon.nix.run("nix-store", &["--gc"]).status.success());
     assert!(std::path::Path::new(&held).exists(), "collected while the daemon was away");
     bench.disk.free();
@@ -110,9 +110,9 @@ fn killed_while_the_disk_is_full() {
     bench.daemon.up();
     bench.daemon.flush();
     assert!(bench.cache.main().has(&held));
-    // The ledger knew nothing of it when the daemon came up.
+    // The ledger did not contain the path when the daemon started.
     assert!(!bench.daemon.log().contains("stale GC roots"), "its protection was taken away for a moment");
-    // What was sent is not in the ledger and was collected: nobody misses it.
+    // The uploaded path was not in the ledger and was collected; nothing is missing.
     until("those that are there are recorded", || bench.recorded() == 2);
 }
 
@@ -141,8 +141,8 @@ fn stopped_and_started_while_the_disk_is_full() {
     assert_eq!(bench.recorded(), 3);
 }
 
-/// A ledger that was closed in order has no files beside it, and there is no
-/// room to make them.
+/// A ledger that was closed in order has no files beside it, and the full disk has no room to make
+/// them.
 #[test]
 fn started_on_a_disk_that_has_filled_up_meanwhile() {
     let Some(mut bench) = Bench::new() else { return };
@@ -162,7 +162,7 @@ fn started_on_a_disk_that_has_filled_up_meanwhile() {
     assert_eq!(bench.gate.came().len(), 2, "nothing is sent twice");
 }
 
-/// Too late for a try of its own: the end is one.
+/// There is room only after the daemon's last periodic try to write; the stop itself writes.
 #[test]
 fn room_is_made_just_before_a_stop() {
     let Some(mut bench) = Bench::full() else { return };

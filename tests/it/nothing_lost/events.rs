@@ -1,4 +1,4 @@
-//! What happens around the store is noticed, got over, and told once.
+//! Changes around the store are noticed, survived, and logged once.
 
 use rustix::process::Signal;
 
@@ -15,14 +15,14 @@ fn the_kernel_drops_events() {
         eprintln!("skipped: the kernel's queue holds {limit} events here");
         return;
     }
-    // Nothing is seen by the timer before the test is over.
+    // The timer does not read the database before the test is over.
     let mut daemon = Daemon::prepare(PrivateNix::new(), "");
     daemon.configure_nix(EMBEDDED, "poll = \"1h\"\n");
     daemon.up();
-    // Links cost no inode each; without the daemon's reading they pile up. No
-    // lock is among them, so that nothing but the loss itself rings.
+    // Hard links need no inode each, so many can be made quickly. No lock is among them, so that
+    // only the overflow itself wakes the reader.
     let seed = daemon.nix.path().join("seed");
-    // By turns: two events in a row that are the same are one.
+    // Two names in turns, because the kernel merges two equal events in a row.
     let names = ["x", "y"].map(|name| daemon.nix.store_dir().join(name));
     std::fs::write(&seed, "").unwrap();
     for round in 0..2 {
@@ -31,7 +31,7 @@ fn the_kernel_drops_events() {
             std::fs::hard_link(&seed, name).unwrap();
             std::fs::remove_file(name).unwrap();
         }
-        // The removal of its lock is not told to the daemon.
+        // The daemon receives no event for the removal of this path's lock.
         let path = daemon.nix.make(&format!("unseen{round}"));
         daemon.signal(Signal::CONT);
         until("it comes without being asked for", || daemon.main().has(&path));
@@ -59,12 +59,12 @@ fn the_store_and_its_database_are_replaced() {
     daemon.assert_logged(1, "the Nix database was replaced");
 }
 
-/// As a host does whose store moves to another disk while the service runs.
+/// A host's store moves to another disk while the service runs.
 #[test]
 fn the_store_directory_is_mounted_over() {
     let mut daemon = Daemon::prepare(PrivateNix::new(), "");
     daemon.configure_nix(EMBEDDED, "poll = \"200ms\"\n");
-    // A mount namespace of the daemon's own, and a place to move to.
+    // The daemon gets a mount namespace of its own, with a place to move to.
     let other = daemon.nix.path().join("other");
     let Some(disk) = SmallDisk::mount(&other, "64m") else { return };
     daemon.wrapper = disk.wrap();
@@ -88,7 +88,7 @@ fn the_store_directory_is_mounted_over() {
     let second = build("two", "0");
     until("it comes without being asked for", || daemon.main().has(&second));
     until("it is watched", || daemon.log().contains("the store directory is watched again"));
-    // Who builds is seen there as well.
+    // The builder is recognized in the new store as well.
     let session = daemon.session(&[]);
     build("three", "0.3");
     daemon.end(&session, &[]);
@@ -106,14 +106,14 @@ fn the_database_is_busy_for_longer_than_it_is_waited_for() {
     let path = daemon.nix.make("before");
     db.busy_timeout(MAX_WAIT).unwrap();
     db.execute_batch("BEGIN EXCLUSIVE").unwrap();
-    // A lock's removal makes it look.
+    // The removal of a lock makes the daemon read the database.
     let lock = daemon.nix.store_dir().join("0njnh3x9rb4hh40rpc0dwc3w75vjl545-x.lock");
     std::fs::write(&lock, "").unwrap();
     std::fs::remove_file(&lock).unwrap();
     until("status tells", || {
         daemon.status()["store"]["problem"].as_str().is_some_and(|p| p.contains("locked"))
     });
-    // Several tries, one word.
+    // There were several tries, and one log entry.
     let said = daemon.ctl(&["--json", "flush", "--timeout", "3s"]).json();
     assert_eq!(said["outcome"], "pending", "{said}");
     daemon.assert_logged(1, "cannot be taken in for the moment");

@@ -1,5 +1,5 @@
-//! Nothing is lost to a garbage collection: temporary roots against collections
-//! that have begun, over both ways to have them, and the whole daemon.
+//! Nothing is lost to a garbage collection: both kinds of temporary roots against a collection that
+//! runs already, and the whole daemon.
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::Path;
@@ -18,7 +18,7 @@ pub fn store_dir(nix: &PrivateNix) -> StoreDir {
     StoreDir::new(nix.store_dir().to_str().unwrap()).unwrap()
 }
 
-/// Many paths that nothing keeps.
+/// Builds many paths without GC roots.
 pub fn garbage(nix: &PrivateNix, count: usize) -> Vec<StorePath> {
     let text =
         format!("builtins.genList (i: builtins.toFile \"g-${{toString i}}\" \"${{toString i}}\") {count}");
@@ -29,8 +29,8 @@ pub fn garbage(nix: &PrivateNix, count: usize) -> Vec<StorePath> {
     paths.iter().map(|p| store_dir(nix).parse(p).unwrap()).collect()
 }
 
-/// Adds roots while a collection is past its reading of roots: what was still
-/// there when they were added stays, what had none goes.
+/// Adds roots while a collection runs that has read the roots already: paths that were still there
+/// when their root was added stay, the others are deleted.
 fn added_late(nix: &PrivateNix, mut roots: TempRoots) {
     let paths = garbage(nix, GARBAGE);
     let journal = NixDb::open(&nix.state_dir(), &store_dir(nix)).unwrap();
@@ -38,8 +38,8 @@ fn added_late(nix: &PrivateNix, mut roots: TempRoots) {
         nix.command("nix-store").arg("--gc").stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let mut says = BufReader::new(collector.stderr.take().unwrap());
     let mut line = String::new();
-    // The first of them is being deleted: the roots have been read. The pipe
-    // takes no more than 64 KiB, so the collector waits for us soon.
+    // The first path is being deleted, so the roots have been read. The pipe holds at most 64 KiB,
+    // so the collector soon waits for this test.
     while !line.contains("deleting '") {
         line.clear();
         assert!(says.read_line(&mut line).unwrap() > 0, "the collector has ended");
@@ -56,11 +56,11 @@ fn added_late(nix: &PrivateNix, mut roots: TempRoots) {
     assert_eq!(there(wanted), kept);
     assert!(!kept.is_empty(), "the collection was over too soon to show anything");
     assert_eq!(there(others), []);
-    // The next collection knows of them too, and then some of them are let go.
+    // The next collection respects the roots too; then some of them are removed.
     assert!(nix.run("nix-store", &["--gc"]).status.success());
     assert_eq!(there(wanted), kept);
     assert!(roots.only(&kept[..1]).unwrap());
-    // A connection that was dropped takes a moment to end at the other side.
+    // A closed connection takes a moment to end at the other side.
     let patience = std::time::Instant::now() + MAX_WAIT;
     while there(wanted) != kept[..1] {
         assert!(patience > std::time::Instant::now(), "what is not wanted is kept");
@@ -82,7 +82,7 @@ fn a_file_of_ours_protects_from_a_running_collection() {
     assert_eq!(std::fs::read_dir(nix.state_dir().join("temproots")).unwrap().count(), 0, "it is cleaned up");
 }
 
-/// A nix-daemon of our own.
+/// A nix-daemon of this test.
 struct NixDaemon(Child);
 
 impl NixDaemon {
@@ -114,7 +114,7 @@ impl Drop for NixDaemon {
 }
 
 fn remote(nix: &PrivateNix) -> TempRoots {
-    // Without a state directory that it may write there is only the daemon.
+    // The state directory is not writable, so only the nix-daemon can hold roots.
     TempRoots::open(Path::new("/nowhere"), &store_dir(nix), &nix.path().join("d")).unwrap()
 }
 
@@ -177,11 +177,11 @@ fn a_pending_path_is_kept_until_it_is_in_the_cache_also_over_restarts() {
     gate.until_came(1);
     gc(&daemon.nix);
     assert!(there(), "collected while it was pending");
-    // Killed: only the file in gcroots is left to protect it.
+    // The daemon was killed: only the file in gcroots protects the path.
     daemon.kill();
     gc(&daemon.nix);
     assert!(there(), "collected while the daemon was away");
-    // One that an earlier life left and that nobody wants goes at the start.
+    // A root of an earlier run that is not needed is removed at the start.
     let links = daemon.nix.state_dir().join("gcroots/flywheel");
     let stale = "0njnh3x9rb4hh40rpc0dwc3w75vjl545-stale";
     std::os::unix::fs::symlink(daemon.nix.store_dir().join(stale), links.join(stale)).unwrap();
@@ -211,7 +211,7 @@ fn a_path_deleted_despite_its_roots_is_counted_as_collected() {
     let kept = daemon.nix.build(&PrivateNix::shell("kept", "echo 2 > $out")).remove(0);
     gate.until_came(2);
     daemon.kill();
-    // Deleted by force, as nothing else could.
+    // The path is deleted by force, past all roots.
     std::fs::remove_file(
         daemon.nix.state_dir().join("gcroots/flywheel").join(crate::support::cache::base(&gone)),
     )
@@ -229,7 +229,7 @@ fn a_path_deleted_despite_its_roots_is_counted_as_collected() {
     assert!(cache.main().has(&kept) && !cache.main().has(&gone));
 }
 
-/// Taken away by force under the eyes of the daemon, which tries it again and again.
+/// A path is deleted while the daemon retries it.
 #[test]
 fn a_path_deleted_while_it_waits_is_counted_as_collected() {
     let nix = PrivateNix::new();

@@ -1,5 +1,5 @@
-//! Nothing is lost to what goes wrong around the daemon: a database that is
-//! away or another one, a token that is no good, a path that is refused, a stop.
+//! Nothing is lost when the Nix database is away, the token is refused, a path is refused, the
+//! ledger cannot be written, or the daemon is stopped.
 
 use rustix::process::Signal;
 
@@ -20,7 +20,7 @@ fn a_database_that_is_away_for_a_while() {
     let db = daemon.nix.state_dir().join("db");
     let away = daemon.nix.state_dir().join("db.away");
     std::fs::rename(&db, &away).unwrap();
-    // Unknown is not success, and who waits is not kept longer than it wants.
+    // The answer is `pending` and not success, and it comes at the deadline.
     let said = daemon.json(&["session", "end", &session, "--timeout", "1s"]);
     assert_eq!(said["outcome"], "pending", "{said}");
     assert!(said["warnings"][0].as_str().unwrap().contains("could not be looked through in time"), "{said}");
@@ -58,20 +58,20 @@ fn a_refused_path_is_tried_again_by_push_and_reload_also_after_a_restart() {
     };
     parked(&daemon);
     assert_eq!(times(&daemon.log(), "not pushed"), 1);
-    // The reason is still known after a restart, and the path still protected.
+    // The reason is still known after a restart, and the path is still protected.
     daemon.restart();
     until("it is known again", || daemon.status()["queue"]["parked"] == 1);
     parked(&daemon);
     assert!(daemon.nix.run("nix-store", &["--gc"]).status.success());
     assert!(std::path::Path::new(&big).exists());
-    // Asked for again, it fails again, and says so.
+    // Pushed again, it fails again, and the failure is reported.
     let said = CommandResult::of(&daemon.client(&["--json", "push", "--wait", &big]).output().unwrap());
     assert_eq!(said.json()["failed"][0]["path"], big, "{said:?}");
     gate.rule(|_| None);
     let said = daemon.json(&["push", "--wait", &big]);
     assert_eq!(said["pushed"], 1, "{said}");
     assert!(cache.main().has(&big));
-    // Another one, by a reload.
+    // Another path is retried by a reload.
     gate.rule(|name| name.ends_with("-big2").then_some(413));
     let big2 = daemon.nix.build(&PrivateNix::shell("big2", "echo 1 > $out")).remove(0);
     until("it is parked", || daemon.status()["queue"]["parked"] == 1);
@@ -81,8 +81,8 @@ fn a_refused_path_is_tried_again_by_push_and_reload_also_after_a_restart() {
     assert!(cache.main().has(&big2));
 }
 
-/// The daemon keeps ten thousand given-up paths in memory; the ledger has them
-/// all. Here it is given one that the daemon does not know of.
+/// The daemon keeps ten thousand failed paths in memory, and the ledger has all of them. This
+/// writes one into the ledger that the daemon does not know.
 #[test]
 fn a_failure_known_to_the_ledger_alone_fails_its_referrers_and_is_retried() {
     let daemon = Daemon::embedded();
@@ -127,7 +127,7 @@ fn a_renewed_token_is_noticed_by_itself_and_other_caches_go_on() {
         token.display(),
         cache.token_file().display()
     );
-    // There is none at first: that is no error by itself.
+    // There is no token file at first, which is not an error by itself.
     let daemon = Daemon::start(nix, &config);
     let path = daemon.nix.build(&PrivateNix::shell("one", "echo 1 > $out")).remove(0);
     until("refused", || daemon.status()["cache"][0]["state"] == "unauthorized");
@@ -232,7 +232,7 @@ fn a_damaged_ledger_is_set_aside_and_a_newer_one_refused() {
     let mut daemon = Daemon::embedded();
     let path = daemon.nix.build(&PrivateNix::shell("one", "echo 1 > $out")).remove(0);
     daemon.flush();
-    // Built while the daemon was away.
+    // The path is built while the daemon is stopped.
     daemon.stop();
     let queued = daemon.nix.build(&PrivateNix::shell("queued", "echo 3 > $out")).remove(0);
     let file = daemon.state_dir().join("ledger.sqlite");

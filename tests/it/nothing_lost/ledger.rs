@@ -1,5 +1,5 @@
-//! The ledger's account: the cursor never passes a path that is not written
-//! down, and old history goes while what is unsettled stays.
+//! The cursor never passes a path that is not in the ledger, and old history is deleted while
+//! pending paths stay.
 
 use rusqlite::Connection;
 
@@ -13,8 +13,8 @@ fn ledger(daemon: &Daemon) -> Connection {
     ledger
 }
 
-/// A ledger that takes no path ends the daemon between reading and writing,
-/// where otherwise only a kill at the right moment does.
+/// A ledger that refuses the path ends the daemon between reading and writing, where otherwise only
+/// a kill at the right moment would.
 #[test]
 fn ended_between_reading_and_writing() {
     let mut daemon = Daemon::embedded();

@@ -1,6 +1,5 @@
-//! The service as it is installed: a user of its own, not root, on a Nix whose
-//! store belongs to root and is reached through the nix-daemon. What is pending
-//! is kept from collections all the same.
+//! The service as it is installed: a user of its own, not root, on a Nix whose store belongs to
+//! root and is reached through the nix-daemon. Pending paths are protected from collection.
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::fs::chown;
@@ -24,13 +23,13 @@ struct Host {
     gate: UploadGate,
     cache: StandaloneCache,
     nix_daemon: NixDaemon,
-    /// Keeps the database's WAL: older versions of Nix remove it with the last
-    /// writer, and a reader who may not write cannot open it then.
+    /// Keeps the database's write-ahead log: older versions of Nix remove it with the last writer,
+    /// and then a reader without write permission cannot open the database.
     _busy: TempRoots,
 }
 
 impl Host {
-    /// `rooted`: tmpfiles.d has made the directory for GC roots.
+    /// `rooted`: whether the directory for GC roots exists, as tmpfiles.d makes it.
     fn start(rooted: bool) -> Option<Self> {
         if !can_switch_user() {
             return None;
@@ -65,7 +64,8 @@ impl Host {
         Some(Self { daemon, gate, cache, nix_daemon, _busy: busy })
     }
 
-    /// Built by the nix-daemon for a client that has ended when this returns.
+    /// Builds through the nix-daemon; its client has ended when this returns. Returns the output
+    /// path.
     fn build(&self, name: &str) -> String {
         let expression = PrivateNix::shell(name, &format!("echo {name} > $out"));
         let out = self
@@ -91,8 +91,8 @@ impl Host {
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     }
 
-    /// Collects until a path is gone: a connection that was dropped takes a
-    /// moment to end at the other side.
+    /// Collects until a path is deleted: a closed connection takes a moment to end at the other
+    /// side.
     fn collect_away(&self, path: &str) {
         let patience = std::time::Instant::now() + MAX_WAIT;
         while Path::new(path).exists() {
@@ -124,8 +124,8 @@ fn a_pending_path_is_kept_without_root_also_over_a_kill() {
     assert_eq!(host.daemon.status()["warnings"], serde_json::json!([]));
 }
 
-/// Without a directory for GC roots there is the nix-daemon's protection: as
-/// long as the service runs.
+/// Without a directory for GC roots the nix-daemon protects pending paths as long as the service
+/// runs.
 #[test]
 fn the_nix_daemon_alone_protects_while_the_service_runs() {
     let Some(mut host) = Host::start(false) else { return };
@@ -135,8 +135,8 @@ fn the_nix_daemon_alone_protects_while_the_service_runs() {
     host.gate.until_came(1);
     host.collect();
     assert!(Path::new(&path).exists(), "collected while it was pending");
-    // Honestly: killed without that directory, it is no longer protected, and
-    // what was collected is said so at the next start.
+    // After a kill without that directory the path is no longer protected, and the next start
+    // reports that it was collected.
     host.daemon.kill();
     host.collect_away(&path);
     host.gate.open();
@@ -149,7 +149,7 @@ fn the_nix_daemon_alone_protects_while_the_service_runs() {
     assert!(host.cache.main().has(&next));
 }
 
-/// Restarted, as by an upgrade: its workers, which hold the roots, end with it.
+/// The nix-daemon is restarted, as by an upgrade: its workers, which hold the roots, end with it.
 #[test]
 fn the_nix_daemon_is_restarted() {
     let Some(mut host) = Host::start(false) else { return };
@@ -172,7 +172,7 @@ fn the_nix_daemon_is_restarted() {
     assert_eq!(told("temporary roots"), 2, "once each");
 }
 
-/// A collection that has read all roots already and found these to be garbage.
+/// A collection has read all roots already and will delete these paths.
 #[test]
 fn what_is_named_while_a_collection_runs_is_kept() {
     let Some(host) = Host::start(true) else { return };
@@ -187,7 +187,7 @@ fn what_is_named_while_a_collection_runs_is_kept() {
         line.clear();
         assert!(says.read_line(&mut line).unwrap() > 0, "the collector has ended");
     }
-    // It goes on until the pipe is full, and waits for us in the middle.
+    // The import goes on until the pipe is full, and then waits for this test.
     until("the pipe is full", || rustix::io::ioctl_fionread(says.get_ref()).unwrap() > 60_000);
     let journal = NixDb::open(&nix.state_dir(), &store_dir(nix)).unwrap();
     let there = |paths: &[String]| -> Vec<String> {
@@ -205,7 +205,7 @@ fn what_is_named_while_a_collection_runs_is_kept() {
     let mut args = vec!["push"];
     args.extend(some.iter().map(String::as_str));
     assert_eq!(host.daemon.ctl(&args).code, 0);
-    // Taken in, and so protected: the first of them is being sent.
+    // The daemon has taken the paths in and protects them: the first one is being uploaded.
     host.gate.until_came(1);
     let kept = there(&some);
     assert!(kept.len() > 10, "the collection was over too soon to show anything: {}", kept.len());

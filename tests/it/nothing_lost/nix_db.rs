@@ -1,5 +1,5 @@
-//! The Nix database is the truth, also when it is another one than it was:
-//! replaced or put back, running or away, with or without the ledger.
+//! The Nix database is replaced or restored, while the daemon runs or is stopped, with and without
+//! the ledger.
 
 use rustix::fs::inotify;
 
@@ -10,7 +10,7 @@ fn damage_the_ledger(daemon: &Daemon) {
     std::fs::write(daemon.state_dir().join("ledger.sqlite"), vec![b'x'; 8192]).unwrap();
 }
 
-/// As after a reinstallation: more is valid than there was, under the same numbers.
+/// After a reinstallation other paths are valid under the same row numbers.
 #[test]
 fn replaced_while_the_daemon_was_away() {
     let mut daemon = Daemon::embedded();
@@ -21,18 +21,18 @@ fn replaced_while_the_daemon_was_away() {
     daemon.nix.wipe();
     let paths = ["one", "two", "three"].map(|name| daemon.nix.make(name));
     daemon.up();
-    // Also the session that is open counts from one again.
+    // The open session's window begins anew as well.
     let summary = daemon.end(&session, &[]);
     assert_eq!(summary["pushed"], 3, "{summary}");
     assert_eq!(daemon.main().having(&paths), [true; 3]);
     daemon.assert_logged(1, "the Nix database is another one than before");
-    // Another start has nothing to say of it.
+    // Another start logs nothing about it.
     daemon.restart();
     daemon.flush();
     daemon.assert_logged(0, "the Nix database");
 }
 
-/// What the ledger of a replaced database knew is found without it as well.
+/// The paths that the ledger of a replaced database knew are found without it as well.
 #[test]
 fn replaced_and_then_the_ledger_is_damaged() {
     for away in [false, true] {
@@ -57,11 +57,11 @@ fn replaced_and_then_the_ledger_is_damaged() {
     }
 }
 
-/// As after a backup was written into the same file: fewer numbers are given than before.
+/// A backup was written into the same file: the row numbers are lower than before.
 #[test]
 fn put_back_while_the_daemon_runs_or_is_away() {
     let mut daemon = Daemon::prepare(PrivateNix::new(), "");
-    // Seen by what rings the bell alone.
+    // Only events wake the reader; the timer does not.
     daemon.configure_nix(EMBEDDED, "poll = \"1h\"\n");
     daemon.up();
     let put_back = |daemon: &Daemon| {
@@ -91,8 +91,8 @@ fn put_back_while_the_daemon_runs_or_is_away() {
     daemon.assert_logged(1, "the Nix database is another one than before");
 }
 
-/// A path can become valid without a lock: one that a backup's list of valid
-/// paths is loaded for. Nothing but the timer sees it.
+/// A path can become valid without a lock, when a backup's list of valid paths is loaded. Only the
+/// timer notices that.
 #[test]
 fn what_becomes_valid_without_an_event() {
     let daemon = Daemon::prepare(PrivateNix::new(), "");
@@ -114,8 +114,7 @@ fn what_becomes_valid_without_an_event() {
     until("it comes without being asked for", || daemon.main().has(&path));
 }
 
-/// Without a write-ahead log a writer keeps readers out, and may take longer
-/// than one look waits.
+/// Without a write-ahead log a writer keeps readers out, and may take longer than one read waits.
 #[test]
 fn locked_when_the_daemon_starts() {
     let nix = PrivateNix::new();

@@ -1,4 +1,4 @@
-//! A stop leaves nobody without an answer, whatever they wait for.
+//! A stop leaves no caller without an answer.
 
 use std::process::{Child, Stdio};
 
@@ -8,7 +8,7 @@ use crate::support::cache::{StandaloneCache, UploadGate};
 use crate::support::daemon::{CommandResult, Daemon, until};
 use crate::support::nix::PrivateNix;
 
-/// One upload at a time, and a gate before the cache.
+/// A daemon with one upload at a time, and an upload gate before its cache.
 fn gated() -> (Daemon, StandaloneCache, UploadGate) {
     let nix = PrivateNix::new();
     let cache = StandaloneCache::start(&nix, |_| {});
@@ -17,7 +17,7 @@ fn gated() -> (Daemon, StandaloneCache, UploadGate) {
     (Daemon::start(nix, &config), cache, gate)
 }
 
-/// Ends a session and waits, until it is known to.
+/// Ends a session, and returns when the session is draining.
 fn ending(daemon: &Daemon, session: &str) -> Child {
     let mut end = daemon.client(&["--json", "session", "end", session, "--timeout", "20s"]);
     let end = end.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -35,7 +35,7 @@ fn a_session_that_cannot_end_before_the_stop_is_answered_at_once() {
     gate.until_came(1);
     until("both wait", || daemon.status()["sessions"][0]["pending"] == 2);
     daemon.signal(Signal::TERM);
-    // Before the upload has ended.
+    // The answer comes before the upload has ended.
     let said = CommandResult::of(&end.wait_with_output().unwrap()).json();
     assert_eq!((said["outcome"].as_str(), said["pending"].as_u64()), (Some("pending"), Some(2)), "{said}");
     gate.open();

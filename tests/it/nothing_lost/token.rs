@@ -1,5 +1,5 @@
-//! A token that runs out, is refused or is no JWT: told in time and in words
-//! that help, and no path is given up for it.
+//! A token that expires, is refused or is no JWT: the message comes in time and says what to do,
+//! and no path fails.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -21,7 +21,7 @@ fn an_expiring_token_is_warned_of_and_an_opaque_one_is_accepted() {
     let config = cache.config().replace(cache.token_file().to_str().unwrap(), token.to_str().unwrap());
     let daemon = Daemon::start(nix, &config);
     until("it is warned of", || daemon.log().contains("expires in less than an hour"));
-    // The cache takes another one, which says nothing of its end.
+    // The cache accepts another token, which does not say when it expires.
     let path = daemon.nix.make("one");
     until("refused", || daemon.status()["cache"][0]["state"] == "unauthorized");
     assert!(!cache.token().contains('.'));

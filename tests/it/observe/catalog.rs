@@ -1,5 +1,5 @@
-//! The events: what the code can tell, what the catalog explains and what the
-//! documentation lists are the same; and what a journald receives of a day.
+//! The events of the code, of the catalog and of the documentation are the same; and the entries
+//! that a journald receives.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -18,7 +18,7 @@ fn read(file: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap()
 }
 
-/// The kinds that the sources tell of, and everything else that logs.
+/// The events that the sources name, and all other calls that log.
 #[test]
 fn all_that_is_logged_has_a_kind_and_every_kind_is_logged() {
     let (mut told, mut other) = (BTreeSet::new(), Vec::new());
@@ -89,10 +89,10 @@ fn the_catalog_explains_each_kind() {
         assert!(header["Subject"].len() > 8, "{name}");
         assert_eq!(header["Defined-By"], "flywheel", "{name}");
         assert!(paragraphs.iter().all(|p| !p.is_empty()), "{name}: says nothing");
-        // What is wrong has two: what happened, and what to do.
+        // The explanation of a warning has two paragraphs: what happened, and what to do.
         let least = if *level == Level::ERROR { 2 } else { 1 };
         assert!(paragraphs.len() >= least, "{name}: what is to be done?");
-        // `@FIELD@` is filled in, from fields that the kind has.
+        // `@FIELD@` is replaced by a field, which the event must have.
         let text = format!("{} {}", header["Subject"], paragraphs.join(" "));
         for field in text.split('@').skip(1).step_by(2) {
             let known = fields.iter().any(|f| field == format!("FLYWHEEL_{}", f.to_uppercase()));
@@ -132,7 +132,7 @@ fn names(entries: &[Entry]) -> Vec<&'static str> {
     entries.iter().map(name_of).collect()
 }
 
-/// A day on which nothing goes wrong, at the usual level.
+/// A day without trouble, at the default level.
 #[test]
 fn an_undisturbed_day_logs_a_few_entries() {
     let Some(journald) = FakeJournald::start() else { return };
@@ -148,7 +148,7 @@ fn an_undisturbed_day_logs_a_few_entries() {
     }
     daemon.stop();
     let entries = journald.entries();
-    // Whether roots are to be had is the machine's business.
+    // Whether roots can be made depends on the machine.
     let day: Vec<&str> = names(&entries).into_iter().filter(|n| !n.starts_with("ROOTS_")).collect();
     let session = ["SESSION_STARTED", "SESSION_SUMMARY"];
     let mut expected = vec!["BUILT_IN_SERVES", "READY", "ENDPOINT_CHOSEN"];
@@ -157,7 +157,7 @@ fn an_undisturbed_day_logs_a_few_entries() {
     assert_eq!(day, expected, "{entries:#?}");
 }
 
-/// `journalctl FLYWHEEL_SESSION=…`: the story of one job, beside another's.
+/// The entries of one job (`journalctl FLYWHEEL_SESSION=…`), beside another job.
 #[test]
 fn the_journal_entries_of_one_job() {
     let Some(journald) = FakeJournald::start() else { return };
@@ -201,7 +201,7 @@ fn the_journal_entries_of_one_job() {
     assert_eq!(number(of("SESSION_SUMMARY"), "FLYWHEEL_FAILED"), 1);
     assert!(of("SESSION_SUMMARY").contains_key("FLYWHEEL_DURATION_MS"));
 
-    // Whatever is said aloud has an id, and nothing has a field of another kind.
+    // Every entry above debug has an id, and no entry has a field of another event.
     let levels =
         BTreeMap::from([("3", Level::ERROR), ("4", Level::WARN), ("6", Level::INFO), ("7", Level::DEBUG)]);
     for entry in entries.iter().filter(|e| e["TARGET"].starts_with("flywheel")) {

@@ -1,4 +1,4 @@
-//! The log of a process of its own: what arrives at its standard error.
+//! The log of a separate process: what arrives at its standard error.
 
 use std::fs::File;
 use std::io::Read;
@@ -10,7 +10,7 @@ use flywheel::observe::{self, Sink, Target};
 
 const CHILD: &str = "FLYWHEEL_TEST_OBSERVE_CHILD";
 
-/// Runs in the child only: logs a line of each level.
+/// Runs only in the child process: logs a line of each level.
 #[test]
 fn child() {
     if std::env::var_os(CHILD).is_none() {
@@ -22,8 +22,8 @@ fn child() {
     assert_eq!(observe::init(Target::Auto), Sink::Earlier);
 }
 
-/// Starts this test binary again with `child` only; what it wrote to its
-/// standard error, which is a regular file.
+/// Starts this test binary again with `child` only; returns what it wrote to its standard error,
+/// which is a regular file.
 fn run(level: Option<&str>, journal: bool) -> String {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("stderr");
@@ -60,9 +60,8 @@ fn an_unknown_level_is_said() {
     assert!(text.contains("$FLYWHEEL_LOG is not understood") && text.contains("a line"), "{text}");
 }
 
-/// Standard error is what `$JOURNAL_STREAM` names. With a journald on the host
-/// the lines go there; without one they come here, without a time, and the
-/// reason with them.
+/// Standard error is what `$JOURNAL_STREAM` names. With a journald on the host the lines go there;
+/// without one they come here, without a time, and with the reason.
 #[test]
 fn logging_works_without_journald() {
     let text = run(None, true);

@@ -1,4 +1,4 @@
-//! Closures over a large synthetic database, made with the schema that Nix makes.
+//! Closures in a large synthetic database that has the schema of Nix.
 
 use std::collections::{HashMap, HashSet};
 
@@ -9,7 +9,7 @@ use flywheel::types::{NarHash, StoreDir, StorePath};
 
 const PATHS: i64 = 50_000;
 
-/// What row `id` refers to: itself now and then, and up to five earlier rows.
+/// The references of row `id`: up to five earlier rows, and now and then the row itself.
 fn references(id: i64) -> Vec<i64> {
     let mut found: HashSet<i64> = (1..=5).map(|k| (id * 7919 * k) % id.max(1)).filter(|&r| r > 0).collect();
     if id > 1 {
@@ -82,7 +82,7 @@ fn what_is_not_entered_is_neither_reported_nor_descended_into() {
     let (journal, _) = fill(&nix, 100);
     let root = StorePath::parse(&base(100)).unwrap();
     assert_eq!(journal.closure(&[100], &mut |id| id == 100).unwrap(), [100]);
-    // Its references are still named.
+    // Its references are still listed.
     let info = journal.infos(&[100]).unwrap().remove(0);
     assert_eq!(info.references, journal.info(&root).unwrap().unwrap().references);
     let mut asked = 0;

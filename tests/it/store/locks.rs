@@ -1,5 +1,5 @@
-//! What a lock's removal means, case by case (the table of cases that Nix has):
-//! each rings the bell; which rows there are then is only for the journal to say.
+//! What the removal of a lock means, case by case: every removal wakes the reader, and the Nix
+//! database says which rows there are.
 
 use std::process::Output;
 use std::sync::mpsc::{Receiver, channel};
@@ -10,7 +10,7 @@ use flywheel::store::{NixDb, Origin, PathInfo, StoreWatch, WatchEvent};
 use crate::support::nix::PrivateNix;
 use flywheel::types::{StoreDir, StorePath};
 
-/// A bell whose timer never rings in a test's life.
+/// A watch whose timer does not fire during the test.
 struct House {
     nix: PrivateNix,
     dir: StoreDir,
@@ -33,7 +33,7 @@ impl House {
         Self { nix, dir, journal, rings, _bell: bell }
     }
 
-    /// Waits until the lock of a path with this name went; its base name.
+    /// Waits for the removal of the lock of a path with this name; returns its base name.
     fn rung(&self, name: &str) -> String {
         loop {
             match self
@@ -64,7 +64,7 @@ impl House {
         names
     }
 
-    /// No lock may go before this returns: then the rings so far were all.
+    /// Returns after all wake-ups so far were seen; no other lock may be removed before.
     fn all_rings(&self) -> Vec<WatchEvent> {
         let name = "0njnh3x9rb4hh40rpc0dwc3w75vjl545-last";
         let lock = self.nix.store_dir().join(format!("{name}.lock"));
@@ -104,7 +104,7 @@ fn a_build_that_succeeds_and_again() {
     assert_eq!(rows.iter().map(|r| r.path.base()).collect::<Vec<_>>(), [&drv, &base]);
     assert_eq!(rows.iter().map(PathInfo::origin).collect::<Vec<_>>(), [Origin::Derivation, Origin::Built]);
 
-    // Already valid: nothing new, and no bell either.
+    // The path is valid already: there is no new row and no wake-up.
     house.all_rings();
     house.nix.build(&expression);
     let rings = house.all_rings();
@@ -170,7 +170,7 @@ fn a_fixed_output_whose_hash_is_right_or_wrong() {
 
     let head = house.journal.head().unwrap();
     assert!(!house.nix.run("nix-build", &["--no-out-link", "-E", &fixed("wrong", NOT_HI)]).status.success());
-    // Registered under the hash that it has, although the build failed.
+    // The output is registered under its real hash, although the build failed.
     assert_eq!(house.names(head), ["wrong", "wrong.drv"]);
     let rings = house.all_rings();
     let row = house.rows(head).into_iter().find(|row| row.path.name() == "wrong").unwrap();
@@ -233,7 +233,7 @@ fn substitution_from_a_signed_cache() {
     house.rung("text");
     house.rung("far");
     let rows = house.rows(0);
-    // References before referrers, as Nix registers them.
+    // Nix registers references before their referrers.
     assert_eq!(rows.iter().map(|r| r.path.name()).collect::<Vec<_>>(), ["text", "far"]);
     assert!(rows.iter().all(|row| row.sigs.len() == 1 && row.sigs[0].starts_with("test-1:")), "{rows:?}");
     assert_eq!(rows.iter().map(PathInfo::origin).collect::<Vec<_>>(), [Origin::Substituted; 2]);

@@ -1,4 +1,4 @@
-//! What Nix knows, against a real Nix.
+//! The store room against a real Nix.
 
 mod closure;
 mod locks;

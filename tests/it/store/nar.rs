@@ -41,8 +41,8 @@ impl Tree {
 
 fn name() -> impl Strategy<Value = Vec<u8>> {
     let byte = any::<u8>().prop_filter("not in names", |b| *b != 0 && *b != b'/');
-    // Also names with Nix's suffix for file systems that ignore case, which is
-    // part of the name here.
+    // Names may end in the suffix that Nix uses on file systems that ignore case; here it is part
+    // of the name.
     let name = prop_oneof![4 => vec(byte, 1..20), 1 => Just(b"x~nix~case~hack~1".to_vec())];
     name.prop_filter("dots", |n| n != b"." && n != b"..")
 }
@@ -86,7 +86,7 @@ fn streamed(path: &Path) -> std::io::Result<Vec<u8>> {
     })
 }
 
-/// Not `assert_eq`, which would print megabytes.
+/// Compares without `assert_eq`, which would print megabytes.
 fn same(path: &Path) {
     let nix = by_nix(path);
     assert!(dumped(path) == nix, "dump differs");
@@ -118,7 +118,7 @@ fn a_hundred_thousand_entries() {
     let mut last = first.clone();
     for i in 1..100_000 {
         let next = at.join(format!("{i}"));
-        // Hard links are quick to make; a file takes only so many of them.
+        // Hard links are quick to make, but a file can have only a limited number of them.
         if i % 20_000 == 0 || std::fs::hard_link(&last, &next).is_err() {
             std::fs::write(&next, "y").unwrap();
             last = next;
@@ -127,7 +127,7 @@ fn a_hundred_thousand_entries() {
     same(&at);
 }
 
-/// Deeper than some implementations allow; Nix stores such trees.
+/// Deeper than some implementations allow; Nix stores trees of this depth.
 #[test]
 fn three_hundred_levels() {
     let dir = tempfile::tempdir().unwrap();
@@ -161,9 +161,9 @@ impl Write for Counting {
 
 #[test]
 fn a_sparse_file_of_eight_gib_in_bounded_memory() {
-    // Beyond what 32 bits hold, and in need of padding.
+    // Larger than 32 bits hold, and with a size that needs padding.
     const SIZE: u64 = (8 << 30) + 5;
-    // Far more than it takes, far less than the file.
+    // Far more memory than the encoder takes, far less than the file.
     const MOST_KIB: u64 = 512 << 10;
     let dir = tempfile::tempdir().unwrap();
     let at = dir.path().join("large");
@@ -212,8 +212,8 @@ fn a_dropped_stream_ends_its_thread() {
         assert!(stream.next().await.unwrap().is_ok());
         assert!(is_open(&at));
     });
-    // With a thread that reads on to a terabyte, or waits for a reader that is
-    // gone, this would not end.
+    // If the thread read on to a terabyte, or waited for a reader that was dropped, this would not
+    // end.
     while is_open(&at) {
         std::thread::yield_now();
     }
@@ -231,8 +231,8 @@ fn what_cannot_be_archived() {
     assert!(streamed(dir.path()).is_err());
 }
 
-/// A file that ends before its declared length: the kernel's own, of size 0 …
-/// the other way round: what it has beyond its declared length is not read.
+/// A file of /proc has more bytes than its size says (0): nothing beyond the declared length is
+/// read.
 #[test]
 fn not_more_than_the_declared_length() {
     assert_eq!(dumped(Path::new("/proc/self/stat")).len(), 24 + 16 + 16 + 16 + 16 + 8 + 16);

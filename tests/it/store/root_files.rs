@@ -1,4 +1,4 @@
-//! GC roots against a real collection.
+//! Files of GC roots against a real collection.
 
 use flywheel::store::{NixDb, RootFiles};
 
@@ -25,8 +25,8 @@ fn a_rooted_path_survives_until_the_root_goes() {
     assert!(nix.run("nix-store", &["--gc"]).status.success());
     assert!(journal.info(&kept).unwrap().is_none());
 
-    // A link that leads elsewhere is put right; what is not wanted is cleared,
-    // and so is what an earlier version left. Another's file stays.
+    // A link to another target is corrected; roots that are not needed are removed, also those of
+    // an earlier version. Files of others stay.
     std::os::unix::fs::symlink("/elsewhere", place.join(kept.base())).unwrap();
     std::os::unix::fs::symlink("/elsewhere", place.join(format!("{}~", kept.base()))).unwrap();
     roots.add(&kept).unwrap();
@@ -47,12 +47,12 @@ fn more_roots_than_a_file_may_have_links() {
     let place = nix.state_dir().join("gcroots/flywheel");
     let roots = RootFiles::new(&place, &dir).unwrap();
     let path = |n: usize| flywheel::types::StorePath::parse(&format!("{n:032}-p")).unwrap();
-    // ext4 takes 65,000; where more are possible this shows only that it goes on.
+    // ext4 allows 65,000 links; where more are possible this only shows that it goes on.
     for n in 0..65_010 {
         roots.add(&path(n)).unwrap();
     }
     assert_eq!(roots.list().unwrap().len(), 65_010);
-    // Without the seed, as after somebody tidied up.
+    // The seed file is removed, as by an administrator who tidies up.
     std::fs::remove_file(place.join(".seed")).unwrap();
     roots.add(&path(65_010)).unwrap();
     assert_eq!(roots.clear_stale(|_| false).unwrap(), 65_011);

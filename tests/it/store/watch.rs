@@ -1,4 +1,4 @@
-//! The doorbell when the directory under it goes, and when the kernel gives up.
+//! The watch when its directory is removed or replaced, and when the kernel drops events.
 
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Barrier};
@@ -37,7 +37,7 @@ impl Place {
     }
 }
 
-/// The next ring that is not the timer's.
+/// Waits for the next wake-up that the timer did not cause.
 fn next(rings: &Receiver<WatchEvent>) -> WatchEvent {
     loop {
         match rings.recv_timeout(MAX_WAIT).expect("a ring") {
@@ -56,7 +56,7 @@ fn only_removed_locks_wake_the_reader() {
     place.lock("c.lock");
     assert_eq!(next(&rings), WatchEvent::LockRemoved("c".into()));
     assert!(bell.health().watching);
-    // Dropped, it does not ring, and its callback is gone.
+    // A dropped watch does not wake anybody, and its callback is dropped too.
     drop(bell);
     place.lock("d.lock");
     assert_eq!(rings.iter().count(), 0);
@@ -76,7 +76,7 @@ fn a_directory_that_is_removed_and_comes_back() {
     let (bell, rings) = place.hang(Duration::from_millis(20));
     std::fs::remove_dir(place.dir.as_path()).unwrap();
     assert!(matches!(next(&rings), WatchEvent::WatchLost(_)));
-    // Meanwhile the timer goes on.
+    // The timer goes on meanwhile.
     assert_eq!(rings.recv_timeout(MAX_WAIT), Ok(WatchEvent::Timer));
     assert!(!bell.health().watching);
     std::fs::create_dir(place.dir.as_path()).unwrap();
@@ -86,7 +86,7 @@ fn a_directory_that_is_removed_and_comes_back() {
     assert_eq!(next(&rings), WatchEvent::LockRemoved("c".into()));
 }
 
-/// As with a file system mounted over it, no event says so.
+/// No event reports that another file system was mounted over the directory.
 #[test]
 fn another_directory_at_the_same_place() {
     let place = Place::new();
@@ -118,7 +118,8 @@ fn an_overflow_wakes_the_reader() {
     .unwrap();
     place.lock("hold.lock");
     gate.wait();
-    // The queue's length is a sysctl; more events than that, unless it was set very high.
+    // The queue's length is a sysctl; this makes more events than that, unless it was set very
+    // high.
     let limit = std::fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
     let limit: usize = limit.trim().parse().unwrap();
     if limit <= 200_000 {

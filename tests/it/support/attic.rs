@@ -1,5 +1,5 @@
-//! An attic client as the daemon meets one: a flake whose package is a small
-//! program that behaves like it (`tests/fake_attic`), built by a real Nix.
+//! An attic client as the daemon meets one: a flake whose package is a small program that behaves
+//! like it (`tests/fake_attic`), built by a real Nix.
 
 use std::path::PathBuf;
 use std::process::Output;
@@ -9,13 +9,13 @@ use super::daemon::Daemon;
 pub use super::daemon::until_some as until;
 use super::nix::PrivateNix;
 
-/// A flake with the client as `attic-client`.
+/// A flake that provides the client as `attic-client`.
 pub struct FakeAttic {
     dir: PathBuf,
 }
 
 impl FakeAttic {
-    /// In the private store's directory, not built yet.
+    /// Writes the flake into the private store's directory; nothing is built yet.
     pub fn new(nix: &PrivateNix) -> Self {
         let dir = nix.path().join("attic");
         std::fs::create_dir_all(&dir).unwrap();
@@ -24,7 +24,7 @@ impl FakeAttic {
         fake
     }
 
-    /// The program itself, which cargo builds along with the tests.
+    /// The program itself, which cargo builds with the tests.
     fn program() -> PathBuf {
         let bin = PathBuf::from(env!("CARGO_BIN_EXE_flywheelctl"));
         let program = bin.with_file_name("examples").join("fake-attic");
@@ -32,7 +32,7 @@ impl FakeAttic {
         program
     }
 
-    /// The next version.
+    /// Changes the flake to the next version.
     pub fn release(&self, version: &str) {
         let run = format!(
             "FAKE_DIR={} FAKE_VERSION={version} exec {} \"$@\"",
@@ -42,7 +42,7 @@ impl FakeAttic {
         self.release_script(version, &run);
     }
 
-    /// A version that is this shell script.
+    /// Changes the flake to a version that is this shell script.
     pub fn release_script(&self, version: &str, script: &str) {
         let system = format!("{}-linux", std::env::consts::ARCH);
         let text = format!(
@@ -64,17 +64,17 @@ impl FakeAttic {
         format!("path:{}/flake#attic-client", self.dir.display())
     }
 
-    /// `[client]` of a daemon's configuration.
+    /// The `[client]` table of a daemon's configuration for this flake.
     pub fn config(&self) -> String {
         format!("[client]\ninstallable = \"{}\"\n", self.reference())
     }
 
-    /// What a job does that builds it, or substitutes it.
+    /// The command of a job that builds or substitutes the client.
     pub fn build(&self, nix: &PrivateNix) -> Output {
         nix.run("nix", &["build", "--no-link", &self.reference()])
     }
 
-    /// The same, which must succeed; its store path.
+    /// Runs that command, which must succeed; returns the client's store path.
     pub fn built(&self, nix: &PrivateNix) -> String {
         let out = self.build(nix);
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
@@ -82,7 +82,7 @@ impl FakeAttic {
         String::from_utf8(path.stdout).unwrap().trim().to_owned()
     }
 
-    /// What it does from the next run on.
+    /// Sets what the program does from the next run on.
     pub fn mode(&self, mode: &str) {
         let new = self.dir.join("mode~");
         std::fs::write(&new, mode).unwrap();
@@ -96,7 +96,7 @@ impl FakeAttic {
     }
 }
 
-/// Has Nix substitute from a cache, and from nothing else.
+/// Makes Nix substitute from this cache and from no other.
 pub fn substitute_from(nix: &PrivateNix, cache: &CacheView) {
     nix.configure(&format!(
         "substitute = true\nsubstituters = {}\ntrusted-public-keys = {}\nnarinfo-cache-negative-ttl = 0",
@@ -105,13 +105,13 @@ pub fn substitute_from(nix: &PrivateNix, cache: &CacheView) {
     ));
 }
 
-/// Nix as the daemon is to use it: this private one.
+/// The environment that makes the daemon use this private Nix.
 pub fn environment(nix: &PrivateNix) -> Vec<(String, String)> {
     let own = nix.env().into_iter().filter(|(name, _)| *name != "NIX_STORE_DIR" && *name != "NIX_STATE_DIR");
     own.map(|(name, value)| (name.to_owned(), value.to_str().unwrap().to_owned())).collect()
 }
 
-/// Waits until the daemon's client is in this state; the whole of it.
+/// Waits until the daemon's client is in this state; returns its whole status.
 pub fn until_client(daemon: &Daemon, state: &str) -> serde_json::Value {
     until(&format!("client {state}"), || {
         Some(daemon.status()["client"].clone()).filter(|c| c["state"] == state)

@@ -1,6 +1,5 @@
-//! Caches as tests need them: a view of what one holds, read as Nix reads it;
-//! one that runs apart from the daemon; and a gate before it that holds
-//! uploads back or fails them as a test says.
+//! Caches for tests: a view of what a cache holds, read as Nix reads it; a cache that runs outside
+//! of the daemon; and an upload gate before it, which holds uploads or fails them.
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
@@ -19,12 +18,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::nix::PrivateNix;
 
-/// What a cache holds, from outside.
+/// What a cache holds, seen from outside.
 #[derive(Debug, Clone)]
 pub struct CacheView {
     address: String,
     name: String,
-    /// As for `trusted-public-keys`.
+    /// The public key, as in `trusted-public-keys`.
     pub key: String,
     dir: PathBuf,
 }
@@ -34,7 +33,7 @@ impl CacheView {
         Self { address: address.to_owned(), name: name.to_owned(), key: key.to_owned(), dir: dir.to_owned() }
     }
 
-    /// The address for `substituters`.
+    /// The address, as in `substituters`.
     pub fn url(&self) -> String {
         format!("http://{}/{}", self.address, self.name)
     }
@@ -43,7 +42,7 @@ impl CacheView {
         &self.address
     }
 
-    /// The narinfo of a store path, when the cache has it.
+    /// The narinfo of a store path, when the cache has the path.
     pub fn narinfo(&self, path: &str) -> Option<String> {
         let base = base(path);
         let (status, body) = get(&self.address, &format!("/{}/{}.narinfo", self.name, &base[..32]));
@@ -58,13 +57,13 @@ impl CacheView {
         self.narinfo(path).is_some()
     }
 
-    /// Whether it has each of these.
+    /// For each path, whether the cache has it.
     pub fn having(&self, paths: &[String]) -> Vec<bool> {
         paths.iter().map(|p| self.has(p)).collect()
     }
 
-    /// Base names of everything it has: its own list of hashes, and for each
-    /// the narinfo as Nix reads it.
+    /// Base names of all paths in the cache: its own list of hashes, and for each the narinfo as
+    /// Nix reads it.
     pub fn all(&self) -> BTreeSet<String> {
         let db = rusqlite::Connection::open(self.dir.join("cache.sqlite")).unwrap();
         let mut find = db.prepare("select base from path where cache = ?1").unwrap();
@@ -72,14 +71,14 @@ impl CacheView {
         bases.collect::<Result<_, _>>().unwrap()
     }
 
-    /// The names (after the hash) of everything it has, sorted.
+    /// The names (after the hash) of all paths in the cache, sorted.
     pub fn names(&self) -> Vec<String> {
         let mut names: Vec<_> = self.all().iter().map(|b| b[33..].to_owned()).collect();
         names.sort();
         names
     }
 
-    /// Whatever is there has its references there; read from the narinfos.
+    /// Asserts that the cache has all references of its paths, as the narinfos list them.
     pub fn assert_closed(&self) {
         for base in self.all() {
             let info = self.narinfo(&base).unwrap_or_else(|| panic!("{base} is listed and not served"));
@@ -90,8 +89,8 @@ impl CacheView {
         }
     }
 
-    /// Nix substitutes these into an emptied store, checking signature and
-    /// hash, and verifies the whole store afterwards.
+    /// Empties the store, makes Nix substitute these paths with signature and hash checked, and
+    /// verifies the whole store.
     pub fn assert_nix_takes(&self, nix: &PrivateNix, paths: &[String]) {
         nix.wipe();
         let url = self.url();
@@ -109,12 +108,12 @@ impl CacheView {
     }
 }
 
-/// The base name of a path.
+/// The base name of a store path.
 pub fn base(path: &str) -> &str {
     path.rsplit('/').next().unwrap()
 }
 
-/// A GET without any library between: status and body.
+/// Sends a GET without any HTTP library; returns status and body.
 pub fn get(address: &str, path: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).unwrap();
     let ask = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
@@ -127,7 +126,7 @@ pub fn get(address: &str, path: &str) -> (u16, String) {
     (status, body.to_owned())
 }
 
-/// A cache that runs apart from any daemon, in this process.
+/// A built-in cache that runs in this process, outside of any daemon.
 pub struct StandaloneCache {
     running: Option<Running>,
     shutdown: CancellationToken,
@@ -137,7 +136,7 @@ pub struct StandaloneCache {
 }
 
 impl StandaloneCache {
-    /// For a store; `change` adjusts the settings.
+    /// Starts one for the paths of a store; `change` adjusts its settings.
     pub fn start(nix: &PrivateNix, change: impl FnOnce(&mut Settings)) -> Self {
         let dir = tempfile::Builder::new().prefix("fwc").tempdir().unwrap();
         let mut settings = Settings {
@@ -169,7 +168,7 @@ impl StandaloneCache {
         self.running = Some(running);
     }
 
-    /// Stops it and frees its port.
+    /// Stops the cache and frees its port.
     pub fn stop(&mut self) {
         self.shutdown.cancel();
         if let Some(running) = self.running.take() {
@@ -177,7 +176,8 @@ impl StandaloneCache {
         }
     }
 
-    /// Stopped, changed, and started again on the same port with the same content.
+    /// Stops the cache, changes its settings, and starts it on the same port with the same
+    /// contents.
     pub fn change(&mut self, change: impl FnOnce(&mut Settings)) {
         self.stop();
         change(&mut self.settings);
@@ -214,12 +214,12 @@ impl StandaloneCache {
         std::fs::read_to_string(self.dir.path().join("embedded-pull-token")).unwrap().trim().to_owned()
     }
 
-    /// `[caches.main]` of a daemon's configuration, for this cache at `url`.
+    /// The `[caches.main]` table of a daemon's configuration for this cache at `url`.
     pub fn caches(&self, url: &str) -> String {
         format!("[caches.main]\nendpoints = [\"{url}\"]\ntoken_file = \"{}\"\n", self.token_file().display())
     }
 
-    /// The same, without an attic client.
+    /// The same, with the attic client disabled.
     pub fn config_at(&self, url: &str) -> String {
         format!("{}[client]\nenable = false\n", self.caches(url))
     }
@@ -228,7 +228,7 @@ impl StandaloneCache {
         self.config_at(&self.url())
     }
 
-    /// A gate before it.
+    /// Starts an upload gate before this cache.
     pub fn gate(&self) -> UploadGate {
         self.runtime.as_ref().unwrap().block_on(UploadGate::before(self.address()))
     }
@@ -243,20 +243,21 @@ impl Drop for StandaloneCache {
     }
 }
 
-/// What happens to an upload: its status instead of the cache's, or through.
+/// Decides about an upload: a status that is answered instead of the cache's, or `None` to pass it
+/// on.
 type Rule = Box<dyn Fn(&str) -> Option<u16> + Send + Sync>;
 
 struct Shared {
     to: SocketAddr,
     client: reqwest::Client,
-    /// Uploads wait while it is closed.
+    /// Uploads are held while it is closed.
     open: watch::Sender<bool>,
-    /// Base names of the uploads that have come, in order.
+    /// Base names of the uploads that have arrived, in order.
     came: watch::Sender<Vec<String>>,
     rule: Mutex<Rule>,
 }
 
-/// Stands between a daemon and a cache.
+/// A proxy between a daemon and a cache that can hold uploads or fail them.
 pub struct UploadGate {
     shared: Arc<Shared>,
     address: SocketAddr,
@@ -284,27 +285,27 @@ impl UploadGate {
         format!("http://{}", self.address)
     }
 
-    /// Uploads wait from here on.
+    /// Holds uploads from now on.
     pub fn close(&self) {
         self.shared.open.send_replace(false);
     }
 
-    /// What waits goes through.
+    /// Lets all held and further uploads pass.
     pub fn open(&self) {
         self.shared.open.send_replace(true);
     }
 
-    /// Uploads of which `rule` names a status get that as the answer.
+    /// Answers an upload with the status that `rule` returns for it.
     pub fn rule(&self, rule: impl Fn(&str) -> Option<u16> + Send + Sync + 'static) {
         *self.shared.rule.lock().unwrap() = Box::new(rule);
     }
 
-    /// Base names of the uploads that came so far.
+    /// Base names of the uploads that have arrived so far.
     pub fn came(&self) -> Vec<String> {
         self.shared.came.borrow().clone()
     }
 
-    /// Waits until so many uploads have come.
+    /// Waits until this number of uploads has arrived.
     pub fn until_came(&self, count: usize) -> Vec<String> {
         let mut came = self.shared.came.subscribe();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -1,6 +1,5 @@
-//! CI systems as far as they can be had without the service: the environment
-//! they give a job, the shape in which they run its scripts, and the files of
-//! packaging/ci that are tried that way.
+//! CI systems without their services: the environment that they give a job, the way in which they
+//! run its scripts, and the files of packaging/ci.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -8,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use super::daemon::{CommandResult, Daemon};
 
-/// A file of packaging/ci.
+/// The text of a file of packaging/ci.
 pub fn file(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/ci").join(name)
 }
@@ -26,14 +25,14 @@ pub fn commands(yaml: &str, key: &str) -> Vec<String> {
     list.map(str::to_owned).collect()
 }
 
-/// What a job of a CI system runs in.
+/// The environment and directory of a CI system's job.
 pub struct Job {
     pub env: Vec<(String, String)>,
     pub dir: PathBuf,
 }
 
 impl Job {
-    /// On the daemon's host, with its Nix and `flywheelctl` at hand.
+    /// A job on the daemon's host, with its Nix and with `flywheelctl` in PATH.
     pub fn on(daemon: &Daemon, env: &[(&str, &str)]) -> Self {
         let mut job = Self::at(&daemon.socket(), &daemon.nix.work_dir(), env);
         let nix = daemon.nix.env().into_iter();
@@ -41,7 +40,7 @@ impl Job {
         job
     }
 
-    /// With this socket, whatever is behind it.
+    /// A job with this socket, whatever listens on it.
     pub fn at(socket: &Path, dir: &Path, env: &[(&str, &str)]) -> Self {
         let bin = Path::new(env!("CARGO_BIN_EXE_flywheelctl")).parent().unwrap().display();
         let path = format!("{bin}:{}", std::env::var("PATH").unwrap());
@@ -65,8 +64,8 @@ impl Job {
         command
     }
 
-    /// A script as gitlab-runner's shell executor runs it: on the standard
-    /// input of a bash that ends at the first failure.
+    /// Runs a script as gitlab-runner's shell executor does: on the standard input of a bash that
+    /// ends at the first failure.
     pub fn bash(&self, script: &str) -> CommandResult {
         let mut child = self.command("bash").stdin(Stdio::piped()).spawn().unwrap();
         let quoted = script.replace('\\', "\\\\").replace('\'', "\\'").replace('\n', "\\n");
@@ -76,8 +75,8 @@ impl Job {
     }
 }
 
-/// Scripts whose processes bear the name of the program that they stand for:
-/// what follows a job looks at the names of the processes above it.
+/// Writes scripts whose processes have the name of the program that they stand for, because
+/// flywheelctl looks at the names of the processes above it.
 pub fn named_script(dir: &Path, name: &str, script: &str) -> PathBuf {
     use std::os::unix::fs::PermissionsExt;
     let file = dir.join(name);
@@ -86,13 +85,14 @@ pub fn named_script(dir: &Path, name: &str, script: &str) -> PathBuf {
     file
 }
 
-/// An expression that builds so many outputs, as a file that `nix-build` takes.
+/// Writes an expression that builds this number of outputs, as a file for `nix-build`. Each build
+/// takes long enough for its maker to be seen.
 pub fn expression(dir: &Path, name: &str, count: usize) -> PathBuf {
     let file = dir.join(format!("{name}.nix"));
     let text = format!(
         r#"map (n: derivation {{
   name = "{name}-${{toString n}}"; system = builtins.currentSystem; builder = "/bin/sh"; PATH = "/usr/bin:/bin";
-  args = [ "-c" "echo {name} ${{toString n}} > $out" ];
+  args = [ "-c" "sleep 0.3; echo {name} ${{toString n}} > $out" ];
 }}) (builtins.genList (n: n) {count})"#
     );
     std::fs::write(&file, text).unwrap();

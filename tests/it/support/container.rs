@@ -1,6 +1,6 @@
-//! A Debian with its own systemd, journald, logind, D-Bus and multi-user Nix,
-//! booted for one test and gone afterwards (`tests/container/`). Needs root;
-//! without it, or without what boots a container, the test says so and ends.
+//! A Debian with its own systemd, journald, logind, D-Bus and multi-user Nix, booted for one test
+//! and deleted afterwards (`tests/container/`). Needs root. Without root or the programs that boot
+//! a container, the test prints a line and ends.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -15,10 +15,10 @@ use serde_json::Value;
 use super::daemon::CommandResult;
 pub use super::daemon::until_some as until;
 
-/// How long anything may take on a busy machine.
+/// The longest that one step may take on a busy machine.
 const MAX_WAIT: Duration = Duration::from_secs(120);
 
-/// A container that runs.
+/// A running container.
 pub struct Container {
     top: tempfile::TempDir,
     told: Receiver<String>,
@@ -30,7 +30,7 @@ fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/container").join(name)
 }
 
-/// The image, or why there can be no container.
+/// The image's directory, or the reason why there can be no container.
 fn image() -> Result<PathBuf, String> {
     let possible = Command::new(script("boot.sh")).arg("--possible").output().unwrap();
     if !possible.status.success() {
@@ -43,18 +43,18 @@ fn image() -> Result<PathBuf, String> {
     }
 }
 
-/// The latest change below a file or directory.
+/// The latest modification below a file or directory.
 fn changed(path: &Path) -> SystemTime {
     let below = fs::read_dir(path).into_iter().flatten().map(|e| changed(&e.unwrap().path()));
     below.chain([fs::symlink_metadata(path).unwrap().modified().unwrap()]).max().unwrap()
 }
 
-/// The package with the programs under test, made by the one command.
+/// The Debian package with the programs under test, made by packaging/deb.sh.
 pub fn package() -> PathBuf {
     let sources = Path::new(env!("CARGO_MANIFEST_DIR"));
     let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let programs = Path::new(env!("CARGO_BIN_EXE_flywheeld")).parent().unwrap();
-    // The first test makes it, the others wait.
+    // The first test makes the package, and the others wait for it.
     let lock = fs::File::create(target.join("package.lock")).unwrap();
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
     let made = target.join("package.path");
@@ -64,7 +64,8 @@ pub fn package() -> PathBuf {
     if !fs::metadata(&made).is_ok_and(|m| m.modified().unwrap() > newest) {
         let mut command = Command::new(sources.join("packaging/deb.sh"));
         command.arg("--binaries").arg(programs);
-        // Beside no package that somebody made for use; and small matters less than soon.
+        // In a directory of its own, so that no package made for use is replaced; compressed
+        // quickly rather than well.
         command.env("CARGO_TARGET_DIR", target).env("DPKG_DEB_COMPRESSOR_LEVEL", "0");
         let said = CommandResult::of(&command.output().unwrap());
         assert_eq!(said.code, 0, "{said:?}");
@@ -74,8 +75,8 @@ pub fn package() -> PathBuf {
 }
 
 impl Container {
-    /// Boots one until systemd says that it runs; `None` where that is not
-    /// possible, and then it has been said.
+    /// Boots a container and waits until systemd reports that it runs. `None`, with a line that
+    /// says why, where that is not possible.
     pub fn boot() -> Option<Self> {
         let image = match image() {
             Ok(image) => image,
@@ -89,7 +90,8 @@ impl Container {
         fs::create_dir(&root).unwrap();
         let notify = UnixDatagram::bind(&socket).unwrap();
         let (tell, told) = channel();
-        // All the time: who tells waits until somebody listens. Ends with the test's process.
+        // Reads all the time, because a sender waits until somebody reads. Ends with the test's
+        // process.
         std::thread::spawn(move || {
             let mut buffer = [0; 4096];
             while let Ok(n) = notify.recv(&mut buffer) {
@@ -99,7 +101,7 @@ impl Container {
             }
         });
         let log = fs::File::create(top.path().join("console")).unwrap();
-        // When this test is killed the container is, and with it all that it has mounted.
+        // When this test is killed, the container is killed too, with all its mounts.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "TERM"]).arg(script("boot.sh")).arg(image).arg(root);
         command.env("NOTIFY_SOCKET", socket).stdin(Stdio::null());
@@ -107,7 +109,7 @@ impl Container {
         let child = command.spawn().unwrap();
         let mut container = Self { top, told, child, leader: 0 };
         container.wait_until_up();
-        // Nothing is beyond its loopback interface.
+        // The container has a loopback interface only.
         container.write("/etc/nix/nix.conf", "sandbox = false\nsubstitute = false\n");
         container.ok(
             "systemctl restart nix-daemon && useradd -m -G nix-users job && useradd -m -G nix-users guest",
@@ -115,8 +117,8 @@ impl Container {
         Some(container)
     }
 
-    /// Boots one and installs the package in it. The user `job` may talk to the
-    /// daemon, `guest` may not.
+    /// Boots a container and installs the package. The user `job` may use the daemon, `guest` may
+    /// not.
     pub fn installed() -> Option<Self> {
         let container = Self::boot()?;
         container.install();
@@ -148,13 +150,13 @@ impl Container {
         }
     }
 
-    /// Shuts it down and boots it again.
+    /// Reboots the container.
     pub fn reboot(&mut self) {
         self.ok("systemctl reboot");
         self.wait_until_up();
     }
 
-    /// A file of the container, as this process reaches it.
+    /// The path under which this process reaches a file of the container.
     pub fn path(&self, path: &str) -> PathBuf {
         format!("/proc/{}/root{path}", self.leader).into()
     }
@@ -163,7 +165,7 @@ impl Container {
         fs::read_to_string(self.path(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
     }
 
-    /// Writes a file that everybody may read, with its directories.
+    /// Writes a file that every user may read, with its directories.
     pub fn write(&self, path: &str, text: &str) {
         let path = self.path(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -185,28 +187,28 @@ impl Container {
         CommandResult::of(&self.command(script).output().unwrap())
     }
 
-    /// The same, which must succeed; what it printed.
+    /// Runs a shell script as root, which must succeed; returns its output.
     pub fn ok(&self, script: &str) -> String {
         let said = self.run(script);
         assert_eq!(said.code, 0, "{script}: {said:?}\n{}", self.log());
         said.out.trim_end().to_owned()
     }
 
-    /// A shell script as another user, in that user's home directory.
+    /// Runs a shell script as another user, in that user's home directory.
     pub fn run_as(&self, user: &str, script: &str) -> CommandResult {
         self.run(&format!(
             "cd ~{user} && HOME=~{user} exec runuser -u {user} -- sh -c \"$(cat <<'END'\n{script}\nEND\n)\""
         ))
     }
 
-    /// The same, which must succeed; what it printed.
+    /// Runs a shell script as another user, which must succeed; returns its output.
     pub fn ok_as(&self, user: &str, script: &str) -> String {
         let said = self.run_as(user, script);
         assert_eq!(said.code, 0, "{script}: {said:?}\n{}", self.log());
         said.out.trim_end().to_owned()
     }
 
-    /// Builds as a user what a shell script makes; the output path.
+    /// Builds, as a user, a path with this shell script; returns the output path.
     pub fn build_as(&self, user: &str, name: &str, script: &str) -> String {
         let expression = super::nix::PrivateNix::shell(name, script);
         self.ok_as(user, &format!("nix-build --no-out-link - <<'EOF'\n{expression}\nEOF"))
@@ -224,12 +226,12 @@ impl Container {
         });
     }
 
-    /// `flywheelctl --json status`.
+    /// The output of `flywheelctl --json status`.
     pub fn status(&self) -> Value {
         serde_json::from_str(&self.ok("flywheelctl --json status")).unwrap()
     }
 
-    /// Whether the built-in cache at a port serves this path.
+    /// Whether the built-in cache on a port serves this path.
     pub fn serves(&self, port: u16, path: &str) -> bool {
         let hash = &super::cache::base(path)[..32];
         let get = format!("GET /main/{hash}.narinfo HTTP/1.0\\r\\nHost: 127.0.0.1\\r\\n\\r\\n");
@@ -238,7 +240,7 @@ impl Container {
         said.out.contains(" 200 ")
     }
 
-    /// Everything the unit and the daemon have said.
+    /// All journal entries of the unit.
     pub fn log(&self) -> String {
         self.run("journalctl --no-pager -u 'flywheeld*'").out
     }
@@ -249,7 +251,7 @@ impl Drop for Container {
         if std::thread::panicking() && self.leader != 0 {
             eprintln!("--- the container's journal of flywheeld:\n{}---", self.log());
         }
-        // What does not go by itself is killed, and takes all that is in it along.
+        // A container that does not stop by itself is killed, with all its processes.
         if self.leader == 0 || self.run("systemctl poweroff --force --force").code == 127 {
             let _ = Command::new("kill").arg(self.child.id().to_string()).status();
         }

@@ -1,6 +1,6 @@
-//! The real `flywheeld` as a process on a private Nix, and the real
-//! `flywheelctl` that talks to it. Waits for what happens, never for the clock;
-//! what it started ends with it, and a test that fails prints the daemon's log.
+//! The real `flywheeld` as a process on a private Nix, and the real `flywheelctl`. Waits for events
+//! and never for a time to pass. Everything that it starts ends with it, and a failing test prints
+//! the daemon's log.
 
 use std::fs::File;
 use std::os::unix::net::UnixDatagram;
@@ -16,21 +16,21 @@ use serde_json::Value;
 use super::cache::CacheView;
 use super::nix::PrivateNix;
 
-/// Longest wait for something that must come: only a broken daemon gets there.
+/// The longest wait for an event. Only a broken daemon makes a test wait so long.
 pub const MAX_WAIT: Duration = Duration::from_secs(90);
 
-/// The built-in cache on a port of its own.
+/// Configuration: the built-in cache on a free port.
 pub const EMBEDDED: &str = "[caches.main]\nendpoints = \"embedded\"\n[embedded]\nlisten = \"127.0.0.1:0\"\n[client]\nenable = false\n";
 
 /// A daemon, its store and its socket. Started by [`Daemon::start`].
 pub struct Daemon {
     pub nix: PrivateNix,
     child: Option<Child>,
-    /// Held open also when nobody reads it any more.
+    /// Kept open so that the daemon can send when nobody reads.
     _notify: UnixDatagram,
     told: Arc<Notifications>,
     starts: u32,
-    /// Environment beside `PATH` and `NOTIFY_SOCKET`.
+    /// Environment variables beside `PATH` and `NOTIFY_SOCKET`.
     pub env: Vec<(String, String)>,
     /// A command that executes its last arguments; the daemon is started through it.
     pub wrapper: Vec<String>,
@@ -38,7 +38,7 @@ pub struct Daemon {
     pub program: PathBuf,
 }
 
-/// What came on the notify socket since the last start.
+/// What the daemon sent to the notify socket since its last start.
 #[derive(Default)]
 struct Notifications {
     lines: Mutex<Vec<String>>,
@@ -46,21 +46,21 @@ struct Notifications {
     deaf: AtomicBool,
 }
 
-/// Reads the notify socket, as systemd does: at once and all of it.
+/// Reads everything from the notify socket at once, as systemd does.
 fn listen(socket: &UnixDatagram, told: &Notifications) {
     let mut buffer = [0; 4096];
     while let Ok(n) = socket.recv(&mut buffer) {
         let text = String::from_utf8_lossy(&buffer[..n]).into_owned();
         told.lines.lock().unwrap().extend(text.lines().map(str::to_owned));
         told.more.notify_all();
-        // By its own word, not by whatever the daemon happens to tell just then.
+        // Only this message ends the reading, not one that the daemon happens to send.
         if text == "deaf" {
             return;
         }
     }
 }
 
-/// How a command ended and what it said.
+/// How a command ended and what it printed.
 #[derive(Debug)]
 pub struct CommandResult {
     pub code: i32,
@@ -85,25 +85,26 @@ impl CommandResult {
 }
 
 impl Daemon {
-    /// With the built-in cache, on an empty store.
+    /// Starts a daemon with the built-in cache on an empty store.
     pub fn embedded() -> Self {
         Self::start(PrivateNix::new(), EMBEDDED)
     }
 
-    /// With this configuration (see [`Self::configure`]), until READY.
+    /// Starts a daemon with this configuration (see [`Self::configure`]) and waits until it is
+    /// ready.
     pub fn start(nix: PrivateNix, config: &str) -> Self {
         let mut daemon = Self::prepare(nix, config);
         daemon.up();
         daemon
     }
 
-    /// Configured and not started.
+    /// Prepares a daemon with this configuration and does not start it.
     pub fn prepare(nix: PrivateNix, config: &str) -> Self {
         let socket = nix.path().join("notify");
         let notify = UnixDatagram::bind(&socket).unwrap();
         let (env, told) = (Vec::new(), Arc::new(Notifications::default()));
         let (reader, lines) = (notify.try_clone().unwrap(), Arc::clone(&told));
-        // Ends with the test's process.
+        // The thread ends with the test's process.
         std::thread::spawn(move || listen(&reader, &lines));
         let daemon = Self {
             nix,
@@ -119,13 +120,13 @@ impl Daemon {
         daemon
     }
 
-    /// Writes the configuration: socket, state and store first and last, so
-    /// that `config` may begin with keys that stand in no table.
+    /// Writes the configuration. The keys of the test's directories surround `config`, which may
+    /// begin with keys of no table.
     pub fn configure(&self, config: &str) {
         self.configure_nix(config, "");
     }
 
-    /// The same, with further keys of `[nix]`.
+    /// As [`Self::configure`], with further keys of `[nix]`.
     pub fn configure_nix(&self, config: &str, nix: &str) {
         let top = self.nix.path().display();
         let text = format!(
@@ -146,7 +147,7 @@ impl Daemon {
         self.nix.path().join("state")
     }
 
-    /// `flywheeld` with this daemon's environment and nothing else.
+    /// `flywheeld` with this daemon's environment and no other variable.
     pub fn program(&self) -> Command {
         let mut command = match self.wrapper.split_first() {
             Some((wrapper, args)) => {
@@ -161,18 +162,19 @@ impl Daemon {
         command
     }
 
-    /// Starts it and waits until it says that it is ready.
+    /// Starts the daemon and waits until it reports that it is ready.
     pub fn up(&mut self) {
         self.spawn();
         self.until_notified(|line| line == "READY=1");
     }
 
-    /// Starts it and waits for nothing.
+    /// Starts the daemon and does not wait.
     pub fn spawn(&mut self) {
         assert!(self.child.is_none(), "the daemon runs already");
         self.starts += 1;
         if !self.told.deaf.load(Ordering::Acquire) {
-            // What an earlier life has told is not this one's word: this comes after all of it.
+            // Messages of an earlier start may still be in the socket: this marker comes after
+            // them.
             let mark = format!("start {}", self.starts);
             let socket = self.nix.path().join("notify");
             UnixDatagram::unbound().unwrap().send_to(mark.as_bytes(), socket).unwrap();
@@ -190,17 +192,17 @@ impl Daemon {
         self.nix.path().join(format!("log.{start}"))
     }
 
-    /// What it has logged since the last start.
+    /// The log since the last start.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.log_file(self.starts)).unwrap_or_default()
     }
 
-    /// All logs of all starts.
+    /// The logs of all starts.
     pub fn logs(&self) -> String {
         (1..=self.starts).filter_map(|n| std::fs::read_to_string(self.log_file(n)).ok()).collect()
     }
 
-    /// It has logged this so often since the last start.
+    /// Asserts that the text occurs this number of times in the log since the last start.
     pub fn assert_logged(&self, times: usize, what: &str) {
         let log = self.log();
         assert_eq!(log.lines().filter(|line| line.contains(what)).count(), times, "{what}\n{log}");
@@ -210,12 +212,12 @@ impl Daemon {
         self.child.as_ref().expect("the daemon runs").id()
     }
 
-    /// What was told to the notify socket so far.
+    /// The messages on the notify socket since the last start.
     pub fn told(&self) -> Vec<String> {
         self.told.lines.lock().unwrap().clone()
     }
 
-    /// Waits until a line that is wanted was told; the line.
+    /// Waits for a message that satisfies the condition; returns it.
     pub fn until_notified(&mut self, wanted: impl Fn(&str) -> bool) -> String {
         let patience = Instant::now() + MAX_WAIT;
         let told = Arc::clone(&self.told);
@@ -224,7 +226,8 @@ impl Daemon {
             if let Some(line) = lines.iter().find(|line| wanted(line)) {
                 return line.clone();
             }
-            // Short turns, so that a daemon that ended is noticed; the line itself ends the wait.
+            // Waits in short turns, so that the end of the daemon is noticed; a message ends the
+            // wait at once.
             let turn = told.more.wait_timeout(lines, Duration::from_millis(200)).unwrap();
             lines = turn.0;
             if turn.1.timed_out() {
@@ -235,12 +238,12 @@ impl Daemon {
         }
     }
 
-    /// From here on nobody reads the notify socket, which is full already.
+    /// Stops reading the notify socket and fills it.
     pub fn deafen(&self) {
         self.told.deaf.store(true, Ordering::Release);
         let socket = self.nix.path().join("notify");
         let filler = UnixDatagram::unbound().unwrap();
-        // Wakes the reader, which leaves.
+        // Wakes the reading thread, which ends.
         filler.send_to(b"deaf", &socket).unwrap();
         self.until_line("deaf");
         filler.set_nonblocking(true).unwrap();
@@ -258,31 +261,31 @@ impl Daemon {
         kill_process(Pid::from_raw(i32::try_from(self.pid()).unwrap()).unwrap(), signal).unwrap();
     }
 
-    /// Waits for its end.
+    /// Waits for the daemon's end.
     pub fn ended(&mut self) -> ExitStatus {
         self.child.take().expect("the daemon runs").wait().unwrap()
     }
 
-    /// SIGTERM, then its end, which must be a good one.
+    /// Stops the daemon with SIGTERM; it must end with success.
     pub fn stop(&mut self) {
         self.signal(Signal::TERM);
         let status = self.ended();
         assert!(status.success(), "{status}");
     }
 
-    /// SIGKILL.
+    /// Kills the daemon with SIGKILL.
     pub fn kill(&mut self) {
         self.signal(Signal::KILL);
         self.ended();
     }
 
-    /// Stopped and started.
+    /// Stops the daemon and starts it again.
     pub fn restart(&mut self) {
         self.stop();
         self.up();
     }
 
-    /// `flywheelctl`, not run yet: in the scratch directory, with this socket.
+    /// `flywheelctl` with this socket, in the scratch directory; not run yet.
     pub fn client(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_flywheelctl"));
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
@@ -296,7 +299,7 @@ impl Daemon {
         CommandResult::of(&self.client(args).output().unwrap())
     }
 
-    /// The same, which must succeed and print JSON.
+    /// Runs `flywheelctl --json`, which must succeed; returns the JSON.
     pub fn json(&self, args: &[&str]) -> Value {
         let said = self.ctl(&[&["--json"], args].concat());
         assert_eq!(said.code, 0, "{args:?}: {said:?}");
@@ -307,26 +310,26 @@ impl Daemon {
         self.json(&["status"])
     }
 
-    /// Opens a session; its id.
+    /// Opens a session; returns its id.
     pub fn session(&self, args: &[&str]) -> String {
         let said = self.ctl(&[&["session", "start"], args].concat());
         assert_eq!((said.code, said.err.as_str()), (0, ""), "{said:?}");
         said.out.trim_end().to_owned()
     }
 
-    /// Ends a session and waits; its summary.
+    /// Ends a session and waits; returns its summary.
     pub fn end(&self, session: &str, args: &[&str]) -> Value {
         self.json(&[&["session", "end", session], args].concat())
     }
 
-    /// Waits until all that is valid now is in the cache or has failed.
+    /// Waits until everything that is valid now is in the cache or has failed.
     pub fn flush(&self) -> Value {
         let summary = self.json(&["flush"]);
         assert_eq!(summary["pending"], 0, "{summary}");
         summary
     }
 
-    /// The built-in cache's contents, as it serves them now.
+    /// A view of this cache, at the address that the daemon reports now.
     pub fn cache(&self, name: &str) -> CacheView {
         let log = self.log();
         let line = log
@@ -340,7 +343,7 @@ impl Daemon {
         CacheView::new(&field("address"), name, &field("public_key"), &self.state_dir().join("cache"))
     }
 
-    /// The cache named main.
+    /// A view of the cache named `main`.
     pub fn main(&self) -> CacheView {
         self.cache("main")
     }
@@ -361,7 +364,7 @@ impl Drop for Daemon {
     }
 }
 
-/// Waits for what can only be looked at; what it was.
+/// Waits until `look` returns a value, for what can only be polled; returns it.
 pub fn until_some<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let patience = Instant::now() + MAX_WAIT;
     loop {
@@ -373,12 +376,12 @@ pub fn until_some<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// The same, for what is so or not.
+/// Waits until a condition holds, for what can only be polled.
 pub fn until(what: &str, mut happened: impl FnMut() -> bool) {
     until_some(what, || happened().then_some(()));
 }
 
-/// A file with a secret, as an operator would make it.
+/// Writes a file with a secret that only its owner may read.
 pub fn secret_file(path: &Path, text: &str) {
     use std::os::unix::fs::PermissionsExt;
     std::fs::write(path, text).unwrap();

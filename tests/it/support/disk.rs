@@ -1,12 +1,12 @@
-//! A small disk: a tmpfs in a mount namespace that nobody else sees, held by a
-//! process that ends with the test, however that ends.
+//! A small disk: a tmpfs in a mount namespace of its own, held by a process that ends with the
+//! test.
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-/// A tmpfs at a directory, for who is run in its namespace.
+/// A tmpfs at a directory, visible to the commands that run in its namespace.
 pub struct SmallDisk {
     holder: Child,
     dir: PathBuf,
@@ -14,8 +14,8 @@ pub struct SmallDisk {
 }
 
 impl SmallDisk {
-    /// Mounts `size` (as tmpfs takes it) at `dir`. None, and one line that says
-    /// so, where neither root nor user namespaces allow that.
+    /// Mounts a tmpfs of this size (in tmpfs' notation) at `dir`. `None`, with a line that says so,
+    /// where neither root nor user namespaces allow it.
     pub fn mount(dir: &Path, size: &str) -> Option<Self> {
         let user = !rustix::process::geteuid().is_root();
         std::fs::create_dir_all(dir).unwrap();
@@ -34,24 +34,25 @@ impl SmallDisk {
         Some(Self { holder, dir: dir.to_owned(), user })
     }
 
-    /// What runs a command with this disk in place.
+    /// The command that runs its last arguments with this disk mounted.
     pub fn wrap(&self) -> Vec<String> {
         let mut wrap = vec!["nsenter".to_owned(), "-t".to_owned(), self.holder.id().to_string()];
         if self.user {
             wrap.extend(["-U".to_owned(), "--preserve-credentials".to_owned()]);
         }
-        // With its root: in a chroot, entering a mount namespace leads out of it.
-        wrap.extend(["-m", "-r", "--"].map(str::to_owned));
+        // With the root and directory of the holding process: in a chroot, entering a mount
+        // namespace leads out of it.
+        wrap.extend(["-m", "-r", "-w", "--"].map(str::to_owned));
         wrap
     }
 
-    /// A file on it, as seen from here.
+    /// The path of a file on the disk, as seen from this process.
     pub fn file(&self, name: &str) -> PathBuf {
         let dir = self.dir.strip_prefix("/").unwrap();
         PathBuf::from(format!("/proc/{}/root", self.holder.id())).join(dir).join(name)
     }
 
-    /// Writes until there is no room for a single byte.
+    /// Writes until not a single byte fits any more.
     pub fn fill(&self) {
         let mut file = File::options().append(true).create(true).open(self.file("filler")).unwrap();
         let (large, small) = (vec![b'x'; 65_536], [b'x']);
@@ -59,7 +60,7 @@ impl SmallDisk {
         while file.write(&small).is_ok() {}
     }
 
-    /// Makes room again.
+    /// Deletes what [`Self::fill`] wrote.
     pub fn free(&self) {
         std::fs::remove_file(self.file("filler")).unwrap();
     }

@@ -1,6 +1,5 @@
-//! What a journald would receive: its socket, put where a daemon in a mount
-//! namespace of its own looks for it, and the native protocol read
-//! (<https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>).
+//! A journald for tests: a socket at the place where a daemon in a mount namespace of its own finds
+//! it, and a reader of the native protocol (<https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>).
 
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixDatagram;
@@ -9,10 +8,10 @@ use std::sync::{Arc, Mutex};
 
 use super::daemon::Daemon;
 
-/// Fields by name.
+/// The fields of an entry, by name.
 pub type Entry = BTreeMap<String, String>;
 
-/// A socket that listens like journald's.
+/// A socket that receives entries as journald's does.
 pub struct FakeJournald {
     dir: tempfile::TempDir,
     socket: UnixDatagram,
@@ -20,13 +19,13 @@ pub struct FakeJournald {
     reader: Option<std::thread::JoinHandle<()>>,
 }
 
-/// How the daemon gets a `/run` of its own in which the socket is: needs a
-/// mount namespace, as root or through a user namespace.
+/// Gives the daemon a `/run` of its own that contains the socket. Needs a mount namespace, as root
+/// or through a user namespace.
 const SCRIPT: &str = r#"mount -t tmpfs none /run && mkdir -p /run/systemd/journal && mount --bind "$0" /run/systemd/journal &&
 export JOURNAL_STREAM=$(stat -L -c %d:%i /proc/self/fd/2) && exec "$@""#;
 
 impl FakeJournald {
-    /// None, and a line that says so, where there are no mount namespaces.
+    /// `None`, with a line that says so, where no mount namespace can be made.
     pub fn start() -> Option<Self> {
         let able = Command::new("unshare").args(["-m", "mount", "-t", "tmpfs", "none", "/run"]).output();
         if !able.is_ok_and(|out| out.status.success()) {
@@ -40,7 +39,7 @@ impl FakeJournald {
         let reader = std::thread::spawn(move || {
             let mut buffer = vec![0; 1 << 20];
             while let Ok(n) = from.recv(&mut buffer) {
-                // The sender's first try whether somebody is there is empty.
+                // The sender's first message, which only tests the socket, is empty.
                 match &buffer[..n] {
                     b"" => {}
                     b"END" => return,
@@ -51,13 +50,13 @@ impl FakeJournald {
         Some(Self { dir, socket, seen, reader: Some(reader) })
     }
 
-    /// Has the daemon start with this journald.
+    /// Makes the daemon start with this journald.
     pub fn under(&self, daemon: &mut Daemon) {
         let dir = self.dir.path().to_str().unwrap();
         daemon.wrapper = ["unshare", "-m", "sh", "-c", SCRIPT, dir].map(str::to_owned).to_vec();
     }
 
-    /// All that came. To be asked when the daemon has ended.
+    /// All received entries. To be called after the daemon has ended.
     pub fn entries(mut self) -> Vec<Entry> {
         let end = UnixDatagram::unbound().unwrap();
         end.send_to(b"END", self.dir.path().join("socket")).unwrap();

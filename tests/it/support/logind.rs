@@ -1,5 +1,5 @@
-//! A system bus of its own with a logind on it: answers as the real one does
-//! (org.freedesktop.login1(5)), and keeps what it was asked.
+//! A private system bus with a logind on it. The logind answers as the real one does
+//! (org.freedesktop.login1(5)) and records the requests.
 
 use std::io::Read as _;
 use std::os::fd::OwnedFd;
@@ -9,14 +9,14 @@ use std::sync::{Arc, Mutex};
 
 use super::daemon::{Daemon, until};
 
-/// What was asked with `Inhibit`, and the end that tells when it is let go.
+/// One call of `Inhibit`, and the end of its pipe that shows when the lock is released.
 pub struct Lock {
     pub asked: [String; 4],
     end: std::io::PipeReader,
 }
 
 impl Lock {
-    /// Waits until the lock is let go of.
+    /// Waits until the lock is released.
     pub fn until_released(mut self) {
         let mut nothing = [0];
         assert_eq!(self.end.read(&mut nothing).unwrap(), 0);
@@ -61,7 +61,7 @@ impl Manager {
     ) -> zbus::Result<()>;
 }
 
-/// The bus, and logind on it while it runs.
+/// The bus, and the logind on it while it runs.
 pub struct Bus {
     dir: tempfile::TempDir,
     child: Option<Child>,
@@ -71,7 +71,8 @@ pub struct Bus {
 }
 
 impl Bus {
-    /// Nothing runs yet; the delay is what logind allows, in microseconds.
+    /// Prepares both and starts neither. `delay`: the `InhibitDelayMaxUSec` of this logind, in
+    /// microseconds.
     pub fn new(delay: u64) -> Self {
         let dir = tempfile::Builder::new().prefix("fwb").tempdir().unwrap();
         let manager = Manager::default();
@@ -89,12 +90,12 @@ impl Bus {
         format!("unix:path={}", self.socket().display())
     }
 
-    /// Has the daemon take this for the system's bus.
+    /// Makes the daemon use this bus as the system bus.
     pub fn under(&self, daemon: &mut Daemon) {
         daemon.env.push(("DBUS_SYSTEM_BUS_ADDRESS".to_owned(), self.address()));
     }
 
-    /// Starts both.
+    /// Starts the bus and the logind.
     pub fn up(&mut self) {
         let config = self.dir.path().join("bus.conf");
         let text = format!(
@@ -117,7 +118,7 @@ impl Bus {
         self.served = Some(self.runtime.block_on(builder.build()).unwrap());
     }
 
-    /// Both are gone.
+    /// Stops the bus and the logind.
     pub fn down(&mut self) {
         self.served = None;
         if let Some(mut child) = self.child.take() {
@@ -147,7 +148,7 @@ impl Bus {
         self.runtime.block_on(sent).unwrap();
     }
 
-    /// How many locks were asked for and not yet taken out here.
+    /// The number of locks that were taken and not yet returned by [`Self::lock`].
     pub fn locks(&self) -> usize {
         self.manager.locks.lock().unwrap().len()
     }

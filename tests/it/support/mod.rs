@@ -1,4 +1,4 @@
-//! What the tests share: real parts, made small and private.
+//! What the tests share: real programs on small, private stores.
 
 pub mod attic;
 pub mod cache;

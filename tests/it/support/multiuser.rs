@@ -1,5 +1,5 @@
-//! The multi-user half of a private Nix: `nix-daemon --daemon` on a socket in
-//! the store's directory. What it forked ends with it.
+//! The multi-user half of a private Nix: `nix-daemon --daemon` on a socket in the store's
+//! directory. Its workers end with it.
 
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -18,11 +18,11 @@ pub struct NixDaemon {
 }
 
 impl NixDaemon {
-    /// Starts it, with more environment for it and the hooks it runs.
+    /// Starts it. `env`: further variables for it and for the hooks that it runs.
     pub fn start(nix: &PrivateNix, env: &[(&str, &Path)]) -> Self {
         let socket = nix.path().join("nix.sock");
-        // `NIX_REMOTE=local` (in the store's environment): without it the
-        // daemon may connect to itself, and so on without end.
+        // `NIX_REMOTE=local` is in the store's environment: without it the daemon may connect to
+        // itself without end.
         let mut command = nix.command("nix-daemon");
         command.arg("--daemon").env("NIX_DAEMON_SOCKET_PATH", &socket).envs(env.iter().copied());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -40,7 +40,7 @@ impl NixDaemon {
         }
     }
 
-    /// Ended with all its workers, and started again.
+    /// Kills it with all its workers and starts it again.
     pub fn restart(&mut self) {
         self.kill();
         self.child = self.command.spawn().expect("nix-daemon runs");
@@ -74,7 +74,8 @@ impl NixDaemon {
                 let _ = kill_process(pid, Signal::KILL);
             }
         };
-        // No new workers, then no old ones; they are ours until we have taken notice of the daemon.
+        // Stopped first, so that it starts no new workers; the workers stay its children until it
+        // is waited for.
         if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
             let _ = kill_process(pid, Signal::STOP);
         }

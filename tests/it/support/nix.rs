@@ -1,16 +1,16 @@
-//! A private, single-user Nix in a temporary directory: its own store, state
-//! and configuration, no root, as many in parallel as one likes.
+//! A private, single-user Nix in a temporary directory: its own store, state and configuration.
+//! Needs no root, and any number can run in parallel.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-/// A Nix installation that only this test sees. Removed when dropped.
+/// A Nix installation that only this test uses. Deleted when dropped.
 pub struct PrivateNix {
     dir: tempfile::TempDir,
 }
 
 impl PrivateNix {
-    /// An empty store; nothing is substituted, nothing is sandboxed.
+    /// An empty store, without substituters and without the sandbox.
     pub fn new() -> Self {
         let dir = tempfile::Builder::new().prefix("fw").tempdir().expect("a temporary directory");
         let nix = Self { dir };
@@ -28,7 +28,7 @@ impl PrivateNix {
         nix
     }
 
-    /// Writes nix.conf anew: what a private store always needs, then `extra`.
+    /// Writes nix.conf: what a private store always needs, then `extra`.
     pub fn configure(&self, extra: &str) {
         let text = format!(
             "build-users-group =\nsandbox = false\nsubstitute = false\nexperimental-features = nix-command flakes ca-derivations\n{extra}\n"
@@ -36,7 +36,7 @@ impl PrivateNix {
         std::fs::write(self.path().join("conf/nix.conf"), text).expect("nix.conf is written");
     }
 
-    /// The same store directory, empty again, with a new database.
+    /// Empties the store: the same directory, with a new database.
     pub fn wipe(&self) {
         let mode =
             Command::new("chmod").args(["-R", "u+w"]).arg(self.store_dir()).status().expect("chmod runs");
@@ -50,17 +50,17 @@ impl PrivateNix {
         assert!(self.run("nix-store", &["--init"]).status.success());
     }
 
-    /// The directory that holds everything.
+    /// The directory that contains everything.
     pub fn path(&self) -> &Path {
         self.dir.path()
     }
 
-    /// Where the store is, as in `/nix/store`.
+    /// The store directory, as `/nix/store`.
     pub fn store_dir(&self) -> PathBuf {
         self.path().join("store")
     }
 
-    /// Where the state is, as in `/nix/var/nix`.
+    /// The state directory, as `/nix/var/nix`.
     pub fn state_dir(&self) -> PathBuf {
         self.path().join("var/nix")
     }
@@ -84,32 +84,32 @@ impl PrivateNix {
         ]
     }
 
-    /// A Nix command on this store.
+    /// A Nix command on this store, not run yet.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         command.current_dir(self.work_dir()).envs(self.env()).env_remove("NIX_PATH");
         command
     }
 
-    /// Runs a command to its end; its output whatever its status.
+    /// Runs a command to its end; returns its output whatever its status.
     pub fn run(&self, program: &str, args: &[&str]) -> Output {
         self.command(program).args(args).output().unwrap_or_else(|e| panic!("{program}: {e}"))
     }
 
-    /// Builds an expression without an out-link; the output paths.
+    /// Builds an expression without an out-link; returns the output paths.
     pub fn build(&self, expression: &str) -> Vec<String> {
         let out = self.run("nix-build", &["--no-out-link", "-E", expression]);
         assert!(out.status.success(), "nix-build: {}", String::from_utf8_lossy(&out.stderr));
         lines(&out.stdout)
     }
 
-    /// Builds one small path of this name; its path.
+    /// Builds one small path of this name; returns it.
     pub fn make(&self, name: &str) -> String {
         self.build(&Self::shell(name, &format!("echo {name} > $out"))).remove(0)
     }
 
-    /// As with `use-sqlite-wal = false` in nix.conf: a writer keeps readers out
-    /// of the database for as long as it writes. A connection of a writer.
+    /// Makes the database behave as with `use-sqlite-wal = false` in nix.conf: a writer keeps
+    /// readers out while it writes. Returns a writer's connection.
     pub fn without_wal(&self) -> rusqlite::Connection {
         self.configure("use-sqlite-wal = false");
         let db = rusqlite::Connection::open(self.state_dir().join("db/db.sqlite")).unwrap();
@@ -127,12 +127,13 @@ impl PrivateNix {
 }
 
 /// Whether this process runs in a chroot. Nix runs no post-build hook there: it
-/// returns to the mount namespace that it started in, which leads out of the
-/// chroot, and does not find the hook.
+/// enters the mount namespace that it started in, which leads out of the chroot,
+/// and does not find the hook. This does the same and looks for this program.
 pub fn in_chroot() -> bool {
-    use std::os::unix::fs::MetadataExt as _;
-    let id = |path| std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
-    id("/proc/1/root").is_some_and(|first| Some(first) != id("/"))
+    let program = std::env::current_exe().unwrap();
+    let mut command = Command::new("nsenter");
+    command.args(["--mount=/proc/self/ns/mnt", "sh", "-c", "test -e \"$0\" || exit 42"]).arg(program);
+    command.output().is_ok_and(|out| out.status.code() == Some(42))
 }
 
 fn lines(bytes: &[u8]) -> Vec<String> {

@@ -1,10 +1,9 @@
-//! The push token as a systemd credential: only root needs to read its file, a
-//! host without one starts, and nobody else gets to see it.
+//! The push token as a systemd credential: its file may be readable by root alone, a host without a
+//! token starts, and nobody else can read the token.
 
 use crate::support::container::{Container, until};
 
-/// Another daemon as the cache far away, which pushes nothing of its own: its
-/// token is the one to be handed in.
+/// Another daemon serves as a remote cache. It pushes nothing; its token is the credential.
 const REMOTE: &str = r#"
 systemd-run --quiet --unit=remote --property=Type=notify --property=DynamicUser=yes --property=StateDirectory=remote \
     flywheeld --config /etc/remote.toml
@@ -18,7 +17,8 @@ const REMOTE_CONFIG: &str = "socket = \"/var/lib/remote/socket\"\nstate_dir = \"
 #[test]
 fn the_token_is_a_systemd_credential() {
     let Some(c) = Container::installed() else { return };
-    // Without any token it runs (the package started it) and says so of a cache that wants one.
+    // Without a token the service runs (the package started it) and reports that the cache needs
+    // one.
     assert_eq!(c.ok("systemctl is-active flywheeld; ls /etc/credstore"), "active");
     c.write("/etc/remote.toml", REMOTE_CONFIG);
     let token = c.ok(REMOTE);
@@ -38,7 +38,7 @@ fn the_token_is_a_systemd_credential() {
     c.ok("systemctl restart flywheeld");
     until("in the cache", || c.serves(9999, &path).then_some(()));
 
-    // Nobody but root and the daemon sees it: not a job, not an argument, not the environment, not a log, not the ledger.
+    // Only root and the daemon can read it: it is in no job, argument, environment, log or ledger.
     assert_ne!(c.run_as("job", "cat /run/credentials/flywheeld.service/attic-token").code, 0);
     let pid = c.show("flywheeld.service", "MainPID");
     let told = format!(

@@ -1,4 +1,4 @@
-//! What the journal tells of one job, and what it explains.
+//! The journal's entries of one job, and their explanations.
 
 use serde_json::Value;
 
@@ -15,7 +15,7 @@ fn the_journal_of_a_job_has_fields_and_explanations() {
     );
     let said = c.ok_as("job", &script);
     let (session, path) = said.split_once('\n').unwrap();
-    // Fields, as journalctl finds them.
+    // The fields, as journalctl finds them.
     let lines = c.ok(&format!("journalctl --sync && journalctl -o json FLYWHEEL_SESSION={session}"));
     let story: Vec<Value> = lines.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     assert_eq!(story.len(), 2, "its start and its summary: {lines}");
@@ -26,7 +26,7 @@ fn the_journal_of_a_job_has_fields_and_explanations() {
         assert_eq!(entry["MESSAGE_ID"].as_str().unwrap().len(), 32, "{entry}");
     }
     assert_eq!((&story[1]["FLYWHEEL_PUSHED"], &story[1]["FLYWHEEL_CACHE"]), (&"1".into(), &"main".into()));
-    // The package has put its explanations into the catalog of the system.
+    // The package has installed the explanations into the system's catalog.
     let explained = c.ok(&format!("journalctl -x --no-pager FLYWHEEL_SESSION={session}"));
     assert_eq!(explained.matches("Defined-By: flywheel").count(), 2, "{explained}");
     let own = c.read("/usr/lib/systemd/catalog/flywheel.catalog");
@@ -34,6 +34,6 @@ fn the_journal_of_a_job_has_fields_and_explanations() {
     assert!(ids.contains(&story[0]["MESSAGE_ID"].as_str().unwrap()));
     let known = c.ok("journalctl --list-catalog --no-pager");
     assert!(ids.iter().all(|id| known.contains(id)), "{known}");
-    // Nothing about it that somebody should look at.
+    // The job caused no warning.
     assert_eq!(c.run(&format!("journalctl -q -p warning FLYWHEEL_STORE_PATH={path}")).out, "");
 }

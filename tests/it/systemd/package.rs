@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::support::container::{Container, package};
 
-/// Units whose every line systemd understands, exposed no more than they must be.
+/// systemd understands each line of the units, and their exposure is at most the value below.
 fn units_are_sound(c: &Container) {
     assert_eq!(c.run("systemd-analyze verify --man=no flywheeld.service flywheeld.socket 2>&1").out, "");
     // In tenths: 1.5.
@@ -27,7 +27,7 @@ fn units_are_sound(c: &Container) {
     assert_eq!(field("Uid:"), c.ok("id -u flywheel"));
 }
 
-/// All that is promised beside the programs is there and of use.
+/// Everything that is promised beside the programs is installed and works.
 fn files_are_of_use(c: &Container) {
     let pages = c.ok("cd /usr/share/man && gunzip -t man?/flywheel* && ls man?");
     for page in
@@ -52,12 +52,13 @@ fn the_package_installs_upgrades_and_is_purged() {
     units_are_sound(&c);
     files_are_of_use(&c);
 
-    // A job of another user: its build is in the cache, and is known to be its own.
+    // A job of another user: its build is in the cache and attributed to it.
     let session = c.ok_as("job", "flywheelctl session start --anchor-pid $$ >id; nix-build --no-out-link - <<'EOF'\nderivation { name = \"one\"; system = builtins.currentSystem; builder = \"/bin/sh\"; args = [ \"-c\" \"echo one > $out; sleep 0.2\" ]; PATH = \"/usr/bin:/bin\"; }\nEOF\nflywheelctl --json session end $(cat id) | tee summary");
     let summary: Value = serde_json::from_str(session.lines().last().unwrap()).unwrap();
     let one = session.lines().find(|l| l.starts_with("/nix/store/")).unwrap();
     assert_eq!((&summary["outcome"], &summary["pushed"]), (&"complete".into(), &1.into()), "{summary}");
-    // What made it is known, through the nix-daemon; what it was made from may be known as well.
+    // The built path's maker is known, through the nix-daemon; that of its sources may be known as
+    // well.
     let shown = c.ok_as("job", "flywheelctl --json session show $(cat id)");
     let shown: Value = serde_json::from_str(&shown).unwrap();
     let entry = shown["paths"].as_array().unwrap().iter().find(|p| p["path"] == one).unwrap();
@@ -66,7 +67,7 @@ fn the_package_installs_upgrades_and_is_purged() {
     // Pending paths are protected in both ways, without root.
     let status = c.status();
     assert_eq!(status["warnings"], Value::Array(Vec::new()), "{status}");
-    // Who is not in the group is told so.
+    // A user outside of the group is told so.
     let refused = c.run_as("guest", "flywheelctl --strict session start");
     assert_eq!(refused.code, 5);
     assert!(refused.err.contains("group"), "{refused:?}");
@@ -75,7 +76,7 @@ fn the_package_installs_upgrades_and_is_purged() {
     removal(&c);
 }
 
-/// The service is restarted, not killed, and an open session goes on in it.
+/// The service is restarted and not killed, and an open session goes on.
 fn upgrade(c: &Container) {
     let before = c.show("flywheeld.service", "MainPID");
     c.ok("echo '# mine' >>/etc/flywheel/flywheel.toml");
@@ -89,7 +90,7 @@ fn upgrade(c: &Container) {
     assert!(c.read("/etc/flywheel/flywheel.toml").ends_with("# mine\n"));
     assert!(!c.log().contains("killing"), "{}", c.log());
     c.ok_as("job", &format!("flywheelctl --strict session end {session}"));
-    // What an administrator disabled stays so.
+    // A unit that an administrator disabled stays disabled.
     c.ok("systemctl disable flywheeld.service 2>/dev/null");
     c.install();
     assert_eq!(c.run("systemctl is-enabled flywheeld").out, "disabled\n");
@@ -109,7 +110,7 @@ fn removal(c: &Container) {
     assert_eq!(c.run("systemctl list-unit-files 'flywheel*' --no-legend --no-pager").out, "");
 }
 
-/// Also where no container can be had.
+/// Runs also where no container can be made.
 #[test]
 fn the_package_as_lintian_sees_it() {
     if Command::new("dpkg-shlibdeps").arg("--version").output().is_err() {

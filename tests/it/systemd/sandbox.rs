@@ -1,9 +1,8 @@
-//! What happens to a service: it hangs, it is stopped in the middle, the
-//! machine is rebooted. Nothing is lost.
+//! The unit's sandbox, its stop, and a dynamic user.
 
 use crate::support::container::{Container, until};
 
-/// The built-in cache, and uploads that take their time.
+/// Configuration: the built-in cache, and slow uploads.
 fn slowly(c: &Container, rate: &str, drain: &str) {
     c.write(
         "/etc/flywheel/flywheel.toml",
@@ -11,7 +10,7 @@ fn slowly(c: &Container, rate: &str, drain: &str) {
     );
 }
 
-/// A path of so many KiB that no compression makes smaller.
+/// A shell command that adds a path of this number of KiB that does not compress.
 fn build(c: &Container, name: &str, kib: u32) -> String {
     c.build_as("job", name, &format!("dd if=/dev/urandom of=$out bs=1024 count={kib} status=none"))
 }
@@ -30,7 +29,7 @@ fn a_stop_lets_uploads_end() {
     c.ok("systemctl stop flywheeld");
     assert_eq!(c.show("flywheeld.service", "Result"), "success");
     assert!(!c.log().contains("killing"), "{}", c.log());
-    // It was all there when the service ended: nothing is left to do for the next one.
+    // Everything was in the cache when the service ended: nothing is left for the next start.
     let have = c.ok("find /var/lib/flywheel/cache -type f -size +1000k");
     assert_eq!(have.lines().count(), 1, "{have}");
     slowly(&c, "1", "1s");
@@ -38,7 +37,7 @@ fn a_stop_lets_uploads_end() {
     assert!(c.serves(8742, &path));
 }
 
-/// The unit's own sandbox around another program.
+/// Runs another program in the unit's sandbox.
 fn in_the_units_sandbox(c: &Container, command: &str) -> String {
     let unit = c.read("/usr/lib/systemd/system/flywheeld.service");
     let unit = unit
@@ -56,7 +55,7 @@ fn in_the_units_sandbox(c: &Container, command: &str) -> String {
 #[test]
 fn nix_works_within_the_units_sandbox() {
     let Some(c) = Container::installed() else { return };
-    // Evaluates, asks the nix-daemon, and leaves a link that is a root.
+    // Nix evaluates, asks the nix-daemon, and leaves a link that is a GC root.
     let expression = "derivation { name = \"kept\"; system = \"x86_64-linux\"; builder = \"/bin/sh\"; args = [ \"-c\" \"echo kept > $out\" ]; }";
     c.write(
         "/etc/kept.nix",
@@ -82,6 +81,7 @@ fn a_dynamic_user_reads_the_store() {
     c.ok_as("job", "flywheelctl --strict status");
     until("in the cache", || c.serves(8742, &path).then_some(()));
     assert_ne!(c.ok("ps -o uid= -C flywheeld").trim(), c.ok("id -u flywheel"));
-    // Protected by the nix-daemon while it runs; not by links, whose directory is another user's.
+    // The nix-daemon protects the path while the service runs; links do not, because their
+    // directory belongs to another user.
     assert!(c.log().contains("not while it is stopped"), "{}", c.log());
 }

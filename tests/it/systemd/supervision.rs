@@ -1,16 +1,16 @@
-//! A daemon that hangs, a reboot with paths pending, and a job that comes while
-//! no daemon runs. Nothing is lost.
+//! A daemon that hangs, a reboot with paths pending, and a job that connects while no daemon runs.
+//! Nothing is lost.
 
 use crate::support::container::{Container, until};
 
-/// The built-in cache, and uploads at a rate.
+/// Configuration: the built-in cache, and uploads at this rate.
 fn at_rate(c: &Container, rate: &str) {
     let text =
         format!("[push]\nmax_rate = \"{rate}\"\n[drain]\ntimeout = \"1s\"\n[client]\nenable = false\n");
     c.write("/etc/flywheel/flywheel.toml", &text);
 }
 
-/// Paths that take for ever at 1 KiB/s.
+/// Adds paths that take very long at 1 KiB/s.
 fn pending(c: &Container) -> Vec<String> {
     at_rate(c, "1KiB");
     c.ok("systemctl restart flywheeld");
@@ -33,7 +33,7 @@ fn a_hung_daemon_is_restarted_by_the_watchdog() {
     c.ok("systemctl daemon-reload");
     let paths = pending(&c);
     let pid = c.show("flywheeld.service", "MainPID");
-    // As long as it moves it is left alone.
+    // The watchdog leaves a daemon alone that works.
     assert_eq!(c.show("flywheeld.service", "NRestarts"), "0");
     at_rate(&c, "0");
     c.ok(&format!("kill -STOP {pid}"));
@@ -44,7 +44,7 @@ fn a_hung_daemon_is_restarted_by_the_watchdog() {
     });
     assert!(c.log().contains("Watchdog timeout"), "{}", c.log());
     all_arrive(&c, &paths);
-    // No core with the token in it.
+    // There is no core dump that could contain the token.
     assert_eq!(c.run("find / -xdev -name 'core*' -newer /root/flywheel.deb -size +100k").out, "");
 }
 
@@ -52,7 +52,7 @@ fn a_hung_daemon_is_restarted_by_the_watchdog() {
 fn a_reboot_with_paths_pending() {
     let Some(mut c) = Container::installed() else { return };
     let paths = pending(&c);
-    // The shutdown is delayed while something is pending, by the service's own user.
+    // While something is pending, the service's own user delays the shutdown.
     let list = "busctl --json=short call org.freedesktop.login1 /org/freedesktop/login1 org.freedesktop.login1.Manager ListInhibitors";
     let inhibitors = until("an inhibitor", || Some(c.ok(list)).filter(|list| list.contains("flywheel")));
     assert!(inhibitors.contains("\"shutdown:sleep\"") && inhibitors.contains("\"delay\""), "{inhibitors}");
@@ -61,7 +61,7 @@ fn a_reboot_with_paths_pending() {
     c.reboot();
     all_arrive(&c, &paths);
     until("nothing is behind", || (c.status()["store"]["lag"] == 0).then_some(()));
-    // With nothing pending nothing is held up.
+    // With nothing pending, the shutdown is not delayed.
     until("no inhibitor", || (!c.ok(list).contains("flywheel")).then_some(()));
 }
 
@@ -75,15 +75,15 @@ fn the_socket_unit_starts_the_daemon() {
     assert_eq!(c.ok("stat -c '%a %G' /run/flywheel/control.sock"), "660 flywheel");
     c.ok("systemctl stop flywheeld.service 2>/dev/null");
     assert_eq!(c.run("systemctl is-active flywheeld.service").out, "inactive\n");
-    // Who connects starts it, and is known by uid: SO_PEERCRED is true also on a socket of systemd's.
+    // Connecting starts the daemon, and SO_PEERCRED names the caller also on systemd's socket.
     let session = c.ok_as("job", "flywheelctl --strict session start");
     assert_eq!(c.ok("systemctl is-active flywheeld.service"), "active");
     assert!(c.ok("journalctl -o json -u flywheeld FLYWHEEL_UID=$(id -u job)").contains(&session));
-    // The file stays over a restart.
+    // The socket file stays over a restart.
     let inode = c.ok("stat -c %i /run/flywheel/control.sock");
     c.ok("systemctl restart flywheeld.service");
     assert_eq!(c.ok("stat -c %i /run/flywheel/control.sock"), inode);
-    // Without the socket unit the daemon makes its own.
+    // Without the socket unit the daemon makes its own socket.
     c.ok("systemctl stop flywheeld.socket flywheeld.service && systemctl mask --runtime --now flywheeld.socket 2>/dev/null");
     c.ok("systemctl start flywheeld.service");
     assert_eq!(c.ok("stat -c '%a %G' /run/flywheel/control.sock"), "660 flywheel");
@@ -105,7 +105,8 @@ fn systemctl_reload_reports_the_result() {
     c.ok_as("job", "flywheelctl --strict status >/dev/null");
     assert_eq!(own(&c), before);
 
-    // As a signal, where systemd knows how: it waits until the daemon has said that it is ready again.
+    // With notify-reload systemd sends a signal and waits until the daemon reports that it is
+    // ready again.
     c.write("/etc/flywheel/flywheel.toml", good);
     c.ok("install -D -m 0644 /usr/share/doc/flywheel/examples/notify-reload.conf -t /etc/systemd/system/flywheeld.service.d");
     c.ok("systemctl daemon-reload && systemctl restart flywheeld");
@@ -113,7 +114,7 @@ fn systemctl_reload_reports_the_result() {
     assert_eq!(c.show("flywheeld.service", "Type"), "notify-reload");
     c.ok("systemctl reload flywheeld");
     assert_eq!(own(&c), before);
-    // Its reason is in the log only, and nothing has changed.
+    // The reason is in the log only, and nothing has changed.
     c.write("/etc/flywheel/flywheel.toml", "folly = 1\n");
     c.run("systemctl reload flywheeld");
     assert!(c.ok("journalctl --sync && journalctl -o json -u flywheeld").contains("folly"), "{}", c.log());
