@@ -83,7 +83,7 @@ pub fn ledger() {
         let batch = |session| Admit {
             cursor: None,
             at: 1,
-            items: (0..2001)
+            pushes: (0..2001)
                 .map(|n| NewPushRow {
                     cache: "main".to_owned(),
                     path: base(n),
@@ -100,12 +100,9 @@ pub fn ledger() {
         let admitted = ledger.admit(first).unwrap();
         fresh.push(ms(began));
         let began = Instant::now();
-        for (id, ..) in &admitted.items {
+        for (id, ..) in &admitted.pushes {
             let state = PushState::Pushed;
-            ledger.settle(
-                *id,
-                Settle { state, error_class: None, error: None, bytes: 120, attempts: 1, at: 2 },
-            );
+            ledger.settle(*id, Settle { state, error_class: None, error: None, attempts: 1, at: 2 });
         }
         ledger.sync().unwrap();
         settle.push(ms(began));

@@ -1,4 +1,6 @@
-//! What the ledger's thread can be asked to do. Must not know when it does it.
+//! The commands that the ledger's thread takes.
+//!
+//! Must not know: when a command runs.
 
 use std::sync::mpsc::SyncSender;
 
@@ -8,7 +10,7 @@ use super::error::LedgerError;
 use super::model::{PushId, SessionRow, SessionState, Settle};
 use super::{pushes, sessions};
 
-/// A change nobody waits for.
+/// A change that no caller waits for.
 #[derive(Debug)]
 pub(super) enum Note {
     Settle(PushId, Settle),
@@ -20,10 +22,11 @@ pub(super) enum Note {
 }
 
 impl Note {
+    /// Makes the change.
     pub(super) fn apply(&self, conn: &Connection) -> Result<(), LedgerError> {
         match self {
-            Self::Settle(item, to) => pushes::settle(conn, *item, to),
-            Self::Uploading(item, attempt) => pushes::uploading(conn, *item, *attempt),
+            Self::Settle(push, to) => pushes::settle(conn, *push, to),
+            Self::Uploading(push, attempt) => pushes::uploading(conn, *push, *attempt),
             Self::Reopen(list) => pushes::reopen(conn, list),
             Self::SessionState(row, state, at, flush) => sessions::set_state(conn, *row, *state, *at, *flush),
             Self::SessionUntil(row, until) => sessions::set_until(conn, *row, *until),
@@ -32,21 +35,20 @@ impl Note {
     }
 }
 
-/// A call somebody waits for.
+/// A call that a caller waits for.
 pub(super) trait Ask: Send {
-    /// Runs it and keeps the result; may be run again after a rollback, also
-    /// when it has been answered. The error is given back only if the storage
-    /// is at fault.
+    /// Runs the call and keeps its result. It may run again after a rollback, also
+    /// when it has been answered. Returns an error only if the storage failed.
     fn run(&mut self, conn: &Connection) -> Result<(), LedgerError>;
-    /// It ran and its result is an error.
+    /// Returns whether it ran and its result is an error.
     fn refused(&self) -> bool;
-    /// Sends the result, or `failed` instead. To be called once.
+    /// Sends the result to the caller, or `failed` in its place. Called once.
     fn answer(&mut self, failed: Option<LedgerError>);
-    /// About how many rows it writes.
+    /// Returns about how many rows it writes.
     fn weight(&self) -> usize;
 }
 
-/// An [`Ask`] from a function.
+/// An [`Ask`] made from a function.
 pub(super) struct Question<R, F> {
     pub(super) f: F,
     pub(super) result: Result<R, LedgerError>,
@@ -73,7 +75,7 @@ where
 
     fn answer(&mut self, failed: Option<LedgerError>) {
         let result = std::mem::replace(&mut self.result, Err(LedgerError::Stopped));
-        // Nobody there any more: then nobody wants to know.
+        // Fails when the caller no longer waits.
         let _ = self.reply.send(failed.map_or(result, Err));
     }
 
@@ -86,22 +88,22 @@ pub(super) enum Command {
     Note(Note),
     Read(Box<dyn Ask>),
     Write(Box<dyn Ask>),
-    /// Answered when all that came before is in the file.
+    /// Is answered when everything before it is in the file.
     Sync(SyncSender<Result<(), LedgerError>>),
 }
 
 impl Command {
-    /// About how many rows it writes.
+    /// Returns about how many rows it writes.
     pub(super) fn weight(&self) -> usize {
         match self {
-            Self::Note(Note::Reopen(items)) => items.len(),
+            Self::Note(Note::Reopen(pushes)) => pushes.len(),
             Self::Note(_) => 1,
             Self::Write(ask) => ask.weight(),
             Self::Read(_) | Self::Sync(_) => 0,
         }
     }
 
-    /// Has it done, inside a transaction.
+    /// Runs the command inside a transaction.
     pub(super) fn run(&mut self, conn: &Connection, lost: &mut u64) -> Result<(), LedgerError> {
         match self {
             Self::Note(note) => apply(note, conn, lost),
@@ -111,7 +113,7 @@ impl Command {
         }
     }
 
-    /// Tells who waits.
+    /// Sends the result to the caller, if one waits.
     pub(super) fn answer(&mut self, failed: Option<LedgerError>) {
         match self {
             Self::Note(_) => {}
@@ -123,8 +125,8 @@ impl Command {
     }
 }
 
-/// A note that fails for another cause than the storage would fail for ever:
-/// it is dropped, loudly, and does not hold up the others.
+/// Makes a note's change. A note that fails although the storage works would fail
+/// each time: it is dropped with a log entry.
 fn apply(note: &Note, conn: &Connection, lost: &mut u64) -> Result<(), LedgerError> {
     match note.apply(conn) {
         Err(error) if !error.is_storage() => {
@@ -136,7 +138,7 @@ fn apply(note: &Note, conn: &Connection, lost: &mut u64) -> Result<(), LedgerErr
     }
 }
 
-/// A call that is refused half way takes back its own changes, not its neighbours'.
+/// Runs a call so that a refusal rolls back its own changes only.
 fn apart(conn: &Connection, ask: &mut dyn Ask) -> Result<(), LedgerError> {
     conn.prepare_cached("SAVEPOINT call")?.execute([])?;
     ask.run(conn)?;

@@ -1,5 +1,5 @@
-//! What can go wrong with the ledger. Errors are plain strings inside, so that
-//! one failed commit can be told to everyone who waited for it.
+//! The ledger's errors. They contain strings, so that one failed commit can be
+//! reported to every caller that waited for it.
 
 use std::path::PathBuf;
 
@@ -13,7 +13,7 @@ pub enum LedgerError {
     Open {
         /// The ledger.
         path: PathBuf,
-        /// What the system said.
+        /// The system's message.
         reason: String,
     },
     /// A later version of the program wrote it.
@@ -23,35 +23,35 @@ pub enum LedgerError {
         path: PathBuf,
         /// Its format.
         found: i64,
-        /// The latest this program knows.
+        /// The latest format that this program knows.
         known: i64,
-        /// Version of the program that made it.
+        /// The version of the program that wrote it.
         written_by: String,
     },
-    /// It is a database of something else.
+    /// The file is another program's database.
     #[error("{}: is an SQLite database, but not a ledger of flywheel; point state_dir elsewhere or move the file away", path.display())]
     Foreign {
         /// The file.
         path: PathBuf,
     },
-    /// No space.
-    #[error("ledger: the file system is full ({0}); free some space, the write is tried again")]
+    /// The file system is full.
+    #[error("ledger: the file system is full ({0}); free some space; the daemon retries the write")]
     Full(String),
     /// The file cannot be read or written right now.
     #[error("ledger: reading or writing failed ({0}); check the file system of state_dir")]
     Io(String),
     /// The file is damaged.
     #[error(
-        "ledger: the database is damaged ({0}); restart the daemon, it sets the file aside and starts afresh"
+        "ledger: the database is damaged ({0}); restart the daemon: it moves the file away and starts with an empty ledger"
     )]
     Corrupt(String),
-    /// A statement failed: a mistake in the program or a file changed by hand.
+    /// A statement failed: a fault of the program, or a file that was changed by hand.
     #[error("ledger: {0}")]
     Sqlite(String),
-    /// A second session of the same name.
-    #[error("ledger: there is a session {0} already")]
+    /// The session's id is known already.
+    #[error("ledger: there already is a session {0}")]
     SessionExists(String),
-    /// No such session.
+    /// There is no session in that row.
     #[error("ledger: no session in row {0}; it was pruned or never opened")]
     NoSession(SessionRow),
     /// The writer thread has ended.
@@ -60,7 +60,7 @@ pub enum LedgerError {
 }
 
 impl LedgerError {
-    /// The storage is at fault, not the command: the same may work later.
+    /// Returns whether the storage failed, so that the same command may succeed later.
     pub fn is_storage(&self) -> bool {
         matches!(self, Self::Full(_) | Self::Io(_) | Self::Corrupt(_))
     }

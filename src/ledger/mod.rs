@@ -1,16 +1,19 @@
-//! What is known durably: how far the store was read, which paths wait for
-//! which cache, how each ended, which session each belongs to. One SQLite file,
-//! one thread that owns it, commits in groups.
+//! What must survive a restart: how far the Nix database was read, the pushes of
+//! every cache and how each ended, the sessions and their paths. One SQLite
+//! file, owned by one thread that commits in groups.
 //!
-//! Must not know HTTP or Nix: caches and paths are plain strings here.
+//! Must not know: HTTP, Nix. Caches and paths are strings here.
 //!
-//! Invariant: a call that was answered is in the file, and so is everything
-//! that was sent before it, or while [`Health`] is degraded, all of it is kept
-//! in memory until there is room; a process killed at any moment leaves a prefix
-//! of what it sent. Invariant: a session counts each of its items exactly once.
-//! Not guaranteed: that the last moments before a power cut are there
-//! (synchronous=NORMAL). They are lost together with the cursor and the queue
-//! entries of the same moments, so they are read from the store again.
+//! Invariant: a call that was answered is in the file, with everything sent
+//! before it. While [`Health`] is degraded, it is kept in memory instead, until
+//! the file can be written. A process killed at any moment leaves a prefix of
+//! the calls it sent. Invariant: a session counts each of its pushes once.
+//! Not guaranteed: that the commits of the last moments before a power cut are
+//! in the file (synchronous=NORMAL). They are lost together with the cursor's
+//! last moves, so their paths are read from the Nix database again.
+//!
+//! The tables keep the names of the first format: an `item` is a push, and
+//! `session_item` says which pushes are a session's.
 
 mod command;
 mod error;
@@ -44,19 +47,19 @@ use crate::types::Wall;
 use command::{Ask, Command, Note, Question};
 use writer::Writer;
 
-/// Commands on their way to the writer; a sender waits when there are more.
+/// Commands in the queue to the writer. A sender waits while the queue is full.
 const QUEUE: usize = 1024;
-/// Bytes kept of an error's text.
-pub const MAX_ERROR: usize = 2000;
-/// Failures listed in [`Counts`].
-pub const MAX_FAILURES: usize = 1000;
-/// Sessions that [`Ledger::sessions`] lists, the latest ones.
-pub const MAX_SESSIONS: usize = 1000;
+/// Bytes that are kept of an error's text.
+const MAX_ERROR: usize = 2000;
+/// Most failures that [`Counts`] lists.
+const MAX_FAILURES: usize = 1000;
+/// Most sessions that [`Ledger::sessions`] lists; the latest ones are listed.
+const MAX_SESSIONS: usize = 1000;
 
 type Result<T> = std::result::Result<T, LedgerError>;
 
-/// The ledger. Clones are the same one; when the last is dropped, everything
-/// that was sent is written and the file is closed.
+/// A handle to the ledger. All clones share one file and one thread. When the last
+/// clone is dropped, everything that was sent is written and the file is closed.
 #[derive(Clone)]
 pub struct Ledger {
     inner: Arc<Inner>,
@@ -80,7 +83,7 @@ impl Drop for Inner {
 }
 
 impl Ledger {
-    /// Opens or makes the ledger at `path`; see [`Opened`] for what was found.
+    /// Opens or creates the ledger at `path`. [`Opened`] says which.
     pub fn open(path: &Path) -> Result<(Self, Opened)> {
         let (conn, opened) = open::open(path)?;
         let (sender, queue) = mpsc::sync_channel(QUEUE);
@@ -94,7 +97,7 @@ impl Ledger {
         Ok((Self { inner: Arc::new(inner) }, opened))
     }
 
-    /// Whether what is sent is being written. Never blocks on the disk.
+    /// Returns whether the file can be written. Never waits for the disk.
     #[must_use]
     pub fn health(&self) -> Health {
         self.inner.health.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -105,6 +108,7 @@ impl Ledger {
         queue.send(command).map_err(|_| LedgerError::Stopped)
     }
 
+    /// Sends a change that no caller waits for.
     fn note(&self, note: Note) {
         if let Err(error) = self.send(Command::Note(note)) {
             crate::observe::event!(LEDGER_FAULT, error = %error, "a change could not be recorded");
@@ -113,6 +117,8 @@ impl Ledger {
         }
     }
 
+    /// Sends a call and waits for its result. `weight` is about how many rows it
+    /// writes.
     fn ask<R: Send + 'static>(
         &self,
         kind: fn(Box<dyn Ask>) -> Command,
@@ -135,120 +141,125 @@ impl Ledger {
         self.ask(Command::Write, 1, f)
     }
 
-    /// How far the store was read; none before the first [`Ledger::admit`] with a cursor.
+    /// Returns how far the Nix database was read, or `None` before the first
+    /// [`Ledger::admit`] with a cursor.
     pub fn cursor(&self) -> Result<Option<Cursor>> {
         self.read(pushes::cursor)
     }
 
-    /// Takes a batch in, all of it or nothing: makes unknown items known, takes
-    /// settled ones up again where there is cause to, attaches sessions, moves
-    /// the cursor.
+    /// Records a batch of the intake in one transaction: new pushes, settled pushes
+    /// that are pending again, the sessions they belong to, and the cursor.
     pub fn admit(&self, batch: Admit) -> Result<Admitted> {
-        self.ask(Command::Write, 1 + batch.items.len(), move |conn| pushes::admit(conn, &batch))
+        self.ask(Command::Write, 1 + batch.pushes.len(), move |conn| pushes::admit(conn, &batch))
     }
 
-    /// Where these paths of one cache stand, in their order: id, state, when settled.
+    /// Returns id, state and time of settlement (unix ms) for each of these paths of
+    /// one cache, in their order.
     pub fn lookup(&self, cache: &str, paths: &[String]) -> Result<Vec<Option<(PushId, PushState, i64)>>> {
         let (cache, paths) = (cache.to_owned(), paths.to_vec());
         self.read(move |conn| pushes::lookup(conn, &cache, &paths))
     }
 
-    /// Pending, Uploading and Failed items after `after`, in id order.
+    /// Returns pending, uploading and failed pushes with an id above `after`, in the
+    /// order of their ids.
     pub fn unsettled(&self, after: PushId, limit: usize) -> Result<Vec<PushRow>> {
         self.read(move |conn| pushes::unsettled(conn, after, limit))
     }
 
-    /// How many items have failed, over all caches.
+    /// Returns the number of failed pushes over all caches.
     pub fn failed(&self) -> Result<u64> {
-        // The index of what is unsettled holds them and little else.
+        // The index of unsettled pushes has these and few others.
         let count =
             "SELECT count(*) FROM item INDEXED BY item_unsettled WHERE state IN (0, 1, 5) AND state = 5";
         self.read(move |conn| Ok(number(conn.prepare_cached(count)?.query_row([], |row| row.get(0))?)))
     }
 
-    /// Records how an item ended. Sent, not waited for.
-    pub fn settle(&self, item: PushId, outcome: Settle) {
-        self.note(Note::Settle(item, outcome));
+    /// Records the end of an attempt. Returns before it is written.
+    pub fn settle(&self, push: PushId, outcome: Settle) {
+        self.note(Note::Settle(push, outcome));
     }
 
-    /// Records that an upload begins. Sent, not waited for.
-    pub fn uploading(&self, item: PushId, attempt: u32) {
-        self.note(Note::Uploading(item, attempt));
+    /// Records that an upload begins. Returns before it is written.
+    pub fn uploading(&self, push: PushId, attempt: u32) {
+        self.note(Note::Uploading(push, attempt));
     }
 
-    /// Failed items become Pending again. Sent, not waited for.
-    pub fn reopen(&self, items: &[PushId]) {
-        self.note(Note::Reopen(items.to_vec()));
+    /// Makes failed pushes pending again. Returns before it is written.
+    pub fn reopen(&self, pushes: &[PushId]) {
+        self.note(Note::Reopen(pushes.to_vec()));
     }
 
-    /// Opens a session; its id must be new.
+    /// Records a new session and returns its row. Fails if its id is known.
     pub fn session_open(&self, new: NewSession) -> Result<SessionRow> {
         self.write(move |conn| sessions::open(conn, &new))
     }
 
-    /// Moves a session on; Closed is final, and Abandoned but for
-    /// [`Ledger::session_rejoin`]: later calls change nothing. Sent, not waited for.
+    /// Records a session's state. A closed or abandoned session does not change
+    /// again, except by [`Ledger::session_rejoin`]. Returns before it is written.
     pub fn session_state(&self, row: SessionRow, state: SessionState, at: i64, flush_ms: Option<u64>) {
         self.note(Note::SessionState(row, state, at, flush_ms));
     }
 
-    /// Takes an abandoned session up again, because its job ends it after all:
-    /// it is draining. False when it is not abandoned.
+    /// Makes an abandoned session draining again, because its job ends it after
+    /// all. Returns false when it is not abandoned.
     pub fn session_rejoin(&self, row: SessionRow) -> Result<bool> {
         self.write(move |conn| sessions::rejoin(conn, row))
     }
 
-    /// Takes paths from live sessions that had them only by window or shared
-    /// evidence, for the one that is known to have made them.
+    /// Removes paths from live sessions that have them by window or shared evidence
+    /// only, because the session `owner` is known to have made them.
     pub fn claim(&self, owner: SessionRow, paths: &[String]) -> Result<()> {
         let paths = paths.to_vec();
         self.write(move |conn| sessions::claim(conn, owner, &paths))
     }
 
-    /// Open and draining sessions, or all (the latest [`MAX_SESSIONS`]), oldest first.
+    /// Returns the open and draining sessions, or with `all` the latest
+    /// [`MAX_SESSIONS`], the oldest first.
     pub fn sessions(&self, all: bool) -> Result<Vec<SessionInfo>> {
         self.read(move |conn| sessions::list(conn, all))
     }
 
-    /// The session of that id.
+    /// Returns the session with an id.
     pub fn session(&self, id: &str) -> Result<Option<SessionInfo>> {
         let id = id.to_owned();
         self.read(move |conn| sessions::by_name(conn, &id))
     }
 
-    /// Nothing of the store's journal above `until` is the session's. The first
-    /// call counts. Sent, not waited for.
+    /// Records the end of a session's window: no row of the Nix database above
+    /// `until` is the session's. The first call counts. Returns before it is written.
     pub fn session_until(&self, row: SessionRow, until: i64) {
         self.note(Note::SessionUntil(row, until));
     }
 
-    /// What the session's end warns of from now on. Sent, not waited for.
+    /// Records the warnings of a session's summary. Returns before it is written.
     pub fn session_warnings(&self, row: SessionRow, warnings: &[String]) {
         self.note(Note::SessionWarnings(row, warnings.to_vec()));
     }
 
-    /// The session in that row.
+    /// Returns the session in a row.
     pub fn session_by_row(&self, row: SessionRow) -> Result<Option<SessionInfo>> {
         self.read(move |conn| sessions::by_row(conn, row))
     }
 
-    /// A session's items that are not settled.
+    /// Returns a session's pushes that are not settled.
     pub fn session_pending(&self, row: SessionRow) -> Result<Vec<PushId>> {
         self.read(move |conn| sessions::pending(conn, row))
     }
 
-    /// How a session's items ended so far.
+    /// Counts a session's pushes by outcome. Fails if there is no session in that row.
     pub fn summary(&self, row: SessionRow) -> Result<Counts> {
         self.read(move |conn| sessions::summary(conn, row))
     }
 
-    /// A session's items after `after`, in id order.
-    pub fn session_items(&self, row: SessionRow, after: PushId, limit: usize) -> Result<Vec<SessionPush>> {
-        self.read(move |conn| sessions::items(conn, row, after, limit))
+    /// Returns a session's pushes with an id above `after`, in the order of their
+    /// ids.
+    pub fn session_pushes(&self, row: SessionRow, after: PushId, limit: usize) -> Result<Vec<SessionPush>> {
+        self.read(move |conn| sessions::pushes(conn, row, after, limit))
     }
 
-    /// Forgets sessions that were over before `before_ms`, and items settled
-    /// before that which no remaining session names. Others get their turn in between.
+    /// Removes sessions that were over before `before_ms` (unix ms), and pushes that
+    /// were settled before it and belong to no remaining session. Works in steps,
+    /// so that other calls do not wait long.
     pub fn prune(&self, before_ms: i64) -> Result<Pruned> {
         let mut pruned = Pruned::default();
         let mut step = prune::Step::Sessions;
@@ -259,12 +270,12 @@ impl Ledger {
             })?;
             step = next;
             pruned.sessions += sum.sessions;
-            pruned.items += sum.items;
+            pruned.pushes += sum.pushes;
         }
         Ok(pruned)
     }
 
-    /// A value the daemon put by.
+    /// Returns a value that [`Ledger::set_meta`] recorded.
     pub fn meta(&self, key: &str) -> Result<Option<String>> {
         let key = key.to_owned();
         self.read(move |conn| {
@@ -273,7 +284,8 @@ impl Ledger {
         })
     }
 
-    /// Puts a value by. Keys that begin with `ledger.` are the ledger's own.
+    /// Records a value of the daemon under a key. Keys that begin with `ledger.` are
+    /// reserved for the ledger.
     pub fn set_meta(&self, key: &str, value: &str) -> Result<()> {
         let (key, value) = (key.to_owned(), value.to_owned());
         self.write(move |conn| {
@@ -283,33 +295,36 @@ impl Ledger {
         })
     }
 
-    /// Returns when everything that was sent before is committed; fails while
-    /// it can only be kept in memory.
+    /// Returns when everything that was sent before is committed. Fails while it can
+    /// only be kept in memory.
     pub fn sync(&self) -> Result<()> {
         let (reply, answer) = mpsc::sync_channel(1);
         self.send(Command::Sync(reply))?;
         answer.recv().map_err(|_| LedgerError::Stopped)?
     }
 
-    /// Runs blocking calls from async code, on tokio's threads for that.
+    /// Runs calls from async code on tokio's threads for blocking work.
     pub async fn call<R: Send + 'static>(&self, f: impl FnOnce(&Self) -> R + Send + 'static) -> R {
         let ledger = self.clone();
         match tokio::task::spawn_blocking(move || f(&ledger)).await {
             Ok(result) => result,
             Err(error) => match error.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
-                // Only when the runtime is shutting down, and this future with it.
+                // The runtime shuts down and drops this future.
                 Err(_) => std::future::pending().await,
             },
         }
     }
 }
 
-/// SQLite's integers have a sign; what is larger is not a size.
+/// Converts for the file: SQLite's integers have a sign. A larger number becomes
+/// the largest.
 fn stored(n: u64) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }
 
+/// Converts from the file. A negative number, which the program never writes,
+/// becomes 0.
 fn number(n: i64) -> u64 {
     u64::try_from(n).unwrap_or(0)
 }

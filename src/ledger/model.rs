@@ -1,44 +1,39 @@
-//! What goes into the ledger and what comes out of it, as plain values. Must
-//! not know SQL beyond the numbers that stand for states in the file: those
-//! are part of the file format and never change their meaning.
+//! The values that the ledger takes and returns. The numbers of the enums are part
+//! of the file format and never change their meaning.
+//!
+//! Must not know: SQL.
 
-/// Row id of an item, one (cache, path) pair. Never used twice.
+/// The row of a push: one path on its way to one cache. Never used twice.
 pub type PushId = i64;
-/// Row id of a session. Never used twice.
+/// The row of a session. Never used twice.
 pub type SessionRow = i64;
 
-/// Where an item stands.
+/// The state of a push.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum PushState {
-    /// Waits for its upload or for the cache's word that it is not needed.
+    /// Waits for its upload, or for the cache's answer that it has the path.
     Pending = 0,
-    /// An upload was begun; kept over a restart, see [`Settle`].
+    /// An upload has begun. Stays over a restart, see [`Settle`].
     Uploading = 1,
-    /// Uploaded by this host and confirmed.
+    /// Uploaded by this host, and confirmed.
     Pushed = 2,
     /// The cache had it already.
     Cached = 3,
     /// An upstream of the cache has it.
     Upstream = 4,
-    /// Given up for a recorded reason.
+    /// Failed, with a recorded reason.
     Failed = 5,
     /// Left out by a filter.
     Skipped = 6,
-    /// Gone from the store before it could be pushed.
+    /// Removed from the store before it was uploaded.
     Collected = 7,
 }
 
 impl PushState {
-    /// Nothing is left to do for it.
+    /// Returns whether nothing is left to do for the push.
     #[must_use]
-    pub fn is_settled(self) -> bool {
+    pub(crate) fn is_settled(self) -> bool {
         !matches!(self, Self::Pending | Self::Uploading)
-    }
-
-    /// The cache (or its upstream) was said to have it, at `settled_at`.
-    #[must_use]
-    pub fn is_confirmed(self) -> bool {
-        matches!(self, Self::Pushed | Self::Cached | Self::Upstream)
     }
 
     pub(super) fn from_file(n: i64) -> Option<Self> {
@@ -56,48 +51,46 @@ impl PushState {
     }
 }
 
-/// How an item came to belong to a session. Order is strength, strongest first.
+/// Why a push is a session's. The order is that of strength, the strongest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Evidence {
-    /// Nix's hook ran for it in the session.
+    /// Nix's post-build hook ran for it in the session.
     Hook = 0,
     /// A process of the session made it.
     Process = 1,
-    /// It is in the closure of something the session made.
+    /// It is in the closure of a path that the session made or named.
     Closure = 2,
-    /// It became valid while the session alone was open.
+    /// It became valid while no other session was open.
     Window = 3,
     /// It became valid while several sessions were open.
     Shared = 4,
-    /// The job asked for it by name: says nothing about who made it.
-    Named = 5,
 }
 
 impl Evidence {
-    /// How many kinds there are.
-    pub const COUNT: usize = 6;
+    /// The number of kinds.
+    pub const COUNT: usize = 5;
 
     pub(super) fn from_file(n: i64) -> Option<Self> {
         Some(match n {
             0 => Self::Hook,
             1 => Self::Process,
-            2 => Self::Closure,
+            // 5 is how earlier versions recorded a named path.
+            2 | 5 => Self::Closure,
             3 => Self::Window,
             4 => Self::Shared,
-            5 => Self::Named,
             _ => return None,
         })
     }
 }
 
-/// How a session counts an item. Numbered like the [`PushState`] it comes from.
+/// How a session counts a push. Numbered like the [`PushState`] it comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Outcome {
-    /// Not settled yet.
+    /// Not settled.
     Pending = 0,
-    /// Uploaded, and this session made it.
+    /// Uploaded while the session waited for it.
     Pushed = 2,
-    /// In the cache without this session's doing.
+    /// In the cache without an upload for this session.
     AlreadyCached = 3,
     /// In an upstream of the cache.
     Upstream = 4,
@@ -105,12 +98,13 @@ pub enum Outcome {
     Failed = 5,
     /// Left out by a filter.
     Skipped = 6,
-    /// Gone from the store before it could be pushed.
+    /// Removed from the store before it was uploaded.
     Collected = 7,
 }
 
 impl Outcome {
-    /// What attaching to an item in this state counts as.
+    /// Returns how a session counts a push that is in `state` when the session
+    /// gains it.
     pub(super) fn on_attach(state: PushState) -> Self {
         match state {
             PushState::Pending | PushState::Uploading => Self::Pending,
@@ -136,27 +130,27 @@ impl Outcome {
     }
 }
 
-/// How far a store's journal was read.
+/// How far a Nix database was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cursor {
-    /// Which database the number belongs to.
+    /// The identity of the database.
     pub identity: String,
-    /// The last row that was taken in.
+    /// The last row that was read.
     pub id: i64,
 }
 
-/// One batch of the intake: all of it is recorded, or nothing.
+/// One batch of the intake. All of it is recorded, or nothing.
 #[derive(Clone, Debug, Default)]
 pub struct Admit {
-    /// Where the journal was read to, when the batch comes from there.
+    /// How far the Nix database was read, if the batch comes from there.
     pub cursor: Option<Cursor>,
-    /// The items, known or not.
-    pub items: Vec<NewPushRow>,
-    /// Now, unix ms.
+    /// The pushes, new or known.
+    pub pushes: Vec<NewPushRow>,
+    /// The current time, unix ms.
     pub at: i64,
 }
 
-/// One item of an [`Admit`].
+/// One push of an [`Admit`].
 #[derive(Clone, Debug)]
 pub struct NewPushRow {
     /// The cache's name.
@@ -165,48 +159,46 @@ pub struct NewPushRow {
     pub path: String,
     /// Size of its NAR.
     pub nar_size: u64,
-    /// What it should be when nothing is known of it: Pending, Upstream or Skipped.
+    /// The state of a push that is not known yet: pending, upstream or skipped.
     pub state: PushState,
-    /// A confirmation older than this (unix ms) is not believed any more.
+    /// A confirmation older than this (unix ms) is not trusted: the push is pending
+    /// again.
     pub recheck_before: i64,
-    /// Take a failed item up again.
+    /// Whether a failed push becomes pending again.
     pub retry_failed: bool,
-    /// The sessions it belongs to.
+    /// The sessions that it belongs to, and why.
     pub sessions: Vec<(SessionRow, Evidence)>,
 }
 
-/// What became of an [`Admit`].
+/// The result of an [`Admit`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Admitted {
-    /// In the order of the batch: id, state now, whether it became pending just now.
-    pub items: Vec<(PushId, PushState, bool)>,
-    /// Sessions that were named but are unknown or over; nothing was attached to them.
-    pub refused: Vec<SessionRow>,
+    /// For each push of the batch, in its order: the id, the state now, and whether
+    /// this batch made it pending.
+    pub pushes: Vec<(PushId, PushState, bool)>,
 }
 
-/// How an attempt at an item ended. Cached on an item that was Uploading is
-/// recorded as Pushed: we sent it and lost the answer. Pending puts it back
-/// into the queue and records the error of the attempt.
+/// The end of an attempt. Cached after Uploading is recorded as Pushed: the upload
+/// arrived and its answer was lost. Pending records the error of an attempt that
+/// will be retried.
 #[derive(Clone, Debug)]
 pub struct Settle {
     /// The new state.
     pub state: PushState,
-    /// Short name of the kind of error.
+    /// The short name of the error's class.
     pub error_class: Option<String>,
-    /// The error for people; cut at [`super::MAX_ERROR`] bytes.
+    /// The error's text, cut at 2,000 bytes.
     pub error: Option<String>,
-    /// Bytes that were sent.
-    pub bytes: u64,
     /// Attempts so far.
     pub attempts: u32,
-    /// Now, unix ms.
+    /// The current time, unix ms.
     pub at: i64,
 }
 
-/// An item as it stands in the ledger.
+/// A push as the ledger has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PushRow {
-    /// Its id.
+    /// Its row.
     pub id: PushId,
     /// The cache's name.
     pub cache: String,
@@ -214,35 +206,35 @@ pub struct PushRow {
     pub path: String,
     /// Size of its NAR.
     pub nar_size: u64,
-    /// Where it stands.
+    /// Its state.
     pub state: PushState,
     /// Attempts so far.
     pub attempts: u32,
-    /// Kind of the last error.
+    /// The class of the last error.
     pub error_class: Option<String>,
     /// The last error.
     pub error: Option<String>,
-    /// When it was settled, unix ms; 0 while it is not.
+    /// When it settled, unix ms; 0 before.
     pub settled_at: i64,
 }
 
-/// Life of a session. Closed and Abandoned are final.
+/// The state of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SessionState {
     /// The job runs.
     Open = 0,
-    /// The job has ended, its paths are waited for.
+    /// The session has ended, and some of its pushes may be unsettled.
     Draining = 1,
-    /// Over.
+    /// The session is over.
     Closed = 2,
-    /// Over without the job having said so.
+    /// The session is over, and its job never ended it.
     Abandoned = 3,
 }
 
 impl SessionState {
-    /// Open or draining: may be given items, and follows when one is taken up again.
+    /// Returns whether the session may still gain pushes.
     #[must_use]
-    pub fn is_live(self) -> bool {
+    pub(crate) fn is_live(self) -> bool {
         matches!(self, Self::Open | Self::Draining)
     }
 
@@ -257,109 +249,110 @@ impl SessionState {
     }
 }
 
-/// A session to be opened.
+/// A new session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewSession {
-    /// Its public name, unique.
+    /// Its id as callers know it, unique.
     pub id: String,
-    /// What the job calls itself.
+    /// The job's label.
     pub label: Option<String>,
-    /// The cache it pushes to.
+    /// The name of the cache that it pushes to.
     pub cache: String,
-    /// Who opened it.
+    /// The uid of its caller.
     pub uid: u32,
-    /// Their group.
+    /// The gid of its caller.
     pub gid: u32,
-    /// Process whose end ends the session: pid and start time.
+    /// Its anchor, the process whose end ends the session: pid and start time.
     pub anchor_pid: Option<(i32, u64)>,
-    /// The job wants failures to be its own.
+    /// Whether a failure fails the job.
     pub strict: bool,
-    /// What is known of the CI job, JSON.
+    /// What is known about the CI job, as JSON.
     pub ci: Option<String>,
-    /// Unix ms.
+    /// When it started, unix ms.
     pub started_at: i64,
-    /// The store's journal at its start: what has a higher number may be its.
+    /// The last row of the Nix database at its start: later rows may be the
+    /// session's.
     pub after: i64,
 }
 
-/// A session as it stands in the ledger.
+/// A session as the ledger has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionInfo {
     /// Its row.
     pub row: SessionRow,
-    /// What it was opened with.
+    /// The values that it was opened with.
     pub new: NewSession,
-    /// Where it stands.
+    /// Its state.
     pub state: SessionState,
-    /// When the job ended, unix ms.
+    /// When it ended, unix ms.
     pub ended_at: Option<i64>,
     /// When it was over, unix ms.
     pub closed_at: Option<i64>,
-    /// How long the job waited.
+    /// How long its end took, ms.
     pub flush_ms: Option<u64>,
-    /// The store's journal at its end, when that is known.
+    /// The last row of the Nix database at its end, if known.
     pub until: Option<i64>,
-    /// What its end warned of.
+    /// The warnings of its summary.
     pub warnings: Vec<String>,
 }
 
-/// One path of a session.
+/// One push of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionPush {
-    /// The item.
-    pub item: PushId,
+    /// Its row.
+    pub push: PushId,
     /// Base name of the store path.
     pub path: String,
     /// Size of its NAR.
     pub nar_size: u64,
-    /// How it came to the session.
+    /// Why it is the session's.
     pub evidence: Evidence,
     /// How the session counts it.
     pub outcome: Outcome,
-    /// Kind of error, when it counts as failed.
+    /// The class of the error, if it counts as failed.
     pub error_class: Option<String>,
-    /// The error, when it counts as failed.
+    /// The error, if it counts as failed.
     pub error: Option<String>,
 }
 
-/// A path that failed, with its reason.
+/// A path whose push failed, and the reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     /// Base name of the store path.
     pub path: String,
-    /// Kind of error; empty if none was given.
+    /// The class of the error; may be empty.
     pub class: String,
-    /// The error; empty if none was given.
+    /// The error; may be empty.
     pub error: String,
 }
 
-/// A session's paths, each counted exactly once.
+/// A session's pushes by outcome, each counted once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Uploaded.
+    /// Uploaded while the session waited for them.
     pub pushed: u64,
-    /// In the cache without this session's doing.
+    /// In the cache without an upload for this session.
     pub already_cached: u64,
-    /// In an upstream.
+    /// In an upstream of the cache.
     pub upstream: u64,
-    /// The first [`super::MAX_FAILURES`] failures.
+    /// The first 1,000 failures.
     pub failed: Vec<Failure>,
-    /// How many failed in all.
+    /// The number of all failures.
     pub failed_total: u64,
-    /// Not settled yet.
+    /// Not settled.
     pub pending: u64,
     /// Left out by a filter.
     pub skipped: u64,
-    /// Gone from the store.
+    /// Removed from the store before they were uploaded.
     pub collected: u64,
-    /// NAR bytes of what was pushed.
+    /// NAR bytes of the pushed ones.
     pub bytes: u64,
-    /// All of them by how they came to the session, indexed by [`Evidence`].
+    /// All of them by [`Evidence`], which is the index.
     pub by_evidence: [u64; Evidence::COUNT],
 }
 
 impl Counts {
-    /// How many paths the session has.
+    /// Returns the number of the session's pushes.
     #[must_use]
     pub fn total(&self) -> u64 {
         self.pushed
@@ -375,8 +368,8 @@ impl Counts {
 /// What [`super::Ledger::prune`] removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pruned {
-    /// Sessions.
+    /// Number of sessions.
     pub sessions: u64,
-    /// Items.
-    pub items: u64,
+    /// Number of pushes.
+    pub pushes: u64,
 }

@@ -1,5 +1,7 @@
-//! Opening the file: pragmas, check, migration, and setting a damaged one
-//! aside. Must not know what is in the tables.
+//! Opening the file: pragmas, integrity check, migration, and moving a damaged
+//! file away.
+//!
+//! Must not know: what is in the tables.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -12,26 +14,26 @@ use super::error::LedgerError;
 use super::schema;
 use crate::types::Wall;
 
-/// How the ledger was found.
+/// The state in which the ledger was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Opened {
-    /// There was none.
+    /// There was no ledger.
     Fresh,
-    /// It goes on from where it was.
+    /// There was one, and it continues.
     Continued,
-    /// It was damaged: moved away, and an empty one started.
+    /// There was a damaged one. It was moved away, and an empty one begins.
     Recovered {
-        /// Where the damaged one is now; its -wal and -shm lie beside it.
+        /// Where the damaged file is now, with its -wal and -shm beside it.
         set_aside: PathBuf,
     },
 }
 
-/// Opens or makes the ledger at `path`.
+/// Opens or creates the ledger at `path`.
 pub(super) fn open(path: &Path) -> Result<(Connection, Opened), LedgerError> {
     let fresh = prepare_file(path).map_err(|e| cannot(path, &e))?;
     let opened = match connect(path, false) {
-        // On a full disk there is no room for the -shm, which is not needed when
-        // nobody else may look; what is written then is kept in memory.
+        // On a full disk there is no room for the -shm. Without it the file can be
+        // opened exclusively, and changes are kept in memory.
         Err(error) if error.is_storage() && !matches!(error, LedgerError::Corrupt(_)) => {
             connect(path, true).map_err(|_| error)
         }
@@ -46,7 +48,7 @@ pub(super) fn open(path: &Path) -> Result<(Connection, Opened), LedgerError> {
                 ledger = %path.display(),
                 set_aside = %set_aside.display(),
                 error = reason,
-                "the ledger was damaged and is set aside; a new one begins from the Nix database and the cache's answers"
+                "the ledger was damaged and has been moved away; an empty one begins, and its content comes from the Nix database and the caches' answers"
             );
             prepare_file(path).map_err(|e| cannot(path, &e))?;
             Ok((connect(path, false)?, Opened::Recovered { set_aside }))
@@ -59,8 +61,8 @@ fn cannot(path: &Path, error: &io::Error) -> LedgerError {
     LedgerError::Open { path: path.to_owned(), reason: error.to_string() }
 }
 
-/// The file exists afterwards and only its owner can read it; SQLite gives
-/// -wal and -shm the mode of the file. True if there was nothing in it.
+/// Creates the file if needed and makes it readable by its owner only; SQLite gives
+/// -wal and -shm the mode of the file. Returns whether the ledger is empty.
 fn prepare_file(path: &Path) -> io::Result<bool> {
     let file =
         OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
@@ -70,24 +72,26 @@ fn prepare_file(path: &Path) -> io::Result<bool> {
             _ => {}
         }
     }
-    // A first start that was cut off leaves an empty file whose content is still in the -wal.
+    // A first start that was killed leaves an empty file, with its content in the -wal.
     Ok(file.metadata()?.len() == 0 && !beside(path, "-wal").exists())
 }
 
-/// Alone: nobody else can open the file until the connection ends.
+/// Connects to the file, checks and migrates it. With `alone`, no other process can
+/// open the file until the connection ends.
 fn connect(path: &Path, alone: bool) -> Result<Connection, LedgerError> {
     let mut conn = Connection::open_with_flags(
         path,
         OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
     )?;
-    // Nobody else should have it open.
+    // An administrator may look at the file.
     conn.busy_timeout(super::writer::BUSY)?;
     conn.set_prepared_statement_cache_capacity(64);
     if alone {
         // https://sqlite.org/wal.html: WAL without shared memory.
         conn.execute_batch("PRAGMA locking_mode = EXCLUSIVE")?;
     }
-    // Before anything is written: a file of a later version, or of somebody else, stays untouched.
+    // Before anything is written: a file of a later version or of another program
+    // is not touched.
     let found = schema::version(&conn)?;
     let known = i64::try_from(schema::MIGRATIONS.len()).unwrap_or(i64::MAX);
     let application: i64 = conn.query_row("PRAGMA application_id", [], |row| row.get(0))?;
@@ -99,9 +103,9 @@ fn connect(path: &Path, alone: bool) -> Result<Connection, LedgerError> {
         let written_by = schema::written_by(&conn);
         return Err(LedgerError::Newer { path: path.to_owned(), found, known, written_by });
     }
-    // NORMAL: a process that is killed loses nothing; a power cut may lose the
-    // last commits but never their order, and the cursor goes back with them.
-    // The cache is small because memory counts more here than a few page reads.
+    // NORMAL: a killed process loses nothing. A power cut may lose the last
+    // commits, but never changes their order, and the cursor goes back with them.
+    // The page cache is small because memory matters more here than page reads.
     conn.execute_batch(
         "PRAGMA journal_mode = WAL;
          PRAGMA synchronous = NORMAL;
@@ -119,8 +123,8 @@ fn connect(path: &Path, alone: bool) -> Result<Connection, LedgerError> {
     Ok(conn)
 }
 
-/// Renames the file and its -wal and -shm; returns the new name. The -wal
-/// keeps its relation to the file, so what can be read of it still can.
+/// Renames the file with its -wal and -shm, and returns the new name. They stay
+/// beside each other, so that SQLite can still read the -wal's content.
 fn set_aside(path: &Path) -> io::Result<PathBuf> {
     let stamp = stamp();
     let target = (1..)
@@ -140,13 +144,14 @@ fn set_aside(path: &Path) -> io::Result<PathBuf> {
     Ok(target)
 }
 
-/// Date for a file's name; SQLite knows the calendar.
+/// Returns the date for a file's name. SQLite computes it.
 fn stamp() -> String {
     Connection::open_in_memory()
         .and_then(|c| c.query_row("SELECT strftime('%Y%m%dT%H%M%SZ', 'now')", [], |row| row.get(0)))
         .unwrap_or_else(|_| Wall::now().0.to_string())
 }
 
+/// Returns the path with a suffix appended to its name.
 fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(suffix);

@@ -1,15 +1,15 @@
-//! Items in SQL: taking in, settling, taking up again. Runs inside the
-//! writer's transaction and must not begin or end one.
+//! Pushes in SQL: admission, settlement, retry. Runs inside the writer's
+//! transaction and must not begin or end one.
 //!
 //! ```text
-//!             admit (unknown)            uploading            settle
+//!           admit (unknown)             uploading            settle
 //!   ─────────────────────────► Pending ───────────► Uploading ──────► Pushed, Cached, Upstream,
 //!                                 ▲                                   Failed, Skipped, Collected
 //!                                 └──────────────────────────────────────┘
-//!        reopen or retry_failed: Failed · admit: Collected, Skipped, or confirmed too long ago
+//!        reopen, retry_failed: Failed · admit: Collected, Skipped, or confirmed before recheck_before
 //! ```
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
@@ -22,14 +22,16 @@ use super::{MAX_ERROR, number, stored};
 
 type Result<T> = std::result::Result<T, LedgerError>;
 
-/// A settling and the next look may be written down in another order.
+/// Milliseconds by which a settlement may be later than the admission that reads it:
+/// two threads read the clock.
 const CLOCK_SLACK: i64 = 60_000;
 
-/// What [`lookup`] finds: id, state, when settled.
+/// A row that [`lookup`] found: id, state, time of settlement.
 pub(super) type Found = Option<(PushId, PushState, i64)>;
 
+/// Parses a state of the file.
 pub(super) fn state(n: i64) -> Result<PushState> {
-    PushState::from_file(n).ok_or_else(|| LedgerError::Sqlite(format!("no item state {n} in this format")))
+    PushState::from_file(n).ok_or_else(|| LedgerError::Sqlite(format!("no push state {n} in this format")))
 }
 
 pub(super) fn cursor(conn: &Connection) -> Result<Option<Cursor>> {
@@ -37,12 +39,12 @@ pub(super) fn cursor(conn: &Connection) -> Result<Option<Cursor>> {
     Ok(find.query_row([], |row| Ok(Cursor { identity: row.get(0)?, id: row.get(1)? })).optional()?)
 }
 
+/// Records a batch.
 pub(super) fn admit(conn: &Connection, batch: &Admit) -> Result<Admitted> {
     let mut caches = HashMap::new();
     let mut live = HashMap::new();
-    let mut refused = BTreeSet::new();
-    let mut items = Vec::with_capacity(batch.items.len());
-    for new in &batch.items {
+    let mut pushes = Vec::with_capacity(batch.pushes.len());
+    for new in &batch.pushes {
         let cache = match caches.get(new.cache.as_str()) {
             Some(id) => *id,
             None => *caches.entry(new.cache.as_str()).or_insert(intern_cache(conn, &new.cache)?),
@@ -55,17 +57,15 @@ pub(super) fn admit(conn: &Connection, batch: &Admit) -> Result<Admitted> {
             };
             if is_live {
                 attach(conn, *session, id, *evidence, now)?;
-            } else {
-                refused.insert(*session);
             }
         }
-        items.push((id, now, pending));
+        pushes.push((id, now, pending));
     }
     if let Some(cursor) = &batch.cursor {
         conn.prepare_cached("INSERT OR REPLACE INTO cursor (one, identity, id) VALUES (1, ?1, ?2)")?
             .execute((&cursor.identity, cursor.id))?;
     }
-    Ok(Admitted { items, refused: refused.into_iter().collect() })
+    Ok(Admitted { pushes })
 }
 
 fn intern_cache(conn: &Connection, name: &str) -> Result<i64> {
@@ -98,7 +98,8 @@ fn find(conn: &Connection, cache: i64, path: &str) -> Result<Found> {
     found.map(|(id, n, at)| Ok((id, state(n)?, at))).transpose()
 }
 
-/// Makes the item known, or takes it up again if there is cause to.
+/// Inserts a push, or makes a known one pending again if there is a reason. Returns
+/// its id, its state, and whether it became pending.
 fn take_in(conn: &Connection, cache: i64, new: &NewPushRow, at: i64) -> Result<(PushId, PushState, bool)> {
     let settled_at = if new.state.is_settled() { at } else { 0 };
     let pending = !new.state.is_settled();
@@ -112,19 +113,19 @@ fn take_in(conn: &Connection, cache: i64, new: &NewPushRow, at: i64) -> Result<(
     let again = match old {
         PushState::Pending | PushState::Uploading => false,
         PushState::Failed => new.retry_failed,
-        // One from the future was written before the clock was put back, who
-        // knows how long ago.
+        // A confirmation in the future was written before the clock was set
+        // back; its age is unknown.
         PushState::Pushed | PushState::Cached | PushState::Upstream => {
             new.recheck_before > 0 && (confirmed_at < new.recheck_before || confirmed_at > at + CLOCK_SLACK)
         }
-        // Says nothing about the cache: whatever is known now is better.
+        // Says nothing about the cache, so the new state is better.
         PushState::Skipped | PushState::Collected => old != new.state,
     };
     if !again {
         return Ok((id, old, false));
     }
     conn.prepare_cached(
-        "UPDATE item SET state = ?2, nar_size = ?3, settled_at = ?4, attempts = 0, reason = NULL, bytes = 0
+        "UPDATE item SET state = ?2, nar_size = ?3, settled_at = ?4, attempts = 0, reason = NULL
          WHERE id = ?1",
     )?
     .execute(params![id, new.state as i64, stored(new.nar_size), settled_at])?;
@@ -137,12 +138,12 @@ fn take_in(conn: &Connection, cache: i64, new: &NewPushRow, at: i64) -> Result<(
     Ok((id, new.state, pending))
 }
 
-/// The strongest evidence wins. A live session that names an item again while
-/// it is (again) pending waits for it again; that it pushed it once stays.
+/// Adds a push to a session. The strongest evidence counts. A push that is pending
+/// again is pending for the session as well, unless the session counts it as pushed.
 fn attach(
     conn: &Connection,
     session: SessionRow,
-    item: PushId,
+    push: PushId,
     evidence: Evidence,
     now: PushState,
 ) -> Result<()> {
@@ -156,39 +157,40 @@ fn attach(
            reason = CASE WHEN excluded.outcome = 0 AND outcome <> 2 THEN NULL ELSE reason END
          WHERE excluded.evidence < evidence OR (excluded.outcome = 0 AND outcome NOT IN (0, 2))",
     )?
-    .execute(params![session, item, evidence as i64, outcome as i64])?;
+    .execute(params![session, push, evidence as i64, outcome as i64])?;
     Ok(())
 }
 
-/// A failed item is taken up again: live sessions wait for it again, what was
-/// said to sessions that are over stays said.
-fn unfail(conn: &Connection, item: PushId) -> Result<()> {
+/// Makes a failed push pending for live sessions. The summary of a session that is
+/// over does not change.
+fn unfail(conn: &Connection, push: PushId) -> Result<()> {
     conn.prepare_cached(
         "UPDATE session_item SET outcome = 0, reason = NULL
          WHERE item = ?1 AND outcome = 5
            AND EXISTS (SELECT 1 FROM session WHERE id = session_item.session AND state IN (0, 1))",
     )?
-    .execute([item])?;
+    .execute([push])?;
     Ok(())
 }
 
-/// Tells every session that waits for the item, also one that is over by now.
-fn settle_sessions(conn: &Connection, item: PushId, now: PushState, reason: Option<i64>) -> Result<()> {
+/// Records the outcome for every session for which the push is pending, also for
+/// sessions that are over.
+fn settle_sessions(conn: &Connection, push: PushId, now: PushState, reason: Option<i64>) -> Result<()> {
     if now != PushState::Pushed {
         conn.prepare_cached(
             "UPDATE session_item SET outcome = ?2, reason = ?3 WHERE item = ?1 AND outcome = 0",
         )?
-        .execute(params![item, Outcome::on_attach(now) as i64, reason])?;
+        .execute(params![push, Outcome::on_attach(now) as i64, reason])?;
         return Ok(());
     }
-    // Who only needed or named the path yields the credit to a waiting session
-    // that made it (Hook, Process); if there is none, it was pushed for them.
+    // If a waiting session made the path (hook, process), sessions that only need
+    // it count it as cached. Otherwise it was pushed for them.
     let made: bool = conn
         .prepare_cached(
             "SELECT EXISTS (SELECT 1 FROM session_item WHERE item = ?1 AND outcome = 0 AND evidence <= 1)",
         )?
-        .query_row([item], |row| row.get(0))?;
-    // Not UPDATE … FROM, which makes a temporary table each time.
+        .query_row([push], |row| row.get(0))?;
+    // UPDATE … FROM would make a temporary table each time.
     conn.prepare_cached(
         "UPDATE session_item
          SET outcome = CASE WHEN ?2 AND evidence IN (2, 5) THEN 3 ELSE 2 END,
@@ -196,40 +198,39 @@ fn settle_sessions(conn: &Connection, item: PushId, now: PushState, reason: Opti
                           ELSE (SELECT nar_size FROM item WHERE id = ?1) END
          WHERE item = ?1 AND outcome = 0",
     )?
-    .execute((item, made))?;
+    .execute((push, made))?;
     Ok(())
 }
 
-pub(super) fn settle(conn: &Connection, item: PushId, to: &Settle) -> Result<()> {
-    let mut find = conn.prepare_cached("SELECT state, nar_size FROM item WHERE id = ?1")?;
-    let found: Option<(i64, i64)> =
-        find.query_row([item], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
-    let Some((old, nar_size)) = found else {
-        crate::observe::event!(LEDGER_FAULT, item = item, state = ?to.state, "ledger: an item that is not known was settled");
+/// Records the end of an attempt.
+pub(super) fn settle(conn: &Connection, push: PushId, to: &Settle) -> Result<()> {
+    let mut find = conn.prepare_cached("SELECT state FROM item WHERE id = ?1")?;
+    let found: Option<i64> = find.query_row([push], |row| row.get(0)).optional()?;
+    let Some(old) = found else {
+        crate::observe::event!(LEDGER_FAULT, item = push, state = ?to.state, "ledger: an unknown push was settled; its result is not recorded");
         return Ok(());
     };
     let sent_before = state(old)? == PushState::Uploading && to.state == PushState::Cached;
     let now = if sent_before { PushState::Pushed } else { to.state };
-    let bytes = if now == PushState::Pushed && to.bytes == 0 { nar_size } else { stored(to.bytes) };
     let reason = intern_reason(conn, to)?;
     conn.prepare_cached(
-        "UPDATE item SET state = ?2, attempts = ?3, reason = ?4, bytes = ?5, settled_at = ?6 WHERE id = ?1",
+        "UPDATE item SET state = ?2, attempts = ?3, reason = ?4, settled_at = ?5 WHERE id = ?1",
     )?
     .execute(params![
-        item,
+        push,
         now as i64,
         to.attempts,
         reason,
-        bytes,
         if now.is_settled() { to.at } else { 0 }
     ])?;
     if now.is_settled() {
-        settle_sessions(conn, item, now, if now == PushState::Failed { reason } else { None })?;
+        settle_sessions(conn, push, now, if now == PushState::Failed { reason } else { None })?;
     }
     Ok(())
 }
 
-/// Thousands of paths fail for one reason: its text is kept once.
+/// Returns the row of a reason. Thousands of paths fail for one reason, so its text
+/// is kept once.
 fn intern_reason(conn: &Connection, to: &Settle) -> Result<Option<i64>> {
     if to.error.is_none() && to.error_class.is_none() {
         return Ok(None);
@@ -245,32 +246,34 @@ fn intern_reason(conn: &Connection, to: &Settle) -> Result<Option<i64>> {
     Ok(Some(conn.last_insert_rowid()))
 }
 
-/// At most [`MAX_ERROR`] bytes of it, whole characters.
+/// Returns at most [`MAX_ERROR`] bytes of a text, in whole characters.
 fn cut(text: &str) -> &str {
     let end = (0..=MAX_ERROR.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
     &text[..end.unwrap_or(0)]
 }
 
-/// A settled item is left alone: the word that it is being uploaded came late.
-pub(super) fn uploading(conn: &Connection, item: PushId, attempt: u32) -> Result<()> {
+/// Records the beginning of an upload. Does not change a settled push.
+pub(super) fn uploading(conn: &Connection, push: PushId, attempt: u32) -> Result<()> {
     conn.prepare_cached("UPDATE item SET state = 1, attempts = ?2 WHERE id = ?1 AND state IN (0, 1)")?
-        .execute((item, attempt))?;
+        .execute((push, attempt))?;
     Ok(())
 }
 
-pub(super) fn reopen(conn: &Connection, items: &[PushId]) -> Result<()> {
+/// Makes failed pushes pending.
+pub(super) fn reopen(conn: &Connection, pushes: &[PushId]) -> Result<()> {
     let mut again = conn.prepare_cached(
-        "UPDATE item SET state = 0, attempts = 0, reason = NULL, bytes = 0, settled_at = 0
+        "UPDATE item SET state = 0, attempts = 0, reason = NULL, settled_at = 0
          WHERE id = ?1 AND state = 5",
     )?;
-    for item in items {
-        if again.execute([item])? > 0 {
-            unfail(conn, *item)?;
+    for push in pushes {
+        if again.execute([push])? > 0 {
+            unfail(conn, *push)?;
         }
     }
     Ok(())
 }
 
+/// Returns the rows of these paths of one cache, in their order.
 pub(super) fn lookup(conn: &Connection, cache: &str, paths: &[String]) -> Result<Vec<Found>> {
     match find_cache(conn, cache)? {
         None => Ok(vec![None; paths.len()]),
@@ -278,7 +281,8 @@ pub(super) fn lookup(conn: &Connection, cache: &str, paths: &[String]) -> Result
     }
 }
 
-/// INDEXED BY: a queue of ten must not cost a walk over a month of history.
+/// Finds the unsettled pushes. INDEXED BY, because a queue of ten must not cost a scan
+/// of a month of history.
 pub(super) const UNSETTLED: &str = "
 SELECT item.id, cache.name, path, nar_size, state, attempts, class, text, settled_at
 FROM item INDEXED BY item_unsettled
@@ -287,11 +291,11 @@ WHERE item.state IN (0, 1, 5) AND item.id > ?1 ORDER BY item.id LIMIT ?2";
 
 pub(super) fn unsettled(conn: &Connection, after: PushId, limit: usize) -> Result<Vec<PushRow>> {
     let mut find = conn.prepare_cached(UNSETTLED)?;
-    let rows = find.query_and_then((after, i64::try_from(limit).unwrap_or(i64::MAX)), item_row)?;
+    let rows = find.query_and_then((after, i64::try_from(limit).unwrap_or(i64::MAX)), push_row)?;
     rows.collect()
 }
 
-fn item_row(row: &Row<'_>) -> Result<PushRow> {
+fn push_row(row: &Row<'_>) -> Result<PushRow> {
     Ok(PushRow {
         id: row.get(0)?,
         cache: row.get(1)?,

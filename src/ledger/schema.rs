@@ -1,23 +1,24 @@
-//! The file format and how an older one becomes the present one. Must not know
-//! what the tables are used for.
+//! The file format, and the migrations from older formats.
 //!
-//! A migration that was released is never edited; a change is a new one at the
-//! end. Each runs in a transaction together with its version number.
+//! Must not know: what the tables are used for.
+//!
+//! A released migration is never edited; a change is a new one at the end. Each
+//! runs in one transaction with its version number.
 
 use rusqlite::Connection;
 
 use super::error::LedgerError;
 
-/// Marks the file as ours: "flyw".
+/// Marks the file as a ledger of flywheel: "flyw".
 pub(super) const APPLICATION_ID: i64 = 0x666c_7977;
 
-/// The n-th entry makes format n+1.
+/// The migrations. The entry at index n makes format n + 1.
 pub(super) const MIGRATIONS: &[&str] =
     &[ITEMS_AND_SESSIONS, SESSIONS_KEEP_THEIR_REASONS, SESSIONS_HAVE_A_WINDOW, SESSIONS_KEEP_THEIR_WARNINGS];
 
-/// Ids are AUTOINCREMENT because others hold on to them: a pruned one must not
-/// come back as something else. No foreign keys: the thread that writes is the
-/// only one, and 2,000 rows attached at once would pay for 4,000 lookups.
+/// Ids are AUTOINCREMENT because the daemon keeps them in memory: a removed id must
+/// not be used again. There are no foreign keys: one thread writes, and a batch of
+/// 2,000 rows would need 4,000 lookups.
 const ITEMS_AND_SESSIONS: &str = "
 CREATE TABLE migration (version INTEGER PRIMARY KEY, program TEXT NOT NULL, at INTEGER NOT NULL);
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -66,8 +67,8 @@ CREATE TABLE session_item (
 CREATE INDEX session_item_item ON session_item (item);
 ";
 
-/// An item may be taken up again after a session is over. What that session
-/// was told about it (why it failed, how much was pushed) stays as it was.
+/// A push may be pending again after a session is over. The session's own copy of
+/// its reason and bytes does not change.
 const SESSIONS_KEEP_THEIR_REASONS: &str = "
 ALTER TABLE session_item ADD COLUMN bytes INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE session_item ADD COLUMN reason INTEGER;
@@ -76,24 +77,25 @@ UPDATE session_item SET reason = (SELECT reason FROM item WHERE item.id = sessio
 CREATE INDEX session_item_reason ON session_item (reason) WHERE reason IS NOT NULL;
 ";
 
-/// Which numbers of the store's journal a session owns, so that it goes on
-/// owning them after a restart.
+/// The rows of the Nix database that are a session's, so that its window survives a
+/// restart.
 const SESSIONS_HAVE_A_WINDOW: &str = "
 ALTER TABLE session ADD COLUMN after_number INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE session ADD COLUMN until_number INTEGER;
 ";
 
-/// What a session's end warned of, as a JSON list: asked again, it says the same.
+/// The warnings of a session's summary as a JSON list, so that a repeated answer is
+/// the same.
 const SESSIONS_KEEP_THEIR_WARNINGS: &str = "
 ALTER TABLE session ADD COLUMN warnings TEXT;
 ";
 
-/// Format of the file; 0 for an empty one.
+/// Returns the format of the file, 0 for an empty one.
 pub(super) fn version(conn: &Connection) -> Result<i64, LedgerError> {
     Ok(conn.query_row("PRAGMA user_version", [], |row| row.get(0))?)
 }
 
-/// Brings the file to the last of `migrations`, from wherever it is.
+/// Runs the `migrations` that the file has not had.
 pub(super) fn migrate(conn: &mut Connection, migrations: &[&str], now: i64) -> Result<(), LedgerError> {
     let from = version(conn)?;
     for (next, sql) in (1_i64..).zip(migrations).filter(|(next, _)| *next > from) {
@@ -110,7 +112,8 @@ pub(super) fn migrate(conn: &mut Connection, migrations: &[&str], now: i64) -> R
     Ok(())
 }
 
-/// The program that made the present format, as far as a later format still tells.
+/// Returns the version of the program that wrote the file's format, if the table
+/// can be read.
 pub(super) fn written_by(conn: &Connection) -> String {
     conn.query_row("SELECT program FROM migration ORDER BY version DESC LIMIT 1", [], |row| row.get(0))
         .unwrap_or_else(|_| "of an unknown version".to_owned())

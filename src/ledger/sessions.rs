@@ -12,17 +12,19 @@ use super::{MAX_FAILURES, MAX_SESSIONS, number, stored};
 
 type Result<T> = std::result::Result<T, LedgerError>;
 
+/// Returns the error for a number that the format does not have.
 fn strange(what: &str, n: i64) -> LedgerError {
     LedgerError::Sqlite(format!("no {what} {n} in this format"))
 }
 
+/// Inserts a session.
 pub(super) fn open(conn: &Connection, new: &NewSession) -> Result<SessionRow> {
     let mut insert = conn.prepare_cached(
         "INSERT INTO session (name, label, cache, uid, gid, anchor_pid, anchor_start, strict, ci, started_at, after_number)
          VALUES (:name, :label, :cache, :uid, :gid, :pid, :start, :strict, :ci, :at, :after)
          ON CONFLICT (name) DO NOTHING",
     )?;
-    let made = insert.execute(named_params! {
+    let inserted = insert.execute(named_params! {
         ":name": new.id,
         ":label": new.label,
         ":cache": new.cache,
@@ -35,10 +37,10 @@ pub(super) fn open(conn: &Connection, new: &NewSession) -> Result<SessionRow> {
         ":at": new.started_at,
         ":after": new.after,
     })?;
-    if made == 0 { Err(LedgerError::SessionExists(new.id.clone())) } else { Ok(conn.last_insert_rowid()) }
+    if inserted == 0 { Err(LedgerError::SessionExists(new.id.clone())) } else { Ok(conn.last_insert_rowid()) }
 }
 
-/// The first end and the first close count: asking again changes nothing.
+/// Updates a live session's state. The first end and the first close count.
 pub(super) fn set_state(
     conn: &Connection,
     row: SessionRow,
@@ -58,14 +60,15 @@ pub(super) fn set_state(
     Ok(())
 }
 
-/// A session that was given up is ended by its job after all: it drains again.
+/// Makes an abandoned session draining again.
 pub(super) fn rejoin(conn: &Connection, row: SessionRow) -> Result<bool> {
     let mut update =
         conn.prepare_cached("UPDATE session SET state = 1, closed_at = NULL WHERE id = ?1 AND state = 3")?;
     Ok(update.execute([row])? > 0)
 }
 
-/// Others that only happened to be open have no part in what one session made.
+/// Removes paths that one session made from live sessions that were only open at the
+/// same time.
 pub(super) fn claim(conn: &Connection, owner: SessionRow, paths: &[String]) -> Result<()> {
     let mut disown = conn.prepare_cached(
         "DELETE FROM session_item
@@ -132,7 +135,7 @@ pub(super) fn by_row(conn: &Connection, row: SessionRow) -> Result<Option<Sessio
     rows.next().transpose()
 }
 
-/// The first end of the window counts.
+/// Records the end of a session's window. The first call counts.
 pub(super) fn set_until(conn: &Connection, row: SessionRow, until: i64) -> Result<()> {
     let mut update =
         conn.prepare_cached("UPDATE session SET until_number = coalesce(until_number, ?2) WHERE id = ?1")?;
@@ -146,20 +149,22 @@ pub(super) fn set_warnings(conn: &Connection, row: SessionRow, warnings: &[Strin
     Ok(())
 }
 
+/// Parses a list of warnings. A damaged list counts as empty.
 fn texts(list: &str) -> Vec<String> {
-    serde_json::from_str(list).unwrap_or_default() // a warning less is no fault of the session
+    serde_json::from_str(list).unwrap_or_default()
 }
 
+/// Returns a session's pushes that are not settled.
 pub(super) fn pending(conn: &Connection, row: SessionRow) -> Result<Vec<PushId>> {
     let mut find = conn.prepare_cached("SELECT item FROM session_item WHERE session = ?1 AND outcome = 0")?;
-    let items = find.query_map([row], |row| row.get(0))?;
-    Ok(items.collect::<rusqlite::Result<_>>()?)
+    let pushes = find.query_map([row], |row| row.get(0))?;
+    Ok(pushes.collect::<rusqlite::Result<_>>()?)
 }
 
 pub(super) fn summary(conn: &Connection, session: SessionRow) -> Result<Counts> {
     let mut exists = conn.prepare_cached("SELECT 1 FROM session WHERE id = ?1")?;
     if exists.query_row([session], |_| Ok(())).optional()?.is_none() {
-        // No counts at all would read like a complete success.
+        // Empty counts would read like a complete success.
         return Err(LedgerError::NoSession(session));
     }
     let mut counts = Counts::default();
@@ -202,7 +207,8 @@ fn failures(conn: &Connection, session: SessionRow) -> Result<Vec<Failure>> {
     Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 
-pub(super) fn items(
+/// Returns a session's pushes after an id.
+pub(super) fn pushes(
     conn: &Connection,
     session: SessionRow,
     after: PushId,
@@ -218,7 +224,7 @@ pub(super) fn items(
     let rows = find.query_and_then((session, after, limit), |row| {
         let (evidence, outcome): (i64, i64) = (row.get(3)?, row.get(4)?);
         Ok(SessionPush {
-            item: row.get(0)?,
+            push: row.get(0)?,
             path: row.get(1)?,
             nar_size: number(row.get(2)?),
             evidence: Evidence::from_file(evidence).ok_or_else(|| strange("evidence", evidence))?,

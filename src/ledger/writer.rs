@@ -1,21 +1,22 @@
-//! The thread that owns the connection. Takes commands from a bounded queue,
-//! puts what has piled up into one transaction, and answers after the commit.
-//! What nobody waits for piles up for a moment first.
-//! Must not know what the commands mean.
+//! The thread that owns the connection. It takes commands from a bounded queue,
+//! runs those that are there in one transaction, and answers after the commit.
+//! Changes that no caller waits for are collected for a moment first.
+//!
+//! Must not know: what the commands mean.
 //!
 //! ```text
-//!   Fine ──a commit fails──► InMemory ──it succeeds──► Fine
-//!     ▲                         │ nothing can be begun
-//!     └───it succeeds─────── Stuck
+//!   Fine ── a commit fails ──► InMemory ── it succeeds ──► Fine
+//!     ▲                           │ no transaction can begin
+//!     └── it succeeds ───────── Stuck
 //! ```
 //!
-//! In memory: the disk is full, and everything is done in a transaction that
-//! stays open, its pages in memory; who asks is answered from it. It is
-//! committed when there is room; when that fails, SQLite takes it back and it is
-//! done again from what is kept, in the same order and with the same result,
-//! since nobody else writes. Stuck: not even that is possible (another process
-//! has the file locked, reading fails); who waits gets the error, and what
-//! nobody waits for is kept and tried again before anything else.
+//! In memory: the disk is full. Commands run in a transaction that stays open,
+//! with its pages in memory, and callers get their results from it. It is
+//! committed when there is room. When that fails, SQLite rolls it back, and the
+//! kept commands run again in the same order, with the same results, since no
+//! other process writes. Stuck: no transaction can begin, because another
+//! process has locked the file or reading fails. Callers that wait get the
+//! error; other changes are kept and retried before anything else.
 
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -28,51 +29,54 @@ use super::command::Command;
 use super::error::LedgerError;
 use crate::types::Wall;
 
-/// Commands in one transaction. Bounds how long the first of them waits.
+/// Most commands in one transaction. Bounds how long the first of them waits.
 const MAX_BATCH: usize = 4096;
-/// Rows kept in memory while nothing can be written. Calls that write more than
-/// half of them are refused, so that what is taken in can also end.
+/// Most rows that are kept while the file cannot be written. Calls that would use
+/// more than half of them are refused, so that admitted pushes can still settle.
 const MAX_KEPT: usize = 65_536;
-/// Kept commands tried at once when stuck: a failing write should fail after little work.
+/// Kept commands in one attempt when stuck, so that a failing attempt costs little.
 const RETRY_CHUNK: usize = 256;
+/// Wait between attempts to write.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
-/// Of the time at most one part in so many goes into tries that fail.
+/// At most one part in this many of the time goes into attempts that fail.
 const RETRY_SHARE: u32 = 20;
-/// How long changes that nobody waits for may wait for others to come along: a
-/// commit costs as much as some twenty of them.
+/// How long changes that no caller waits for are collected: a commit costs as much as
+/// about twenty of them.
 const LINGER: Duration = Duration::from_millis(10);
-/// How long somebody who looks at the file may lock it; longer, and everything
-/// that only wants to read would wait as well.
+/// How long a command waits while another process, an administrator's for example,
+/// locks the file.
 pub(super) const BUSY: Duration = Duration::from_millis(500);
 
-/// Whether what is sent is being written.
+/// Whether the file can be written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Health {
-    /// Yes.
+    /// It can.
     Ok,
-    /// No: the last write failed. On a full disk everything goes on in memory;
-    /// when not even that is possible, what was sent without waiting is kept.
-    /// It is tried again until it succeeds.
+    /// The last write failed. On a full disk commands run in memory. If that is
+    /// not possible either, only changes that no caller waits for are kept. The
+    /// writer retries until it succeeds.
     Degraded {
         /// Since when, unix ms.
         since: i64,
-        /// Why.
+        /// The last error.
         error: String,
-        /// About how many changed rows wait.
+        /// About how many changed rows are kept.
         kept: usize,
-        /// How many had to be dropped because too many wait. Their items are
-        /// found unsettled at the next start and checked again.
+        /// How many changes were dropped because too many are kept. Their pushes
+        /// are found unsettled at the next start and checked again.
         lost: u64,
     },
 }
 
+/// The writer's state.
 pub(super) struct Writer {
     conn: Connection,
     queue: Receiver<Command>,
-    /// Notes and writes that are not in the file, oldest first.
+    /// Notes and writes that are not in the file, the oldest first.
     kept: VecDeque<Command>,
     kept_rows: usize,
-    /// All that is kept is in an open transaction, and this many more changes.
+    /// The open transaction in memory has all kept commands and this many more
+    /// changes. `None`: there is no such transaction.
     in_memory: Option<u64>,
     lost: u64,
     failing: Option<(i64, LedgerError)>,
@@ -95,7 +99,7 @@ impl Writer {
         }
     }
 
-    /// Until the last sender is gone and everything is written.
+    /// Runs until the last sender is dropped and everything is written.
     pub(super) fn run(mut self) {
         loop {
             let next = if self.failing.is_some() {
@@ -119,12 +123,13 @@ impl Writer {
                 LEDGER_UNWRITABLE,
                 kept = self.kept_rows,
                 lost = self.lost,
-                "ledger: closed while it could not be written; what was not recorded is checked again at the next start"
+                "ledger: closed while it could not be written; changes that were not recorded are checked again at the next start"
             );
         }
     }
 
-    /// What is there, and while nobody waits for an answer, what comes soon.
+    /// Returns the commands that are in the queue, and as long as no caller waits,
+    /// those that arrive within [`LINGER`].
     fn gather(&self, first: Command) -> Vec<Command> {
         let until = Instant::now() + LINGER;
         let mut waited_for = !matches!(first, Command::Note(_));
@@ -141,6 +146,7 @@ impl Writer {
         batch
     }
 
+    /// Runs commands and answers them.
     fn batch(&mut self, mut batch: Vec<Command>) {
         let due = self.in_memory.is_none() || self.next_try <= Instant::now();
         if self.failing.is_some() && !(due && self.catch_up()) {
@@ -152,21 +158,24 @@ impl Writer {
                 self.fail(error);
                 self.hold(batch);
                 if self.in_memory.is_none() {
-                    // It may have been one large call that found no space; then the rest goes on.
+                    // If one large call found no space, the others can be written.
                     self.catch_up();
                 }
             }
         }
     }
 
-    /// All of the batch in one transaction.
+    /// Runs a batch in one transaction.
     fn commit(&mut self, batch: &mut [Command]) -> Result<(), LedgerError> {
         let writes = batch.iter().any(|command| !matches!(command, Command::Read(_)));
         let lost = &mut self.lost;
-        transaction(&self.conn, writes, |conn| batch.iter_mut().try_for_each(|c| c.run(conn, lost)))
+        transaction(&self.conn, writes, |conn| {
+            batch.iter_mut().try_for_each(|command| command.run(conn, lost))
+        })
     }
 
-    /// The storage fails: all of it in memory if that can be, else refused.
+    /// Runs a batch in memory because the storage fails, or refuses it if that is
+    /// not possible.
     fn hold(&mut self, batch: Vec<Command>) {
         if self.in_memory.is_none() {
             self.go_on_in_memory();
@@ -181,11 +190,11 @@ impl Writer {
         self.report();
     }
 
-    /// Opens the transaction that stays open, with all that is kept.
+    /// Opens the transaction in memory and runs all kept commands in it.
     fn go_on_in_memory(&mut self) {
         let began = Instant::now();
         let Self { conn, kept, lost, .. } = self;
-        // Whoever locks the file has been waited for already.
+        // The failed attempt has waited for a lock already.
         let opened = conn
             .busy_timeout(Duration::ZERO)
             .and_then(|()| {
@@ -193,7 +202,7 @@ impl Writer {
             })
             .map_err(LedgerError::from)
             .and_then(|()| kept.iter_mut().try_for_each(|command| command.run(conn, lost)));
-        // Neither has anything to do with the file.
+        // Sets a value of the connection and cannot fail for the file's sake.
         let _ = self.conn.busy_timeout(BUSY);
         match opened {
             Ok(()) => self.in_memory = Some(0),
@@ -202,16 +211,16 @@ impl Writer {
         self.next_try = Instant::now() + RETRY_EVERY.max(began.elapsed() * RETRY_SHARE);
     }
 
-    /// Takes back what was done in memory; what is kept stays to be tried again.
+    /// Rolls back the transaction in memory. Kept commands stay and are retried.
     fn leave_memory(&mut self) {
         self.lost += self.in_memory.take().unwrap_or(0);
         if !self.conn.is_autocommit() {
-            // If this fails too, there was no transaction left.
+            // Fails only if there is no transaction.
             let _ = self.conn.execute_batch("ROLLBACK");
         }
     }
 
-    /// Does it in memory, answers, and keeps it in case it has to be done again.
+    /// Runs a command in memory, answers it, and keeps it for a repetition.
     fn remember(&mut self, mut command: Command) {
         let weight = command.weight();
         let full = matches!(command, Command::Write(_)) && self.kept_rows + weight > MAX_KEPT / 2;
@@ -226,26 +235,27 @@ impl Writer {
             self.leave_memory();
             return self.refuse(command);
         }
-        // What was refused has changed nothing, and does not again.
+        // A refused call has changed nothing and is not kept.
         let refused = matches!(&command, Command::Write(ask) if ask.refused());
         command.answer(None);
         match command {
             Command::Write(_) if refused => {}
             Command::Write(_) => self.keep(command, weight),
             Command::Note(_) if self.kept_rows + weight <= MAX_KEPT => self.keep(command, weight),
-            // In the transaction, and lost if that has to be done again.
+            // It is in the transaction, and lost if that is rolled back.
             Command::Note(_) => self.in_memory = self.in_memory.map(|more| more + 1),
             Command::Read(_) | Command::Sync(_) => {}
         }
     }
 
+    /// Keeps a command for a later attempt.
     fn keep(&mut self, command: Command, weight: usize) {
         self.kept_rows += weight;
         self.kept.push_back(command);
     }
 
-    /// Nothing can be done: notes are kept, writes are answered with the error,
-    /// reads see what was committed last.
+    /// Handles a command while stuck: a note is kept, a write is answered with the
+    /// error, a read sees the last commit.
     fn refuse(&mut self, mut command: Command) {
         let weight = command.weight();
         match &mut command {
@@ -262,11 +272,13 @@ impl Writer {
         }
     }
 
+    /// Returns the error that the storage gave last.
     fn error(&self) -> LedgerError {
         self.failing.as_ref().map_or(LedgerError::Stopped, |(_, error)| error.clone())
     }
 
-    /// Writes what is kept, oldest first. True if the storage works again.
+    /// Writes the kept commands, the oldest first. Returns whether the storage works
+    /// again.
     fn catch_up(&mut self) -> bool {
         if self.in_memory.is_some() {
             if let Err(error) = self.conn.execute_batch("COMMIT") {
@@ -286,7 +298,7 @@ impl Writer {
             let (kept, lost) = (&mut self.kept, &mut self.lost);
             let tried = transaction(&self.conn, true, |conn| {
                 kept.iter_mut().take(count).try_for_each(|command| command.run(conn, lost))?;
-                // With nothing kept, something has to be written to know.
+                // With nothing kept, only a write shows whether the file can be written.
                 conn.prepare_cached("INSERT OR REPLACE INTO meta (key, value) VALUES ('ledger.probe', ?1)")?
                     .execute([Wall::now().0.to_string()])?;
                 Ok(())
@@ -303,16 +315,17 @@ impl Writer {
         }
     }
 
+    /// Ends the degraded state.
     fn recovered(&mut self) -> bool {
         if let Some((since, _)) = self.failing.take() {
             crate::observe::event!(
                 LEDGER_WRITABLE,
                 since = since,
                 lost = self.lost,
-                "ledger: can be written again"
+                "ledger: it can be written again"
             );
         }
-        // Of no consequence but for memory.
+        // A failure here costs memory only.
         let _ = self
             .conn
             .execute_batch("PRAGMA cache_spill = ON; PRAGMA temp_store = DEFAULT; PRAGMA shrink_memory");
@@ -320,17 +333,19 @@ impl Writer {
         true
     }
 
+    /// Records an error of the storage.
     fn fail(&mut self, error: LedgerError) {
         match &mut self.failing {
             Some((_, last)) => *last = error,
             None => {
-                crate::observe::event!(LEDGER_UNWRITABLE, error = %error, "ledger: cannot be written; changes are kept in memory and tried again");
+                crate::observe::event!(LEDGER_UNWRITABLE, error = %error, "ledger: it cannot be written; changes are kept in memory, and the write is retried; check the file system of state_dir");
                 self.failing = Some((Wall::now().0, error));
             }
         }
         self.report();
     }
 
+    /// Publishes the health.
     fn report(&self) {
         let now = match &self.failing {
             None => Health::Ok,
@@ -345,7 +360,8 @@ impl Writer {
     }
 }
 
-/// Rolls back on any error; some of SQLite's errors have done so already.
+/// Runs `f` in a transaction and rolls back on any error. After some errors SQLite
+/// has rolled back already.
 fn transaction(
     conn: &Connection,
     writes: bool,
@@ -358,7 +374,7 @@ fn transaction(
         .and_then(|()| f(conn))
         .and_then(|()| conn.execute_batch("COMMIT").map_err(LedgerError::from));
     if done.is_err() && !conn.is_autocommit() {
-        // If this fails too, there was no transaction left.
+        // Fails only if there is no transaction.
         let _ = conn.execute_batch("ROLLBACK");
     }
     done

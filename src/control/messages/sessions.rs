@@ -69,7 +69,8 @@ pub struct Attributed {
     pub window: u64,
     /// The path became valid while several sessions were open.
     pub shared: u64,
-    /// The job named the path.
+    /// Always 0. Earlier versions counted paths that the job named here; they count
+    /// as `closure` now.
     pub named: u64,
 }
 

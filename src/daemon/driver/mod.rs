@@ -278,7 +278,7 @@ impl Driver {
                     Outcome::Upstream => &mut counts.upstream,
                     Outcome::Collected => &mut counts.collected,
                 } += 1;
-                self.ledger.settle(push, settle::settled(outcome, 0, ware.attempts));
+                self.ledger.settle(push, settle::settled(outcome, ware.attempts));
                 self.gc_roots.release(ware.cache.0, ware.path);
             }
             Action::Failed(push, cause) => self.parked(push, cause),

@@ -28,11 +28,11 @@ impl Intake {
         planned: Vec<PlannedPush>,
         retry: bool,
     ) -> Result<(), IntakeError> {
-        let items = planned.iter().map(|c| self.new_item(c)).collect();
-        let admitted = self.ledger.admit(Admit { cursor: None, items, at: Wall::now().0 })?;
+        let pushes = planned.iter().map(|c| self.new_item(c)).collect();
+        let admitted = self.ledger.admit(Admit { cursor: None, pushes, at: Wall::now().0 })?;
         let mut sessions = HashMap::new();
         let mut found = Vec::new();
-        for (planned, (id, state, _)) in planned.into_iter().zip(admitted.items) {
+        for (planned, (id, state, _)) in planned.into_iter().zip(admitted.pushes) {
             if !planned.sessions.is_empty() {
                 sessions.insert(id, planned.sessions.iter().map(|(s, _)| *s).collect());
             }

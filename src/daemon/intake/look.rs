@@ -133,7 +133,7 @@ impl Intake {
         }
         // Last, so that what a crash or a full disk cut off is read again.
         if let Some(next) = next {
-            self.ledger.admit(Admit { cursor: Some(next.clone()), items: Vec::new(), at: Wall::now().0 })?;
+            self.ledger.admit(Admit { cursor: Some(next.clone()), pushes: Vec::new(), at: Wall::now().0 })?;
         }
         Ok(())
     }

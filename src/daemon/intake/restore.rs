@@ -46,7 +46,7 @@ impl Intake {
                 begin::note(&self.own_dir, &cursor);
                 self.ledger.admit(Admit {
                     cursor: Some(cursor.clone()),
-                    items: Vec::new(),
+                    pushes: Vec::new(),
                     at: Wall::now().0,
                 })?;
                 Ok(cursor)

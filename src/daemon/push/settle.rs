@@ -23,19 +23,19 @@ pub(in crate::daemon) fn failure(error: &CacheError) -> Failure {
 }
 
 /// The ledger's entry for a settled push.
-pub(in crate::daemon) fn settled(outcome: Outcome, bytes: u64, attempts: u32) -> Settle {
+pub(in crate::daemon) fn settled(outcome: Outcome, attempts: u32) -> Settle {
     let state = match outcome {
         Outcome::Pushed => PushState::Pushed,
         Outcome::Cached => PushState::Cached,
         Outcome::Upstream => PushState::Upstream,
         Outcome::Collected => PushState::Collected,
     };
-    Settle { state, error_class: None, error: None, bytes, attempts, at: Wall::now().0 }
+    Settle { state, error_class: None, error: None, attempts, at: Wall::now().0 }
 }
 
 /// The ledger's entry for a path that was gone when the daemon came back.
 pub(in crate::daemon) fn collected(attempts: u32) -> Settle {
-    settled(Outcome::Collected, 0, attempts)
+    settled(Outcome::Collected, attempts)
 }
 
 /// The ledger's entry for a parked push.
@@ -44,7 +44,6 @@ pub(in crate::daemon) fn parked(class: &str, error: String, attempts: u32) -> Se
         state: PushState::Failed,
         error_class: Some(class.to_owned()),
         error: Some(error),
-        bytes: 0,
         attempts,
         at: Wall::now().0,
     }

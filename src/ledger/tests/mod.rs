@@ -1,4 +1,4 @@
-//! The ledger over real files in directories of their own.
+//! Tests of the ledger, each with a real file in a directory of its own.
 
 mod opening;
 mod power;
@@ -17,11 +17,11 @@ pub(super) fn new_ledger() -> (TempDir, Ledger) {
 }
 
 pub(super) fn path(n: usize) -> String {
-    // Like a hash: neighbours in time are not neighbours in the index.
+    // Spread like hashes: paths that are admitted together are far apart in the index.
     format!("{:032x}-package-{n}-1.0", (n as u128).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835))
 }
 
-pub(super) fn item(n: usize, sessions: &[(SessionRow, Evidence)]) -> NewPushRow {
+pub(super) fn new_push(n: usize, sessions: &[(SessionRow, Evidence)]) -> NewPushRow {
     NewPushRow {
         cache: "main".into(),
         path: path(n),
@@ -33,8 +33,8 @@ pub(super) fn item(n: usize, sessions: &[(SessionRow, Evidence)]) -> NewPushRow 
     }
 }
 
-pub(super) fn admit(items: Vec<NewPushRow>) -> Admit {
-    Admit { cursor: None, items, at: 1000 }
+pub(super) fn admit(pushes: Vec<NewPushRow>) -> Admit {
+    Admit { cursor: None, pushes, at: 1000 }
 }
 
 pub(super) fn to(state: PushState) -> Settle {
@@ -43,7 +43,6 @@ pub(super) fn to(state: PushState) -> Settle {
         state,
         error_class: failed.then(|| "rejected".into()),
         error: failed.then(|| "the server said no".into()),
-        bytes: 0,
         attempts: 1,
         at: 2000,
     }
@@ -66,32 +65,33 @@ pub(super) fn session(ledger: &Ledger, id: &str) -> SessionRow {
 }
 
 fn one(ledger: &Ledger, new: NewPushRow) -> (PushId, PushState, bool) {
-    ledger.admit(admit(vec![new])).unwrap().items[0]
+    ledger.admit(admit(vec![new])).unwrap().pushes[0]
 }
 
 #[test]
-fn a_confirmation_from_the_future_is_not_believed_for_ever() {
+fn a_confirmation_from_the_future_is_not_trusted_for_ever() {
     const HOUR: i64 = 3_600_000;
     let (_dir, ledger) = new_ledger();
-    let (id, ..) = one(&ledger, item(1, &[]));
-    // The clock was ahead, and is put back.
+    let (id, ..) = one(&ledger, new_push(1, &[]));
+    // The clock was ahead and is set back.
     ledger.settle(id, Settle { at: 100 * HOUR, ..to(PushState::Pushed) });
     let again = |at: i64| {
-        let new = NewPushRow { recheck_before: at - HOUR, ..item(1, &[]) };
-        ledger.admit(Admit { cursor: None, items: vec![new], at }).unwrap().items[0].2
+        let new = NewPushRow { recheck_before: at - HOUR, ..new_push(1, &[]) };
+        ledger.admit(Admit { cursor: None, pushes: vec![new], at }).unwrap().pushes[0].2
     };
-    assert!(!again(100 * HOUR - 1000), "a moment is no jump");
+    assert!(!again(100 * HOUR - 1000), "a second is within the slack");
     assert!(again(50 * HOUR));
 }
 
 #[test]
-fn an_item_goes_from_admitted_to_pushed() {
+fn a_push_goes_from_admitted_to_pushed() {
     let (_dir, ledger) = new_ledger();
     let s = session(&ledger, "s");
     let cursor = Cursor { identity: "db".into(), id: 7 };
-    let batch = Admit { cursor: Some(cursor.clone()), items: vec![item(1, &[(s, Evidence::Hook)])], at: 1 };
+    let batch =
+        Admit { cursor: Some(cursor.clone()), pushes: vec![new_push(1, &[(s, Evidence::Hook)])], at: 1 };
     let admitted = ledger.admit(batch).unwrap();
-    let (id, state, pending) = admitted.items[0];
+    let (id, state, pending) = admitted.pushes[0];
     assert_eq!((state, pending), (PushState::Pending, true));
     assert_eq!(ledger.cursor().unwrap(), Some(cursor));
     assert_eq!(ledger.summary(s).unwrap().pending, 1);
@@ -112,7 +112,7 @@ fn an_item_goes_from_admitted_to_pushed() {
 fn an_upload_whose_answer_was_lost_counts_as_pushed() {
     let (dir, ledger) = new_ledger();
     let s = session(&ledger, "s");
-    let (id, ..) = one(&ledger, item(1, &[(s, Evidence::Process)]));
+    let (id, ..) = one(&ledger, new_push(1, &[(s, Evidence::Process)]));
     ledger.uploading(id, 2);
     drop(ledger);
     let (ledger, opened) = Ledger::open(&dir.path().join("ledger.db")).unwrap();
@@ -125,11 +125,11 @@ fn an_upload_whose_answer_was_lost_counts_as_pushed() {
 }
 
 #[test]
-fn closure_yields_to_who_made_the_path_only_if_there_is_one() {
+fn a_push_counts_for_the_session_that_made_the_path_if_there_is_one() {
     let (_dir, ledger) = new_ledger();
     let (a, b) = (session(&ledger, "a"), session(&ledger, "b"));
-    let (x, ..) = one(&ledger, item(1, &[(a, Evidence::Process), (b, Evidence::Closure)]));
-    let (y, ..) = one(&ledger, item(2, &[(a, Evidence::Window), (b, Evidence::Closure)]));
+    let (x, ..) = one(&ledger, new_push(1, &[(a, Evidence::Process), (b, Evidence::Closure)]));
+    let (y, ..) = one(&ledger, new_push(2, &[(a, Evidence::Window), (b, Evidence::Closure)]));
     ledger.settle(x, to(PushState::Pushed));
     ledger.settle(y, to(PushState::Pushed));
     let (a, b) = (ledger.summary(a).unwrap(), ledger.summary(b).unwrap());
@@ -138,11 +138,11 @@ fn closure_yields_to_who_made_the_path_only_if_there_is_one() {
 }
 
 #[test]
-fn a_session_that_is_over_keeps_its_failure_and_a_live_one_waits_again() {
+fn a_closed_session_keeps_its_failure_and_a_live_one_waits_again() {
     let (_dir, ledger) = new_ledger();
     let (over, live) = (session(&ledger, "over"), session(&ledger, "live"));
     let both = [(over, Evidence::Hook), (live, Evidence::Hook)];
-    let (id, ..) = one(&ledger, item(1, &both));
+    let (id, ..) = one(&ledger, new_push(1, &both));
     ledger.settle(id, to(PushState::Failed));
     ledger.session_state(over, SessionState::Closed, 9, Some(3));
     ledger.reopen(&[id]);
@@ -153,11 +153,11 @@ fn a_session_that_is_over_keeps_its_failure_and_a_live_one_waits_again() {
     assert_eq!((counts.failed_total, counts.total()), (1, 1));
     let failure = Failure { path: path(1), class: "rejected".into(), error: "the server said no".into() };
     assert_eq!(counts.failed, [failure]);
-    // Nothing is attached to what is over.
-    let admitted = ledger.admit(admit(vec![item(2, &both), item(3, &[(99, Evidence::Hook)])])).unwrap();
-    assert_eq!(admitted.refused, [over, 99]);
-    assert_eq!(ledger.session_items(live, 0, 10).unwrap().len(), 2);
-    assert_eq!(ledger.session_items(over, 0, 10).unwrap().len(), 1);
+    // A closed session and an unknown one gain no pushes.
+    ledger.admit(admit(vec![new_push(2, &both), new_push(3, &[(99, Evidence::Hook)])])).unwrap();
+    assert!(ledger.session_pushes(99, 0, 10).unwrap().is_empty());
+    assert_eq!(ledger.session_pushes(live, 0, 10).unwrap().len(), 2);
+    assert_eq!(ledger.session_pushes(over, 0, 10).unwrap().len(), 1);
 }
 
 #[test]
@@ -179,31 +179,31 @@ fn sessions_end_once() {
 }
 
 #[test]
-fn prune_forgets_what_is_over_and_nothing_else() {
+fn prune_removes_old_sessions_and_their_pushes_only() {
     let (_dir, ledger) = new_ledger();
     let (old, live) = (session(&ledger, "old"), session(&ledger, "live"));
-    let (named, ..) = one(&ledger, item(1, &[(old, Evidence::Hook), (live, Evidence::Hook)]));
-    let (free, ..) = one(&ledger, item(2, &[(old, Evidence::Hook)]));
-    let (waiting, ..) = one(&ledger, item(3, &[(old, Evidence::Hook)]));
+    let (named, ..) = one(&ledger, new_push(1, &[(old, Evidence::Hook), (live, Evidence::Hook)]));
+    let (free, ..) = one(&ledger, new_push(2, &[(old, Evidence::Hook)]));
+    let (waiting, ..) = one(&ledger, new_push(3, &[(old, Evidence::Hook)]));
     ledger.settle(named, to(PushState::Pushed));
     ledger.settle(free, to(PushState::Failed));
     ledger.session_state(old, SessionState::Closed, 10, None);
     assert_eq!(ledger.prune(10).unwrap(), Pruned::default());
-    assert_eq!(ledger.prune(5000).unwrap(), Pruned { sessions: 1, items: 1 });
+    assert_eq!(ledger.prune(5000).unwrap(), Pruned { sessions: 1, pushes: 1 });
     assert_eq!(ledger.session("old").unwrap(), None);
-    assert_eq!(ledger.unsettled(0, 10).unwrap().iter().map(|i| i.id).collect::<Vec<_>>(), [waiting]);
+    assert_eq!(ledger.unsettled(0, 10).unwrap().iter().map(|push| push.id).collect::<Vec<_>>(), [waiting]);
     assert_eq!(ledger.summary(live).unwrap().pushed, 1);
     let reasons: i64 =
-        ledger.read(|c| Ok(c.query_row("SELECT count(*) FROM reason", [], |r| r.get(0))?)).unwrap();
+        ledger.read(|conn| Ok(conn.query_row("SELECT count(*) FROM reason", [], |r| r.get(0))?)).unwrap();
     assert_eq!(reasons, 0);
     // An id is never used twice.
-    assert!(one(&ledger, item(2, &[])).0 > waiting);
+    assert!(one(&ledger, new_push(2, &[])).0 > waiting);
 }
 
 #[test]
-fn a_refused_call_does_not_touch_its_neighbours() {
+fn a_refused_call_does_not_roll_back_other_calls() {
     let (_dir, ledger) = new_ledger();
-    let (id, ..) = one(&ledger, item(1, &[]));
+    let (id, ..) = one(&ledger, new_push(1, &[]));
     ledger.settle(id, to(PushState::Upstream));
     let half: Result<()> = ledger.write(|conn| {
         conn.execute("INSERT INTO meta VALUES ('half', 'done')", [])?;
@@ -225,7 +225,7 @@ async fn call_reaches_the_ledger_from_async_code() {
 #[test]
 fn long_errors_are_cut_at_a_character() {
     let (_dir, ledger) = new_ledger();
-    let (id, ..) = one(&ledger, item(1, &[]));
+    let (id, ..) = one(&ledger, new_push(1, &[]));
     let error = Some(format!("x{}", "é".repeat(5000)));
     ledger.settle(id, Settle { error, ..to(PushState::Failed) });
     assert_eq!(ledger.unsettled(0, 1).unwrap()[0].error.as_ref().unwrap().len(), MAX_ERROR - 1);

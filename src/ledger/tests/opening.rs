@@ -24,7 +24,7 @@ fn only_the_owner_can_read_it() {
 }
 
 #[test]
-fn version_1_is_brought_up_with_its_content() {
+fn a_file_of_version_1_is_migrated_with_its_content() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("ledger.db");
     let mut v1 = Connection::open(&file).unwrap();
@@ -34,7 +34,7 @@ fn version_1_is_brought_up_with_its_content() {
          INSERT INTO reason VALUES (1, 'rejected', 'no');
          INSERT INTO item (id, cache, path, nar_size, state, reason) VALUES (1, 1, 'a', 7, 2, NULL), (2, 1, 'b', 9, 5, 1);
          INSERT INTO session (id, name, cache, uid, gid, strict, started_at) VALUES (1, 's', 'main', 0, 0, 0, 0);
-         INSERT INTO session_item VALUES (1, 1, 0, 2), (1, 2, 0, 5);",
+         INSERT INTO session_item VALUES (1, 1, 0, 2), (1, 2, 5, 5);",
     )
     .unwrap();
     assert_eq!(schema::version(&v1).unwrap(), 1);
@@ -44,11 +44,13 @@ fn version_1_is_brought_up_with_its_content() {
     let counts = ledger.summary(1).unwrap();
     assert_eq!((counts.pushed, counts.bytes, counts.failed_total), (1, 7, 1));
     assert_eq!(counts.failed[0].error, "no");
+    // That is how earlier versions recorded a named path.
+    assert_eq!(counts.by_evidence[Evidence::Closure as usize], 1);
     assert!(ledger.session("s").unwrap().unwrap().warnings.is_empty());
 }
 
 #[test]
-fn a_newer_one_is_refused_and_left_alone() {
+fn a_newer_file_is_refused_and_not_touched() {
     let (dir, ledger) = new_ledger();
     let file = dir.path().join("ledger.db");
     drop(ledger);
@@ -63,7 +65,7 @@ fn a_newer_one_is_refused_and_left_alone() {
 }
 
 #[test]
-fn the_database_of_something_else_is_refused() {
+fn another_programs_database_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("ledger.db");
     Connection::open(&file).unwrap().execute_batch("CREATE TABLE precious (x)").unwrap();
@@ -71,12 +73,12 @@ fn the_database_of_something_else_is_refused() {
 }
 
 #[test]
-fn a_damaged_one_is_set_aside() {
+fn a_damaged_file_is_moved_away() {
     let (dir, ledger) = new_ledger();
     let file = dir.path().join("ledger.db");
-    ledger.admit(admit((0..2000).map(|n| item(n, &[])).collect())).unwrap();
+    ledger.admit(admit((0..2000).map(|n| new_push(n, &[])).collect())).unwrap();
     drop(ledger);
-    // The header stays, pages in the middle are overwritten: only the check finds that.
+    // The header is intact and pages in the middle are overwritten: only the check finds that.
     let mut bytes = fs::read(&file).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle..middle + 16384].fill(0x5a);
@@ -90,7 +92,7 @@ fn a_damaged_one_is_set_aside() {
     assert!(ledger.unsettled(0, 1).unwrap().is_empty());
     ledger.set_meta("works", "yes").unwrap();
     drop(ledger);
-    // Not a database at all; the second one of the same second gets another name.
+    // Not a database at all. The second one within a second gets another name.
     for _ in 0..2 {
         fs::write(&file, "rubbish".repeat(1000)).unwrap();
         assert!(matches!(Ledger::open(&file).unwrap().1, Opened::Recovered { .. }));
@@ -106,7 +108,7 @@ fn a_damaged_one_is_set_aside() {
 }
 
 #[test]
-fn a_missing_directory_is_said_so() {
+fn a_missing_directory_is_an_error() {
     let Err(error) = Ledger::open(Path::new("/nonexistent/dir/ledger.db")) else { panic!("opened") };
     assert!(matches!(error, LedgerError::Open { .. }), "{error}");
 }

@@ -1,17 +1,16 @@
-//! A power cut: the last moments are not there, and what is there is whole.
+//! A power cut: the last commits may be lost, and the others are whole.
 
 use super::*;
 
-/// What of the log has reached the disk when the power goes is some first part
-/// of it, and its last page may be torn.
+/// At a power cut the disk has a prefix of the log, and its last page may be torn.
 #[test]
-fn whatever_part_of_the_log_is_left_cursor_and_items_belong_together() {
+fn with_any_prefix_of_the_log_the_cursor_fits_the_pushes() {
     let (dir, ledger) = new_ledger();
     const ROUNDS: i64 = 16;
     for n in 1..=ROUNDS {
         let cursor = Some(Cursor { identity: "db".into(), id: n });
-        let items = vec![item(usize::try_from(n).unwrap(), &[])];
-        let (id, ..) = ledger.admit(Admit { cursor, items, at: n }).unwrap().items[0];
+        let pushes = vec![new_push(usize::try_from(n).unwrap(), &[])];
+        let (id, ..) = ledger.admit(Admit { cursor, pushes, at: n }).unwrap().pushes[0];
         if n % 2 == 0 {
             ledger.settle(id, to(PushState::Pushed));
         }
@@ -21,7 +20,7 @@ fn whatever_part_of_the_log_is_left_cursor_and_items_belong_together() {
     let file = std::fs::read(dir.path().join("ledger.db")).unwrap();
     assert!(log.len() > 50 * 4096, "all of it is in the log: {} bytes", log.len());
     let mut seen = std::collections::BTreeSet::new();
-    // A page and its head take 4120 bytes: cuts between pages, and within them.
+    // A page with its header has 4,120 bytes: cuts between pages, and within them.
     for cut in (0..=log.len()).step_by(4120 / 2 - 7) {
         let at = tempfile::tempdir().unwrap();
         let copy = at.path().join("ledger.db");
@@ -30,15 +29,15 @@ fn whatever_part_of_the_log_is_left_cursor_and_items_belong_together() {
         let (left, opened) = Ledger::open(&copy).unwrap();
         assert!(!matches!(opened, Opened::Recovered { .. }), "a cut at {cut} is no damage");
         let known = left.cursor().unwrap().map_or(0, |cursor| cursor.id);
-        let ids = left.read(|c| {
-            let mut all = c.prepare("SELECT id FROM item ORDER BY id")?;
+        let ids = left.read(|conn| {
+            let mut all = conn.prepare("SELECT id FROM item ORDER BY id")?;
             Ok(all.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<Vec<i64>>>()?)
         });
         assert_eq!(ids.unwrap(), (1..=known).collect::<Vec<_>>(), "cut at {cut}");
-        // And it goes on from there.
+        // The ledger continues from there.
         let cursor = Some(Cursor { identity: "db".into(), id: known + 1 });
-        let items = vec![item(usize::try_from(known + 1).unwrap(), &[])];
-        left.admit(Admit { cursor, items, at: known }).unwrap();
+        let pushes = vec![new_push(usize::try_from(known + 1).unwrap(), &[])];
+        left.admit(Admit { cursor, pushes, at: known }).unwrap();
         seen.insert(known);
     }
     assert_eq!((seen.first(), seen.last()), (Some(&0), Some(&ROUNDS)));

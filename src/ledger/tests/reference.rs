@@ -1,5 +1,5 @@
-//! Random sequences against a model in memory: the counts of every session and
-//! the state of every item agree after each step.
+//! Random operations against a model in memory: after each step the counts of every
+//! session and the state of every push agree.
 
 use std::collections::BTreeMap;
 
@@ -7,12 +7,12 @@ use proptest::prelude::*;
 
 use super::*;
 
-const ITEMS: usize = 4;
+const PUSHES: usize = 4;
 const SESSIONS: usize = 3;
 
 #[derive(Clone, Debug)]
 enum Op {
-    Admit { item: usize, state: PushState, recheck: bool, retry: bool, by: Vec<(usize, Evidence)> },
+    Admit { push: usize, state: PushState, recheck: bool, retry: bool, by: Vec<(usize, Evidence)> },
     Uploading(usize),
     Settle(usize, PushState),
     Reopen(usize),
@@ -28,7 +28,6 @@ fn op() -> impl Strategy<Value = Op> {
         Evidence::Closure,
         Evidence::Window,
         Evidence::Shared,
-        Evidence::Named,
     ]);
     let by = prop::collection::vec((0..SESSIONS, evidence), 0..3);
     let first = prop::sample::select(vec![S::Pending, S::Pending, S::Pending, S::Upstream, S::Skipped]);
@@ -44,11 +43,11 @@ fn op() -> impl Strategy<Value = Op> {
     let life =
         prop::sample::select(vec![SessionState::Draining, SessionState::Closed, SessionState::Abandoned]);
     prop_oneof![
-        8 => (0..ITEMS, first, any::<bool>(), any::<bool>(), by)
-            .prop_map(|(item, state, recheck, retry, by)| Op::Admit { item, state, recheck, retry, by }),
-        2 => (0..ITEMS).prop_map(Op::Uploading),
-        6 => (0..ITEMS, end).prop_map(|(item, state)| Op::Settle(item, state)),
-        2 => (0..ITEMS).prop_map(Op::Reopen),
+        8 => (0..PUSHES, first, any::<bool>(), any::<bool>(), by)
+            .prop_map(|(push, state, recheck, retry, by)| Op::Admit { push, state, recheck, retry, by }),
+        2 => (0..PUSHES).prop_map(Op::Uploading),
+        6 => (0..PUSHES, end).prop_map(|(push, state)| Op::Settle(push, state)),
+        2 => (0..PUSHES).prop_map(Op::Reopen),
         1 => (0..SESSIONS, life).prop_map(|(s, state)| Op::Session(s, state)),
         1 => Just(Op::Restart),
     ]
@@ -57,8 +56,8 @@ fn op() -> impl Strategy<Value = Op> {
 #[derive(Default)]
 struct Model {
     /// State, settled at step.
-    items: BTreeMap<usize, (PushState, i64)>,
-    /// By (session, item): evidence and outcome.
+    pushes: BTreeMap<usize, (PushState, i64)>,
+    /// By (session, push): evidence and outcome.
     belongs: BTreeMap<(usize, usize), (Evidence, Outcome)>,
     sessions: [Option<SessionState>; SESSIONS],
 }
@@ -68,10 +67,10 @@ impl Model {
         self.sessions[s].is_none_or(SessionState::is_live)
     }
 
-    fn wait_again_after_failure(&mut self, item: usize) {
+    fn wait_again_after_failure(&mut self, push: usize) {
         for s in 0..SESSIONS {
             let live = self.live(s);
-            if let Some((_, outcome @ Outcome::Failed)) = self.belongs.get_mut(&(s, item))
+            if let Some((_, outcome @ Outcome::Failed)) = self.belongs.get_mut(&(s, push))
                 && live
             {
                 *outcome = Outcome::Pending;
@@ -79,11 +78,11 @@ impl Model {
         }
     }
 
-    fn tell(&mut self, item: usize, state: PushState) {
+    fn settle(&mut self, push: usize, state: PushState) {
         let waiting: Vec<_> = self
             .belongs
             .iter()
-            .filter(|((_, i), (_, o))| *i == item && *o == Outcome::Pending)
+            .filter(|((_, i), (_, o))| *i == push && *o == Outcome::Pending)
             .map(|((s, _), (e, _))| (*s, *e))
             .collect();
         for (s, evidence) in &waiting {
@@ -91,9 +90,7 @@ impl Model {
                 waiting.iter().any(|(t, e)| t != s && matches!(e, Evidence::Hook | Evidence::Process));
             let outcome = match state {
                 PushState::Pending | PushState::Uploading => return,
-                PushState::Pushed if matches!(evidence, Evidence::Closure | Evidence::Named) && maker => {
-                    Outcome::AlreadyCached
-                }
+                PushState::Pushed if *evidence == Evidence::Closure && maker => Outcome::AlreadyCached,
                 PushState::Pushed => Outcome::Pushed,
                 PushState::Cached => Outcome::AlreadyCached,
                 PushState::Upstream => Outcome::Upstream,
@@ -101,13 +98,13 @@ impl Model {
                 PushState::Skipped => Outcome::Skipped,
                 PushState::Collected => Outcome::Collected,
             };
-            self.belongs.insert((*s, item), (*evidence, outcome));
+            self.belongs.insert((*s, push), (*evidence, outcome));
         }
     }
 
     fn admit(
         &mut self,
-        item: usize,
+        push: usize,
         new: PushState,
         recheck: i64,
         retry: bool,
@@ -115,7 +112,7 @@ impl Model {
         at: i64,
     ) {
         use PushState as S;
-        let again = match self.items.get(&item) {
+        let again = match self.pushes.get(&push) {
             None => true,
             Some((S::Pending | S::Uploading, _)) => false,
             Some((S::Failed, _)) => retry,
@@ -123,13 +120,13 @@ impl Model {
             Some((old @ (S::Skipped | S::Collected), _)) => *old != new,
         };
         if again {
-            let old = self.items.insert(item, (new, at));
+            let old = self.pushes.insert(push, (new, at));
             if matches!(old, Some((S::Failed, _))) {
-                self.wait_again_after_failure(item);
-                self.tell(item, new);
+                self.wait_again_after_failure(push);
+                self.settle(push, new);
             }
         }
-        let now = self.items[&item].0;
+        let now = self.pushes[&push].0;
         for (s, evidence) in by.iter().filter(|(s, _)| self.live(*s)).copied().collect::<Vec<_>>() {
             let outcome = match now {
                 S::Pending | S::Uploading => Outcome::Pending,
@@ -140,7 +137,7 @@ impl Model {
                 S::Collected => Outcome::Collected,
             };
             self.belongs
-                .entry((s, item))
+                .entry((s, push))
                 .and_modify(|(e, o)| {
                     *e = evidence.min(*e);
                     if outcome == Outcome::Pending && *o != Outcome::Pushed {
@@ -153,13 +150,13 @@ impl Model {
 
     fn counts(&self, session: usize) -> Counts {
         let mut counts = Counts::default();
-        for ((_, item), (evidence, outcome)) in self.belongs.iter().filter(|((s, _), _)| *s == session) {
+        for ((_, push), (evidence, outcome)) in self.belongs.iter().filter(|((s, _), _)| *s == session) {
             counts.by_evidence[*evidence as usize] += 1;
             match outcome {
                 Outcome::Pending => counts.pending += 1,
                 Outcome::Pushed => {
                     counts.pushed += 1;
-                    counts.bytes += 1 << item;
+                    counts.bytes += 1 << push;
                 }
                 Outcome::AlreadyCached => counts.already_cached += 1,
                 Outcome::Upstream => counts.upstream += 1,
@@ -183,35 +180,35 @@ proptest! {
         let mut ids = BTreeMap::new();
         for (at, op) in (10_i64..).step_by(10).zip(ops) {
             match op {
-                Op::Admit { item: n, state, recheck, retry, by } => {
-                    // Half of the confirmations on average are too old.
+                Op::Admit { push: n, state, recheck, retry, by } => {
+                    // On average half of the confirmations are too old.
                     let recheck_before = if recheck { at - 40 } else { 0 };
                     let sessions: Vec<_> = by.iter().map(|(s, e)| (rows[*s], *e)).collect();
-                    let new = NewPushRow { nar_size: 1 << n, state, recheck_before, retry_failed: retry, ..item(n, &sessions) };
-                    let before = model.items.get(&n).map(|i| i.0);
-                    let got = ledger.admit(Admit { cursor: None, items: vec![new], at }).unwrap().items[0];
+                    let new = NewPushRow { nar_size: 1 << n, state, recheck_before, retry_failed: retry, ..new_push(n, &sessions) };
+                    let before = model.pushes.get(&n).map(|push| push.0);
+                    let got = ledger.admit(Admit { cursor: None, pushes: vec![new], at }).unwrap().pushes[0];
                     model.admit(n, state, recheck_before, retry, &by, at);
-                    let now = model.items[&n].0;
+                    let now = model.pushes[&n].0;
                     let pending = now == PushState::Pending
                         && !matches!(before, Some(PushState::Pending | PushState::Uploading));
                     prop_assert_eq!(got, (*ids.entry(n).or_insert(got.0), now, pending));
                 }
                 Op::Uploading(n) => if let Some(id) = ids.get(&n) {
                     ledger.uploading(*id, 1);
-                    let known = model.items.get_mut(&n).unwrap();
+                    let known = model.pushes.get_mut(&n).unwrap();
                     if known.0 == PushState::Pending { known.0 = PushState::Uploading; }
                 },
                 Op::Settle(n, state) => if let Some(id) = ids.get(&n) {
                     ledger.settle(*id, Settle { at, ..to(state) });
-                    let lost_answer = model.items[&n].0 == PushState::Uploading && state == PushState::Cached;
+                    let lost_answer = model.pushes[&n].0 == PushState::Uploading && state == PushState::Cached;
                     let now = if lost_answer { PushState::Pushed } else { state };
-                    model.items.insert(n, (now, at));
-                    model.tell(n, now);
+                    model.pushes.insert(n, (now, at));
+                    model.settle(n, now);
                 },
                 Op::Reopen(n) => if let Some(id) = ids.get(&n) {
                     ledger.reopen(&[*id]);
-                    if model.items[&n].0 == PushState::Failed {
-                        model.items.insert(n, (PushState::Pending, at));
+                    if model.pushes[&n].0 == PushState::Failed {
+                        model.pushes.insert(n, (PushState::Pending, at));
                         model.wait_again_after_failure(n);
                     }
                 },
@@ -231,10 +228,10 @@ proptest! {
                 got.failed.clear();
                 prop_assert_eq!(got, model.counts(s), "session {}", s);
             }
-            for (n, (state, _)) in &model.items {
+            for (n, (state, _)) in &model.pushes {
                 prop_assert_eq!(ledger.lookup("main", &[path(*n)]).unwrap()[0].unwrap().1, *state);
             }
-            let open = model.items.values().filter(|(s, _)| {
+            let open = model.pushes.values().filter(|(s, _)| {
                 matches!(s, PushState::Pending | PushState::Uploading | PushState::Failed)
             });
             prop_assert_eq!(ledger.unsettled(0, 100).unwrap().len(), open.count());

@@ -1,41 +1,41 @@
-//! A full disk and a killed process.
+//! A full disk, and a killed process.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 
 use super::*;
 
-/// Not one page more than now; SQLite answers with a real SQLITE_FULL.
+/// Forbids any further page, so that SQLite answers with SQLITE_FULL.
 fn fill_up(ledger: &Ledger) {
     ledger
-        .read(|c| {
-            let pages: i64 = c.query_row("PRAGMA page_count", [], |r| r.get(0))?;
-            c.query_row(&format!("PRAGMA max_page_count = {pages}"), [], |_| Ok(()))?;
+        .read(|conn| {
+            let pages: i64 = conn.query_row("PRAGMA page_count", [], |r| r.get(0))?;
+            conn.query_row(&format!("PRAGMA max_page_count = {pages}"), [], |_| Ok(()))?;
             Ok(())
         })
         .unwrap();
 }
 
 fn make_space(ledger: &Ledger) {
-    ledger.read(|c| Ok(c.query_row("PRAGMA max_page_count = 1000000", [], |_| Ok(()))?)).unwrap();
+    ledger.read(|conn| Ok(conn.query_row("PRAGMA max_page_count = 1000000", [], |_| Ok(()))?)).unwrap();
 }
 
-/// Each needs space: a long reason of its own.
+/// Returns a failure with a long reason of its own, so that it needs space.
 fn failure(n: PushId) -> Settle {
     Settle { error: Some(format!("{n} {}", "long ".repeat(300))), ..to(PushState::Failed) }
 }
 
 #[test]
-fn a_full_disk_loses_nothing_and_says_so() {
+fn a_full_disk_loses_nothing_and_shows_in_the_health() {
     let (dir, ledger) = new_ledger();
     let s = session(&ledger, "s");
-    let new = |from, to| admit((from..to).map(|n| item(n, &[(s, Evidence::Hook)])).collect());
-    let ids: Vec<_> = ledger.admit(new(0, 20)).unwrap().items.iter().map(|i| i.0).collect();
+    let new = |from, to| admit((from..to).map(|n| new_push(n, &[(s, Evidence::Hook)])).collect());
+    let ids: Vec<_> = ledger.admit(new(0, 20)).unwrap().pushes.iter().map(|push| push.0).collect();
     fill_up(&ledger);
     for id in &ids {
         ledger.settle(*id, failure(*id));
     }
-    // Order: a failure and its reopening must not change places.
+    // The order counts: a failure, then its retry.
     ledger.reopen(&ids[..5]);
     ledger.session_state(s, SessionState::Draining, 7, None);
     assert!(matches!(ledger.sync(), Err(LedgerError::Full(_))));
@@ -43,12 +43,12 @@ fn a_full_disk_loses_nothing_and_says_so() {
     let Health::Degraded { error, kept, lost, .. } = ledger.health() else { panic!("healthy") };
     assert!(error.contains("full"), "{error}");
     assert!(kept > 0 && lost == 0);
-    // Reading goes on, and tells only what is written.
+    // Reads go on, from the last commit.
     let before = ledger.summary(s).unwrap();
     assert_eq!(before.total(), 20);
     assert!(before.pending > 0);
     make_space(&ledger);
-    // No further command: it is tried again on its own.
+    // The writer retries without a further command.
     while ledger.health() != Health::Ok {
         std::thread::yield_now();
     }
@@ -64,10 +64,10 @@ fn a_full_disk_loses_nothing_and_says_so() {
 #[test]
 fn a_call_too_large_for_the_disk_does_not_stop_the_rest() {
     let (_dir, ledger) = new_ledger();
-    let (id, ..) = one(&ledger, item(1, &[]));
+    let (id, ..) = one(&ledger, new_push(1, &[]));
     fill_up(&ledger);
     assert!(matches!(
-        ledger.admit(admit((2..5000).map(|n| item(n, &[])).collect())),
+        ledger.admit(admit((2..5000).map(|n| new_push(n, &[])).collect())),
         Err(LedgerError::Full(_))
     ));
     assert_eq!(ledger.lookup("main", &[path(2)]).unwrap(), [None]);
@@ -80,7 +80,7 @@ fn a_call_too_large_for_the_disk_does_not_stop_the_rest() {
 const CHILD: &str = "FLYWHEEL_TEST_LEDGER_KILL";
 
 #[test]
-fn killed_at_any_moment_what_was_answered_is_there() {
+fn after_a_kill_at_any_moment_answered_calls_are_in_the_file() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("ledger.db");
     let mut known = 0;
@@ -103,16 +103,16 @@ fn killed_at_any_moment_what_was_answered_is_there() {
                 child.kill().unwrap();
             }
         }
-        assert!(!child.wait().unwrap().success(), "it was to be killed");
+        assert!(!child.wait().unwrap().success(), "it should have been killed");
         assert!(answered > known);
         let (ledger, opened) = Ledger::open(&file).unwrap();
         assert_eq!(opened, Opened::Continued);
         known = ledger.cursor().unwrap().unwrap().id;
-        assert!(known >= answered, "{answered} was answered, {known} is there");
+        assert!(known >= answered, "{answered} was answered, {known} is in the file");
         let count: i64 =
-            ledger.read(|c| Ok(c.query_row("SELECT count(*) FROM item", [], |r| r.get(0))?)).unwrap();
-        assert_eq!(count, known, "cursor and items belong together");
-        // What was sent before an answered call is there too; the last may be missing.
+            ledger.read(|conn| Ok(conn.query_row("SELECT count(*) FROM item", [], |r| r.get(0))?)).unwrap();
+        assert_eq!(count, known, "the cursor fits the pushes");
+        // Changes that were sent before an answered call are in the file too.
         assert!(ledger.unsettled(0, 10).unwrap().iter().all(|row| row.id >= answered));
     }
 }
@@ -127,8 +127,8 @@ fn kill_child() {
     let first = ledger.cursor().unwrap().map_or(0, |c| c.id) + 1;
     for n in first.. {
         let cursor = Some(Cursor { identity: "db".into(), id: n });
-        let items = vec![item(usize::try_from(n).unwrap(), &[])];
-        let (id, ..) = ledger.admit(Admit { cursor, items, at: n }).unwrap().items[0];
+        let pushes = vec![new_push(usize::try_from(n).unwrap(), &[])];
+        let (id, ..) = ledger.admit(Admit { cursor, pushes, at: n }).unwrap().pushes[0];
         if writeln!(std::io::stdout(), "answered {n}").is_err() {
             return;
         }
@@ -139,10 +139,11 @@ fn kill_child() {
 
 const NO_ROOM: &str = "FLYWHEEL_TEST_LEDGER_NO_ROOM";
 
-/// A limit on the size of files stands for a disk without room. It holds for a
-/// whole process, and ends it unless the signal is ignored; so it has its own.
+/// A limit on the size of files takes the place of a full disk. It applies to a whole
+/// process and kills it unless the signal is ignored, so the test runs in a process
+/// of its own.
 #[test]
-fn without_room_everything_goes_on_in_memory() {
+fn on_a_full_disk_calls_run_in_memory() {
     let dir = tempfile::tempdir().unwrap();
     let ended = Command::new("sh")
         .args(["-c", "trap '' XFSZ; exec \"$@\"", "sh"])
@@ -166,20 +167,20 @@ fn no_room_child() {
     let file = Path::new(&file);
     let (ledger, _) = Ledger::open(file).unwrap();
     let first = session(&ledger, "first");
-    let (written, ..) = one(&ledger, item(0, &[(first, Evidence::Hook)]));
+    let (written, ..) = one(&ledger, new_push(0, &[(first, Evidence::Hook)]));
     ledger.sync().unwrap();
     let log = || std::fs::metadata(file.with_file_name("ledger.db-wal")).unwrap();
-    // Some of a commit can be written, and never all of it.
+    // A part of a commit can be written, and never all of it.
     limit(Some(log().len() + 8192));
     let cursor = |id| Some(Cursor { identity: "db".into(), id });
-    let items = (1..100).map(|n| item(n, &[(first, Evidence::Process)])).collect();
-    let ids = ledger.admit(Admit { cursor: cursor(99), items, at: 1000 }).unwrap().items;
+    let pushes = (1..100).map(|n| new_push(n, &[(first, Evidence::Process)])).collect();
+    let ids = ledger.admit(Admit { cursor: cursor(99), pushes, at: 1000 }).unwrap().pushes;
     for (id, ..) in &ids[..50] {
         ledger.uploading(*id, 1);
         ledger.settle(*id, to(PushState::Pushed));
     }
     let second = session(&ledger, "second");
-    // One that is refused leaves nothing, now and when all is done again.
+    // A refused call changes nothing, now and when the calls run again.
     let twice = ledger.session("first").unwrap().unwrap().new;
     assert!(matches!(ledger.session_open(twice), Err(LedgerError::SessionExists(_))));
     assert!(matches!(ledger.sync(), Err(LedgerError::Io(_) | LedgerError::Full(_))));
@@ -197,7 +198,7 @@ fn no_room_child() {
         assert_eq!(found, wanted);
     };
     as_expected(&ledger);
-    // It is tried again, taken back and done again: each try writes a part.
+    // Two further attempts: each writes a part, is rolled back, and runs again.
     for _ in 0..2 {
         let before = log().modified().unwrap();
         while log().modified().unwrap() == before {
@@ -205,8 +206,8 @@ fn no_room_child() {
         }
         as_expected(&ledger);
     }
-    // There is an end to it: what is taken in must also be able to end.
-    let many: Vec<NewPushRow> = (1000..41_000).map(|n| item(n, &[])).collect();
+    // Memory is bounded: admitted pushes must still be able to settle.
+    let many: Vec<NewPushRow> = (1000..41_000).map(|n| new_push(n, &[])).collect();
     assert!(ledger.admit(admit(many)).unwrap_err().is_storage());
     as_expected(&ledger);
     limit(None);

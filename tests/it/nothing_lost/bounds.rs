@@ -50,7 +50,7 @@ fn history(ledger: &Ledger, jobs: usize, paths: usize) {
             after: 0,
         };
         let row = ledger.session_open(new).unwrap();
-        let item = |n: usize| NewPushRow {
+        let push = |n: usize| NewPushRow {
             cache: "main".into(),
             path: format!("{:032}-past", job * paths + n),
             nar_size: 1000,
@@ -59,10 +59,10 @@ fn history(ledger: &Ledger, jobs: usize, paths: usize) {
             retry_failed: false,
             sessions: vec![(row, Evidence::Process)],
         };
-        let items = (0..paths).map(item).collect();
-        for (id, ..) in ledger.admit(Admit { cursor: None, items, at }).unwrap().items {
+        let pushes = (0..paths).map(push).collect();
+        for (id, ..) in ledger.admit(Admit { cursor: None, pushes, at }).unwrap().pushes {
             let (state, error_class, error) = (PushState::Pushed, None, None);
-            ledger.settle(id, Settle { state, error_class, error, bytes: 1000, attempts: 1, at });
+            ledger.settle(id, Settle { state, error_class, error, attempts: 1, at });
         }
         ledger.session_state(row, SessionState::Closed, at, Some(1));
     }

@@ -64,7 +64,7 @@ pub(in crate::daemon) fn summary(
             closure: by(Evidence::Closure),
             window: by(Evidence::Window),
             shared: by(Evidence::Shared),
-            named: by(Evidence::Named),
+            named: 0,
         },
         failed: c
             .failed
@@ -109,12 +109,12 @@ pub(in crate::daemon) fn detail(
     info: &SessionInfo,
 ) -> Result<Reply, LedgerError> {
     let counts = ledger.summary(info.row)?;
-    let items = ledger.session_items(info.row, 0, PATHS_MOST)?;
-    let paths = items
+    let pushes = ledger.session_pushes(info.row, 0, PATHS_MOST)?;
+    let paths = pushes
         .into_iter()
-        .map(|item| m::PathEntry {
-            path: format!("{}/{}", store_dir.as_str(), item.path),
-            state: match item.outcome {
+        .map(|push| m::PathEntry {
+            path: format!("{}/{}", store_dir.as_str(), push.path),
+            state: match push.outcome {
                 Outcome::Pending => "pending",
                 Outcome::Pushed => "pushed",
                 Outcome::AlreadyCached => "already_cached",
@@ -124,16 +124,15 @@ pub(in crate::daemon) fn detail(
                 Outcome::Collected => "collected",
             }
             .to_owned(),
-            evidence: match item.evidence {
+            evidence: match push.evidence {
                 Evidence::Hook => "hook",
                 Evidence::Process => "process",
                 Evidence::Closure => "closure",
                 Evidence::Window => "window",
                 Evidence::Shared => "shared",
-                Evidence::Named => "named",
             }
             .to_owned(),
-            bytes: item.nar_size,
+            bytes: push.nar_size,
         })
         .collect();
     let session = entry(info, &counts);
