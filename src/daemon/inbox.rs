@@ -1,95 +1,103 @@
-//! Everything that reaches the driver from the other parts of the daemon.
+//! The driver's inbox: everything that other rooms report to it.
+//!
+//! The types in this file belong to the receiver. A room that reports something
+//! names them; they name no room of the daemon.
 
 use std::time::Duration;
 
 use crate::cache::{CacheError, Discovered, Uploaded};
 use crate::flow::NewPush;
-use crate::types::{CacheId, PushId, StorePath};
+use crate::types::{CacheId, PushId, SessionId, StorePath};
 
 /// One thing that happened.
 #[derive(Debug)]
-pub(in crate::daemon) enum Input {
-    /// Unsettled items, written in the ledger already.
+pub(super) enum Input {
+    /// Pushes that are not settled. They are in the ledger already.
     Found {
-        /// The cache they are for.
+        /// The cache that they go to.
         cache: CacheId,
-        /// References before referrers.
+        /// The pushes, references before referrers.
         pushes: Vec<NewPush>,
-        /// What each stands for.
+        /// The store path of each push.
         paths: Vec<(PushId, StorePath)>,
-        /// Why those that are parked are.
+        /// The error class and text of those that failed earlier.
         reasons: Vec<(PushId, String, String)>,
-        /// Parked ones among them are to be tried again.
+        /// Failed pushes among them are tried again.
         retry: bool,
     },
-    /// The intake cannot go on for the moment, and why; or it can again.
+    /// The intake cannot go on for the moment, and why; `None` when it can again.
     Stuck(Option<String>),
-    /// Configuration and tokens were read again.
-    Reloaded(Box<crate::daemon::driver::reload::Reloaded>),
-    /// What logind says of the host.
-    Host(crate::daemon::host::logind::Host),
-    /// The watchdog wants to see the driver move.
-    Beat,
-    /// A cache's token is another one now.
-    TokenChanged(CacheId),
-    /// A [`crate::daemon::intake::Naming`] is done with.
+    /// The rows of the Nix database up to this id are taken in.
+    Cursor(i64),
+    /// The intake has reported everything that the last run left unsettled.
+    Restored,
+    /// The intake has finished a naming.
     Named {
-        /// Its token.
+        /// The token that the naming carried.
         token: u64,
-        /// Named paths that are not valid.
+        /// Named paths that are not valid in the store.
         invalid: Vec<StorePath>,
     },
-    /// A session was written down, or could not be.
-    Opened(Box<crate::daemon::sessions::opening::Opening>),
-    /// The process that a session is anchored to has ended.
-    AnchorGone(crate::ledger::SessionRow),
-    /// A session that was given up is ended by its job after all.
-    Rejoined(Box<crate::daemon::sessions::closing::Rejoining>),
-    /// Rows up to this one are taken in.
-    Cursor(i64),
-    /// What an earlier life left has been told.
-    Restored,
-    /// The intake has ended; with a reason, when that is a fault.
+    /// The intake has ended. A reason means that it failed.
     IntakeEnded(Option<String>),
-    /// A cache answered which of these it lacks.
+    /// logind announced a change of the host's state.
+    Host(HostEvent),
+    /// The watchdog wants the driver to take a turn.
+    Beat,
+    /// The process that a session is anchored to has ended.
+    AnchorGone(SessionId),
+    /// A cache has another token now.
+    TokenChanged(CacheId),
+    /// A question to a cache was answered, or failed.
     Asked {
-        /// Which cache.
+        /// The cache that was asked.
         cache: CacheId,
-        /// What was asked for.
+        /// The pushes that were asked about.
         pushes: Vec<PushId>,
-        /// The missing ones.
+        /// The pushes whose paths the cache does not have.
         result: Result<Vec<PushId>, CacheError>,
-        /// Until the answer was read.
+        /// How long the cache took to answer.
         took: Duration,
     },
-    /// An upload came to an end.
+    /// An upload ended.
     Uploaded {
-        /// Which.
+        /// The push that it was a try of.
         push: PushId,
-        /// How.
-        result: Sent,
-        /// From its begin to the answer.
+        /// How it ended.
+        result: UploadEnd,
+        /// How long it took.
         took: Duration,
     },
-    /// The attic client may be used from now on, or may not.
-    Client(bool),
-    /// A probe came to an end.
+    /// A probe of a cache ended.
     Probed(CacheId, Result<Discovered, CacheError>),
+    /// The attic client became usable, or stopped being usable.
+    Client(bool),
 }
 
 /// How an upload ended.
 #[derive(Debug)]
-pub(in crate::daemon) enum Sent {
-    /// The cache has it; the NAR's size in bytes.
-    Done(Uploaded, u64),
-    /// Signed by a key of an upstream cache.
-    Upstream,
-    /// Not valid any more.
+pub(super) enum UploadEnd {
+    /// The cache confirmed the path. The number is the NAR's size in bytes.
+    Confirmed(Uploaded, u64),
+    /// The path has a signature of an upstream cache's key, so it was not sent.
+    InUpstream,
+    /// The path is not valid any more.
     Collected,
-    /// The store's database could not be read.
+    /// The Nix database could not be read.
     Unreadable(String),
-    /// What carries uploads out could not do its work.
+    /// The attic client did not do its work.
     Engine(String),
-    /// The cache, or the way to it; the NAR's size in bytes.
+    /// The request to the cache failed. The number is the NAR's size in bytes.
     Failed(CacheError, u64),
+}
+
+/// What logind announced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum HostEvent {
+    /// The host is about to shut down and waits for the inhibitor this long at most.
+    ShuttingDown(Duration),
+    /// The host is about to sleep and waits for the inhibitor this long at most.
+    Sleeping(Duration),
+    /// The host has woken up, or its shutdown or sleep was cancelled.
+    Running,
 }

@@ -16,7 +16,7 @@ mod units;
 
 pub use atomic_file::{replace_file, sync_dir};
 pub use cache_name::{CacheName, InvalidCacheName};
-pub use clock::{Mono, Wall};
+pub use clock::{Mono, Wall, millis};
 pub use heartbeat::Heartbeat;
 pub use ids::{CacheId, PushId, SessionId};
 pub use nar_hash::{HashError, NarHash};

@@ -1,6 +1,7 @@
-//! The attic client that the daemon keeps: drives its life (`flow`), has done
-//! what that says, and tells who asks how it stands. A push of its own, which
-//! nobody waits for: fetching it may take minutes.
+//! The attic client that the daemon keeps. A task of its own runs its life cycle,
+//! which is decided in [`crate::flow`]: it checks the client of an earlier run, looks
+//! for a new one, and publishes the present state. Nobody waits for the task, as
+//! fetching a client may take minutes.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -9,143 +10,146 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
+use super::{Login, place};
 use crate::attic::{self, Installable, Miss, Obtained, Place};
 use crate::config::Settings;
-pub(in crate::daemon) use crate::daemon::attic::environment::place;
-use crate::daemon::attic::login::Login;
 use crate::daemon::inbox::Input;
 use crate::flow::{ClientAction, ClientEvent, ClientLife, ClientState, Found};
 use crate::observe::{detail, event};
 use crate::types::{Mono, Wall};
 
-/// Things to tell the client's push that may wait; more would say the same.
-const WORDS: usize = 64;
+/// Messages to the task that may wait; further ones would say the same.
+const MESSAGES: usize = 64;
 
-/// How the client came to be here, kept over restarts.
+/// How the client came to this host. Kept in a file over restarts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(in crate::daemon) struct Record {
     program: PathBuf,
     pub(in crate::daemon) version: String,
-    /// Since when this one is here, and since when there is any without a gap.
+    /// When this client became usable, in milliseconds since 1970.
     pub(in crate::daemon) since: i64,
+    /// Since when there has been a usable client without a gap, likewise.
     pub(in crate::daemon) first: i64,
+    /// How long obtaining it took.
     pub(in crate::daemon) took_ms: u64,
+    /// How long there was no client before.
     pub(in crate::daemon) waited_ms: u64,
 }
 
-/// The client as it stands.
+/// The present state of the client.
 #[derive(Debug, Clone, Default)]
 pub(in crate::daemon) struct View {
-    /// None: it is not kept.
+    /// `None`: the configuration disables the client.
     pub(in crate::daemon) state: Option<ClientState>,
-    /// The program, while it may be used.
+    /// The program, while it is usable.
     pub(in crate::daemon) program: Option<PathBuf>,
     pub(in crate::daemon) record: Option<Record>,
-    /// Why there is none, or why a newer one was not taken.
+    /// Why there is no client, or why no newer one replaced it.
     pub(in crate::daemon) error: Option<String>,
 }
 
-/// The way to the client's push.
+/// A handle of the task. Clones belong to the same task.
 #[derive(Debug, Clone)]
-pub(in crate::daemon) struct Handle {
-    words: mpsc::Sender<Word>,
+pub(in crate::daemon) struct Client {
+    messages: mpsc::Sender<Message>,
     view: watch::Receiver<View>,
     installable: Option<Installable>,
 }
 
-/// What it is told.
+/// A message to the task.
 #[derive(Debug)]
-enum Word {
+enum Message {
     Event(ClientEvent),
-    /// It has failed in use, and how.
+    /// The client does not work any more, and why.
     Lost(String),
 }
 
-impl Handle {
-    /// Without a client.
+impl Client {
+    /// The handle when the configuration disables the client.
     pub(in crate::daemon) fn disabled() -> Self {
-        Self { words: mpsc::channel(1).0, view: watch::channel(View::default()).1, installable: None }
+        Self { messages: mpsc::channel(1).0, view: watch::channel(View::default()).1, installable: None }
     }
 
-    /// As it stands.
+    /// The present state.
     pub(in crate::daemon) fn view(&self) -> View {
         self.view.borrow().clone()
     }
 
-    /// Whether it may be used.
+    /// Whether the client is usable.
     pub(in crate::daemon) fn is_usable(&self) -> bool {
         self.view.borrow().program.is_some()
     }
 
-    /// Somebody wants it looked for now.
-    pub(in crate::daemon) fn wanted(&self) {
-        self.tell(Word::Event(ClientEvent::Wanted));
+    /// Looks for a client now.
+    pub(in crate::daemon) fn look_now(&self) {
+        self.send(Message::Event(ClientEvent::Wanted));
     }
 
-    /// A cache answers again.
+    /// Notes that a cache answers again.
     pub(in crate::daemon) fn cache_back(&self) {
-        self.tell(Word::Event(ClientEvent::CacheBack));
+        self.send(Message::Event(ClientEvent::CacheBack));
     }
 
-    /// It does not work any more.
+    /// Notes that the client does not work any more.
     pub(in crate::daemon) fn lost(&self, why: String) {
-        self.tell(Word::Lost(why));
+        self.send(Message::Lost(why));
     }
 
-    /// A store path with this base name has become valid.
+    /// Notes that a store path with this base name has become valid: it may be the
+    /// client.
     pub(in crate::daemon) fn sighted(&self, base: &str) {
         if self.installable.as_ref().is_some_and(|installable| installable.may_be(base)) {
             detail!(store_path = base, "a path that may be the attic client has become valid");
-            self.tell(Word::Event(ClientEvent::Sighted));
+            self.send(Message::Event(ClientEvent::Sighted));
         }
     }
 
-    fn tell(&self, word: Word) {
-        // A full queue says already that it is to be looked for.
-        let _ = self.words.try_send(word);
+    fn send(&self, message: Message) {
+        // With a full queue the task looks for the client anyway.
+        let _ = self.messages.try_send(message);
     }
 }
 
-/// The push's own.
-struct Keep {
+/// The task's state.
+struct Task {
     life: ClientLife,
     place: Place,
     installable: Installable,
     login: Login,
-    /// The cache that a client is tried on.
+    /// The number of the cache that a new client is checked with.
     cache: usize,
     began: Instant,
-    /// Since when there is none.
+    /// Since when there has been no usable client.
     without: Option<Instant>,
     view: watch::Sender<View>,
     out: mpsc::Sender<Input>,
     done: mpsc::Sender<Done>,
 }
 
-/// What came of a piece of work.
+/// What came of a check or a search.
 enum Done {
     Checked(Result<(PathBuf, String), Miss>),
     Looked(Result<Obtained, Miss>, Found),
 }
 
-/// Begins to keep it. The push ends with the daemon, and kills what it runs.
+/// Starts the task. Aborting it kills the processes that it runs.
 pub(in crate::daemon) fn start(
     settings: &Settings,
     login: Login,
     seed: u64,
     out: mpsc::Sender<Input>,
-) -> (Handle, JoinHandle<()>) {
+) -> (Client, JoinHandle<()>) {
     if !settings.client.enable {
-        return (Handle::disabled(), tokio::spawn(std::future::ready(())));
+        return (Client::disabled(), tokio::spawn(std::future::ready(())));
     }
     let place = place(settings, &login);
     let installable = Installable::parse(&settings.client.installable, &settings.nix.store_dir);
-    let (words, inbox) = mpsc::channel(WORDS);
+    let (messages, inbox) = mpsc::channel(MESSAGES);
     let (view, seen) = watch::channel(View { state: Some(ClientState::Absent), ..View::default() });
     let (done, results) = mpsc::channel(2);
-    let cache = login.served().iter().position(|s| s.name == settings.default_cache).unwrap_or(0);
-    let handle = Handle { words, view: seen, installable: Some(installable.clone()) };
-    let keep = Keep {
+    let cache = login.caches().iter().position(|c| c.name == settings.default_cache).unwrap_or(0);
+    let client = Client { messages, view: seen, installable: Some(installable.clone()) };
+    let task = Task {
         life: ClientLife::new(seed),
         place,
         installable,
@@ -157,11 +161,11 @@ pub(in crate::daemon) fn start(
         out,
         done,
     };
-    (handle, tokio::spawn(keep.run(inbox, results)))
+    (client, tokio::spawn(task.run(inbox, results)))
 }
 
-impl Keep {
-    async fn run(mut self, mut inbox: mpsc::Receiver<Word>, mut results: mpsc::Receiver<Done>) {
+impl Task {
+    async fn run(mut self, mut inbox: mpsc::Receiver<Message>, mut results: mpsc::Receiver<Done>) {
         let left = attic::present(&self.place, &self.installable).is_some();
         event!(
             CLIENT_KEPT,
@@ -177,17 +181,17 @@ impl Keep {
                 self.life.due().map(|Mono(ms)| self.began + Duration::from_millis(ms.saturating_add(1)));
             let due = due.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
             tokio::select! {
-                word = inbox.recv() => match word {
+                message = inbox.recv() => match message {
                     None => return,
-                    Some(Word::Event(event)) => self.step(event, &mut work).await,
-                    Some(Word::Lost(why)) => {
+                    Some(Message::Event(event)) => self.step(event, &mut work).await,
+                    Some(Message::Lost(why)) => {
                         event!(CLIENT_LOST, error = why, "the attic client does not work any more");
                         self.view.send_modify(|view| view.error = Some(why));
                         self.step(ClientEvent::Lost, &mut work).await;
                     }
                 },
                 Some(done) = results.recv() => self.done(done, &mut work).await,
-                // One that has panicked has told nobody.
+                // A task that panicked reported nothing.
                 Some(Err(_)) = work.join_next() => {
                     self.step(ClientEvent::Checked(false), &mut work).await;
                     self.step(ClientEvent::Looked(Found::Missing), &mut work).await;
@@ -217,10 +221,10 @@ impl Keep {
             let result = match attic::present(&place, &installable) {
                 Some(program) => {
                     logged_in(&login).await;
-                    // Whether the cache answers it is seen by the look that follows.
+                    // The search that follows checks it with the cache.
                     attic::check(&place, &program, None).await.map(|version| (program, version))
                 }
-                None => Err(Miss::Missing("it is gone".to_owned())),
+                None => Err(Miss::Missing("it is not there any more".to_owned())),
             };
             let _ = done.send(Done::Checked(result)).await;
         });
@@ -229,18 +233,17 @@ impl Keep {
     fn look(&self, work: &mut tokio::task::JoinSet<()>) {
         let (place, installable, done) = (self.place.clone(), self.installable.clone(), self.done.clone());
         let (login, before) = (self.login.clone(), self.view.borrow().program.clone());
-        let served = self.login.served()[self.cache].clone();
+        let cache = self.login.caches()[self.cache].clone();
         work.spawn(async move {
             logged_in(&login).await;
             detail!(phase = "1", "looking for the attic client");
-            let mut result =
-                attic::obtain(&place, &installable, before.as_deref(), &served.reference()).await;
+            let mut result = attic::obtain(&place, &installable, before.as_deref(), &cache.reference()).await;
             let found = match &result {
                 Ok(_) => Found::Usable,
                 Err(Miss::Missing(_)) => Found::Missing,
                 Err(Miss::Broken(_)) => Found::Broken,
-                // It failed to ask the cache: is that the cache's fault?
-                Err(Miss::Silent(why)) => match served.client.discover().await {
+                // It could not reach the cache. Does the cache answer the daemon?
+                Err(Miss::Silent(why)) => match cache.client.discover().await {
                     Ok(_) => Found::Broken,
                     Err(error) => {
                         result = Err(Miss::Silent(format!("{why}; {error}")));
@@ -260,7 +263,7 @@ impl Keep {
                     phase = "2a",
                     client = %program.display(),
                     version = version,
-                    "the attic client of before is usable"
+                    "the attic client of the last run is usable"
                 );
                 let record = self.read_record().filter(|record| record.program == program);
                 let record =
@@ -273,7 +276,7 @@ impl Keep {
                 self.step(ClientEvent::Checked(true), work).await;
             }
             Done::Checked(Err(miss)) => {
-                event!(CLIENT_STALE, error = %miss, "the attic client of before does not answer");
+                event!(CLIENT_STALE, error = %miss, "the attic client of the last run does not answer");
                 self.step(ClientEvent::Checked(false), work).await;
             }
             Done::Looked(result, found) => {
@@ -289,7 +292,7 @@ impl Keep {
     fn obtained(&mut self, obtained: Obtained) {
         let Obtained { program, version, same, took } = obtained;
         if same && self.view.borrow().record.is_some() {
-            detail!(client = %program.display(), "the attic client is the newest to be had");
+            detail!(client = %program.display(), "there is no newer attic client");
             self.view.send_modify(|view| view.error = None);
             return;
         }
@@ -319,7 +322,7 @@ impl Keep {
                     CLIENT_NOT_REPLACED,
                     client = %path.display(),
                     error = reason,
-                    "no newer attic client: the one before stays in use"
+                    "no newer attic client: the present one stays in use"
                 );
             }
             (None, _) if !news => detail!(phase = "2b", error = reason, "still no attic client"),
@@ -330,7 +333,7 @@ impl Keep {
                 CLIENT_MISSING,
                 phase = "2b",
                 error = reason,
-                "no attic client yet, and none is built: it is looked for again, and as soon as a job builds it"
+                "no attic client yet, and the daemon builds none: it looks again later, and when a job has built one"
             ),
         }
         self.view.send_modify(|view| view.error = Some(reason));
@@ -352,7 +355,7 @@ impl Keep {
         serde_json::from_slice(&std::fs::read(self.record_file()).ok()?).ok()
     }
 
-    /// A client that is new here; written down for the next start.
+    /// Makes the record of a new client, and writes it to the file.
     fn new_record(&self, program: PathBuf, version: String, took: Duration) -> Record {
         let now = Wall::now().0;
         let first =
@@ -365,18 +368,18 @@ impl Keep {
             .and_then(|json| crate::types::replace_file(&self.record_file(), &json, 0o600, None));
         if let Err(error) = written {
             let file = self.record_file();
-            event!(CLIENT_FAULT, file = %file.display(), error = %error, "how the attic client came here cannot be written down");
+            event!(CLIENT_FAULT, file = %file.display(), error = %error, "the record of the attic client cannot be written");
         }
         record
     }
 }
 
-/// Files are small, but may be on a slow disk.
+/// Writes the login. An error is logged.
 async fn logged_in(login: &Login) {
     let own = login.clone();
     let refreshed = tokio::task::spawn_blocking(move || own.refresh()).await;
     if let Ok(Err(error)) = refreshed {
-        let dir = login.home.dir().display().to_string();
+        let dir = login.home().dir().display().to_string();
         event!(
             CLIENT_FAULT,
             file = dir,

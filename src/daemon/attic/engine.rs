@@ -1,11 +1,11 @@
-//! `engine = "attic"`: the uploads of one cache, carried out by the attic
-//! client. The decisions stay where they are: what is uploaded when, and how
-//! often. Here what was decided one by one becomes runs of the client for many.
+//! `engine = "attic"`: the attic client carries out the uploads of one cache. What
+//! is uploaded when, and how often, is decided as for every cache; this file turns
+//! single uploads into runs of the client with many paths.
 //!
-//! None of the paths of a run refers to another, since none is uploaded before
-//! its references are there. What came of a run is asked of the cache; the
-//! client's own words only tell why something is missing. It fails a whole run
-//! for one bad path, so what is left of a failed one is run again in halves.
+//! No path of a run refers to another one, since none is uploaded before its
+//! references are in the cache. The cache is asked for the result of a run, and the
+//! client's output only tells why a path is missing. The client fails a whole run
+//! because of one path, so the rest of a failed run is run again in halves.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,38 +13,66 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinHandle;
 
+use super::{CacheLogin, Client, Login};
 use crate::attic::{self, Ended, Limits, Line, Meaning, Place, Pushed};
 use crate::cache::{CacheError, ErrorClass, Uploaded};
-use crate::daemon::attic::client::Handle;
-use crate::daemon::attic::login::{Login, Served};
-use crate::daemon::inbox::{Input, Sent};
-use crate::daemon::push::transfer::Transfers;
+use crate::daemon::inbox::UploadEnd;
+use crate::daemon::push::{Target, Transfers};
 use crate::flow::CacheLimits;
 use crate::observe::{detail, event};
 use crate::store::PathInfo;
-use crate::types::{CacheId, PushId, StorePath};
+use crate::types::{PushId, StorePath};
 
-/// Uploads that flow may have under way: what one run can be made of.
-pub(in crate::daemon) const LIMITS: CacheLimits = CacheLimits { least: 1, most: 128 };
-/// Paths in one run.
-const MOST: usize = 64;
-/// Runs at a time: a large path must not hold up all small ones.
+/// Uploads that may be under way at a time: the paths that runs are made of.
+const UPLOADS: CacheLimits = CacheLimits { least: 1, most: 128 };
+/// Most paths in one run.
+const PATHS: usize = 64;
+/// Runs at a time: a large path must not delay all small ones.
 const RUNS: usize = 2;
-/// A run may take so long, and longer for what is large: attic pushed 10 MiB a
-/// second where it was measured.
+/// A run is killed after this time, plus a second for each [`SLOWEST`] bytes.
 const LEAST: Duration = Duration::from_secs(600);
+/// Bytes per second of the slowest upload that is not killed. (attic pushed 10 MiB
+/// per second where it was measured.)
 const SLOWEST: u64 = 256 * 1024;
-/// Lines that say nothing of a path, told to the log at most, for each run.
-const CHATTER: usize = 20;
+/// Lines of output about no path that are logged, for each run.
+const OTHER_LINES: usize = 20;
 
-/// The way to one cache's engine.
+/// The engine of one cache. Dropping it kills its runs.
 pub(in crate::daemon) struct Engine {
     queue: mpsc::UnboundedSender<(PushId, StorePath)>,
     runs: Vec<JoinHandle<()>>,
 }
 
+/// What an engine needs.
+pub(in crate::daemon) struct Setup {
+    pub(in crate::daemon) target: Target,
+    pub(in crate::daemon) transfers: Transfers,
+    pub(in crate::daemon) client: Client,
+    pub(in crate::daemon) place: Place,
+    pub(in crate::daemon) login: Login,
+    /// The cache as it is when the engine starts; later ones come from `login`.
+    pub(in crate::daemon) cache: CacheLogin,
+    /// Uploads at a time within a run.
+    pub(in crate::daemon) jobs: u32,
+    /// The client's limit of address space, in bytes.
+    pub(in crate::daemon) memory: Option<u64>,
+    /// How long a run may show no progress.
+    pub(in crate::daemon) stall: Duration,
+}
+
 impl Engine {
-    /// Has it uploaded. Not more wait here than flow lets be under way.
+    /// Uploads that may be under way at a time.
+    pub(in crate::daemon) const LIMITS: CacheLimits = UPLOADS;
+
+    /// Starts the engine. It waits for uploads.
+    pub(in crate::daemon) fn start(setup: Setup) -> Self {
+        let (queue, waiting) = mpsc::unbounded_channel();
+        let (setup, waiting) = (Arc::new(setup), Arc::new(Mutex::new(waiting)));
+        let runs = (0..RUNS).map(|_| tokio::spawn(work(Arc::clone(&setup), Arc::clone(&waiting))));
+        Self { queue, runs: runs.collect() }
+    }
+
+    /// Adds a path to the next run. The queue is bounded by [`Self::LIMITS`].
     pub(in crate::daemon) fn upload(&self, push: PushId, path: StorePath) {
         let _ = self.queue.send((push, path));
     }
@@ -52,117 +80,97 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        // The client's runs are killed with them.
         self.runs.iter().for_each(JoinHandle::abort);
     }
 }
 
-/// What a run needs.
-pub(in crate::daemon) struct Means {
-    pub(in crate::daemon) cache: CacheId,
-    pub(in crate::daemon) transfers: Transfers,
-    pub(in crate::daemon) client: Handle,
-    pub(in crate::daemon) place: Place,
-    pub(in crate::daemon) login: Login,
-    pub(in crate::daemon) served: Served,
-    /// Uploads at a time, within a run.
-    pub(in crate::daemon) jobs: u32,
-    /// Bytes of address space.
-    pub(in crate::daemon) memory: Option<u64>,
-    /// Without any movement.
-    pub(in crate::daemon) stall: Duration,
-}
-
-/// Begins to wait for uploads.
-pub(in crate::daemon) fn start(means: Means) -> Engine {
-    let (queue, waiting) = mpsc::unbounded_channel();
-    let (means, waiting) = (Arc::new(means), Arc::new(Mutex::new(waiting)));
-    let runs = (0..RUNS).map(|_| tokio::spawn(work(Arc::clone(&means), Arc::clone(&waiting))));
-    Engine { queue, runs: runs.collect() }
-}
-
-async fn work(means: Arc<Means>, waiting: Arc<Mutex<mpsc::UnboundedReceiver<(PushId, StorePath)>>>) {
+async fn work(setup: Arc<Setup>, waiting: Arc<Mutex<mpsc::UnboundedReceiver<(PushId, StorePath)>>>) {
     loop {
         let mut batch = Vec::new();
-        if waiting.lock().await.recv_many(&mut batch, MOST).await == 0 {
+        if waiting.lock().await.recv_many(&mut batch, PATHS).await == 0 {
             return;
         }
-        means.batch(batch).await;
+        setup.batch(batch).await;
     }
 }
 
-/// A path on its way.
-struct Ware {
+/// One path of a run.
+struct Upload {
     push: PushId,
     info: PathInfo,
 }
 
-/// Why paths are not there.
+/// Why paths are not in the cache.
 enum Undone {
     /// The client could not be used.
     Engine(String),
-    /// It or the cache said so.
+    /// The client or the cache reported an error.
     Failed(CacheError),
 }
 
 impl Undone {
-    fn sent(&self, ware: &Ware) -> Sent {
+    fn end(&self, upload: &Upload) -> UploadEnd {
         match self {
-            Self::Engine(reason) => Sent::Engine(reason.clone()),
-            Self::Failed(error) => Sent::Failed(error.clone(), ware.info.nar_size),
+            Self::Engine(reason) => UploadEnd::Engine(reason.clone()),
+            Self::Failed(error) => UploadEnd::Failed(error.clone(), upload.info.nar_size),
         }
     }
 }
 
-/// What a run that went wrong as a whole means.
-enum Whole {
-    /// The same for each of them.
+/// Why the paths are missing about which a run's output says nothing.
+enum Verdict {
+    /// All of them for this reason.
     Each(Undone),
     /// The client itself does not work.
-    Lost(String),
-    /// One of them may be to blame.
+    Broken(String),
+    /// One of them may be the cause, and it is not known which.
     Halve,
 }
 
-impl Means {
-    async fn tell(&self, push: PushId, result: Sent, begun: Instant) {
-        let took = begun.elapsed();
-        let _ = self.transfers.out.send(Input::Uploaded { push, result, took }).await;
+impl Setup {
+    /// The cache as it is configured now.
+    fn cache(&self) -> CacheLogin {
+        self.login.caches().into_iter().nth(self.target.id.index()).unwrap_or_else(|| self.cache.clone())
     }
 
-    async fn tell_all(&self, wares: &[Ware], begun: Instant, undone: &Undone) {
-        for ware in wares {
-            self.tell(ware.push, undone.sent(ware), begun).await;
+    async fn report(&self, push: PushId, end: UploadEnd, begun: Instant) {
+        self.transfers.report(push, end, begun).await;
+    }
+
+    async fn report_all(&self, uploads: &[Upload], begun: Instant, undone: &Undone) {
+        for upload in uploads {
+            self.report(upload.push, undone.end(upload), begun).await;
         }
     }
 
-    /// What is not valid any more, or an upstream cache's, is left out first.
+    /// Uploads a batch. Paths that are not valid any more, or that an upstream
+    /// cache has, are left out first.
     async fn batch(&self, batch: Vec<(PushId, StorePath)>) {
         let begun = Instant::now();
         let (pushes, paths): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
-        let mut wares = Vec::new();
-        for (push, info) in pushes.into_iter().zip(self.transfers.infos(paths).await) {
+        let mut uploads = Vec::new();
+        for (push, info) in pushes.into_iter().zip(self.transfers.store().infos(paths).await) {
             match info {
-                Ok(Some(info)) if self.transfers.upstream_keys.in_upstream(self.cache.0, &info) => {
-                    self.tell(push, Sent::Upstream, begun).await;
+                Ok(Some(info)) if self.target.upstream_keys.have_signed(&info) => {
+                    self.report(push, UploadEnd::InUpstream, begun).await;
                 }
-                Ok(Some(info)) => wares.push(Ware { push, info }),
-                Ok(None) => self.tell(push, Sent::Collected, begun).await,
-                Err(reason) => self.tell(push, Sent::Unreadable(reason), begun).await,
+                Ok(Some(info)) => uploads.push(Upload { push, info }),
+                Ok(None) => self.report(push, UploadEnd::Collected, begun).await,
+                Err(reason) => self.report(push, UploadEnd::Unreadable(reason), begun).await,
             }
         }
         let login = self.login.clone();
         let refreshed = tokio::task::spawn_blocking(move || login.refresh()).await;
         if let Ok(Err(error)) = refreshed {
             let reason = format!("the attic client cannot be logged in: {error:#}");
-            return self.tell_all(&wares, begun, &Undone::Engine(reason)).await;
+            return self.report_all(&uploads, begun, &Undone::Engine(reason)).await;
         }
-        let mut parts = vec![wares];
-        let mut tried = false;
+        let mut parts = vec![uploads];
+        let mut checked = false;
         while let Some(part) = parts.pop().filter(|part| !part.is_empty()) {
             let Some(program) = self.client.view().program else {
-                let gone = Undone::Engine("the attic client is gone".to_owned());
-                self.tell_all(&part, begun, &gone).await;
+                let missing = Undone::Engine("there is no attic client any more".to_owned());
+                self.report_all(&part, begun, &missing).await;
                 continue;
             };
             let pushed = self.push(&program, &part).await;
@@ -170,40 +178,37 @@ impl Means {
             if left.is_empty() {
                 continue;
             }
-            match self.whole(&program, &pushed, left.len(), &mut tried).await {
-                Whole::Each(undone) => self.tell_all(&left, begun, &undone).await,
-                Whole::Lost(why) => {
+            match self.verdict(&program, &pushed, left.len(), &mut checked).await {
+                Verdict::Each(undone) => self.report_all(&left, begun, &undone).await,
+                Verdict::Broken(why) => {
                     self.client.lost(why.clone());
-                    self.tell_all(&left, begun, &Undone::Engine(why)).await;
+                    self.report_all(&left, begun, &Undone::Engine(why)).await;
                 }
-                Whole::Halve => {
+                Verdict::Halve => {
                     let other = left.split_off(left.len() / 2);
-                    detail!(
-                        cache = self.served.name,
-                        paths = left.len() + other.len(),
-                        "run again in halves"
-                    );
+                    detail!(cache = self.cache.name, paths = left.len() + other.len(), "run again in halves");
                     parts.extend([other, left]);
                 }
             }
         }
     }
 
-    async fn push(&self, program: &std::path::Path, part: &[Ware]) -> Pushed {
-        let cache = self.served.name.as_str();
+    async fn push(&self, program: &std::path::Path, part: &[Upload]) -> Pushed {
+        let login = self.cache();
+        let cache = login.name.as_str();
         let paths: Vec<String> =
-            part.iter().map(|ware| self.transfers.store_dir.full(&ware.info.path)).collect();
-        let size: u64 = part.iter().map(|ware| ware.info.nar_size).sum();
+            part.iter().map(|upload| self.transfers.store().dir().full(&upload.info.path)).collect();
+        let size: u64 = part.iter().map(|upload| upload.info.nar_size).sum();
         let time = LEAST + Duration::from_secs(size / SLOWEST);
         let push = attic::Push {
             program,
-            cache: &self.served.reference(),
+            cache: &login.reference(),
             paths: &paths,
             jobs: self.jobs,
             limits: Limits { memory: self.memory, time, stall: Some(self.stall) },
         };
-        let mut chatter = 0;
-        let full = |base: &str| format!("{}/{base}", self.transfers.store_dir.as_str());
+        let mut others = 0;
+        let full = |base: &str| format!("{}/{base}", self.transfers.store().dir().as_str());
         let pushed = attic::push(&self.place, push, |line| match line {
             Line::Pushed { base, note } => {
                 event!(ATTIC_PUSHED, cache = cache, store_path = full(base), line = note, "attic: pushed");
@@ -211,88 +216,91 @@ impl Means {
             Line::Failed { base, error } => {
                 event!(ATTIC_FAILED, cache = cache, store_path = full(base), error = error, "attic: failed");
             }
-            Line::Fatal(error) => event!(ATTIC_STOPPED, cache = cache, error = error, "attic gives up"),
+            Line::Fatal(error) => {
+                event!(ATTIC_STOPPED, cache = cache, error = error, "attic reports a fatal error")
+            }
             Line::Other(line) => {
-                chatter += 1;
-                if chatter <= CHATTER {
-                    detail!(cache = cache, line = line, "attic says");
+                others += 1;
+                if others <= OTHER_LINES {
+                    detail!(cache = cache, line = line, "attic's output");
                 }
             }
         });
         let pushed = pushed.await;
-        detail!(cache = cache, paths = part.len(), ended = %pushed.ended, "attic has run");
+        detail!(cache = cache, paths = part.len(), ended = %pushed.ended, "a run of attic has ended");
         pushed
     }
 
-    /// Tells of those that the cache has now and of those that failed by name;
-    /// the others. Nothing when the cache cannot be asked.
-    async fn confirmed(&self, part: Vec<Ware>, pushed: &Pushed, begun: Instant) -> Option<Vec<Ware>> {
-        let hashes = part.iter().map(|ware| ware.info.path.hash_part().to_owned()).collect();
-        let missing = match self.served.client.missing(hashes).await {
+    /// Reports the paths that the cache has now, and those that the output names as
+    /// failed. Returns the others, or `None` when the cache could not be asked; then
+    /// all of them are reported.
+    async fn confirmed(&self, part: Vec<Upload>, pushed: &Pushed, begun: Instant) -> Option<Vec<Upload>> {
+        let hashes = part.iter().map(|upload| upload.info.path.hash_part().to_owned()).collect();
+        let missing = match self.cache().client.missing(hashes).await {
             Ok(missing) => missing,
             Err(error) => {
-                self.tell_all(&part, begun, &Undone::Failed(error)).await;
+                self.report_all(&part, begun, &Undone::Failed(error)).await;
                 return None;
             }
         };
         let mut left = Vec::new();
-        for ware in part {
-            let path = &ware.info.path;
+        for upload in part {
+            let path = &upload.info.path;
             if !missing.contains(path.hash_part()) {
-                self.transfers.add_sent(ware.info.nar_size);
+                self.transfers.add_sent(upload.info.nar_size);
                 let uploaded = Uploaded { deduplicated: false, file_size: None };
-                self.tell(ware.push, Sent::Done(uploaded, ware.info.nar_size), begun).await;
+                self.report(upload.push, UploadEnd::Confirmed(uploaded, upload.info.nar_size), begun).await;
             } else if let Some(error) = pushed.failed.get(path.base()) {
                 let undone = Undone::Failed(failed(attic::meaning(error), error));
-                self.tell(ware.push, undone.sent(&ware), begun).await;
+                self.report(upload.push, undone.end(&upload), begun).await;
             } else {
-                left.push(ware);
+                left.push(upload);
             }
         }
         Some(left)
     }
 
-    /// Why what the client said nothing about is not there.
-    async fn whole(
+    /// Why the paths are missing about which the output says nothing. `left` is
+    /// their number; `checked` is whether the client was checked in this batch.
+    async fn verdict(
         &self,
         program: &std::path::Path,
         pushed: &Pushed,
         left: usize,
-        tried: &mut bool,
-    ) -> Whole {
-        let last = pushed.last.as_deref().unwrap_or("it said nothing");
+        checked: &mut bool,
+    ) -> Verdict {
+        let last = pushed.last.as_deref().unwrap_or("no output");
         let text = format!("attic push: {} ({last})", pushed.ended);
-        let local = |text| Whole::Each(Undone::Failed(error(ErrorClass::Local, text)));
+        let local = |text| Verdict::Each(Undone::Failed(error(ErrorClass::Local, text)));
         match &pushed.ended {
-            Ended::NotRun(_) | Ended::Exited(126 | 127) => return Whole::Lost(text),
-            // Alone it is to blame itself; with others that is not known, and
-            // fewer at a time come next.
+            Ended::NotRun(_) | Ended::Exited(126 | 127) => return Verdict::Broken(text),
+            // A single path is itself the cause. Several are tried again later.
             Ended::Stalled(_) | Ended::TimedOut(_) if left == 1 => return local(text),
             Ended::Stalled(_) | Ended::TimedOut(_) => {
-                return Whole::Each(Undone::Failed(error(ErrorClass::Transient, text)));
+                return Verdict::Each(Undone::Failed(error(ErrorClass::Transient, text)));
             }
             Ended::Exited(0) => return local(format!("{text}, but the cache does not have it")),
             Ended::Exited(_) => {}
         }
         match attic::meaning(last) {
             meaning @ (Meaning::Refused | Meaning::NoSuchCache | Meaning::Transient) => {
-                return Whole::Each(Undone::Failed(failed(meaning, last)));
+                return Verdict::Each(Undone::Failed(failed(meaning, last)));
             }
             Meaning::TooLarge | Meaning::Mismatch | Meaning::Unknown => {}
         }
-        if !std::mem::replace(tried, true)
-            && let Err(miss) = attic::check(&self.place, program, Some(&self.served.reference())).await
+        if !std::mem::replace(checked, true)
+            && let Err(miss) = attic::check(&self.place, program, Some(&self.cache().reference())).await
         {
-            return match self.served.client.discover().await {
-                Ok(_) => Whole::Lost(format!("{text}; {miss}")),
-                Err(error) => Whole::Each(Undone::Failed(error)),
+            return match self.cache().client.discover().await {
+                Ok(_) => Verdict::Broken(format!("{text}; {miss}")),
+                Err(error) => Verdict::Each(Undone::Failed(error)),
             };
         }
-        if left == 1 { local(text) } else { Whole::Halve }
+        if left == 1 { local(text) } else { Verdict::Halve }
     }
 }
 
-/// A failure as the cache's own would be told.
+/// An error in the form of the cache's own.
 fn error(class: ErrorClass, message: impl Into<String>) -> CacheError {
     CacheError { class, message: message.into(), status: None, retry_after: None }
 }
@@ -304,7 +312,7 @@ fn failed(meaning: Meaning, text: &str) -> CacheError {
         Meaning::TooLarge => ErrorClass::TooLarge,
         Meaning::Mismatch => ErrorClass::Mismatch,
         Meaning::Transient => ErrorClass::Transient,
-        // Tried a few times, then given up with this reason.
+        // Retried a few times, then failed with this reason.
         Meaning::Unknown => ErrorClass::Local,
     };
     error(class, format!("attic: {text}"))

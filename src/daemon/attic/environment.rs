@@ -1,24 +1,25 @@
-//! How Nix and the attic client are run: where, and with what of our
-//! environment.
+//! How the attic client and Nix are run: in which directories, and with which part
+//! of the daemon's environment. Must not know what they are run for.
 
 use std::ffi::OsString;
 
+use super::Login;
 use crate::attic::{Place, Runner};
 use crate::config::Settings;
-use crate::daemon::attic::login::Login;
 
-/// Where and how the client is run.
+/// Where and how the attic client and Nix are run.
 pub(in crate::daemon) fn place(settings: &Settings, login: &Login) -> Place {
     Place {
-        // Ours, also when its file has been replaced meanwhile.
+        // This very program, even if an update has replaced its file.
         runner: Runner { supervisor: "/proc/self/exe".into(), env: environment(settings) },
         state_dir: settings.state_dir.clone(),
-        home: login.home.clone(),
+        home: login.home().clone(),
         timeout: settings.client.timeout,
     }
 }
 
-/// The environment of the client and of Nix: what they need of ours, no token.
+/// The environment of the attic client and of Nix: what they need of the daemon's
+/// own, and never a token.
 fn environment(settings: &Settings) -> Vec<(OsString, OsString)> {
     const KEPT: [&str; 11] = [
         "PATH",
@@ -43,7 +44,7 @@ fn environment(settings: &Settings) -> Vec<(OsString, OsString)> {
         env.retain(|(n, _)| n != name);
         env.push((name.into(), value));
     };
-    // The store that is watched, when that is not the usual one.
+    // The store that the daemon watches, if it is not the usual one.
     if settings.nix.store_dir.as_os_str() != "/nix/store" {
         set("NIX_STORE_DIR", settings.nix.store_dir.clone().into());
     }
@@ -54,7 +55,7 @@ fn environment(settings: &Settings) -> Vec<(OsString, OsString)> {
     if std::env::var_os("HOME").is_none() {
         set("HOME", settings.state_dir.clone().into());
     }
-    // Where Nix is when it is in no system directory.
+    // Nix may be installed in none of the system directories.
     let mut path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
     path.push(":/run/current-system/sw/bin:/nix/var/nix/profiles/default/bin");
     set("PATH", path);

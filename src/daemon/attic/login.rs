@@ -1,6 +1,6 @@
-//! What the attic client needs to be logged in: its configuration with a
-//! server for each cache, and a file for a token that has none. Written before
-//! each use, so a new address or token is in it as soon as it is known.
+//! The attic client's login: its configuration file with one server per cache, and
+//! a file for each token that comes from the environment. They are written before
+//! each use, so that a new endpoint or token takes effect at once.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,54 +13,59 @@ use crate::config::Settings;
 use crate::observe::event;
 use crate::types::replace_file;
 
-/// A cache as the client is told of it.
+/// A cache as the attic client's configuration names it.
 #[derive(Debug, Clone)]
-pub(in crate::daemon) struct Served {
-    /// Its name in the configuration, and the server's in the client's.
+pub(in crate::daemon) struct CacheLogin {
+    /// The cache's name in the daemon's configuration, and the server's name in
+    /// the attic client's.
     pub(in crate::daemon) name: String,
     pub(in crate::daemon) client: CacheClient,
-    /// For as long as no address has answered.
+    /// The endpoint that is written as long as none has answered.
     pub(in crate::daemon) first_endpoint: String,
     pub(in crate::daemon) token: TokenSource,
 }
 
-impl Served {
-    /// `SERVER:CACHE`.
-    pub(in crate::daemon) fn reference(&self) -> String {
+impl CacheLogin {
+    /// The cache as an argument of the attic client: `SERVER:CACHE`.
+    pub(super) fn reference(&self) -> String {
         format!("{}:{}", self.name, self.client.cache())
     }
 }
 
-/// The client's login; clones share what is served.
+/// The login. Clones share the list of caches.
 #[derive(Debug, Clone)]
 pub(in crate::daemon) struct Login {
-    pub(in crate::daemon) home: Home,
-    /// Where files for tokens are made.
-    pub(in crate::daemon) dir: PathBuf,
-    served: Arc<Mutex<Vec<Served>>>,
+    home: Home,
+    /// The directory for token files.
+    dir: PathBuf,
+    caches: Arc<Mutex<Vec<CacheLogin>>>,
 }
 
 impl Login {
-    /// For these caches.
-    pub(in crate::daemon) fn new(settings: &Settings, served: Vec<Served>) -> Self {
+    /// A login without caches; [`Self::set`] names them.
+    pub(in crate::daemon) fn new(settings: &Settings) -> Self {
         let dir = settings.runtime_dir.clone();
-        Self { home: Home::new(dir.join("attic")), dir, served: Arc::new(Mutex::new(served)) }
+        Self { home: Home::new(dir.join("attic")), dir, caches: Arc::default() }
     }
 
-    /// The caches, by number.
-    pub(in crate::daemon) fn served(&self) -> Vec<Served> {
-        self.served.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// The directory that the attic client takes for its user's configuration.
+    pub(super) fn home(&self) -> &Home {
+        &self.home
     }
 
-    /// Others from now on; their numbers stay.
-    pub(in crate::daemon) fn serve(&self, served: Vec<Served>) {
-        *self.served.lock().unwrap_or_else(PoisonError::into_inner) = served;
+    /// The caches, by their numbers.
+    pub(in crate::daemon) fn caches(&self) -> Vec<CacheLogin> {
+        self.caches.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Has the configuration as it should be now. Writes small files, and only
-    /// when something has changed.
-    pub(in crate::daemon) fn refresh(&self) -> Result<()> {
-        let servers = self.served().iter().map(|served| self.server(served)).collect::<Result<Vec<_>>>()?;
+    /// Sets the caches, by their numbers.
+    pub(in crate::daemon) fn set(&self, caches: Vec<CacheLogin>) {
+        *self.caches.lock().unwrap_or_else(PoisonError::into_inner) = caches;
+    }
+
+    /// Writes the files whose content has changed. Blocks for a moment.
+    pub(super) fn refresh(&self) -> Result<()> {
+        let servers = self.caches().iter().map(|cache| self.server(cache)).collect::<Result<Vec<_>>>()?;
         let dir = self.home.dir().display();
         if self.home.write(&servers).with_context(|| format!("the attic client's configuration in {dir}"))? {
             event!(CLIENT_LOGGED_IN, dir = %dir, "the attic client is logged in: its configuration is written");
@@ -68,13 +73,13 @@ impl Login {
         Ok(())
     }
 
-    fn server(&self, served: &Served) -> Result<Server> {
-        let token_file = match &served.token {
+    fn server(&self, cache: &CacheLogin) -> Result<Server> {
+        let token_file = match &cache.token {
             TokenSource::File(file) => Some(file.clone()),
             TokenSource::None => None,
             TokenSource::Env(_) => {
-                let file = self.dir.join(format!("attic-token-{}", served.name));
-                let token = served.token.text()?.unwrap_or_default();
+                let file = self.dir.join(format!("attic-token-{}", cache.name));
+                let token = cache.token.text()?.unwrap_or_default();
                 if std::fs::read(&file).is_ok_and(|now| now == token.as_bytes()) {
                     Some(file)
                 } else {
@@ -84,7 +89,7 @@ impl Login {
                 }
             }
         };
-        let endpoint = served.client.endpoint().unwrap_or_else(|| served.first_endpoint.clone());
-        Ok(Server { name: served.name.clone(), endpoint, token_file })
+        let endpoint = cache.client.endpoint().unwrap_or_else(|| cache.first_endpoint.clone());
+        Ok(Server { name: cache.name.clone(), endpoint, token_file })
     }
 }

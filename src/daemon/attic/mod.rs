@@ -1,10 +1,16 @@
-//! The attic client that the daemon keeps: looking for it, its login, its
-//! environment, the engine that uploads through it, and the program for jobs.
+//! The attic client that the daemon keeps: finding it, its login, its environment,
+//! the engine that uploads through it, and the program through which jobs run it.
 //!
 //! Must not know sessions, nor which paths are pushed when.
 
-pub(in crate::daemon) mod client;
-pub(in crate::daemon) mod engine;
-pub(in crate::daemon) mod environment;
-pub(in crate::daemon) mod login;
-pub(in crate::daemon) mod wrapper;
+mod client;
+mod engine;
+mod environment;
+mod login;
+mod wrapper;
+
+pub(super) use client::{Client, start as start_client};
+pub(super) use engine::{Engine, Setup as EngineSetup};
+pub(super) use environment::place;
+pub(super) use login::{CacheLogin, Login};
+pub(super) use wrapper::write as write_wrapper;

@@ -1,5 +1,5 @@
-//! A program named `attic` in a directory of its own, for the PATH of jobs that
-//! call it: it runs the client that the daemon keeps, without any token.
+//! A program named `attic` in a directory of its own, for the PATH of jobs. It runs
+//! the attic client that the daemon keeps, and contains no token.
 
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::Path;
@@ -8,7 +8,8 @@ use crate::config::Settings;
 use crate::observe::event;
 use crate::types::replace_file;
 
-/// Writes it; a job that misses it fails with "not found", and the daemon goes on.
+/// Writes the program. An error is logged: a job that calls `attic` then fails with
+/// "not found".
 pub(in crate::daemon) fn write(settings: &Settings) {
     let dir = settings.runtime_dir.join("bin");
     let beside = std::env::current_exe().ok().map(|own| own.with_file_name("flywheelctl"));
@@ -35,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn any_path_is_one_word() {
+    fn a_path_is_quoted_as_one_word() {
         let text = script(Path::new("/opt/it's here/flywheelctl"), Path::new("/run/s"));
         assert_eq!(
             text,

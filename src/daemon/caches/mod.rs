@@ -1,8 +1,18 @@
-//! The caches of the configuration: a client for each, the built-in cache, a
-//! watch on their tokens, and the netrc file that Nix reads them with.
+//! The caches of the configuration: what the daemon keeps of each, how each is
+//! reached, the built-in cache, the watch on tokens, and the netrc file for Nix.
 //!
 //! Must not know sessions, nor which paths are pushed when.
 
-pub(in crate::daemon) mod netrc;
-pub(in crate::daemon) mod servers;
-pub(in crate::daemon) mod token_watch;
+mod built_in;
+mod cache;
+mod collection;
+mod connection;
+mod netrc;
+mod token_watch;
+
+pub(super) use built_in::{BuiltIn, start as start_built_in};
+pub(super) use cache::{Cache, EngineParts};
+pub(super) use collection::Caches;
+pub(super) use connection::{Connection, limits};
+pub(super) use netrc::Netrc;
+pub(super) use token_watch::{Watched, watch as watch_tokens};

@@ -1,58 +1,94 @@
-//! The netrc file that Nix reads private caches with, kept as it should be:
-//! looked at every few seconds, like the tokens, and written when an address or
-//! a token has changed. It holds pull tokens and never a push token.
+//! The netrc file with which Nix reads private caches. The daemon compares it every
+//! few seconds and writes it when an address or a token has changed. It holds tokens
+//! for reading, and never one for pushing.
 
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use zeroize::Zeroizing;
 
+use super::{BuiltIn, Cache, Caches};
 use crate::cache::{CacheClient, TokenSource};
+use crate::config::{self, Settings, Target};
 use crate::observe::event;
 use crate::types::replace_file;
 
-/// Between looks.
+/// Time between two looks.
 const LOOK: Duration = Duration::from_secs(5);
-/// What such a file begins with. One that begins otherwise is somebody else's.
+/// The first line of the file. A file that begins otherwise was not written by the
+/// daemon.
 const MARK: &str = "# Written by flywheeld, again and again: changes are lost.\n";
 const MODE: u32 = 0o640;
 
-/// A cache as its readers see it.
+/// How Nix reads a cache.
 #[derive(Debug, Clone)]
-pub(in crate::daemon) struct Read {
-    pub(in crate::daemon) name: String,
-    pub(in crate::daemon) client: CacheClient,
-    pub(in crate::daemon) pull: TokenSource,
+struct Reading {
+    name: String,
+    client: CacheClient,
+    /// The token for reading.
+    pull: TokenSource,
 }
 
-/// The file, and why it is not as it should be, if it is not.
+/// The file. Clones share its state.
 #[derive(Debug, Clone)]
 pub(in crate::daemon) struct Netrc {
-    pub(in crate::daemon) file: PathBuf,
+    file: PathBuf,
+    /// The group that may read the file.
     group: Option<String>,
-    reads: Vec<Read>,
+    readings: Vec<Reading>,
+    /// Why the file is not complete, if it is not.
     trouble: Arc<Mutex<Option<String>>>,
 }
 
 impl Netrc {
-    pub(in crate::daemon) fn new(file: PathBuf, group: Option<String>, reads: Vec<Read>) -> Self {
-        Self { file, group, reads, trouble: Arc::default() }
+    /// The file that the configuration names, if it names one.
+    pub(in crate::daemon) fn of(
+        settings: &Settings,
+        built_in: Option<&BuiltIn>,
+        caches: &Caches,
+    ) -> Option<Self> {
+        let pull =
+            |cache: &config::Cache| match (&cache.target, &cache.pull_token, built_in, &settings.embedded) {
+                (Target::Remote(_), Some(file), ..) => TokenSource::File(file.clone()),
+                (Target::Embedded, _, Some(at), Some(own)) if !own.public => {
+                    TokenSource::File(at.pull_token_file().to_owned())
+                }
+                _ => TokenSource::None,
+            };
+        let reading = |cache: &Cache| {
+            let pull = pull(settings.caches.get(cache.name())?);
+            Some(Reading { name: cache.name().to_owned(), client: cache.client().clone(), pull })
+        };
+        let file = settings.nix.netrc.clone()?;
+        Some(Self::new(file, settings.nix.netrc_group.clone(), caches.iter().filter_map(reading).collect()))
     }
 
-    /// The token that a cache is read with.
+    fn new(file: PathBuf, group: Option<String>, readings: Vec<Reading>) -> Self {
+        Self { file, group, readings, trouble: Arc::default() }
+    }
+
+    pub(in crate::daemon) fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// The token that Nix reads a cache with.
     pub(in crate::daemon) fn pull(&self, cache: &str) -> TokenSource {
-        self.reads.iter().find(|read| read.name == cache).map(|read| read.pull.clone()).unwrap_or_default()
+        self.readings
+            .iter()
+            .find(|reading| reading.name == cache)
+            .map(|reading| reading.pull.clone())
+            .unwrap_or_default()
     }
 
-    /// For `status`.
+    /// Why the file is not complete, if it is not.
     pub(in crate::daemon) fn trouble(&self) -> Option<String> {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Until the daemon ends.
+    /// Looks at the file again and again, without end.
     pub(in crate::daemon) async fn keep(self) {
         let mut timer = tokio::time::interval(LOOK);
         timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -61,38 +97,40 @@ impl Netrc {
             let this = self.clone();
             let looked = tokio::task::spawn_blocking(move || this.look()).await;
             let trouble = looked.unwrap_or_else(|e| Err(e.to_string())).err();
-            let mut told = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-            if *told != trouble {
+            let mut reported = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+            if *reported != trouble {
                 if let Some(error) = &trouble {
-                    event!(NETRC_TROUBLE, file = %self.file.display(), error = error, "the netrc file is not as it should be");
+                    event!(NETRC_TROUBLE, file = %self.file.display(), error = error, "the netrc file is not complete");
                 }
-                *told = trouble;
+                *reported = trouble;
             }
         }
     }
 
+    /// Writes the file if an address or a token has changed. Blocks.
     fn look(&self) -> Result<(), String> {
         let mut entries = Vec::new();
         let mut troubles = Vec::new();
         let mut unsure = false;
-        for read in self.reads.iter().filter(|read| read.pull != TokenSource::None) {
-            // Before the cache has answered nobody knows where it is read from.
-            let Some(config) = read.client.config() else {
+        for reading in self.readings.iter().filter(|reading| reading.pull != TokenSource::None) {
+            // The address for reading is not known before the cache has answered.
+            let Some(config) = reading.client.config() else {
                 unsure = true;
                 continue;
             };
             let Some(host) = config.substituter_endpoint.as_deref().and_then(host) else { continue };
-            match read.pull.text() {
+            match reading.pull.text() {
                 Ok(Some(token)) => entries.push((host, token)),
                 Ok(None) => {}
                 Err(error) => {
                     unsure = true;
-                    troubles.push(format!("cache {}: {error}", read.name));
+                    troubles.push(format!("cache {}: {error}", reading.name));
                 }
             }
         }
         if unsure {
-            // A start, or a token that cannot be read for a moment, takes nothing from Nix.
+            // At a start, or when a token cannot be read for a moment, the entries that
+            // the file has already stay.
             let text = Zeroizing::new(std::fs::read_to_string(&self.file).unwrap_or_default());
             let earlier = parse(&text).into_iter().filter(|(host, _)| entries.iter().all(|(h, _)| h != host));
             let earlier: Vec<_> = earlier.collect();
@@ -109,7 +147,7 @@ impl Netrc {
         let now = std::fs::read_to_string(&self.file).map(Zeroizing::new);
         if now.as_ref().is_ok_and(|now| !now.starts_with(MARK) && !now.trim().is_empty()) {
             return Err(format!(
-                "{shown} is not flywheeld's and is left alone: name another file in [nix] netrc, or move it away"
+                "{shown} was not written by flywheeld and is left alone: name another file in [nix] netrc, or move it away"
             ));
         }
         let rights = std::fs::metadata(&self.file).map(|meta| meta.permissions().mode() & 0o777);
@@ -125,7 +163,8 @@ impl Netrc {
     }
 }
 
-/// curl, which reads the file for Nix, knows hosts and no ports.
+/// The host of a URL, without the port: curl, which reads the file for Nix, ignores
+/// ports.
 fn host(url: &str) -> Option<String> {
     let rest = url.split_once("://")?.1;
     let authority = rest.split(['/', '?', '#']).next()?;
@@ -136,7 +175,7 @@ fn host(url: &str) -> Option<String> {
     (!host.is_empty()).then(|| host.to_owned())
 }
 
-/// The text, and what cannot be said in it.
+/// The text of the file, and the problem if an entry cannot be part of it.
 fn render(entries: Vec<(String, Zeroizing<String>)>) -> (Zeroizing<String>, Option<String>) {
     let mut text = Zeroizing::new(String::from(MARK));
     let mut known: Vec<(String, Zeroizing<String>)> = Vec::new();
@@ -151,7 +190,7 @@ fn render(entries: Vec<(String, Zeroizing<String>)>) -> (Zeroizing<String>, Opti
                 ));
             }
             None => {
-                // One allocation, so that no half of it stays in memory.
+                // One allocation, so that no copy of a token stays in memory.
                 text.reserve(host.len() + token.len() + 64);
                 text.push_str("machine ");
                 text.push_str(&host);
@@ -165,7 +204,7 @@ fn render(entries: Vec<(String, Zeroizing<String>)>) -> (Zeroizing<String>, Opti
     (text, clash)
 }
 
-/// What [`render`] wrote; nothing of a file that is somebody else's.
+/// The entries of a file that [`render`] wrote; none of any other file.
 fn parse(text: &str) -> Vec<(String, Zeroizing<String>)> {
     let entry = |entry: &str| {
         let (host, token) = entry.split_once("\nlogin flywheel\npassword ")?;
@@ -174,7 +213,7 @@ fn parse(text: &str) -> Vec<(String, Zeroizing<String>)> {
     text.strip_prefix(MARK).map_or_else(Vec::new, |rest| rest.split("machine ").filter_map(entry).collect())
 }
 
-/// A group's number; the name service knows names.
+/// The number of a group. Asks the name service for a name.
 fn group_number(name: &str) -> Result<u32, String> {
     if let Ok(number) = name.parse() {
         return Ok(number);
@@ -187,13 +226,11 @@ fn group_number(name: &str) -> Result<u32, String> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
     use crate::types::CacheName;
 
     #[test]
-    fn hosts_have_no_ports() {
+    fn a_host_has_no_port() {
         for (url, expected) in [
             ("https://cache.example.com/main", Some("cache.example.com")),
             ("http://127.0.0.1:8742/main", Some("127.0.0.1")),
@@ -219,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn a_start_takes_nothing_from_nix() {
+    fn entries_stay_until_the_caches_have_answered() {
         use crate::cache::ClientSettings;
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("netrc");
@@ -231,17 +268,21 @@ mod tests {
         let settings = ClientSettings::new(vec!["http://127.0.0.1:1".into()], name, TokenSource::None);
         let client = CacheClient::new(settings).unwrap();
         let netrc = |pull| {
-            Netrc::new(file.clone(), None, vec![Read { name: "main".into(), client: client.clone(), pull }])
+            Netrc::new(
+                file.clone(),
+                None,
+                vec![Reading { name: "main".into(), client: client.clone(), pull }],
+            )
         };
         netrc(TokenSource::File(dir.path().join("pull"))).look().unwrap();
         assert_eq!(std::fs::read_to_string(&file).unwrap(), before);
-        // None of ours is private any more: then nothing stays.
+        // When no cache is private any more, no entry stays.
         netrc(TokenSource::None).look().unwrap();
         assert_eq!(std::fs::read_to_string(&file).unwrap(), MARK);
     }
 
     #[test]
-    fn somebody_elses_file_is_left_alone() {
+    fn a_file_of_another_program_is_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("netrc");
         let netrc = Netrc::new(file.clone(), None, Vec::new());
@@ -249,7 +290,7 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&file).unwrap(), MARK);
         let mode = |file: &Path| std::fs::metadata(file).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&file), 0o640);
-        // Rights that somebody has changed come back.
+        // A changed mode is set again.
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
         netrc.look().unwrap();
         assert_eq!(mode(&file), 0o640);

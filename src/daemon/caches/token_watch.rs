@@ -1,54 +1,68 @@
-//! Keeps an eye on the caches' tokens: a new one is used within seconds, one
-//! that runs out is warned of in time.
+//! Watches the tokens of the caches: a new one is used within seconds, and the log
+//! warns before one expires.
 //!
-//! The files are looked at and not watched: a look costs a system call, and
-//! sees every way in which a token is replaced (written over, renamed onto, a
-//! symlink turned round as systemd and Kubernetes do, a file system mounted).
-//! A token that cannot be read is not an error here: it may come later.
+//! The files are looked at regularly: a look costs one system call, and sees every
+//! way in which a token is replaced (written, renamed onto, a symlink replaced as
+//! systemd and Kubernetes do, a file system mounted). A token that cannot be read is
+//! no error here, since it may appear later.
 
 use std::os::unix::fs::MetadataExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::sync::mpsc::Sender;
 
+use super::Cache;
 use crate::cache::CacheClient;
 use crate::daemon::inbox::Input;
 use crate::observe::event;
 use crate::types::{CacheId, Wall};
 
-/// Between looks.
+/// Time between two looks.
 const LOOK: Duration = Duration::from_secs(5);
-/// Before a token's end, a warning each: seconds, and in words.
+/// When a warning comes before a token expires: in seconds, and in words.
 const NOTICE: [(i64, &str); 3] = [(3600, "an hour"), (24 * 3600, "a day"), (7 * 24 * 3600, "a week")];
 
-/// What tells one state of a file from another without reading it.
-type Print = Option<(u64, u64, u64, i64, i64, i64)>;
+/// Metadata that differ when a file was replaced or written.
+type Fingerprint = Option<(u64, u64, u64, i64, i64, i64)>;
 
-/// One cache's token.
+/// The token of one cache.
 pub(in crate::daemon) struct Watched {
+    id: CacheId,
     name: String,
     client: CacheClient,
     file: Option<PathBuf>,
-    seen: Print,
-    /// The end that was warned of, and how near it was then (an index of
-    /// [`NOTICE`]; its length for "not yet").
+    seen: Fingerprint,
+    /// The time of expiry that the last warning was about, and the index of that
+    /// warning in [`NOTICE`]; its length means none.
     warned: (i64, usize),
 }
 
 impl Watched {
-    pub(in crate::daemon) fn new(name: String, client: CacheClient, file: Option<PathBuf>) -> Self {
-        let seen = print(file.as_ref());
-        Self { name, client, file, seen, warned: (0, NOTICE.len()) }
+    /// The token of this cache.
+    pub(in crate::daemon) fn of(cache: &Cache) -> Self {
+        Self::new(
+            cache.id(),
+            cache.name().to_owned(),
+            cache.client().clone(),
+            cache.connection().token_file().map(Path::to_owned),
+        )
     }
 
-    /// Whether there is another token than before. Reads a small file.
+    fn new(id: CacheId, name: String, client: CacheClient, file: Option<PathBuf>) -> Self {
+        let seen = fingerprint(file.as_ref());
+        Self { id, name, client, file, seen, warned: (0, NOTICE.len()) }
+    }
+
+    /// Reads the token again if its file has changed. Returns whether it is another
+    /// token than before. Blocks for a moment.
     fn look(&mut self) -> bool {
-        let now = print(self.file.as_ref());
+        let now = fingerprint(self.file.as_ref());
         if now == self.seen {
             return false;
         }
-        // Read again next time, should it be half written now.
+        // After an error the file is read again at the next look; it may be half
+        // written now.
         match self.client.reload_token() {
             Ok(changed) => {
                 self.seen = now;
@@ -58,41 +72,49 @@ impl Watched {
         }
     }
 
-    /// The warning that is due, once for each end and notice.
+    /// The warning that is due at `now`, in seconds since 1970. Each one is given
+    /// once for each time of expiry.
     fn warning(&mut self, now: i64) -> Option<String> {
-        let end = self.client.token_expiry()?;
-        if self.warned.0 != end {
-            self.warned = (end, NOTICE.len());
+        let expiry = self.client.token_expiry()?;
+        if self.warned.0 != expiry {
+            self.warned = (expiry, NOTICE.len());
         }
-        let left = end - now;
+        let left = expiry - now;
         let level = NOTICE.iter().position(|(before, _)| left <= *before)?;
         if level >= self.warned.1 || left <= 0 {
             return None;
         }
         self.warned.1 = level;
         Some(format!(
-            "the token of the cache {} expires in less than {} (at {end}, seconds since 1970): renew it; a changed \
+            "the token of the cache {} expires in less than {} (at {expiry}, seconds since 1970): renew it; a changed \
              token file is noticed by itself",
             self.name, NOTICE[level].1
         ))
     }
 }
 
-fn print(file: Option<&PathBuf>) -> Print {
+fn fingerprint(file: Option<&PathBuf>) -> Fingerprint {
     let meta = std::fs::metadata(file?).ok()?;
     Some((meta.dev(), meta.ino(), meta.size(), meta.mtime(), meta.mtime_nsec(), meta.ctime_nsec()))
 }
 
-/// Until the driver is gone.
+/// Looks at all tokens again and again, until the driver has ended.
 pub(in crate::daemon) async fn watch(mut all: Vec<Watched>, out: Sender<Input>) {
     let mut timer = tokio::time::interval(LOOK);
     timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         timer.tick().await;
-        for (number, watched) in (0_u16..).zip(&mut all) {
-            if watched.look() {
+        // A token file may be on a slow file system.
+        let looked = tokio::task::spawn_blocking(move || {
+            let changed: Vec<CacheId> = all.iter_mut().filter_map(|w| w.look().then_some(w.id)).collect();
+            (all, changed)
+        });
+        let Ok((looked, changed)) = looked.await else { return };
+        all = looked;
+        for watched in &mut all {
+            if changed.contains(&watched.id) {
                 event!(TOKEN_RENEWED, cache = watched.name, "a new token: it is used from now on");
-                if out.send(Input::TokenChanged(CacheId(number))).await.is_err() {
+                if out.send(Input::TokenChanged(watched.id)).await.is_err() {
                     return;
                 }
             }
@@ -128,11 +150,11 @@ mod tests {
         let source = TokenSource::File(file.to_owned());
         let settings =
             ClientSettings::new(vec!["http://127.0.0.1:9".into()], CacheName::parse("c").unwrap(), source);
-        Watched::new("c".into(), CacheClient::new(settings).unwrap(), Some(file.to_owned()))
+        Watched::new(CacheId(0), "c".into(), CacheClient::new(settings).unwrap(), Some(file.to_owned()))
     }
 
     #[test]
-    fn a_token_that_comes_changes_or_is_renamed_onto_is_seen() {
+    fn a_new_changed_or_renamed_token_file_is_seen() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("token");
         let mut watched = watched(&file);
@@ -143,12 +165,12 @@ mod tests {
         std::fs::rename(dir.path().join("new"), &file).unwrap();
         assert!(watched.look() && !watched.look());
         std::fs::remove_file(&file).unwrap();
-        assert!(!watched.look(), "a file that is gone leaves the old token in use");
-        // As in a directory of credentials: the link is turned round.
+        assert!(!watched.look(), "a removed file leaves the old token in use");
+        // As in a directory of credentials: a symlink is replaced.
         std::fs::write(dir.path().join("three"), "three").unwrap();
         std::os::unix::fs::symlink(dir.path().join("three"), &file).unwrap();
         assert!(watched.look());
-        // Half written: not taken, and looked at again.
+        // An empty file is half written: it is read again later.
         std::fs::write(dir.path().join("three"), "").unwrap();
         assert!(!watched.look());
         std::fs::write(dir.path().join("three"), "four").unwrap();
@@ -156,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_week_a_day_and_an_hour_before_the_end_once_each() {
+    fn warnings_come_once_a_week_a_day_and_an_hour_before_expiry() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("token");
         let end = 2_000_000_000;
@@ -170,7 +192,7 @@ mod tests {
         assert!(at(1800).unwrap().contains("an hour"));
         assert_eq!(at(60), None);
         assert_eq!(at(-60), None);
-        // A clock that is put back does not warn twice; another token begins anew.
+        // A clock that was set back causes no second warning; another token does.
         assert_eq!(at(20 * 3600), None);
         std::fs::write(&file, token(end + 1)).unwrap();
         assert!(watched.look());

@@ -1,20 +1,26 @@
-//! What goes on beside the driver all the time: an eye on the tokens and on the
-//! netrc file, and forgetting old history. Begun anew when the configuration changes.
+//! Background tasks of the driver: watching the tokens, keeping the netrc file, holding
+//! the host's shutdown, pruning history. They are started again when the configuration
+//! changes. Must not know what they report.
 
 use std::time::Duration;
 
 use tokio::sync::mpsc::Sender;
 use tokio::task::JoinHandle;
 
-use crate::daemon::caches::netrc::Netrc;
-use crate::daemon::caches::servers::Line;
-use crate::daemon::caches::token_watch::{self, Watched};
+use super::history;
+use crate::daemon::caches::{Caches, Netrc, Watched, watch_tokens};
 use crate::daemon::inbox::Input;
 use crate::ledger::Ledger;
 
-/// A push that ends when this is dropped.
+/// A task that is aborted when this is dropped.
 #[derive(Debug)]
 struct Task(JoinHandle<()>);
+
+impl Task {
+    fn start(future: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self(tokio::spawn(future))
+    }
+}
 
 impl Drop for Task {
     fn drop(&mut self) {
@@ -22,7 +28,7 @@ impl Drop for Task {
     }
 }
 
-/// The pushes.
+/// The tasks. Starting one ends its predecessor.
 #[derive(Debug, Default)]
 pub(in crate::daemon) struct BackgroundTasks {
     tokens: Option<Task>,
@@ -32,26 +38,23 @@ pub(in crate::daemon) struct BackgroundTasks {
 }
 
 impl BackgroundTasks {
-    /// Looks after the tokens of these, in their order.
-    pub(in crate::daemon) fn tokens(&mut self, lines: &[Line], out: Sender<Input>) {
-        let watched =
-            lines.iter().map(|l| Watched::new(l.name().to_owned(), l.client().clone(), l.token_file.clone()));
-        self.tokens = Some(Task(tokio::spawn(token_watch::watch(watched.collect(), out))));
+    /// Watches the tokens of these caches.
+    pub(in crate::daemon) fn tokens(&mut self, caches: &Caches, out: Sender<Input>) {
+        self.tokens = Some(Task::start(watch_tokens(caches.iter().map(Watched::of).collect(), out)));
     }
 
-    /// Keeps the file that Nix reads private caches with.
+    /// Keeps the netrc file, if there is one.
     pub(in crate::daemon) fn netrc(&mut self, netrc: Option<&Netrc>) {
-        self.netrc = netrc.map(|netrc| Task(tokio::spawn(netrc.clone().keep())));
+        self.netrc = netrc.map(|netrc| Task::start(netrc.clone().keep()));
     }
 
-    /// Holds the host up while something is pending.
-    pub(in crate::daemon) fn logind(&mut self, mind: impl Future<Output = ()> + Send + 'static) {
-        self.logind = Some(Task(tokio::spawn(mind)));
+    /// Delays the host's shutdown, as `inhibit` does.
+    pub(in crate::daemon) fn logind(&mut self, inhibit: impl Future<Output = ()> + Send + 'static) {
+        self.logind = Some(Task::start(inhibit));
     }
 
-    /// Forgets what is older than that.
+    /// Prunes history that is older than `keep`.
     pub(in crate::daemon) fn history(&mut self, ledger: Ledger, keep: Duration) {
-        let forget = crate::daemon::driver::history::prune(ledger, keep);
-        self.history = Some(Task(tokio::spawn(forget)));
+        self.history = Some(Task::start(history::prune(ledger, keep)));
     }
 }

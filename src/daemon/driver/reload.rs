@@ -1,45 +1,40 @@
-//! Reading configuration and tokens again, on SIGHUP or when asked.
+//! Reads the configuration and the tokens again, on SIGHUP or on request.
 //!
-//! All or nothing: everything that can fail is done before anything is changed.
-//! What needs a restart is named and left as it is. [`Driver::settings`] is the
-//! only place that knows what is in use; who works with a part of it is handed
-//! that part here.
+//! A reload is all or nothing: everything that can fail is done elsewhere before
+//! anything is changed. Keys that need a restart are named and left as they are. The
+//! driver's settings are the ones in use; each room gets the part it needs from here.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use anyhow::Result;
 
+use super::{Done, Driver};
+use crate::cache::CacheClient;
 use crate::config::{Change, ConfigError, Settings};
 use crate::control::messages::{ErrorCode, Reply};
 use crate::control::server::{Peer, Responder};
-use crate::daemon::caches::servers::{self, BuiltIn, Line};
-use crate::daemon::driver::Driver;
-use crate::daemon::inbox::Input;
-use crate::daemon::intake::routes::Strangers;
-use crate::daemon::intake::{PushPolicy, Work};
-use crate::daemon::push::rate::Rate;
+use crate::daemon::caches::{BuiltIn, Cache, Caches, Connection, EngineParts, Netrc, limits};
+use crate::daemon::intake::{IntakeCache, PushPolicy, UnownedRoutes, Work};
 use crate::flow::Event;
 use crate::observe::event;
 use crate::types::CacheId;
 
-/// Reads the configuration as it is now.
+/// Reads the configuration.
 pub type Load = Arc<dyn Fn() -> Result<Settings, ConfigError> + Send + Sync>;
-
-/// How a reading ended.
-#[derive(Debug)]
-pub(in crate::daemon) struct Reloaded(Result<Ready, String>);
 
 /// A configuration that can be put to use.
 #[derive(Debug)]
-struct Ready {
+pub(super) struct Ready {
     change: Change,
-    /// Ways to caches that are new or changed.
-    lines: Vec<Line>,
+    /// The connections of new and changed caches.
+    connections: Vec<Connection>,
+    /// What became of the tokens of the other caches, in words.
+    tokens: Vec<String>,
 }
 
-/// Who waits for the reading that is under way, and for the one after it.
+/// The callers that wait for the reload that is under way, and for the next one.
 #[derive(Debug, Default)]
-pub(in crate::daemon) struct Reloads {
+pub(super) struct Reloads {
     under_way: bool,
     now: Vec<Responder>,
     again: bool,
@@ -47,18 +42,18 @@ pub(in crate::daemon) struct Reloads {
 }
 
 impl Driver {
-    /// `flywheelctl reload`.
-    pub(in crate::daemon) fn reload(&mut self, peer: &Peer, responder: Responder) {
-        if !self.may(peer, self.own_uid) {
+    /// Serves `flywheelctl reload`.
+    pub(super) fn reload(&mut self, peer: Peer, responder: Responder) {
+        if !self.parts.reports.may_see_all(peer.uid) {
             let message = "only root and the daemon's own user may have it reload";
             return responder.refuse(ErrorCode::Denied, message);
         }
         self.read_again(Some(responder));
     }
 
-    /// Reads everything again. What has changed while a reading is under way
-    /// may have been missed by it, so another one follows.
-    pub(in crate::daemon) fn read_again(&mut self, caller: Option<Responder>) {
+    /// Has everything read again. A reading that is under way may have missed the
+    /// latest change, so another one follows it.
+    pub(super) fn read_again(&mut self, caller: Option<Responder>) {
         let reloads = &mut self.reloads;
         if reloads.under_way {
             reloads.again = true;
@@ -67,17 +62,16 @@ impl Driver {
         }
         reloads.under_way = true;
         reloads.now.extend(caller);
-        self.notify.reloading();
-        let (load, old, built_in) =
-            (Arc::clone(&self.load), Arc::clone(&self.settings), self.built_in.clone());
-        let out = self.transfers.out.clone();
-        tokio::task::spawn_blocking(move || {
-            let ready = prepare(&load, &old, built_in.as_ref());
-            let _ = out.blocking_send(Input::Reloaded(Box::new(Reloaded(ready))));
-        });
+        self.parts.notify.reloading();
+        let (load, old) = (Arc::clone(&self.parts.load), Arc::clone(&self.parts.settings));
+        let built_in = self.parts.built_in.clone();
+        let clients: Vec<_> =
+            self.parts.caches.iter().map(|c| (c.name().to_owned(), c.client().clone())).collect();
+        self.work.spawn_blocking(move || Done::Reloaded(prepare(&load, &old, built_in.as_ref(), clients)));
     }
 
-    pub(in crate::daemon) fn reloaded(&mut self, Reloaded(ready): Reloaded) {
+    /// The configuration was read.
+    pub(super) fn reloaded(&mut self, ready: Result<Ready, String>) {
         let reply = match ready {
             Ok(ready) => Reply::Done { message: self.put_to_use(ready) },
             Err(error) => {
@@ -93,7 +87,7 @@ impl Driver {
         for caller in self.reloads.now.drain(..) {
             caller.reply(reply.clone());
         }
-        self.notify.ready();
+        self.parts.notify.ready();
         self.reloads.under_way = false;
         if std::mem::take(&mut self.reloads.again) {
             self.reloads.now = std::mem::take(&mut self.reloads.next);
@@ -101,126 +95,122 @@ impl Driver {
         }
     }
 
-    /// Cannot fail. What was done, in words.
-    fn put_to_use(&mut self, Ready { change, lines }: Ready) -> String {
+    /// Puts a configuration to use, and returns what was done, in words. Cannot fail.
+    fn put_to_use(&mut self, Ready { change, connections, mut tokens }: Ready) -> String {
         let Change { settings, live, restart } = change;
-        let old = std::mem::replace(&mut self.settings, Arc::new(settings));
-        let settings = Arc::clone(&self.settings);
+        let settings = Arc::new(settings);
+        let old = std::mem::replace(&mut self.parts.settings, Arc::clone(&settings));
         for warning in settings.warnings.iter().filter(|w| !old.warnings.contains(w)) {
             event!(CONFIG_WARNING, "{warning}");
         }
-        let mut tokens = self.read_tokens(&lines);
-        let limits = servers::limits(settings.push.jobs);
         if settings.push.jobs != old.push.jobs {
-            // The attic client's runs have limits of their own.
-            for number in
-                self.numbers().filter(|n| self.engines[usize::from(n.0)].is_none()).collect::<Vec<_>>()
-            {
-                self.step(Event::Limits(number, limits));
-            }
-        }
-        let mut fresh = Vec::new();
-        for line in lines {
-            match self.number_of(line.name()) {
-                Some(number) => {
-                    self.upstream_keys.set_upstream(number.0, Vec::new());
-                    self.lines[usize::from(number.0)] = line;
-                    fresh.push(number);
-                }
-                None => {
-                    let Ok(number) = u16::try_from(self.caches.len()) else { continue };
-                    self.caches.push(line.name().to_owned());
-                    self.troubles.push(None);
-                    self.counts.push(crate::control::messages::PathCounts::default());
-                    self.lines.push(line);
-                    fresh.push(CacheId(number));
-                }
+            // The attic client's engine has limits of its own.
+            let native: Vec<_> =
+                self.parts.caches.iter().filter(|cache| !cache.needs_attic()).map(|c| c.id()).collect();
+            for cache in native {
+                self.step(Event::Limits(cache, limits(settings.push.jobs)));
             }
         }
         if settings.push.max_rate != old.push.max_rate {
-            self.transfers.rate = settings.push.max_rate.map(|rate| Arc::new(Rate::new(rate)));
+            self.parts.transfers.limit(settings.push.max_rate);
         }
-        self.transfers.clients = self.lines.iter().map(|line| line.client().clone()).collect();
-        self.login.serve(self.lines.iter().map(|line| line.served.clone()).collect());
-        for (number, line) in (0..).zip(&self.lines).skip(self.engines.len()) {
-            let (engine, limits) = servers::engine(
-                CacheId(number),
-                &settings,
-                &self.transfers,
-                &self.client,
-                &self.login,
-                &line.served,
-            );
-            self.flow.add_cache(limits);
-            self.engines.push(engine);
-        }
-        self.client_usable(self.client.is_usable());
-        self.client.wanted();
-        self.netrc = servers::netrc(&settings, self.built_in.as_ref(), &self.lines);
-        self.background.netrc(self.netrc.as_ref());
-        let policy = PushPolicy {
-            filter: settings.push.filter.clone(),
-            caches: self.caches.clone(),
-            default_cache: self.default_cache(),
-            strangers: Strangers::new(Arc::clone(&settings), self.caches.clone()),
-        };
-        *self.new_policy.lock().unwrap_or_else(PoisonError::into_inner) = Some(policy);
-        self.bell.ring();
-        self.background.tokens(&self.lines, self.transfers.out.clone());
+        self.connect(connections);
+        self.client_usable(self.parts.client.is_usable());
+        self.parts.client.look_now();
+        self.parts.netrc = Netrc::of(&settings, self.parts.built_in.as_ref(), &self.parts.caches);
+        self.parts.background.netrc(self.parts.netrc.as_ref());
+        self.parts.background.tokens(&self.parts.caches, self.parts.out.clone());
         if settings.history_keep != old.history_keep {
-            self.background.history(self.ledger.clone(), settings.history_keep);
+            self.parts.background.history(self.parts.ledger.clone(), settings.history_keep);
         }
-        for number in fresh {
-            self.transfers.probe(number);
-        }
-        for number in self.numbers() {
-            self.step(Event::ProbeNow(number));
+        for cache in self.parts.caches.ids() {
+            self.step(Event::ProbeNow(cache));
         }
         self.step(Event::Retry(None));
-        // Those that are known no longer.
-        self.bell.ask(Work::Retry);
+        // Failed pushes that only the ledger knows are tried again too.
+        self.parts.intake.ask(Work::Retry);
 
-        let mut said = vec![match live.is_empty() {
+        let mut done = vec![match live.is_empty() {
             true => "settings unchanged".to_owned(),
             false => format!("new settings: {}", live.join(", ")),
         }];
-        said.append(&mut tokens);
-        said.push("what was given up is tried again".to_owned());
-        event!(RELOADED, applied = live.join(", "), "reload: {}", said.join("; "));
+        done.append(&mut tokens);
+        done.push("failed pushes are tried again".to_owned());
+        event!(RELOADED, applied = live.join(", "), "reload: {}", done.join("; "));
         if !restart.is_empty() {
             let keys = restart.join(", ");
             event!(RESTART_NEEDED, keys = keys, "restart flywheeld to apply: {keys}");
-            said.push(format!("restart flywheeld to apply: {keys}"));
+            done.push(format!("restart flywheeld to apply: {keys}"));
         }
-        said.join("; ")
+        done.join("; ")
     }
 
-    /// Reads the tokens of caches that stay as they are.
-    fn read_tokens(&self, changed: &[Line]) -> Vec<String> {
-        let mut notes = Vec::new();
-        let same = self.lines.iter().filter(|line| changed.iter().all(|c| c.name() != line.name()));
-        for line in same {
-            match line.client().reload_token() {
-                Ok(true) => notes.push(format!("{}: a new token", line.name())),
-                Ok(false) => {}
-                Err(error) => notes.push(format!("{}: {error}", line.name())),
-            }
+    /// Adds new caches, and gives changed ones their new connections.
+    fn connect(&mut self, connections: Vec<Connection>) {
+        let before = self.parts.caches.len();
+        let changed: Vec<_> =
+            connections.into_iter().filter_map(|connection| self.parts.caches.set(connection)).collect();
+        self.parts.login.set(self.parts.caches.logins());
+        let engine_parts = EngineParts {
+            settings: &self.parts.settings,
+            transfers: &self.parts.transfers,
+            client: &self.parts.client,
+            login: &self.parts.login,
+        };
+        for limits in self.parts.caches.start_engines(before, &engine_parts) {
+            self.flow.add_cache(limits);
         }
-        if notes.is_empty() {
-            notes.push("tokens unchanged".to_owned());
+        let policy = policy(&self.parts.settings, &self.parts.caches);
+        self.parts.intake.set_policy(policy);
+        for cache in changed {
+            self.parts.transfers.probe(self.parts.caches[cache].target());
         }
-        notes
-    }
-
-    fn numbers(&self) -> impl Iterator<Item = CacheId> + use<> {
-        (0..u16::try_from(self.caches.len()).unwrap_or(u16::MAX)).map(CacheId)
     }
 }
 
-/// Everything that can fail. Reads files.
-fn prepare(load: &Load, old: &Settings, built_in: Option<&BuiltIn>) -> Result<Ready, String> {
+/// The policy on new paths that the configuration and the caches make.
+pub(in crate::daemon) fn policy(settings: &Arc<Settings>, caches: &Caches) -> PushPolicy {
+    let known = |cache: &Cache| IntakeCache {
+        name: cache.name().to_owned(),
+        upstream_keys: cache.upstream_keys().clone(),
+    };
+    PushPolicy {
+        filter: settings.push.filter.clone(),
+        caches: caches.iter().map(known).collect(),
+        default_cache: caches.id(&settings.default_cache).unwrap_or(CacheId(0)),
+        unowned: UnownedRoutes::new(Arc::clone(settings), caches.names()),
+    }
+}
+
+/// Does everything that can fail. Reads files, so it blocks.
+fn prepare(
+    load: &Load,
+    old: &Settings,
+    built_in: Option<&BuiltIn>,
+    clients: Vec<(String, CacheClient)>,
+) -> Result<Ready, String> {
     let change = Change::new(old, load().map_err(|e| e.to_string())?);
     let changed = change.settings.caches.iter().filter(|(name, cache)| old.caches.get(*name) != Some(*cache));
-    let lines: Result<Vec<Line>> = changed.map(|(name, cache)| Line::new(name, cache, built_in)).collect();
-    Ok(Ready { lines: lines.map_err(|e| format!("{e:#}"))?, change })
+    let connections: Result<Vec<_>> =
+        changed.map(|(name, cache)| Connection::new(name, cache, built_in)).collect();
+    let connections = connections.map_err(|e| format!("{e:#}"))?;
+    let same = clients.into_iter().filter(|(name, _)| connections.iter().all(|c| c.name() != name));
+    let tokens = read_tokens(same);
+    Ok(Ready { connections, change, tokens })
+}
+
+/// Reads the tokens of unchanged caches again. Returns what became of them.
+fn read_tokens(clients: impl Iterator<Item = (String, CacheClient)>) -> Vec<String> {
+    let mut notes = Vec::new();
+    for (name, client) in clients {
+        match client.reload_token() {
+            Ok(true) => notes.push(format!("{name}: a new token")),
+            Ok(false) => {}
+            Err(error) => notes.push(format!("{name}: {error}")),
+        }
+    }
+    if notes.is_empty() {
+        notes.push("tokens unchanged".to_owned());
+    }
+    notes
 }

@@ -1,23 +1,42 @@
-//! The end: no new work, a deadline for what runs, and as much time from
-//! systemd as that takes.
+//! Stopping and sleeping: nothing new is begun, what runs may end until a deadline, and
+//! systemd is asked for as much time as that takes.
 
 use std::time::{Duration, Instant};
 
-use crate::daemon::driver::{Driver, Ended};
-use crate::daemon::host::logind::Host;
-use crate::daemon::sessions::session::Waiter;
+use super::{Driver, Ended};
+use crate::daemon::inbox::HostEvent;
 use crate::flow::{BreakerState, Event};
 use crate::observe::event;
-use crate::types::CacheId;
+use crate::types::millis;
 
-/// How much time systemd is asked for at once while a drain moves, and what is
-/// needed after the deadline to write everything down.
+/// Most time that systemd is asked for at once, while the drain makes progress.
 const EXTENSION: Duration = Duration::from_secs(30);
+/// Time after the deadline in which everything is written down.
 const MARGIN: Duration = Duration::from_secs(10);
 
+/// How far stopping is, and whether the host is about to sleep.
+#[derive(Debug, Default)]
+pub(super) struct Stopping {
+    deadline: Option<Instant>,
+    asleep: bool,
+    /// Bytes and uploads when systemd was last asked for more time.
+    progress: (u64, u32),
+}
+
+impl Stopping {
+    pub(super) fn has_begun(&self) -> bool {
+        self.deadline.is_some()
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+}
+
 impl Driver {
-    pub(in crate::daemon) fn at_end(&mut self) -> Option<Ended> {
-        let deadline = self.stopping?;
+    /// How the driver has ended, once it has.
+    pub(super) fn at_end(&mut self) -> Option<Ended> {
+        let deadline = self.stopping.deadline?;
         let ended = if self.flow.in_flight() == 0 {
             Ended::Drained
         } else if deadline <= Instant::now() {
@@ -25,97 +44,92 @@ impl Driver {
         } else {
             return None;
         };
-        for waiter in std::mem::take(&mut self.sessions.waiters) {
-            self.answer(waiter.asked, waiter.responder, waiter.since, true);
-        }
+        self.answer_waiters(|_| true);
         Some(ended)
     }
 
-    /// Stops intake and dispatch; what runs may end until the deadline.
-    pub(in crate::daemon) fn stop(&mut self) {
-        self.stopping = Some(Instant::now() + self.settings.drain_timeout);
-        self.notify.stopping();
+    /// Stops the intake and begins no upload any more. Those that run may end until
+    /// the deadline.
+    pub(super) fn stop(&mut self) {
+        self.stopping.deadline = Some(Instant::now() + self.parts.settings.drain_timeout);
+        self.parts.notify.stopping();
         event!(
             STOPPING,
             uploading = self.flow.in_flight(),
             "stopping: what is being uploaded may end, the rest stays in the ledger"
         );
-        self.bell.stop();
+        self.parts.intake.stop();
         self.step(Event::Stop);
-        // What is under way may be all that some wait for; the others are told
-        // now how much is left.
+        // The requests under way may be all that some callers wait for. The others
+        // are told now how much is left.
         let in_flight = self.flow.in_flight();
-        let (soon, never): (Vec<Waiter>, Vec<Waiter>) = std::mem::take(&mut self.sessions.waiters)
-            .into_iter()
-            .partition(|w| self.flow.unsettled(w.group) <= in_flight);
-        self.sessions.waiters = soon;
-        for waiter in never {
-            self.answer(waiter.asked, waiter.responder, waiter.since, true);
-        }
-        let unnamed: Vec<_> = self.sessions.namings.values_mut().filter_map(|n| n.caller.take()).collect();
-        for caller in unnamed {
-            self.answer_unlooked(caller);
-        }
+        let never: Vec<_> = self
+            .parts
+            .sessions
+            .waiters()
+            .map(|waiter| waiter.group)
+            .filter(|group| self.flow.unsettled(*group) > in_flight)
+            .collect();
+        self.answer_waiters(|waiter| never.contains(&waiter.group));
+        self.answer_callers(|_| true);
         self.extend();
     }
 
-    /// Asks systemd for as long as the end takes, while something moves; see
-    /// EXTEND_TIMEOUT_USEC in sd_notify(3).
-    pub(in crate::daemon) fn extend(&mut self) {
-        let Some(deadline) = self.stopping else { return };
-        let moved = (self.transfers.sent(), self.flow.in_flight());
-        if moved != self.moved {
-            self.moved = moved;
+    /// Asks systemd for as long as the end takes, if there was progress since the
+    /// last time; see EXTEND_TIMEOUT_USEC in sd_notify(3).
+    pub(super) fn extend(&mut self) {
+        let Some(deadline) = self.stopping.deadline else { return };
+        let progress = (self.parts.transfers.sent(), self.flow.in_flight());
+        if progress != self.stopping.progress {
+            self.stopping.progress = progress;
             let rest = deadline.saturating_duration_since(Instant::now());
-            self.notify.extend(rest.min(EXTENSION) + MARGIN);
+            self.parts.notify.extend(rest.min(EXTENSION) + MARGIN);
         }
     }
 
-    /// What logind says: until the host goes down what is pending is pushed as
-    /// ever, and its SIGTERM ends the daemon as any other; before a sleep
-    /// nothing new is begun.
-    pub(in crate::daemon) fn host(&mut self, host: Host) {
-        if self.stopping.is_some() {
+    /// Follows what logind announces. Before a shutdown uploads go on, until the
+    /// host's SIGTERM. Before a sleep no upload is begun.
+    pub(super) fn host(&mut self, event: HostEvent) {
+        if self.stopping.has_begun() {
             return;
         }
-        match host {
-            Host::Stops(wait) => event!(
+        match event {
+            HostEvent::ShuttingDown(wait) => event!(
                 HOST_STOPS,
                 pending = self.pending(),
-                duration_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
-                "the host goes down, and waits a moment for what is pending"
+                duration_ms = millis(wait),
+                "the host is shutting down, and waits a moment for what is pending"
             ),
-            Host::Sleeps(wait) => {
+            HostEvent::Sleeping(wait) => {
                 event!(
                     HOST_SLEEPS,
                     pending = self.pending(),
-                    duration_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
+                    duration_ms = millis(wait),
                     "the host goes to sleep: what is being uploaded may end"
                 );
-                self.asleep = true;
+                self.stopping.asleep = true;
                 self.step(Event::Stop);
             }
-            Host::Stays if self.asleep => {
+            HostEvent::Running if self.stopping.asleep => {
                 event!(HOST_AWAKE, pending = self.pending(), "the host is awake: uploads go on");
-                self.asleep = false;
+                self.stopping.asleep = false;
                 self.step(Event::Resume);
-                // The network may be another one.
-                for number in 0..u16::try_from(self.caches.len()).unwrap_or(u16::MAX) {
-                    self.step(Event::ProbeNow(CacheId(number)));
+                // The network may have changed.
+                for cache in self.parts.caches.ids() {
+                    self.step(Event::ProbeNow(cache));
                 }
             }
-            Host::Stays => {}
+            HostEvent::Running => {}
         }
     }
 
-    /// Whether the host is to wait for us: something is under way, or could be
-    /// pushed now.
-    pub(in crate::daemon) fn holds_host(&self) -> bool {
-        if self.asleep {
+    /// Whether the host should delay its shutdown: something is being uploaded, or
+    /// could be uploaded now.
+    pub(super) fn holds_host(&self) -> bool {
+        if self.stopping.asleep {
             return self.flow.in_flight() > 0;
         }
-        let mut views =
-            (0..self.caches.len()).filter_map(|n| self.flow.view(CacheId(u16::try_from(n).ok()?)));
+        let mut views = self.parts.caches.ids().filter_map(|id| self.flow.view(id));
         views.any(|view| view.uploading > 0 || (view.state == BreakerState::Online && view.pending > 0))
     }
 }

@@ -1,10 +1,10 @@
-//! logind, over D-Bus: the host does not go down or to sleep while something
-//! is to be pushed, for as long as logind allows a delay (`InhibitDelayMaxSec`
-//! in logind.conf(5), 5 s by default).
+//! logind over D-Bus: while pushes are pending, the host delays its shutdown or
+//! sleep for as long as logind allows (`InhibitDelayMaxSec` in logind.conf(5), 5 s
+//! by default).
 //!
-//! Nothing is connected while nothing is pending. Without a bus, without logind
-//! and while either is away the daemon works as ever: it tries again now and
-//! then, and says so once. Must not know what is pushed.
+//! There is no connection to the bus while nothing is pending. Without a bus or
+//! without logind the daemon works as usual, tries again from time to time, and
+//! logs it once. Must not know what is pushed.
 
 use std::time::Duration;
 
@@ -13,32 +13,21 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 use zbus::proxy::CacheProperties;
 
-use crate::daemon::inbox::Input;
+use crate::daemon::inbox::{HostEvent, Input};
 use crate::observe::detail;
 
-/// Work that is over sooner is not worth a word to anybody.
+/// Pushes must be pending for this long before an inhibitor is taken.
 const SETTLE: Duration = Duration::from_millis(500);
-/// How long an inhibitor is kept without anything pending: more may come.
+/// How long an inhibitor is kept after the last push: more may follow.
 const LINGER: Duration = Duration::from_secs(2);
-/// Between tries while there is no logind: from this, doubled each time,
-const AGAIN_LEAST: Duration = Duration::from_secs(2);
-/// to this.
-const AGAIN_MOST: Duration = Duration::from_secs(300);
-/// How long an answer may take.
+/// First delay between attempts to reach logind; it doubles with each attempt.
+const RETRY_LEAST: Duration = Duration::from_secs(2);
+/// Longest delay between attempts to reach logind.
+const RETRY_MOST: Duration = Duration::from_secs(300);
+/// How long logind may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What logind says of the host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::daemon) enum Host {
-    /// It goes down; so long it waits for us.
-    Stops(Duration),
-    /// It goes to sleep; so long it waits for us.
-    Sleeps(Duration),
-    /// It is awake again, or stays up.
-    Stays,
-}
-
-/// The part of org.freedesktop.login1(5) that is needed.
+/// The part of org.freedesktop.login1(5) that this file uses.
 #[zbus::proxy(
     interface = "org.freedesktop.login1.Manager",
     default_service = "org.freedesktop.login1",
@@ -57,9 +46,13 @@ trait Manager {
     fn prepare_for_sleep(&self, start: bool) -> zbus::Result<()>;
 }
 
-/// Holds the host up while `pending` says so. Ends with the driver.
-pub(in crate::daemon) async fn mind(mut pending: watch::Receiver<bool>, out: mpsc::Sender<Input>) {
-    let mut again = AGAIN_LEAST;
+/// Holds an inhibitor while `pending` is true, and reports what logind announces.
+/// Ends when the driver has ended.
+pub(in crate::daemon) async fn inhibit_while_pending(
+    mut pending: watch::Receiver<bool>,
+    out: mpsc::Sender<Input>,
+) {
+    let mut retry = RETRY_LEAST;
     loop {
         if pending.wait_for(|pending| *pending).await.is_err() {
             return;
@@ -69,30 +62,30 @@ pub(in crate::daemon) async fn mind(mut pending: watch::Receiver<bool>, out: mps
             continue;
         }
         let began = Instant::now();
-        match guard(&mut pending, &out).await {
-            Ok(true) => again = AGAIN_LEAST,
+        match inhibit(&mut pending, &out).await {
+            Ok(true) => retry = RETRY_LEAST,
             Ok(false) => return,
             Err(error) => {
-                // What was held back for a sleep that nobody will end goes on.
-                if out.send(Input::Host(Host::Stays)).await.is_err() {
+                // No announcement will end a sleep that logind announced before.
+                if out.send(Input::Host(HostEvent::Running)).await.is_err() {
                     return;
                 }
                 if began.elapsed() > PATIENCE {
-                    again = AGAIN_LEAST;
+                    retry = RETRY_LEAST;
                 }
-                if again == AGAIN_LEAST {
-                    detail!(error = %error, "no logind: the host may go down while something is pending");
+                if retry == RETRY_LEAST {
+                    detail!(error = %error, "logind cannot be reached: the host may shut down while pushes are pending");
                 }
-                sleep(again).await;
-                again = (again * 2).min(AGAIN_MOST);
+                sleep(retry).await;
+                retry = (retry * 2).min(RETRY_MOST);
             }
         }
     }
 }
 
-/// Takes an inhibitor and keeps it. True: nothing is pending any more; false:
-/// the driver has ended.
-async fn guard(pending: &mut watch::Receiver<bool>, out: &mpsc::Sender<Input>) -> zbus::Result<bool> {
+/// Takes an inhibitor and keeps it. Returns true when nothing is pending any
+/// more, and false when the driver has ended.
+async fn inhibit(pending: &mut watch::Receiver<bool>, out: &mpsc::Sender<Input>) -> zbus::Result<bool> {
     let bus = zbus::connection::Builder::system().method_timeout(PATIENCE).build().await?;
     let logind = ManagerProxy::builder(&bus).cache_properties(CacheProperties::No).build().await?;
     let mut stops = logind.receive_prepare_for_shutdown().await?;
@@ -100,51 +93,51 @@ async fn guard(pending: &mut watch::Receiver<bool>, out: &mpsc::Sender<Input>) -
     let take =
         || logind.inhibit("shutdown:sleep", "flywheel", "Store paths are being pushed to a cache", "delay");
     let mut lock = Some(take().await?);
-    detail!("the host waits for what is pending before it goes down");
-    // When the lock is let go of whatever is pending.
+    detail!("the host delays shutdown and sleep while pushes are pending");
+    // When the lock is released even if pushes are still pending.
     let mut latest: Option<Instant> = None;
     loop {
         let nothing = !*pending.borrow_and_update();
         let idle = lock.is_some() && nothing;
         if idle && latest.is_some() {
-            detail!("nothing is pending: the host need not wait any longer");
+            detail!("nothing is pending: the host need not delay any longer");
             lock = None;
         }
         let wake = match (&lock, latest) {
             (Some(_), Some(latest)) => Some(latest),
             (Some(_), None) => idle.then(|| Instant::now() + LINGER),
-            // The word that it is awake again is waited for.
+            // The lock was released; the announcement that the host runs again follows.
             (None, _) => None,
         };
         let far = Instant::now() + Duration::from_secs(3600);
-        let word = tokio::select! {
+        let announced = tokio::select! {
             changed = pending.changed() => match changed {
                 Ok(()) => continue,
                 Err(_) => return Ok(false),
             },
-            Some(signal) = stops.next() => (signal.args()?.start, Host::Stops as fn(Duration) -> Host),
-            Some(signal) = sleeps.next() => (signal.args()?.start, Host::Sleeps as fn(Duration) -> Host),
-            () = bus.closed() => return Err(zbus::Error::Failure("the bus is gone".to_owned())),
+            Some(signal) = stops.next() => (signal.args()?.start, HostEvent::ShuttingDown as fn(Duration) -> HostEvent),
+            Some(signal) = sleeps.next() => (signal.args()?.start, HostEvent::Sleeping as fn(Duration) -> HostEvent),
+            () = bus.closed() => return Err(zbus::Error::Failure("the connection to the bus is closed".to_owned())),
             () = sleep_until(wake.unwrap_or(far)), if wake.is_some() => {
                 if latest.is_none() {
                     return Ok(true);
                 }
-                detail!("the host does not wait any longer");
+                detail!("the host delays no longer");
                 lock = None;
                 continue;
             }
         };
-        let host = match word {
+        let host = match announced {
             (true, host) => {
                 let most = Duration::from_micros(logind.inhibit_delay_max_usec().await?);
-                // Some of it is for what happens after that.
+                // A fifth of the delay is for what happens after the release.
                 latest = Some(Instant::now() + most - most / 5);
                 host(most)
             }
             (false, _) => {
                 latest = None;
                 lock = Some(take().await?);
-                Host::Stays
+                HostEvent::Running
             }
         };
         if out.send(Input::Host(host)).await.is_err() {

@@ -1,11 +1,18 @@
 //! The host that the daemon runs on: systemd (readiness, status line, watchdog),
 //! logind (shutdown and sleep), signals, and the lock of the state directory.
 //!
-//! Must not know caches, sessions or what is pushed; it reports to the driver's inbox.
+//! Must not know caches, sessions or pushes. It reports to the driver's inbox.
 
-pub(in crate::daemon) mod logind;
-pub(in crate::daemon) mod notify;
-pub(in crate::daemon) mod parts;
-pub(in crate::daemon) mod signals;
-pub(in crate::daemon) mod state_dir_lock;
-pub(in crate::daemon) mod watchdog;
+mod logind;
+mod notify;
+mod parts;
+mod signals;
+mod state_dir_lock;
+mod watchdog;
+
+pub(super) use logind::inhibit_while_pending;
+pub(super) use notify::Notify;
+pub(super) use parts::Part;
+pub(super) use signals::{Signal, Signals};
+pub(super) use state_dir_lock::StateDirLock;
+pub(super) use watchdog::INTAKE;

@@ -1,31 +1,34 @@
-//! What systemd is told (sd_notify(3)). Without `$NOTIFY_SOCKET` nothing is.
+//! Messages to systemd (sd_notify(3)). Without `$NOTIFY_SOCKET` nothing is sent.
 //!
-//! A full socket makes the sender wait for its reader, so a thread of its own
-//! does the telling: the driver never waits for somebody who does not listen.
+//! Writing to a full socket blocks until its reader has read, so a thread of its
+//! own writes. The driver only puts notes into a bounded queue.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
 
-use crate::daemon::host::parts::Part;
-use crate::daemon::host::watchdog::{INTAKE, Watchdog};
+use super::parts::Part;
+use super::watchdog::{INTAKE, Watchdog};
 
-/// The way to systemd.
+/// The queue of the thread that writes to systemd. Dropping it waits up to
+/// [`FAREWELL`] for queued notes to be written.
 #[derive(Debug)]
 pub(in crate::daemon) struct Notify {
+    /// The last status line, and when it was queued.
     last: Option<(Instant, String)>,
     out: Option<SyncSender<Note>>,
-    told: Receiver<()>,
+    written: Receiver<()>,
 }
 
-/// Status lines are at least this far apart.
+/// Least time between two status lines.
 const APART: Duration = Duration::from_secs(1);
-/// Notes that may wait to be told; one too many is dropped.
+/// Notes that may wait in the queue; further ones are dropped.
 const NOTES: usize = 32;
-/// How long the last ones may take at the end.
-const GOODBYE: Duration = Duration::from_millis(500);
+/// How long writing the last notes may take at the end.
+const FAREWELL: Duration = Duration::from_millis(500);
 
+/// A message that waits to be written.
 #[derive(Debug)]
 enum Note {
     Watch(Vec<Part>),
@@ -37,55 +40,54 @@ enum Note {
 }
 
 impl Notify {
-    /// Opens the way, when there is one.
+    /// Starts the thread, if systemd has passed a socket.
     pub(in crate::daemon) fn new() -> Self {
-        let (ended, told) = channel();
+        let (ended, written) = channel();
         let out = std::env::var_os("NOTIFY_SOCKET").and_then(|_| {
             let (out, notes) = sync_channel(NOTES);
             let thread = std::thread::Builder::new().name("notify".to_owned());
-            match thread.spawn(move || tell(&notes, ended)) {
+            match thread.spawn(move || write(&notes, ended)) {
                 Ok(_) => Some(out),
                 Err(error) => {
-                    crate::observe::event!(SYSTEMD_NOT_TOLD, error = %error, "systemd is not told anything: no thread for it");
+                    crate::observe::event!(SYSTEMD_NOT_TOLD, error = %error, "the thread that reports to systemd cannot be started: systemd gets no messages");
                     None
                 }
             }
         });
-        Self { last: None, out, told }
+        Self { last: None, out, written }
     }
 
-    /// The socket is served and the ledger is open.
+    /// Reports that the daemon is ready: the socket is served, the ledger is open.
     pub(in crate::daemon) fn ready(&mut self) {
         self.send(Note::Ready);
     }
 
-    /// Configuration and tokens are being read; `ready` follows.
+    /// Reports that a reload has begun; [`Self::ready`] reports its end.
     pub(in crate::daemon) fn reloading(&self) {
         self.send(Note::Reloading);
     }
 
-    /// The parts whose standing still is to end the daemon, when the unit has
-    /// a watchdog (`WatchdogSec=`).
+    /// Observes these parts, if the unit has a watchdog (`WatchdogSec=`).
     pub(in crate::daemon) fn watch(&self, parts: Vec<Part>) {
         self.send(Note::Watch(parts));
     }
 
-    /// The end has begun.
+    /// Reports that the daemon is stopping.
     pub(in crate::daemon) fn stopping(&mut self) {
         self.send(Note::Stopping);
     }
 
-    /// The end takes this long yet, from now.
+    /// Reports that stopping may take this long, counted from now.
     pub(in crate::daemon) fn extend(&mut self, rest: Duration) {
         self.send(Note::Extend(u32::try_from(rest.as_micros()).unwrap_or(u32::MAX)));
     }
 
-    /// Whether the last line is old enough for another.
+    /// Whether the last status line is old enough for another one.
     pub(in crate::daemon) fn is_due(&self) -> bool {
         self.last.as_ref().is_none_or(|(at, _)| at.elapsed() >= APART)
     }
 
-    /// A line for `systemctl status`, told when it differs from the last.
+    /// Sets the line that `systemctl status` shows, if it differs from the last.
     pub(in crate::daemon) fn status(&mut self, line: String) {
         if self.last.as_ref().is_none_or(|(_, last)| *last != line) {
             self.send(Note::Status(line.clone()));
@@ -97,7 +99,7 @@ impl Notify {
         if let Some(out) = &self.out
             && out.try_send(note).is_err()
         {
-            crate::observe::detail!("systemd does not listen; a note to it is dropped");
+            crate::observe::detail!("systemd does not read its socket; a message to it is dropped");
         }
     }
 }
@@ -105,13 +107,14 @@ impl Notify {
 impl Drop for Notify {
     fn drop(&mut self) {
         if self.out.take().is_some() {
-            // Ends when all is told.
-            let _ = self.told.recv_timeout(GOODBYE);
+            // The thread ends when it has written every note.
+            let _ = self.written.recv_timeout(FAREWELL);
         }
     }
 }
 
-fn tell(notes: &Receiver<Note>, ended: Sender<()>) {
+/// Writes notes, and the watchdog's pings in between, until the queue is closed.
+fn write(notes: &Receiver<Note>, ended: Sender<()>) {
     let mut watchdog: Option<Watchdog> = None;
     loop {
         let note = match &watchdog {
@@ -122,34 +125,36 @@ fn tell(notes: &Receiver<Note>, ended: Sender<()>) {
             Ok(Note::Watch(parts)) => {
                 watchdog = sd_notify::watchdog_enabled().map(|limit| Watchdog::new(parts, limit));
             }
-            Ok(Note::Ready) => say(&[NotifyState::Ready]),
-            // Both in one message: systemd takes READY for the reload's only
-            // when it is later than this time.
+            Ok(Note::Ready) => send(&[NotifyState::Ready]),
+            // Both go in one message: systemd takes a READY as the end of this
+            // reload only if it is later than the time in the message.
             Ok(Note::Reloading) => match NotifyState::monotonic_usec_now() {
-                Ok(now) => say(&[NotifyState::Reloading, now]),
-                Err(error) => crate::observe::detail!(error = %error, "no time to tell systemd"),
+                Ok(now) => send(&[NotifyState::Reloading, now]),
+                Err(error) => {
+                    crate::observe::detail!(error = %error, "the monotonic clock cannot be read for the message to systemd")
+                }
             },
             Ok(Note::Stopping) => {
-                say(&[NotifyState::Stopping]);
-                // Nothing is taken in any more.
+                send(&[NotifyState::Stopping]);
+                // The intake ends now, so it takes no turns any more.
                 watchdog.iter_mut().for_each(|watchdog| watchdog.leave_out(INTAKE));
             }
-            Ok(Note::Extend(micros)) => say(&[NotifyState::ExtendTimeoutUsec(micros)]),
-            Ok(Note::Status(line)) => say(&[NotifyState::Status(&line)]),
+            Ok(Note::Extend(micros)) => send(&[NotifyState::ExtendTimeoutUsec(micros)]),
+            Ok(Note::Status(line)) => send(&[NotifyState::Status(&line)]),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => break,
         }
         if let Some(watchdog) = watchdog.as_mut().filter(|watchdog| watchdog.next <= Instant::now())
             && watchdog.all_moved()
         {
-            say(&[NotifyState::Watchdog]);
+            send(&[NotifyState::Watchdog]);
         }
     }
     drop(ended);
 }
 
-fn say(state: &[NotifyState<'_>]) {
+fn send(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
-        crate::observe::detail!(error = %error, "systemd could not be told");
+        crate::observe::detail!(error = %error, "a message to systemd could not be sent");
     }
 }

@@ -1,17 +1,20 @@
-//! Signs of life: what each part of the daemon shows while it moves, for the
-//! watchdog. A part that waits for nothing to do moves when it is asked.
+//! Parts of the daemon that the watchdog observes. A part counts its turns; one
+//! that has nothing to do takes a turn when it is asked to.
 
-/// A part that must move.
+/// A part of the daemon that must keep taking turns.
 pub(in crate::daemon) struct Part {
-    pub(in crate::daemon) name: &'static str,
-    /// Has it move, if it still can. Must not wait.
+    pub(super) name: &'static str,
+    /// Makes the part take a turn. Does not wait for it.
     ask: Box<dyn Fn() + Send>,
+    /// The number of turns that the part has taken.
     count: Box<dyn Fn() -> u64 + Send>,
-    /// The count when it was last asked.
+    /// The number of turns when the part was last asked.
     seen: u64,
 }
 
 impl Part {
+    /// A part with this name. `ask` makes it take a turn and must not wait;
+    /// `count` returns how many turns it has taken.
     pub(in crate::daemon) fn new(
         name: &'static str,
         ask: impl Fn() + Send + 'static,
@@ -20,14 +23,14 @@ impl Part {
         Self { name, ask: Box::new(ask), count: Box::new(count), seen: 0 }
     }
 
-    /// Asks it to move from here.
-    pub(in crate::daemon) fn ask(&mut self) {
+    /// Asks the part to take a turn.
+    pub(super) fn ask(&mut self) {
         self.seen = (self.count)();
         (self.ask)();
     }
 
-    /// Whether it has moved since.
-    pub(in crate::daemon) fn has_moved(&self) -> bool {
+    /// Whether the part has taken a turn since it was last asked.
+    pub(super) fn has_moved(&self) -> bool {
         (self.count)() != self.seen
     }
 }

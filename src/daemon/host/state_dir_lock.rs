@@ -1,5 +1,6 @@
-//! One daemon for one state directory: two would write the same ledger and
-//! push everything twice. The lock goes with the process, however that ends.
+//! The lock of the state directory: one daemon works with one state directory,
+//! because two would write the same ledger and push every path twice. The kernel
+//! releases the lock when the process ends, for whatever reason.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -8,32 +9,36 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use rustix::fs::{FlockOperation, flock};
 
+/// The name of the lock file in the state directory.
 const NAME: &str = "lock";
 
-/// Holds the directory until dropped.
+/// Holds the lock until it is dropped.
 #[derive(Debug)]
 pub(in crate::daemon) struct StateDirLock(#[expect(dead_code, reason = "held")] File);
 
-/// Takes the directory, or says who has it.
-pub(in crate::daemon) fn take(state_dir: &Path) -> Result<StateDirLock> {
-    let path = state_dir.join(NAME);
-    let open = File::options().read(true).write(true).create(true).truncate(false).open(&path);
-    let file = open.with_context(|| format!("the lock {}", path.display()))?;
-    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-        let mut text = [0; 16];
-        let read = file.read_at(&mut text, 0).unwrap_or(0);
-        let number = String::from_utf8_lossy(&text[..read]);
-        let who = number.trim().parse::<u32>().map_or(String::new(), |pid| format!(" (process {pid})"));
-        bail!(
-            "another daemon{who} works with {}: stop it first (`systemctl stop flywheeld`), or choose another \
-             `state_dir`",
-            state_dir.display()
-        );
+impl StateDirLock {
+    /// Takes the lock. Fails when another process holds it, with that process's
+    /// number in the message if it is known.
+    pub(in crate::daemon) fn take(state_dir: &Path) -> Result<Self> {
+        let path = state_dir.join(NAME);
+        let open = File::options().read(true).write(true).create(true).truncate(false).open(&path);
+        let file = open.with_context(|| format!("the lock {}", path.display()))?;
+        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            let mut text = [0; 16];
+            let read = file.read_at(&mut text, 0).unwrap_or(0);
+            let number = String::from_utf8_lossy(&text[..read]);
+            let who = number.trim().parse::<u32>().map_or(String::new(), |pid| format!(" (process {pid})"));
+            bail!(
+                "another daemon{who} works with {}: stop it first (`systemctl stop flywheeld`), or choose another \
+                 `state_dir`",
+                state_dir.display()
+            );
+        }
+        // The number serves the message above only, so a full disk is no reason to
+        // fail. Its width never changes, so that overwriting it needs no new space.
+        let _ = file.write_all_at(format!("{:<10}\n", std::process::id()).as_bytes(), 0);
+        Ok(Self(file))
     }
-    // Only for the words above, so not worth failing for on a full disk; always
-    // as wide, so that it needs no room but its own.
-    let _ = file.write_all_at(format!("{:<10}\n", std::process::id()).as_bytes(), 0);
-    Ok(StateDirLock(file))
 }
 
 #[cfg(test)]
@@ -41,20 +46,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn is_had_once_and_given_back() {
+    fn one_process_holds_it_until_it_lets_go() {
         let dir = tempfile::tempdir().unwrap();
-        let first = take(dir.path()).unwrap();
-        let refused = take(dir.path()).unwrap_err().to_string();
+        let first = StateDirLock::take(dir.path()).unwrap();
+        let refused = StateDirLock::take(dir.path()).unwrap_err().to_string();
         assert!(refused.contains(&format!("(process {})", std::process::id())), "{refused}");
         drop(first);
-        take(dir.path()).unwrap();
+        StateDirLock::take(dir.path()).unwrap();
     }
 
     #[test]
-    fn is_had_without_room_for_a_number() {
+    fn it_can_be_taken_on_a_full_disk() {
         let dir = tempfile::tempdir().unwrap();
         std::os::unix::fs::symlink("/dev/full", dir.path().join(NAME)).unwrap();
-        let _held = take(dir.path()).unwrap();
-        assert!(take(dir.path()).is_err());
+        let _held = StateDirLock::take(dir.path()).unwrap();
+        assert!(StateDirLock::take(dir.path()).is_err());
     }
 }

@@ -1,65 +1,67 @@
-//! The watchdog's side of the daemon: systemd gets its ping only when every
-//! part has moved since the last one, so a part that hangs ends the daemon,
-//! and the ledger and the Nix database know what was pending.
+//! The watchdog: systemd gets its ping only when every part of the daemon has
+//! taken a turn since the last look. A part that hangs therefore ends the daemon,
+//! and the next one continues from the ledger and the Nix database.
 //!
-//! Not proved by a ping: that a cache answers, that uploads get anywhere, that
-//! the ledger can be written. Those have words of their own in `status`.
+//! A ping does not prove that a cache answers, that uploads succeed, or that the
+//! ledger can be written; `status` reports those.
 
 use std::time::{Duration, Instant};
 
-use crate::daemon::host::parts::Part;
+use super::parts::Part;
 use crate::observe::{detail, event};
 
-/// The part that reads the Nix database.
+/// The name of the part that reads the Nix database.
 pub(in crate::daemon) const INTAKE: &str = "intake";
-/// Looks within the time after which systemd gives up.
+/// Number of looks within the time after which systemd kills the daemon.
 const LOOKS: u32 = 4;
 
-/// Who is looked at, and when next.
+/// The parts that are observed, and when they are looked at next.
 #[derive(Debug)]
-pub(in crate::daemon) struct Watchdog {
+pub(super) struct Watchdog {
     parts: Vec<Part>,
     every: Duration,
-    pub(in crate::daemon) next: Instant,
-    /// Which stood still when it was last said.
-    said: Option<String>,
+    pub(super) next: Instant,
+    /// The parts that the last log message named as stuck.
+    reported: Option<String>,
 }
 
 impl Watchdog {
-    /// `limit`: how long systemd waits for a ping.
-    pub(in crate::daemon) fn new(mut parts: Vec<Part>, limit: Duration) -> Self {
+    /// Starts to observe `parts`. `limit`: how long systemd waits for a ping.
+    pub(super) fn new(mut parts: Vec<Part>, limit: Duration) -> Self {
         parts.iter_mut().for_each(Part::ask);
         let every = limit / LOOKS;
-        Self { parts, every, next: Instant::now() + every, said: None }
+        Self { parts, every, next: Instant::now() + every, reported: None }
     }
 
-    pub(in crate::daemon) fn leave_out(&mut self, name: &str) {
+    /// Stops observing the part with this name.
+    pub(super) fn leave_out(&mut self, name: &str) {
         self.parts.retain(|part| part.name != name);
     }
 
-    /// Whether all have moved since the last look; asks them to move again.
-    pub(in crate::daemon) fn all_moved(&mut self) -> bool {
-        let still: Vec<&str> = self.parts.iter().filter(|p| !p.has_moved()).map(|p| p.name).collect();
-        let still = still.join(", ");
-        match (still.is_empty(), &self.said) {
+    /// Returns whether every part has taken a turn since the last look, and asks
+    /// each for another one.
+    pub(super) fn all_moved(&mut self) -> bool {
+        let stuck: Vec<&str> = self.parts.iter().filter(|p| !p.has_moved()).map(|p| p.name).collect();
+        let stuck = stuck.join(", ");
+        match (stuck.is_empty(), &self.reported) {
             (true, None) => {}
             (true, Some(part)) => {
-                event!(PART_MOVES, part = part, "what stood still moves again");
-                self.said = None;
+                event!(PART_MOVES, part = part, "this part of the daemon responds again");
+                self.reported = None;
             }
-            (false, Some(said)) if *said == still => detail!(part = still, "still standing"),
+            (false, Some(reported)) if *reported == stuck => detail!(part = stuck, "still no response"),
             (false, _) => {
                 event!(
                     PART_STUCK,
-                    part = still,
-                    "a part of the daemon stands still: no ping for the watchdog"
+                    part = stuck,
+                    "this part of the daemon does not respond: the watchdog gets no ping"
                 );
-                self.said = Some(still.clone());
+                self.reported = Some(stuck.clone());
             }
         }
         self.parts.iter_mut().for_each(Part::ask);
         self.next = Instant::now() + self.every;
-        still.is_empty()
+        stuck.is_empty()
     }
 }
 
@@ -68,23 +70,23 @@ mod tests {
     use super::*;
     use crate::types::Heartbeat;
 
-    fn part(name: &'static str, lives: bool) -> (Part, Heartbeat) {
-        let pulse = Heartbeat::default();
-        let (asked, count) = (pulse.clone(), pulse.clone());
+    fn part(name: &'static str, responds: bool) -> (Part, Heartbeat) {
+        let heartbeat = Heartbeat::default();
+        let (asked, count) = (heartbeat.clone(), heartbeat.clone());
         let ask = move || {
-            if lives {
+            if responds {
                 asked.beat();
             }
         };
-        (Part::new(name, ask, move || count.count()), pulse)
+        (Part::new(name, ask, move || count.count()), heartbeat)
     }
 
     #[test]
-    fn one_that_stands_still_keeps_the_ping_back() {
+    fn a_part_that_hangs_keeps_the_ping_back() {
         let ((moves, _), (hangs, hung)) = (part("driver", true), part(INTAKE, false));
         let mut watchdog = Watchdog::new(vec![moves, hangs], Duration::from_secs(8));
         assert!(!watchdog.all_moved() && !watchdog.all_moved());
-        // It gets somewhere by itself, as with much to do.
+        // It takes a turn by itself, as it does while it is busy.
         hung.beat();
         assert!(watchdog.all_moved() && !watchdog.all_moved());
         watchdog.leave_out(INTAKE);

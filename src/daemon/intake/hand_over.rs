@@ -43,7 +43,7 @@ impl Intake {
 
     fn new_item(&self, c: &PlannedPush) -> NewPushRow {
         NewPushRow {
-            cache: self.policy.caches[usize::from(c.cache)].clone(),
+            cache: self.policy.caches[usize::from(c.cache)].name.clone(),
             path: c.info.path.base().to_owned(),
             nar_size: c.info.nar_size,
             state: c.state,
@@ -118,7 +118,7 @@ impl Intake {
                 return Ok(given_up);
             }
             let names: Vec<String> = unknown.iter().map(|p| p.base().to_owned()).collect();
-            let places = self.ledger.lookup(&self.policy.caches[usize::from(cache)], &names)?;
+            let places = self.ledger.lookup(&self.policy.caches[usize::from(cache)].name, &names)?;
             for (path, place) in std::mem::take(&mut unknown).into_iter().zip(places) {
                 let place = place.filter(|(_, state, _)| open(*state));
                 if let Some((id, PushState::Failed, _)) = place

@@ -96,10 +96,14 @@ impl Intake {
                 self.ledger.claim(owner, &[info.path.base().to_owned()])?;
             }
             let default = self.policy.default_cache;
-            let stranger = || self.policy.strangers.cache(maker.as_ref(), default).map(|c| c.0);
+            let stranger = || self.policy.unowned.cache(maker.as_ref(), default).map(|c| c.0);
             let Some(cache) = owners.cache.unwrap_or_else(stranger) else { continue };
             let sessions: Vec<_> = owners.sessions.into_iter().map(|(s, why)| (s, evidence(why))).collect();
-            let state = enters_as(&self.policy.filter, self.upstream_keys.in_upstream(cache, &info), &info);
+            let state = enters_as(
+                &self.policy.filter,
+                self.policy.caches[usize::from(cache)].upstream_keys.have_signed(&info),
+                &info,
+            );
             if state == PushState::Pending {
                 owned.insert(info.id, sessions);
                 roots[usize::from(cache)].push(info.id);
@@ -114,7 +118,8 @@ impl Intake {
             for ids in ids.chunks(ITEMS) {
                 let planned = |info: PathInfo| {
                     let root = owned.remove(&info.id);
-                    let upstream = root.is_none() && self.upstream_keys.in_upstream(cache, &info);
+                    let upstream = root.is_none()
+                        && self.policy.caches[usize::from(cache)].upstream_keys.have_signed(&info);
                     let state = if upstream { PushState::Upstream } else { PushState::Pending };
                     // One that was left out at first and is wanted now: those whose it is follow it.
                     let sessions = root.unwrap_or_else(|| {

@@ -5,14 +5,15 @@
 //!
 //! Must not know how anything is uploaded.
 
-pub(in crate::daemon) mod begin;
+mod begin;
 mod bell;
 mod hand_over;
 mod look;
 mod name;
+mod people;
 mod restore;
-pub(in crate::daemon) mod rings;
-pub(in crate::daemon) mod routes;
+mod rings;
+mod routes;
 mod rules;
 mod seen;
 mod stuck;
@@ -28,18 +29,19 @@ use crate::attribution::{LockWatcher, Windows};
 use crate::config::Filter;
 use crate::daemon::gc_roots::GcRoots;
 use crate::daemon::inbox::Input;
-use crate::daemon::intake::routes::Strangers;
-use crate::daemon::intake::seen::Seen;
-use crate::daemon::push::upstream_keys::UpstreamKeys;
+use crate::daemon::push::UpstreamKeys;
 use crate::ledger::{Cursor, Ledger};
 use crate::observe::event;
 use crate::store::{NixDb, NixDbError};
 use crate::types::Heartbeat;
 
 pub(in crate::daemon) use bell::{Bell, Ear, Naming, Work};
+pub(in crate::daemon) use rings::pull as on_watch_event;
+pub(in crate::daemon) use routes::{UnownedRoutes, destination};
 
 use crate::types::{CacheId, StoreDir, StorePath};
 use bell::QUEUE;
+use seen::Seen;
 use stuck::Stuck;
 
 /// Paths that the driver may know. A path takes half a kilobyte; more of them
@@ -51,11 +53,18 @@ const ITEMS: usize = 1024;
 /// What the configuration wants of the intake.
 pub(in crate::daemon) struct PushPolicy {
     pub(in crate::daemon) filter: Filter,
-    /// The caches' names, by their numbers: may grow, and no more.
-    pub(in crate::daemon) caches: Vec<String>,
+    /// The caches, by their numbers. None is ever removed.
+    pub(in crate::daemon) caches: Vec<IntakeCache>,
     pub(in crate::daemon) default_cache: CacheId,
     /// Where paths of no session go.
-    pub(in crate::daemon) strangers: Strangers,
+    pub(in crate::daemon) unowned: UnownedRoutes,
+}
+
+/// A cache, as far as the intake knows it.
+#[derive(Debug, Clone)]
+pub(in crate::daemon) struct IntakeCache {
+    pub(in crate::daemon) name: String,
+    pub(in crate::daemon) upstream_keys: UpstreamKeys,
 }
 
 /// Where new ones are left; taken up with the intake's next turn, before any
@@ -72,12 +81,11 @@ pub(in crate::daemon) struct Intake {
     pub(in crate::daemon) ledger: Ledger,
     pub(in crate::daemon) windows: Arc<Mutex<Windows>>,
     pub(in crate::daemon) lock_watcher: LockWatcher,
-    pub(in crate::daemon) upstream_keys: UpstreamKeys,
     pub(in crate::daemon) gc_roots: GcRoots,
     pub(in crate::daemon) policy: PushPolicy,
     pub(in crate::daemon) new_policy: NewPolicy,
     /// Told of paths that may be the attic client.
-    pub(in crate::daemon) client: crate::daemon::attic::client::Handle,
+    pub(in crate::daemon) client: crate::daemon::attic::Client,
     /// On the first start: begin with what is valid already.
     pub(in crate::daemon) existing: bool,
     pub(in crate::daemon) out: Sender<Input>,

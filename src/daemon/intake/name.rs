@@ -33,7 +33,7 @@ impl Intake {
         let valid: Vec<i64> = roots.iter().filter_map(|id| *id).collect();
         for ids in self.nix_db.closure(&valid, &mut |_| true)?.chunks(ITEMS) {
             let planned = |info: PathInfo| {
-                let upstream = self.upstream_keys.in_upstream(cache, &info);
+                let upstream = self.policy.caches[usize::from(cache)].upstream_keys.have_signed(&info);
                 let state = if upstream { PushState::Upstream } else { PushState::Pending };
                 let sessions = vec![(naming.session, Evidence::Closure)];
                 PlannedPush { info, cache, state, sessions, recheck_before, retry: naming.retry }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use super::begin;
 use super::{ITEMS, Intake, IntakeError};
-use crate::daemon::push::settle;
+use crate::daemon::push;
 use crate::ledger::{Admit, Cursor, PushState};
 use crate::observe::{detail, event};
 use crate::store::PathInfo;
@@ -89,7 +89,7 @@ impl Intake {
                         }
                         found.entry(cache).or_default().push((info, row.id, state));
                     }
-                    None => self.ledger.settle(row.id, settle::collected(row.attempts)),
+                    None => self.ledger.settle(row.id, push::collected(row.attempts)),
                 }
             }
             for (cache, items) in found {
@@ -108,6 +108,6 @@ impl Intake {
     }
 
     fn number_of(&self, cache: &str) -> Option<u16> {
-        self.policy.caches.iter().position(|c| c == cache).and_then(|n| u16::try_from(n).ok())
+        self.policy.caches.iter().position(|c| c.name == cache).and_then(|n| u16::try_from(n).ok())
     }
 }

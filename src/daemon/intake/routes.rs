@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::people::who_is;
 use crate::attribution::Maker;
 use crate::config::{Destination, Settings, Who};
-use crate::daemon::sessions::identity::who_is;
 use crate::types::CacheId;
 
 /// How long is believed who a number is.
@@ -37,13 +37,13 @@ pub(in crate::daemon) fn destination(
 }
 
 /// The destinations of people without a session.
-pub(in crate::daemon) struct Strangers {
+pub(in crate::daemon) struct UnownedRoutes {
     settings: Arc<Settings>,
     caches: Vec<String>,
     known: HashMap<(u32, u32), (Option<CacheId>, Instant)>,
 }
 
-impl Strangers {
+impl UnownedRoutes {
     pub(in crate::daemon) fn new(settings: Arc<Settings>, caches: Vec<String>) -> Self {
         Self { settings, caches, known: HashMap::new() }
     }

@@ -27,7 +27,6 @@ fn intake(top: &Path) -> (Intake, tokio::sync::mpsc::Receiver<Input>) {
     .unwrap();
     let env = |name: &str| name.ends_with("_DIRECTORY").then(|| top.display().to_string());
     let settings = Arc::new(Settings::load(None, &env).unwrap());
-    let caches = vec!["main".to_owned()];
     let gc_roots = GcRoots::start(Places {
         state_dir: top.to_owned(),
         store_dir: store_dir.clone(),
@@ -43,16 +42,15 @@ fn intake(top: &Path) -> (Intake, tokio::sync::mpsc::Receiver<Input>) {
         store_dir,
         ledger: Ledger::open(&top.join("ledger.sqlite")).unwrap().0,
         windows: Arc::default(),
-        upstream_keys: UpstreamKeys::new(caches.len()),
         gc_roots: gc_roots.unwrap(),
         policy: PushPolicy {
             filter: settings.push.filter.clone(),
             default_cache: CacheId(0),
-            strangers: Strangers::new(settings, caches.clone()),
-            caches,
+            unowned: UnownedRoutes::new(settings, vec!["main".to_owned()]),
+            caches: vec![IntakeCache { name: "main".to_owned(), upstream_keys: UpstreamKeys::default() }],
         },
         new_policy: NewPolicy::default(),
-        client: crate::daemon::attic::client::Handle::disabled(),
+        client: crate::daemon::attic::Client::disabled(),
         existing: false,
         out,
         pulse: Heartbeat::default(),

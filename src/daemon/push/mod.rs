@@ -1,10 +1,23 @@
-//! The driver's side of pushes: questions to a cache, uploads and probes, what
-//! came of them, and how that is recorded.
+//! The driver's side of pushes: which pushes are known, the questions, uploads and
+//! probes that carry them out, what came of each, and how the ledger records it.
 //!
-//! Must not know sessions, nor why a path is pushed.
+//! Must not know sessions, nor why a path is pushed. What to do next is decided in
+//! [`crate::flow`].
 
-pub(in crate::daemon) mod outcome;
-pub(in crate::daemon) mod rate;
-pub(in crate::daemon) mod settle;
-pub(in crate::daemon) mod transfer;
-pub(in crate::daemon) mod upstream_keys;
+mod outcome;
+mod pushes;
+mod rate;
+mod records;
+mod store_reader;
+mod target;
+mod transfer;
+mod upstream_keys;
+
+pub(super) use outcome::{Audience, Tally, failure_of};
+pub(super) use pushes::Pushes;
+pub(super) use rate::Rate;
+pub(super) use records::collected;
+pub(super) use store_reader::StoreReader;
+pub(super) use target::Target;
+pub(super) use transfer::Transfers;
+pub(super) use upstream_keys::UpstreamKeys;

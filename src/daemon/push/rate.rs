@@ -1,5 +1,5 @@
-//! The limit on bytes per second over all uploads: each chunk takes its time
-//! from one schedule, in the order in which they come.
+//! The limit on bytes per second over all uploads: each chunk of a NAR reserves
+//! time in one schedule, in the order in which the chunks come.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,26 +10,26 @@ const BURST: Duration = Duration::from_millis(100);
 /// The shortest wait. tokio's timers count in milliseconds and round up.
 const GRAIN: Duration = Duration::from_millis(2);
 
-/// A schedule that all uploads share.
+/// The schedule that all uploads share.
 #[derive(Debug)]
 pub(in crate::daemon) struct Rate {
     per_second: u64,
-    /// When the bytes that were let through are due.
+    /// When the last byte that was reserved may be sent. `None` before the first.
     due: Mutex<Option<Instant>>,
 }
 
 impl Rate {
-    /// `per_second`: bytes, at least 1.
+    /// A schedule of this many bytes per second; 0 counts as 1.
     pub(in crate::daemon) fn new(per_second: u64) -> Self {
         Self { per_second: per_second.max(1), due: Mutex::new(None) }
     }
 
-    /// Takes a place for so many bytes in the schedule. Returns how long they
-    /// have to wait before they go out.
+    /// Reserves time for `bytes`, and returns how long they must wait before they
+    /// are sent.
     ///
-    /// A wait below [`GRAIN`] is none: a timer would make it longer, and at
-    /// hundreds of megabytes a second each chunk's share is far below that. The
-    /// schedule keeps what was not waited for, and a later chunk waits for it.
+    /// A wait below [`GRAIN`] counts as none: a timer would make it longer, and at
+    /// hundreds of megabytes per second each chunk's share is far below that. The
+    /// schedule keeps the time, and a later chunk waits for it.
     pub(in crate::daemon) fn reserve(&self, bytes: usize, now: Instant) -> Duration {
         let cost = Duration::from_secs_f64(bytes as f64 / self.per_second as f64);
         let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
@@ -47,17 +47,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_keep_to_the_schedule_whoever_sends_them() {
+    fn all_senders_share_one_schedule() {
         let rate = Rate::new(1_000);
         let start = Instant::now();
         let mut waited = Duration::ZERO;
         for _ in 0..100 {
-            // A sender that waits as it is told.
+            // This sender waits as long as it must.
             waited += rate.reserve(100, start + waited);
         }
         // 10,000 bytes at 1,000 a second, less the burst.
         assert_eq!(waited, Duration::from_secs(10) - BURST);
-        // Two at the same moment: the second waits for the first as well.
+        // Of two reservations at the same moment the second waits for the first.
         let now = start + waited;
         assert_eq!(rate.reserve(1_000, now), Duration::from_secs(1));
         assert_eq!(rate.reserve(1_000, now), Duration::from_secs(2));
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_earns_no_more_than_the_burst() {
+    fn a_pause_allows_no_more_than_the_burst() {
         let rate = Rate::new(1_000);
         let start = Instant::now();
         rate.reserve(1, start);

@@ -1,11 +1,10 @@
-//! Carrying out what was decided: queries, uploads and probes, each a push of
-//! its own that reports to the driver and decides nothing.
+//! Carries out questions, uploads and probes. Each is a task of its own that
+//! reports to the driver's inbox and decides nothing.
 
 use std::future::ready;
 use std::io;
-use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -13,96 +12,100 @@ use futures_util::future::Either;
 use futures_util::{Stream, StreamExt, stream};
 use tokio::sync::mpsc::Sender;
 
-use crate::cache::{CacheClient, UploadInfo};
-use crate::daemon::inbox::{Input, Sent};
-use crate::daemon::push::rate::Rate;
-use crate::daemon::push::upstream_keys::UpstreamKeys;
-use crate::store::{DbIdentity, NixDb, NixDbError, PathInfo, nar};
-use crate::types::{CacheId, CacheName, PushId, StoreDir, StorePath};
+use super::{Rate, StoreReader, Target};
+use crate::cache::UploadInfo;
+use crate::daemon::inbox::{Input, UploadEnd};
+use crate::store::{PathInfo, nar};
+use crate::types::{CacheName, PushId, StoreDir, StorePath};
 
-/// A NAR up to this many bytes is read at once: most paths, and little memory
-/// for each upload.
-const SMALL: usize = 64 * 1024;
-
-/// What transfers need; cheap to clone.
+/// What the tasks need. Clones share it.
 #[derive(Clone)]
 pub(in crate::daemon) struct Transfers {
-    pub(in crate::daemon) clients: Arc<[CacheClient]>,
-    pub(in crate::daemon) nix_db: Arc<Mutex<(NixDb, DbIdentity)>>,
-    pub(in crate::daemon) state_dir: Arc<std::path::Path>,
-    pub(in crate::daemon) store_dir: StoreDir,
-    pub(in crate::daemon) upstream_keys: UpstreamKeys,
-    /// Bytes per second over all uploads, when they are limited.
-    pub(in crate::daemon) rate: Option<Arc<Rate>>,
-    /// Bytes read for uploads so far: whether anything moves.
-    pub(in crate::daemon) sent: Arc<AtomicU64>,
-    pub(in crate::daemon) out: Sender<Input>,
+    store: StoreReader,
+    /// The limit on bytes per second, if there is one.
+    rate: Option<Arc<Rate>>,
+    /// Bytes read for uploads since the daemon started.
+    sent: Arc<AtomicU64>,
+    out: Sender<Input>,
 }
 
 impl Transfers {
-    fn client(&self, cache: CacheId) -> CacheClient {
-        self.clients[usize::from(cache.0)].clone()
+    /// Reads paths from `store` and reports to `out`. `max_rate`: bytes per second
+    /// over all uploads.
+    pub(in crate::daemon) fn new(store: StoreReader, max_rate: Option<u64>, out: Sender<Input>) -> Self {
+        let mut this = Self { store, rate: None, sent: Arc::default(), out };
+        this.limit(max_rate);
+        this
     }
 
-    /// Asks which of these the cache lacks.
-    pub(in crate::daemon) fn ask(&self, cache: CacheId, pushes: Vec<(PushId, StorePath)>) {
-        let this = self.clone();
+    /// Limits the uploads that begin from now on to this many bytes per second.
+    pub(in crate::daemon) fn limit(&mut self, max_rate: Option<u64>) {
+        self.rate = max_rate.map(|rate| Arc::new(Rate::new(rate)));
+    }
+
+    pub(in crate::daemon) fn store(&self) -> &StoreReader {
+        &self.store
+    }
+
+    /// Reports that an upload which began at `begun` has ended.
+    pub(in crate::daemon) async fn report(&self, push: PushId, result: UploadEnd, begun: Instant) {
+        let _ = self.out.send(Input::Uploaded { push, result, took: begun.elapsed() }).await;
+    }
+
+    /// Asks which of these paths the cache lacks.
+    pub(in crate::daemon) fn ask(&self, target: Target, pushes: Vec<(PushId, StorePath)>) {
+        let out = self.out.clone();
         tokio::spawn(async move {
             let hashes = pushes.iter().map(|(_, path)| path.hash_part().to_owned()).collect();
-            let client = this.client(cache);
             let begun = Instant::now();
-            let result = client.missing(hashes).await;
+            let result = target.client.missing(hashes).await;
             let took = begun.elapsed();
-            // The question makes the client look for the cache when it has not
-            // yet, and its upstream keys must be known before anything is sent.
-            if let Some(config) = client.config() {
-                this.upstream_keys.set_upstream(cache.0, config.upstream_cache_key_names.unwrap_or_default());
-            }
+            // The first question makes the client look for the cache. The upstream
+            // keys must be known before anything is uploaded.
+            target.note_upstream_keys();
             let result = result.map(|missing| {
                 pushes.iter().filter(|(_, p)| missing.contains(p.hash_part())).map(|(id, _)| *id).collect()
             });
             let pushes = pushes.into_iter().map(|(id, _)| id).collect();
-            let _ = this.out.send(Input::Asked { cache, pushes, result, took }).await;
+            let _ = out.send(Input::Asked { cache: target.id, pushes, result, took }).await;
         });
     }
 
-    /// Sees whether the cache answers.
-    pub(in crate::daemon) fn probe(&self, cache: CacheId) {
-        let this = self.clone();
+    /// Asks whether the cache answers. Reads its token again first, since a
+    /// renewed token is what usually ends a refusal.
+    pub(in crate::daemon) fn probe(&self, target: Target) {
+        let out = self.out.clone();
         tokio::spawn(async move {
-            let client = this.client(cache);
-            // A token that was renewed is the usual way out of "unauthorized".
-            let _ = client.reload_token();
-            let result = client.discover().await;
-            let _ = this.out.send(Input::Probed(cache, result)).await;
+            let client = target.client.clone();
+            let _ = tokio::task::spawn_blocking(move || client.reload_token()).await;
+            let result = target.client.discover().await;
+            let _ = out.send(Input::Probed(target.id, result)).await;
         });
     }
 
     /// Uploads one path.
-    pub(in crate::daemon) fn upload(&self, cache: CacheId, push: PushId, path: StorePath) {
+    pub(in crate::daemon) fn upload(&self, target: Target, push: PushId, path: StorePath) {
         let this = self.clone();
         tokio::spawn(async move {
             let begun = Instant::now();
-            let result = this.send(cache, path).await;
-            let took = begun.elapsed();
-            let _ = this.out.send(Input::Uploaded { push, result, took }).await;
+            let result = this.send(&target, path).await;
+            this.report(push, result, begun).await;
         });
     }
 
-    async fn send(&self, cache: CacheId, path: StorePath) -> Sent {
-        let (info, small) = match self.read(path).await {
+    async fn send(&self, target: &Target, path: StorePath) -> UploadEnd {
+        let (info, small) = match self.store.read(path).await {
             Ok(Some(read)) => read,
-            Ok(None) => return Sent::Collected,
-            Err(reason) => return Sent::Unreadable(reason),
+            Ok(None) => return UploadEnd::Collected,
+            Err(reason) => return UploadEnd::Unreadable(reason),
         };
-        if self.upstream_keys.in_upstream(cache.0, &info) {
-            return Sent::Upstream;
+        if target.upstream_keys.have_signed(&info) {
+            return UploadEnd::InUpstream;
         }
-        let client = self.client(cache);
-        let upload = upload_info(client.cache().clone(), &self.store_dir, &info);
+        let upload = upload_info(target.client.cache().clone(), self.store.dir(), &info);
         let nar = match small {
             Some(nar) => Either::Left(stream::once(ready(Ok(Bytes::from(nar))))),
-            None => Either::Right(nar::stream(self.file(&info.path))),
+            None => Either::Right(nar::stream(self.store.file(&info.path))),
         };
         let sent = Arc::clone(&self.sent);
         let nar = nar.inspect(move |chunk| {
@@ -110,80 +113,28 @@ impl Transfers {
                 sent.fetch_add(chunk.len() as u64, Ordering::Relaxed);
             }
         });
-        match client.upload(&upload, self.paced(nar)).await {
-            Ok(uploaded) => Sent::Done(uploaded, info.nar_size),
-            // Reading failed: when the path is gone by now, that is why.
-            Err(error) => match self.info(info.path.clone()).await {
-                Ok(None) => Sent::Collected,
-                Ok(Some(_)) | Err(_) => Sent::Failed(error, info.nar_size),
+        match target.client.upload(&upload, self.paced(nar)).await {
+            Ok(uploaded) => UploadEnd::Confirmed(uploaded, info.nar_size),
+            // Reading the path fails when it was collected meanwhile.
+            Err(error) => match self.store.info(info.path.clone()).await {
+                Ok(None) => UploadEnd::Collected,
+                Ok(Some(_)) | Err(_) => UploadEnd::Failed(error, info.nar_size),
             },
         }
     }
 
-    /// Bytes read for uploads so far, also for those that are under way.
+    /// Bytes read for uploads since the daemon started, those of running uploads
+    /// included.
     pub(in crate::daemon) fn sent(&self) -> u64 {
         self.sent.load(Ordering::Relaxed)
     }
 
-    /// Bytes that were sent for uploads elsewhere.
+    /// Adds bytes that the attic client has uploaded.
     pub(in crate::daemon) fn add_sent(&self, bytes: u64) {
         self.sent.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// What the store knows of these now, each for itself.
-    pub(in crate::daemon) async fn infos(
-        &self,
-        paths: Vec<StorePath>,
-    ) -> Vec<Result<Option<PathInfo>, String>> {
-        let (this, count) = (self.clone(), paths.len());
-        let read = move || paths.iter().map(|path| this.with_nix_db(|j| j.info(path))).collect();
-        match tokio::task::spawn_blocking(read).await {
-            Ok(infos) => infos,
-            Err(e) => (0..count).map(|_| Err(e.to_string())).collect(),
-        }
-    }
-
-    /// The highest number that the Nix database has given. Blocks for a moment.
-    pub(in crate::daemon) fn head(&self) -> Result<i64, String> {
-        self.with_nix_db(NixDb::head)
-    }
-
-    /// Reads the Nix database, the present one: when the file was replaced, it
-    /// is opened anew.
-    fn with_nix_db<R>(&self, read: impl FnOnce(&NixDb) -> Result<R, NixDbError>) -> Result<R, String> {
-        let mut reader = self.nix_db.lock().unwrap_or_else(PoisonError::into_inner);
-        let same = match reader.0.identity() {
-            Ok(identity) => identity == reader.1,
-            Err(NixDbError::Replaced) => false,
-            Err(e) => return Err(e.to_string()),
-        };
-        if !same {
-            let nix_db = NixDb::open(&self.state_dir, &self.store_dir).map_err(|e| e.to_string())?;
-            let identity = nix_db.identity().map_err(|e| e.to_string())?;
-            *reader = (nix_db, identity);
-        }
-        read(&reader.0).map_err(|e| e.to_string())
-    }
-
-    fn file(&self, path: &StorePath) -> PathBuf {
-        self.store_dir.as_path().join(path.base())
-    }
-
-    /// What the store knows of a path now, and its NAR when that is small: both
-    /// in one go, since for a small path the way to a thread that may block and
-    /// back is the dearest part. When reading fails, the stream tells why.
-    async fn read(&self, path: StorePath) -> Result<Option<(PathInfo, Option<Vec<u8>>)>, String> {
-        let this = self.clone();
-        let read = move || {
-            let Some(info) = this.with_nix_db(|j| j.info(&path))? else { return Ok(None) };
-            let size = usize::try_from(info.nar_size).ok().filter(|size| *size <= SMALL);
-            let nar = size.and_then(|size| nar::whole(&this.file(&path), size).ok().flatten());
-            Ok(Some((info, nar)))
-        };
-        tokio::task::spawn_blocking(read).await.unwrap_or_else(|e| Err(e.to_string()))
-    }
-
-    /// The NAR at the rate that is allowed.
+    /// The NAR's chunks at the rate that is allowed.
     fn paced<S>(&self, nar: S) -> impl Stream<Item = io::Result<Bytes>> + Send + use<S>
     where
         S: Stream<Item = io::Result<Bytes>> + Send + 'static,
@@ -198,15 +149,6 @@ impl Transfers {
                 chunk
             }
         }))
-    }
-
-    /// What the store knows of a path now.
-    async fn info(&self, path: StorePath) -> Result<Option<PathInfo>, String> {
-        let this = self.clone();
-        match tokio::task::spawn_blocking(move || this.with_nix_db(|j| j.info(&path))).await {
-            Ok(found) => found,
-            Err(e) => Err(e.to_string()),
-        }
     }
 }
 

@@ -1,37 +1,27 @@
-//! The upstream caches of each cache: by the keys that they sign with. Discovery
-//! fills them in. Must not know who asks.
+//! The signing keys of a cache's upstream caches. Discovery fills them in. Must not
+//! know who asks for them.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::store::PathInfo;
 
-/// What each cache told about itself, by its number.
+/// The names of the keys that the upstream caches of one cache sign with. Clones
+/// share them. Empty until the cache has answered.
 #[derive(Debug, Clone, Default)]
-pub(in crate::daemon) struct UpstreamKeys(Arc<RwLock<Vec<Vec<String>>>>);
+pub(in crate::daemon) struct UpstreamKeys(Arc<RwLock<Vec<String>>>);
 
 impl UpstreamKeys {
-    pub(in crate::daemon) fn new(caches: usize) -> Self {
-        Self(Arc::new(RwLock::new(vec![Vec::new(); caches])))
+    /// Replaces the names.
+    pub(in crate::daemon) fn set(&self, keys: Vec<String>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = keys;
     }
 
-    /// The names of the keys whose signatures mean "an upstream cache has it".
-    pub(in crate::daemon) fn set_upstream(&self, cache: u16, keys: Vec<String>) {
-        let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let cache = usize::from(cache);
-        // Caches may be added while the daemon runs.
-        if all.len() <= cache {
-            all.resize(cache + 1, Vec::new());
-        }
-        all[cache] = keys;
-    }
-
-    /// Whether an upstream cache of this one has the path, by its signatures.
-    pub(in crate::daemon) fn in_upstream(&self, cache: u16, info: &PathInfo) -> bool {
-        let all = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(keys) = all.get(usize::from(cache)) else { return false };
-        // A signature reads `<key name>:<base64>` (Nix, src/libstore/crypto.cc).
+    /// Whether a path has a signature by one of the keys: then an upstream cache
+    /// has the path.
+    pub(in crate::daemon) fn have_signed(&self, info: &PathInfo) -> bool {
+        // A signature is `<key name>:<base64>` (Nix, src/libstore/crypto.cc).
         let signed =
             |key: &String| info.sigs.iter().any(|s| s.split_once(':').is_some_and(|(k, _)| k == key));
-        keys.iter().any(signed)
+        self.0.read().unwrap_or_else(PoisonError::into_inner).iter().any(signed)
     }
 }

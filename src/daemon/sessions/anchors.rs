@@ -1,5 +1,5 @@
-//! Watching the processes that sessions are anchored to: when one ends, the
-//! driver is told at once. Must not know what follows from that.
+//! Watches the processes that sessions are anchored to, and reports their end to the
+//! driver's inbox at once. Must not know what follows from that.
 
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -11,27 +11,28 @@ use tokio::sync::mpsc::Sender;
 
 use crate::attribution::{Proc, ProcId};
 use crate::daemon::inbox::Input;
-use crate::ledger::{Ledger, LedgerError, SessionRow};
+use crate::ledger::{Ledger, LedgerError};
 use crate::observe::detail;
+use crate::types::SessionId;
 
-/// How often a process is looked at where the kernel cannot tell of its end.
+/// Time between looks at a process that has no descriptor.
 const LOOK: Duration = Duration::from_secs(1);
-/// Descriptors for anchors; the ends of more of them are looked for. The unit
-/// allows 4,096 descriptors in all, and uploads and callers must have some.
+/// Descriptors that anchors may take; further anchors are looked at regularly. The
+/// unit allows 4,096 descriptors in all, and uploads and callers need some.
 static DESCRIPTORS: Semaphore = Semaphore::const_new(512);
-/// Where the ledger keeps the boot that its process numbers are from.
+/// The ledger's key for the boot that its process numbers belong to.
 const BOOT: &str = "daemon.boot";
 
-/// Whether the ledger's process numbers are from this boot of the machine:
-/// after another one they mean nothing. Notes down the present one.
-pub(in crate::daemon) fn is_same_boot(ledger: &Ledger) -> Result<bool, LedgerError> {
+/// Whether the ledger's process numbers belong to this boot of the machine; those of
+/// another boot mean nothing. Records the present boot.
+pub(super) fn is_same_boot(ledger: &Ledger) -> Result<bool, LedgerError> {
     let now = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let same = ledger.meta(BOOT)?.is_none_or(|then| then == now.trim());
     ledger.set_meta(BOOT, now.trim())?;
     Ok(same)
 }
 
-/// A watch on an anchor; dropping it ends it.
+/// The watch on an anchor. Dropping it ends it.
 #[derive(Debug)]
 pub(in crate::daemon) struct Watch(tokio::task::AbortHandle);
 
@@ -41,13 +42,15 @@ impl Drop for Watch {
     }
 }
 
-/// Tells the driver when `anchor` has ended.
-pub(in crate::daemon) fn watch(row: SessionRow, anchor: ProcId, out: Sender<Input>) -> Watch {
-    let push = tokio::spawn(async move {
-        wait(anchor).await;
-        let _ = out.send(Input::AnchorGone(row)).await;
-    });
-    Watch(push.abort_handle())
+impl Watch {
+    /// Reports to `out` when the process `anchor` of the session `row` has ended.
+    pub(in crate::daemon) fn start(row: SessionId, anchor: ProcId, out: Sender<Input>) -> Self {
+        let task = tokio::spawn(async move {
+            wait(anchor).await;
+            let _ = out.send(Input::AnchorGone(row)).await;
+        });
+        Self(task.abort_handle())
+    }
 }
 
 async fn wait(anchor: ProcId) {
@@ -55,7 +58,7 @@ async fn wait(anchor: ProcId) {
     let one = DESCRIPTORS.try_acquire().ok();
     let pid = one.as_ref().and_then(|_| Pid::from_raw(anchor.pid));
     let opened = pid.map(|pid| pidfd_open(pid, PidfdFlags::NONBLOCK));
-    // Opened first, looked at then: so it is this process that the descriptor is for.
+    // This look follows the opening, so the descriptor belongs to this process.
     if !proc.is_alive(anchor) {
         return;
     }
@@ -67,15 +70,15 @@ async fn wait(anchor: ProcId) {
         }
     } else {
         drop(one);
-        detail!(pid = anchor.pid, "the end of this process is looked for every second");
+        detail!(pid = anchor.pid, "the daemon looks at this process every second");
     }
     while proc.is_alive(anchor) {
         tokio::time::sleep(LOOK).await;
     }
 }
 
-/// Deprecated for types that lie about their descriptor, which this one cannot;
-/// what replaces it is unsafe.
+/// `AsyncFd::new` is deprecated for types that lie about their descriptor, which
+/// `OwnedFd` cannot. What replaces it is unsafe.
 #[allow(deprecated)]
 fn readiness(fd: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::new(fd)
@@ -94,26 +97,26 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn many_anchors_take_a_bounded_number_of_descriptors_and_every_end_is_told() {
+    async fn many_anchors_take_a_bounded_number_of_descriptors_and_every_end_is_reported() {
         const MANY: i64 = 700;
         let mut job = tokio::process::Command::new("sleep").arg("600").kill_on_drop(true).spawn().unwrap();
         let pid = i32::try_from(job.id().unwrap()).unwrap();
         let anchor = Proc::default().stat(pid).unwrap().id;
         let own = descriptors();
         let (out, mut inputs) = tokio::sync::mpsc::channel(1);
-        let watches: Vec<_> = (0..MANY).map(|row| watch(row, anchor, out.clone())).collect();
-        // On this one thread each of them has had its turn then.
+        let watches: Vec<_> = (0..MANY).map(|row| Watch::start(row, anchor, out.clone())).collect();
+        // On this one thread each watch has had a turn after this.
         for _ in 0..MANY {
             tokio::task::yield_now().await;
         }
         assert_eq!(descriptors() - own, 512);
         job.kill().await.unwrap();
-        let mut told = BTreeSet::new();
-        while told.len() < watches.len() {
+        let mut reported = BTreeSet::new();
+        while reported.len() < watches.len() {
             let Some(Input::AnchorGone(row)) = inputs.recv().await else {
-                panic!("{} were told", told.len())
+                panic!("{} were reported", reported.len())
             };
-            assert!(told.insert(row), "{row} was told twice");
+            assert!(reported.insert(row), "{row} was reported twice");
         }
     }
 }

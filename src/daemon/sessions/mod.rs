@@ -1,13 +1,23 @@
-//! Sessions of CI jobs: opening and closing them, the processes they are
-//! anchored to, who waits for one, and what is reported of one.
+//! Sessions of CI jobs: which are open, how one is opened, looked up and restored, the
+//! processes they are anchored to, who waits for one, and what is reported of one.
 //!
-//! Must not know how a path is pushed.
+//! Must not know how a path is pushed, nor what is decided about a push.
 
-pub(in crate::daemon) mod anchors;
-pub(in crate::daemon) mod closing;
-pub(in crate::daemon) mod identity;
-pub(in crate::daemon) mod opening;
-pub(in crate::daemon) mod report;
-pub(in crate::daemon) mod resume;
-pub(in crate::daemon) mod session;
-pub(in crate::daemon) mod waiters;
+mod anchors;
+mod collection;
+mod lookup;
+mod opening;
+mod report;
+mod restore;
+mod session;
+mod session_id;
+mod waiting;
+
+pub(super) use anchors::Watch;
+pub(super) use collection::Sessions;
+pub(super) use lookup::{Found, Name, lookup};
+pub(super) use opening::{AfterOpening, OpenParts, OpenRequest, Opening, open};
+pub(super) use report::{Answer, Engines, PATHS_MOST, Reports};
+pub(super) use restore::{Restored, restore};
+pub(super) use session::Session;
+pub(super) use waiting::{Asked, Caller, Naming, Waiter};

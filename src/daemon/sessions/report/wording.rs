@@ -1,14 +1,15 @@
-//! What the ledger holds, in the words of the socket. Must not know who asks,
-//! nor what waits.
+//! Rows of the ledger as messages of the control socket. Must not know who asks, nor
+//! who waits.
 
+use super::Engines;
 use super::PATHS_MOST;
 use crate::control::messages as m;
 use crate::control::messages::{ErrorCode, Reply};
-use crate::daemon::driver::readers::Ways;
 use crate::ledger::{Counts, Evidence, Ledger, LedgerError, Outcome, SessionInfo, SessionState};
 use crate::types::{StoreDir, Wall};
 
-pub(in crate::daemon) fn internal(error: &LedgerError) -> Reply {
+/// The answer when the ledger cannot be read.
+pub(super) fn internal(error: &LedgerError) -> Reply {
     Reply::Error { code: ErrorCode::Internal, message: format!("the ledger: {error}") }
 }
 
@@ -21,28 +22,15 @@ fn state(state: SessionState) -> m::SessionState {
     }
 }
 
-/// A session's summary as its end tells it.
-pub(in crate::daemon) fn ended(
-    ledger: &Ledger,
+/// The summary of a session with these counts.
+pub(super) fn summary(
     store_dir: &StoreDir,
-    ways: &Ways,
-    info: &SessionInfo,
-    warnings: Vec<String>,
-) -> Reply {
-    match ledger.summary(info.row) {
-        Ok(counts) => Reply::Ended(summary(store_dir, ways, info, counts, warnings)),
-        Err(error) => internal(&error),
-    }
-}
-
-pub(in crate::daemon) fn summary(
-    store_dir: &StoreDir,
-    ways: &Ways,
+    engines: &Engines,
     info: &SessionInfo,
     c: Counts,
     warnings: Vec<String>,
 ) -> m::Summary {
-    let (engine, waited_for_client) = ways.of(info);
+    let (engine, waited_for_client) = engines.of(info);
     let by = |evidence: Evidence| c.by_evidence[evidence as usize];
     let until = info.ended_at.unwrap_or_else(|| Wall::now().0);
     m::Summary {
@@ -85,7 +73,8 @@ pub(in crate::daemon) fn summary(
     }
 }
 
-pub(in crate::daemon) fn entry(info: &SessionInfo, c: &Counts) -> m::SessionEntry {
+/// A session as an entry of a list.
+pub(super) fn entry(info: &SessionInfo, c: &Counts) -> m::SessionEntry {
     m::SessionEntry {
         session: info.new.id.clone(),
         label: info.new.label.clone(),
@@ -102,10 +91,11 @@ pub(in crate::daemon) fn entry(info: &SessionInfo, c: &Counts) -> m::SessionEntr
     }
 }
 
-pub(in crate::daemon) fn detail(
+/// A session with its summary and its first [`PATHS_MOST`] paths.
+pub(super) fn detail(
     ledger: &Ledger,
     store_dir: &StoreDir,
-    ways: &Ways,
+    engines: &Engines,
     info: &SessionInfo,
 ) -> Result<Reply, LedgerError> {
     let counts = ledger.summary(info.row)?;
@@ -137,6 +127,6 @@ pub(in crate::daemon) fn detail(
         .collect();
     let session = entry(info, &counts);
     let paths_total = counts.total();
-    let summary = summary(store_dir, ways, info, counts, Vec::new());
+    let summary = summary(store_dir, engines, info, counts, Vec::new());
     Ok(Reply::Session(m::SessionDetail { session, summary, paths, paths_total }))
 }

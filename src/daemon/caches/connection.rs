@@ -1,0 +1,87 @@
+//! How a cache is reached: its endpoints and its token, as the configuration says.
+//! Must not know whether it answers.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use super::BuiltIn;
+use crate::cache::{CacheClient, ClientSettings, TokenSource};
+use crate::config::{Cache, Jobs, Settings, Target, Token};
+use crate::daemon::attic::CacheLogin;
+use crate::flow::CacheLimits;
+use crate::types::CacheName;
+
+/// Uploads at a time when the configuration says `jobs = "auto"`.
+const AUTO: CacheLimits = CacheLimits { least: 1, most: 128 };
+
+/// The least and the greatest number of uploads at a time.
+pub(in crate::daemon) fn limits(jobs: Jobs) -> CacheLimits {
+    match jobs {
+        Jobs::Auto => AUTO,
+        Jobs::Fixed(n) => CacheLimits { least: n, most: n },
+    }
+}
+
+/// A client for a cache, and where its token is.
+#[derive(Debug, Clone)]
+pub(in crate::daemon) struct Connection {
+    login: CacheLogin,
+    /// The file that holds the token, if it is in a file.
+    token_file: Option<PathBuf>,
+}
+
+impl Connection {
+    /// The connection of a configured cache. Reads its token. Fails when the
+    /// configuration cannot be used, not when the cache does not answer.
+    pub(in crate::daemon) fn new(name: &str, cache: &Cache, built_in: Option<&BuiltIn>) -> Result<Self> {
+        let (endpoints, token) = match (&cache.target, built_in) {
+            (Target::Embedded, Some(at)) => {
+                (vec![at.url()], TokenSource::File(at.push_token_file().to_owned()))
+            }
+            (Target::Embedded, None) => {
+                bail!("the cache {name} is built in, and the built-in cache does not run")
+            }
+            (Target::Remote(urls), _) => {
+                let token = match &cache.token {
+                    Token::File(file) => TokenSource::File(file.clone()),
+                    Token::Env(variable) => TokenSource::Env(variable.clone()),
+                    Token::None => TokenSource::None,
+                };
+                (urls.clone(), token)
+            }
+        };
+        let token_file = match &token {
+            TokenSource::File(file) => Some(file.clone()),
+            TokenSource::Env(_) | TokenSource::None => None,
+        };
+        let first_endpoint = endpoints.first().cloned().unwrap_or_default();
+        let mut settings = ClientSettings::new(endpoints, CacheName::parse(&cache.cache)?, token.clone());
+        settings.stall_timeout = cache.stall_timeout;
+        let client = CacheClient::new(settings).with_context(|| format!("the cache {name}"))?;
+        let login = CacheLogin { name: name.to_owned(), client, first_endpoint, token };
+        Ok(Self { login, token_file })
+    }
+
+    /// The connections of all configured caches.
+    pub(in crate::daemon) fn all(settings: &Settings, built_in: Option<&BuiltIn>) -> Result<Vec<Self>> {
+        settings.caches.iter().map(|(name, cache)| Self::new(name, cache, built_in)).collect()
+    }
+
+    /// The cache's name in the configuration.
+    pub(in crate::daemon) fn name(&self) -> &str {
+        &self.login.name
+    }
+
+    pub(in crate::daemon) fn client(&self) -> &CacheClient {
+        &self.login.client
+    }
+
+    pub(super) fn login(&self) -> &CacheLogin {
+        &self.login
+    }
+
+    pub(super) fn token_file(&self) -> Option<&Path> {
+        self.token_file.as_deref()
+    }
+}

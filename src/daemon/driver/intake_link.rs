@@ -1,0 +1,99 @@
+//! The driver's side of the intake: asking it, and what it has reported. Must not know
+//! how the intake works.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::attribution::{LockWatcher, Windows};
+use crate::daemon::intake::{Bell, NewPolicy, PushPolicy, Work};
+use crate::types::SessionId;
+
+/// The intake as the driver reaches it.
+pub(in crate::daemon) struct IntakeLink {
+    bell: Bell,
+    new_policy: NewPolicy,
+    windows: Arc<Mutex<Windows>>,
+    lock_watcher: LockWatcher,
+    /// How many pushes the decisions know. The intake reads it.
+    known: Arc<AtomicUsize>,
+    /// Why the intake cannot go on for the moment.
+    stuck: Option<String>,
+    /// The last row that the intake has taken in.
+    cursor: i64,
+}
+
+impl IntakeLink {
+    pub(in crate::daemon) fn new(
+        bell: Bell,
+        new_policy: NewPolicy,
+        windows: Arc<Mutex<Windows>>,
+        lock_watcher: LockWatcher,
+        known: Arc<AtomicUsize>,
+    ) -> Self {
+        Self { bell, new_policy, windows, lock_watcher, known, stuck: None, cursor: 0 }
+    }
+
+    /// Queues work. Returns false when the queue is full.
+    pub(super) fn ask(&self, work: Work) -> bool {
+        self.bell.ask(work)
+    }
+
+    /// Replaces the policy on new paths, from the intake's next turn on.
+    pub(super) fn set_policy(&self, policy: PushPolicy) {
+        *self.new_policy.lock().unwrap_or_else(PoisonError::into_inner) = Some(policy);
+        self.bell.ring();
+    }
+
+    /// Ends the intake.
+    pub(super) fn stop(&self) {
+        self.bell.stop();
+    }
+
+    pub(super) fn bell(&self) -> &Bell {
+        &self.bell
+    }
+
+    pub(super) fn lock_watcher(&self) -> &LockWatcher {
+        &self.lock_watcher
+    }
+
+    pub(super) fn windows(&self) -> &Arc<Mutex<Windows>> {
+        &self.windows
+    }
+
+    /// Tells the lock watcher whether evidence is needed.
+    pub(super) fn attend(&self, sessions_open: bool, has_routes: bool) {
+        self.lock_watcher.attend(sessions_open, has_routes);
+    }
+
+    /// Removes the window of a closed session. The windows may be locked for some
+    /// seconds, so a thread that may block removes it.
+    pub(super) fn forget_window(&self, row: SessionId) {
+        let windows = Arc::clone(&self.windows);
+        tokio::task::spawn_blocking(move || {
+            windows.lock().unwrap_or_else(PoisonError::into_inner).forget(row);
+        });
+    }
+
+    pub(super) fn set_known(&self, known: usize) {
+        self.known.store(known, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_stuck(&mut self, why: Option<String>) {
+        self.stuck = why;
+    }
+
+    /// Why the intake cannot go on for the moment.
+    pub(super) fn stuck(&self) -> Option<&str> {
+        self.stuck.as_deref()
+    }
+
+    pub(super) fn set_cursor(&mut self, cursor: i64) {
+        self.cursor = cursor;
+    }
+
+    /// The last row that the intake has taken in.
+    pub(super) fn cursor(&self) -> i64 {
+        self.cursor
+    }
+}

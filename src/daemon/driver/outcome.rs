@@ -1,0 +1,121 @@
+//! What came of questions, uploads and probes, handed to the decisions; and what the
+//! decisions say of a push or a cache.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use super::{Driver, Parts};
+use crate::cache::{CacheError, Discovered};
+use crate::daemon::inbox::UploadEnd;
+use crate::daemon::push::{Audience, failure_of};
+use crate::flow::{BreakerState, Cause, Event, Outcome};
+use crate::observe::{detail, event};
+use crate::types::{CacheId, PushId};
+
+impl Driver {
+    pub(super) fn asked(
+        &mut self,
+        cache: CacheId,
+        pushes: Vec<PushId>,
+        result: Result<Vec<PushId>, CacheError>,
+        took: Duration,
+    ) {
+        match result {
+            Ok(missing) => {
+                self.step(Event::RoundTrip(cache, took));
+                let absent: HashSet<_> = missing.iter().copied().collect();
+                let present = pushes.into_iter().filter(|push| !absent.contains(push)).collect();
+                self.step(Event::Asked { cache, present, missing });
+            }
+            Err(error) => {
+                self.parts.pushes.ask_failed(&pushes, &error, &mut self.parts.caches[cache].tally);
+                self.step(Event::AskFailed { cache, failure: failure_of(&error) });
+            }
+        }
+    }
+
+    pub(super) fn uploaded(&mut self, push: PushId, result: UploadEnd, took: Duration) {
+        let Some(cache) = self.parts.pushes.cache_of(push) else { return };
+        let audience = self.audience(push);
+        let Parts { pushes, caches, .. } = &mut self.parts;
+        let name = caches[cache].name().to_owned();
+        let event = pushes.uploaded(push, result, took, &name, &mut caches[cache].tally, &audience);
+        if let Some(event) = event {
+            self.step(event);
+        }
+    }
+
+    pub(super) fn settled(&mut self, push: PushId, outcome: Outcome) {
+        let Some(cache) = self.parts.pushes.cache_of(push) else { return };
+        let name = self.name(cache).to_owned();
+        self.parts.pushes.settle(push, outcome, &name, &mut self.parts.caches[cache].tally);
+    }
+
+    pub(super) fn failed(&mut self, push: PushId, cause: Cause) {
+        let Some(cache) = self.parts.pushes.cache_of(push) else { return };
+        let audience = self.audience(push);
+        let name = self.name(cache).to_owned();
+        self.parts.pushes.fail(push, cause, &name, &mut self.parts.caches[cache].tally, &audience);
+    }
+
+    /// The circuit breaker of a cache has changed its state.
+    pub(super) fn breaker(&mut self, cache: CacheId, state: BreakerState) {
+        let cache = &mut self.parts.caches[cache];
+        let reason = cache.tally.trouble.clone().unwrap_or_default();
+        match state {
+            BreakerState::Online => {
+                cache.tally.trouble = None;
+                event!(CACHE_ONLINE, cache = cache.name(), "the cache is back: uploads go on");
+                self.parts.client.cache_back();
+            }
+            BreakerState::Offline => {
+                event!(
+                    CACHE_OFFLINE,
+                    cache = cache.name(),
+                    error = reason,
+                    "the cache does not answer: paths wait, nothing is lost"
+                );
+            }
+            BreakerState::Refused => {
+                event!(
+                    CACHE_REFUSES,
+                    cache = cache.name(),
+                    error = reason,
+                    "the cache refuses the token: paths wait until it is renewed"
+                );
+            }
+        }
+    }
+
+    pub(super) fn probed(&mut self, id: CacheId, result: Result<Discovered, CacheError>) {
+        let ours = self.parts.transfers.store().dir().as_str();
+        let cache = &mut self.parts.caches[id];
+        let result = match result {
+            Ok(found) => {
+                cache.upstream_keys().set(found.config.upstream_cache_key_names.unwrap_or_default());
+                detail!(cache = cache.name(), endpoint = found.endpoint, "the cache answers");
+                if let Some(theirs) = found.config.store_dir.filter(|dir| dir != ours) {
+                    event!(
+                        CACHE_FOREIGN,
+                        cache = cache.name(),
+                        theirs = theirs,
+                        ours = ours,
+                        "the cache is for another store directory: Nix cannot use what is pushed from here"
+                    );
+                }
+                Ok(())
+            }
+            Err(error) => {
+                cache.tally.trouble = Some(error.to_string());
+                Err(failure_of(&error))
+            }
+        };
+        self.step(Event::Probed(id, result));
+    }
+
+    /// The sessions that wait for a push.
+    fn audience(&self, push: PushId) -> Audience {
+        let sessions = self.flow.sessions_of(push).iter().filter_map(|row| self.parts.sessions.get(*row));
+        Audience::new(sessions.map(|session| (session.id.clone(), session.label.clone())))
+    }
+}

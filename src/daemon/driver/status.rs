@@ -1,0 +1,124 @@
+//! The answer to `status`, and the status line for systemd.
+
+use std::time::Duration;
+
+use tokio::task::spawn_blocking;
+
+use super::Driver;
+use crate::control::messages as m;
+use crate::control::messages::Reply;
+use crate::control::server::Responder;
+use crate::daemon::caches::Netrc;
+use crate::daemon::sessions::{Engines, PATHS_MOST};
+use crate::flow::BreakerState;
+use crate::ledger::Health;
+use crate::types::millis;
+
+/// How long `status` waits for the Nix database, to say how far behind the intake is.
+const HEAD: Duration = Duration::from_millis(500);
+
+impl Driver {
+    /// Serves `status`.
+    pub(super) fn status(&self, responder: Responder) {
+        let parts = &self.parts;
+        let mut status = m::Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_ms: millis(self.began.elapsed()),
+            draining: self.stopping.has_begun(),
+            client: self.client_status(),
+            warnings: parts.settings.warnings.clone(),
+            ..m::Status::default()
+        };
+        self.fill_caches(&mut status);
+        self.fill_failed(&mut status);
+        let health = parts.store_watch.health();
+        let unwatched = (!health.watching)
+            .then(|| health.last_loss.unwrap_or_else(|| "the store is not watched".to_owned()));
+        status.store.problem = parts.intake.stuck().map(str::to_owned).or(unwatched);
+        status.store.cursor = parts.intake.cursor();
+        status.warnings.extend(parts.gc_roots.trouble());
+        status.warnings.extend(parts.netrc.as_ref().and_then(Netrc::trouble));
+        status.ledger = match parts.ledger.health() {
+            Health::Ok => m::LedgerStatus { state: "ok".to_owned(), detail: None },
+            Health::Degraded { error, kept, .. } => m::LedgerStatus {
+                state: "degraded".to_owned(),
+                detail: Some(format!("{error}; {kept} changes are kept in memory until it can be written")),
+            },
+        };
+        let (store, reports, cursor) =
+            (parts.transfers.store().clone(), parts.reports.clone(), parts.intake.cursor());
+        let forgotten = self.flow.has_forgotten();
+        tokio::spawn(async move {
+            // The Nix database may be locked; then the lag stays unknown.
+            let head = spawn_blocking(move || store.head());
+            if let Ok(Ok(Ok(head))) = tokio::time::timeout(HEAD, head).await {
+                status.store.lag = u64::try_from(head - cursor).unwrap_or(0);
+            }
+            spawn_blocking(move || {
+                if forgotten && let Ok(failed) = reports.ledger().failed() {
+                    status.queue.failed = status.queue.failed.max(failed);
+                }
+                match reports.entries(false, |_| true) {
+                    Ok(sessions) => status.sessions = sessions,
+                    Err(error) => status.warnings.push(format!("the sessions cannot be read: {error}")),
+                }
+                responder.reply(Reply::Status(status));
+            });
+        });
+    }
+
+    fn fill_caches(&self, status: &mut m::Status) {
+        for cache in self.parts.caches.iter() {
+            let Some(view) = self.flow.view(cache.id()) else { continue };
+            status.queue.pending += (view.pending as u64).saturating_sub(u64::from(view.uploading));
+            status.queue.uploading += u64::from(view.uploading);
+            status.queue.failed += view.failed as u64;
+            status.cache.push(m::CacheStatus {
+                name: cache.name().to_owned(),
+                endpoint: cache.client().endpoint(),
+                state: cache_state(view.state),
+                engine: Engines::word(self.parts.settings.caches[cache.name()].engine).to_owned(),
+                reason: cache.tally.trouble.clone().or_else(|| self.waits_for_client(cache.id())),
+                token_expires: cache.client().token_expiry(),
+                counts: cache.tally.counts,
+            });
+        }
+    }
+
+    fn fill_failed(&self, status: &mut m::Status) {
+        if status.queue.failed == 0 {
+            return;
+        }
+        let failures = self.parts.pushes.failures(|push| self.flow.is_failed(push), PATHS_MOST);
+        let failed =
+            failures.into_iter().map(|(path, class, error)| m::Failed { path, error, class: Some(class) });
+        status.failed = failed.collect();
+    }
+
+    /// The line that `systemctl status` shows.
+    pub(super) fn status_line(&self) -> String {
+        let sessions = self.parts.sessions.len();
+        let plural = if sessions == 1 { "" } else { "s" };
+        let mut uploading = 0;
+        let mut caches = Vec::new();
+        for cache in self.parts.caches.iter() {
+            let Some(view) = self.flow.view(cache.id()) else { continue };
+            uploading += view.uploading;
+            caches.push(format!("{} {}", cache.name(), cache_state(view.state).as_str()));
+        }
+        let queued = self.pending().saturating_sub(u64::from(uploading));
+        let stopping = if self.stopping.has_begun() { "stopping, " } else { "" };
+        format!(
+            "{stopping}{sessions} session{plural}, {queued} queued, {uploading} uploading, {}",
+            caches.join(", ")
+        )
+    }
+}
+
+fn cache_state(state: BreakerState) -> m::CacheState {
+    match state {
+        BreakerState::Online => m::CacheState::Online,
+        BreakerState::Offline => m::CacheState::Offline,
+        BreakerState::Refused => m::CacheState::Unauthorized,
+    }
+}

@@ -1,0 +1,99 @@
+//! Reads the Nix database and the store for uploads. Must not know caches.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::store::{DbIdentity, NixDb, NixDbError, PathInfo, nar};
+use crate::types::{StoreDir, StorePath};
+
+/// Largest NAR in bytes that is read into memory at once. Most paths are smaller,
+/// and an upload takes little memory this way.
+const SMALL: usize = 64 * 1024;
+
+/// One connection to the Nix database, and the store directory. Clones share the
+/// connection, so reads wait for each other: for some seconds at most while the
+/// database is locked.
+#[derive(Clone)]
+pub(in crate::daemon) struct StoreReader {
+    nix_db: Arc<Mutex<(NixDb, DbIdentity)>>,
+    /// Nix's state directory.
+    state_dir: Arc<Path>,
+    store_dir: StoreDir,
+}
+
+impl StoreReader {
+    /// Reads through `nix_db`, a database below `state_dir`.
+    pub(in crate::daemon) fn new(
+        nix_db: NixDb,
+        state_dir: &Path,
+        store_dir: StoreDir,
+    ) -> Result<Self, NixDbError> {
+        let identity = nix_db.identity()?;
+        Ok(Self { nix_db: Arc::new(Mutex::new((nix_db, identity))), state_dir: state_dir.into(), store_dir })
+    }
+
+    pub(in crate::daemon) fn dir(&self) -> &StoreDir {
+        &self.store_dir
+    }
+
+    /// The file or directory of a store path.
+    pub(super) fn file(&self, path: &StorePath) -> PathBuf {
+        self.store_dir.as_path().join(path.base())
+    }
+
+    /// What the database knows of a path now. `None`: the path is not valid.
+    pub(super) async fn info(&self, path: StorePath) -> Result<Option<PathInfo>, String> {
+        let this = self.clone();
+        let read = move || this.with_nix_db(|db| db.info(&path));
+        tokio::task::spawn_blocking(read).await.unwrap_or_else(|e| Err(e.to_string()))
+    }
+
+    /// What the database knows of each of these paths now, in their order.
+    pub(in crate::daemon) async fn infos(
+        &self,
+        paths: Vec<StorePath>,
+    ) -> Vec<Result<Option<PathInfo>, String>> {
+        let (this, count) = (self.clone(), paths.len());
+        let read = move || paths.iter().map(|path| this.with_nix_db(|db| db.info(path))).collect();
+        match tokio::task::spawn_blocking(read).await {
+            Ok(infos) => infos,
+            Err(e) => (0..count).map(|_| Err(e.to_string())).collect(),
+        }
+    }
+
+    /// What the database knows of a path now, and its NAR if that is at most
+    /// [`SMALL`] bytes. Both are read in one blocking task, because for a small
+    /// path the change of threads costs most. When the NAR cannot be read it is
+    /// left out, and streaming it later reports the error.
+    pub(super) async fn read(&self, path: StorePath) -> Result<Option<(PathInfo, Option<Vec<u8>>)>, String> {
+        let this = self.clone();
+        let read = move || {
+            let Some(info) = this.with_nix_db(|db| db.info(&path))? else { return Ok(None) };
+            let size = usize::try_from(info.nar_size).ok().filter(|size| *size <= SMALL);
+            let nar = size.and_then(|size| nar::whole(&this.file(&path), size).ok().flatten());
+            Ok(Some((info, nar)))
+        };
+        tokio::task::spawn_blocking(read).await.unwrap_or_else(|e| Err(e.to_string()))
+    }
+
+    /// The highest id that the Nix database has given to a row. Blocks.
+    pub(in crate::daemon) fn head(&self) -> Result<i64, String> {
+        self.with_nix_db(NixDb::head)
+    }
+
+    /// Reads from the Nix database. Opens it anew if its file was replaced.
+    fn with_nix_db<R>(&self, read: impl FnOnce(&NixDb) -> Result<R, NixDbError>) -> Result<R, String> {
+        let mut reader = self.nix_db.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = match reader.0.identity() {
+            Ok(identity) => identity == reader.1,
+            Err(NixDbError::Replaced) => false,
+            Err(e) => return Err(e.to_string()),
+        };
+        if !same {
+            let nix_db = NixDb::open(&self.state_dir, &self.store_dir).map_err(|e| e.to_string())?;
+            let identity = nix_db.identity().map_err(|e| e.to_string())?;
+            *reader = (nix_db, identity);
+        }
+        read(&reader.0).map_err(|e| e.to_string())
+    }
+}

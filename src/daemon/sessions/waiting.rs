@@ -1,0 +1,71 @@
+//! Callers that wait, and what for. Must not know how long it takes.
+
+use std::time::{Duration, Instant};
+
+use crate::control::server::Responder;
+use crate::types::SessionId;
+
+/// Longest wait that a caller may ask for.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
+
+/// What a caller asked for, and so what it is answered.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::daemon) enum Asked {
+    /// `session end`: the session's summary.
+    End(SessionId),
+    /// `push`: the summary of the unnamed session that the push is.
+    Push(SessionId),
+    /// `flush`: that nothing is left, or how much is.
+    Flush,
+}
+
+impl Asked {
+    /// The session that it is about.
+    pub(in crate::daemon) fn session(self) -> Option<SessionId> {
+        match self {
+            Self::End(row) | Self::Push(row) => Some(row),
+            Self::Flush => None,
+        }
+    }
+}
+
+/// A caller, and how long it waits.
+#[derive(Debug)]
+pub(in crate::daemon) struct Caller {
+    pub(in crate::daemon) asked: Asked,
+    pub(in crate::daemon) responder: Responder,
+    /// It waits until everything is settled, not only until it is queued.
+    pub(in crate::daemon) wait: bool,
+    pub(in crate::daemon) since: Instant,
+    pub(in crate::daemon) deadline: Instant,
+}
+
+impl Caller {
+    /// A caller whose request has just arrived. What it asked for is set later.
+    pub(in crate::daemon) fn new(responder: Responder, wait: bool, timeout_ms: u64) -> Self {
+        let since = Instant::now();
+        let deadline = since + Duration::from_millis(timeout_ms).min(LONGEST);
+        Self { asked: Asked::Flush, responder, wait, since, deadline }
+    }
+}
+
+/// A caller that waits for a group of pushes to be settled.
+#[derive(Debug)]
+pub(in crate::daemon) struct Waiter {
+    pub(in crate::daemon) group: SessionId,
+    pub(in crate::daemon) asked: Asked,
+    pub(in crate::daemon) responder: Responder,
+    pub(in crate::daemon) since: Instant,
+    pub(in crate::daemon) deadline: Instant,
+    /// The greatest number of unsettled pushes so far, as the total of progress.
+    pub(in crate::daemon) total: u64,
+}
+
+/// A naming that the intake works on.
+#[derive(Debug)]
+pub(in crate::daemon) struct Naming {
+    pub(in crate::daemon) row: SessionId,
+    /// The caller that waits for it. `None` when the daemon itself asked, or when
+    /// the caller has been answered already.
+    pub(in crate::daemon) caller: Option<Caller>,
+}

@@ -1,0 +1,435 @@
+//! Starts and stops the parts of the daemon. Each part is started from parts that run
+//! already, so a wrong order does not compile. Must not know what the parts do.
+
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tokio::sync::mpsc::{Receiver, Sender, channel};
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::attic::{self, Client, Login};
+use super::caches::{self, BuiltIn, Caches, Connection, EngineParts, Netrc};
+use super::driver::{BackgroundTasks, Driver, IntakeLink, Load, Parts, policy};
+use super::gc_roots::{GcRoots, Places};
+use super::host::{self, Notify, Part, StateDirLock};
+use super::inbox::Input;
+use super::intake::{self, Bell, Ear, Intake, NewPolicy};
+use super::push::{Pushes, StoreReader, Transfers};
+use super::sessions::{self, Reports, Restored, Sessions};
+use crate::attribution::{LockWatcher, Windows};
+use crate::config::{Existing, Settings};
+use crate::control::server::{self, Incoming, Limits};
+use crate::embedded::Running;
+use crate::flow::CacheLimits;
+use crate::ledger::{Ledger, Opened};
+use crate::observe::{detail, event};
+use crate::store::{NixDb, NixDbError, StoreWatch};
+use crate::types::{Heartbeat, StoreDir, Wall};
+
+/// Attempts to open the Nix database at the start while somebody keeps it locked, as a
+/// garbage collection may for a while. Each attempt waits for some seconds.
+const NIX_DB_ATTEMPTS: u32 = 10;
+/// Inputs that may wait for the driver; a room with another one waits. One of the
+/// intake's may take a hundred kilobytes.
+const INPUTS: usize = 16;
+/// How long answers may take to be sent at the end.
+const FAREWELL: Duration = Duration::from_secs(2);
+/// How long the intake may take to end. A locked Nix database delays it for some
+/// seconds.
+const INTAKE_END: Duration = Duration::from_secs(10);
+
+/// The driver's inbox.
+pub(super) fn inbox() -> (Sender<Input>, Receiver<Input>) {
+    channel(INPUTS)
+}
+
+/// What every other part stands on: the locked state directory, the ledger, and the
+/// store directory.
+pub(super) struct Ground {
+    lock: StateDirLock,
+    ledger: Ledger,
+    opened: Opened,
+    store_dir: StoreDir,
+}
+
+impl Ground {
+    pub(super) fn open(settings: &Settings) -> Result<Self> {
+        make_dir(&settings.state_dir, "state_dir")?;
+        make_dir(&settings.runtime_dir, "RUNTIME_DIRECTORY")?;
+        let lock = StateDirLock::take(&settings.state_dir)?;
+        let path = settings.state_dir.join("ledger.sqlite");
+        let (ledger, opened) =
+            Ledger::open(&path).with_context(|| format!("the ledger {}", path.display()))?;
+        let store_dir = StoreDir::new(&settings.nix.store_dir.to_string_lossy())?;
+        Ok(Self { lock, ledger, opened, store_dir })
+    }
+
+    fn nix_db(&self, settings: &Settings) -> Result<NixDb> {
+        let state_dir = &settings.nix.state_dir;
+        let mut opened = NixDb::open(state_dir, &self.store_dir);
+        for _ in 1..NIX_DB_ATTEMPTS {
+            if !matches!(opened, Err(NixDbError::Busy)) {
+                break;
+            }
+            opened = NixDb::open(state_dir, &self.store_dir);
+        }
+        opened.with_context(|| format!("the Nix database below {}", state_dir.display()))
+    }
+
+    /// Writes everything that is queued to the ledger. A full or broken disk is no
+    /// error here: the ledger has logged it, and the next start makes up for it.
+    pub(super) async fn write_ledger(&self) -> Result<()> {
+        let ledger = self.ledger.clone();
+        match spawn_blocking(move || ledger.sync()).await? {
+            Err(error) if error.is_storage() => Ok(()),
+            written => Ok(written?),
+        }
+    }
+
+    /// Lets another daemon take the state directory. While the intake still works,
+    /// the lock is kept until the process ends.
+    pub(super) fn release(self, intake_ended: bool) {
+        if !intake_ended {
+            std::mem::forget(self.lock);
+        }
+    }
+}
+
+/// The caches, with what uploads to them.
+pub(super) struct CacheSet {
+    caches: Caches,
+    limits: Vec<CacheLimits>,
+    transfers: Transfers,
+    built_in: Option<BuiltIn>,
+    running: Option<RunningCache>,
+}
+
+/// The built-in cache while it runs.
+pub(super) struct RunningCache {
+    running: Running,
+    closing: CancellationToken,
+}
+
+impl CacheSet {
+    pub(super) async fn start(settings: &Settings, ground: &Ground, out: Sender<Input>) -> Result<Self> {
+        let nix_db = ground.nix_db(settings)?;
+        let store = StoreReader::new(nix_db, &settings.nix.state_dir, ground.store_dir.clone())?;
+        let closing = CancellationToken::new();
+        let running = caches::start_built_in(settings, &ground.store_dir, &closing).await?;
+        let built_in = running.as_ref().map(BuiltIn::of);
+        let caches = Caches::new(Connection::all(settings, built_in.as_ref())?);
+        let transfers = Transfers::new(store, settings.push.max_rate, out);
+        let running = running.map(|running| RunningCache { running, closing });
+        Ok(Self { caches, limits: Vec::new(), transfers, built_in, running })
+    }
+
+    pub(super) fn take_built_in(&mut self) -> Option<RunningCache> {
+        self.running.take()
+    }
+}
+
+/// Stops the built-in cache, after the last upload to it.
+pub(super) async fn stop_built_in(running: Option<RunningCache>) {
+    if let Some(RunningCache { running, closing }) = running {
+        closing.cancel();
+        let _ = timeout(FAREWELL, running.task).await;
+    }
+}
+
+/// The sessions of the last run of the daemon.
+pub(super) struct SavedSessions {
+    sessions: Sessions,
+    restored: Vec<Restored>,
+    windows: Arc<Mutex<Windows>>,
+}
+
+impl SavedSessions {
+    pub(super) fn read(ground: &Ground, caches: &CacheSet) -> Result<Self> {
+        let windows = Arc::new(Mutex::new(Windows::default()));
+        let mut sessions = Sessions::default();
+        let id = |name: &str| caches.caches.id(name);
+        let restored = sessions::restore(&ground.ledger, id, &mut sessions, &windows)?;
+        Ok(Self { sessions, restored, windows })
+    }
+}
+
+/// The protection of pending paths from Nix's garbage collector.
+pub(super) struct Protection(GcRoots);
+
+impl Protection {
+    pub(super) fn start(settings: &Settings, ground: &Ground) -> Result<Self> {
+        let default_socket = || settings.nix.state_dir.join("daemon-socket/socket");
+        let gc_roots = GcRoots::start(Places {
+            state_dir: settings.nix.state_dir.clone(),
+            store_dir: ground.store_dir.clone(),
+            socket: std::env::var_os("NIX_DAEMON_SOCKET_PATH").map_or_else(default_socket, PathBuf::from),
+            links: settings.nix.gc_roots.clone(),
+        })?;
+        Ok(Self(gc_roots))
+    }
+
+    /// Ends the temporary roots. Roots that outlive the process stay.
+    pub(super) fn stop(self) {
+        self.0.stop();
+    }
+}
+
+/// The control socket.
+pub(super) struct Socket {
+    address: PathBuf,
+    /// systemd made the socket.
+    activated: bool,
+    closing: CancellationToken,
+    server: tokio::task::JoinHandle<()>,
+    heartbeat: Heartbeat,
+}
+
+impl Socket {
+    pub(super) fn open(
+        settings: &Settings,
+        ground: &Ground,
+        passed: Option<UnixListener>,
+    ) -> Result<(Self, Receiver<Incoming>)> {
+        let activated = passed.is_some();
+        let (listener, address) = match passed {
+            Some(listener) => {
+                let address = listener.local_addr()?.as_pathname().map(PathBuf::from);
+                (listener, address.unwrap_or_default())
+            }
+            None => (server::bind(&settings.socket)?, settings.socket.clone()),
+        };
+        let (closing, heartbeat) = (CancellationToken::new(), Heartbeat::default());
+        let store_dir = ground.store_dir.as_str();
+        let (requests, server) =
+            server::start(listener, store_dir, Limits::default(), closing.clone(), heartbeat.clone())?;
+        Ok((Self { address, activated, closing, server, heartbeat }, requests))
+    }
+
+    /// Logs that the daemon is ready.
+    fn announce(&self, ground: &Ground, caches: &Caches) {
+        event!(
+            READY,
+            version = env!("CARGO_PKG_VERSION"),
+            caches = caches.names().join(", "),
+            socket = %self.address.display(),
+            activated = self.activated,
+            ledger = ?ground.opened,
+            "flywheeld is ready"
+        );
+    }
+
+    /// Closes the socket when the last answers are sent.
+    pub(super) async fn close(self) {
+        self.closing.cancel();
+        if timeout(FAREWELL, self.server).await.is_err() {
+            event!(CALLERS_LEFT, "some callers did not take their answer in time");
+        }
+        if !self.activated {
+            let _ = std::fs::remove_file(&self.address);
+        }
+    }
+}
+
+/// The attic client that the daemon keeps, and its login.
+pub(super) struct AtticClient {
+    client: Client,
+    login: Login,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl AtticClient {
+    /// Starts the task that keeps the client, and the engines that upload through it.
+    pub(super) fn start(settings: &Settings, caches: &mut CacheSet, out: Sender<Input>) -> Self {
+        attic::write_wrapper(settings);
+        let login = Login::new(settings);
+        login.set(caches.caches.logins());
+        let (client, task) = attic::start_client(settings, login.clone(), seed(), out);
+        let parts = EngineParts { settings, transfers: &caches.transfers, client: &client, login: &login };
+        caches.limits = caches.caches.start_engines(0, &parts);
+        Self { client, login, task }
+    }
+
+    /// Ends the task, and the processes that it runs.
+    pub(super) fn stop(self) {
+        self.task.abort();
+    }
+}
+
+/// The intake on its thread, and the watches that wake it.
+pub(super) struct IntakeThread {
+    thread: JoinHandle<()>,
+    bell: Bell,
+    new_policy: NewPolicy,
+    lock_watcher: LockWatcher,
+    known: Arc<AtomicUsize>,
+    heartbeat: Heartbeat,
+    store_watch: Arc<StoreWatch>,
+}
+
+impl IntakeThread {
+    pub(super) fn start(
+        settings: &Arc<Settings>,
+        ground: &Ground,
+        caches: &CacheSet,
+        sessions: &SavedSessions,
+        protection: &Protection,
+        client: &AtticClient,
+        out: Sender<Input>,
+    ) -> Result<Self> {
+        let store_dir = ground.store_dir.clone();
+        let lock_watcher =
+            LockWatcher::start(store_dir.as_path()).context("the thread that watches the store's locks")?;
+        let (bell, ear): (Bell, Ear) = Bell::new();
+        let ring = intake::on_watch_event(lock_watcher.clone(), bell.clone());
+        let store_watch = StoreWatch::start(&store_dir, settings.nix.poll, ring)?;
+        let (new_policy, heartbeat) = (NewPolicy::default(), Heartbeat::default());
+        let known = Arc::new(AtomicUsize::new(0));
+        let intake = Intake {
+            nix_db: ground.nix_db(settings)?,
+            client: client.client.clone(),
+            state_dir: settings.nix.state_dir.clone(),
+            own_dir: settings.state_dir.clone(),
+            store_dir,
+            ledger: ground.ledger.clone(),
+            windows: Arc::clone(&sessions.windows),
+            lock_watcher: lock_watcher.clone(),
+            gc_roots: protection.0.clone(),
+            policy: policy(settings, &caches.caches),
+            new_policy: Arc::clone(&new_policy),
+            existing: settings.push.existing != Existing::No,
+            out,
+            pulse: heartbeat.clone(),
+            known: Arc::clone(&known),
+        };
+        let thread = intake::start(intake, ear)?;
+        let store_watch = Arc::new(store_watch);
+        Ok(Self { thread, bell, new_policy, lock_watcher, known, heartbeat, store_watch })
+    }
+
+    /// Waits until the thread has ended, which it does when the driver has. Returns
+    /// whether it has ended in time.
+    pub(super) async fn join(self) -> bool {
+        let Self { thread, bell, store_watch, .. } = self;
+        bell.stop();
+        drop((bell, store_watch));
+        let ended = timeout(INTAKE_END, spawn_blocking(move || thread.join())).await.is_ok();
+        if !ended {
+            detail!(
+                "the intake has not ended in time: the state directory stays locked until the process ends"
+            );
+        }
+        ended
+    }
+}
+
+/// The parts that run already when the driver is made.
+pub(super) struct Started<'a> {
+    pub(super) ground: &'a Ground,
+    pub(super) protection: &'a Protection,
+    pub(super) client: &'a AtticClient,
+    pub(super) socket: &'a Socket,
+}
+
+impl Started<'_> {
+    /// Makes the driver, starts the background tasks, and reports that the daemon is
+    /// ready.
+    pub(super) fn driver(
+        self,
+        settings: Arc<Settings>,
+        load: Load,
+        caches: CacheSet,
+        sessions: SavedSessions,
+        intake: &IntakeThread,
+        out: Sender<Input>,
+    ) -> Driver {
+        let Self { ground, protection, client, socket } = self;
+        let CacheSet { caches, limits, transfers, built_in, .. } = caches;
+        let SavedSessions { sessions, restored, windows } = sessions;
+        let ledger = ground.ledger.clone();
+        let netrc = Netrc::of(&settings, built_in.as_ref(), &caches);
+        let (pending, pending_seen) = tokio::sync::watch::channel(false);
+        let mut background = BackgroundTasks::default();
+        background.tokens(&caches, out.clone());
+        background.netrc(netrc.as_ref());
+        background.history(ledger.clone(), settings.history_keep);
+        background.logind(host::inhibit_while_pending(pending_seen, out.clone()));
+        let heartbeat = Heartbeat::default();
+        let mut notify = Notify::new();
+        notify.watch(watched(intake, socket, heartbeat.clone(), out.clone()));
+        notify.ready();
+        socket.announce(ground, &caches);
+        let store_dir = ground.store_dir.clone();
+        let own_uid = rustix::process::geteuid().as_raw();
+        Driver::new(Parts {
+            settings,
+            load,
+            built_in,
+            caches,
+            limits,
+            seed: seed(),
+            pushes: Pushes::new(ledger.clone(), protection.0.clone(), store_dir.clone()),
+            transfers,
+            sessions,
+            restored,
+            reports: Reports::new(ledger.clone(), store_dir, own_uid),
+            ledger,
+            gc_roots: protection.0.clone(),
+            intake: IntakeLink::new(
+                intake.bell.clone(),
+                Arc::clone(&intake.new_policy),
+                windows,
+                intake.lock_watcher.clone(),
+                Arc::clone(&intake.known),
+            ),
+            store_watch: Arc::clone(&intake.store_watch),
+            notify,
+            pending,
+            heartbeat,
+            background,
+            client: client.client.clone(),
+            login: client.login.clone(),
+            netrc,
+            out,
+        })
+    }
+}
+
+/// The parts that the watchdog observes.
+fn watched(intake: &IntakeThread, socket: &Socket, driver: Heartbeat, out: Sender<Input>) -> Vec<Part> {
+    let (bell, turns) = (intake.bell.clone(), intake.heartbeat.clone());
+    let (asked, served) = (socket.heartbeat.clone(), socket.heartbeat.clone());
+    vec![
+        Part::new(host::INTAKE, move || bell.ring(), move || turns.count()),
+        // With a full inbox the driver has turns to take anyway.
+        Part::new("driver", move || drop(out.try_send(Input::Beat)), move || driver.count()),
+        Part::new("socket", move || asked.ask(), move || served.count()),
+    ]
+}
+
+/// Makes a directory that only the daemon's user can enter, unless it exists. `set_by`
+/// is the setting that names it.
+fn make_dir(dir: &Path, set_by: &str) -> Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .with_context(|| format!("the directory {} cannot be made; set {set_by}", dir.display()))
+}
+
+/// A seed for random delays. They need variety, not secrecy.
+fn seed() -> u64 {
+    let mut bytes = [0; 8];
+    match getrandom::fill(&mut bytes) {
+        Ok(()) => u64::from_ne_bytes(bytes),
+        Err(_) => Wall::now().0.unsigned_abs() ^ u64::from(std::process::id()),
+    }
+}
