@@ -51,7 +51,7 @@ fn a_shutdown_waits_for_what_is_pending() {
     let path = daemon.nix.make("slow");
     let lock = bus.lock();
     bus.shutdown(true);
-    until("it is told", || daemon.log().contains("the host goes down"));
+    until("it is told", || daemon.log().contains("the host is shutting down"));
     gate.open();
     // The lock is released when everything is pushed, not when the delay is over.
     lock.until_released();
@@ -106,9 +106,9 @@ fn without_a_bus_everything_works_and_one_that_comes_is_used() {
     let (mut daemon, cache, gate) = start(&bus, "");
     gate.close();
     let path = daemon.nix.make("slow");
-    let told = |daemon: &Daemon| daemon.log().matches("no logind").count();
+    let told = |daemon: &Daemon| daemon.log().matches("logind cannot be reached").count();
     until("it is said, quietly", || told(&daemon) == 1);
-    let said = daemon.log().lines().find(|line| line.contains("no logind")).unwrap().to_owned();
+    let said = daemon.log().lines().find(|line| line.contains("logind cannot be reached")).unwrap().to_owned();
     assert!(said.contains("DEBUG"), "{said}");
     // The bus appears while something is pending, disappears, and appears again.
     bus.up();

@@ -80,12 +80,12 @@ fn a_stopped_thread_ends_the_watchdog_messages() {
             daemon.log().lines().filter(|l| l.contains(what) && l.contains(&wanted)).count()
         };
         let Some(stopped) = Stopped::threads(&daemon, thread) else { return };
-        until("it is seen", || said("stands still") == 1);
+        until("it is seen", || said("does not respond") == 1);
         let before = pings(&daemon);
         until("it is looked at again", || said("still standing") >= 2);
-        assert_eq!(pings(&daemon), before, "{part} stood still");
+        assert_eq!(pings(&daemon), before, "{part} did not respond");
         drop(stopped);
-        until("it is seen to move", || said("moves again") == 1);
+        until("it is seen to move", || said("responds again") == 1);
         until("it pings again", || pings(&daemon) > before);
     }
     // A thread that waits is not stuck: the Nix database is locked for a while.
