@@ -82,7 +82,7 @@ fn a_stopped_thread_ends_the_watchdog_messages() {
         let Some(stopped) = Stopped::threads(&daemon, thread) else { return };
         until("it is seen", || said("does not respond") == 1);
         let before = pings(&daemon);
-        until("it is looked at again", || said("still standing") >= 2);
+        until("it is looked at again", || said("still no response") >= 2);
         assert_eq!(pings(&daemon), before, "{part} did not respond");
         drop(stopped);
         until("it is seen to move", || said("responds again") == 1);
