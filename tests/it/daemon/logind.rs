@@ -108,7 +108,8 @@ fn without_a_bus_everything_works_and_one_that_comes_is_used() {
     let path = daemon.nix.make("slow");
     let told = |daemon: &Daemon| daemon.log().matches("logind cannot be reached").count();
     until("it is said, quietly", || told(&daemon) == 1);
-    let said = daemon.log().lines().find(|line| line.contains("logind cannot be reached")).unwrap().to_owned();
+    let said =
+        daemon.log().lines().find(|line| line.contains("logind cannot be reached")).unwrap().to_owned();
     assert!(said.contains("DEBUG"), "{said}");
     // The bus appears while something is pending, disappears, and appears again.
     bus.up();
