@@ -43,6 +43,13 @@ impl Wall {
     }
 }
 
+/// The whole milliseconds of a duration, for messages and the log. A duration of
+/// more than 584 million years is cut.
+#[must_use]
+pub fn millis(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -56,11 +63,4 @@ mod tests {
         assert_eq!(Wall(-1).seconds(), -1);
         assert_eq!(Wall(1_999).seconds(), 1);
     }
-}
-
-/// The whole milliseconds of a duration, for messages and the log. A duration of
-/// more than 584 million years is cut.
-#[must_use]
-pub fn millis(duration: std::time::Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

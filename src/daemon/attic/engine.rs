@@ -217,7 +217,7 @@ impl Setup {
                 event!(ATTIC_FAILED, cache = cache, store_path = full(base), error = error, "attic: failed");
             }
             Line::Fatal(error) => {
-                event!(ATTIC_STOPPED, cache = cache, error = error, "attic reports a fatal error")
+                event!(ATTIC_STOPPED, cache = cache, error = error, "attic reports a fatal error");
             }
             Line::Other(line) => {
                 others += 1;

@@ -7,7 +7,7 @@ use crate::control::messages as m;
 use crate::control::messages::Reply;
 use crate::control::server::Responder;
 use crate::daemon::attic::CacheLogin;
-use crate::daemon::caches::Netrc;
+use crate::daemon::caches::{Cache, Netrc};
 use crate::flow::{ClientState, Event};
 use crate::types::CacheId;
 
@@ -55,7 +55,7 @@ impl Driver {
     /// Lets uploads to the caches of the attic engine begin, or holds them.
     pub(super) fn client_usable(&mut self, usable: bool) {
         let attic: Vec<_> =
-            self.parts.caches.iter().filter(|cache| cache.needs_attic()).map(|c| c.id()).collect();
+            self.parts.caches.iter().filter(|cache| cache.needs_attic()).map(Cache::id).collect();
         for cache in attic {
             self.step(Event::Hold(cache, !usable));
         }

@@ -98,7 +98,7 @@ impl Driver {
     pub(super) fn looked_up(&mut self, LookedUp { found, paths, caller }: LookedUp) {
         match found {
             Found::Abandoned(info) => self.rejoin(*info, paths, caller),
-            Found::Reply(reply) => caller.responder.reply(reply),
+            Found::Reply(reply) => caller.responder.reply(*reply),
         }
     }
 

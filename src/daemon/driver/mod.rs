@@ -68,7 +68,7 @@ enum Done {
     /// A session that is not live was looked up.
     LookedUp(ending::LookedUp),
     /// The configuration was read again.
-    Reloaded(Result<reload::Ready, String>),
+    Reloaded(Box<Result<reload::Ready, String>>),
 }
 
 /// What the driver is made of.
@@ -230,7 +230,7 @@ impl Driver {
         match done {
             Done::Opened(opening) => self.opened(opening),
             Done::LookedUp(looked_up) => self.looked_up(looked_up),
-            Done::Reloaded(ready) => self.reloaded(ready),
+            Done::Reloaded(ready) => self.reloaded(*ready),
         }
     }
 

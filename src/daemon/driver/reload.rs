@@ -67,7 +67,9 @@ impl Driver {
         let built_in = self.parts.built_in.clone();
         let clients: Vec<_> =
             self.parts.caches.iter().map(|c| (c.name().to_owned(), c.client().clone())).collect();
-        self.work.spawn_blocking(move || Done::Reloaded(prepare(&load, &old, built_in.as_ref(), clients)));
+        self.work.spawn_blocking(move || {
+            Done::Reloaded(Box::new(prepare(&load, &old, built_in.as_ref(), clients)))
+        });
     }
 
     /// The configuration was read.
@@ -106,7 +108,7 @@ impl Driver {
         if settings.push.jobs != old.push.jobs {
             // The attic client's engine has limits of its own.
             let native: Vec<_> =
-                self.parts.caches.iter().filter(|cache| !cache.needs_attic()).map(|c| c.id()).collect();
+                self.parts.caches.iter().filter(|cache| !cache.needs_attic()).map(Cache::id).collect();
             for cache in native {
                 self.step(Event::Limits(cache, limits(settings.push.jobs)));
             }

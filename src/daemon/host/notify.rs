@@ -131,7 +131,7 @@ fn write(notes: &Receiver<Note>, ended: Sender<()>) {
             Ok(Note::Reloading) => match NotifyState::monotonic_usec_now() {
                 Ok(now) => send(&[NotifyState::Reloading, now]),
                 Err(error) => {
-                    crate::observe::detail!(error = %error, "the monotonic clock cannot be read for the message to systemd")
+                    crate::observe::detail!(error = %error, "the monotonic clock cannot be read for the message to systemd");
                 }
             },
             Ok(Note::Stopping) => {

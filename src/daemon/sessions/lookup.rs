@@ -23,7 +23,7 @@ pub(in crate::daemon) enum Found {
     /// An abandoned session. The ledger has it as draining again.
     Abandoned(Box<SessionInfo>),
     /// The answer to the caller.
-    Reply(Reply),
+    Reply(Box<Reply>),
 }
 
 /// Looks a session up for the user `uid`. Blocks.
@@ -40,7 +40,7 @@ pub(in crate::daemon) fn lookup(reports: &Reports, engines: &Engines, uid: u32, 
             (all.map(|all| all.into_iter().rev().find(of_job)), otherwise)
         }
     };
-    let refuse = |code, message: String| Found::Reply(Reply::Error { code, message });
+    let refuse = |code, message: String| Found::Reply(Box::new(Reply::Error { code, message }));
     match found {
         Ok(Some(info)) if reports.may_see(uid, info.new.uid) => {
             let again =
@@ -49,7 +49,7 @@ pub(in crate::daemon) fn lookup(reports: &Reports, engines: &Engines, uid: u32, 
                 Found::Abandoned(Box::new(info))
             } else {
                 let warnings = info.warnings.clone();
-                Found::Reply(reports.ended(engines, &info, warnings))
+                Found::Reply(Box::new(reports.ended(engines, &info, warnings)))
             }
         }
         Ok(Some(_)) => refuse(ErrorCode::Denied, "the session belongs to another user".to_owned()),

@@ -1,6 +1,7 @@
 //! The order of the rooms, read from the sources: which room may name which, how every file starts,
 //! and where the wire format is named.
 
+mod daemon;
 mod picture;
 
 use std::collections::BTreeSet;
@@ -173,6 +174,21 @@ fn heads(rest: &str) -> Vec<String> {
 /// The rooms that a file names: behind `crate::` or `flywheel::`, or behind as
 /// many `super::` as lead out of its room.
 pub(super) fn named(source: &Source) -> BTreeSet<String> {
+    let mut named = names(source, &["crate::", "flywheel::"], levels(source));
+    named.retain(|name| ROOMS.contains(&name.as_str()));
+    named.remove(&source.room);
+    named
+}
+
+/// How many `super::` lead from a file to the top of the library: one from
+/// `src/ROOM/mod.rs`, two from `src/ROOM/file.rs`.
+fn levels(source: &Source) -> usize {
+    source.path.split('/').count() - usize::from(source.path.ends_with("/mod.rs"))
+}
+
+/// What a file names behind one of `prefixes`, or behind at least `levels` times
+/// `super::`. An inline module needs one more, which is why a surplus counts.
+fn names(source: &Source, prefixes: &[&str], levels: usize) -> BTreeSet<String> {
     let code: String = source
         .code
         .split_whitespace()
@@ -181,16 +197,13 @@ pub(super) fn named(source: &Source) -> BTreeSet<String> {
         .replace(" ::", "::")
         .replace(":: ", "::");
     let mut named = BTreeSet::new();
-    for prefix in ["crate::", "flywheel::"] {
+    for prefix in prefixes {
         for (i, _) in code.match_indices(prefix) {
             if !code[..i].ends_with(is_word) {
                 named.extend(heads(&code[i + prefix.len()..]));
             }
         }
     }
-    // `src/ROOM/mod.rs` leaves with one `super`, `src/ROOM/file.rs` with two;
-    // one more inside an inline module, which is why any surplus counts.
-    let parts = source.path.split('/').count() - usize::from(source.path.ends_with("/mod.rs"));
     for (i, _) in code.match_indices("super::") {
         if code[..i].ends_with(is_word) || code[..i].ends_with("::") {
             continue;
@@ -200,12 +213,10 @@ pub(super) fn named(source: &Source) -> BTreeSet<String> {
         while let Some(further) = rest.strip_prefix("super::") {
             (rest, supers) = (further, supers + 1);
         }
-        if supers >= parts {
+        if supers >= levels {
             named.extend(heads(rest));
         }
     }
-    named.retain(|name| ROOMS.contains(&name.as_str()));
-    named.remove(&source.room);
     named
 }
 

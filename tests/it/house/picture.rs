@@ -6,18 +6,36 @@ use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 
-use crate::house::{self, ROOMS, Source};
+use crate::house::{self, ROOMS, Source, daemon};
 
 const BEGIN: &str = "<!-- drawn from the imports: begin -->\n";
 const END: &str = "<!-- drawn from the imports: end -->";
 const DRAW: &str = "FLYWHEEL_DRAW=1 cargo nextest run -E 'test(house::picture)'";
 
-/// A graph of rooms and who names whom, and what lib.rs says of each.
+/// The house, and the rooms of the daemon: who names whom, and what each room knows.
 fn picture(sources: &[Source]) -> String {
-    let mut arrows: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
-    for source in sources.iter().filter(|s| s.path != "lib.rs") {
+    let house = sources.iter().filter(|s| s.path != "lib.rs").map(|source| {
         let room = if source.room.is_empty() { "bin" } else { source.room.as_str() };
-        arrows.entry(room).or_default().extend(house::named(source));
+        (room, house::named(source))
+    });
+    let inside = sources.iter().filter_map(|source| {
+        let room = daemon::room(source).filter(|room| daemon::ROOMS.contains(room))?;
+        Some((room, daemon::named(source)))
+    });
+    let mut text = graph(house);
+    text.push_str(&table(sources, "lib.rs", "src", &ROOMS));
+    text.push_str("\nInside `src/daemon`; `mod.rs` and `start.rs` put these rooms together:\n");
+    text.push_str(&graph(inside));
+    text.push_str(&table(sources, "daemon/mod.rs", "src/daemon", &daemon::ROOMS));
+    text.push('\n');
+    text
+}
+
+/// A graph of rooms and who names whom.
+fn graph<'a>(rooms: impl Iterator<Item = (&'a str, BTreeSet<String>)>) -> String {
+    let mut arrows: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
+    for (room, named) in rooms {
+        arrows.entry(room).or_default().extend(named);
     }
     let mut text = String::from("\n```mermaid\ngraph TD\n");
     for (room, named) in &arrows {
@@ -29,17 +47,28 @@ fn picture(sources: &[Source]) -> String {
             }
         }
     }
-    text.push_str("```\n\n| room | knows | must not know |\n|---|---|---|\n");
-    let lib = &sources.iter().find(|s| s.path == "lib.rs").expect("lib.rs").full;
-    for room in ROOMS {
+    text.push_str("```\n");
+    text
+}
+
+/// What the comments of `file` say of each room below `dir`.
+fn table(sources: &[Source], file: &str, dir: &str, rooms: &[&str]) -> String {
+    let mut text = String::from("\n| room | knows | must not know |\n|---|---|---|\n");
+    let comments = &sources.iter().find(|s| s.path == file).expect(file).full;
+    for room in rooms {
         // `//! | [`room`] | knows | must not know |`
-        let row = lib.lines().find(|l| l.starts_with(&format!("//! | [`{room}`] |"))).expect("its row");
+        let row = comments.lines().find(|l| l.starts_with(&format!("//! | [`{room}`] |"))).expect("its row");
         let mut cells = row.split('|').skip(2).map(str::trim);
         let (knows, not) = (cells.next().unwrap(), cells.next().unwrap());
-        writeln!(text, "| `src/{room}` | {knows} | {not} |").unwrap();
+        writeln!(text, "| `{dir}/{}` | {knows} | {not} |", file_of(dir, room)).unwrap();
     }
-    text.push('\n');
     text
+}
+
+/// A room is a folder, or a file.
+fn file_of(dir: &str, room: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(dir).join(room);
+    if path.is_dir() { room.to_owned() } else { format!("{room}.rs") }
 }
 
 #[test]
