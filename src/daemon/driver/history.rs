@@ -17,11 +17,11 @@ pub(super) async fn prune(ledger: Ledger, keep: Duration) {
         timer.tick().await;
         let before = Wall::now().0 - i64::try_from(keep.as_millis()).unwrap_or(i64::MAX / 2);
         match ledger.call(move |ledger| ledger.prune(before)).await {
-            Ok(pruned) if pruned.sessions + pruned.items > 0 => {
+            Ok(pruned) if pruned.sessions + pruned.pushes > 0 => {
                 event!(
                     HISTORY_PRUNED,
                     sessions = pruned.sessions,
-                    paths = pruned.items,
+                    paths = pruned.pushes,
                     "old history is pruned"
                 );
             }

@@ -64,7 +64,7 @@ pub(super) enum Ended {
 /// What a task that the driver started elsewhere came to.
 enum Done {
     /// A session was opened, or could not be.
-    Opened(super::sessions::Opening),
+    Opened(Box<super::sessions::Opening>),
     /// A session that is not live was looked up.
     LookedUp(ending::LookedUp),
     /// The configuration was read again.
@@ -228,7 +228,7 @@ impl Driver {
 
     fn done(&mut self, done: Done) {
         match done {
-            Done::Opened(opening) => self.opened(opening),
+            Done::Opened(opening) => self.opened(*opening),
             Done::LookedUp(looked_up) => self.looked_up(looked_up),
             Done::Reloaded(ready) => self.reloaded(*ready),
         }

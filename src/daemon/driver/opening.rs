@@ -51,7 +51,7 @@ impl Driver {
             store: self.parts.transfers.store().clone(),
             cursor: self.parts.intake.cursor(),
         };
-        self.work.spawn_blocking(move || Done::Opened(sessions::open(&parts, peer, request, next)));
+        self.work.spawn_blocking(move || Done::Opened(Box::new(sessions::open(&parts, peer, request, next))));
     }
 
     /// A session was opened, or could not be.

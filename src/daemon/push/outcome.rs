@@ -40,7 +40,9 @@ impl Audience {
 pub(in crate::daemon) fn failure_of(error: &CacheError) -> Failure {
     match error.class {
         ErrorClass::Unreachable => Failure::Unreachable,
-        ErrorClass::Transient => Failure::Transient { retry_after: error.retry_after },
+        ErrorClass::Transient | ErrorClass::NoVerdict => {
+            Failure::Transient { retry_after: error.retry_after }
+        }
         ErrorClass::Unauthorized | ErrorClass::Forbidden => Failure::Refused,
         ErrorClass::NoSuchCache => Failure::NoSuchCache,
         ErrorClass::Mismatch => Failure::Mismatch,

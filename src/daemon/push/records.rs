@@ -13,7 +13,7 @@ pub(super) fn settled(outcome: Outcome, attempts: u32) -> Settle {
         Outcome::Upstream => PushState::Upstream,
         Outcome::Collected => PushState::Collected,
     };
-    Settle { state, error_class: None, error: None, bytes: 0, attempts, at: Wall::now().0 }
+    Settle { state, error_class: None, error: None, attempts, at: Wall::now().0 }
 }
 
 /// The record of a push whose path the garbage collector removed while the daemon
@@ -28,7 +28,6 @@ pub(super) fn failed(class: &str, error: String, attempts: u32) -> Settle {
         state: PushState::Failed,
         error_class: Some(class.to_owned()),
         error: Some(error),
-        bytes: 0,
         attempts,
         at: Wall::now().0,
     }
