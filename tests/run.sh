@@ -176,6 +176,54 @@ workflows() {
     fi
 }
 
+# The alert rules of packaging/monitoring. promtool is taken out of Debian's
+# package, which would start a server if it were installed.
+monitoring() {
+    local promtool=$cache/promtool
+    if has promtool; then
+        promtool=$(command -v promtool)
+    elif [ ! -x "$promtool" ]; then
+        rm -rf "$promtool.part" && mkdir -p "$promtool.part"
+        (cd "$promtool.part" && apt-get download -qq prometheus && dpkg-deb -x prometheus_*.deb .) >/dev/null 2>&1 &&
+            mv "$promtool.part/usr/bin/promtool" "$promtool"
+        rm -rf "$promtool.part"
+    fi
+    if [ -x "$promtool" ]; then
+        (cd packaging/monitoring && "$promtool" check rules alerts.yml && "$promtool" test rules alerts-test.yml)
+    else
+        skip "the alert rules: promtool is not installed, and Debian's package of it cannot be fetched"
+    fi
+}
+
+# The tests that depend most on Nix, on the Nix of other Debian releases.
+# This machine's own Nix runs them in "tests".
+NIX_SUITES="trixie sid"
+other_nix() {
+    local suite why path status=0
+    if ! has cargo-nextest; then
+        skip "other versions of Nix: cargo-nextest is not installed"
+        return 0
+    fi
+    if [ "$(id -u)" = 0 ] && has apt-get && ! tests/nix-version.sh --possible >/dev/null; then
+        apt_install debootstrap patchelf >/dev/null 2>&1
+    fi
+    if ! why=$(tests/nix-version.sh --possible); then
+        skip "other versions of Nix: $why"
+        return 0
+    fi
+    for suite in $NIX_SUITES; do
+        if ! path=$(timeout 600 tests/nix-version.sh "$suite" 2>"$log"); then
+            tail -n 3 "$log"
+            skip "the Nix of Debian $suite: it cannot be fetched from a Debian mirror"
+            continue
+        fi
+        printf '%s: %s\n' "$suite" "$(PATH=$path:$PATH nix --version)"
+        PATH=$path:$PATH cargo nextest run --locked --no-fail-fast \
+            -E 'test(/^(store|nothing_lost|attribution::sessions|daemon::registrations)::/)' || status=1
+    done
+    return $status
+}
+
 # A Debian with systemd inside this machine. Making it takes two to three
 # minutes; later runs use it again.
 containers() {
@@ -242,7 +290,9 @@ if [ ${#failed[@]} = 0 ]; then
     step "format" cargo fmt --check
     step "workflows" workflows
     step "lints" cargo clippy --locked --all-targets -- -D warnings
+    step "alert rules" monitoring
     step "tests" tests
+    step "tests with other versions of Nix" other_nix
     step "documentation" documentation
     step "dependencies: licences, bans, sources" dependencies
     step "dependencies: advisories" advisories

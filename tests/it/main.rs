@@ -18,6 +18,7 @@ mod daemon;
 mod embedded;
 mod faults;
 mod house;
+mod monitoring;
 mod nixos;
 mod nothing_lost;
 mod observe;
