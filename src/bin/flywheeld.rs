@@ -69,7 +69,8 @@ fn main() -> ExitCode {
         }
     };
     if check_config {
-        observe::configuration_good(&settings.warnings, settings.caches.len());
+        let warnings = [settings.warnings.clone(), daemon::unknown_names(&settings)].concat();
+        observe::configuration_good(&warnings, settings.caches.len());
         return ExitCode::SUCCESS;
     }
     let passed = match passed {

@@ -28,7 +28,8 @@ mod tests;
 pub use changes::Change;
 pub use error::{ConfigError, Place};
 pub use glob::Glob;
-pub use route::{Destination, Forbidden, Route, Subject, UnknownMaker, Who};
+pub(crate) use route::is_number;
+pub use route::{Destination, Forbidden, Route, Subject, Undecided, UnknownMaker, Who};
 pub use settings::{
     Cache, Client, Embedded, Engine, Existing, Filter, Jobs, Nix, Origin, Push, Settings, Target,
 };

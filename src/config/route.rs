@@ -42,6 +42,12 @@ pub struct Who<'a> {
     pub groups: &'a [(u32, Option<String>)],
     /// The session's label.
     pub label: &'a str,
+    /// Whether the name and the groups are all that there are. False when the
+    /// system's name service did not answer.
+    pub complete: bool,
+    /// Whether this is root or the service's own user. Routes confine neither of
+    /// them, and a route that may or may not be for them is not.
+    pub trusted: bool,
 }
 
 /// Where paths go.
@@ -63,32 +69,66 @@ pub enum UnknownMaker<'a> {
     Waits,
 }
 
-/// A cache that a route does not let its people use.
+/// Nobody knows yet whether a route is for somebody: it names a user or a group
+/// that only the system's name service can tell, and that did not answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "cache {cache} is not open to you: {route} allows {allowed}; the administrator can add it to `allow` there"
+    "it is not known whether {route} is for you, because the system's name service does not tell your name and \
+     groups: try again when `id` answers"
 )]
-pub struct Forbidden {
-    /// The cache that was named.
-    pub cache: String,
+pub struct Undecided {
     /// The route, as [`Settings::describe_route`] writes it.
     pub route: String,
-    /// The caches that the route does allow, in words.
-    pub allowed: String,
+}
+
+/// Why somebody may not use a cache.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Forbidden {
+    /// A route does not allow it.
+    #[error(
+        "cache {cache} is not open to you: {route} allows {allowed}; the administrator can add it to `allow` there"
+    )]
+    NotAllowed {
+        /// The cache that was named.
+        cache: String,
+        /// The route, as [`Settings::describe_route`] writes it.
+        route: String,
+        /// The caches that the route does allow, in words.
+        allowed: String,
+    },
+    /// Nobody knows which route is for them.
+    #[error(transparent)]
+    Undecided(#[from] Undecided),
 }
 
 impl Route {
-    /// Whether this route is for `who`. A route for unknown makers is for nobody.
-    pub fn matches(&self, who: &Who<'_>) -> bool {
-        let Subject::Person { user, group, label } = &self.subject else { return false };
+    /// Whether this route is for `who`; none when that cannot be told without a
+    /// name or groups that are not known. A route for unknown makers is for nobody.
+    fn matches(&self, who: &Who<'_>) -> Option<bool> {
+        let Subject::Person { user, group, label } = &self.subject else { return Some(false) };
+        if !label.as_ref().is_none_or(|glob| glob.matches(who.label)) {
+            return Some(false);
+        }
         let is = |wanted: &str, number: u32, name: Option<&str>| {
             name == Some(wanted) || wanted == number.to_string()
         };
-        user.as_deref().is_none_or(|wanted| is(wanted, who.user.0, who.user.1))
-            && group
-                .as_deref()
-                .is_none_or(|wanted| who.groups.iter().any(|g| is(wanted, g.0, g.1.as_deref())))
-            && label.as_ref().is_none_or(|glob| glob.matches(who.label))
+        let user = match user.as_deref() {
+            None => Some(true),
+            Some(wanted) if is(wanted, who.user.0, who.user.1) => Some(true),
+            // A number, or a name that is compared with a name.
+            Some(wanted) if who.complete || who.user.1.is_some() || is_number(wanted) => Some(false),
+            Some(_) => None,
+        };
+        let group = match group.as_deref() {
+            None => Some(true),
+            Some(wanted) if who.groups.iter().any(|g| is(wanted, g.0, g.1.as_deref())) => Some(true),
+            Some(_) => who.complete.then_some(false),
+        };
+        match (user, group) {
+            (Some(false), _) | (_, Some(false)) => Some(false),
+            (Some(true), Some(true)) => Some(true),
+            (None, _) | (_, None) => who.trusted.then_some(false),
+        }
     }
 
     fn destination(&self) -> Destination<'_> {
@@ -116,27 +156,42 @@ impl fmt::Display for Subject {
 }
 
 impl Settings {
+    /// Returns the first route that is for `who`, with its position.
+    fn route_of(&self, who: &Who<'_>) -> Result<Option<(usize, &Route)>, Undecided> {
+        for (position, route) in self.routes.iter().enumerate() {
+            match route.matches(who) {
+                Some(true) => return Ok(Some((position, route))),
+                Some(false) => {}
+                None => return Err(Undecided { route: self.describe_route(position) }),
+            }
+        }
+        Ok(None)
+    }
+
     /// Returns where the paths of a session of `who` go when it names no cache,
-    /// and where the paths go that `who` makes outside of any session.
-    pub fn route(&self, who: &Who<'_>) -> Destination<'_> {
-        let route = self.routes.iter().find(|route| route.matches(who));
-        route.map_or(Destination::Cache(&self.default_cache), Route::destination)
+    /// and where the paths go that `who` makes outside of any session. An error
+    /// when nobody knows which route is for `who`.
+    pub fn route(&self, who: &Who<'_>) -> Result<Destination<'_>, Undecided> {
+        let route = self.route_of(who)?;
+        Ok(route.map_or(Destination::Cache(&self.default_cache), |(_, route)| route.destination()))
     }
 
     /// Checks that `who` may push to `cache`, a key of [`Settings::caches`]: the
-    /// first route that matches allows the cache it leads to and those in its
-    /// `allow`. Whoever no route matches may use every cache.
+    /// first route that is for `who` allows the cache it leads to and those in its
+    /// `allow`. Somebody whom no route matches may use every cache, and so may
+    /// root and the service's own user.
     pub fn may_use(&self, who: &Who<'_>, cache: &str) -> Result<(), Forbidden> {
-        let Some((number, route)) = self.routes.iter().enumerate().find(|(_, route)| route.matches(who))
-        else {
+        if who.trusted {
             return Ok(());
-        };
+        }
+        let Some((position, route)) = self.route_of(who)? else { return Ok(()) };
         let allowed: Vec<&str> = route.cache.iter().chain(&route.allow).map(String::as_str).collect();
         if allowed.contains(&cache) {
             return Ok(());
         }
         let allowed = if allowed.is_empty() { "none".to_owned() } else { allowed.join(", ") };
-        Err(Forbidden { cache: cache.to_owned(), route: self.describe_route(number), allowed })
+        let route = self.describe_route(position);
+        Err(Forbidden::NotAllowed { cache: cache.to_owned(), route, allowed })
     }
 
     /// Returns what happens to the paths of no session whose maker was not seen.
@@ -154,4 +209,9 @@ impl Settings {
         let subject = self.routes.get(position).map(|route| route.subject.to_string()).unwrap_or_default();
         format!("[[route]] {} ({subject})", position + 1)
     }
+}
+
+/// Whether a name in a route is a user's or group's number.
+pub(crate) fn is_number(name: &str) -> bool {
+    name.bytes().all(|byte| byte.is_ascii_digit())
 }

@@ -198,10 +198,10 @@ fn later_files_win_key_by_key() {
     assert_eq!(names, ["flywheel.toml", "10-a.toml", "20-b.toml"]);
 
     let groups = [(100, None), (7, Some("wheel".to_owned()))];
-    let who = |name| Who { user: (1000, name), groups: &[], label: "" };
-    assert_eq!(s.route(&who(Some("one"))), Destination::Skip);
-    assert_eq!(s.route(&who(Some("other"))), Destination::Cache("main"));
-    assert_eq!(s.route(&Who { groups: &groups, ..who(None) }), Destination::Cache("two"));
+    let who = |name| Who { user: (1000, name), groups: &[], label: "", complete: true, trusted: false };
+    assert_eq!(s.route(&who(Some("one"))), Ok(Destination::Skip));
+    assert_eq!(s.route(&who(Some("other"))), Ok(Destination::Cache("main")));
+    assert_eq!(s.route(&Who { groups: &groups, ..who(None) }), Ok(Destination::Cache("two")));
 
     // What is wrong in a later file is said with that file's name.
     let files = [("flywheel.toml", "\n\n"), ("flywheel.toml.d/a.toml", "\n[push]\njobs = 0\n")];
@@ -222,10 +222,11 @@ fn later_files_win_key_by_key() {
 #[test]
 fn routes_match_all_that_they_set() {
     let s = load("[[route]]\nuser = \"1000\"\nlabel = \"gitlab/*\"\naction = \"skip\"").unwrap();
-    let who = |uid, label| Who { user: (uid, Some("ci")), groups: &[], label };
-    assert_eq!(s.route(&who(1000, "gitlab/a/b")), Destination::Skip);
-    assert_eq!(s.route(&who(1000, "github/a")), Destination::Cache("main"));
-    assert_eq!(s.route(&who(1001, "gitlab/a/b")), Destination::Cache("main"));
+    let who =
+        |uid, label| Who { user: (uid, Some("ci")), groups: &[], label, complete: true, trusted: false };
+    assert_eq!(s.route(&who(1000, "gitlab/a/b")), Ok(Destination::Skip));
+    assert_eq!(s.route(&who(1000, "github/a")), Ok(Destination::Cache("main")));
+    assert_eq!(s.route(&who(1001, "gitlab/a/b")), Ok(Destination::Cache("main")));
 }
 
 #[test]
@@ -235,19 +236,62 @@ fn routes_confine_those_they_match() {
          [[route]]\nuser = \"ci\"\ncache = \"two\"\nallow = [\"three\"]\n[[route]]\ngroup = \"7\"\nlabel = \"a*\"\naction = \"skip\"",
     )
     .unwrap();
-    let who = |name| Who { user: (1000, Some(name)), groups: &[(7, None)], label: "abc" };
+    let groups = [(7, None)];
+    let who = |name| Who {
+        user: (1000, Some(name)),
+        groups: &groups,
+        label: "abc",
+        complete: true,
+        trusted: false,
+    };
     assert_eq!(s.may_use(&who("ci"), "two"), Ok(()));
     assert_eq!(s.may_use(&who("ci"), "three"), Ok(()));
     assert_eq!(
         s.may_use(&who("ci"), "main").unwrap_err().to_string(),
         "cache main is not open to you: [[route]] 1 (user = \"ci\") allows two, three; the administrator can add it to `allow` there"
     );
-    let forbidden = s.may_use(&who("other"), "main").unwrap_err();
     assert_eq!(
-        (forbidden.allowed.as_str(), forbidden.route.as_str()),
-        ("none", "[[route]] 2 (group = \"7\", label = \"a*\")")
+        s.may_use(&who("other"), "main").unwrap_err().to_string(),
+        "cache main is not open to you: [[route]] 2 (group = \"7\", label = \"a*\") allows none; the administrator can add it to `allow` there"
     );
     assert_eq!(s.may_use(&Who { label: "x", ..who("other") }, "main"), Ok(()));
+    assert_eq!(s.may_use(&Who { trusted: true, ..who("ci") }, "main"), Ok(()));
+}
+
+/// Without an answer of the name service a name decides nothing; a number, a
+/// label and what is known do.
+#[test]
+fn a_route_that_cannot_be_decided_opens_nothing() {
+    let load = |routes: &str| {
+        let caches = "default_cache = \"main\"\n[caches.main]\nendpoints = \"embedded\"\n[caches.two]\nendpoints = \"embedded\"\n";
+        load(&format!("{caches}{routes}")).unwrap()
+    };
+    let groups = [(100, None)];
+    let who = Who { user: (1000, None), groups: &groups, label: "", complete: false, trusted: false };
+    let undecided = |route: &str| Err(Undecided { route: route.to_owned() });
+    let two = Ok(Destination::Cache("two"));
+    let main = Ok(Destination::Cache("main"));
+    for (route, expected) in [
+        ("user = \"1000\"", two.clone()),
+        ("user = \"1001\"", main.clone()),
+        ("user = \"ci\"", undecided("[[route]] 1 (user = \"ci\")")),
+        ("user = \"ci\"\nlabel = \"x\"", main.clone()),
+        ("user = \"ci\"\nlabel = \"*\"", undecided("[[route]] 1 (user = \"ci\", label = \"*\")")),
+        ("group = \"100\"", two),
+        ("group = \"7\"", undecided("[[route]] 1 (group = \"7\")")),
+        ("group = \"domain users\"", undecided("[[route]] 1 (group = \"domain users\")")),
+        ("user = \"1001\"\ngroup = \"7\"", main.clone()),
+    ] {
+        let s = load(&format!("[[route]]\n{route}\ncache = \"two\""));
+        assert_eq!(s.route(&who), expected, "{route}");
+        assert_eq!(s.may_use(&who, "two").is_ok(), expected.is_ok(), "{route}");
+        // Root's paths wait for nobody.
+        let root = Who { trusted: true, ..who };
+        if expected.is_err() {
+            assert_eq!(s.route(&root), main, "{route}");
+        }
+        assert_eq!(s.may_use(&root, "main"), Ok(()), "{route}");
+    }
 }
 
 #[test]
@@ -271,8 +315,8 @@ fn paths_of_an_unknown_maker_go_where_a_route_says_or_wait() {
                        users or groups; a [[route]] with maker = \"unknown\" decides where they go";
         assert_eq!(s.warnings.iter().any(|w| w == warning), warned, "{:?}", s.warnings);
         // Such a route is for no person.
-        let other = Who { user: (1, None), groups: &[], label: "" };
-        assert_eq!(s.route(&other), Destination::Cache("main"), "{text}");
+        let other = Who { user: (1, None), groups: &[], label: "", complete: true, trusted: false };
+        assert_eq!(s.route(&other), Ok(Destination::Cache("main")), "{text}");
     }
 }
 

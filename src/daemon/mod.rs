@@ -55,6 +55,7 @@ use crate::observe::event;
 use driver::Ended;
 pub use driver::Load;
 use host::Signals;
+pub use intake::unknown_names;
 use start::{AtticClient, CacheSet, Ground, IntakeThread, Protection, SavedSessions, Socket, Started};
 
 /// Runs the daemon until a signal ends it. An error means that it could not start, or

@@ -22,7 +22,7 @@ use super::driver::{BackgroundTasks, Driver, IntakeLink, Load, Parts, policy};
 use super::gc_roots::{GcRoots, Places};
 use super::host::{self, Notify, Part, StateDirLock};
 use super::inbox::Input;
-use super::intake::{self, Bell, Ear, Intake, NewPolicy};
+use super::intake::{self, Bell, Ear, Intake, NewPolicy, People, UndecidedPaths};
 use super::push::{Pushes, StoreReader, Transfers};
 use super::sessions::{self, Reports, Restored, Sessions};
 use crate::attribution::{LockWatcher, Windows};
@@ -270,6 +270,9 @@ pub(super) struct IntakeThread {
     bell: Bell,
     new_policy: NewPolicy,
     lock_watcher: LockWatcher,
+    people: People,
+    /// Rung after an answer of the name service.
+    on_answer: Arc<Bell>,
     known: Arc<AtomicUsize>,
     heartbeat: Heartbeat,
     store_watch: Arc<StoreWatch>,
@@ -291,6 +294,14 @@ impl IntakeThread {
         let (bell, ear): (Bell, Ear) = Bell::new();
         let ring = intake::on_watch_event(lock_watcher.clone(), bell.clone());
         let store_watch = StoreWatch::start(&store_dir, settings.nix.poll, ring)?;
+        // Weak: the intake has the people, and must not keep its own queue open.
+        let on_answer = Arc::new(bell.clone());
+        let answered = Arc::downgrade(&on_answer);
+        let people = People::of(settings, move || {
+            if let Some(bell) = answered.upgrade() {
+                bell.ring();
+            }
+        });
         let (new_policy, heartbeat) = (NewPolicy::default(), Heartbeat::default());
         let known = Arc::new(AtomicUsize::new(0));
         let intake = Intake {
@@ -303,8 +314,9 @@ impl IntakeThread {
             windows: Arc::clone(&sessions.windows),
             lock_watcher: lock_watcher.clone(),
             gc_roots: protection.0.clone(),
-            policy: policy(settings, &caches.caches),
+            policy: policy(settings, &caches.caches, &people),
             new_policy: Arc::clone(&new_policy),
+            undecided: UndecidedPaths::default(),
             existing: settings.push.existing != Existing::No,
             out,
             pulse: heartbeat.clone(),
@@ -312,15 +324,15 @@ impl IntakeThread {
         };
         let thread = intake::start(intake, ear)?;
         let store_watch = Arc::new(store_watch);
-        Ok(Self { thread, bell, new_policy, lock_watcher, known, heartbeat, store_watch })
+        Ok(Self { thread, bell, new_policy, lock_watcher, people, on_answer, known, heartbeat, store_watch })
     }
 
     /// Waits until the thread has ended, which it does when the driver has. Returns
     /// whether it has ended in time.
     pub(super) async fn join(self) -> bool {
-        let Self { thread, bell, store_watch, .. } = self;
+        let Self { thread, bell, on_answer, store_watch, .. } = self;
         bell.stop();
-        drop((bell, store_watch));
+        drop((bell, on_answer, store_watch));
         let ended = timeout(INTAKE_END, spawn_blocking(move || thread.join())).await.is_ok();
         if !ended {
             detail!(
@@ -388,6 +400,7 @@ impl Started<'_> {
                 Arc::clone(&intake.new_policy),
                 windows,
                 intake.lock_watcher.clone(),
+                intake.people.clone(),
                 Arc::clone(&intake.known),
             ),
             store_watch: Arc::clone(&intake.store_watch),

@@ -151,6 +151,8 @@ kinds! {
     INTAKE_ENDED = "20e8f16616d946a8bbf342126578f572", ERROR, [error];
     /// The Nix database is not the one that was read before.
     DATABASE_REPLACED = "5cf97c08b3af4b098d73285d392b65b9", WARN, [was, now];
+    /// Paths of no session go nowhere until it is known which route is for them.
+    PATHS_WITHOUT_ROUTE = "d0ceb485f1434774a16cea512190502c", WARN, [paths, reason];
     /// A row of the Nix database is skipped because it cannot be read.
     DATABASE_ROW = "6097b7af7e8e44f9bab1ddff46733cd6", WARN, [row, error];
     /// Nix writes its database without a write-ahead log; each read is checked.

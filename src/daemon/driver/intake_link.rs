@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::attribution::{LockWatcher, Windows};
-use crate::daemon::intake::{Bell, NewPolicy, PushPolicy, Work};
+use crate::daemon::intake::{Bell, NewPolicy, People, PushPolicy, Work};
 use crate::types::SessionId;
 
 /// The intake as the driver reaches it.
@@ -14,6 +14,7 @@ pub(in crate::daemon) struct IntakeLink {
     new_policy: NewPolicy,
     windows: Arc<Mutex<Windows>>,
     lock_watcher: LockWatcher,
+    people: People,
     /// How many pushes the decisions know. The intake reads it.
     known: Arc<AtomicUsize>,
     /// Why the intake cannot go on for the moment.
@@ -28,9 +29,10 @@ impl IntakeLink {
         new_policy: NewPolicy,
         windows: Arc<Mutex<Windows>>,
         lock_watcher: LockWatcher,
+        people: People,
         known: Arc<AtomicUsize>,
     ) -> Self {
-        Self { bell, new_policy, windows, lock_watcher, known, stuck: None, cursor: 0 }
+        Self { bell, new_policy, windows, lock_watcher, people, known, stuck: None, cursor: 0 }
     }
 
     /// Queues work. Returns false when the queue is full.
@@ -55,6 +57,11 @@ impl IntakeLink {
 
     pub(super) fn lock_watcher(&self) -> &LockWatcher {
         &self.lock_watcher
+    }
+
+    /// Who the users are.
+    pub(super) fn people(&self) -> &People {
+        &self.people
     }
 
     pub(super) fn windows(&self) -> &Arc<Mutex<Windows>> {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{Done, Driver};
 use crate::control::messages::{ErrorCode, Reply};
 use crate::control::server::{Peer, Responder};
+use crate::daemon::intake::Routes;
 use crate::daemon::sessions::{self, AfterOpening, Asked, Caller, OpenParts, OpenRequest, Opening, Watch};
 use crate::observe::event;
 
@@ -44,7 +45,11 @@ impl Driver {
     /// Has a session opened elsewhere; [`Self::opened`] continues.
     fn open(&mut self, peer: Peer, request: OpenRequest, next: AfterOpening) {
         let parts = OpenParts {
-            settings: Arc::clone(&self.parts.settings),
+            routes: Routes::new(
+                Arc::clone(&self.parts.settings),
+                self.parts.caches.names(),
+                self.parts.intake.people().clone(),
+            ),
             names: self.parts.caches.names(),
             ledger: self.parts.ledger.clone(),
             windows: Arc::clone(self.parts.intake.windows()),

@@ -14,7 +14,7 @@ use crate::config::{Change, ConfigError, Settings};
 use crate::control::messages::{ErrorCode, Reply};
 use crate::control::server::{Peer, Responder};
 use crate::daemon::caches::{BuiltIn, Cache, Caches, Connection, EngineParts, Netrc, limits};
-use crate::daemon::intake::{IntakeCache, PushPolicy, UnownedRoutes, Work};
+use crate::daemon::intake::{IntakeCache, People, PushPolicy, Routes, Work};
 use crate::flow::Event;
 use crate::observe::event;
 use crate::types::CacheId;
@@ -162,7 +162,9 @@ impl Driver {
         for limits in self.parts.caches.start_engines(before, &engine_parts) {
             self.flow.add_cache(limits);
         }
-        let policy = policy(&self.parts.settings, &self.parts.caches);
+        let people = self.parts.intake.people();
+        people.follow(&self.parts.settings);
+        let policy = policy(&self.parts.settings, &self.parts.caches, people);
         self.parts.intake.set_policy(policy);
         for cache in changed {
             self.parts.transfers.probe(self.parts.caches[cache].target());
@@ -171,7 +173,7 @@ impl Driver {
 }
 
 /// The policy on new paths that the configuration and the caches make.
-pub(in crate::daemon) fn policy(settings: &Arc<Settings>, caches: &Caches) -> PushPolicy {
+pub(in crate::daemon) fn policy(settings: &Arc<Settings>, caches: &Caches, people: &People) -> PushPolicy {
     let known = |cache: &Cache| IntakeCache {
         name: cache.name().to_owned(),
         upstream_keys: cache.upstream_keys().clone(),
@@ -180,7 +182,7 @@ pub(in crate::daemon) fn policy(settings: &Arc<Settings>, caches: &Caches) -> Pu
         filter: settings.push.filter.clone(),
         caches: caches.iter().map(known).collect(),
         default_cache: caches.id(&settings.default_cache).unwrap_or(CacheId(0)),
-        unowned: UnownedRoutes::new(Arc::clone(settings), caches.names()),
+        routes: Routes::new(Arc::clone(settings), caches.names(), people.clone()),
     }
 }
 

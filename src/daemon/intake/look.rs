@@ -95,9 +95,8 @@ impl Intake {
                 let owner = owners.sessions.first().map_or(0, |(session, _)| *session);
                 self.ledger.claim(owner, &[info.path.base().to_owned()])?;
             }
-            let default = self.policy.default_cache;
-            let stranger = || self.policy.unowned.cache(maker.as_ref(), default).map(|c| c.0);
-            let Some(cache) = owners.cache.unwrap_or_else(stranger) else { continue };
+            let unowned = || self.unowned(&info, maker.as_ref());
+            let Some(cache) = owners.cache.unwrap_or_else(unowned) else { continue };
             let sessions: Vec<_> = owners.sessions.into_iter().map(|(s, why)| (s, evidence(why))).collect();
             let state = enters_as(
                 &self.policy.filter,

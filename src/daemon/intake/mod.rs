@@ -10,6 +10,7 @@ mod bell;
 mod hand_over;
 mod look;
 mod name;
+mod name_service;
 mod people;
 mod restore;
 mod rings;
@@ -36,8 +37,10 @@ use crate::store::{NixDb, NixDbError};
 use crate::types::Heartbeat;
 
 pub(in crate::daemon) use bell::{Bell, Ear, Naming, Work};
+pub use name_service::unknown_names;
+pub(in crate::daemon) use people::People;
 pub(in crate::daemon) use rings::pull as on_watch_event;
-pub(in crate::daemon) use routes::{UnownedRoutes, destination};
+pub(in crate::daemon) use routes::{Routes, UndecidedPaths};
 
 use crate::types::{CacheId, StoreDir, StorePath};
 use bell::QUEUE;
@@ -57,7 +60,7 @@ pub(in crate::daemon) struct PushPolicy {
     pub(in crate::daemon) caches: Vec<IntakeCache>,
     pub(in crate::daemon) default_cache: CacheId,
     /// Where paths of no session go.
-    pub(in crate::daemon) unowned: UnownedRoutes,
+    pub(in crate::daemon) routes: Routes,
 }
 
 /// A cache, as far as the intake knows it.
@@ -84,6 +87,7 @@ pub(in crate::daemon) struct Intake {
     pub(in crate::daemon) gc_roots: GcRoots,
     pub(in crate::daemon) policy: PushPolicy,
     pub(in crate::daemon) new_policy: NewPolicy,
+    pub(in crate::daemon) undecided: UndecidedPaths,
     /// Told of paths that may be the attic client.
     pub(in crate::daemon) client: crate::daemon::attic::Client,
     /// On the first start: begin with what is valid already.
@@ -222,6 +226,10 @@ impl Intake {
             self.restore(false)?;
         }
         self.look(cursor, seen)?;
+        let decided = self.decided();
+        if !decided.is_empty() {
+            hooked.push_back(decided);
+        }
         if !std::mem::replace(restored, true) {
             // Only now: what the ledger knew nothing of may have been protected too.
             self.gc_roots.restored();

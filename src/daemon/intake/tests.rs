@@ -46,10 +46,11 @@ fn intake(top: &Path) -> (Intake, tokio::sync::mpsc::Receiver<Input>) {
         policy: PushPolicy {
             filter: settings.push.filter.clone(),
             default_cache: CacheId(0),
-            unowned: UnownedRoutes::new(settings, vec!["main".to_owned()]),
+            routes: Routes::new(Arc::clone(&settings), vec!["main".to_owned()], People::of(&settings, || ())),
             caches: vec![IntakeCache { name: "main".to_owned(), upstream_keys: UpstreamKeys::default() }],
         },
         new_policy: NewPolicy::default(),
+        undecided: UndecidedPaths::default(),
         client: crate::daemon::attic::Client::disabled(),
         existing: false,
         out,

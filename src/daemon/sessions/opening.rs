@@ -7,10 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::session_id::new_id;
 use super::{Caller, Session};
 use crate::attribution::{Anchor, Proc, ProcId, Window, Windows};
-use crate::config::Settings;
 use crate::control::messages::{CiJob, ErrorCode};
 use crate::control::server::{Peer, Responder};
-use crate::daemon::intake::destination;
+use crate::daemon::intake::Routes;
 use crate::daemon::push::StoreReader;
 use crate::ledger::{Ledger, NewSession};
 use crate::observe::detail;
@@ -65,7 +64,7 @@ pub(in crate::daemon) struct Opening {
 
 /// What an opening needs.
 pub(in crate::daemon) struct OpenParts {
-    pub(in crate::daemon) settings: Arc<Settings>,
+    pub(in crate::daemon) routes: Routes,
     /// The names of the caches, by their numbers.
     pub(in crate::daemon) names: Vec<String>,
     pub(in crate::daemon) ledger: Ledger,
@@ -94,8 +93,8 @@ fn record(
 ) -> Result<(Session, Option<ProcId>), (ErrorCode, String)> {
     let OpenRequest { prefix, label, cache, anchor_pid, strict, ci } = request;
     let label = label.map(|l| l.chars().take(LABEL).collect::<String>());
-    let of_routes = || destination(&parts.settings, &parts.names, (peer.uid, peer.gid), label.as_deref());
-    let cache = cache.or_else(of_routes);
+    let cache = parts.routes.of_session((peer.uid, peer.gid), label.as_deref(), cache);
+    let cache = cache.map_err(|forbidden| (ErrorCode::Denied, forbidden.to_string()))?;
     let resolve = |pid| Anchor::resolve(&Proc::default(), pid, peer.pid, peer.uid);
     let anchor = anchor_pid.map(resolve).transpose().map_err(|e| (ErrorCode::BadRequest, e.to_string()))?;
     let anchor = anchor.flatten();

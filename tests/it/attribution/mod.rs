@@ -1,5 +1,6 @@
 //! Which session a path belongs to, and which cache it goes to.
 
+mod confined;
 mod jobs;
 mod routes;
 mod session_end;

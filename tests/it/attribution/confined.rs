@@ -1,0 +1,231 @@
+//! Routes confine: which caches a user may name, where paths go that nobody was seen
+//! to make, and what a name service that does not answer opens to anybody: nothing.
+
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::support::daemon::{CommandResult, Daemon, until};
+use crate::support::multiuser::NixDaemon;
+use crate::support::nix::PrivateNix;
+use crate::support::users::{NOBODY, as_nobody, can_switch_user, open_to_all, set_mode};
+
+/// Three built-in caches, `main` the default, and these routes.
+fn config(routes: &str) -> String {
+    format!(
+        "default_cache = \"main\"\n[caches.main]\nendpoints = \"embedded\"\n[caches.untrusted]\nendpoints = \"embedded\"\n\
+         [caches.extra]\nendpoints = \"embedded\"\n[embedded]\nlisten = \"127.0.0.1:0\"\n[client]\nenable = false\n{routes}"
+    )
+}
+
+/// A build through the multi-user Nix as this user. Returns the path.
+fn build(daemon: &Daemon, nix_daemon: &NixDaemon, name: &str, uid: u32) -> String {
+    set_mode(&daemon.nix.work_dir(), 0o777);
+    let mut build = daemon.nix.command("nix-build");
+    build.args(["--no-out-link", "-E", &PrivateNix::shell(name, "sleep 0.2; echo $name > $out")]);
+    build.env("NIX_REMOTE", nix_daemon.remote()).env("HOME", daemon.nix.work_dir());
+    let result = CommandResult::of(&build.uid(uid).gid(uid).output().unwrap());
+    assert_eq!(result.code, 0, "{result:?}");
+    result.out.trim().to_owned()
+}
+
+#[test]
+fn a_confined_user_reaches_only_the_caches_that_the_route_allows() {
+    if !can_switch_user() {
+        return;
+    }
+    let routes = format!(
+        "[[route]]\nuser = \"0\"\ncache = \"untrusted\"\n[[route]]\nuser = \"{NOBODY}\"\ncache = \"untrusted\"\nallow = [\"extra\"]\n"
+    );
+    let daemon = Daemon::start(PrivateNix::new(), &config(&routes));
+    open_to_all(&daemon);
+    let rule =
+        format!("cache main is not open to you: [[route]] 2 (user = \"{NOBODY}\") allows untrusted, extra");
+    let path = daemon.nix.make("a");
+    daemon.flush();
+    for args in [
+        &["--strict", "session", "start", "--cache", "main"][..],
+        &["push", "--cache", "main", &path, "--wait"],
+    ] {
+        let refused = as_nobody(&daemon, args);
+        assert!(refused.code == 5 && refused.err.contains(&rule), "{args:?}: {refused:?}");
+    }
+    let cache_of = |args: &[&str]| {
+        let started = as_nobody(&daemon, args);
+        assert_eq!(started.code, 0, "{started:?}");
+        daemon.json(&["session", "show", started.out.trim()])["session"]["cache"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(cache_of(&["session", "start", "--cache", "extra"]), "extra");
+    assert_eq!(cache_of(&["session", "start"]), "untrusted");
+    // What the route allows can be pushed to, with a path of somebody else too.
+    let pushed = as_nobody(&daemon, &["push", "--cache", "extra", &path, "--wait"]);
+    assert_eq!(pushed.code, 0, "{pushed:?}");
+    assert!(daemon.cache("extra").has(&path));
+    // A session of `run` goes where the route leads, and takes what is named there.
+    let run = as_nobody(&daemon, &["--strict", "run", "--push", &path, "--", "true"]);
+    assert!(run.code == 0 && daemon.cache("untrusted").has(&path), "{run:?}");
+    assert!(!daemon.cache("main").has(&path));
+    // Root's own route leads elsewhere, and forbids nothing.
+    let pushed = daemon.ctl(&["push", "--cache", "main", &path, "--wait"]);
+    assert!(pushed.code == 0 && daemon.cache("main").has(&path), "{pushed:?}");
+}
+
+#[test]
+fn a_skipped_user_reaches_no_cache() {
+    if !can_switch_user() {
+        return;
+    }
+    let routes = format!("[[route]]\ngroup = \"{NOBODY}\"\naction = \"skip\"\n");
+    let daemon = Daemon::start(PrivateNix::new(), &config(&routes));
+    open_to_all(&daemon);
+    let path = daemon.nix.make("a");
+    for cache in ["main", "untrusted", "extra"] {
+        let refused = as_nobody(&daemon, &["push", "--cache", cache, &path]);
+        let rule = format!("[[route]] 1 (group = \"{NOBODY}\") allows none");
+        assert!(refused.code == 5 && refused.err.contains(&rule), "{refused:?}");
+    }
+}
+
+/// What the builder's hook names goes where the route of the build's user leads.
+#[test]
+fn the_hook_of_a_confined_users_build_takes_nothing_out_of_its_route() {
+    if !can_switch_user() {
+        return;
+    }
+    let nix = PrivateNix::new();
+    let hook = nix.path().join("hook");
+    let ctl = env!("CARGO_BIN_EXE_flywheelctl");
+    let socket = nix.path().join("s");
+    let script = format!("#!/bin/sh\nFLYWHEEL_SOCKET={} exec {ctl} hook\n", socket.display());
+    std::fs::write(&hook, script).unwrap();
+    set_mode(&hook, 0o755);
+    nix.configure(&format!("post-build-hook = {}", hook.display()));
+    let nix_daemon = NixDaemon::start(&nix, &[]);
+    let routes = format!("[[route]]\nuser = \"{NOBODY}\"\ncache = \"untrusted\"\n");
+    let daemon = Daemon::start(nix, &config(&routes));
+    open_to_all(&daemon);
+    build(&daemon, &nix_daemon, "of-nobody", NOBODY);
+    daemon.flush();
+    assert_eq!(daemon.cache("untrusted").names(), ["of-nobody"]);
+    assert!(daemon.cache("main").names().is_empty());
+}
+
+/// Nobody saw who made what became valid while the daemon was away.
+#[test]
+fn a_path_of_an_unknown_maker_waits_for_a_session_or_follows_the_route_for_it() {
+    let confines = "[[route]]\nuser = \"nobody\"\ncache = \"untrusted\"\n";
+    let mut daemon = Daemon::start(PrivateNix::new(), &config(confines));
+    daemon.stop();
+    let path = daemon.nix.make("unseen");
+    daemon.up();
+    daemon.flush();
+    for cache in ["main", "untrusted"] {
+        assert!(daemon.cache(cache).names().is_empty(), "{cache}");
+    }
+    daemon.assert_logged(1, "1 paths of no session wait");
+    let pushed = daemon.ctl(&["push", &path, "--wait"]);
+    assert!(pushed.code == 0 && daemon.cache("main").has(&path), "{pushed:?}");
+
+    daemon.stop();
+    daemon.configure(&config(&format!("{confines}[[route]]\nmaker = \"unknown\"\ncache = \"extra\"\n")));
+    let path = daemon.nix.make("unseen-too");
+    daemon.up();
+    daemon.flush();
+    assert!(daemon.cache("extra").has(&path) && !daemon.cache("main").has(&path));
+}
+
+#[test]
+fn names_that_do_not_exist_are_warnings() {
+    let routes = "[[route]]\nuser = \"no-such-user\"\ngroup = \"root\"\ncache = \"extra\"\n\
+                  [[route]]\ngroup = \"domain users\"\nuser = \"4242\"\naction = \"skip\"\n";
+    let daemon = Daemon::prepare(PrivateNix::new(), &config(routes));
+    let mut check = daemon.program();
+    check.arg("--check-config").arg("--config").arg(daemon.config());
+    let checked = CommandResult::of(&check.output().unwrap());
+    assert_eq!(checked.code, 0, "{checked:?}");
+    let warnings = [
+        "[[route]] 1 (user = \"no-such-user\", group = \"root\"): there is no user \"no-such-user\" on this system",
+        "[[route]] 2 (user = \"4242\", group = \"domain users\"): there is no group \"domain users\" on this system",
+        "paths that nobody was seen to make wait until a session names them",
+    ];
+    for warning in warnings {
+        assert!(checked.err.contains(warning), "{checked:?}");
+    }
+    assert_eq!(checked.err.matches("there is no").count(), 2, "{checked:?}");
+}
+
+/// Starts the daemon with another `/etc/group`. Returns false where that is not possible.
+fn replace_groups(daemon: &mut Daemon, file: &Path) -> bool {
+    let script = format!("mount --bind '{}' /etc/group && exec \"$@\"", file.display());
+    let possible = Command::new("unshare").args(["-m", "sh", "-c", &script, "sh", "true"]).output();
+    let possible = possible.is_ok_and(|output| output.status.success());
+    if !possible {
+        eprintln!("skipped: another /etc/group for one process needs a mount namespace");
+    }
+    let wrapper = ["unshare", "-m", "sh", "-c", &script, "sh"];
+    daemon.wrapper = wrapper.map(str::to_owned).to_vec();
+    possible
+}
+
+#[test]
+fn a_group_with_a_blank_in_its_name_confines_its_members() {
+    if !can_switch_user() {
+        return;
+    }
+    let routes = "[[route]]\ngroup = \"domain users\"\ncache = \"untrusted\"\n";
+    let mut daemon = Daemon::prepare(PrivateNix::new(), &config(routes));
+    let groups = daemon.nix.path().join("group");
+    std::fs::write(&groups, "root:x:0:\nnogroup:x:65534:\ndomain users:x:7777:nobody\n").unwrap();
+    set_mode(&groups, 0o644);
+    if !replace_groups(&mut daemon, &groups) {
+        return;
+    }
+    daemon.up();
+    open_to_all(&daemon);
+    let refused = as_nobody(&daemon, &["--strict", "session", "start", "--cache", "main"]);
+    let rule = "[[route]] 1 (group = \"domain users\") allows untrusted";
+    assert!(refused.code == 5 && refused.err.contains(rule), "{refused:?}");
+}
+
+/// Ends every wait for the FIFO that is `/etc/group`, from now until the test ends: the
+/// name service says that there are no groups.
+fn answer(fifo: PathBuf) {
+    std::thread::spawn(move || {
+        while std::fs::OpenOptions::new().write(true).open(&fifo).is_ok() {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    });
+}
+
+#[test]
+fn a_name_service_that_hangs_opens_nothing_and_stops_nobody_else() {
+    if !can_switch_user() {
+        return;
+    }
+    let nix = PrivateNix::new();
+    let nix_daemon = NixDaemon::start(&nix, &[]);
+    let routes = "[[route]]\ngroup = \"domain users\"\ncache = \"untrusted\"\n";
+    let mut daemon = Daemon::prepare(nix, &config(routes));
+    let fifo = daemon.nix.path().join("group");
+    let made = Command::new("mkfifo").arg(&fifo).status().unwrap();
+    assert!(made.success());
+    if !replace_groups(&mut daemon, &fifo) {
+        return;
+    }
+    daemon.up();
+    open_to_all(&daemon);
+    let theirs = build(&daemon, &nix_daemon, "of-nobody", NOBODY);
+    // Root is confined by nothing and waits for nothing.
+    let roots = build(&daemon, &nix_daemon, "of-root", 0);
+    daemon.flush();
+    assert!(daemon.cache("main").has(&roots));
+    assert!(!daemon.cache("main").has(&theirs) && !daemon.cache("untrusted").has(&theirs));
+    let refused = as_nobody(&daemon, &["--strict", "session", "start", "--cache", "main"]);
+    let why = "it is not known whether [[route]] 1 (group = \"domain users\") is for you";
+    assert!(refused.code == 5 && refused.err.contains(why), "{refused:?}");
+    answer(fifo);
+    // He is no member, says the name service now: the path goes where everybody's go.
+    until("the path of a user who is known now", || daemon.cache("main").has(&theirs));
+    let allowed = as_nobody(&daemon, &["--strict", "session", "start", "--cache", "main"]);
+    assert_eq!(allowed.code, 0, "{allowed:?}");
+}
