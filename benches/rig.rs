@@ -40,6 +40,7 @@ impl Cache {
         let settings = embedded::Settings {
             dir: dir.join("cache"),
             listen: address.parse().unwrap(),
+            host_names: Vec::new(),
             caches: vec!["main".to_owned()],
             public: true,
             store_dir: store_dir.to_str().unwrap().to_owned(),

@@ -2,6 +2,8 @@
 //! A help for people and for telling one path's failure from another's; what
 //! is in the cache, only the cache knows.
 
+use crate::types::StorePath;
+
 /// One line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Line<'a> {
@@ -30,13 +32,13 @@ pub fn parse(line: &str) -> Line<'_> {
     let line = line.trim();
     if let Some(rest) = line.strip_prefix('✅')
         && let Some((base, note)) = rest.trim_start().split_once(" (")
-        && is_base(base)
+        && StorePath::parse(base).is_ok()
     {
         return Line::Pushed { base, note: note.strip_suffix(')').unwrap_or(note) };
     }
     if let Some(rest) = line.strip_prefix('❌')
         && let Some((base, error)) = rest.trim_start().split_once(": ")
-        && is_base(base)
+        && StorePath::parse(base).is_ok()
     {
         return Line::Failed { base, error };
     }
@@ -44,16 +46,6 @@ pub fn parse(line: &str) -> Line<'_> {
         Some(error) => Line::Fatal(error),
         None => Line::Other(line),
     }
-}
-
-/// `<32 characters>-<name>`.
-fn is_base(text: &str) -> bool {
-    let hash = |b: &u8| b.is_ascii_digit() || b.is_ascii_lowercase();
-    let bytes = text.as_bytes();
-    bytes.len() > 33
-        && bytes[..32].iter().all(hash)
-        && bytes[32] == b'-'
-        && !text.contains(char::is_whitespace)
 }
 
 /// What a reason means for what to do next.
@@ -82,7 +74,7 @@ pub fn meaning(error: &str) -> Meaning {
         (Some(401 | 403), _) | (_, "Unauthorized" | "AccessError") => Meaning::Refused,
         (Some(404), _) | (_, "NoSuchCache") => Meaning::NoSuchCache,
         (Some(413), _) => Meaning::TooLarge,
-        (Some(408 | 425 | 429 | 500..=599), _) => Meaning::Transient,
+        (Some(408 | 409 | 421 | 423 | 425 | 429 | 460 | 499 | 500..=599), _) => Meaning::Transient,
         (_, "InternalServerError" | "DatabaseError" | "StorageError") => Meaning::Transient,
         _ if error.contains("Bad NAR Hash or Size") || error.contains("Bad chunk hash or size") => {
             Meaning::Mismatch

@@ -13,7 +13,7 @@ use reqwest::RequestBuilder;
 use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
 
 use super::body::{self, Failure, Stall, Watch};
-use super::discover::{Discovered, Whereabouts};
+use super::discover::{Discovered, Discovery};
 use super::endpoint::Endpoint;
 use super::error::{CacheError, ErrorClass, Sent};
 use super::token::{Secret, TokenSource};
@@ -42,8 +42,11 @@ pub struct ClientSettings {
     pub connect_timeout: Duration,
     /// How long nothing may move, in either direction. There is no total one: a NAR takes what it takes.
     pub stall_timeout: Duration,
-    /// How we introduce ourselves.
+    /// The user agent of the requests.
     pub user_agent: String,
+    /// Whether tokens may go to hosts that the server names (`api_endpoint`, `substituter_endpoint`) and that
+    /// none of `endpoints` has.
+    pub trust_api_endpoint: bool,
 }
 
 impl ClientSettings {
@@ -56,11 +59,12 @@ impl ClientSettings {
             connect_timeout: Duration::from_secs(10),
             stall_timeout: Duration::from_secs(60),
             user_agent: concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")).to_owned(),
+            trust_api_endpoint: false,
         }
     }
 }
 
-/// A client for one cache. Clones share connections, token and whereabouts.
+/// A client for one cache. Clones share connections, token and what the last discovery found.
 #[derive(Clone)]
 pub struct CacheClient(Arc<Inner>);
 
@@ -70,7 +74,8 @@ pub(super) struct Inner {
     pub(super) connect_timeout: Duration,
     pub(super) stall_timeout: Duration,
     pub(super) transport: Transport,
-    pub(super) whereabouts: Whereabouts,
+    pub(super) discovery: Discovery,
+    trust_api_endpoint: bool,
     source: TokenSource,
     token: RwLock<Option<Secret>>,
 }
@@ -106,7 +111,8 @@ impl CacheClient {
             connect_timeout: s.connect_timeout,
             stall_timeout: s.stall_timeout,
             transport: Transport::new(s.user_agent, s.connect_timeout, s.stall_timeout),
-            whereabouts: Whereabouts::default(),
+            discovery: Discovery::default(),
+            trust_api_endpoint: s.trust_api_endpoint,
             source: s.token,
             token: RwLock::new(None),
         })))
@@ -132,12 +138,23 @@ impl CacheClient {
 
     /// Where the last discovery found the server.
     pub fn endpoint(&self) -> Option<String> {
-        self.0.whereabouts.last().map(|d| d.endpoint)
+        self.0.discovery.last().map(|d| d.endpoint)
     }
 
     /// The configuration that the last discovery brought.
     pub fn config(&self) -> Option<CacheConfig> {
-        self.0.whereabouts.last().map(|d| d.config)
+        self.0.discovery.last().map(|d| d.config)
+    }
+
+    /// The host whose entry in a netrc file Nix uses to read this cache, without a port, as curl compares it;
+    /// none while no discovery has told it. An error says why no token may go to that host.
+    pub fn netrc_host(&self) -> Result<Option<String>, String> {
+        let named = self.config().and_then(|config| config.substituter_endpoint);
+        let Some(Ok(endpoint)) = named.map(|named| Endpoint::parse(&named)) else { return Ok(None) };
+        match self.0.distrust(&endpoint) {
+            Some(why) => Err(why),
+            None => Ok(endpoint.host()),
+        }
     }
 
     /// Which of `hashes` the cache does not have. All or nothing: an error
@@ -175,12 +192,12 @@ impl CacheClient {
 impl Inner {
     /// The token, read when first needed.
     pub(super) fn token(&self) -> Result<Option<Secret>, CacheError> {
-        let known = self.token.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let known = self.current_token();
         if known.is_some() || self.source == TokenSource::None {
             return Ok(known);
         }
         self.reload_token()?;
-        Ok(self.token.read().unwrap_or_else(PoisonError::into_inner).clone())
+        Ok(self.current_token())
     }
 
     pub(super) fn reload_token(&self) -> Result<bool, CacheError> {
@@ -193,11 +210,26 @@ impl Inner {
 
     /// The error without the token, wherever it may have come from.
     pub(super) fn scrubbed(&self, mut error: CacheError) -> CacheError {
-        let token = self.token.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(clean) = token.as_ref().and_then(|t| t.scrub(&error.message)) {
-            error.message = clean;
+        if let Some(token) = self.current_token() {
+            error.message = token.scrub(&error.message);
         }
         error
+    }
+
+    /// The token as it was read last.
+    fn current_token(&self) -> Option<Secret> {
+        self.token.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Why a token must not go to `endpoint`, although the server names it.
+    pub(super) fn distrust(&self, endpoint: &Endpoint) -> Option<String> {
+        let trusted = self.trust_api_endpoint || self.candidates.iter().any(|c| c.has_host_of(endpoint));
+        (!trusted).then(|| {
+            format!(
+                "the server names {endpoint}, whose host is in no configured endpoint, so no token is sent \
+                 there; if it may have the token, set trust_api_endpoint = true for this cache"
+            )
+        })
     }
 
     fn authorized(&self, request: RequestBuilder) -> Result<RequestBuilder, CacheError> {
@@ -222,7 +254,9 @@ impl Inner {
         loop {
             let sending = self.authorized(request()?)?.send();
             match tokio::time::timeout(self.connect_timeout + patience, sending).await {
-                Ok(Ok(response)) => return Ok(Answer::read(response, limit, patience).await),
+                Ok(Ok(response)) => {
+                    return Ok(Answer::read(response, limit, patience, self.current_token()).await);
+                }
                 Ok(Err(e)) if again && !e.is_connect() && !e.is_timeout() && !e.is_builder() => again = false,
                 Ok(Err(e)) => return Err(CacheError::from_transport(&e, false, doing)),
                 Err(_) => return Err(stall_error(&Stall::Answer, patience, doing)),
@@ -252,7 +286,8 @@ impl Inner {
         // it does not name proves nothing, so all of it is thrown away.
         let asked: HashSet<&str> = hashes.iter().map(String::as_str).collect();
         if let Some(stranger) = missing_paths.iter().find(|hash| !asked.contains(hash.as_str())) {
-            let stranger: String = stranger.chars().take(40).collect();
+            let stranger: String =
+                super::error::quote(stranger, self.current_token().as_ref()).chars().take(40).collect();
             return Err(CacheError::new(
                 ErrorClass::Transient,
                 format!(
@@ -318,7 +353,8 @@ impl Inner {
         match response {
             Ok(response) => {
                 watch.hold();
-                Ok((Answer::read(response, LONGEST_ANSWER, self.stall_timeout).await, sent))
+                let token = self.current_token();
+                Ok((Answer::read(response, LONGEST_ANSWER, self.stall_timeout, token).await, sent))
             }
             Err(e) => Err(match watch.failure() {
                 Some(Failure::Broken(why)) => {
@@ -335,7 +371,7 @@ impl Inner {
     /// After a request that did not get through, the next one looks around first.
     fn note(&self, error: &CacheError, base: &Endpoint) {
         if error.class == ErrorClass::Unreachable {
-            self.whereabouts.suspect(base);
+            self.discovery.suspect(base);
         }
     }
 }

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::client::Inner;
 use super::endpoint::Endpoint;
-use super::error::{CacheError, ErrorClass};
+use super::error::{CacheError, ErrorClass, quote};
 use super::transport::Answer;
 use super::wire::CacheConfig;
 
@@ -43,15 +43,15 @@ struct Known {
     refused: Option<(Endpoint, Instant, String)>,
 }
 
-/// What is known of the server's whereabouts.
+/// What discoveries have found: which endpoint is used, and which one was tried in vain.
 #[derive(Default)]
-pub(super) struct Whereabouts {
+pub(super) struct Discovery {
     known: Mutex<Known>,
     /// Sixteen uploads that know nothing ask once.
     asking: tokio::sync::Mutex<()>,
 }
 
-impl Whereabouts {
+impl Discovery {
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -85,18 +85,18 @@ impl Whereabouts {
 impl Inner {
     /// Where to send a request: as known, or found now.
     pub(super) async fn locate(&self) -> Result<Endpoint, CacheError> {
-        if let Some(endpoint) = self.whereabouts.trusted() {
+        if let Some(endpoint) = self.discovery.trusted() {
             return Ok(endpoint);
         }
-        let _asking = self.whereabouts.asking.lock().await;
-        match self.whereabouts.trusted() {
+        let _asking = self.discovery.asking.lock().await;
+        match self.discovery.trusted() {
             Some(endpoint) => Ok(endpoint),
             None => self.search().await.map(|(endpoint, _)| endpoint),
         }
     }
 
     pub(super) async fn discover(&self) -> Result<Discovered, CacheError> {
-        let _asking = self.whereabouts.asking.lock().await;
+        let _asking = self.discovery.asking.lock().await;
         // A new token may be what everybody waits for. One that cannot be read
         // just now, while it is being replaced, does not undo the one we have.
         if let Err(e) = self.reload_token()
@@ -109,7 +109,7 @@ impl Inner {
 
     /// The remembered address first, then all candidates in order.
     async fn search(&self) -> Result<(Endpoint, Discovered), CacheError> {
-        let remembered = self.whereabouts.known().current.as_ref().map(|(endpoint, _)| endpoint.clone());
+        let remembered = self.discovery.known().current.as_ref().map(|(endpoint, _)| endpoint.clone());
         let others = self.candidates.iter().filter(|c| Some(*c) != remembered.as_ref());
         let mut failures: Vec<CacheError> = Vec::new();
         for base in remembered.iter().chain(others) {
@@ -118,7 +118,7 @@ impl Inner {
                     if remembered.as_ref() != Some(&endpoint) {
                         crate::observe::event!(ENDPOINT_CHOSEN, cache = %self.cache, endpoint = %endpoint, "the cache answers");
                     }
-                    let mut known = self.whereabouts.known();
+                    let mut known = self.discovery.known();
                     known.current = Some((endpoint.clone(), discovered.clone()));
                     known.suspect = false;
                     return Ok((endpoint, discovered));
@@ -128,7 +128,7 @@ impl Inner {
         }
         // Nobody answers: the next one starts over with all candidates in their order.
         {
-            let mut known = self.whereabouts.known();
+            let mut known = self.discovery.known();
             known.suspect = true;
             let gone = failures.first().is_some_and(|e| e.class == ErrorClass::Unreachable);
             if remembered.is_some() && gone {
@@ -160,23 +160,26 @@ impl Inner {
             Ok(named) => named,
             Err(e) => return Ok(here(Some(e.message))),
         };
-        if let Some(why) = base.objection_to(&named) {
-            return Ok(here(Some(format!("{base} names {named} as its API endpoint: {why}"))));
-        }
-        if let Some(why) = self.whereabouts.refusal(&named) {
+        if let Some(why) = self.discovery.refusal(&named) {
             return Ok(here(Some(why)));
+        }
+        let refuse = |why: String| {
+            crate::observe::event!(ENDPOINT_FALLBACK, cache = %self.cache, endpoint = %base, error = why, "the configured address is used");
+            self.discovery.known().refused = Some((named.clone(), Instant::now(), why.clone()));
+            Ok(here(Some(why)))
+        };
+        if let Some(why) = base.objection_to(&named) {
+            return refuse(format!("{base} names {named} as its API endpoint: {why}"));
+        }
+        if let Some(why) = self.distrust(&named) {
+            return refuse(format!("{base} names another API endpoint: {why}"));
         }
         match self.ask(named.clone()).await {
             Ok((endpoint, config)) => {
                 let discovered = Discovered { endpoint: endpoint.to_string(), config, named_unusable: None };
                 Ok((endpoint, discovered))
             }
-            Err(e) => {
-                let why = format!("{base} names {named} as its API endpoint, which fails: {}", e.message);
-                crate::observe::event!(ENDPOINT_FALLBACK, cache = %self.cache, endpoint = %base, error = why, "the configured address is used");
-                self.whereabouts.known().refused = Some((named, Instant::now(), why.clone()));
-                Ok(here(Some(why)))
-            }
+            Err(e) => refuse(format!("{base} names {named} as its API endpoint, which fails: {}", e.message)),
         }
     }
 
@@ -195,18 +198,15 @@ impl Inner {
                     base = next;
                     continue;
                 }
-                let mut e = CacheError::from_answer(answer.status, &answer.headers, &[], &doing);
+                let token = answer.token.as_ref();
+                let mut e = CacheError::from_answer(answer.status, &answer.headers, &[], token, &doing);
                 if let Some(location) = location {
-                    e.message = format!(
-                        "{} ({})",
-                        e.message,
-                        location.chars().take(200).collect::<String>().escape_debug()
-                    );
+                    e.message = format!("{} ({})", e.message, quote(location, token));
                 }
                 return Err(self.scrubbed(e));
             }
-            let config = answer.json(&doing).map_err(|e| self.scrubbed(e))?;
-            return Ok((base, config));
+            let config: CacheConfig = answer.json(&doing).map_err(|e| self.scrubbed(e))?;
+            return Ok((base, config.checked()));
         }
         Err(CacheError::new(ErrorClass::Rejected, format!("{base} redirects in a circle")))
     }

@@ -77,14 +77,23 @@ impl Endpoint {
         }
     }
 
-    /// The base that a redirect of the cache-config call leads to: the usual
-    /// step from http to https on the same host. Another host may be anyone.
+    /// The host without a port; an IPv6 address without brackets.
+    pub(super) fn host(&self) -> Option<String> {
+        Some(self.0.host_str()?.trim_start_matches('[').trim_end_matches(']').to_owned())
+    }
+
+    /// Whether both are on a host of the same name.
+    pub(super) fn has_host_of(&self, other: &Self) -> bool {
+        self.0.host_str() == other.0.host_str()
+    }
+
+    /// The base that a redirect of the cache-config call leads to: another path on the same scheme, host and
+    /// port. What is elsewhere may belong to anyone.
     pub(super) fn redirected(&self, location: &str, cache: &CacheName) -> Option<Self> {
         let call = Self::config_call(cache);
         let to = self.api(&call).ok()?.join(location).ok()?;
         let next = Self::parse(to.as_str().strip_suffix(&format!("_api/v1/{call}"))?).ok()?;
-        let same_host = next.0.host_str() == self.0.host_str();
-        (same_host && next != *self && self.objection_to(&next).is_none()).then_some(next)
+        (next.0.origin() == self.0.origin() && next != *self).then_some(next)
     }
 }
 
@@ -161,7 +170,9 @@ mod tests {
     fn redirects_that_are_taken() {
         let main = CacheName::parse("main").unwrap();
         for (from, location, to) in [
-            ("http://a", "https://a/_api/v1/cache-config/main", Some("https://a")),
+            ("http://a", "https://a/_api/v1/cache-config/main", None),
+            ("http://a", "http://a:8080/_api/v1/cache-config/main", None),
+            ("http://a", "http://a/new/_api/v1/cache-config/main", Some("http://a/new")),
             ("http://a", "/new/_api/v1/cache-config/main", Some("http://a/new")),
             ("http://a", "https://b/_api/v1/cache-config/main", None),
             ("https://a", "http://a/_api/v1/cache-config/main", None),

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use reqwest::StatusCode;
 use reqwest::header::{HeaderMap, RETRY_AFTER};
 
+use super::token::Secret;
 use super::wire::ErrorAnswer;
 
 /// What kind of failure it is.
@@ -84,11 +85,17 @@ impl CacheError {
     }
 
     /// What an answer that is no success means. `doing` is the beginning of a sentence: "asking X for Y".
-    pub(super) fn from_answer(status: StatusCode, headers: &HeaderMap, body: &[u8], doing: &str) -> Self {
+    pub(super) fn from_answer(
+        status: StatusCode,
+        headers: &HeaderMap,
+        body: &[u8],
+        token: Option<&Secret>,
+        doing: &str,
+    ) -> Self {
         let structured: Option<ErrorAnswer> = serde_json::from_slice(body).ok();
         let said = match &structured {
-            Some(answer) => quote(&format!("{}: {}", answer.error, answer.message)),
-            None => quote(page(&String::from_utf8_lossy(body))),
+            Some(answer) => quote(&format!("{}: {}", answer.error, answer.message), token),
+            None => quote(page(&String::from_utf8_lossy(body)), token),
         };
         let (class, hint) = classify(status, structured.is_some(), &said);
         let said = if said.is_empty() { String::new() } else { format!(" ({said})") };
@@ -227,21 +234,27 @@ fn page(text: &str) -> &str {
     title.map_or(text, |(title, _)| title)
 }
 
-/// One line, no control characters, of bounded length.
-fn quote(text: &str) -> String {
-    let mut quoted: String = text
+/// What a server wrote, for a message: one line of bounded length, without the token, without control
+/// characters and without marks that change the direction of writing.
+pub(super) fn quote(text: &str, token: Option<&Secret>) -> String {
+    let line: String = text
         .split_whitespace()
         .flat_map(|word| [" ", word])
         .skip(1)
         .flat_map(str::chars)
-        .filter(|c| !c.is_control())
-        .take(LONGEST_QUOTE + 1)
+        .filter(|&c| !c.is_control() && !turns_text(c))
         .collect();
-    if quoted.chars().count() > LONGEST_QUOTE {
-        quoted.pop();
+    let line = token.map_or_else(|| line.clone(), |token| token.scrub(&line));
+    let mut quoted: String = line.chars().take(LONGEST_QUOTE).collect();
+    if quoted.len() < line.len() {
         quoted.push('…');
     }
     quoted
+}
+
+/// Whether a character changes the direction in which a terminal or a browser writes.
+fn turns_text(c: char) -> bool {
+    matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// The reason is at the end of the chain; the URL is told elsewhere.
@@ -256,7 +269,7 @@ fn chain(error: &reqwest::Error) -> String {
         }
         next = error.source();
     }
-    quote(&parts.join(": "))
+    quote(&parts.join(": "), None)
 }
 
 #[cfg(test)]
@@ -331,7 +344,7 @@ mod tests {
             (600, "", Rejected),
         ] {
             let status = StatusCode::from_u16(status).unwrap();
-            let error = CacheError::from_answer(status, &HeaderMap::new(), body.as_bytes(), "doing");
+            let error = CacheError::from_answer(status, &HeaderMap::new(), body.as_bytes(), None, "doing");
             assert_eq!(error.class, class, "{status} {body}");
             assert_eq!(error.status, Some(status.as_u16()));
         }
@@ -348,6 +361,7 @@ mod tests {
                 StatusCode::from_u16(status).unwrap(),
                 &HeaderMap::new(),
                 b"",
+                None,
                 "doing",
             );
             assert_eq!(error.class, Transient, "{status}");
@@ -385,14 +399,15 @@ mod tests {
         let body =
             "<html>\r\n<head><title>413 Request Entity Too Large</title></head>\r\n<body>nginx</body></html>";
         let status = StatusCode::PAYLOAD_TOO_LARGE;
-        let error = CacheError::from_answer(status, &HeaderMap::new(), body.as_bytes(), "doing");
+        let error = CacheError::from_answer(status, &HeaderMap::new(), body.as_bytes(), None, "doing");
         assert!(error.message.contains("(413 Request Entity Too Large): raise"), "{}", error.message);
         assert_eq!(page("<title>cut off"), "<title>cut off");
     }
 
     #[test]
     fn quotes_are_one_bounded_line() {
-        assert_eq!(quote("a\r\n\tb\u{1b}[31m  c "), "a b[31m c");
-        assert_eq!(quote(&"x".repeat(5000)).chars().count(), LONGEST_QUOTE + 1);
+        assert_eq!(quote("a\r\n\tb\u{1b}[31m  c ", None), "a b[31m c");
+        assert_eq!(quote("a\u{202e}b\u{2066}c\u{200f}", None), "abc");
+        assert_eq!(quote(&"x".repeat(5000), None).chars().count(), LONGEST_QUOTE + 1);
     }
 }

@@ -19,15 +19,18 @@ impl CacheClient {
         let url = Url::parse(&format!("{}/nix-cache-info", substituter.trim_end_matches('/')))
             .map_err(|e| CacheError::new(ErrorClass::Rejected, format!("{substituter}: {e}")))?;
         let doing = format!("reading {url}");
-        let token = pull.text()?;
         let inner = self.inner();
+        let secret = pull.read()?;
+        if let (Some(_), Some(why)) = (&secret, inner.distrust(&base)) {
+            return Err(CacheError::new(ErrorClass::Rejected, format!("{doing}: {why}")));
+        }
         let mut request = inner.transport.client(&base)?.get(url);
-        if let Some(token) = &token {
-            request = request.basic_auth("flywheel", Some(token.as_str()));
+        if let Some(secret) = &secret {
+            request = request.basic_auth("flywheel", Some(secret.expose()));
         }
         let patience = inner.stall_timeout.min(inner.connect_timeout);
         let answer = match tokio::time::timeout(patience, request.send()).await {
-            Ok(Ok(response)) => super::transport::Answer::read(response, LONGEST, patience).await,
+            Ok(Ok(response)) => super::transport::Answer::read(response, LONGEST, patience, secret).await,
             Ok(Err(e)) => return Err(CacheError::from_transport(&e, false, &doing)),
             Err(_) => {
                 let late = format!("{doing}: no answer for {} s", patience.as_secs());
@@ -35,7 +38,7 @@ impl CacheClient {
             }
         };
         if !answer.status.is_success() {
-            return Err(CacheError::from_answer(answer.status, &answer.headers, &answer.body, &doing));
+            return Err(answer.refusal(&doing));
         }
         if String::from_utf8_lossy(&answer.body).contains("StoreDir:") {
             return Ok(());

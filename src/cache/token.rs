@@ -12,13 +12,16 @@ use std::io::Read;
 use std::path::PathBuf;
 
 use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use zeroize::Zeroizing;
 
 use super::error::{CacheError, ErrorClass};
 
 /// Longer than any token, short enough for the header limit of common proxies.
 const LONGEST: usize = 16 * 1024;
+
+/// The shortest part of a token that is taken out of a text.
+const SHORTEST_PART: usize = 8;
 
 /// Where the token is read from, each time it is asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -72,9 +75,55 @@ impl Secret {
         exp.as_i64().or_else(|| exp.as_f64().map(|seconds| seconds as i64))
     }
 
-    /// `text` without the token in it, should a server or proxy have echoed it.
-    pub(super) fn scrub(&self, text: &str) -> Option<String> {
-        text.contains(self.expose()).then(|| text.replace(self.expose(), "[token]"))
+    /// `text` without the token, should a server or a proxy have echoed it: as it is, in base 64 (as part of
+    /// a login too) and with percent signs. An end of `text` that is the beginning of one of these goes as
+    /// well, for a text that was cut. Scrub before you cut.
+    pub(super) fn scrub(&self, text: &str) -> String {
+        let mut text = text.to_owned();
+        for form in self.forms() {
+            if text.contains(form.as_str()) {
+                text = text.replace(form.as_str(), "[token]");
+            }
+            let part =
+                (SHORTEST_PART..form.len()).rev().find(|&n| form.get(..n).is_some_and(|p| text.ends_with(p)));
+            if let Some(part) = part {
+                text.truncate(text.len() - part);
+                text.push_str("[token]");
+            }
+        }
+        text
+    }
+
+    /// What the token looks like in what others write, the token itself first.
+    fn forms(&self) -> Vec<Zeroizing<String>> {
+        let token = self.0.as_bytes();
+        let mut forms = vec![self.0.clone()];
+        for digits in ["0123456789ABCDEF", "0123456789abcdef"] {
+            let mut text = Zeroizing::new(String::with_capacity(token.len() * 3));
+            for &byte in token {
+                if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+                    text.push(char::from(byte));
+                } else {
+                    let digit =
+                        |n: u8| digits.as_bytes().get(usize::from(n)).copied().map_or('0', char::from);
+                    text.extend(['%', digit(byte >> 4), digit(byte & 15)]);
+                }
+            }
+            forms.push(text);
+        }
+        // In base 64 a text looks different at each of three positions; what also depends on its neighbours
+        // is left out.
+        for before in 0..3 {
+            let mut bytes = Zeroizing::new(vec![0; before]);
+            bytes.extend_from_slice(token);
+            let (first, last) = ((before * 8).div_ceil(6), bytes.len() * 8 / 6);
+            for engine in [&STANDARD_NO_PAD, &URL_SAFE_NO_PAD] {
+                let text = Zeroizing::new(engine.encode(bytes.as_slice()));
+                forms.extend(text.get(first..last).map(|part| Zeroizing::new(part.to_owned())));
+            }
+        }
+        forms.retain(|form| form.len() >= SHORTEST_PART || form.as_str() == self.expose());
+        forms
     }
 }
 
@@ -140,4 +189,35 @@ impl TokenSource {
 /// server refuses: someone has to look at it, and the cache waits meanwhile.
 fn unusable(message: String) -> CacheError {
     CacheError::new(ErrorClass::Unauthorized, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use base64::engine::general_purpose::STANDARD;
+
+    use super::*;
+
+    #[test]
+    fn a_token_is_taken_out_in_every_form() {
+        let token = Secret::parse("eyJhbGciOi/JIUzI1+NiJ9.payload==", "here").unwrap();
+        let raw = token.expose();
+        let mut texts = vec![
+            format!("got {raw} from you"),
+            "got eyJhbGciOi%2FJIUzI1%2BNiJ9.payload%3D%3D from you".to_owned(),
+            "got eyJhbGciOi%2fJIUzI1%2bNiJ9.payload%3d%3d from you".to_owned(),
+            format!("got {}", &raw[..20]),
+        ];
+        for login in ["", "a:", "ab:", "flywheel:", "x"] {
+            texts.push(format!("Basic {} is wrong", STANDARD.encode(format!("{login}{raw}"))));
+            texts.push(format!("Basic {}", URL_SAFE_NO_PAD.encode(format!("{login}{raw}tail"))));
+        }
+        for text in texts {
+            let clean = token.scrub(&text);
+            assert!(clean.contains("[token]"), "{text} -> {clean}");
+            for part in ["JIUzI1", "payload", "ZXlKaGJHY2lP", "xheWxvY", "F5bG9h", "cGF5bG9h"] {
+                assert!(!clean.contains(part), "{text} -> {clean}");
+            }
+        }
+        assert_eq!(token.scrub("nothing of it"), "nothing of it");
+    }
 }

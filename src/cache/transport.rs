@@ -8,7 +8,8 @@ use reqwest::redirect::Policy;
 use reqwest::{Client, Response};
 
 use super::endpoint::Endpoint;
-use super::error::{CacheError, ErrorClass};
+use super::error::{CacheError, ErrorClass, quote};
+use super::token::Secret;
 
 /// Connections kept open for the next upload: more than there are parallel uploads.
 const IDLE_CONNECTIONS: usize = 160;
@@ -85,12 +86,19 @@ pub(super) struct Answer {
     pub(super) body: Vec<u8>,
     /// Why the body is not whole.
     pub(super) cut: Option<String>,
+    /// The token that the request was sent with, to take it out of what the server says.
+    pub(super) token: Option<Secret>,
 }
 
 impl Answer {
     /// Reads at most `limit` bytes, and waits at most `stall` for each piece.
     /// A status that came is never lost over its body.
-    pub(super) async fn read(mut response: Response, limit: usize, stall: Duration) -> Self {
+    pub(super) async fn read(
+        mut response: Response,
+        limit: usize,
+        stall: Duration,
+        token: Option<Secret>,
+    ) -> Self {
         let status = response.status();
         let headers = std::mem::take(response.headers_mut());
         let mut body = Vec::new();
@@ -103,13 +111,18 @@ impl Answer {
                 Err(_) => break Some(format!("nothing came for {} s amid it", stall.as_secs())),
             }
         };
-        Self { status, headers, body, cut }
+        Self { status, headers, body, cut, token }
+    }
+
+    /// What an answer that is no success means. `doing` begins the sentence.
+    pub(super) fn refusal(&self, doing: &str) -> CacheError {
+        CacheError::from_answer(self.status, &self.headers, &self.body, self.token.as_ref(), doing)
     }
 
     /// The JSON of a success; anything else is an error. `doing` begins the sentence.
     pub(super) fn json<T: serde::de::DeserializeOwned>(&self, doing: &str) -> Result<T, CacheError> {
         if !self.status.is_success() {
-            return Err(CacheError::from_answer(self.status, &self.headers, &self.body, doing));
+            return Err(self.refusal(doing));
         }
         let unclear = |why: &str| CacheError {
             status: Some(self.status.as_u16()),
@@ -123,7 +136,8 @@ impl Answer {
         };
         match &self.cut {
             Some(why) => Err(unclear(why)),
-            None => serde_json::from_slice(&self.body).map_err(|e| unclear(&e.to_string())),
+            None => serde_json::from_slice(&self.body)
+                .map_err(|e| unclear(&quote(&e.to_string(), self.token.as_ref()))),
         }
     }
 }

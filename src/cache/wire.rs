@@ -1,10 +1,12 @@
 //! The JSON of the Attic API, version 1 (Attic's `attic/src/api/v1/`), and the
 //! checks that the server leaves to its clients. Must not know how it travels.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
 use super::error::{CacheError, ErrorClass};
-use crate::types::CacheName;
+use crate::types::{CacheName, StoreDir, StorePath};
 
 /// A cache's configuration, as far as we use it. Every field may be missing;
 /// fields we do not know are left alone, newer servers have more.
@@ -25,6 +27,49 @@ pub struct CacheConfig {
     pub priority: Option<i32>,
     /// Paths signed by these keys need not be uploaded.
     pub upstream_cache_key_names: Option<Vec<String>>,
+}
+
+/// Upstream keys that are taken from a server; it has a handful.
+const MOST_KEY_NAMES: usize = 256;
+
+impl CacheConfig {
+    /// The configuration without the values that are not what they should be: they become lines of a netrc
+    /// file, options of Nix and text on a terminal, and a server may be anybody's.
+    pub(super) fn checked(mut self) -> Self {
+        self.substituter_endpoint = self.substituter_endpoint.filter(|url| is_plain_url(url));
+        self.public_key = self.public_key.filter(|key| is_public_key(key));
+        self.store_dir = self.store_dir.filter(|dir| is_word(dir) && StoreDir::new(dir).is_ok());
+        if let Some(names) = &mut self.upstream_cache_key_names {
+            names.retain(|name| is_word(name) && !name.contains(':'));
+            names.truncate(MOST_KEY_NAMES);
+        }
+        self
+    }
+}
+
+/// A word of visible ASCII without quotes.
+fn is_word(text: &str) -> bool {
+    (1..=1024).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_graphic() && !b"\"'\\`<>".contains(&b))
+}
+
+/// Whether `text` is the URL of a substituter, written so that everybody reads the same host in it.
+fn is_plain_url(text: &str) -> bool {
+    let Some((scheme, rest)) = text.split_once("://") else { return false };
+    let Ok(url) = reqwest::Url::parse(text) else { return false };
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default().to_ascii_lowercase();
+    let host = url.host_str().unwrap_or_default();
+    let named = authority.strip_prefix(host).is_some_and(|port| {
+        port.is_empty() || port.strip_prefix(':').is_some_and(|port| port.parse::<u16>().is_ok())
+    });
+    is_word(text) && matches!(scheme, "http" | "https") && !host.is_empty() && named
+}
+
+/// Whether `text` is a key as `trusted-public-keys` has it: a name, a colon, 32 bytes in base 64.
+fn is_public_key(text: &str) -> bool {
+    let key = text.split_once(':').filter(|(name, _)| !name.is_empty());
+    let bytes = key.and_then(|(_, key)| STANDARD.decode(key).ok());
+    is_word(text) && bytes.is_some_and(|bytes| bytes.len() == 32)
 }
 
 /// What is uploaded along with a NAR. Field names and order are the server's.
@@ -72,14 +117,18 @@ impl UploadInfo {
         if self.cache != *cache {
             return wrong(format!("it is meant for the cache {}, this client is for {cache}", self.cache));
         }
-        let base = match self.store_path.rsplit_once('/') {
-            Some((dir, base)) if dir.starts_with('/') && is_base_name(base) => base,
+        let path = match self.store_path.rsplit_once('/') {
+            Some((dir, base)) if dir.starts_with('/') => StorePath::parse(base),
             _ => return wrong("that is not a full store path".to_owned()),
         };
-        if !base.starts_with(&self.store_path_hash) || self.store_path_hash.len() != HASH_LEN {
+        let path = match path {
+            Ok(path) => path,
+            Err(e) => return wrong(e.to_string()),
+        };
+        if path.hash_part() != self.store_path_hash {
             return wrong(format!("{} is not the hash of this path", self.store_path_hash));
         }
-        if let Some(odd) = self.references.iter().find(|r| !is_base_name(r)) {
+        if let Some(odd) = self.references.iter().find(|r| StorePath::parse(r).is_err()) {
             return wrong(format!("its reference {odd:?} is not the base name of a store path"));
         }
         let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
@@ -87,23 +136,6 @@ impl UploadInfo {
             Some(digits) if digits.len() == 64 && digits.bytes().all(hex) => Ok(()),
             _ => wrong(format!("its NAR hash {:?} is not sha256: and 64 hexadecimal digits", self.nar_hash)),
         }
-    }
-}
-
-const HASH_LEN: usize = 32;
-
-/// `<32 characters of Nix's base 32>-<name>` (Nix's `store/path.cc`).
-fn is_base_name(text: &str) -> bool {
-    let nix32 =
-        |b: u8| b.is_ascii_digit() || (b.is_ascii_lowercase() && !matches!(b, b'e' | b'o' | b't' | b'u'));
-    let named = |b: u8| b.is_ascii_alphanumeric() || b"+-._?=".contains(&b);
-    match text.as_bytes().split_at_checked(HASH_LEN) {
-        Some((hash, [b'-', name @ ..])) => {
-            hash.iter().copied().all(nix32)
-                && (1..=211).contains(&name.len())
-                && name.iter().copied().all(named)
-        }
-        _ => false,
     }
 }
 
@@ -132,4 +164,59 @@ pub(super) struct UploadAnswer {
 pub(super) struct ErrorAnswer {
     pub(super) error: String,
     pub(super) message: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_server_says_is_checked() {
+        for good in [
+            "https://cache.example.com/main",
+            "http://127.0.0.1:8742/main",
+            "https://[::1]:1/a",
+            "https://Cache.Example.com:443/main",
+            "https://h",
+        ] {
+            assert!(is_plain_url(good), "{good}");
+        }
+        for bad in [
+            "https://cache.example.com/main\ndefault login x password y",
+            "https://a\tb/main",
+            "https://user:pass@h/main",
+            "https://h\\@evil/main",
+            "https:h/main",
+            "https:///h/main",
+            "ftp://h/main",
+            "https://h:99999/",
+            "https://h%2eexample/",
+            "https://h/ main",
+            "https://h/\u{202e}main",
+            "h/main",
+            "",
+        ] {
+            assert!(!is_plain_url(bad), "{bad:?}");
+        }
+        let key = STANDARD.encode([7; 32]);
+        assert!(is_public_key(&format!("main:{key}")));
+        for bad in [
+            key.clone(),
+            format!(":{key}"),
+            format!("a b:{key}"),
+            format!("main:{key}\nx"),
+            "main:AAAA".into(),
+        ] {
+            assert!(!is_public_key(&bad), "{bad:?}");
+        }
+        let config = CacheConfig {
+            store_dir: Some("/nix/store\n".into()),
+            upstream_cache_key_names: Some(vec!["cache.nixos.org-1".into(), "a b".into(), "x\n".into()]),
+            priority: Some(3),
+            ..CacheConfig::default()
+        };
+        let checked = config.checked();
+        assert_eq!((checked.store_dir, checked.priority), (None, Some(3)));
+        assert_eq!(checked.upstream_cache_key_names, Some(vec!["cache.nixos.org-1".to_owned()]));
+    }
 }

@@ -88,6 +88,7 @@ fn from_environment(
             pull_token: None,
             engine,
             stall_timeout: STALL,
+            trust_api_endpoint: false,
         };
         return Ok(("main".to_owned(), cache));
     };
@@ -104,7 +105,18 @@ fn from_environment(
     }
     let token = Token::from_environment_or_credentials(&name, env);
     let target = Target::Remote(vec![url]);
-    Ok((name.clone(), Cache { cache: name, target, token, pull_token: None, engine, stall_timeout: STALL }))
+    Ok((
+        name.clone(),
+        Cache {
+            cache: name,
+            target,
+            token,
+            pull_token: None,
+            engine,
+            stall_timeout: STALL,
+            trust_api_endpoint: false,
+        },
+    ))
 }
 
 fn cache(
@@ -176,7 +188,16 @@ fn cache(
         Some(at) => at.value.0,
     };
     let engine = own_engine.unwrap_or(engine);
-    Ok(Cache { cache: on_server.to_owned(), target, token, pull_token, engine, stall_timeout })
+    let trust_api_endpoint = raw.trust_api_endpoint.as_ref().is_some_and(|at| at.value);
+    Ok(Cache {
+        cache: on_server.to_owned(),
+        target,
+        token,
+        pull_token,
+        engine,
+        stall_timeout,
+        trust_api_endpoint,
+    })
 }
 
 fn target(merged: &Merged, name: &str, at: &At<OneOrMany>) -> Result<Target, ConfigError> {
@@ -303,7 +324,9 @@ pub(super) fn embedded(
     }
     let max_size = validate::limit(raw.max_size.as_ref());
     let max_nar_size = if max_nar_size == 0 { u64::MAX } else { max_nar_size };
-    Ok(Some(Embedded { listen, dir, caches: served, max_size, max_nar_size, public, priority }))
+    let host_names =
+        raw.host_names.iter().flat_map(|at| at.value.iter().map(|name| name.get_ref().clone())).collect();
+    Ok(Some(Embedded { listen, host_names, dir, caches: served, max_size, max_nar_size, public, priority }))
 }
 
 /// Validates the routes, in their order.

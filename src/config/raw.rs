@@ -92,12 +92,14 @@ table! {
         pull_token_file: Option<At<String>>,
         engine: Option<At<String>>,
         stall_timeout: Option<At<Period>>,
+        trust_api_endpoint: Option<At<bool>>,
     }
 }
 
 table! {
     RawEmbedded {
         listen: Option<At<String>>,
+        host_names: Option<At<Vec<Spanned<String>>>>,
         dir: Option<At<String>>,
         max_size: Option<At<ByteSize>>,
         max_nar_size: Option<At<ByteSize>>,

@@ -87,6 +87,8 @@ pub struct Cache {
     pub engine: Engine,
     /// A request in which no byte moves for so long has failed.
     pub stall_timeout: Duration,
+    /// Whether tokens may go to hosts that the server names and that no endpoint has.
+    pub trust_api_endpoint: bool,
 }
 
 /// Where a cache is.
@@ -103,6 +105,8 @@ pub enum Target {
 pub struct Embedded {
     /// The address to listen on.
     pub listen: SocketAddr,
+    /// Names of hosts under which clients reach it, beside its addresses, `localhost` and this host's name.
+    pub host_names: Vec<String>,
     /// The directory of its files.
     pub dir: PathBuf,
     /// The names of the caches that it serves, sorted.

@@ -66,7 +66,8 @@ fn nothing_at_all_is_the_embedded_cache() {
             token: Token::None,
             pull_token: None,
             engine: Engine::Native,
-            stall_timeout: std::time::Duration::from_secs(60)
+            stall_timeout: std::time::Duration::from_secs(60),
+            trust_api_endpoint: false
         }
     );
     let embedded = s.embedded.unwrap();
@@ -393,7 +394,7 @@ fn what_is_wrong_is_said() {
     let url = "expected a URL like \"https://attic.example.com\"";
     let cases: Vec<(String, String)> = vec![
         ("sokcet = \"/a\"".into(), "1:1: unknown field `sokcet`, expected one of `socket`, `state_dir`, `default_cache`, `admins`, `nix`, `caches`, `embedded`, `push`, `client`, `drain`, `history`, `route` (did you mean `socket`?)".into()),
-        (main_with("token = \"s3cret\""), "3:1: unknown field `token`, expected one of `endpoints`, `cache`, `token_file`, `pull_token_file`, `engine`, `stall_timeout` (did you mean `token_file`?)".into()),
+        (main_with("token = \"s3cret\""), "3:1: unknown field `token`, expected one of `endpoints`, `cache`, `token_file`, `pull_token_file`, `engine`, `stall_timeout`, `trust_api_endpoint` (did you mean `token_file`?)".into()),
         ("[drain]\nx = 1".into(), "2:1: unknown field `x`, expected `timeout`".into()),
         ("[limits]".into(), "1:2: unknown field `limits`, expected one of `socket`, `state_dir`, `default_cache`, `admins`, `nix`, `caches`, `embedded`, `push`, `client`, `drain`, `history`, `route`".into()),
         ("socket = 3".into(), "1:10: invalid type: integer `3`, expected a string".into()),

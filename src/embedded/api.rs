@@ -8,16 +8,16 @@ use axum::Json;
 use axum::body::to_bytes;
 use axum::extract::{Path, Request, State};
 use axum::http::header::{ALLOW, CONTENT_TYPE, HOST};
-use axum::http::uri::Authority;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{Html, IntoResponse, Response};
 
 use super::cache_store::CacheStore;
 use super::error::ApiError;
-use super::names::CacheName;
+use super::host::HostNames;
 use super::secrets::CacheKey;
 use super::wire::{CacheConfig, MissingAnswer, MissingRequest};
 use super::{Access, Limits};
+use crate::types::{CacheName, PathHash};
 
 /// Some 115,000 hashes.
 const LARGEST_QUESTION: usize = 4 << 20;
@@ -31,6 +31,7 @@ pub(super) struct App {
     pub(super) priority: u32,
     pub(super) upstream_cache_key_names: Vec<String>,
     pub(super) addr: SocketAddr,
+    pub(super) names: HostNames,
     pub(super) limits: Limits,
 }
 
@@ -70,8 +71,8 @@ pub(super) async fn cache_config(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let key = app.readable(&headers, &cache)?;
-    // The client reached us under this name; we know of no better one.
-    let host = headers.get(HOST).and_then(|h| h.to_str().ok()).filter(|h| h.parse::<Authority>().is_ok());
+    // The name under which the client reaches this server; `own_names` has checked it.
+    let host = headers.get(HOST).and_then(|host| host.to_str().ok());
     let host = host.map_or_else(|| app.addr.to_string(), str::to_owned);
     let scheme = match headers.get("x-forwarded-proto") {
         Some(proto) if proto.as_bytes() == b"https" => "https",
@@ -137,6 +138,6 @@ async fn missing(app: &Arc<App>, asked: MissingRequest) -> Result<Response, ApiE
         })
         .await?;
     app.cache_store.writer.touch(stale).await;
-    let missing_paths = missing.iter().map(super::names::PathHash::as_str).collect();
+    let missing_paths = missing.iter().map(PathHash::as_str).collect();
     Ok(Json(MissingAnswer { missing_paths }).into_response())
 }

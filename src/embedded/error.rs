@@ -122,6 +122,11 @@ pub(super) enum ApiError {
     DiskFull,
     #[error("The path changed while it was uploaded. Try again.")]
     TryAgain,
+    #[error(
+        "This server is not called {0:?}. If it is to be reached under that name, add it to host_names in \
+         flywheel's configuration, section [embedded]."
+    )]
+    OtherHost(String),
     #[error("Nothing was received for too long.")]
     Stalled,
     #[error("The server encountered an internal error or misconfiguration.")]
@@ -146,6 +151,7 @@ impl ApiError {
             Self::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "PayloadTooLarge"),
             Self::DiskFull => (StatusCode::INSUFFICIENT_STORAGE, "InsufficientStorage"),
             Self::TryAgain => (StatusCode::SERVICE_UNAVAILABLE, "TryAgain"),
+            Self::OtherHost(_) => (StatusCode::MISDIRECTED_REQUEST, "MisdirectedRequest"),
             Self::Stalled => (StatusCode::REQUEST_TIMEOUT, "RequestTimeout"),
             Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "InternalServerError"),
         }

@@ -2,13 +2,13 @@
 //! it like to any Attic server, and serves them to Nix as a substituter. For
 //! one host, for trying out and for tests. Must not know any other room.
 //!
-//! A request goes `serve` → `access` → `api`, `upload` or `nix` → `shelf`.
+//! A request goes `serve` → `host` → `access` → `api`, `upload` or `nix` → `cache_store`.
 
 mod access;
 mod api;
 mod cache_store;
 mod error;
-mod names;
+mod host;
 mod narinfo;
 mod nix;
 mod secrets;
@@ -32,8 +32,10 @@ use access::Access;
 use api::App;
 use cache_store::{CacheStore, Done};
 pub use error::EmbeddedError;
-use names::CacheName;
+use host::HostNames;
 use secrets::CacheKey;
+
+use crate::types::CacheName;
 
 /// Uploads that are being received at a time; more wait.
 const UPLOADS: usize = 64;
@@ -51,6 +53,9 @@ pub struct Settings {
     pub dir: PathBuf,
     /// Where to listen; port 0 takes a free one.
     pub listen: SocketAddr,
+    /// Names of hosts, without a port, under which clients reach this server, beside its addresses,
+    /// `localhost` and this host's name.
+    pub host_names: Vec<String>,
     /// The caches' names.
     pub caches: Vec<String>,
     /// Reading needs no token.
@@ -112,10 +117,11 @@ fn check(settings: &Settings) -> Result<(), EmbeddedError> {
     if settings.caches.is_empty() {
         return wrong("no cache is named; set [embedded] caches".to_owned());
     }
-    if let Some(name) = settings.caches.iter().find(|name| CacheName::parse(name).is_none()) {
-        return wrong(format!(
-            "{name:?} is not a cache name: letters, digits, - _ +, at most 50, a letter or digit first"
-        ));
+    if let Some(error) = settings.caches.iter().find_map(|name| CacheName::parse(name).err()) {
+        return wrong(error.to_string());
+    }
+    if let Some(name) = settings.host_names.iter().find(|name| !host::is_name(name)) {
+        return wrong(format!("{name:?} in host_names is not the name of a host, such as cache.example.com"));
     }
     if !settings.store_dir.starts_with('/') || settings.store_dir.ends_with('/') {
         return wrong(format!("store_dir {:?} is not absolute, or ends with a slash", settings.store_dir));
@@ -145,6 +151,7 @@ fn open(settings: Settings, addr: SocketAddr) -> Result<(App, TokenFiles, Done),
         priority: settings.priority,
         upstream_cache_key_names: settings.upstream_cache_key_names,
         addr,
+        names: HostNames::new(&settings.host_names),
         limits: Limits {
             uploads: Semaphore::new(UPLOADS),
             max_nar_size: settings.max_nar_size,
@@ -187,5 +194,6 @@ fn router(app: Arc<App>) -> Router {
         .route("/{cache}/{file}", get(nix::nar_info))
         .route("/{cache}/nar/{file}", get(nix::nar))
         .fallback(api::unknown_url)
+        .layer(axum::middleware::from_fn_with_state(Arc::clone(&app), host::own_names))
         .with_state(app)
 }

@@ -12,8 +12,8 @@ use tokio_util::io::ReaderStream;
 use super::api::App;
 use super::cache_store::Nar;
 use super::error::ApiError;
-use super::names::{CacheName, PathHash};
 use super::narinfo;
+use crate::types::{CacheName, PathHash};
 
 const READ_AHEAD: usize = 64 * 1024;
 

@@ -12,6 +12,7 @@ use ed25519_dalek::{Signer, SigningKey};
 use sha2::{Digest, Sha256};
 
 use super::error::EmbeddedError;
+use crate::types::sync_dir;
 
 /// No secret of ours is longer.
 const LONGEST: u64 = 4096;
@@ -109,7 +110,7 @@ fn read_or_make(
         Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(EmbeddedError::file("write", &path)(e)),
         _ => {}
     }
-    File::open(dir).and_then(|d| d.sync_all()).map_err(EmbeddedError::file("sync", dir))?;
+    sync_dir(dir).map_err(EmbeddedError::file("sync", dir))?;
     read(&path)
 }
 

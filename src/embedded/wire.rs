@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::error::ApiError;
-use super::names::{CacheName, NarHash, PathHash, base_name_hash, short};
+use crate::types::{CacheName, NarHash, PathHash, StorePath};
 
 /// A path refers to some dozens of others; thousands are already odd.
 const MOST_REFERENCES: usize = 20_000;
@@ -59,11 +59,11 @@ pub(super) struct CacheConfig<'a> {
 /// A path whose every field can be put into a narinfo.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct PathRecord {
-    pub(super) base: String,
-    /// Base names, sorted, each once: the order Nix signs them in.
-    pub(super) references: Vec<String>,
+    pub(super) path: StorePath,
+    /// Sorted, each once: the order in which Nix signs them.
+    pub(super) references: Vec<StorePath>,
     pub(super) system: Option<String>,
-    pub(super) deriver: Option<String>,
+    pub(super) deriver: Option<StorePath>,
     pub(super) ca: Option<String>,
     pub(super) sigs: Vec<String>,
     pub(super) nar_hash: NarHash,
@@ -71,27 +71,31 @@ pub(super) struct PathRecord {
 }
 
 impl UploadInfo {
-    /// Attic stores whatever it is told; Nix would then stop at a narinfo that does not parse.
+    /// Checks every field that becomes part of a narinfo. Attic stores these as they come, and Nix then stops
+    /// at a narinfo that it cannot read.
     pub(super) fn check(self, store_dir: &str) -> Result<PathRecord, ApiError> {
         let bad = |what: &str, value: &str| ApiError::Request(format!("{what} \"{}\"", short(value)));
         let base = below(store_dir, &self.store_path)
             .ok_or_else(|| bad(&format!("store_path is not below {store_dir}:"), &self.store_path))?;
-        let hash =
-            base_name_hash(base).ok_or_else(|| bad("store_path is not a store path:", &self.store_path))?;
-        if hash != self.store_path_hash {
+        let path =
+            StorePath::parse(base).map_err(|_| bad("store_path is not a store path:", &self.store_path))?;
+        if path.hash_part() != self.store_path_hash.as_str() {
             return Err(bad("store_path_hash does not belong to store_path", &self.store_path));
         }
         if self.references.len() > MOST_REFERENCES {
             return Err(ApiError::Request(format!("more than {MOST_REFERENCES} references")));
         }
-        if let Some(wrong) = self.references.iter().find(|r| base_name_hash(r).is_none()) {
-            return Err(bad("reference is not a store path's base name:", wrong));
-        }
-        let deriver = self.deriver.filter(|d| d != "unknown-deriver");
-        let deriver = deriver.map(|d| below(store_dir, &d).unwrap_or(&d).to_owned());
-        if let Some(wrong) = deriver.as_ref().filter(|d| base_name_hash(d).is_none()) {
-            return Err(bad("deriver is not a store path's base name:", wrong));
-        }
+        let reference = |base: &String| {
+            StorePath::parse(base).map_err(|_| bad("reference is not a store path's base name:", base))
+        };
+        let mut references = self.references.iter().map(reference).collect::<Result<Vec<_>, _>>()?;
+        references.sort_unstable();
+        references.dedup();
+        let deriver = self.deriver.filter(|deriver| deriver != "unknown-deriver").map(|deriver| {
+            StorePath::parse(below(store_dir, &deriver).unwrap_or(&deriver))
+                .map_err(|_| bad("deriver is not a store path's base name:", &deriver))
+        });
+        let deriver = deriver.transpose()?;
         for (what, value) in [("system", &self.system), ("ca", &self.ca)] {
             if let Some(wrong) = value.as_ref().filter(|v| !one_word(v, 256)) {
                 return Err(bad(&format!("{what} is not one word:"), wrong));
@@ -103,12 +107,8 @@ impl UploadInfo {
         if self.sigs.len() > 16 {
             return Err(ApiError::Request("more than 16 signatures".to_owned()));
         }
-        let base = base.to_owned();
-        let mut references = self.references;
-        references.sort_unstable();
-        references.dedup();
         Ok(PathRecord {
-            base,
+            path,
             references,
             system: self.system,
             deriver,
@@ -118,6 +118,11 @@ impl UploadInfo {
             nar_size: self.nar_size,
         })
     }
+}
+
+/// Shortens a text that is echoed in an answer.
+fn short(text: &str) -> String {
+    text.chars().take(64).collect()
 }
 
 fn below<'a>(store_dir: &str, path: &'a str) -> Option<&'a str> {

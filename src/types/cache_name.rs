@@ -64,7 +64,10 @@ impl std::str::FromStr for CacheName {
 impl<'de> Deserialize<'de> for CacheName {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let name = String::deserialize(deserializer)?;
-        Self::parse(&name).map_err(serde::de::Error::custom)
+        // In the words of Attic's server, which clients may compare.
+        let invalid =
+            |InvalidCacheName(name)| serde::de::Error::custom(format!("Invalid cache name {name:?}"));
+        Self::parse(&name).map_err(invalid)
     }
 }
 

@@ -199,7 +199,12 @@ impl fmt::Debug for PathHash {
 impl<'de> Deserialize<'de> for PathHash {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let text = std::borrow::Cow::<'de, str>::deserialize(from)?;
-        Self::parse(&text).map_err(serde::de::Error::custom)
+        // In the words of Attic's server, which clients may compare.
+        let invalid = |why| {
+            let text: String = text.chars().take(64).collect();
+            serde::de::Error::custom(format!("Invalid store path hash \"{text}\": {why}"))
+        };
+        Self::parse(&text).map_err(invalid)
     }
 }
 

@@ -78,6 +78,51 @@ async fn the_named_api_endpoint_is_used_if_it_works() {
 }
 
 #[tokio::test]
+async fn a_host_that_is_not_configured_gets_no_token() {
+    let elsewhere = Server::with_config(CONFIG).await;
+    // Another name, so another host, although it leads to the same address.
+    let named = elsewhere.url.replace("127.0.0.1", "localhost");
+    let config = format!(r#"{{"api_endpoint":"{named}/","substituter_endpoint":"{named}/main"}}"#);
+    let front = Server::with_config(&config).await;
+    let wary = with_token(&[&front.url]);
+    let found = wary.discover().await.unwrap();
+    assert_eq!((found.endpoint.as_str(), elsewhere.connections()), (front.url.as_str(), 0));
+    assert!(found.named_unusable.unwrap().contains("trust_api_endpoint"));
+    assert!(wary.netrc_host().unwrap_err().contains("trust_api_endpoint"));
+    let pull = TokenSource::Env("PATH".to_owned());
+    let error = wary.readable(&format!("{named}/main"), &pull).await.unwrap_err();
+    assert!(error.message.contains("trust_api_endpoint"), "{error}");
+    assert_eq!(elsewhere.connections(), 0, "nothing was sent there");
+    // What is configured is trusted, and what the administrator trusts.
+    let both = with_token(&[&front.url, "http://localhost:1"]);
+    assert_eq!(both.discover().await.unwrap().endpoint, named);
+    let trusting = CacheClient::new(ClientSettings {
+        trust_api_endpoint: true,
+        token: TokenSource::Env("PATH".to_owned()),
+        ..settings(&[&front.url])
+    });
+    let trusting = trusting.unwrap();
+    assert_eq!(trusting.discover().await.unwrap().endpoint, named);
+    assert!(elsewhere.requests().iter().all(|r| r.header("authorization").is_some()));
+}
+
+#[tokio::test]
+async fn a_host_in_a_netrc_file_is_only_a_host() {
+    for (named, host) in [
+        ("http://127.0.0.1:8742/main", Some("127.0.0.1")),
+        (r"http://127.0.0.1/main\n\ndefault login x", None),
+        ("http://x@127.0.0.1/main", None),
+        ("nonsense", None),
+    ] {
+        let front = Server::with_config(&format!(r#"{{"substituter_endpoint":"{named}"}}"#)).await;
+        let client = client(&front.url);
+        assert_eq!(client.netrc_host(), Ok(None), "not asked yet");
+        client.discover().await.unwrap();
+        assert_eq!(client.netrc_host().unwrap().as_deref(), host, "{named}");
+    }
+}
+
+#[tokio::test]
 async fn a_token_does_not_follow_redirects_elsewhere() {
     let elsewhere = Server::with_config(CONFIG).await;
     // Another name, so another host, although it leads to the same address.
@@ -96,18 +141,30 @@ async fn a_token_does_not_follow_redirects_elsewhere() {
     assert!(error.message.contains("localhost"), "{error}");
     assert_eq!(elsewhere.connections(), 0);
     assert!(redirecting.requests()[0].header("authorization").unwrap().starts_with("Bearer "));
-    // The same host may move its API, as with the step from http to https.
-    let (status, location) =
-        ("301 Moved", format!("location: {}/_api/v1/cache-config/main\r\n", elsewhere.url));
-    let moving = Server::bare(move |_, mut conn| {
+    // Another port of the same host may be another user's.
+    let location = format!("location: {}/_api/v1/cache-config/main\r\n", elsewhere.url);
+    let to_a_port = Server::bare(move |_, mut conn| {
         let location = location.clone();
         async move {
-            conn.answer(status, &location, "").await;
+            conn.answer("301 Moved", &location, "").await;
             Some(conn)
         }
     })
     .await;
-    assert_eq!(with_token(&[&moving.url]).discover().await.unwrap().endpoint, elsewhere.url);
+    let error = with_token(&[&to_a_port.url]).discover().await.unwrap_err();
+    assert_eq!((error.class, error.status), (ErrorClass::Rejected, Some(301)), "{error}");
+    assert_eq!(elsewhere.connections(), 0);
+    // A server may move its API to another path.
+    let moving = Server::bare(|request, mut conn| async move {
+        match request.path.strip_prefix("/new") {
+            Some(_) => conn.answer("200 OK", "", CONFIG).await,
+            None => conn.answer("301 Moved", "location: /new/_api/v1/cache-config/main\r\n", "").await,
+        }
+        Some(conn)
+    })
+    .await;
+    let found = with_token(&[&moving.url]).discover().await.unwrap();
+    assert_eq!(found.endpoint, format!("{}/new", moving.url));
     // An upload goes nowhere else.
     let to = format!("location: {}/\r\n", elsewhere.url);
     let upload = Server::start(move |request, mut conn| {

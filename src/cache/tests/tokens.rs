@@ -80,6 +80,10 @@ async fn a_token_is_in_no_output() {
         match request.path.as_str() {
             "/moved/_api/v1/cache-config/main" => conn.answer("302 X", &location, &echo).await,
             _ if request.method == "GET" => conn.answer("200 OK", "", "{}").await,
+            // Cut within the token, if it were cut first.
+            _ if request.method == "POST" => {
+                conn.answer("418 X", "", &format!("{}{echo}", "x".repeat(285))).await;
+            }
             _ => conn.answer("418 X", "", &format!("you said {echo}")).await,
         }
         Some(conn)

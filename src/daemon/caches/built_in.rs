@@ -23,6 +23,7 @@ pub(in crate::daemon) async fn start(
         embedded::Settings {
             dir: built_in.dir.clone(),
             listen: built_in.listen,
+            host_names: built_in.host_names.clone(),
             caches: built_in.caches.clone(),
             public: built_in.public,
             store_dir: store_dir.as_str().to_owned(),

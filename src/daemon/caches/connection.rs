@@ -58,6 +58,7 @@ impl Connection {
         let first_endpoint = endpoints.first().cloned().unwrap_or_default();
         let mut settings = ClientSettings::new(endpoints, CacheName::parse(&cache.cache)?, token.clone());
         settings.stall_timeout = cache.stall_timeout;
+        settings.trust_api_endpoint = cache.trust_api_endpoint;
         let client = CacheClient::new(settings).with_context(|| format!("the cache {name}"))?;
         let login = CacheLogin { name: name.to_owned(), client, first_endpoint, token };
         Ok(Self { login, token_file })

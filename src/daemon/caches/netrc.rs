@@ -114,11 +114,18 @@ impl Netrc {
         let mut unsure = false;
         for reading in self.readings.iter().filter(|reading| reading.pull != TokenSource::None) {
             // The address for reading is not known before the cache has answered.
-            let Some(config) = reading.client.config() else {
+            if reading.client.config().is_none() {
                 unsure = true;
                 continue;
+            }
+            let host = match reading.client.netrc_host() {
+                Ok(Some(host)) => host,
+                Ok(None) => continue,
+                Err(why) => {
+                    troubles.push(format!("cache {}: {why}", reading.name));
+                    continue;
+                }
             };
-            let Some(host) = config.substituter_endpoint.as_deref().and_then(host) else { continue };
             match reading.pull.text() {
                 Ok(Some(token)) => entries.push((host, token)),
                 Ok(None) => {}
@@ -161,18 +168,6 @@ impl Netrc {
         event!(NETRC_WRITTEN, file = %shown, "the netrc file for Nix is written");
         Ok(())
     }
-}
-
-/// The host of a URL, without the port: curl, which reads the file for Nix, ignores
-/// ports.
-fn host(url: &str) -> Option<String> {
-    let rest = url.split_once("://")?.1;
-    let authority = rest.split(['/', '?', '#']).next()?;
-    let host = match authority.strip_prefix('[') {
-        Some(v6) => v6.split(']').next()?,
-        None => authority.split(':').next()?,
-    };
-    (!host.is_empty()).then(|| host.to_owned())
 }
 
 /// The text of the file, and the problem if an entry cannot be part of it.
@@ -228,20 +223,6 @@ fn group_number(name: &str) -> Result<u32, String> {
 mod tests {
     use super::*;
     use crate::types::CacheName;
-
-    #[test]
-    fn a_host_has_no_port() {
-        for (url, expected) in [
-            ("https://cache.example.com/main", Some("cache.example.com")),
-            ("http://127.0.0.1:8742/main", Some("127.0.0.1")),
-            ("http://[::1]:8742/main", Some("::1")),
-            ("https://a?x", Some("a")),
-            ("https:///x", None),
-            ("nonsense", None),
-        ] {
-            assert_eq!(host(url).as_deref(), expected, "{url}");
-        }
-    }
 
     #[test]
     fn a_host_has_one_token() {

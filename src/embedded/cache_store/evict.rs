@@ -6,8 +6,8 @@ use std::collections::HashMap;
 
 use rusqlite::{Connection, Transaction};
 
-use super::super::names::{NarHash, PathHash};
 use super::writer::ROW;
+use crate::types::{NarHash, PathHash};
 
 /// What a transaction took out.
 #[derive(Default)]

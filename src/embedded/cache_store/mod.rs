@@ -28,7 +28,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rusqlite::{Connection, OptionalExtension};
 
 use super::error::{ApiError, EmbeddedError};
-use super::names::NarHash;
+use crate::types::NarHash;
 
 pub(super) use nars::{Incoming, compress_small};
 pub(super) use reader::{Nar, Reader};

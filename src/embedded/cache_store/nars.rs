@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use sha2::{Digest, Sha256};
 
 use super::super::error::ApiError;
-use super::super::names::NarHash;
 use super::{Content, Pin, nar_file};
+use crate::types::{NarHash, sync_dir};
 
 /// A cache on the same host: time matters more than the last tenth of size.
 const LEVEL: i32 = 1;
@@ -104,7 +104,7 @@ impl Incoming {
                 temporary.file.flush()?;
                 temporary.file.sync_all()?;
                 temporary.keep_as(&nar_file(&self.nar_dir, &self.hash))?;
-                File::open(&self.nar_dir)?.sync_all()?;
+                sync_dir(&self.nar_dir)?;
                 Ok(temporary.written)
             })
             .map_err(|e| ApiError::from_io("finishing a NAR", &e))?;

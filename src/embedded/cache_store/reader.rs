@@ -5,9 +5,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rusqlite::{Connection, OptionalExtension, Row};
 
-use super::super::names::{NarHash, PathHash};
 use super::super::wire::PathRecord;
-use crate::types::Wall;
+use crate::types::{NarHash, PathHash, StorePath, Wall};
 
 /// Recency is kept to the minute: a read that comes sooner writes nothing.
 const TOUCH_AFTER_MS: i64 = 60_000;
@@ -118,18 +117,23 @@ fn stale(id: i64, used_at: i64) -> Option<i64> {
     (used_at < Wall::now().0 - TOUCH_AFTER_MS).then_some(id)
 }
 
-fn words(text: &str) -> Vec<String> {
-    text.split(' ').filter(|w| !w.is_empty()).map(str::to_owned).collect()
+fn store_path(base: &str) -> rusqlite::Result<StorePath> {
+    StorePath::parse(base)
+        .map_err(|e| rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(e)))
 }
 
 fn record(r: &Row<'_>) -> rusqlite::Result<PathRecord> {
     Ok(PathRecord {
-        base: r.get(0)?,
-        references: words(&r.get::<_, String>(1)?),
+        path: store_path(&r.get::<_, String>(0)?)?,
+        references: r
+            .get::<_, String>(1)?
+            .split_ascii_whitespace()
+            .map(store_path)
+            .collect::<rusqlite::Result<_>>()?,
         system: r.get(2)?,
-        deriver: r.get(3)?,
+        deriver: r.get::<_, Option<String>>(3)?.as_deref().map(store_path).transpose()?,
         ca: r.get(4)?,
-        sigs: words(&r.get::<_, String>(5)?),
+        sigs: r.get::<_, String>(5)?.split_ascii_whitespace().map(str::to_owned).collect(),
         nar_hash: NarHash(r.get(6)?),
         nar_size: u64::try_from(r.get::<_, i64>(7)?).unwrap_or(0),
     })

@@ -1,13 +1,13 @@
-//! The shelf over real directories: what is kept, evicted, swept, refused.
+//! The cache store over real directories: what is kept, evicted, swept, refused.
 
 use std::path::Path;
 
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
-use super::super::names::PathHash;
 use super::super::wire::PathRecord;
 use super::*;
+use crate::types::{PathHash, StorePath};
 
 const STORE: &str = "/nix/store";
 
@@ -17,8 +17,8 @@ fn base(n: usize) -> String {
 
 fn record(n: usize, references: &[usize], nar: &[u8]) -> PathRecord {
     PathRecord {
-        base: base(n),
-        references: references.iter().map(|&r| base(r)).collect(),
+        path: StorePath::parse(&base(n)).unwrap(),
+        references: references.iter().map(|&r| StorePath::parse(&base(r)).unwrap()).collect(),
         system: None,
         deriver: None,
         ca: None,

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::super::error::ApiError;
 use super::super::wire::PathRecord;
 use super::{Pins, evict, nar_file};
-use crate::types::Wall;
+use crate::types::{NarHash, StorePath, Wall};
 
 /// Jobs waiting and jobs in one transaction.
 const WAITING: usize = 256;
@@ -62,7 +62,7 @@ pub(in super::super) enum Stored {
 enum Job {
     Store(Box<NewPath>, oneshot::Sender<Result<Stored, ApiError>>),
     Touch(Vec<i64>),
-    Lost(super::NarHash),
+    Lost(NarHash),
 }
 
 /// The handle; the thread ends when the last one is dropped.
@@ -109,7 +109,7 @@ impl Writer {
     }
 
     /// This NAR's file is not there.
-    pub(in super::super) async fn lost(&self, hash: super::NarHash) {
+    pub(in super::super) async fn lost(&self, hash: NarHash) {
         let _ = self.0.send(Job::Lost(hash)).await;
     }
 }
@@ -242,7 +242,7 @@ fn reply(batch: Vec<Job>, answers: impl Iterator<Item = Result<Stored, ApiError>
 
 fn store(tx: &Transaction<'_>, new: &NewPath) -> rusqlite::Result<(Stored, u64)> {
     let record = &new.record;
-    let hash = record.base.get(..32).unwrap_or_default();
+    let hash = record.path.hash_part();
     let present: Option<(Vec<u8>, i64)> = tx
         .prepare_cached(
             "SELECT n.hash, n.file_size FROM path p JOIN nar n ON n.id = p.nar WHERE p.cache = ?1 AND p.hash = ?2",
@@ -263,7 +263,7 @@ fn store(tx: &Transaction<'_>, new: &NewPath) -> rusqlite::Result<(Stored, u64)>
         (None, Content::Small(data)) => insert_nar(tx, record, data.len() as u64, Some(data))?,
         (None, Content::File { size }) => insert_nar(tx, record, *size, None)?,
     };
-    let refs = record.references.join(" ");
+    let refs = record.references.iter().map(StorePath::base).collect::<Vec<_>>().join(" ");
     let bytes = bytes + ROW + refs.len() as u64;
     tx.prepare_cached(
         "INSERT INTO path (cache, hash, nar, used_at, base, refs, system, deriver, ca, sigs)
@@ -274,10 +274,10 @@ fn store(tx: &Transaction<'_>, new: &NewPath) -> rusqlite::Result<(Stored, u64)>
         hash,
         nar,
         Wall::now().0,
-        record.base,
+        record.path.base(),
         refs,
         record.system,
-        record.deriver,
+        record.deriver.as_ref().map(StorePath::base),
         record.ca,
         record.sigs.join(" ")
     ])?;
@@ -292,7 +292,7 @@ fn still_there(tx: &Transaction<'_>, batch: &[Job], answers: &mut [Stored]) -> r
     });
     let mut query = tx.prepare_cached("SELECT 1 FROM path WHERE cache = ?1 AND hash = ?2")?;
     for (new, answer) in stores.zip(answers) {
-        if *answer != Stored::Gone && !query.exists((&new.cache, new.record.base.get(..32)))? {
+        if *answer != Stored::Gone && !query.exists((&new.cache, new.record.path.hash_part()))? {
             *answer = Stored::NoRoom;
         }
     }

@@ -17,6 +17,7 @@ fn settings(dir: &Path, caches: &[&str], public: bool) -> Settings {
     Settings {
         dir: dir.join("cache"),
         listen: "127.0.0.1:0".parse().unwrap(),
+        host_names: Vec::new(),
         caches: caches.iter().map(|c| (*c).to_owned()).collect(),
         public,
         store_dir: "/nix/store".to_owned(),
@@ -78,6 +79,42 @@ impl Server {
         drop(self.client);
         self.running.task.await.unwrap().unwrap();
     }
+}
+
+#[tokio::test]
+async fn another_name_is_not_this_server() {
+    let server = Server::start(|settings| {
+        settings.public = true;
+        settings.host_names = vec!["cache.example.com".to_owned()];
+    })
+    .await;
+    let ask = |host: &'static str| {
+        server.client.get(server.url("/main/nix-cache-info")).header("host", host).send()
+    };
+    for (host, status) in [("cache.example.com", 200), ("localhost:1", 200), ("evil.example", 421)] {
+        assert_eq!(ask(host).await.unwrap().status(), status, "{host}");
+    }
+    let refused: Value = ask("evil.example").await.unwrap().json().await.unwrap();
+    assert!(refused["message"].as_str().unwrap().contains("host_names"), "{refused}");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn connections_that_ask_nothing_keep_nobody_out() {
+    use tokio::io::AsyncWriteExt as _;
+    let server = Server::start(|settings| settings.public = true).await;
+    let mut silent = Vec::new();
+    for _ in 0..300 {
+        let mut stream = tokio::net::TcpStream::connect(server.running.addr).await.unwrap();
+        stream.write_all(b"GET /main/nix-cache-info HTTP/1.1\r\n").await.unwrap();
+        silent.push(stream);
+    }
+    // Before any of them is too old to be waited for.
+    let answer = server.get("/main/nix-cache-info");
+    let answer = tokio::time::timeout(std::time::Duration::from_secs(8), answer).await;
+    assert_eq!(answer.expect("an answer while 300 others hold connections").status(), 200);
+    drop(silent);
+    server.stop().await;
 }
 
 fn client() -> Client {

@@ -142,6 +142,7 @@ impl StandaloneCache {
         let mut settings = Settings {
             dir: dir.path().join("cache"),
             listen: "127.0.0.1:0".parse().unwrap(),
+            host_names: Vec::new(),
             caches: vec!["main".to_owned()],
             public: true,
             store_dir: nix.store_dir().to_str().unwrap().to_owned(),
