@@ -1,16 +1,17 @@
-//! Phase 1: having the client without ever building it. Nix substitutes it or
-//! finds it in the store; either takes seconds, anything else fails at once and
-//! is tried again later. A client is tried before it takes the place of another:
+//! Gets the attic client without ever building it. Nix substitutes the client or
+//! finds it in the store, which takes seconds; when neither works, the attempt
+//! fails at once and the caller tries again later. A new client is tried before
+//! it replaces the one in use:
 //!
 //! ```text
 //!   nix build … --out-link attic-client.new ─► --version ─► cache info ─► attic-client
-//!        │ not to be had                           │ no          │ no
+//!        │ not available                           │ no          │ no
 //!        ▼                                         ▼             ▼
 //!      Missing                                   the one before stays in use
 //! ```
 //!
-//! Both links are garbage collector roots, registered by Nix itself (through
-//! its daemon where there is one), so at no moment the client can be collected.
+//! Both links are GC roots, which Nix registers itself (through its daemon where
+//! there is one), so the client cannot be collected at any moment.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -21,15 +22,15 @@ use super::home::Home;
 use super::installable::Installable;
 use crate::observe::detail;
 
-/// For `--version`; for `cache info`, which asks a server.
+/// Time limit of `--version`, and of `cache info`, which asks a server.
 const ANSWER: Duration = Duration::from_secs(30);
-/// The link to the client in use, in the state directory, and to the one that is tried.
+/// Names, in the state directory, of the links to the client in use and to the one that is tried.
 const LINK: &str = "attic-client";
 const CANDIDATE: &str = "attic-client.new";
-/// How much of what a command said goes into a message.
+/// Longest part of a command's output that goes into a message, in characters.
 const QUOTE: usize = 240;
 
-/// What the bootstrap works with.
+/// The directories, the configuration and the limits that the bootstrap works with.
 #[derive(Debug, Clone)]
 pub struct Place {
     /// How programs are run.
@@ -38,7 +39,7 @@ pub struct Place {
     pub state_dir: PathBuf,
     /// The client's configuration.
     pub home: Home,
-    /// The longest that phase 1 may take.
+    /// Time limit of getting the client.
     pub timeout: Duration,
 }
 
@@ -47,15 +48,15 @@ pub struct Place {
 pub struct Obtained {
     /// The program.
     pub program: PathBuf,
-    /// What it says of its version.
+    /// The version that it reports.
     pub version: String,
-    /// It is the one that was there before.
+    /// Whether it is the program that was in use before.
     pub same: bool,
-    /// How long it took to have it.
+    /// How long it took to get it.
     pub took: Duration,
 }
 
-/// Why there is no client, or no new one.
+/// Why there is no attic client, or no new one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Miss {
     /// No substituter has it, and it is not in the store.
@@ -64,12 +65,12 @@ pub enum Miss {
     /// It is there and does not work.
     #[error("{0}")]
     Broken(String),
-    /// It is there, and the cache did not answer it.
+    /// It works, but the cache did not answer it.
     #[error("{0}")]
     Silent(String),
 }
 
-/// The client that an earlier life left, if it is still there.
+/// Returns the client that an earlier run of the daemon got, if its program still exists.
 pub fn present(place: &Place, installable: &Installable) -> Option<PathBuf> {
     let program = match installable {
         Installable::Program(_) => installable.program_in(Path::new("")),
@@ -80,7 +81,7 @@ pub fn present(place: &Place, installable: &Installable) -> Option<PathBuf> {
     program.is_file().then_some(program)
 }
 
-/// Has the client, or says why not. `cache`: `SERVER:CACHE` to try it on.
+/// Gets the client and tries it on `cache` (`SERVER:CACHE`). `before` is the program in use.
 pub async fn obtain(
     place: &Place,
     installable: &Installable,
@@ -90,7 +91,7 @@ pub async fn obtain(
     let begun = Instant::now();
     let candidate = place.state_dir.join(CANDIDATE);
     let tried = attempt(place, installable, before, cache, &candidate).await;
-    // Nobody needs it any more, whatever came of it.
+    // The link is not needed any more, with either outcome.
     let _ = std::fs::remove_file(&candidate);
     let (program, version) = tried?;
     let same = before == Some(&program);
@@ -118,7 +119,7 @@ async fn attempt(
     let program = installable.program_in(root.as_deref().unwrap_or(Path::new("")));
     let version = check(place, &program, Some(cache)).await?;
     if let Some(root) = root.filter(|_| before != Some(&program)) {
-        // Nix turns the link round in one step and registers it.
+        // Nix replaces the link in one step and registers it.
         nix(place, &realise(&root, &place.state_dir.join(LINK))).await?;
     }
     Ok((program, version))
@@ -129,9 +130,9 @@ fn linked(candidate: &Path) -> Result<PathBuf, Miss> {
     std::fs::read_link(candidate).map_err(missing)
 }
 
-/// Nothing is built, here or elsewhere: no jobs, no builders. A cache that did
-/// not have it a minute ago is asked again, and a job that is just building it
-/// is waited for by the second, not by five.
+/// Options that keep Nix from building, on this host and on remote builders, and that make it ask a
+/// substituter again that did not have the client a minute ago. Nix looks every second, not every five,
+/// whether another process that builds the client is done.
 fn common() -> Vec<OsString> {
     let mut options: Vec<OsString> = ["--max-jobs", "0"].map(OsString::from).into();
     for (name, value) in [("builders", ""), ("narinfo-cache-negative-ttl", "0"), ("build-poll-interval", "1")]
@@ -174,7 +175,7 @@ async fn nix(place: &Place, command: &[OsString]) -> Result<(), Miss> {
     }
     let name = command[0].to_string_lossy();
     let said = match errors.last() {
-        // Nix says so of whatever it would have to build.
+        // Nix says this of everything that it would have to build.
         Some(error) if error.contains("--max-jobs") => {
             "no substituter has it, and it would have to be built".to_owned()
         }
@@ -188,8 +189,8 @@ async fn nix(place: &Place, command: &[OsString]) -> Result<(), Miss> {
     }))
 }
 
-/// Whether a client answers: its version, and with `cache` (`SERVER:CACHE`)
-/// what it says of that cache.
+/// Checks that a client answers with its version and, if `cache` (`SERVER:CACHE`) is given, that it can ask
+/// that cache. Returns the version.
 pub async fn check(place: &Place, program: &Path, cache: Option<&str>) -> Result<String, Miss> {
     let (ended, said) = ask(place, program, &["--version"]).await;
     let version = match (&ended, said.first()) {
@@ -208,7 +209,7 @@ pub async fn check(place: &Place, program: &Path, cache: Option<&str>) -> Result
     Err(Miss::Silent(format!("{} cache info {cache}: {ended} ({said})", program.display())))
 }
 
-/// Asks a client something small; the last lines of its answer.
+/// Runs a client with a small request and returns the last lines of its output.
 async fn ask(place: &Place, program: &Path, args: &[&str]) -> (Ended, Vec<String>) {
     let mut command = vec![program.into()];
     command.extend(args.iter().map(OsString::from));
@@ -224,7 +225,7 @@ async fn ask(place: &Place, program: &Path, args: &[&str]) -> (Ended, Vec<String
     (ended, said)
 }
 
-/// One line of bounded length without control characters.
+/// Makes one line of bounded length without control characters.
 fn quote(text: &str) -> String {
     let clean: String = text.trim().chars().filter(|c| !c.is_control()).collect();
     if clean.chars().count() <= QUOTE {

@@ -1,5 +1,5 @@
-//! Running a program through `supervise`: what it says line by line, how it
-//! ended, and an end to every wait. Must not know what the program is for.
+//! Runs a program through `supervise`: passes its output on line by line, says
+//! how it ended, and limits every wait. Must not know what the program is for.
 
 use std::ffi::OsString;
 use std::io;
@@ -14,46 +14,46 @@ use tokio::sync::mpsc;
 
 use super::supervise::CALLED_AS;
 
-/// Longest line that is kept; the rest of a longer one is another line.
+/// Longest line in bytes; the rest of a longer one counts as another line.
 const LINE: usize = 2048;
-/// Lines that may wait to be read here.
+/// Number of lines that wait to be read; after that the program waits.
 const LINES: usize = 256;
 
 /// How programs are run.
 #[derive(Debug, Clone)]
 pub struct Runner {
-    /// A program of ours that knows [`CALLED_AS`].
+    /// The program that handles [`CALLED_AS`] as its first argument: flywheeld itself.
     pub supervisor: PathBuf,
-    /// The whole environment.
+    /// The whole environment of the program.
     pub env: Vec<(OsString, OsString)>,
 }
 
-/// What a program may take.
+/// Limits of one run of a program.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// Bytes of address space; none: no limit.
     pub memory: Option<u64>,
-    /// From begin to end.
+    /// Longest duration of the run.
     pub time: Duration,
-    /// Without a line and without any processor time; none: only `time` counts.
+    /// Longest time without a line of output and without use of the processor; none: only `time` counts.
     pub stall: Option<Duration>,
 }
 
 /// How a program ended.
 #[derive(Debug)]
 pub enum Ended {
-    /// By itself; 128 and more: by a signal.
+    /// It ended with this status; 128 and a number stand for the signal of that number.
     Exited(i32),
-    /// Nothing moved for so long, and it was killed.
+    /// It was killed because nothing moved for this time.
     Stalled(Duration),
-    /// It took longer than it may, and was killed.
+    /// It was killed because it took longer than this time.
     TimedOut(Duration),
     /// It could not be run.
     NotRun(io::Error),
 }
 
 impl Ended {
-    /// Whether it says that it has done its work.
+    /// Whether it ended with status 0.
     pub fn is_good(&self) -> bool {
         matches!(self, Self::Exited(0))
     }
@@ -71,14 +71,14 @@ impl std::fmt::Display for Ended {
     }
 }
 
-/// Where a line was said.
+/// The stream that a line came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stream {
     Out,
     Err,
 }
 
-/// Kills what is left of a program and of what it started.
+/// Kills a program and everything that it started.
 struct Group(Option<Pid>);
 
 impl Drop for Group {
@@ -90,9 +90,9 @@ impl Drop for Group {
 }
 
 impl Runner {
-    /// Runs `command` (a program and its arguments) with further environment,
-    /// gives it `input` line by line, and tells each line it says. When the
-    /// future is dropped the program is killed.
+    /// Runs `command` (a program and its arguments) with `env` added to the
+    /// environment, writes `input` to it line by line, and calls back with each
+    /// line of its output. Kills the program when the future is dropped.
     pub(super) async fn run(
         &self,
         command: &[OsString],
@@ -123,7 +123,7 @@ impl Runner {
         let begun = Instant::now();
         let mut moved = (begun, 0_u64);
         let feeding = async move {
-            // Who does not read its input says why by its status.
+            // A program that does not read its input says why with its status.
             let _ = lifeline.write_all(text.as_bytes()).await;
             lifeline
         };
@@ -138,7 +138,7 @@ impl Runner {
                         moved.0 = Instant::now();
                         said(stream, &line);
                     }
-                    // Both streams are closed: all that is missing is its status.
+                    // Both streams are closed: only the status is missing.
                     None => match tokio::time::timeout(limits.time, child.wait()).await {
                         Ok(Ok(status)) => break Ended::Exited(status.code().unwrap_or(128 + 9)),
                         Ok(Err(error)) => break Ended::NotRun(error),
@@ -165,8 +165,8 @@ impl Runner {
     }
 }
 
-/// Lines of a stream, cut where they are too long; whatever is no text becomes
-/// replacement characters.
+/// Reads lines of a stream and cuts those that are too long. Bytes that are not
+/// UTF-8 become replacement characters.
 async fn read(from: impl AsyncRead + Unpin, stream: Stream, told: mpsc::Sender<(Stream, String)>) {
     let mut from = BufReader::with_capacity(LINE, from);
     let mut line = Vec::new();
@@ -193,7 +193,7 @@ async fn tell(line: &mut Vec<u8>, stream: Stream, told: &mpsc::Sender<(Stream, S
     text.trim().is_empty() || told.send((stream, text)).await.is_ok()
 }
 
-/// Processor time of a process group, in clock ticks: whether anything moves.
+/// Processor time of a process group in clock ticks; it shows whether anything moves.
 /// Fields 5, 14 and 15 of proc_pid_stat(5).
 fn processor_time(group: Pid) -> u64 {
     let Ok(entries) = std::fs::read_dir("/proc") else { return 0 };

@@ -1,7 +1,8 @@
-//! The client's configuration (attic's `client/src/config.rs`): an
-//! `XDG_CONFIG_HOME` of its own with `attic/config.toml`, for one user to read.
-//! The token is not in it, only where it is: `attic login` would put it into an
-//! argument list, and into a file that it does not write atomically.
+//! The attic client's configuration (attic's `client/src/config.rs`): an
+//! `XDG_CONFIG_HOME` of its own with `attic/config.toml`, readable by one user.
+//! It names the token's file and does not hold the token. `attic login` would put
+//! the token into an argument list, and into a file that it does not write
+//! atomically.
 
 use std::fs::DirBuilder;
 use std::io;
@@ -10,14 +11,14 @@ use std::path::{Path, PathBuf};
 
 use crate::types::replace_file;
 
-/// A server as the client knows it.
+/// A server in the client's configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Server {
-    /// What it is called in `SERVER:CACHE`; attic's rule for names of caches.
+    /// Its name in `SERVER:CACHE`; attic's rule for names of caches holds.
     pub name: String,
     /// Its address.
     pub endpoint: String,
-    /// The file with its token; none: it is used without one.
+    /// The file with its token; none: requests carry no token.
     pub token_file: Option<PathBuf>,
 }
 
@@ -26,7 +27,7 @@ pub struct Server {
 pub struct Home(PathBuf);
 
 impl Home {
-    /// A home in this directory; nothing is written yet.
+    /// Takes the directory; writes nothing.
     pub fn new(dir: PathBuf) -> Self {
         Self(dir)
     }
@@ -36,8 +37,9 @@ impl Home {
         &self.0
     }
 
-    /// Has these servers in it, the first as the default; true when that was
-    /// not so before. Whoever reads sees the old file or the new one.
+    /// Writes these servers, the first as the default, unless the file has
+    /// exactly them. Returns whether it wrote. A reader sees the old file or the
+    /// new one, never a part.
     pub fn write(&self, servers: &[Server]) -> io::Result<bool> {
         let dir = self.0.join("attic");
         for dir in [&self.0, &dir] {

@@ -6,20 +6,20 @@ use std::path::{Path, PathBuf};
 /// Where the client comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Installable {
-    /// As `nix build` takes it.
+    /// A flake reference, as `nix build` takes it.
     Flake(String),
-    /// A path of the store, and the program in it.
+    /// A store path, and the program in it.
     Store {
         /// The store path itself.
         path: PathBuf,
-        /// The program, relative to it.
+        /// The program, relative to the store path.
         program: PathBuf,
     },
     /// A program that somebody else installs and protects, as in a profile.
     Program(PathBuf),
 }
 
-/// Where packages have the program.
+/// The program's place in a package.
 const PROGRAM: &str = "bin/attic";
 
 impl Installable {
@@ -38,7 +38,7 @@ impl Installable {
         Self::Store { path: store_dir.join(base), program }
     }
 
-    /// The program, once the package is at `root`.
+    /// Returns the program's path in the package at `root`.
     pub fn program_in(&self, root: &Path) -> PathBuf {
         match self {
             Self::Flake(_) => root.join(PROGRAM),

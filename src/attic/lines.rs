@@ -1,13 +1,13 @@
-//! What the client says, line by line (attic's `client/src/push.rs`). Pure.
-//! A help for people and for telling one path's failure from another's; what
-//! is in the cache, only the cache knows.
+//! The lines that the attic client writes (attic's `client/src/push.rs`), parsed.
+//! Pure. They help people, and tell one path's failure from another's. They do
+//! not show what the cache has: only the cache knows.
 
 use crate::types::StorePath;
 
-/// One line.
+/// A line of the attic client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Line<'a> {
-    /// `✅ BASE (NOTE)`: it says that it has uploaded this path.
+    /// `✅ BASE (NOTE)`: the client says that it has uploaded this path.
     Pushed {
         /// Base name.
         base: &'a str,
@@ -18,10 +18,10 @@ pub enum Line<'a> {
     Failed {
         /// Base name.
         base: &'a str,
-        /// Its reason.
+        /// The reason that the client gives.
         error: &'a str,
     },
-    /// `Error: …`: why it gives up as a whole.
+    /// `Error: …`: why the whole run failed.
     Fatal(&'a str),
     /// Anything else.
     Other(&'a str),
@@ -48,7 +48,7 @@ pub fn parse(line: &str) -> Line<'_> {
     }
 }
 
-/// What a reason means for what to do next.
+/// The kind of failure that a reason stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Meaning {
     /// The server refuses the token.
@@ -59,14 +59,14 @@ pub enum Meaning {
     TooLarge,
     /// Hash or size is not what Nix registered.
     Mismatch,
-    /// It may work another time.
+    /// It passes by itself.
     Transient,
-    /// Nothing that we know.
+    /// No known reason.
     Unknown,
 }
 
-/// What an error says. The server's own are `NAME: MESSAGE`, others' are
-/// `HTTP STATUS: BODY`, and the rest is the HTTP library's.
+/// Reads an error of the client. The server's own errors are `NAME: MESSAGE`, those
+/// of a proxy are `HTTP STATUS: BODY`, and the rest comes from the HTTP library.
 pub fn meaning(error: &str) -> Meaning {
     let http = error.strip_prefix("HTTP ").and_then(|rest| rest.get(..3)?.parse::<u16>().ok());
     let named = error.split(':').next().unwrap_or_default();

@@ -1,19 +1,19 @@
-//! The attic client that we own: having it, keeping it logged in, and pushing
-//! through it. For those who want exactly that client, and for jobs that call
-//! it themselves.
+//! The attic client that the daemon keeps: gets it, keeps it logged in, and pushes
+//! through it. It is for administrators who want exactly that client, and for
+//! jobs that call it themselves.
 //!
 //! Must not know: the control socket, sessions, the ledger, and when any of
-//! this is to be done; that is decided by its caller.
+//! this is to be done; its caller decides that.
 //!
 //! | file | for |
 //! |---|---|
 //! | `installable` | what the configuration names: a flake, a store path, a program |
-//! | `bootstrap` | phase 1: getting it without building anything, and trying it before it is used |
+//! | `bootstrap` | getting it without building anything, and trying it before it is used |
 //! | `home` | its configuration: servers, and where their tokens are |
-//! | `child` | running a program that never outlives us, with limits |
-//! | `supervise` | the other half of that: the process between us and it |
+//! | `child` | running a program with limits, so that it never outlives the daemon |
+//! | `supervise` | the process between the daemon and the program |
 //! | `push` | `attic push --stdin` |
-//! | `lines` | what it says |
+//! | `lines` | its output, parsed |
 
 mod bootstrap;
 mod child;

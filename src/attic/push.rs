@@ -1,5 +1,5 @@
-//! `attic push --stdin`: one run for some paths. Whether they are in the cache
-//! afterwards is not told by this; what is told is what the client said of each.
+//! One run of `attic push --stdin` for some paths. Its result is what the client
+//! said of each path; whether a path is in the cache, only the cache knows.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -9,15 +9,15 @@ use super::bootstrap::Place;
 use super::child::{Ended, Limits};
 use super::lines::{Line, parse};
 
-/// Failures that are remembered of one run; there is one a path.
+/// Most failures that are kept of one run, one for each path.
 const MOST: usize = 1024;
-/// Longest reason that is kept.
+/// Longest reason that is kept, in characters.
 const REASON: usize = 400;
 
-/// One run.
+/// What one run pushes, and with which limits.
 #[derive(Debug, Clone, Copy)]
 pub struct Push<'a> {
-    /// The client.
+    /// The client's program.
     pub program: &'a Path,
     /// `SERVER:CACHE`.
     pub cache: &'a str,
@@ -25,25 +25,25 @@ pub struct Push<'a> {
     pub paths: &'a [String],
     /// Uploads at a time.
     pub jobs: u32,
-    /// What it may take.
+    /// Limits of the run.
     pub limits: Limits,
 }
 
-/// What came of it.
+/// The outcome of a run.
 #[derive(Debug)]
 pub struct Pushed {
     /// How the client ended.
     pub ended: Ended,
-    /// What it said of paths that failed, by base name.
+    /// The reasons that it gave for paths that failed, by base name.
     pub failed: HashMap<String, String>,
-    /// Why it gave up as a whole, or the last thing it said.
+    /// Why the whole run failed, or else the last line of its output.
     pub last: Option<String>,
 }
 
-/// Runs it; each line is told to `heard` as it comes.
+/// Runs the client and calls `heard` with each line of its output as it comes.
 pub async fn push(place: &Place, push: Push<'_>, mut heard: impl FnMut(Line<'_>)) -> Pushed {
     let mut command: Vec<OsString> = vec![push.program.into()];
-    // What is pushed, and that its references are there, has been decided.
+    // The daemon has decided what is pushed, and has checked that its references are there.
     command.extend(["push", "--stdin", "--no-closure", "--ignore-upstream-cache-filter"].map(OsString::from));
     command.extend(["--jobs".into(), push.jobs.to_string().into(), push.cache.into()]);
     let home = [("XDG_CONFIG_HOME", place.home.dir().as_os_str().to_owned())];

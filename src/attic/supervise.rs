@@ -1,10 +1,11 @@
-//! The process between us and a program that we run: it gives the program its
-//! limits, feeds it, and kills it with everything it started when we are gone,
-//! however we went. No `unsafe` and no helper from outside is needed for that,
-//! and it holds also where no systemd cleans up behind us.
+//! The process between the daemon and a program that the daemon runs: it sets the
+//! program's limits, writes its input, and kills it, with everything it started,
+//! when the daemon has ended, also after a crash. This needs no `unsafe` and no
+//! other program, and works where no systemd ends left-over processes.
 //!
-//! Its standard input is ours: lines for the program until an empty one, and
-//! then nothing more as long as we live. Its end means that we do not.
+//! The daemon holds the other end of its standard input: first come lines for the
+//! program, up to an empty one, and then nothing while the daemon lives. The end
+//! of the input means that the daemon has ended.
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write};
@@ -13,11 +14,12 @@ use std::process::{Command, ExitCode, Stdio};
 
 use rustix::process::{Resource, Rlimit, Signal, getpgrp, kill_process_group, setrlimit};
 
-/// The first argument by which a program of ours knows that it is meant.
+/// The first argument that makes flywheeld run as a supervisor.
 pub const CALLED_AS: &str = "supervise";
 
-/// Does it, when the arguments (`PROGRAM supervise MEMORY COMMAND…`) say so:
-/// the command's exit status, or 128 and the signal that ended it.
+/// Supervises a command if the arguments (`PROGRAM supervise MEMORY COMMAND…`) ask
+/// for that; none if they do not. Returns the command's exit status, or 128 and
+/// the number of the signal that ended it.
 pub fn supervise(args: &[OsString]) -> Option<ExitCode> {
     let [_, called, memory, program, arguments @ ..] = args else { return None };
     if called != CALLED_AS {
@@ -31,7 +33,7 @@ pub fn supervise(args: &[OsString]) -> Option<ExitCode> {
     let mut child = match Command::new(program).args(arguments).stdin(Stdio::piped()).spawn() {
         Ok(child) => child,
         Err(error) => {
-            // As a shell says it.
+            // In the words of a shell.
             let _ = writeln!(std::io::stderr(), "Error: {} cannot be run: {error}", program.display());
             return Some(ExitCode::from(if error.kind() == std::io::ErrorKind::NotFound {
                 127
@@ -50,7 +52,7 @@ pub fn supervise(args: &[OsString]) -> Option<ExitCode> {
     Some(ExitCode::from(u8::try_from(number & 0xff).unwrap_or(1)))
 }
 
-/// Hands the lines on, then waits for the end.
+/// Writes the lines to the program, then waits for the end of the input.
 fn feed(into: impl Write) {
     let mut into = Some(into);
     let mut lines = BufReader::new(std::io::stdin());
@@ -64,6 +66,6 @@ fn feed(into: impl Write) {
             Ok(_) => into = into.and_then(|mut into| into.write_all(&line).is_ok().then_some(into)),
         }
     }
-    // Ourselves among them.
+    // This process is one of them.
     let _ = kill_process_group(getpgrp(), Signal::KILL);
 }

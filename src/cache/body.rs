@@ -4,8 +4,8 @@
 //! room for it. Must not know URLs, tokens, or what the bytes mean.
 //!
 //! ```text
-//!   Fresh ──► Network ◄──► Source        Fresh    nobody asked for the body yet
-//!               │  │          │          Network  the connection has what we had, it must take it
+//!   Fresh ──► Network ◄──► Source        Fresh    the connection has not asked for the body yet
+//!               │  │          │          Network  the connection has the last chunk and must send it
 //!               │  └─► Held ◄─┤          Source   the NAR's reader must give more
 //!               ▼       │     ▼          Held     an answer is there, nothing more is given
 //!              Done     └─► Closed       Failed   the NAR ended early, was too long, or broke
@@ -23,17 +23,18 @@ use tokio::time::Instant;
 
 use super::error::Sent;
 
-/// A reader that gives nothing for so long hangs: a dead disk or mount. It has
-/// more time than the network, the rate limit of the caller acts here.
+/// Time after which a reader that gives nothing counts as hanging, as on a dead
+/// disk or mount. It is longer than the network's, because the caller's rate
+/// limit delays the reader.
 const SOURCE_PATIENCE: Duration = Duration::from_secs(600);
 
-/// Times the connection is told to come back later, after each chunk and after
-/// each wait for the reader. "Later" is after the runtime has looked at the
-/// sockets. With two, hyper writes the chunk and then looks for an answer
-/// before it asks for the next; with none, it writes for as long as the socket
-/// takes, and where a server resets after an early 413, it mostly finds the
-/// reset and leaves the answer unread. If hyper changes, this costs a little
-/// time or an early answer (a retry), nothing else.
+/// Number of times that the body answers "not yet" after each chunk and after each
+/// wait for the reader; the runtime looks at the sockets in between. With two,
+/// hyper writes the chunk and then looks for an answer before it asks for the
+/// next one. With none, hyper writes as long as the socket takes bytes, and when
+/// a server resets the connection after an early 413, hyper mostly sees the
+/// reset and not the answer. If hyper changes, the cost is a little time or a
+/// retry after an early answer.
 const BREATHS: u8 = 2;
 
 type Source = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
@@ -72,11 +73,11 @@ struct State {
 /// The body, for the HTTP client.
 pub(super) struct Body(Arc<Mutex<State>>);
 
-/// The other end, for the caller. Dropping it lets go of the NAR's reader,
-/// even when the connection lingers.
+/// The caller's end of a body. Dropping it drops the NAR's reader, even when the
+/// connection stays open.
 pub(super) struct Watch(Arc<Mutex<State>>);
 
-/// Where it stands still.
+/// What an upload in which nothing moves waits for.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Stall {
     Connecting,
@@ -153,7 +154,7 @@ impl State {
                     Some(left) => {
                         self.left = left;
                         if self.phase == Phase::Source {
-                            // Much may have come in during the wait.
+                            // An answer may have come during the wait.
                             self.next = Some(chunk);
                             self.phase = Phase::Network;
                             self.moved = Instant::now();
@@ -170,7 +171,7 @@ impl State {
         }
     }
 
-    /// Lets the connection look for an answer first.
+    /// Makes the connection look for an answer first.
     fn breathe(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
         self.breaths = self.breaths.saturating_sub(1);
         // Only the first step of it, which arranges for the wake-up.

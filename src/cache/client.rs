@@ -1,5 +1,5 @@
-//! The calls of the Attic API, as the daemon makes them. Must not know retry
-//! policy, sessions or the ledger: one call, one outcome.
+//! The calls of the Attic API that the daemon makes. One call has one outcome: must
+//! not know retry policy, sessions or the ledger.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -29,18 +29,18 @@ const LONGEST_INFO_HEADER: usize = 4 * 1024;
 const LONGEST_ANSWER: usize = 1024 * 1024;
 const MAX_ENDPOINTS: usize = 32;
 
-/// What a client is made from.
+/// Settings of a cache client.
 #[derive(Clone, Debug)]
 pub struct ClientSettings {
     /// Addresses to try, in order.
     pub endpoints: Vec<String>,
     /// The cache's name on the server.
     pub cache: CacheName,
-    /// Where the token is.
+    /// The source of the token.
     pub token: TokenSource,
-    /// For name, TCP and TLS together.
+    /// Time limit of name look-up, TCP and TLS together.
     pub connect_timeout: Duration,
-    /// How long nothing may move, in either direction. There is no total one: a NAR takes what it takes.
+    /// Longest time without a byte in either direction. There is no limit on the whole: it depends on the NAR.
     pub stall_timeout: Duration,
     /// The user agent of the requests.
     pub user_agent: String,
@@ -127,21 +127,22 @@ impl CacheClient {
         &self.0
     }
 
-    /// Finds the server and asks for the cache's configuration; also the probe
-    /// of whether the cache is back. The address that worked last is asked
-    /// first, then the candidates in order. Reads the token anew.
+    /// Finds an endpoint that answers and asks it for the cache's configuration.
+    /// It is also the probe of a cache that was offline. Asks the endpoint that
+    /// answered last first, then the others in their order. Reads the token anew.
     ///
-    /// When all fail, the error is the one that tells most, its message names all.
+    /// When all fail, the error has the class of the most telling failure, and its
+    /// message names all.
     pub async fn discover(&self) -> Result<Discovered, CacheError> {
         self.0.discover().await.map_err(|e| self.0.scrubbed(e))
     }
 
-    /// Where the last discovery found the server.
+    /// The endpoint that the last discovery found.
     pub fn endpoint(&self) -> Option<String> {
         self.0.discovery.last().map(|d| d.endpoint)
     }
 
-    /// The configuration that the last discovery brought.
+    /// The configuration that the last discovery read.
     pub fn config(&self) -> Option<CacheConfig> {
         self.0.discovery.last().map(|d| d.config)
     }
@@ -157,8 +158,8 @@ impl CacheClient {
         }
     }
 
-    /// Which of `hashes` the cache does not have. All or nothing: an error
-    /// says nothing about any of them.
+    /// Returns those of `hashes` that the cache does not have. An error says
+    /// nothing about any of them.
     pub async fn missing(&self, hashes: Vec<String>) -> Result<HashSet<String>, CacheError> {
         let mut missing = HashSet::new();
         for part in hashes.chunks(HASHES_A_QUESTION) {
@@ -167,8 +168,8 @@ impl CacheClient {
         Ok(missing)
     }
 
-    /// Uploads one path. `nar` is read as fast as the server takes it and let
-    /// go of as soon as the outcome is known.
+    /// Uploads one path. Reads `nar` as fast as the server takes it, and drops it
+    /// as soon as the outcome is known.
     pub async fn upload<S>(&self, info: &UploadInfo, nar: S) -> Result<Uploaded, CacheError>
     where
         S: Stream<Item = io::Result<Bytes>> + Send + 'static,
@@ -208,7 +209,7 @@ impl Inner {
         Ok(changed)
     }
 
-    /// The error without the token, wherever it may have come from.
+    /// Takes the token out of an error.
     pub(super) fn scrubbed(&self, mut error: CacheError) -> CacheError {
         if let Some(token) = self.current_token() {
             error.message = token.scrub(&error.message);
@@ -306,16 +307,20 @@ impl Inner {
         let doing = format!("uploading {} to {base}", info.store_path);
         let json = serde_json::to_vec(info).map_err(|e| unwritable(&e))?;
         let mut request = self.transport.client(&base)?.put(base.api("upload-path")?);
+        // Under both names: celler, a fork of Attic, has the same API with its own header names, and each
+        // server ignores the other's.
         // A header takes visible ASCII only, which is all that Nix writes.
         let header =
             (json.len() < LONGEST_INFO_HEADER).then(|| HeaderValue::from_bytes(&json).ok()).flatten();
         let preamble = match header.filter(|_| json.is_ascii()) {
             Some(value) => {
-                request = request.header("X-Attic-Nar-Info", value);
+                request = request.header("X-Attic-Nar-Info", &value).header("X-Celler-Nar-Info", value);
                 None
             }
             None => {
-                request = request.header("X-Attic-Nar-Info-Preamble-Size", json.len());
+                request = request
+                    .header("X-Attic-Nar-Info-Preamble-Size", json.len())
+                    .header("X-Celler-Nar-Info-Preamble-Size", json.len());
                 Some(Bytes::from(json))
             }
         };
@@ -342,7 +347,7 @@ impl Inner {
         doing: &str,
     ) -> Result<(Answer, Sent), CacheError> {
         let response = tokio::select! {
-            // The answer first: it counts more than anything that happens beside it.
+            // The answer first: it counts more than a stall at the same moment.
             biased;
             response = request.send() => response,
             stall = watch.stalled(self.connect_timeout, self.stall_timeout) => {
@@ -360,7 +365,7 @@ impl Inner {
                 Some(Failure::Broken(why)) => {
                     CacheError::new(ErrorClass::Local, format!("{doing}: the path cannot be read: {why}"))
                 }
-                // What the server would say in the end, without sending it all.
+                // The server would say the same after all of the body.
                 Some(Failure::Short { missing }) => mismatch(doing, &format!("{missing} bytes shorter")),
                 Some(Failure::Long) => mismatch(doing, "longer"),
                 None => CacheError::from_transport(&e, sent != Sent::Nothing, doing).of_upload(sent),
@@ -368,7 +373,7 @@ impl Inner {
         }
     }
 
-    /// After a request that did not get through, the next one looks around first.
+    /// Makes the next request look for an endpoint first, after one that did not get through.
     fn note(&self, error: &CacheError, base: &Endpoint) {
         if error.class == ErrorClass::Unreachable {
             self.discovery.suspect(base);

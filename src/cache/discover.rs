@@ -17,14 +17,14 @@ use super::error::{CacheError, ErrorClass, quote};
 use super::transport::Answer;
 use super::wire::CacheConfig;
 
-/// A named address that failed is not tried again for so long: it may take the
-/// whole connect timeout each time.
+/// Time for which a named address that failed is not tried again: each try may take
+/// the whole connect timeout.
 const REFUSED_FOR: Duration = Duration::from_secs(300);
 const MAX_REDIRECTS: usize = 3;
 /// A configuration is below 1 KiB.
 const LONGEST_CONFIG: usize = 256 * 1024;
 
-/// What a discovery found.
+/// The result of a discovery.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Discovered {
     /// Where requests go.
@@ -38,7 +38,7 @@ pub struct Discovered {
 #[derive(Default)]
 struct Known {
     current: Option<(Endpoint, Discovered)>,
-    /// A request did not get through since: ask again before the next one.
+    /// A request failed to get through since then: the next one asks again first.
     suspect: bool,
     refused: Option<(Endpoint, Instant, String)>,
 }
@@ -47,7 +47,7 @@ struct Known {
 #[derive(Default)]
 pub(super) struct Discovery {
     known: Mutex<Known>,
-    /// Sixteen uploads that know nothing ask once.
+    /// Held while one request asks, so that others wait for its answer instead of asking too.
     asking: tokio::sync::Mutex<()>,
 }
 
@@ -83,7 +83,7 @@ impl Discovery {
 }
 
 impl Inner {
-    /// Where to send a request: as known, or found now.
+    /// Returns the endpoint for a request: the known one, or one found now.
     pub(super) async fn locate(&self) -> Result<Endpoint, CacheError> {
         if let Some(endpoint) = self.discovery.trusted() {
             return Ok(endpoint);
@@ -97,8 +97,8 @@ impl Inner {
 
     pub(super) async fn discover(&self) -> Result<Discovered, CacheError> {
         let _asking = self.discovery.asking.lock().await;
-        // A new token may be what everybody waits for. One that cannot be read
-        // just now, while it is being replaced, does not undo the one we have.
+        // The cache may wait for a new token. A token that cannot be read just now,
+        // while it is being replaced, does not undo the one in use.
         if let Err(e) = self.reload_token()
             && self.token()?.is_none()
         {
@@ -126,7 +126,7 @@ impl Inner {
                 Err(e) => failures.push(e),
             }
         }
-        // Nobody answers: the next one starts over with all candidates in their order.
+        // No endpoint answers: the next request starts over with all of them in their order.
         {
             let mut known = self.discovery.known();
             known.suspect = true;
@@ -135,7 +135,7 @@ impl Inner {
                 known.current = None;
             }
         }
-        // An answer tells more than a silence; all are told.
+        // An answer says more than silence; the message names all failures.
         let message = failures.iter().map(|e| e.message.as_str()).collect::<Vec<_>>().join("; ");
         match failures.into_iter().min_by_key(CacheError::rank) {
             Some(error) => Err(CacheError { message, ..error }),
@@ -146,7 +146,7 @@ impl Inner {
         }
     }
 
-    /// One address, and the one that its configuration names.
+    /// Asks one address, and then the one that its configuration names.
     async fn settle(&self, base: Endpoint) -> Result<(Endpoint, Discovered), CacheError> {
         let (base, config) = self.ask(base).await?;
         let here = |named_unusable| {

@@ -68,7 +68,7 @@ impl Endpoint {
     /// Why the token must not go on from here to `next`, although a server says so.
     pub(super) fn objection_to(&self, next: &Self) -> Option<&'static str> {
         if next.is_loopback() && !self.is_loopback() {
-            // Its author meant the server's own host; on ours, anybody may listen there.
+            // The server's administrator meant the server's host. On this host, any user may listen there.
             Some("that is on the server's own host")
         } else if next.is_plain() && !self.is_plain() && !next.is_loopback() {
             Some("that is without TLS, and this address is with it")

@@ -9,7 +9,7 @@ use reqwest::header::{HeaderMap, RETRY_AFTER};
 use super::token::Secret;
 use super::wire::ErrorAnswer;
 
-/// What kind of failure it is.
+/// The kind of a failure, which decides what the caller does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ErrorClass {
     /// No connection: refused, no such host, TLS, or reset before anything was sent. Concerns the whole cache.
@@ -37,7 +37,7 @@ pub enum ErrorClass {
 }
 
 impl ErrorClass {
-    /// A word for it that stays the same: for records and for people.
+    /// The class as a word that stays the same, for records and for people.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Unreachable => "unreachable",
@@ -74,9 +74,9 @@ pub struct CacheError {
     pub retry_after: Option<Duration>,
 }
 
-/// A server that asks for more than this is not believed.
+/// Longest wait that a server can ask for.
 const LONGEST_WAIT: Duration = Duration::from_secs(24 * 3600);
-/// How much of a server's words goes into a message.
+/// Longest part of a server's text in a message, in characters.
 const LONGEST_QUOTE: usize = 300;
 
 impl CacheError {
@@ -84,7 +84,7 @@ impl CacheError {
         Self { class, message: message.into(), status: None, retry_after: None }
     }
 
-    /// What an answer that is no success means. `doing` is the beginning of a sentence: "asking X for Y".
+    /// Makes the error of an answer that is no success. `doing` begins its message: "asking X for Y".
     pub(super) fn from_answer(
         status: StatusCode,
         headers: &HeaderMap,
@@ -127,7 +127,7 @@ impl CacheError {
         Self { class: ErrorClass::NoVerdict, message, ..self }
     }
 
-    /// What it means that no answer came. `sent`: the server had begun to take a body.
+    /// Makes the error of a request without an answer. `sent`: the connection had begun to take a body.
     pub(super) fn from_transport(error: &reqwest::Error, sent: bool, doing: &str) -> Self {
         let why = chain(error);
         let (class, how) = if error.is_builder() {
@@ -135,9 +135,8 @@ impl CacheError {
         } else if error.is_connect() || (error.is_timeout() && !sent) {
             (ErrorClass::Unreachable, "no connection")
         } else if sent {
-            // It may be this one path that the other side cannot stand, so it
-            // must not count against the cache. Is the server gone, the next
-            // attempt says so.
+            // The cause may be this one path, so it must not count against the
+            // cache. If the server is down, the next attempt shows it.
             (ErrorClass::Transient, "the connection broke while the path was being sent")
         } else {
             (ErrorClass::Unreachable, "the connection broke before an answer")
@@ -145,8 +144,7 @@ impl CacheError {
         Self::new(class, format!("{doing}: {how}: {why}"))
     }
 
-    /// The answer was an Attic server's own or could be: used to choose among the failures of several addresses.
-    /// Lower tells more.
+    /// Orders the failures of several endpoints: the lowest says most about the cache.
     pub(super) fn rank(&self) -> u8 {
         match self.class {
             ErrorClass::Unauthorized => 0,
@@ -227,8 +225,8 @@ fn wait_of(text: &str, now: SystemTime) -> Option<Duration> {
     }
 }
 
-/// What a proxy's page says: its title, else all of it. The rest is layout,
-/// and would push the hint behind it over the edge of a bounded message.
+/// Returns the title of a proxy's page, or else all of it. The rest is layout, and
+/// would leave no room for the hint in a message of bounded length.
 fn page(text: &str) -> &str {
     let title = text.split_once("<title>").and_then(|(_, rest)| rest.split_once("</title>"));
     title.map_or(text, |(title, _)| title)
@@ -257,7 +255,7 @@ fn turns_text(c: char) -> bool {
     matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// The reason is at the end of the chain; the URL is told elsewhere.
+/// Joins the causes of an error. The reason is the last one; the URL is in the message already.
 fn chain(error: &reqwest::Error) -> String {
     let mut parts: Vec<String> = Vec::new();
     let mut next = std::error::Error::source(error);

@@ -1,6 +1,5 @@
-//! What a cache knows: the Attic API's requests and answers, where the server
-//! is, which token opens it, and what each of its answers means for the path
-//! at hand.
+//! The cache client: the Attic API's requests and answers, the endpoint in use, the
+//! token, and the error class of each answer.
 //!
 //! Must not know: sessions, the ledger, Nix's store. It takes plain strings
 //! and a stream of bytes, and gives back an outcome or a [`CacheError`] whose
@@ -9,7 +8,6 @@
 //!
 //! | file | for |
 //! |---|---|
-//! | `name` | names a cache can have |
 //! | `token` | where the token comes from, and keeping it out of sight |
 //! | `wire` | the JSON of the API |
 //! | `error` | error classes, and what a status or a broken connection means |
@@ -18,7 +16,7 @@
 //! | `body` | the NAR on its way: exact length, stall watch, early answers |
 //! | `discover` | which of several addresses to use |
 //! | `client` | the calls |
-//! | `read` | whether Nix could read it |
+//! | `read` | whether Nix can read the cache |
 
 mod body;
 mod client;
@@ -36,6 +34,5 @@ mod tests;
 pub use client::{CacheClient, ClientSettings};
 pub use discover::Discovered;
 pub use error::{CacheError, ErrorClass};
-
 pub use token::{Secret, TokenSource};
 pub use wire::{CacheConfig, UploadInfo, Uploaded};

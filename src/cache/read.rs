@@ -1,5 +1,5 @@
-//! Reading as Nix reads: whether a cache lets us, with the login that a netrc
-//! file would give. Must not know where such a file is.
+//! Whether a cache can be read as Nix reads it, with the login that a netrc file
+//! gives. Must not know where that file is.
 
 use reqwest::Url;
 

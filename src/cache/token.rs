@@ -1,10 +1,10 @@
-//! Where the token comes from, and how it is kept out of sight.
+//! The source of the token, and how the token is kept out of texts.
 //!
-//! The token is opaque: nothing is decided by what it says. Only `exp` is
-//! looked at, to warn before it runs out. Must not know HTTP.
+//! The token is opaque: its content decides nothing. Only `exp` is read, for a
+//! warning before the token expires. Must not know HTTP.
 //!
-//! Not guaranteed: that no copy stays in memory. Our own copy is wiped when it
-//! is dropped; the HTTP library's header buffers are not.
+//! Not guaranteed: that no copy stays in memory. The copy here is wiped when it is
+//! dropped; the HTTP library's header buffers are not.
 
 use std::fmt;
 use std::fs::File;
@@ -140,8 +140,8 @@ impl fmt::Display for Secret {
 }
 
 impl TokenSource {
-    /// The token itself, for a file of ours with no more rights than its
-    /// source, and for nothing else.
+    /// Reads the token itself. Only for a file that the daemon writes, with no more
+    /// rights than the source has.
     pub fn text(&self) -> Result<Option<Zeroizing<String>>, CacheError> {
         Ok(self.read()?.map(|secret| secret.0.clone()))
     }
@@ -185,8 +185,8 @@ impl TokenSource {
     }
 }
 
-/// A token that cannot be had is the same to the cache's users as one that the
-/// server refuses: someone has to look at it, and the cache waits meanwhile.
+/// A token that cannot be read has the class of one that the server refuses: an
+/// administrator has to look at it, and the cache waits meanwhile.
 fn unusable(message: String) -> CacheError {
     CacheError::new(ErrorClass::Unauthorized, message)
 }

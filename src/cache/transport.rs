@@ -1,5 +1,5 @@
-//! HTTP clients and their limits. Made when first needed: a daemon that only
-//! uploads to its own host never loads a certificate. Must not know the API.
+//! HTTP clients and their limits. A client is made when it is first needed: a daemon
+//! that only uploads to its own host loads no certificates. Must not know the API.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -16,7 +16,7 @@ const IDLE_CONNECTIONS: usize = 160;
 /// Shorter than what servers and proxies commonly allow (60 s and more), so
 /// that a request seldom meets a connection that is just being closed.
 const IDLE_TIME: Duration = Duration::from_secs(30);
-/// Our own stall watch speaks first, it has the better message.
+/// Added to the stall timeout for the kernel's own, so that the message is the one of the stall watch.
 const KERNEL_MARGIN: Duration = Duration::from_secs(5);
 
 pub(super) struct Transport {

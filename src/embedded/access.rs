@@ -11,7 +11,7 @@ use super::secrets::TokenDigest;
 /// What the caller's token is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Caller {
-    /// Absent, or not one of ours: the same to us, so that guessing tells nothing.
+    /// No token, or an unknown one; the server treats both alike, so that guessing shows nothing.
     Unknown,
     Puller,
     Pusher,
@@ -34,7 +34,8 @@ impl Access {
         }
     }
 
-    /// A caller without a valid token is told 401 where it may not even look, 403 where it may.
+    /// Whether the caller may push. Without a valid token the answer is 401 where the caller may not read
+    /// either, and 403 where it may.
     pub(super) fn push(&self, headers: &HeaderMap) -> Result<(), ApiError> {
         match self.caller(headers) {
             Caller::Pusher => Ok(()),

@@ -19,7 +19,7 @@ use super::wire::{CacheConfig, MissingAnswer, MissingRequest};
 use super::{Access, Limits};
 use crate::types::{CacheName, PathHash};
 
-/// Some 115,000 hashes.
+/// Longest question in bytes: about 115,000 hashes.
 const LARGEST_QUESTION: usize = 4 << 20;
 
 /// What every request needs.
@@ -91,13 +91,14 @@ pub(super) async fn cache_config(
     Ok(Json(config).into_response())
 }
 
-/// Whoever would make, change or remove a cache over HTTP, as `attic cache create` does.
+/// Refuses to make, change or remove a cache over HTTP, as `attic cache create` asks.
 pub(super) async fn fixed_caches() -> Response {
     ([(ALLOW, "GET,HEAD")], ApiError::FixedCaches).into_response()
 }
 
-/// Needs the right to push: it tells what is in the cache. The token is looked
-/// at before the body is read, so that strangers cannot make us hold megabytes.
+/// Answers which paths are missing. This needs the right to push, because it shows
+/// what is in the cache. The token is checked before the body is read, so that a
+/// caller without one cannot make the server hold megabytes.
 pub(super) async fn get_missing_paths(State(app): State<Arc<App>>, request: Request) -> Response {
     let (head, body) = request.into_parts();
     if let Err(refused) = app.access.push(&head.headers) {

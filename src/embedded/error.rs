@@ -1,5 +1,5 @@
-//! What can go wrong, twice: [`EmbeddedError`] ends the server or keeps it from
-//! starting, [`ApiError`] is an answer to one request. Must not know the disk
+//! Errors: [`EmbeddedError`] ends the server or keeps it from starting,
+//! [`ApiError`] is an answer to one request. Must not know the disk
 //! layout; the answers' shape is the one recorded from a real Attic server.
 
 use std::io;
@@ -84,7 +84,7 @@ pub enum EmbeddedError {
         /// Why.
         source: rusqlite::Error,
     },
-    /// The writing thread ended although nobody stopped it.
+    /// The writing thread ended although it was not stopped.
     #[error("embedded cache: the writing thread ended unexpectedly")]
     Writer,
 }

@@ -37,55 +37,55 @@ use secrets::CacheKey;
 
 use crate::types::CacheName;
 
-/// Uploads that are being received at a time; more wait.
+/// Most uploads that are received at a time; others wait.
 const UPLOADS: usize = 64;
 
-/// A client that sends nothing for so long is given up.
+/// A request whose body brings nothing for this time fails.
 const STALL: Duration = Duration::from_secs(120);
 
-/// Below this, eviction would be all that happens.
+/// Smallest `max_size` in bytes; below it, every upload would evict another one.
 const SMALLEST_MAX_SIZE: u64 = 1 << 20;
 
-/// What the cache is to be.
+/// Settings of a built-in cache.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Where everything is kept; made (mode 0700) when it is not there.
+    /// The directory of its files; made with mode 0700 if it does not exist.
     pub dir: PathBuf,
-    /// Where to listen; port 0 takes a free one.
+    /// The address to listen on; port 0 takes a free port.
     pub listen: SocketAddr,
     /// Names of hosts, without a port, under which clients reach this server, beside its addresses,
     /// `localhost` and this host's name.
     pub host_names: Vec<String>,
     /// The caches' names.
     pub caches: Vec<String>,
-    /// Reading needs no token.
+    /// Whether reading needs no token.
     pub public: bool,
     /// The store directory of every path in it, like `/nix/store`.
     pub store_dir: String,
-    /// Bytes after which the least recently used paths leave.
+    /// Bytes above which the least recently used paths are evicted; none: no limit.
     pub max_size: Option<u64>,
-    /// The largest NAR that is taken.
+    /// The largest NAR that it takes, in bytes.
     pub max_nar_size: u64,
-    /// Where the tokens and keys are kept (files of mode 0600).
+    /// The directory of the tokens and keys (files of mode 0600).
     pub token_dir: PathBuf,
-    /// For Nix: a lower number is asked first.
+    /// Nix asks substituters with a lower number first.
     pub priority: u32,
-    /// Told to clients: paths signed by these keys need not be pushed.
+    /// Clients need not push paths that are signed by these keys.
     pub upstream_cache_key_names: Vec<String>,
 }
 
-/// A cache that answers.
+/// A built-in cache that serves.
 #[derive(Debug)]
 pub struct Running {
-    /// Where it listens.
+    /// The address that it listens on.
     pub addr: SocketAddr,
-    /// Holds the token that may push (and read).
+    /// The file of the token that may push and read.
     pub push_token_file: PathBuf,
-    /// Holds the token that may only read.
+    /// The file of the token that may only read.
     pub pull_token_file: PathBuf,
     /// Each cache and its key, as for Nix's `trusted-public-keys`.
     pub public_keys: Vec<(String, String)>,
-    /// Ends after the shutdown, when everything is on the disk; or with the reason why it cannot go on.
+    /// Ends after the shutdown, when everything is on the disk, or with the reason why the cache had to stop.
     pub task: JoinHandle<Result<(), EmbeddedError>>,
 }
 
@@ -96,7 +96,7 @@ struct Limits {
     stall: Duration,
 }
 
-/// Opens or makes the cache and serves it until `shutdown`. When this returns, it answers.
+/// Opens or makes the cache and serves it until `shutdown`. When this returns, the cache answers.
 pub async fn start(settings: Settings, shutdown: CancellationToken) -> Result<Running, EmbeddedError> {
     check(&settings)?;
     let listener = TcpListener::bind(settings.listen)
@@ -167,7 +167,7 @@ async fn run(
     mut done: Done,
     shutdown: CancellationToken,
 ) -> Result<(), EmbeddedError> {
-    // Told apart from the caller's token: a writer that died also ends the serving.
+    // Not the caller's token itself: a writer thread that ended also ends the serving.
     let stop = shutdown.child_token();
     let router = router(Arc::clone(&app));
     drop(app);
@@ -180,7 +180,7 @@ async fn run(
             return Err(EmbeddedError::Writer);
         }
     }
-    // The last connection is gone, and the writer's handle with it: the thread ends when all is written.
+    // The last connection has dropped the writer's handle, so the thread ends when all is written.
     done.await.map_err(|_| EmbeddedError::Writer)
 }
 

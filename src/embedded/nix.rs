@@ -1,4 +1,4 @@
-//! What Nix's substituters ask for. Must not know how things are stored.
+//! Requests of Nix as it substitutes: `nix-cache-info`, narinfo and NAR. Must not know how things are stored.
 
 use std::sync::Arc;
 
@@ -66,7 +66,7 @@ pub(super) async fn nar(
         Nar::File { hash, size } => {
             let path = app.cache_store.nar_file(&hash);
             let Ok(mut file) = tokio::fs::File::open(&path).await else {
-                // Evicted between the two looks, or somebody took it away: then the row must not stay either.
+                // It was evicted meanwhile, or removed by hand: then its row must not stay either.
                 crate::observe::event!(
                     BUILT_IN_LOST,
                     file = %path.display(),
@@ -83,7 +83,7 @@ pub(super) async fn nar(
         .into_response())
 }
 
-/// The hash in `HASH.suffix`. Whatever else is asked for is not here.
+/// Returns the hash in `HASH.suffix`; every other name is not found.
 fn named(file: &str, suffix: &str) -> Result<PathHash, ApiError> {
     let hash = file.strip_suffix(suffix).ok_or(ApiError::NotFound)?;
     PathHash::parse(hash).map_err(|_| ApiError::NotFound)

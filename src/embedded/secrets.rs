@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use super::error::EmbeddedError;
 use crate::types::sync_dir;
 
-/// No secret of ours is longer.
+/// Longest file that is read; the secrets are shorter.
 const LONGEST: u64 = 4096;
 
 /// A token as a digest: comparing digests tells nothing about the token, and the token itself is not kept.

@@ -48,8 +48,8 @@ const BREATH: Duration = Duration::from_millis(100);
 /// Serves until `shutdown`, then lets what is under way finish for a while.
 ///
 /// When all places are taken, or all of one peer, the connection that has waited
-/// longest for a request gives its place to the new one; so connections that ask
-/// nothing keep nobody out. With a request on every connection, new ones wait.
+/// longest for a request gives its place to the new one, so connections that ask
+/// nothing keep no other out. With a request on every connection, new ones wait.
 pub(super) async fn serve(listener: TcpListener, router: Router, shutdown: CancellationToken) {
     let connections = TaskTracker::new();
     let places = Arc::new(Semaphore::new(MOST_CONNECTIONS));
@@ -167,7 +167,7 @@ impl Entry {
     }
 }
 
-/// A request that is under way, until its answer is sent or given up.
+/// A request that is under way until its answer is sent or dropped.
 struct UnderWay(Arc<Entry>);
 
 impl Drop for UnderWay {

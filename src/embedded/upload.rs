@@ -41,7 +41,7 @@ pub(super) async fn upload_path(State(app): State<Arc<App>>, request: Request) -
 
 async fn receive(app: &Arc<App>, headers: &HeaderMap, body: &mut Body) -> Result<UploadAnswer, ApiError> {
     app.access.push(headers)?;
-    // The rest waits here, and its senders with it.
+    // Further uploads wait here, and their clients wait with them.
     let _turn = app.limits.uploads.acquire().await.map_err(|_| ApiError::Internal)?;
     let info = info(headers, body).await?;
     let cache = info.cache.as_str().to_owned();
@@ -162,7 +162,7 @@ impl Body {
             match tokio::time::timeout(self.stall, self.stream.next()).await {
                 Err(_) => return Err(ApiError::Stalled),
                 Ok(None) => return Ok(None),
-                Ok(Some(Err(_))) => return Err(ApiError::bad_nar()), // cut off: nobody hears this
+                Ok(Some(Err(_))) => return Err(ApiError::bad_nar()), // the client has ended the connection
                 Ok(Some(Ok(chunk))) => self.rest = chunk,
             }
         }

@@ -97,6 +97,10 @@ async fn retry_after_comes_through() {
 async fn large_upload_info_goes_before_the_body() {
     let server = Server::start(|request, mut conn| async move {
         let body = conn.body(&request).await;
+        for name in ["nar-info", "nar-info-preamble-size"] {
+            let attic = request.header(&format!("x-attic-{name}"));
+            assert_eq!(request.header(&format!("x-celler-{name}")), attic, "celler has its own names");
+        }
         let kind = match request.header("x-attic-nar-info-preamble-size") {
             Some(size) => {
                 let (json, nar) = body.split_at(size.parse().unwrap());

@@ -1,6 +1,7 @@
-//! What leaves when the cache is full: the least recently used, and with a path
-//! everything that refers to it, so that what stays has its closure.
-//! Must not touch files: it says which may go once the transaction is durable.
+//! Eviction when the cache is full: the least recently used paths are removed, and
+//! with a path everything that refers to it, so that every other path keeps its
+//! closure. A path counts as used when a path that refers to it was.
+//! Must not touch files: it returns those to remove once the transaction is durable.
 
 use std::collections::HashMap;
 
@@ -9,7 +10,7 @@ use rusqlite::{Connection, Transaction};
 use super::writer::ROW;
 use crate::types::{NarHash, PathHash};
 
-/// What a transaction took out.
+/// What a transaction has removed.
 #[derive(Default)]
 pub(super) struct Removed {
     pub(super) paths: usize,

@@ -11,8 +11,8 @@
 //! has piled up in one go. Small NARs are in it because then a group of uploads
 //! costs one disk sync instead of two each. A larger NAR's file is synced,
 //! renamed and its directory synced before its row is written, and its row is
-//! gone before the file is: at any moment a row has its file. A file without
-//! a row is what a crash leaves; it is removed at the next start.
+//! removed before the file is: at any moment a row has its file. A crash can
+//! leave a file without a row, which the next start removes.
 
 mod evict;
 mod nars;
@@ -115,7 +115,7 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     // Takes effect only in a new database, and only before the journal mode is set.
     connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
-    // FULL: an answer "Uploaded" survives a power cut, not only a crash of ours.
+    // FULL: an answer "Uploaded" survives a power cut, not only a crash of this process.
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "cache_size", -1024)?;
     connection.pragma_update(None, "journal_size_limit", 8 << 20)?;
@@ -216,7 +216,7 @@ fn sweep(connection: &mut Connection, dir: &Path, path: &Path) -> Result<(), Emb
     Ok(())
 }
 
-/// NARs that an upload relies on. The evictor leaves them alone, so an upload needs no lock while its body comes in.
+/// NARs that an upload relies on. They are not evicted, so an upload needs no lock while its body comes in.
 #[derive(Default)]
 pub(super) struct Pins(Mutex<HashMap<NarHash, usize>>);
 
@@ -226,9 +226,9 @@ impl Pins {
         Pin { pins: Arc::clone(pins), hash }
     }
 
-    /// The evictor holds this from its choice until that is committed.
+    /// Eviction holds this lock from its choice until the choice is committed.
     fn lock(&self) -> MutexGuard<'_, HashMap<NarHash, usize>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner) // counts stay right whoever panicked
+        self.0.lock().unwrap_or_else(PoisonError::into_inner) // the counts stay right after a panic
     }
 }
 

@@ -28,7 +28,7 @@ impl Reader {
     }
 
     fn connection(&self) -> MutexGuard<'_, Connection> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner) // SQLite's state survives a panic of ours
+        self.0.lock().unwrap_or_else(PoisonError::into_inner) // SQLite's state survives a panic
     }
 
     pub(super) fn has_nar(&self, hash: &NarHash) -> rusqlite::Result<bool> {
@@ -43,9 +43,9 @@ impl Reader {
             .exists((cache, hash.as_str()))
     }
 
-    /// Those of `hashes` that are not there, each once, in the order asked; and
-    /// the rows of those that are and have not been used for a while: whoever
-    /// hears that a path is there relies on it.
+    /// Returns those of `hashes` that are missing, each once, in the order asked;
+    /// and the rows of the present ones that were not used lately. These count as
+    /// used now, because the caller relies on the answer.
     pub(in super::super) fn missing(
         &self,
         cache: &str,

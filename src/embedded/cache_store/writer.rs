@@ -1,5 +1,5 @@
-//! The only one that changes the database: a thread that takes what has piled
-//! up, writes it in one transaction, and answers when that is on the disk.
+//! The thread that alone changes the database: it takes the jobs that wait, writes
+//! them in one transaction, and answers when that is on the disk.
 //! Must not know HTTP.
 
 use std::fs::File;
@@ -85,7 +85,7 @@ impl Writer {
             .spawn(move || {
                 thread.run(inbox);
                 drop(thread);
-                let _ = done.send(()); // nobody may be left to hear it
+                let _ = done.send(()); // the receiver may have been dropped
             })
             .map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))?;
         Ok((Self(jobs), ended))
@@ -121,7 +121,7 @@ struct Thread {
     /// Of everything stored, roughly.
     size: u64,
     pins: Arc<Pins>,
-    /// Nobody else may have the directory before the last row is written.
+    /// No other process may use the directory before the last row is written.
     _lock: File,
 }
 
@@ -156,7 +156,7 @@ impl Thread {
         }
     }
 
-    /// A file whose row could not be written goes again, unless another upload counts on it.
+    /// Removes a file whose row could not be written, unless another upload relies on it.
     fn discard(&self, job: &Job) {
         let Job::Store(new, _) = job else { return };
         if !matches!(new.content, Content::File { .. }) {
@@ -209,8 +209,8 @@ impl Thread {
             still_there(&tx, batch, &mut answers)?;
         }
         tx.commit()?;
-        // The rows are gone for good, so the files may go. Still under the pins' lock:
-        // an upload that begins now sees either both or none.
+        // The removal of the rows is durable, so the files can be removed. The lock of the pins
+        // is still held: an upload that begins now sees both or neither.
         for hash in &removed.files {
             let _ = std::fs::remove_file(nar_file(&self.nar_dir, hash)); // else the next start does it
         }
