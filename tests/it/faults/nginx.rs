@@ -111,7 +111,7 @@ fn client_max_body_size_fails_what_is_too_large_and_nothing_else() {
     rig.site.build(&set("big", 1, 1, 60_000));
     rig.site.build(&set("small", 2, 10, 20_000));
     let session = rig.daemon.session(&[]);
-    let push = rig.daemon.json(&["push", "--wait", &rig.site.named(|n| n == "big-0")[0]]);
+    let push = rig.daemon.json_of_failed(&["push", "--wait", &rig.site.named(|n| n == "big-0")[0]]);
     let reason = push["failed"][0]["error"].as_str().unwrap_or_default();
     assert!(reason.contains("413") && reason.contains("client_max_body_size"), "{push}");
     rig.daemon.end(&session, &[]);

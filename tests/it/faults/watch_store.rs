@@ -109,7 +109,7 @@ fn one_invalid_path_among_50() {
     let mut args = vec!["--json", "push", "--wait"];
     args.extend(paths.iter().map(String::as_str));
     let push = rig.daemon.ctl(&args);
-    assert_eq!(push.code, 0, "{push:?}");
+    assert_eq!(push.code, 3, "{push:?}");
     assert!(push.out.contains("-never") || push.err.contains("-never"), "it is named: {push:?}");
     // The reason says what happened, and how to verify and repair the path.
     let failed = push.json()["failed"].to_string();

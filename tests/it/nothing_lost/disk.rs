@@ -80,8 +80,8 @@ fn paths_are_pushed_from_memory_and_recorded_when_there_is_room() {
     assert_eq!(bench.recorded(), 11, "all at once");
     let log = daemon.log();
     let times = |what: &str| log.lines().filter(|line| line.contains(what)).count();
-    assert_eq!(times("ledger: cannot be written"), 1, "{log}");
-    assert_eq!(times("ledger: can be written again"), 1, "{log}");
+    assert_eq!(times("ledger: it cannot be written"), 1, "{log}");
+    assert_eq!(times("ledger: it can be written again"), 1, "{log}");
     assert_eq!(times("cannot be taken in"), 0, "{log}");
     // This holds also for the session that was opened and closed while the disk was full.
     bench.daemon.kill();

@@ -306,6 +306,14 @@ impl Daemon {
         said.json()
     }
 
+    /// Runs `flywheelctl --json`, which must fail with status 3 because of failed paths; returns
+    /// the JSON.
+    pub fn json_of_failed(&self, args: &[&str]) -> Value {
+        let result = self.ctl(&[&["--json"], args].concat());
+        assert_eq!(result.code, 3, "{args:?}: {result:?}");
+        result.json()
+    }
+
     pub fn status(&self) -> Value {
         self.json(&["status"])
     }
