@@ -11,6 +11,8 @@ use std::{
 pub(super) struct ConnectionLimit {
     all: usize,
     per_uid: usize,
+    reserved: usize,
+    own_uid: u32,
     taken: Mutex<HashMap<u32, usize>>,
 }
 
@@ -22,16 +24,20 @@ pub(super) struct Permit {
 }
 
 impl ConnectionLimit {
-    /// Allows `all` connections at a time, `per_uid` of them by one user.
-    pub(super) fn new(all: usize, per_uid: usize) -> Arc<Self> {
-        Arc::new(Self { all, per_uid, taken: Mutex::default() })
+    /// Allows `all` connections at a time, `per_uid` of them by one user. The last
+    /// `reserved` ones are for root and this process's user.
+    pub(super) fn new(all: usize, per_uid: usize, reserved: usize) -> Arc<Self> {
+        let own_uid = rustix::process::geteuid().as_raw();
+        Arc::new(Self { all, per_uid, reserved, own_uid, taken: Mutex::default() })
     }
 
     /// Counts one more connection of `uid`. The error says which limit is reached.
     pub(super) fn take(self: &Arc<Self>, uid: u32) -> Result<Permit, String> {
         let mut taken = self.lock();
-        if taken.values().sum::<usize>() >= self.all {
-            return Err(format!("all {} connections of the daemon are in use: try again later", self.all));
+        let is_service = uid == 0 || uid == self.own_uid;
+        let all = self.all.saturating_sub(if is_service { 0 } else { self.reserved });
+        if taken.values().sum::<usize>() >= all {
+            return Err(format!("all {all} connections of the daemon are in use: try again later"));
         }
         let mine = taken.entry(uid).or_default();
         if *mine >= self.per_uid {
@@ -69,12 +75,15 @@ mod tests {
 
     #[test]
     fn limits_hold_and_a_dropped_permit_counts_no_more() {
-        let limit = ConnectionLimit::new(3, 2);
+        let limit = ConnectionLimit::new(4, 2, 1);
         let first = limit.take(7).unwrap();
         let _second = limit.take(7).unwrap();
         assert!(limit.take(7).unwrap_err().contains("user 7"));
         let _other = limit.take(8).unwrap();
         assert!(limit.take(9).unwrap_err().contains("all 3 connections"));
+        let root = limit.take(0).expect("a connection is kept for root");
+        assert!(limit.take(0).is_err());
+        drop(root);
         drop(first);
         limit.take(7).unwrap();
         assert_eq!(limit.lock().len(), 2, "users without connections are forgotten");

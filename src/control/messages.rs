@@ -7,6 +7,7 @@
 
 mod sessions;
 mod status;
+mod stories;
 
 use serde::{Deserialize, Serialize};
 
@@ -15,8 +16,9 @@ pub use sessions::{
 };
 pub use status::{
     CacheState, CacheStatus, ClientInfo, ClientServer, ClientStatus, LedgerStatus, PathCounts, QueueStatus,
-    Status, StoreStatus,
+    SessionCounts, Status, StoreStatus,
 };
+pub use stories::{PathStory, PushStory, SessionRef};
 
 /// The most failures that one summary lists; `failed_total` has the true number.
 pub const MAX_FAILED: u32 = 1000;
@@ -27,6 +29,13 @@ pub const MAX_TEXT: u32 = 300;
 /// The longest path in a reply, in bytes. The name of a store path has at most 211
 /// characters.
 pub const MAX_PATH: u32 = 512;
+
+/// The longest string in a request other than a path, in bytes.
+pub const MAX_FIELD: u32 = 2048;
+/// The most paths in one request.
+pub const MAX_PATHS: u32 = 10_000;
+/// The most paths in one [`Request::Why`].
+pub const MAX_ASKED: u32 = 100;
 
 /// What a caller asks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +67,9 @@ pub enum Request {
         timeout_ms: u64,
         /// False: answer at once, upload later.
         wait: bool,
+        /// Whether the caller has chosen the timeout. Else the daemon answers sooner when
+        /// the cache is away, so that nothing can be uploaded before the deadline.
+        patient: bool,
     },
     /// Lists sessions. Answered by [`Reply::Sessions`].
     SessionList {
@@ -103,6 +115,11 @@ pub enum Request {
     Client {
         /// Whether the daemon also tries to read the caches.
         check: bool,
+    },
+    /// Asks what happened to paths and what they wait for. Answered by [`Reply::Why`].
+    Why {
+        /// Store paths in full, or their hashes of 32 characters.
+        paths: Vec<String>,
     },
 }
 
@@ -165,6 +182,8 @@ pub enum Reply {
     },
     /// The attic client and how to read the caches.
     Client(ClientInfo),
+    /// What happened to paths, in the order of the request.
+    Why(Vec<PathStory>),
 }
 
 /// The progress of a request that waits.

@@ -11,6 +11,7 @@
 pub mod codec;
 mod connection_limit;
 pub mod dial;
+mod limits;
 mod listen;
 pub mod messages;
 mod responder;

@@ -21,6 +21,7 @@ pub use super::responder::{Answer, Responder};
 use super::{
     codec::{self, ClientHello, CodecError, MINIMUM, PROTOCOL, ServerHello},
     connection_limit::{ConnectionLimit, Permit},
+    limits,
     messages::{ErrorCode, Reply, Request},
     truncate::truncated,
 };
@@ -33,6 +34,8 @@ pub struct Limits {
     pub connections: usize,
     /// The most connections of one user at a time.
     pub per_uid: usize,
+    /// The connections that are kept for root and the daemon's own user.
+    pub reserved: usize,
     /// The most requests that wait for the daemon to take them.
     pub queue: usize,
     /// How long the server waits for a caller's hello.
@@ -50,6 +53,7 @@ impl Default for Limits {
         Self {
             connections: 256,
             per_uid: 64,
+            reserved: 16,
             queue: 64,
             hello: Duration::from_secs(5),
             idle: Duration::from_secs(60),
@@ -107,7 +111,8 @@ struct Shared {
 }
 
 async fn accept(listener: UnixListener, shared: Arc<Shared>, beat: Heartbeat) {
-    let limit = ConnectionLimit::new(shared.limits.connections, shared.limits.per_uid);
+    let limit =
+        ConnectionLimit::new(shared.limits.connections, shared.limits.per_uid, shared.limits.reserved);
     let mut open = JoinSet::new();
     let mut pause = FIRST_PAUSE;
     loop {
@@ -216,7 +221,10 @@ impl Connection {
                     Err(e) => return Err(e),
                 },
             };
-            self.answer(request, peer, shared).await?;
+            match limits::check(&request) {
+                Ok(()) => self.answer(request, peer, shared).await?,
+                Err(message) => self.tell(Reply::Error { code: ErrorCode::BadRequest, message }).await?,
+            }
         }
         Ok(())
     }

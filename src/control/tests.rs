@@ -57,6 +57,7 @@ fn message_bytes_are_pinned() {
         push: vec!["p".into()],
         timeout_ms: 240_000,
         wait: true,
+        patient: true,
     };
     let error = Reply::Error { code: ErrorCode::Version, message: "m".into() };
     let summary = Reply::Ended(Summary { pushed: 3, outcome: Outcome::Pending, ..Summary::default() });
@@ -66,7 +67,7 @@ fn message_bytes_are_pinned() {
         (codec::encode(&client).unwrap(), b"\0\0\0\x02\x09\x01"),
         (codec::encode(&hook).unwrap(), b"\0\0\0\x07\x08\x01\x01d\x01\x01o"),
         (codec::encode(&start).unwrap(), b"\0\0\0\x12\0\x01\x01a\0\x01\x07\x01\x01\x01s\x01i\0\0\x01\x01r"),
-        (codec::encode(&end).unwrap(), b"\0\0\0\x0c\x01\0\0\x01\x01p\xfc\x80\xa9\x03\0\x01"),
+        (codec::encode(&end).unwrap(), b"\0\0\0\x0d\x01\0\0\x01\x01p\xfc\x80\xa9\x03\0\x01\x01"),
         (codec::encode(&Request::Status).unwrap(), b"\0\0\0\x01\x06"),
         (codec::encode(&Request::Reload).unwrap(), b"\0\0\0\x01\x07"),
         (codec::encode(&error).unwrap(), b"\0\0\0\x04\x08\x06\x01m"),
@@ -202,6 +203,22 @@ fn bounded_replies_fit_a_frame() {
             warnings: vec![long(); 500],
             ..Status::default()
         }),
+        Reply::Why(vec![
+            PathStory {
+                path: long(),
+                summary: long(),
+                sessions: vec![
+                    SessionRef { session: long(), label: Some(long()), ..SessionRef::default() };
+                    100
+                ],
+                pushes: vec![
+                    PushStory { error: Some(long()), next: Some(long()), ..PushStory::default() };
+                    100
+                ],
+                ..PathStory::default()
+            };
+            1000
+        ]),
         Reply::Error { code: ErrorCode::Internal, message: long() },
         Reply::Done { message: long() },
         Reply::Client(ClientInfo {
@@ -245,7 +262,7 @@ proptest! {
     fn what_is_written_is_read(label in proptest::option::of(".{0,40}"), pid in any::<Option<u32>>(), timeout_ms in any::<u64>(),
                                push in proptest::collection::vec(".{0,40}", 0..20)) {
         let start = Request::SessionStart { label, cache: None, anchor_pid: pid, strict: false, ci: None };
-        let end = Request::SessionEnd { session: None, ci_job: None, push, timeout_ms, wait: true };
+        let end = Request::SessionEnd { session: None, ci_job: None, push, timeout_ms, wait: true, patient: false };
         let mut wire = Vec::new();
         codec::write(&mut wire, &start).unwrap();
         codec::write(&mut wire, &end).unwrap();

@@ -3,8 +3,8 @@
 //! other room.
 
 use super::messages::{
-    ClientInfo, ClientStatus, Failed, MAX_ENTRIES, MAX_FAILED, MAX_PATH, MAX_TEXT, Reply, SessionEntry,
-    Status, Summary,
+    ClientInfo, ClientStatus, Failed, MAX_ASKED, MAX_ENTRIES, MAX_FAILED, MAX_PATH, MAX_TEXT, PathStory,
+    Reply, SessionEntry, Status, Summary,
 };
 
 /// Shortens free text to [`MAX_TEXT`] bytes; a `…` at its end shows that something is missing.
@@ -79,6 +79,30 @@ fn client_info(info: &mut ClientInfo) {
     }
 }
 
+/// The most paths whose stories are in one reply.
+const MAX_STORIES: usize = MAX_ASKED as usize;
+
+/// Shortens a story to `most` sessions and pushes.
+fn story(story: &mut PathStory, most: usize) {
+    cut(&mut story.path, MAX_PATH);
+    text(&mut story.summary);
+    story.sessions.truncate(most);
+    for session in &mut story.sessions {
+        cut(&mut session.session, 64);
+        session.label.iter_mut().for_each(|l| cut(l, 128));
+        cut(&mut session.evidence, 32);
+        cut(&mut session.outcome, 32);
+    }
+    story.pushes.truncate(most);
+    for push in &mut story.pushes {
+        cut(&mut push.cache, 64);
+        cut(&mut push.state, 32);
+        push.error.iter_mut().for_each(text);
+        push.class.iter_mut().for_each(|c| cut(c, 32));
+        push.next.iter_mut().for_each(text);
+    }
+}
+
 fn status(s: &mut Status) {
     client(&mut s.client);
     s.cache.truncate(100);
@@ -123,6 +147,12 @@ pub(super) fn truncated(mut reply: Reply) -> Reply {
         }
         Reply::Status(s) => status(s),
         Reply::Client(info) => client_info(info),
+        Reply::Why(stories) => {
+            // A full story has some 30 KiB, a usual one less than one.
+            let most = (MAX_STORIES / stories.len().max(1)).clamp(1, 20);
+            stories.truncate(MAX_STORIES);
+            stories.iter_mut().for_each(|s| story(s, most));
+        }
         Reply::Done { message } | Reply::Error { message, .. } => cut(message, 4 * MAX_TEXT),
     }
     reply

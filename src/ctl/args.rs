@@ -57,6 +57,7 @@ impl Command {
             Self::Run(_) | Self::Hook => true,
             Self::Push(_)
             | Self::Flush { .. }
+            | Self::Why { .. }
             | Self::Status { .. }
             | Self::Client { .. }
             | Self::NixConf { .. }
@@ -85,6 +86,12 @@ pub(super) enum Command {
         /// How long to wait, such as 90s or 1h30m
         #[arg(long, value_parser = wait, default_value = "240s")]
         timeout: Duration,
+    },
+    /// Show what happened to paths, and what they wait for
+    Why {
+        /// Store paths, their hashes, or links to them, such as 'result*'
+        #[arg(required = true, value_name = "PATH")]
+        paths: Vec<String>,
     },
     /// Show the state of the daemon, its caches and sessions
     Status {
@@ -180,9 +187,9 @@ pub(super) struct EndArgs {
     /// Push these too: store paths, or links to them, such as 'result*'
     #[arg(long, value_name = "GLOB", num_args = 1..)]
     pub(super) push: Vec<String>,
-    /// How long to wait, such as 90s or 1h30m
-    #[arg(long, value_parser = wait, default_value = "240s")]
-    pub(super) timeout: Duration,
+    /// How long to wait, such as 90s or 1h30m [default: 240s; 10s while the cache is away]
+    #[arg(long, value_parser = wait)]
+    pub(super) timeout: Option<Duration>,
     /// Do not wait for uploads; the daemon goes on
     #[arg(long)]
     pub(super) no_wait: bool,
@@ -202,9 +209,9 @@ pub(super) struct RunArgs {
     /// Push these too afterwards: store paths, or links to them, such as 'result*'
     #[arg(long, value_name = "GLOB", num_args = 1..)]
     pub(super) push: Vec<String>,
-    /// How long to wait for uploads afterwards
-    #[arg(long, value_parser = wait, default_value = "240s")]
-    pub(super) timeout: Duration,
+    /// How long to wait for uploads afterwards [default: 240s; 10s while the cache is away]
+    #[arg(long, value_parser = wait)]
+    pub(super) timeout: Option<Duration>,
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub(super) command: Vec<OsString>,

@@ -19,6 +19,8 @@ use super::{
 };
 use crate::control::messages::{ErrorCode, Progress, Reply, Request, Summary};
 
+/// How long the end of a session waits for uploads when the caller names no time.
+pub(super) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(240);
 /// The time between two attempts to reach the daemon again.
 const RETRY: Duration = Duration::from_millis(200);
 
@@ -28,6 +30,8 @@ pub(super) struct EndRequest {
     pub(super) push: Vec<String>,
     pub(super) timeout: Duration,
     pub(super) wait: bool,
+    /// The caller has chosen the timeout.
+    pub(super) patient: bool,
 }
 
 pub(super) fn command(context: &Context, args: EndArgs) -> Result<Exit, Failure> {
@@ -35,8 +39,9 @@ pub(super) fn command(context: &Context, args: EndArgs) -> Result<Exit, Failure>
     let ending = EndRequest {
         session: args.session.or_else(|| variable("FLYWHEEL_SESSION")),
         push: args.push,
-        timeout: args.timeout,
+        timeout: args.timeout.unwrap_or(DEFAULT_TIMEOUT),
         wait: !args.no_wait,
+        patient: args.timeout.is_some(),
     };
     let page = args.report;
     let (summary, unmatched) = end_session(context, ending).map_err(|failure| match failure {
@@ -82,6 +87,7 @@ pub(super) fn end_session(context: &Context, ending: EndRequest) -> Result<(Summ
             push: push.clone(),
             timeout_ms: milliseconds(left),
             wait: ending.wait,
+            patient: ending.patient,
         };
         let patience = if ending.wait { left + REPLY_TIMEOUT } else { REPLY_TIMEOUT };
         let mut progress = |p: &Progress| {

@@ -11,7 +11,6 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::text;
 use crate::control::messages::{CacheState, CacheStatus, Status};
 
 /// Labels, in the order in which they are written.
@@ -46,9 +45,9 @@ pub(super) fn page(status: &Status) -> String {
     set(&queue, [("state", "uploading")], status.queue.uploading);
     set(&queue, [("state", "failed")], status.queue.failed);
     let sessions = gauges(&mut registry, "sessions", "Sessions of CI jobs that are not closed, by state");
-    for state in ["open", "draining"] {
-        let of_state = status.sessions.iter().filter(|s| text::state(s.state) == state);
-        set(&sessions, [("state", state)], of_state.count() as u64);
+    let counts = status.session_counts;
+    for (state, count) in [("open", counts.open), ("draining", counts.draining)] {
+        set(&sessions, [("state", state)], count);
     }
     caches(&mut registry, &status.cache);
 

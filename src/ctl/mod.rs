@@ -26,6 +26,7 @@ mod report;
 mod run;
 mod session;
 mod text;
+mod why;
 
 #[cfg(test)]
 mod tests;
@@ -96,6 +97,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Run(args) => run::command(&context, args),
         Command::Push(args) => query::push(&context, args),
         Command::Flush { timeout } => query::flush(&context, timeout),
+        Command::Why { paths } => why::command(&context, &paths),
         Command::Status { watch } => query::status(&context, watch),
         Command::Client { command } => match command.unwrap_or(ClientCommand::Status) {
             ClientCommand::Status => attic_client::status(&context),

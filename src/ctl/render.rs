@@ -21,7 +21,9 @@ use super::{
     nix_conf::{Knows, Lines},
     text, variable,
 };
-use crate::control::messages::{ClientInfo, Progress, SessionDetail, SessionEntry, Status, Summary};
+use crate::control::messages::{
+    ClientInfo, PathStory, Progress, SessionDetail, SessionEntry, Status, Summary,
+};
 use crate::types::Wall;
 
 /// The time between two lines of progress where there is no terminal.
@@ -236,6 +238,15 @@ impl Render {
         let _ = self.object(&value);
     }
 
+    /// Prints the stories of paths; as JSON one object with a list.
+    pub(super) fn stories(&self, stories: &[PathStory]) {
+        let _ = if self.json {
+            self.object(&serde_json::json!({ "paths": stories }))
+        } else {
+            self.out(&text::stories(stories, Wall::now().0))
+        };
+    }
+
     pub(super) fn findings(&self, findings: &[Finding]) {
         let _ = if self.json { self.object(&findings) } else { self.out(&text::findings(findings)) };
     }
@@ -259,7 +270,7 @@ impl Render {
             (false, true) => Style::Bar,
             (false, false) => Style::Lines,
         };
-        Bar { style, last: Instant::now(), drawn: false }
+        Bar { style, last: Instant::now(), drawn: false, note: None }
     }
 }
 
@@ -270,6 +281,12 @@ enum Style {
     Lines,
 }
 
+/// The part of a reason that does not change while time passes: the cache and what it
+/// does.
+fn topic(note: &str) -> &str {
+    note.split(" for ").next().unwrap_or(note)
+}
+
 /// Shows progress on standard error: a bar on a terminal, else a line every
 /// [`LINE_EVERY`]. A shorter wait shows nothing.
 #[derive(Debug)]
@@ -277,10 +294,28 @@ pub(super) struct Bar {
     style: Style,
     last: Instant,
     drawn: bool,
+    /// The last reason why nothing is uploaded that was printed.
+    note: Option<String>,
 }
 
 impl Bar {
+    /// Shows the progress of a wait, at intervals. The reason why nothing is uploaded is
+    /// printed at once, when it is a new one.
     pub(super) fn show(&mut self, p: &Progress) {
+        let topic = p.note.as_deref().map(topic);
+        if self.style != Style::Nothing
+            && let (Some(topic), Some(note)) = (topic, &p.note)
+            && self.note.as_deref() != Some(topic)
+        {
+            self.clear();
+            self.note = Some(topic.to_owned());
+            let line = format!(
+                "flywheel: {} wait: {}\n",
+                text::paths(p.total - p.settled.min(p.total)),
+                text::printable(note)
+            );
+            let _ = io::stderr().write_all(line.as_bytes());
+        }
         let every = match self.style {
             Style::Nothing => return,
             Style::Bar => BAR_EVERY,

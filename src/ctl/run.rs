@@ -15,7 +15,7 @@ use tokio::{
 use super::{
     Context,
     args::RunArgs,
-    end::{EndRequest, end_session},
+    end::{DEFAULT_TIMEOUT, EndRequest, end_session},
     exit::{Exit, Failure},
     render::Heading,
     session::{StartRequest, open},
@@ -80,8 +80,13 @@ async fn run_in_session(context: Context, args: RunArgs) -> Result<Exit, Failure
     let ending = async move {
         let (session, _) = started.await.map_err(broken)??;
         // After a signal the program does not wait for uploads; the daemon goes on.
-        let ending =
-            EndRequest { session: Some(session), push: args.push, timeout: args.timeout, wait: !cancelled };
+        let ending = EndRequest {
+            session: Some(session),
+            push: args.push,
+            timeout: args.timeout.unwrap_or(DEFAULT_TIMEOUT),
+            wait: !cancelled,
+            patient: args.timeout.is_some(),
+        };
         spawn_blocking(move || end_session(&ender, ending)).await.map_err(broken)?
     };
     let ended = tokio::select! {

@@ -12,7 +12,7 @@ use super::{
     exit::{Exit, Failure},
     variable,
 };
-use crate::control::messages::{ErrorCode, Reply, Request};
+use crate::control::messages::{ErrorCode, MAX_FIELD, Reply, Request};
 
 /// How long `session start` repeats a request that the daemon has no room for.
 const BUSY: Duration = Duration::from_secs(3);
@@ -36,13 +36,28 @@ pub(super) fn start(context: &Context, args: StartArgs) -> Result<Exit, Failure>
     Ok(Exit::Done)
 }
 
+/// Shortens text that a CI system or a caller gives to what a request may contain.
+fn shorten(text: &mut String) {
+    let mut end = text.len().min(MAX_FIELD as usize);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.truncate(end);
+}
+
 /// Opens a session and returns its id and cache.
 pub(super) fn open(context: &Context, opening: &StartRequest) -> Result<(String, String), Failure> {
     let mut connection = context.connect()?;
     let detected = ci::detect(variable);
-    let (default, ci) = detected.map(|d| (d.label, d.job)).unzip();
+    let (default, mut ci) = detected.map(|d| (d.label, d.job)).unzip();
+    if let Some(job) = &mut ci {
+        let optional = [&mut job.url, &mut job.project, &mut job.git_ref].into_iter().flatten();
+        [&mut job.system, &mut job.id].into_iter().chain(optional).for_each(shorten);
+    }
+    let mut label = opening.label.clone().or(default);
+    label.iter_mut().for_each(shorten);
     let request = Request::SessionStart {
-        label: opening.label.clone().or(default),
+        label,
         cache: opening.cache.clone(),
         anchor_pid: opening.anchor_pid,
         strict: context.strict,

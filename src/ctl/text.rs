@@ -6,8 +6,8 @@ use super::doctor::Finding;
 use super::nix_conf::{Knows, Lines};
 use super::render::Heading;
 use crate::control::messages::{
-    ClientInfo, ClientServer, ClientStatus, Progress, SessionDetail, SessionEntry, SessionState, Status,
-    Summary,
+    ClientInfo, ClientServer, ClientStatus, PathStory, Progress, SessionDetail, SessionEntry, SessionState,
+    Status, Summary,
 };
 
 /// Replaces control characters and those that change the direction of text by
@@ -86,6 +86,46 @@ pub(super) fn summary(s: &Summary, heading: Heading) -> String {
     let listed = s.failed.len() as u64;
     if s.failed_total > listed {
         let _ = writeln!(out, "failed: {} more, not listed", paths(s.failed_total - listed));
+    }
+    out
+}
+
+/// Formats what happened to paths.
+pub(super) fn stories(stories: &[PathStory], now_ms: i64) -> String {
+    let mut out = String::new();
+    for story in stories {
+        let size = story.nar_size.map(|n| format!(" ({})", bytes(n))).unwrap_or_default();
+        let _ = writeln!(out, "{}{size}\n  {}", printable(&story.path), printable(&story.summary));
+        for s in &story.sessions {
+            let label = s.label.as_deref().map(|l| format!(" ({})", printable(l))).unwrap_or_default();
+            let outcome = printable(&s.outcome).replace('_', " ");
+            let by = printable(&s.evidence);
+            let _ = writeln!(out, "  session {}{label}: evidence {by}, {outcome}", printable(&s.session));
+        }
+        if story.hidden_sessions > 0 {
+            let _ = writeln!(out, "  sessions of other users: {}", story.hidden_sessions);
+        }
+        for push in &story.pushes {
+            let state = printable(&push.state).replace('_', " ");
+            let _ = write!(out, "  cache {}: {state}", printable(&push.cache));
+            if let Some(at) = push.settled_at {
+                let _ = write!(out, " {} ago", age(at, now_ms));
+            }
+            match push.attempts {
+                0 => {}
+                1 => out.push_str(", 1 attempt"),
+                n => {
+                    let _ = write!(out, ", {n} attempts");
+                }
+            }
+            out.push('\n');
+            if let Some(error) = &push.error {
+                let _ = writeln!(out, "    last error: {}", printable(error));
+            }
+            if let Some(next) = &push.next {
+                let _ = writeln!(out, "    {}", printable(next));
+            }
+        }
     }
     out
 }

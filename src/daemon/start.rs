@@ -392,7 +392,7 @@ impl Started<'_> {
             transfers,
             sessions,
             restored,
-            reports: Reports::new(ledger.clone(), store_dir, own_uid),
+            reports: Reports::new(ledger.clone(), store_dir, own_uid, intake.people.clone()),
             ledger,
             gc_roots: protection.0.clone(),
             intake: IntakeLink::new(

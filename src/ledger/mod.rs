@@ -23,6 +23,7 @@ mod prune;
 mod pushes;
 mod schema;
 mod sessions;
+mod story;
 mod writer;
 
 #[cfg(test)]
@@ -41,6 +42,7 @@ pub use model::{
     PushRow, PushState, SessionInfo, SessionPush, SessionRow, SessionState, Settle,
 };
 pub use open::Opened;
+pub use story::{PushHistory, SessionShare};
 pub use writer::Health;
 
 use crate::types::Wall;
@@ -164,6 +166,13 @@ impl Ledger {
     /// order of their ids.
     pub fn unsettled(&self, after: PushId, limit: usize) -> Result<Vec<PushRow>> {
         self.read(move |conn| pushes::unsettled(conn, after, limit))
+    }
+
+    /// The pushes of all paths with this hash, the 32 characters that a base name begins
+    /// with, and the sessions that they belong to.
+    pub fn history_of(&self, hash: &str) -> Result<Vec<PushHistory>> {
+        let hash = hash.to_owned();
+        self.read(move |conn| story::of_hash(conn, &hash))
     }
 
     /// Returns the number of failed pushes over all caches.

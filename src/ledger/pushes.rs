@@ -295,7 +295,7 @@ pub(super) fn unsettled(conn: &Connection, after: PushId, limit: usize) -> Resul
     rows.collect()
 }
 
-fn push_row(row: &Row<'_>) -> Result<PushRow> {
+pub(super) fn push_row(row: &Row<'_>) -> Result<PushRow> {
     Ok(PushRow {
         id: row.get(0)?,
         cache: row.get(1)?,

@@ -408,6 +408,16 @@ fn too_much_and_nonsense_are_refused_and_the_rest_goes_on() {
         let reply = codec::read(&mut stream).unwrap();
         assert!(matches!(reply, Some(Reply::Error { code: ErrorCode::BadRequest, .. })), "{reply:?}");
     }
+    // A string that is too long is refused by its name, and the connection goes on.
+    let mut stream = daemon.dial();
+    let label = Some("x".repeat(3000));
+    let long = Request::SessionStart { label, cache: None, anchor_pid: None, strict: false, ci: None };
+    codec::write(&mut stream, &long).unwrap();
+    let reply: Option<Reply> = codec::read(&mut stream).unwrap();
+    let Some(Reply::Error { code: ErrorCode::BadRequest, message }) = reply else { panic!("{reply:?}") };
+    assert_eq!(message, "label has 3000 bytes, at most 2048 are allowed");
+    codec::write(&mut stream, &Request::Reload).unwrap();
+    assert_eq!(codec::read(&mut stream).unwrap(), Some(Reply::Done { message: "fine".into() }));
     let mut stranger = UnixStream::connect(daemon.socket()).unwrap();
     stranger.write_all(b"\0\0\0\x04GET ").unwrap();
     let mut rest = Vec::new();

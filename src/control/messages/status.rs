@@ -18,7 +18,7 @@ pub struct Status {
     pub cache: Vec<CacheStatus>,
     /// How many pushes there are in each state.
     pub queue: QueueStatus,
-    /// Sessions that are open or draining.
+    /// Sessions that are open or draining, as far as the caller may see them.
     pub sessions: Vec<SessionEntry>,
     /// How far the Nix database is read.
     pub store: StoreStatus,
@@ -26,10 +26,22 @@ pub struct Status {
     pub client: ClientStatus,
     /// Whether the ledger can be written.
     pub ledger: LedgerStatus,
-    /// Paths that have failed; at most [`super::MAX_ENTRIES`] are listed.
+    /// Paths that have failed, as far as the caller may see them; at most
+    /// [`super::MAX_ENTRIES`] are listed.
     pub failed: Vec<Failed>,
     /// Warnings for the administrator.
     pub warnings: Vec<String>,
+    /// How many sessions there are, of all users.
+    pub session_counts: SessionCounts,
+}
+
+/// How many sessions there are, of all users.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionCounts {
+    /// Sessions whose jobs run.
+    pub open: u64,
+    /// Sessions that have ended with pending paths.
+    pub draining: u64,
 }
 
 /// Whether a cache takes uploads.

@@ -18,6 +18,7 @@ mod requests;
 mod status;
 mod stopping;
 mod waiting;
+mod why;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -11,6 +11,8 @@ use crate::observe::event;
 
 /// Most open sessions of one user.
 const SESSIONS_PER_USER: usize = 256;
+/// Most sessions and pushes of one user that are not settled.
+const UNSETTLED_PER_USER: usize = 1024;
 
 impl Driver {
     pub(super) fn session_start(
@@ -44,6 +46,14 @@ impl Driver {
 
     /// Has a session opened elsewhere; [`Self::opened`] continues.
     fn open(&mut self, peer: Peer, request: OpenRequest, next: AfterOpening) {
+        let unsettled = self.parts.sessions.all_of(peer.uid);
+        if unsettled >= UNSETTLED_PER_USER {
+            let message = format!(
+                "uid {} has {unsettled} sessions and pushes with pending paths, the most there may be: try again when some are done",
+                peer.uid
+            );
+            return next.into_responder().refuse(ErrorCode::Busy, message);
+        }
         let parts = OpenParts {
             routes: Routes::new(
                 Arc::clone(&self.parts.settings),
@@ -76,7 +86,9 @@ impl Driver {
                     cache = name,
                     uid = session.uid,
                     anchor = anchor.map(|a| a.pid),
-                    "session started"
+                    "session {} started{}",
+                    session.id,
+                    session.label.as_deref().map(|label| format!(" ({label})")).unwrap_or_default()
                 );
                 session.watch = anchor.map(|a| Watch::start(row, a, self.parts.out.clone()));
                 let reply = Reply::Started { session: session.id.clone(), cache: name.unwrap_or_default() };

@@ -2,7 +2,7 @@
 //! decisions say of a push or a cache.
 
 use std::collections::HashSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{Driver, Parts};
 use crate::cache::{CacheError, Discovered};
@@ -65,23 +65,28 @@ impl Driver {
         match state {
             BreakerState::Online => {
                 cache.tally.trouble = None;
-                event!(CACHE_ONLINE, cache = cache.name(), "the cache is back: uploads go on");
+                cache.tally.away_since = None;
+                event!(CACHE_ONLINE, cache = cache.name(), "cache {} is back: uploads go on", cache.name());
                 self.parts.client.cache_back();
             }
             BreakerState::Offline => {
+                cache.tally.away_since.get_or_insert_with(Instant::now);
                 event!(
                     CACHE_OFFLINE,
                     cache = cache.name(),
                     error = reason,
-                    "the cache does not answer: paths wait, nothing is lost"
+                    "cache {} does not answer, its pushes wait, nothing is lost: {reason}",
+                    cache.name()
                 );
             }
             BreakerState::Refused => {
+                cache.tally.away_since.get_or_insert_with(Instant::now);
                 event!(
                     CACHE_REFUSES,
                     cache = cache.name(),
                     error = reason,
-                    "the cache refuses the token: paths wait until it is renewed"
+                    "cache {} refuses the token, its pushes wait until the token is renewed: {reason}",
+                    cache.name()
                 );
             }
         }
@@ -100,7 +105,8 @@ impl Driver {
                         cache = cache.name(),
                         theirs = theirs,
                         ours = ours,
-                        "the cache is for another store directory: Nix cannot use what is pushed from here"
+                        "cache {} is for the store directory {theirs}, this host has {ours}: Nix cannot use what is pushed from here",
+                        cache.name()
                     );
                 }
                 Ok(())

@@ -1,13 +1,13 @@
 //! Requests on the control socket: who may make them, and what they set in motion.
 
 use super::Driver;
-use crate::control::messages::{ErrorCode, Request};
+use crate::control::messages::{ErrorCode, MAX_PATHS, Request};
 use crate::control::server::{Incoming, Peer};
 use crate::daemon::sessions::{Caller, OpenRequest};
 use crate::types::{CacheId, StorePath};
 
 /// Most paths in one request.
-pub(super) const PATHS_IN_REQUEST: usize = 10_000;
+pub(super) const PATHS_IN_REQUEST: usize = MAX_PATHS as usize;
 
 /// The answer to a request that comes while the daemon is stopping.
 pub(super) const STOPPING: &str = "the daemon is stopping: ask again when it is back";
@@ -31,13 +31,17 @@ impl Driver {
                 let request = OpenRequest { label, anchor_pid, strict, ci, ..OpenRequest::default() };
                 self.session_start(peer, responder, cache.as_deref(), request);
             }
-            Request::SessionEnd { session, ci_job, push, timeout_ms, wait } => {
-                let caller = Caller::new(responder, wait, timeout_ms);
+            Request::SessionEnd { session, ci_job, push, timeout_ms, wait, patient } => {
+                let caller = Caller { patient, ..Caller::new(responder, wait, timeout_ms) };
                 self.session_end(peer, session.as_deref(), ci_job.as_deref(), &push, caller);
             }
-            Request::SessionList { all } => self.parts.reports.list(peer, all, responder),
+            Request::SessionList { all } => {
+                let admins = self.parts.settings.admins.clone();
+                self.parts.reports.list(peer, admins, all, responder);
+            }
             Request::SessionShow { session } => {
-                self.parts.reports.show(peer, session, self.engines(), responder);
+                let admins = self.parts.settings.admins.clone();
+                self.parts.reports.show(peer, admins, session, self.engines(), responder);
             }
             Request::Push { paths, cache, wait, timeout_ms } => {
                 self.push(peer, &paths, cache.as_deref(), Caller::new(responder, wait, timeout_ms));
@@ -48,7 +52,8 @@ impl Driver {
                 self.name_paths(group, self.default_cache(), Vec::new(), false, caller);
             }
             Request::Hook { derivation, outputs } => self.hook(peer, derivation, outputs, responder),
-            Request::Status => self.status(responder),
+            Request::Status => self.status(peer, responder),
+            Request::Why { paths } => self.why(peer, &paths, responder),
             Request::Reload => self.reload(peer, responder),
             Request::Client { check } => self.client_info(check, responder),
         }

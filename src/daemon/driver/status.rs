@@ -7,11 +7,11 @@ use tokio::task::spawn_blocking;
 use super::Driver;
 use crate::control::messages as m;
 use crate::control::messages::Reply;
-use crate::control::server::Responder;
+use crate::control::server::{Peer, Responder};
 use crate::daemon::caches::Netrc;
-use crate::daemon::sessions::{Engines, PATHS_MOST};
+use crate::daemon::sessions::{Engines, PATHS_MOST, Sight};
 use crate::flow::BreakerState;
-use crate::ledger::Health;
+use crate::ledger::{Health, LedgerError};
 use crate::types::millis;
 
 /// How long `status` waits for the Nix database, to say how far behind the intake is.
@@ -19,7 +19,7 @@ const HEAD: Duration = Duration::from_millis(500);
 
 impl Driver {
     /// Serves `status`.
-    pub(super) fn status(&self, responder: Responder) {
+    pub(super) fn status(&self, peer: Peer, responder: Responder) {
         let parts = &self.parts;
         let mut status = m::Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -48,6 +48,7 @@ impl Driver {
         let (store, reports, cursor) =
             (parts.transfers.store().clone(), parts.reports.clone(), parts.intake.cursor());
         let forgotten = self.flow.has_forgotten();
+        let admins = parts.settings.admins.clone();
         tokio::spawn(async move {
             // The Nix database may be locked; then the lag stays unknown.
             let head = spawn_blocking(move || store.head());
@@ -58,9 +59,19 @@ impl Driver {
                 if forgotten && let Ok(failed) = reports.ledger().failed() {
                     status.queue.failed = status.queue.failed.max(failed);
                 }
-                match reports.entries(false, |_| true) {
-                    Ok(sessions) => status.sessions = sessions,
-                    Err(error) => status.warnings.push(format!("the sessions cannot be read: {error}")),
+                let sight = reports.sight(peer, admins.as_deref());
+                let mut read = || {
+                    status.sessions = reports.entries(false, |owner| sight.sees(owner))?;
+                    status.session_counts = reports.session_counts()?;
+                    // Paths and reasons are for their users; others see the numbers.
+                    if let Sight::Own(uid) = sight {
+                        status.failed = reports.failed_of(uid)?;
+                    }
+                    Ok::<_, LedgerError>(())
+                };
+                if let Err(error) = read() {
+                    status.failed.clear();
+                    status.warnings.push(format!("the sessions cannot be read: {error}"));
                 }
                 responder.reply(Reply::Status(status));
             });
@@ -78,7 +89,10 @@ impl Driver {
                 endpoint: cache.client().endpoint(),
                 state: cache_state(view.state),
                 engine: Engines::word(self.parts.settings.caches[cache.name()].engine).to_owned(),
-                reason: cache.tally.trouble.clone().or_else(|| self.waits_for_client(cache.id())),
+                reason: (view.state != BreakerState::Online)
+                    .then(|| self.trouble(cache.id()))
+                    .flatten()
+                    .or_else(|| self.waits_for_client(cache.id())),
                 token_expires: cache.client().token_expiry(),
                 counts: cache.tally.counts,
             });

@@ -1,7 +1,7 @@
 //! Callers that wait: for the intake to take in what they named, then for their pushes
 //! to be settled; and when each is answered.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Driver;
 use crate::control::messages as m;
@@ -9,10 +9,36 @@ use crate::control::messages::{ErrorCode, Progress, Reply};
 use crate::control::server::Responder;
 use crate::daemon::intake;
 use crate::daemon::sessions::{Answer, Asked, Caller, Engines, Naming, Waiter};
-use crate::flow::Event;
+use crate::flow::{BreakerState, Event};
 use crate::ledger::SessionState;
 use crate::observe::event;
-use crate::types::{CacheId, SessionId, StorePath, Wall, millis};
+use crate::types::{CacheId, SessionId, StoreDir, StorePath, Wall, millis};
+
+/// How long a caller waits that has not chosen a timeout, while its cache is away.
+const SHORT_WAIT: Duration = Duration::from_secs(10);
+/// How many of the paths that are not valid a warning names.
+const NAMED: usize = 3;
+
+/// A duration for people, in its largest unit.
+fn span(duration: Duration) -> String {
+    match duration.as_secs() {
+        seconds @ 0..=119 => format!("{seconds} s"),
+        seconds @ 120..=7199 => format!("{} min", seconds / 60),
+        seconds => format!("{} h", seconds / 3600),
+    }
+}
+
+/// The warning of named paths that are not valid; none when all are.
+fn not_valid(invalid: &[StorePath], store_dir: &StoreDir) -> Option<String> {
+    let (first, rest) = invalid.split_first()?;
+    if rest.is_empty() {
+        return Some(format!("{} is not valid in the store: it was not pushed", store_dir.full(first)));
+    }
+    let names: Vec<String> = invalid.iter().take(NAMED).map(|path| store_dir.full(path)).collect();
+    let more = if invalid.len() > NAMED { ", …" } else { "" };
+    let count = invalid.len();
+    Some(format!("{count} paths are not valid in the store and were not pushed: {}{more}", names.join(", ")))
+}
 
 impl Driver {
     /// Has the intake take in new rows, and the named paths with their closures.
@@ -39,27 +65,27 @@ impl Driver {
         let Some(Naming { row, caller }) = self.parts.sessions.take_naming(token) else { return };
         if let Some(session) = self.parts.sessions.get_mut(row) {
             session.incomplete = false;
-            for path in invalid {
+            if let Some(text) = not_valid(invalid, self.parts.transfers.store().dir()) {
                 event!(
                     NAMED_INVALID,
                     session = session.id,
                     label = session.label,
-                    store_path = self.parts.transfers.store().dir().full(path),
-                    "named, but not valid in the store"
+                    store_path = self.parts.transfers.store().dir().full(&invalid[0]),
+                    "session {}: {text}",
+                    session.id
                 );
-                let text = format!("{path} is not valid in the store: it was not pushed");
                 session.warn(&self.parts.ledger, text);
             }
         }
         if matches!(caller, Some(Caller { asked: Asked::Flush, .. })) {
             self.step(Event::WantAll(row));
         }
-        let Some(Caller { asked, responder, wait, since, deadline }) = caller else {
+        let Some(Caller { asked, responder, wait, since, deadline, patient }) = caller else {
             return self.step(Event::Flush(row));
         };
         if wait && !self.stopping.has_begun() {
             let total = u64::from(self.flow.unsettled(row));
-            let waiter = Waiter { group: row, asked, responder, since, deadline, total };
+            let waiter = Waiter { group: row, asked, responder, since, deadline, patient, total };
             self.parts.sessions.add_waiter(waiter);
             // At once, because it carries the session's id: a caller that loses its
             // connection asks again by that id.
@@ -126,11 +152,67 @@ impl Driver {
         }
     }
 
+    /// Why nothing that a caller waits for can be uploaded now, if nothing can.
+    fn holds(&self, asked: Asked) -> Option<String> {
+        let why = |cache| self.away(cache).or_else(|| self.waits_for_client(cache));
+        match asked.session() {
+            Some(row) => self.parts.sessions.get(row).and_then(|session| session.cache).and_then(why),
+            None => self.parts.caches.ids().find_map(why),
+        }
+    }
+
+    /// The last error of a cache. It may come from the upload of any user, so the names of
+    /// store paths are left out of it.
+    pub(super) fn trouble(&self, id: CacheId) -> Option<String> {
+        let store_dir = self.parts.transfers.store().dir().as_str();
+        let words = self.parts.caches[id].tally.trouble.as_deref()?.split(' ');
+        let words = words.map(|word| if word.starts_with(store_dir) { "a path" } else { word });
+        Some(words.collect::<Vec<_>>().join(" "))
+    }
+
+    /// Why a cache takes no uploads, and since when. `None`: it takes them.
+    pub(super) fn away(&self, id: CacheId) -> Option<String> {
+        let what = match self.flow.view(id)?.state {
+            BreakerState::Online => return None,
+            BreakerState::Offline => "has not answered",
+            BreakerState::Refused => "has refused the token",
+        };
+        let tally = &self.parts.caches[id].tally;
+        let since =
+            tally.away_since.map(|since| format!(" for {}", span(since.elapsed()))).unwrap_or_default();
+        let reason = self.trouble(id).map(|reason| format!(": {reason}")).unwrap_or_default();
+        Some(format!("cache {} {what}{since}{reason}", self.name(id)))
+    }
+
+    /// Answers the callers whose cache is away and who have not chosen how long they
+    /// wait: nothing can be uploaded for them now.
+    fn answer_impatient(&mut self) {
+        let late = self.parts.sessions.waiters().filter(|w| !w.patient && w.since.elapsed() >= SHORT_WAIT);
+        let late: Vec<_> = late.map(|w| (w.group, w.asked)).collect();
+        for (group, asked) in late {
+            let Some(row) = asked.session() else { continue };
+            let cache = self.parts.sessions.get(row).and_then(|session| session.cache);
+            let Some(why) = cache.and_then(|cache| self.away(cache)) else { continue };
+            let text = format!(
+                "{why}; the wait ended after {} because nothing can be uploaded (--timeout waits longer)",
+                span(SHORT_WAIT)
+            );
+            if let Some(session) = self.parts.sessions.get_mut(row) {
+                session.warnings.push(text.clone());
+            }
+            self.answer_waiters(|waiter| waiter.group == group && !waiter.patient);
+            // The reason is for this answer only: later the cache may be back.
+            if let Some(session) = self.parts.sessions.get_mut(row) {
+                session.warnings.retain(|warning| *warning != text);
+            }
+        }
+    }
+
     /// Reports to each caller that waits how far its pushes are.
     pub(super) fn report_progress(&mut self) {
+        self.answer_impatient();
         let uploading = self.flow.in_flight();
         let bytes_sent = self.parts.caches.iter().map(|cache| cache.tally.counts.bytes).sum();
-        let note = self.parts.caches.ids().find_map(|cache| self.waits_for_client(cache));
         let mut ids = Vec::new();
         for waiter in self.parts.sessions.waiters() {
             let left = u64::from(self.flow.unsettled(waiter.group));
@@ -140,17 +222,19 @@ impl Driver {
         let ids: Vec<_> = ids
             .into_iter()
             .map(|(asked, left)| match asked {
-                Asked::End(row) => (left, self.parts.sessions.get(row).map(|s| s.id.clone())),
-                Asked::Push(_) | Asked::Flush => (left, None),
+                Asked::End(row) => {
+                    (left, self.parts.sessions.get(row).map(|s| s.id.clone()), self.holds(asked))
+                }
+                Asked::Push(_) | Asked::Flush => (left, None, self.holds(asked)),
             })
             .collect();
-        for (waiter, (left, session)) in self.parts.sessions.waiters().zip(ids) {
+        for (waiter, (left, session, note)) in self.parts.sessions.waiters().zip(ids) {
             waiter.responder.progress(Progress {
                 settled: waiter.total - left,
                 total: waiter.total,
                 uploading,
                 bytes_sent,
-                note: note.clone(),
+                note,
                 session,
             });
         }

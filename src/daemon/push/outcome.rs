@@ -2,7 +2,7 @@
 //! log says of it, and how a settled or failed push is recorded.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::pushes::{PushError, Pushes};
 use super::records;
@@ -19,6 +19,8 @@ pub(in crate::daemon) struct Tally {
     pub(in crate::daemon) counts: PathCounts,
     /// The last error, until the cache is online again.
     pub(in crate::daemon) trouble: Option<String>,
+    /// Since when the cache takes no uploads. `None`: it takes them.
+    pub(in crate::daemon) away_since: Option<Instant>,
 }
 
 /// The sessions that wait for a push, for the log: the id and label of each.
@@ -93,7 +95,8 @@ impl Pushes {
                             duration_ms = took_ms,
                             attempt = push.attempts,
                             deduplicated = uploaded.deduplicated,
-                            "pushed"
+                            "pushed {} to cache {name} ({size} bytes of NAR, {took_ms} ms)",
+                            full()
                         );
                     }
                 }
@@ -108,7 +111,8 @@ impl Pushes {
                     store_path = full(),
                     attempt = push.attempts,
                     error = reason,
-                    "the Nix database cannot be read; the upload will be retried"
+                    "{} is not pushed to cache {name} yet: the Nix database cannot be read ({reason}); the upload will be retried",
+                    full()
                 );
                 Event::UploadFailed(id, Failure::Store)
             }
@@ -119,7 +123,8 @@ impl Pushes {
                     store_path = full(),
                     attempt = push.attempts,
                     error = reason,
-                    "the attic client has not done its work; the upload will be retried"
+                    "{} is not pushed to cache {name} yet: the attic client has not pushed it ({reason}); the upload will be retried",
+                    full()
                 );
                 push.error = Some(Arc::new(PushError::new("engine", reason)));
                 Event::UploadFailed(id, Failure::Engine)
@@ -139,7 +144,9 @@ impl Pushes {
                         duration_ms = took_ms,
                         error_class = error.class.as_str(),
                         error = text,
-                        "an upload failed"
+                        "an upload of {} to cache {name} went wrong (attempt {}): {text}",
+                        full(),
+                        push.attempts
                     );
                 }
                 push.error = Some(Arc::new(PushError::new(error.class.as_str(), text.clone())));
@@ -157,7 +164,8 @@ impl Pushes {
                 PATH_COLLECTED,
                 cache = name,
                 store_path = self.store_dir.full(&push.path),
-                "skipped: collected from the store before it was pushed"
+                "{} was collected from the store before it was pushed to cache {name}",
+                self.store_dir.full(&push.path)
             );
         }
         let counts = &mut tally.counts;
@@ -216,7 +224,8 @@ impl Pushes {
                 attempt = push.attempts,
                 error_class = error.class,
                 error = error.text,
-                "not pushed"
+                "{full} was not pushed to cache {name}: {}; remove the cause, then `flywheelctl push {full}` tries it again",
+                error.text
             );
         }
         if let Some(push) = self.by_id.get(&id) {

@@ -48,6 +48,11 @@ impl Sessions {
         self.by_row.values().filter(|s| s.uid == uid && s.is_open()).count()
     }
 
+    /// How many sessions and pushes of a user are open or draining.
+    pub(in crate::daemon) fn all_of(&self, uid: u32) -> usize {
+        self.by_row.values().filter(|s| s.uid == uid).count()
+    }
+
     /// The session with this id.
     pub(in crate::daemon) fn by_id(&self, id: &str) -> Option<&Session> {
         self.by_row.values().find(|s| s.id == id)

@@ -17,7 +17,7 @@ pub(super) use anchors::Watch;
 pub(super) use collection::Sessions;
 pub(super) use lookup::{Found, Name, lookup};
 pub(super) use opening::{AfterOpening, OpenParts, OpenRequest, Opening, open};
-pub(super) use report::{Answer, Engines, PATHS_MOST, Reports};
+pub(super) use report::{Answer, Engines, PATHS_MOST, Reports, Sight, evidence_word, outcome_word};
 pub(super) use restore::{Restored, restore};
 pub(super) use session::Session;
 pub(super) use waiting::{Asked, Caller, Naming, Waiter};

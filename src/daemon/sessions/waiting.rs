@@ -38,6 +38,8 @@ pub(in crate::daemon) struct Caller {
     pub(in crate::daemon) wait: bool,
     pub(in crate::daemon) since: Instant,
     pub(in crate::daemon) deadline: Instant,
+    /// It has chosen its deadline, and waits for it also while the cache is away.
+    pub(in crate::daemon) patient: bool,
 }
 
 impl Caller {
@@ -45,7 +47,7 @@ impl Caller {
     pub(in crate::daemon) fn new(responder: Responder, wait: bool, timeout_ms: u64) -> Self {
         let since = Instant::now();
         let deadline = since + Duration::from_millis(timeout_ms).min(LONGEST);
-        Self { asked: Asked::Flush, responder, wait, since, deadline }
+        Self { asked: Asked::Flush, responder, wait, since, deadline, patient: true }
     }
 }
 
@@ -57,6 +59,8 @@ pub(in crate::daemon) struct Waiter {
     pub(in crate::daemon) responder: Responder,
     pub(in crate::daemon) since: Instant,
     pub(in crate::daemon) deadline: Instant,
+    /// It has chosen its deadline, and waits for it also while the cache is away.
+    pub(in crate::daemon) patient: bool,
     /// The greatest number of unsettled pushes so far, as the total of progress.
     pub(in crate::daemon) total: u64,
 }

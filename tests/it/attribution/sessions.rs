@@ -404,6 +404,7 @@ fn a_thousand_short_sessions() {
                         push: Vec::new(),
                         timeout_ms: 60_000,
                         wait: true,
+                        patient: true,
                     };
                     let Reply::Ended(summary) = client.ask(&end) else { panic!("not ended") };
                     assert_eq!(summary.pending, 0);

@@ -9,3 +9,4 @@ mod pipeline;
 mod registrations;
 mod reload;
 mod restart;
+mod strangers;

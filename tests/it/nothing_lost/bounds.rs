@@ -116,6 +116,7 @@ fn a_month_of_history_and_a_thousand_sessions() {
                 push: paths.clone(),
                 timeout_ms: 60_000,
                 wait: false,
+                patient: true,
             };
             let reply = other.ask(&end);
             assert!(matches!(&reply, Reply::Ended(summary) if summary.pending > 0), "{reply:?}");

@@ -11,12 +11,14 @@ use tokio::task::spawn_blocking;
 use crate::control::messages as m;
 use crate::control::messages::{ErrorCode, Reply};
 use crate::control::server::{Peer, Responder};
-use crate::ledger::{Ledger, LedgerError, SessionInfo};
+use crate::daemon::intake::People;
+use crate::ledger::{Ledger, LedgerError, SessionInfo, SessionState};
 use crate::observe::event;
 use crate::types::{SessionId, StoreDir, Wall, millis};
 
 pub(in crate::daemon) use engines::Engines;
 use wording::{detail, entry, internal, summary};
+pub(in crate::daemon) use wording::{evidence_word, outcome_word};
 
 /// Most paths that one `session show` or `status` lists.
 pub(in crate::daemon) const PATHS_MOST: usize = m::MAX_ENTRIES as usize;
@@ -28,6 +30,29 @@ pub(in crate::daemon) struct Reports {
     store_dir: StoreDir,
     /// The daemon's own user, who may see every session, as root may.
     own_uid: u32,
+    people: People,
+}
+
+/// How long a caller waits for the name service. Without an answer it is no admin.
+const LOOK_UP: Duration = Duration::from_secs(2);
+
+/// What a caller may see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::daemon) enum Sight {
+    /// Everything.
+    All,
+    /// What belongs to this user.
+    Own(u32),
+}
+
+impl Sight {
+    /// Whether the caller may see what belongs to the user `owner`.
+    pub(in crate::daemon) fn sees(self, owner: u32) -> bool {
+        match self {
+            Self::All => true,
+            Self::Own(uid) => uid == owner,
+        }
+    }
 }
 
 /// An answer to a caller that waited for a session, or did not want to.
@@ -44,8 +69,8 @@ pub(in crate::daemon) struct Answer {
 }
 
 impl Reports {
-    pub(in crate::daemon) fn new(ledger: Ledger, store_dir: StoreDir, own_uid: u32) -> Self {
-        Self { ledger, store_dir, own_uid }
+    pub(in crate::daemon) fn new(ledger: Ledger, store_dir: StoreDir, own_uid: u32, people: People) -> Self {
+        Self { ledger, store_dir, own_uid, people }
     }
 
     pub(in crate::daemon) fn ledger(&self) -> &Ledger {
@@ -60,6 +85,21 @@ impl Reports {
     /// Whether the user is root or the daemon's own.
     pub(in crate::daemon) fn may_see_all(&self, uid: u32) -> bool {
         uid == 0 || uid == self.own_uid
+    }
+
+    /// What a caller may see: everything for root, the daemon's own user and members of
+    /// the group `admins`, else what is its own. Blocks while it looks up groups.
+    pub(in crate::daemon) fn sight(&self, peer: Peer, admins: Option<&str>) -> Sight {
+        let is_admin = || {
+            admins.is_some_and(|group| {
+                let person = self.people.who_is(peer.uid, peer.gid, LOOK_UP);
+                person
+                    .groups
+                    .iter()
+                    .any(|(number, name)| name.as_deref() == Some(group) || number.to_string() == group)
+            })
+        };
+        if self.may_see_all(peer.uid) || is_admin() { Sight::All } else { Sight::Own(peer.uid) }
     }
 
     /// The summary of a session. Blocks.
@@ -141,10 +181,17 @@ impl Reports {
 
     /// Answers `session list`: with the caller's own sessions, or with everybody's if
     /// the caller may see them. `all`: closed ones too.
-    pub(in crate::daemon) fn list(&self, peer: Peer, all: bool, responder: Responder) {
+    pub(in crate::daemon) fn list(
+        &self,
+        peer: Peer,
+        admins: Option<String>,
+        all: bool,
+        responder: Responder,
+    ) {
         let this = self.clone();
         spawn_blocking(move || {
-            let reply = this.entries(all, |owner| this.may_see(peer.uid, owner));
+            let sight = this.sight(peer, admins.as_deref());
+            let reply = this.entries(all, |owner| sight.sees(owner));
             responder.reply(reply.map_or_else(|e| internal(&e), Reply::Sessions));
         });
     }
@@ -160,12 +207,45 @@ impl Reports {
         sessions.map(|s| Ok(entry(s, &self.ledger.summary(s.row)?))).collect()
     }
 
+    /// How many sessions of all users are open, and how many are draining. Blocks.
+    pub(in crate::daemon) fn session_counts(&self) -> Result<m::SessionCounts, LedgerError> {
+        let sessions = self.ledger.sessions(false)?;
+        let in_state = |state| sessions.iter().filter(|s| s.state == state).count() as u64;
+        Ok(m::SessionCounts {
+            open: in_state(SessionState::Open),
+            draining: in_state(SessionState::Draining),
+        })
+    }
+
+    /// The failed paths of a user's open and draining sessions, at most [`PATHS_MOST`].
+    /// Blocks.
+    pub(in crate::daemon) fn failed_of(&self, uid: u32) -> Result<Vec<m::Failed>, LedgerError> {
+        let mut all: Vec<m::Failed> = Vec::new();
+        for session in self.ledger.sessions(false)?.iter().filter(|s| s.new.uid == uid) {
+            for failure in self.ledger.summary(session.row)?.failed {
+                let path = format!("{}/{}", self.store_dir.as_str(), failure.path);
+                if all.len() < PATHS_MOST && all.iter().all(|known| known.path != path) {
+                    all.push(m::Failed { path, error: failure.error, class: Some(failure.class) });
+                }
+            }
+        }
+        Ok(all)
+    }
+
     /// Answers `session show`.
-    pub(in crate::daemon) fn show(&self, peer: Peer, id: String, engines: Engines, responder: Responder) {
+    pub(in crate::daemon) fn show(
+        &self,
+        peer: Peer,
+        admins: Option<String>,
+        id: String,
+        engines: Engines,
+        responder: Responder,
+    ) {
         let this = self.clone();
         spawn_blocking(move || {
+            let sight = this.sight(peer, admins.as_deref());
             let reply = match this.ledger.session(&id) {
-                Ok(Some(info)) if this.may_see(peer.uid, info.new.uid) => {
+                Ok(Some(info)) if sight.sees(info.new.uid) => {
                     detail(&this.ledger, &this.store_dir, &engines, &info).unwrap_or_else(|e| internal(&e))
                 }
                 Ok(Some(_)) => Reply::Error {

@@ -104,24 +104,8 @@ pub(super) fn detail(
         .into_iter()
         .map(|push| m::PathEntry {
             path: format!("{}/{}", store_dir.as_str(), push.path),
-            state: match push.outcome {
-                Outcome::Pending => "pending",
-                Outcome::Pushed => "pushed",
-                Outcome::AlreadyCached => "already_cached",
-                Outcome::Upstream => "upstream",
-                Outcome::Failed => "failed",
-                Outcome::Skipped => "skipped",
-                Outcome::Collected => "collected",
-            }
-            .to_owned(),
-            evidence: match push.evidence {
-                Evidence::Hook => "hook",
-                Evidence::Process => "process",
-                Evidence::Closure => "closure",
-                Evidence::Window => "window",
-                Evidence::Shared => "shared",
-            }
-            .to_owned(),
+            state: outcome_word(push.outcome).to_owned(),
+            evidence: evidence_word(push.evidence).to_owned(),
             bytes: push.nar_size,
         })
         .collect();
@@ -129,4 +113,28 @@ pub(super) fn detail(
     let paths_total = counts.total();
     let summary = summary(store_dir, engines, info, counts, Vec::new());
     Ok(Reply::Session(m::SessionDetail { session, summary, paths, paths_total }))
+}
+
+/// An outcome as the JSON has it.
+pub(in crate::daemon) fn outcome_word(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Pending => "pending",
+        Outcome::Pushed => "pushed",
+        Outcome::AlreadyCached => "already_cached",
+        Outcome::Upstream => "upstream",
+        Outcome::Failed => "failed",
+        Outcome::Skipped => "skipped",
+        Outcome::Collected => "collected",
+    }
+}
+
+/// A kind of evidence as the JSON has it.
+pub(in crate::daemon) fn evidence_word(evidence: Evidence) -> &'static str {
+    match evidence {
+        Evidence::Hook => "hook",
+        Evidence::Process => "process",
+        Evidence::Closure => "closure",
+        Evidence::Window => "window",
+        Evidence::Shared => "shared",
+    }
 }

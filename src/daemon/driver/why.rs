@@ -1,0 +1,203 @@
+//! The answer to `why`: what happened to a path, and what it waits for now. It joins
+//! what the ledger and the Nix database have with the present state of the caches.
+
+use std::collections::HashMap;
+
+use tokio::task::spawn_blocking;
+
+use super::Driver;
+use crate::control::messages::{ErrorCode, PathStory, PushStory, Reply, SessionRef};
+use crate::control::server::{Peer, Responder};
+use crate::daemon::sessions::{Sight, evidence_word, outcome_word};
+use crate::ledger::{PushHistory, PushState};
+use crate::store::PathInfo;
+use crate::types::{PathHash, StoreDir, StorePath};
+
+/// What a caller names.
+enum Asked {
+    Path(StorePath),
+    Hash(PathHash),
+}
+
+impl Asked {
+    fn parse(text: &str, store_dir: &StoreDir) -> Result<Self, String> {
+        match PathHash::parse(text) {
+            Ok(hash) => Ok(Self::Hash(hash)),
+            Err(_) => store_dir.parse(text).map(Self::Path).map_err(|error| format!("{text}: {error}")),
+        }
+    }
+
+    fn hash(&self) -> &str {
+        match self {
+            Self::Path(path) => path.hash_part(),
+            Self::Hash(hash) => hash.as_str(),
+        }
+    }
+}
+
+impl Driver {
+    /// Serves `why`.
+    pub(super) fn why(&self, peer: Peer, paths: &[String], responder: Responder) {
+        let store = self.parts.transfers.store().clone();
+        let asked: Result<Vec<Asked>, String> = paths.iter().map(|p| Asked::parse(p, store.dir())).collect();
+        let asked = match asked {
+            Ok(asked) => asked,
+            Err(message) => return responder.refuse(ErrorCode::BadRequest, message),
+        };
+        // What keeps the pushes to each cache from going on, as of now.
+        let caches = self.parts.caches.ids();
+        let held: HashMap<String, String> = caches
+            .filter_map(|id| {
+                let why = self.away(id).or_else(|| self.waits_for_client(id))?;
+                Some((self.name(id).to_owned(), why))
+            })
+            .collect();
+        let intake = self.parts.intake.stuck().map(str::to_owned);
+        let (reports, admins) = (self.parts.reports.clone(), self.parts.settings.admins.clone());
+        tokio::spawn(async move {
+            let mut stories = Vec::new();
+            for asked in asked {
+                let (ledger, hash) = (reports.ledger().clone(), asked.hash().to_owned());
+                let history = spawn_blocking(move || ledger.history_of(&hash)).await;
+                let history = match history {
+                    Ok(Ok(history)) => history,
+                    Ok(Err(error)) => return responder.refuse(ErrorCode::Internal, error.to_string()),
+                    Err(error) => return responder.refuse(ErrorCode::Internal, error.to_string()),
+                };
+                let path = match &asked {
+                    Asked::Path(path) => Some(path.clone()),
+                    Asked::Hash(_) => history.first().and_then(|h| StorePath::parse(&h.push.path).ok()),
+                };
+                let info = match &path {
+                    Some(path) => store.infos(vec![path.clone()]).await.pop(),
+                    None => None,
+                };
+                let full = path.map_or_else(|| asked.hash().to_owned(), |path| store.dir().full(&path));
+                stories.push(Known { full, info, history });
+            }
+            let sight = spawn_blocking(move || reports.sight(peer, admins.as_deref())).await;
+            let sight = sight.unwrap_or(Sight::Own(peer.uid));
+            let stories = stories.into_iter().map(|known| known.story(sight, &held, intake.as_deref()));
+            responder.reply(Reply::Why(stories.collect()));
+        });
+    }
+}
+
+/// What is known of one path.
+struct Known {
+    full: String,
+    /// What the Nix database has; an error when it cannot be read.
+    info: Option<Result<Option<PathInfo>, String>>,
+    history: Vec<PushHistory>,
+}
+
+impl Known {
+    fn story(self, sight: Sight, held: &HashMap<String, String>, intake: Option<&str>) -> PathStory {
+        let valid = match &self.info {
+            Some(Ok(info)) => Some(info.is_some()),
+            Some(Err(_)) => None,
+            None => Some(false),
+        };
+        let in_database = self.info.and_then(Result::ok).flatten().map(|info| info.nar_size);
+        let mut story = PathStory {
+            path: self.full,
+            valid,
+            nar_size: in_database.or_else(|| self.history.first().map(|h| h.push.nar_size)),
+            ..PathStory::default()
+        };
+        let mut hidden = std::collections::BTreeSet::new();
+        for PushHistory { push, sessions } in self.history {
+            let visible = sessions.is_empty() || sessions.iter().any(|s| sight.sees(s.uid));
+            for share in sessions {
+                if !sight.sees(share.uid) {
+                    hidden.insert(share.row);
+                } else if story.sessions.iter().all(|known| known.session != share.id) {
+                    story.sessions.push(SessionRef {
+                        session: share.id,
+                        label: share.label,
+                        uid: share.uid,
+                        evidence: evidence_word(share.evidence).to_owned(),
+                        outcome: outcome_word(share.outcome).to_owned(),
+                    });
+                }
+            }
+            // Reasons are for the users whose sessions the path belongs to.
+            let (error, class) = if visible { (push.error, push.error_class) } else { (None, None) };
+            story.pushes.push(PushStory {
+                next: next(push.state, &push.cache, &story.path, error.is_some(), held),
+                cache: push.cache,
+                state: state_word(push.state).to_owned(),
+                attempts: push.attempts,
+                error,
+                class,
+                settled_at: (push.settled_at > 0).then_some(push.settled_at),
+            });
+        }
+        story.hidden_sessions = hidden.len() as u64;
+        story.summary = summary(&story, intake);
+        story
+    }
+}
+
+/// What a push waits for, or what makes it go on.
+fn next(
+    state: PushState,
+    cache: &str,
+    path: &str,
+    has_error: bool,
+    held: &HashMap<String, String>,
+) -> Option<String> {
+    match state {
+        PushState::Pending => Some(match (held.get(cache), has_error) {
+            (Some(why), _) => format!("it waits: {why}"),
+            (None, true) => "it is retried after the error above".to_owned(),
+            (None, false) => "it waits for its turn, and for the paths it refers to".to_owned(),
+        }),
+        PushState::Uploading => {
+            Some(held.get(cache).map_or("its upload runs".to_owned(), |why| format!("it waits: {why}")))
+        }
+        PushState::Failed => Some(format!(
+            "remove the cause, then `flywheelctl push {path}` tries it again (`flywheelctl reload`: all)"
+        )),
+        PushState::Skipped => {
+            Some(format!("a filter or route leaves it out; `flywheelctl push {path}` pushes it all the same"))
+        }
+        PushState::Collected => Some("it is pushed when it is built again".to_owned()),
+        PushState::Pushed | PushState::Cached | PushState::Upstream => None,
+    }
+}
+
+fn state_word(state: PushState) -> &'static str {
+    match state {
+        PushState::Pending => "pending",
+        PushState::Uploading => "uploading",
+        PushState::Pushed => "pushed",
+        PushState::Cached => "already_cached",
+        PushState::Upstream => "upstream",
+        PushState::Failed => "failed",
+        PushState::Skipped => "skipped",
+        PushState::Collected => "collected",
+    }
+}
+
+fn summary(story: &PathStory, intake: Option<&str>) -> String {
+    if !story.pushes.is_empty() {
+        return match story.valid {
+            Some(true) => "the path is valid in the store".to_owned(),
+            Some(false) => "the path is not in the store any more".to_owned(),
+            None => "the Nix database cannot be read now".to_owned(),
+        };
+    }
+    match (story.valid, intake) {
+        (Some(true), Some(why)) => {
+            format!("the path is valid, and flywheeld has not taken it in yet: {why}")
+        }
+        (Some(true), None) => format!(
+            "the path is valid, and flywheeld has no push for it: it was there before the first start \
+             (see [push] existing), or nobody was seen to make it; `flywheelctl push {}` pushes it",
+            story.path
+        ),
+        (Some(false), _) => "no valid path of this name, and none is known from before".to_owned(),
+        (None, _) => "the Nix database cannot be read now, and no push is known".to_owned(),
+    }
+}
