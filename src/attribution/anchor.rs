@@ -1,5 +1,5 @@
-//! A session's anchor: the process that everything the job does descends from.
-//! Must not know who asked for it beyond their user and process number.
+//! A session's anchor: the process that all other processes of the job descend
+//! from. Must not know: who asked for the session, beyond user and process number.
 
 use super::lineage::Lineage;
 use super::proc::{Proc, ProcId};
@@ -9,55 +9,70 @@ use super::proc::{Proc, ProcId};
 pub struct Anchor {
     /// The process.
     pub id: ProcId,
-    /// The process session that begins with it, for what lost its parents.
+    /// The process session that the anchor leads. It identifies processes of the
+    /// job that lost their parents.
     pub session: Option<i32>,
-    /// The control group that the job has for itself, for the same reason.
+    /// The control group that only the job uses, for the same purpose.
     pub cgroup: Option<String>,
 }
 
 /// Why a process cannot be an anchor.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AnchorError {
-    /// Nothing has this number.
+    /// No process has this number.
     #[error("there is no process {0} to follow: name one that lives as long as the job (--anchor-pid)")]
     Gone(u32),
-    /// Somebody else's.
+    /// The process belongs to another user.
     #[error("process {pid} belongs to user {uid}, not to you: name one of your own (--anchor-pid)")]
     NotYours {
-        /// Which.
+        /// The process.
         pid: i32,
-        /// Whose.
+        /// Its user.
         uid: u32,
     },
+    /// Every process descends from the first one, those of other users too.
+    #[error("process 1 is the ancestor of every user's processes: name one of your own (--anchor-pid)")]
+    First,
+    /// The number means nothing outside of the caller's process namespace.
+    #[error(
+        "process {0} cannot be found among the processes that you descend from: in a process namespace name an \
+         ancestor of flywheelctl by its number there (--anchor-pid), and mount /proc in it"
+    )]
+    Unresolved(u32),
 }
 
 impl Anchor {
-    /// The anchor with this process, which must live.
+    /// Makes an anchor of a living process. `None`: it does not live.
+    ///
+    /// Process session and control group are used only where they belong to the
+    /// job alone. A process session does when the anchor leads it. A control
+    /// group does when the parent is outside of it; a parent that is process 1
+    /// proves nothing, since orphans in a runner's group get it as well.
     #[must_use]
     pub fn of(proc: &Proc, id: ProcId) -> Option<Self> {
         let stat = proc.stat(id.pid).filter(|s| s.id == id && !s.zombie)?;
-        let parent = proc.stat(stat.ppid);
-        let session =
-            parent.as_ref().is_some_and(|parent| parent.session != stat.session).then_some(stat.session);
-        // What the runner is in as well says nothing about this job.
+        let session = (stat.session == id.pid).then_some(stat.session);
+        let is_child_of_other = stat.ppid > 1 && proc.stat(stat.ppid).is_some();
         let outer = proc.cgroup(stat.ppid).unwrap_or_default();
-        let cgroup = proc.cgroup(id.pid).filter(|own| parent.is_some() && !is_within(&outer, own));
-        Some(Self { id, session: session.filter(|s| *s > 0), cgroup })
+        let cgroup = proc.cgroup(id.pid).filter(|own| is_child_of_other && !is_within(&outer, own));
+        Some(Self { id, session, cgroup })
     }
 
-    /// The anchor that a caller asks for by a number in its own process
-    /// namespace. `Ok(None)`: it cannot be seen from here, or is the first
-    /// process, which everything descends from.
+    /// The anchor that a caller asks for by a number in the caller's process
+    /// namespace. `Ok(None)`: the caller cannot be seen from here, or is root and
+    /// names a process that cannot be an anchor; the session has no anchor then.
     pub fn resolve(
         proc: &Proc,
         wanted: u32,
         peer: Option<i32>,
         uid: u32,
     ) -> Result<Option<Self>, AnchorError> {
+        let refuse = |error| if uid == 0 { Ok(None) } else { Err(error) };
         let line = proc.ancestry(peer.unwrap_or_default());
-        let (Some(caller), Ok(number)) = (line.first(), i32::try_from(wanted)) else { return Ok(None) };
-        // In a container numbers mean something else: there an anchor must be
-        // an ancestor, whose inner number the kernel tells.
+        let Some(caller) = line.first() else { return Ok(None) };
+        let Ok(number) = i32::try_from(wanted) else { return Err(AnchorError::Gone(wanted)) };
+        // In another namespace numbers mean something else: there an anchor must
+        // be an ancestor, whose inner number the kernel tells.
         let nested = proc.numbers(caller.id.pid).len() > 1;
         let pid = if nested {
             let inner = |pid: &i32| matches!(&proc.numbers(*pid)[..], [_, .., last] if *last == number);
@@ -65,17 +80,21 @@ impl Anchor {
         } else {
             Some(number)
         };
-        let Some(pid) = pid.filter(|pid| *pid != 1) else { return Ok(None) };
+        let Some(pid) = pid else { return refuse(AnchorError::Unresolved(wanted)) };
+        if pid == 1 {
+            return refuse(AnchorError::First);
+        }
         let stat = proc.stat(pid).filter(|s| !s.zombie).ok_or(AnchorError::Gone(wanted))?;
         match proc.uid(pid) {
             Some(owner) if owner == uid || uid == 0 => Ok(Self::of(proc, stat.id)),
             Some(owner) => Err(AnchorError::NotYours { pid, uid: owner }),
-            None => Ok(None),
+            None => refuse(AnchorError::Unresolved(wanted)),
         }
     }
 
-    /// How near it is to who made a path; none when that does not descend from
-    /// it. Parents come before what outlives them.
+    /// The number of generations between the anchor and the maker of a path;
+    /// `None` when the maker does not descend from the anchor. A shared process
+    /// session or control group counts as farther than any ancestor.
     pub(super) fn distance(&self, lineage: &Lineage) -> Option<usize> {
         let far = super::lineage::DEEPEST;
         if let Some(steps) = lineage.line.iter().position(|id| *id == self.id) {
@@ -117,7 +136,8 @@ mod tests {
         assert_eq!(resolve(30, 1001), Err(AnchorError::NotYours { pid: 30, uid: 1000 }));
         assert_eq!(resolve(30, 0).unwrap().unwrap().id.pid, 30, "root may");
         assert_eq!(resolve(31, 1000), Err(AnchorError::Gone(31)));
-        assert_eq!(resolve(1, 0), Ok(None), "everything descends from the first");
+        assert_eq!(resolve(1, 1000), Err(AnchorError::First), "everything descends from the first");
+        assert_eq!(resolve(1, 0), Ok(None));
         assert_eq!(Anchor::resolve(&fake.proc(), 30, None, 1000), Ok(None), "a caller that is not seen");
         assert_eq!(Anchor::resolve(&fake.proc(), 30, Some(99), 1000), Ok(None));
     }
@@ -129,7 +149,7 @@ mod tests {
         fake.nested(30, 5);
         let resolve = |wanted| Anchor::resolve(&fake.proc(), wanted, Some(40), 1000);
         assert_eq!(resolve(5).unwrap().unwrap().id.pid, 30);
-        assert_eq!(resolve(20), Ok(None), "the host's number 20 is not meant");
+        assert_eq!(resolve(20), Err(AnchorError::Unresolved(20)), "the host's number 20 is not meant");
     }
 
     #[test]
@@ -170,5 +190,20 @@ mod tests {
         assert_eq!(anchor.cgroup.as_deref(), Some("/of/30"));
         fake.set(30, "cgroup", "0::/of/20\n");
         assert_eq!(Anchor::of(&fake.proc(), ProcId { pid: 30, start: 50 }).unwrap().cgroup, None);
+    }
+
+    /// An orphan's new parent is process 1, which is in no group of the runner's.
+    #[test]
+    fn an_orphan_takes_neither_the_runners_session_nor_its_group() {
+        let fake = job();
+        fake.add(35, 1, 60, "bash", 1000, b"bash\0");
+        fake.session(35, 20);
+        fake.set(35, "cgroup", "0::/of/20\n");
+        let anchor = Anchor::of(&fake.proc(), ProcId { pid: 35, start: 60 }).unwrap();
+        assert_eq!((anchor.session, anchor.cgroup), (None, None));
+        // A process session of its own is the job's alone, also an orphan's.
+        fake.session(35, 35);
+        let anchor = Anchor::of(&fake.proc(), ProcId { pid: 35, start: 60 }).unwrap();
+        assert_eq!((anchor.session, anchor.cgroup), (Some(35), None));
     }
 }

@@ -7,8 +7,10 @@
 use std::collections::HashMap;
 use std::os::fd::AsRawFd as _;
 use std::path::Path;
+use std::sync::Once;
 
 use super::proc::Proc;
+use crate::observe::event;
 
 /// A file, as the kernel names it here: device major and minor, inode.
 pub(super) type FileId = (u32, u32, u64);
@@ -32,11 +34,30 @@ pub(super) fn parse(text: &str) -> HashMap<FileId, i32> {
         .collect()
 }
 
-/// The device of a directory as `/proc/locks` writes it. That is not what
-/// stat(2) says where a file system has several (btrfs, overlayfs): both are
-/// that of the superblock, which `mountinfo` has too.
+/// The device of a directory as `/proc/locks` writes it. Where a file system
+/// has several (btrfs, overlayfs), stat(2) says another one: `/proc/locks` and
+/// `mountinfo` have that of the superblock. A mount that `mountinfo` does not
+/// list (the store of a chroot whose root is not a mount point) has the device
+/// that stat says, which is logged once: if it is the wrong one, no lock matches
+/// and makers stay unknown.
 pub(super) fn device(proc: &Proc, dir: &Path) -> Option<(u32, u32)> {
+    static SAID: Once = Once::new();
     let opened = std::fs::File::open(dir).ok()?;
+    if let Some(device) = listed_device(proc, &opened) {
+        return Some(device);
+    }
+    let device = rustix::fs::fstat(&opened).ok()?.st_dev;
+    SAID.call_once(|| {
+        event!(
+            LOCKS_BY_STAT,
+            path = %dir.display(),
+            "the mount of the store directory is not in /proc/self/mountinfo: locks are matched by the device that stat says"
+        );
+    });
+    Some((rustix::fs::major(device), rustix::fs::minor(device)))
+}
+
+fn listed_device(proc: &Proc, opened: &std::fs::File) -> Option<(u32, u32)> {
     let info = String::from_utf8(proc.read(&format!("self/fdinfo/{}", opened.as_raw_fd()))?).ok()?;
     let mount = info.lines().find_map(|line| line.strip_prefix("mnt_id:"))?.trim();
     let mounts = proc.read("self/mountinfo")?;
@@ -75,6 +96,18 @@ mod tests {
         let text = "21 1 254:0 / / rw - ext4 /dev/vda rw\n40 21 0:36 /@nix /nix rw - btrfs /dev/vdb rw\n";
         assert_eq!(parse_mounts(text, "40"), Some((0, 36)));
         assert_eq!(parse_mounts(text, "4"), None);
+    }
+
+    /// As in a chroot whose root is not a mount point.
+    #[test]
+    fn a_mount_that_is_not_listed_has_the_device_of_stat() {
+        use std::os::unix::fs::MetadataExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let empty = crate::attribution::tests::FakeProc::new();
+        let expected = dir.path().metadata().unwrap().dev();
+        let expected = (rustix::fs::major(expected), rustix::fs::minor(expected));
+        assert_eq!(device(&empty.proc(), dir.path()), Some(expected));
+        assert_eq!(device(&empty.proc(), &dir.path().join("none")), None);
     }
 
     #[test]

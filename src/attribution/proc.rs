@@ -103,6 +103,25 @@ impl Proc {
         numbers.split_whitespace().filter_map(|n| n.parse().ok()).collect()
     }
 
+    /// The inode of its process namespace; `None` where this user may not see it.
+    fn namespace(&self, pid: i32) -> Option<PathBuf> {
+        std::fs::read_link(self.root.join(format!("{pid}/ns/pid"))).ok()
+    }
+
+    /// The process that a process in an inner namespace calls `number`. `None`
+    /// when no process or more than one fits, or the namespaces cannot be compared.
+    pub(super) fn inner(&self, observer: i32, number: i32) -> Option<i32> {
+        let namespace = self.namespace(observer)?;
+        let fits = |pid: &i32| {
+            self.numbers(*pid).last() == Some(&number) && self.namespace(*pid).as_ref() == Some(&namespace)
+        };
+        let entries = std::fs::read_dir(&self.root).ok()?;
+        let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        let mut found = pids.filter(fits);
+        let first = found.next()?;
+        found.next().is_none().then_some(first)
+    }
+
     /// Its command line as the kernel has it: arguments, each ended by a zero.
     pub(super) fn cmdline(&self, pid: i32) -> Option<Vec<u8>> {
         let mut bytes = self.read(&format!("{pid}/cmdline"))?;

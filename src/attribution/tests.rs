@@ -43,6 +43,21 @@ impl FakeProc {
         self.set(pid, "cgroup", format!("0::/of/{pid}\n"));
     }
 
+    /// Moves a process into another process session.
+    pub(super) fn session(&self, pid: i32, session: i32) {
+        let stat = fs::read_to_string(self.file(pid, "stat")).unwrap();
+        let (name, rest) = stat.rsplit_once(") ").unwrap();
+        let mut fields: Vec<String> = rest.split(' ').map(str::to_owned).collect();
+        fields[3] = session.to_string(); // after state, parent and process group
+        self.set(pid, "stat", format!("{name}) {}", fields.join(" ")));
+    }
+
+    /// The process namespace of a process, as the kernel names it.
+    pub(super) fn namespace(&self, pid: i32, inode: u64) {
+        fs::create_dir_all(self.file(pid, "ns")).unwrap();
+        std::os::unix::fs::symlink(format!("pid:[{inode}]"), self.file(pid, "ns/pid")).unwrap();
+    }
+
     /// Puts a process into an inner process namespace.
     pub(super) fn nested(&self, pid: i32, inner: i32) {
         let status = fs::read_to_string(self.file(pid, "status")).unwrap();

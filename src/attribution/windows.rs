@@ -32,6 +32,8 @@ pub struct Window {
     pub after: i64,
     /// And up to this one, when it has ended.
     pub until: Option<i64>,
+    /// The user who opened the session.
+    pub uid: u32,
     /// Where its paths go: a cache by its number, or nowhere.
     pub cache: Option<u16>,
     /// What its processes descend from, where that is known.
@@ -95,26 +97,35 @@ impl Windows {
         self.open.retain(|w| w.session != session);
     }
 
-    /// Where a session's window ends, when it has been closed.
-    pub fn until(&self, session: i64) -> Option<i64> {
-        self.open.iter().find(|w| w.session == session)?.until
-    }
-
-    /// Who owns the path with this number. Sessions that push to different
-    /// caches leave it open: a path is never pushed to a cache only because
-    /// somebody else's session happened to be open as well, it is nobody's, and
-    /// who names it in the end has it in the right cache.
+    /// The sessions that own the path with this number.
+    ///
+    /// A maker that was seen has an effect only for sessions of the maker's user;
+    /// root is excepted on both sides where the maker descends from the anchor (a
+    /// runner of root's, `sudo` in a job). When no maker was seen and sessions of
+    /// several users are open, the path is none of theirs: any of them could
+    /// otherwise take what the others make.
+    ///
+    /// Sessions that push to different caches leave it open as well: a path is
+    /// never pushed to a cache only because another session happened to be open.
+    /// It is nobody's then, and a session that names it has it in its cache.
     pub fn owners(&self, number: i64, maker: Option<&Maker>) -> Owners {
         let mut holding: Vec<_> = self.open.iter().filter(|w| w.holds(number)).collect();
         let mut known = None;
         if let Some(maker) = maker {
-            let near = |w: &Window| w.anchor.as_ref()?.distance(&maker.lineage);
+            let uid = maker.lineage.person.map(|(uid, _)| uid);
+            let near = |w: &Window| {
+                let may_own = uid.is_some_and(|uid| uid == w.uid || uid == 0 || w.uid == 0);
+                w.anchor.as_ref().filter(|_| may_own)?.distance(&maker.lineage)
+            };
             let nearest = holding.iter().filter_map(|w| near(w)).min();
             if nearest.is_some() {
                 known = Some(maker.evidence);
             }
-            // Without a match what remains are sessions that nothing can be matched with.
-            holding.retain(|w| if nearest.is_some() { near(w) == nearest } else { w.anchor.is_none() });
+            // Without a match those sessions remain whose processes are unknown.
+            let unmatched = |w: &Window| w.anchor.is_none() && uid == Some(w.uid);
+            holding.retain(|w| if nearest.is_some() { near(w) == nearest } else { unmatched(w) });
+        } else if holding.iter().any(|w| w.uid != holding[0].uid) {
+            holding.clear();
         }
         let evidence = match (holding.len(), known) {
             (1, Some(evidence)) => evidence,
@@ -140,7 +151,7 @@ mod tests {
     use crate::attribution::proc::ProcId;
 
     fn window(session: i64, after: i64, until: Option<i64>, cache: u16) -> Window {
-        Window { session, after, until, cache: Some(cache), anchor: None }
+        Window { session, after, until, uid: 1000, cache: Some(cache), anchor: None }
     }
 
     #[test]
@@ -171,7 +182,7 @@ mod tests {
         windows.open(window(1, 0, None, 0));
         windows.close(1, 5);
         windows.close(1, 9);
-        assert_eq!(windows.until(1), Some(5));
+        assert_eq!(windows.owners(5, None).sessions.len(), 1);
         assert!(windows.owners(6, None).sessions.is_empty());
         windows.forget(1);
         assert!(windows.owners(3, None).sessions.is_empty());
@@ -183,8 +194,12 @@ mod tests {
     }
 
     fn made_by(line: &[i32]) -> Maker {
+        made_by_user(line, 1000)
+    }
+
+    fn made_by_user(line: &[i32], uid: u32) -> Maker {
         let line = line.iter().map(|pid| ProcId { pid: *pid, start: 1 }).collect();
-        let lineage = Lineage { line, session: 1, cgroup: None, person: None }.into();
+        let lineage = Lineage { line, session: 1, cgroup: None, person: Some((uid, uid)) }.into();
         Maker { lineage, evidence: Evidence::Process }
     }
 
@@ -222,5 +237,35 @@ mod tests {
         // With one that pushes elsewhere among them, it is nobody's.
         windows.open(window(8, 0, None, 1));
         assert_eq!(windows.owners(9, None), Owners { sessions: vec![], cache: None });
+    }
+
+    #[test]
+    fn no_user_gets_what_another_made() {
+        let of = |uid, window: Window| Window { uid, ..window };
+        let mut windows = Windows::default();
+        windows.open(of(1000, anchored(1, None, 100)));
+        windows.open(of(1000, window(2, 0, None, 0)));
+        let sessions = |windows: &Windows, maker: Option<&Maker>| -> Vec<i64> {
+            windows.owners(9, maker).sessions.iter().map(|(session, _)| *session).collect()
+        };
+        assert_eq!(sessions(&windows, Some(&made_by_user(&[101, 100, 1], 1000))), [1]);
+        assert_eq!(
+            sessions(&windows, Some(&made_by_user(&[101, 100, 1], 1001))),
+            [0; 0],
+            "not with an own anchor"
+        );
+        assert_eq!(sessions(&windows, Some(&made_by_user(&[55, 1], 1001))), [0; 0], "not without one");
+        assert_eq!(sessions(&windows, Some(&made_by_user(&[101, 100, 1], 0))), [1], "sudo in the job");
+        assert_eq!(sessions(&windows, Some(&made_by_user(&[55, 1], 0))), [0; 0], "root elsewhere");
+        assert_eq!(
+            sessions(&windows, None),
+            [1, 2],
+            "sessions of one user share what nobody was seen to make"
+        );
+        windows.open(of(0, anchored(3, None, 90)));
+        assert_eq!(sessions(&windows, Some(&made_by_user(&[95, 90, 1], 1001))), [3], "a runner of root's");
+        assert_eq!(sessions(&windows, None), [0; 0], "with sessions of two users it is nobody's");
+        windows.forget(3);
+        assert_eq!(sessions(&windows, None), [1, 2]);
     }
 }

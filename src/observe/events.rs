@@ -179,6 +179,8 @@ kinds! {
     WATCH_RESUMED = "c401ac8740b246e5b4f452494224504e", INFO, [];
     /// Nix's locks cannot be watched, so the maker of a path is unknown.
     LOCK_WATCHER_BLIND = "43faa15e5ec8481db2a6b014a9b27a1a", WARN, [error];
+    /// The store's locks are matched by the device that stat says.
+    LOCKS_BY_STAT = "16d59983c2c74f008172011af11188d6", WARN, [path];
     /// The kernel dropped events of the store directory.
     EVENTS_DROPPED = "68324fe9b4ab4648b0db564909642b8c", WARN, [];
     /// The code that events of the store directory wake has panicked.

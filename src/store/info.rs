@@ -28,19 +28,24 @@ pub struct PathInfo {
     pub references: Vec<StorePath>,
     /// When it was registered, Unix seconds.
     pub registered_at: i64,
+    /// Its name follows from added files or an added text, or a recorded
+    /// content address says so.
+    pub(super) is_source: bool,
 }
 
-/// Where a path came from, as far as the database tells.
+/// What a path is. It depends neither on the way on which the path came nor on
+/// its signatures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Origin {
-    /// A build on this host, fixed-output ones included.
+    /// A build on this host, fixed-output and content-addressed ones included.
     Built,
-    /// Copied here ready-made: from a substituter, by an import, or by a remote
-    /// builder. The database does not tell these apart.
+    /// A build that was copied here: from a substituter, by an import, or by a
+    /// remote builder. The database does not tell these apart.
     Substituted,
-    /// Added from files or a string: `./file`, `builtins.toFile`, `nix-store --add`.
+    /// Files or a text that were added to the store: `./file`, `builtins.toFile`,
+    /// fetchers, `nix-store --add`; also when another host added them.
     Source,
-    /// A `.drv`.
+    /// A `.drv` that Nix wrote from an expression.
     Derivation,
 }
 
@@ -51,19 +56,17 @@ impl PathInfo {
         Mark { id: self.id, path: self.path.clone(), registered_at: self.registered_at }
     }
 
-    /// Seen on Nix 2.8.0: only local builds are `ultimate`; what was added
-    /// locally is content-addressed and has neither deriver nor signature;
-    /// what was copied has at least one of the two, or no content address. An
-    /// unsigned source that was copied counts as a source, which it is.
+    /// Only a build has a deriver, also one whose output's name ends in `.drv`
+    /// (dynamic derivations). `ultimate` proves nothing by itself: a
+    /// local-overlay store sets it for each row that it copies from below.
     pub fn origin(&self) -> Origin {
-        if self.path.is_derivation() {
-            Origin::Derivation
-        } else if self.ultimate {
-            Origin::Built
-        } else if self.ca.is_some() && self.deriver.is_none() && self.sigs.is_empty() {
-            Origin::Source
-        } else {
-            Origin::Substituted
+        match (self.deriver.is_some(), self.ultimate) {
+            (true, true) => Origin::Built,
+            (true, false) => Origin::Substituted,
+            (false, _) if self.path.is_derivation() => Origin::Derivation,
+            (false, _) if self.is_source => Origin::Source,
+            (false, true) => Origin::Built,
+            (false, false) => Origin::Substituted,
         }
     }
 }
@@ -74,25 +77,28 @@ mod tests {
 
     #[test]
     fn origins() {
-        let info = |name: &str, ultimate, ca: bool, deriver: bool, sig: bool| PathInfo {
+        let info = |name: &str, ultimate, is_source, deriver: bool| PathInfo {
             id: 1,
             path: StorePath::parse(&format!("0njnh3x9rb4hh40rpc0dwc3w75vjl545-{name}")).unwrap(),
             nar_hash: NarHash([0; 32]),
             nar_size: 120,
             deriver: deriver.then(|| StorePath::parse("0njnh3x9rb4hh40rpc0dwc3w75vjl545-x.drv").unwrap()),
             ultimate,
-            sigs: sig.then(|| "k:s".to_owned()).into_iter().collect(),
-            ca: ca.then(|| "text:sha256:x".to_owned()),
+            sigs: vec!["k:s".to_owned()],
+            ca: None,
             references: vec![],
             registered_at: 0,
+            is_source,
         };
-        assert_eq!(info("x", true, false, true, false).origin(), Origin::Built);
-        assert_eq!(info("x", true, true, true, false).origin(), Origin::Built);
-        assert_eq!(info("x", false, true, false, false).origin(), Origin::Source);
-        assert_eq!(info("x", false, true, false, true).origin(), Origin::Substituted);
-        assert_eq!(info("x", false, true, true, false).origin(), Origin::Substituted);
-        assert_eq!(info("x", false, false, false, false).origin(), Origin::Substituted);
-        assert_eq!(info("x.drv", false, true, false, false).origin(), Origin::Derivation);
-        assert_eq!(info("x.drv", true, false, false, false).origin(), Origin::Derivation);
+        assert_eq!(info("x", true, false, true).origin(), Origin::Built);
+        assert_eq!(info("x", true, true, true).origin(), Origin::Built, "a fixed output");
+        assert_eq!(info("x", false, true, true).origin(), Origin::Substituted, "a fixed output, copied");
+        assert_eq!(info("x", false, true, false).origin(), Origin::Source);
+        assert_eq!(info("x", true, true, false).origin(), Origin::Source, "from a lower store");
+        assert_eq!(info("x", false, false, false).origin(), Origin::Substituted);
+        assert_eq!(info("x", true, false, false).origin(), Origin::Built);
+        assert_eq!(info("x.drv", false, true, false).origin(), Origin::Derivation);
+        assert_eq!(info("x.drv", true, false, true).origin(), Origin::Built, "a dynamic derivation's output");
+        assert_eq!(info("x.drv", false, false, true).origin(), Origin::Substituted);
     }
 }

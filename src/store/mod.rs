@@ -13,6 +13,7 @@ mod info;
 pub mod nar;
 mod nix_db;
 mod root_files;
+mod source_path;
 mod temp_roots;
 mod watch;
 

@@ -4,16 +4,17 @@
 /// The 32 digits, from 0 to 31.
 pub const ALPHABET: &[u8; 32] = b"0123456789abcdfghijklmnpqrsvwxyz";
 
-/// Writes a SHA-256 digest with 52 digits, as narinfo files and fingerprints have it.
+/// Writes a digest: 52 digits for a SHA-256, as narinfo files and fingerprints
+/// have it, 32 digits for the 20 bytes of a store path's hash part.
 #[must_use]
-pub fn encode(digest: &[u8; 32]) -> String {
+pub fn encode(digest: &[u8]) -> String {
     let digit = |n: usize| {
         let (byte, shift) = (n * 5 / 8, n * 5 % 8);
         let next = digest.get(byte + 1).copied().unwrap_or(0);
         let pair = u16::from(digest[byte]) | (u16::from(next) << 8);
         char::from(ALPHABET[usize::from((pair >> shift) & 31)])
     };
-    (0..52).rev().map(digit).collect()
+    (0..(digest.len() * 8).div_ceil(5)).rev().map(digit).collect()
 }
 
 /// Reads 52 digits; none when a character is not a digit, the length is another

@@ -123,7 +123,8 @@ fn record(
     });
     let row = opened.map_err(|e| (ErrorCode::Internal, format!("the session cannot be recorded: {e}")))?;
     if with_window {
-        windows.open(Window { session: row, after, until: None, cache: cache.map(|c| c.0), anchor });
+        let cache = cache.map(|c| c.0);
+        windows.open(Window { session: row, after, until: None, uid: peer.uid, cache, anchor });
     }
     drop(windows);
     let session = Session {

@@ -42,6 +42,7 @@ pub(in crate::daemon) fn restore(
                 session: info.row,
                 after: info.new.after,
                 until: info.until,
+                uid: info.new.uid,
                 cache: cache.map(|c| c.0),
                 anchor: alive.clone().or(anchor.map(ended)),
             };

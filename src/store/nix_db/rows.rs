@@ -7,6 +7,7 @@ use rusqlite::{CachedStatement, Connection, OptionalExtension as _, Row};
 use super::error::NixDbError;
 use super::identity::Mark;
 use crate::store::PathInfo;
+use crate::store::source_path::is_source;
 use crate::types::{NarHash, StoreDir, StorePath};
 
 /// Selects the columns that [`Rows::info`] reads, and adds a condition.
@@ -98,6 +99,7 @@ impl Rows<'_> {
         }))
     }
 
+    /// Completes a row; a file without a content address and deriver is read.
     fn with_references(
         &self,
         mut info: PathInfo,
@@ -109,6 +111,10 @@ impl Rows<'_> {
         }
         drop(rows);
         info.references.sort_unstable();
+        // What has a deriver was built, whatever its path looks like.
+        info.is_source = info.deriver.is_none()
+            && !info.path.is_derivation()
+            && is_source(self.store_dir, &info.path, info.nar_hash, info.ca.as_deref(), &info.references);
         Ok(info)
     }
 
@@ -139,6 +145,7 @@ impl Rows<'_> {
             ca: text(7)?.filter(|ca| !ca.is_empty()).map(str::to_owned),
             references: Vec::new(),
             registered_at: row.get(8).map_err(|e| bad(e.to_string()))?,
+            is_source: false,
         })
     }
 }

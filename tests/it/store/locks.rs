@@ -203,7 +203,7 @@ fn sources_strings_and_imports() {
         assert!(rings.contains(&WatchEvent::LockRemoved(path.base().to_owned())), "{rings:?}");
     }
     let rows = house.rows(0);
-    assert_eq!(rows.iter().map(PathInfo::origin).collect::<Vec<_>>(), [Origin::Substituted; 2]);
+    assert_eq!(rows.iter().map(PathInfo::origin).collect::<Vec<_>>(), [Origin::Source; 2]);
     assert!(rows.iter().all(|row| row.ca.is_none() && !row.ultimate), "{rows:?}");
 }
 
@@ -236,6 +236,6 @@ fn substitution_from_a_signed_cache() {
     // Nix registers references before their referrers.
     assert_eq!(rows.iter().map(|r| r.path.name()).collect::<Vec<_>>(), ["text", "far"]);
     assert!(rows.iter().all(|row| row.sigs.len() == 1 && row.sigs[0].starts_with("test-1:")), "{rows:?}");
-    assert_eq!(rows.iter().map(PathInfo::origin).collect::<Vec<_>>(), [Origin::Substituted; 2]);
+    assert_eq!(rows.iter().map(PathInfo::origin).collect::<Vec<_>>(), [Origin::Source, Origin::Substituted]);
     assert!(!rows[1].ultimate && rows[1].deriver.is_some() && rows[1].ca.is_none());
 }

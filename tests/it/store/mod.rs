@@ -4,5 +4,7 @@ mod closure;
 mod locks;
 mod nar;
 mod nix_db;
+mod origins;
+mod reading;
 mod root_files;
 mod watch;
