@@ -218,7 +218,10 @@ in
             jobs = setting (types.either types.ints.positive (types.enum [ "auto" ])) 8 ''
               How many uploads at a time.
             '';
-            existing = setting types.bool true "Whether to push also what was there before the first start.";
+            existing = setting (types.either types.bool (types.enum [ "since-boot" ])) true ''
+              Whether to push also what was valid before the first start; `"since-boot"`
+              pushes of that only what was registered since the host booted.
+            '';
             max_rate = setting types.str "20MiB" "Bytes per second over all uploads; `\"0\"` is no limit.";
             filter = {
               origins = setting (types.listOf (
