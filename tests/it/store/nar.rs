@@ -127,7 +127,8 @@ fn a_hundred_thousand_entries() {
     same(&at);
 }
 
-/// Deeper than some implementations allow; Nix stores trees of this depth.
+/// Deeper than some implementations allow. Nix stores trees of this depth, up to
+/// version 2.33: newer ones refuse more than 64 levels, so there is nothing to compare with.
 #[test]
 fn three_hundred_levels() {
     let dir = tempfile::tempdir().unwrap();
@@ -135,6 +136,11 @@ fn three_hundred_levels() {
     let deep = (0..300).fold(at.clone(), |path, _| path.join("d"));
     std::fs::create_dir_all(&deep).unwrap();
     std::fs::write(deep.join("f"), "x").unwrap();
+    let mut dump = Command::new("nix-store");
+    let dump = dump.arg("--dump").arg(&at).env("NIX_REMOTE", "dummy://").output().unwrap();
+    if String::from_utf8_lossy(&dump.stderr).contains("exceeds maximum NAR directory depth") {
+        return eprintln!("skipped: this Nix archives no tree of 300 levels");
+    }
     same(&at);
 }
 

@@ -204,7 +204,13 @@ impl Reports {
     ) -> Result<Vec<m::SessionEntry>, LedgerError> {
         let sessions = self.ledger.sessions(all)?;
         let sessions = sessions.iter().filter(|s| which(s.new.uid));
-        sessions.map(|s| Ok(entry(s, &self.ledger.summary(s.row)?))).collect()
+        let entry_of = |s| match self.ledger.summary(s.row) {
+            Ok(counts) => Some(Ok(entry(s, &counts))),
+            // It was pruned after the list was read.
+            Err(LedgerError::NoSession(_)) => None,
+            Err(error) => Some(Err(error)),
+        };
+        sessions.filter_map(entry_of).collect()
     }
 
     /// How many sessions of all users are open, and how many are draining. Blocks.
