@@ -204,7 +204,7 @@ impl Reports {
     ) -> Result<Vec<m::SessionEntry>, LedgerError> {
         let sessions = self.ledger.sessions(all)?;
         let sessions = sessions.iter().filter(|s| which(s.new.uid));
-        let entry_of = |s| match self.ledger.summary(s.row) {
+        let entry_of = |s: &SessionInfo| match self.ledger.summary(s.row) {
             Ok(counts) => Some(Ok(entry(s, &counts))),
             // It was pruned after the list was read.
             Err(LedgerError::NoSession(_)) => None,
