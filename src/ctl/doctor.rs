@@ -117,7 +117,9 @@ fn of_reading(info: &ClientInfo, known: Result<Vec<Knows>, String>) -> Vec<Findi
     };
     let finding = |(server, knows): (&crate::control::messages::ClientServer, &Knows)| {
         let add = "add what `flywheelctl nix-conf` prints to nix.conf";
-        let problem = if !knows.substituter {
+        let problem = if server.substituter.is_none() {
+            Some("cannot be checked: the cache has not answered since the daemon started".to_owned())
+        } else if !knows.substituter {
             Some(format!("is no substituter of this host's Nix: {add}"))
         } else if !knows.public_key {
             Some(format!("its key is not trusted by this host's Nix: {add}"))
@@ -183,7 +185,8 @@ mod tests {
     #[test]
     fn what_keeps_nix_from_reading() {
         let mut info = ClientInfo::default();
-        info.servers.push(ClientServer { name: "main".into(), ..ClientServer::default() });
+        let substituter = Some("https://cache".into());
+        info.servers.push(ClientServer { name: "main".into(), substituter, ..ClientServer::default() });
         let knows = |substituter, public_key, netrc| Knows { substituter, public_key, netrc };
         for (known, readable, word) in [
             (knows(true, true, None), Some(true), None),
@@ -197,6 +200,10 @@ mod tests {
             assert_eq!(found[0].good, word.is_none(), "{found:?}");
             assert!(word.is_none_or(|word| found[0].text.contains(word)), "{found:?}");
         }
+        // A cache that has not answered yet says nothing about nix.conf.
+        info.servers[0].substituter = None;
+        let found = of_reading(&info, Ok(vec![knows(false, false, None)]));
+        assert!(!found[0].good && found[0].text.contains("has not answered"), "{found:?}");
         assert!(!of_reading(&info, Err("nix cannot be run".into()))[0].good);
     }
 }

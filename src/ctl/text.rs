@@ -312,7 +312,7 @@ fn reading(out: &mut String, server: &ClientServer, knows: Option<&Knows>, netrc
     let mut line = |name: &str, good: bool, otherwise: &str| {
         let _ = writeln!(out, "  {name:<22} {}", if good { "yes" } else { otherwise });
     };
-    if let Some(knows) = knows {
+    if let Some(knows) = knows.filter(|_| server.substituter.is_some()) {
         let hint = "no: add what `flywheelctl nix-conf` prints to nix.conf";
         line("a substituter of Nix:", knows.substituter, hint);
         line("its key is trusted:", knows.public_key, hint);
