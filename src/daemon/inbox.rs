@@ -71,7 +71,7 @@ pub(super) enum Input {
     /// A probe of a cache ended.
     Probed(CacheId, Result<Discovered, CacheError>),
     /// The attic client became usable, or stopped being usable.
-    Client(bool),
+    Client,
 }
 
 /// How an upload ended.

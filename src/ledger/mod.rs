@@ -21,6 +21,7 @@ mod model;
 mod open;
 mod prune;
 mod pushes;
+mod queue;
 mod schema;
 mod sessions;
 mod story;
@@ -30,7 +31,7 @@ mod writer;
 mod tests;
 
 use std::path::Path;
-use std::sync::mpsc::{self, SyncSender};
+use std::sync::mpsc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -49,8 +50,6 @@ use crate::types::Wall;
 use command::{Ask, Command, Note, Question};
 use writer::Writer;
 
-/// Commands in the queue to the writer. A sender waits while the queue is full.
-const QUEUE: usize = 1024;
 /// Bytes that are kept of an error's text.
 const MAX_ERROR: usize = 2000;
 /// Most failures that [`Counts`] lists.
@@ -68,7 +67,7 @@ pub struct Ledger {
 }
 
 struct Inner {
-    queue: Option<SyncSender<Command>>,
+    queue: Option<queue::Sender>,
     writer: Option<JoinHandle<()>>,
     health: Arc<Mutex<Health>>,
 }
@@ -88,9 +87,9 @@ impl Ledger {
     /// Opens or creates the ledger at `path`. [`Opened`] says which.
     pub fn open(path: &Path) -> Result<(Self, Opened)> {
         let (conn, opened) = open::open(path)?;
-        let (sender, queue) = mpsc::sync_channel(QUEUE);
+        let (sender, receiver) = queue::queue();
         let health = Arc::new(Mutex::new(Health::Ok));
-        let writer = Writer::new(conn, queue, Arc::clone(&health));
+        let writer = Writer::new(conn, receiver, Arc::clone(&health));
         let thread = std::thread::Builder::new()
             .name("ledger".to_owned())
             .spawn(move || writer.run())
@@ -105,9 +104,16 @@ impl Ledger {
         self.inner.health.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Returns how many changes and calls wait for the ledger's thread. More than a
+    /// few thousand mean that the disk is slow; sending more only takes memory.
+    #[must_use]
+    pub fn queued(&self) -> usize {
+        self.inner.queue.as_ref().map_or(0, queue::Sender::len)
+    }
+
     fn send(&self, command: Command) -> Result<()> {
         let queue = self.inner.queue.as_ref().ok_or(LedgerError::Stopped)?;
-        queue.send(command).map_err(|_| LedgerError::Stopped)
+        queue.send(command).map_err(|()| LedgerError::Stopped)
     }
 
     /// Sends a change that no caller waits for.

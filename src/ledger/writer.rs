@@ -1,4 +1,4 @@
-//! The thread that owns the connection. It takes commands from a bounded queue,
+//! The thread that owns the connection. It takes commands from a queue,
 //! runs those that are there in one transaction, and answers after the commit.
 //! Changes that no caller waits for are collected for a moment first.
 //!
@@ -71,7 +71,7 @@ pub enum Health {
 /// The writer's state.
 pub(super) struct Writer {
     conn: Connection,
-    queue: Receiver<Command>,
+    queue: Receiver,
     /// Notes and writes that are not in the file, the oldest first.
     kept: VecDeque<Command>,
     kept_rows: usize,
@@ -85,7 +85,7 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn new(conn: Connection, queue: Receiver<Command>, health: Arc<Mutex<Health>>) -> Self {
+    pub(super) fn new(conn: Connection, queue: Receiver, health: Arc<Mutex<Health>>) -> Self {
         Self {
             conn,
             queue,
@@ -105,7 +105,7 @@ impl Writer {
             let next = if self.failing.is_some() {
                 self.queue.recv_timeout(self.next_try.saturating_duration_since(Instant::now()))
             } else {
-                self.queue.recv().map_err(|_| RecvTimeoutError::Disconnected)
+                self.queue.recv().ok_or(RecvTimeoutError::Disconnected)
             };
             match next {
                 Ok(first) => {
@@ -138,7 +138,7 @@ impl Writer {
             let left =
                 if waited_for { Duration::ZERO } else { until.saturating_duration_since(Instant::now()) };
             let next =
-                if left.is_zero() { self.queue.try_recv().ok() } else { self.queue.recv_timeout(left).ok() };
+                if left.is_zero() { self.queue.try_recv() } else { self.queue.recv_timeout(left).ok() };
             let Some(next) = next else { break };
             waited_for |= !matches!(next, Command::Note(_));
             batch.push(next);

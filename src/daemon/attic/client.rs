@@ -344,7 +344,7 @@ impl Task {
             self.without = Some(Instant::now());
             self.view.send_modify(|view| view.program = None);
         }
-        let _ = self.out.send(Input::Client(usable)).await;
+        let _ = self.out.send(Input::Client).await;
     }
 
     fn record_file(&self) -> PathBuf {

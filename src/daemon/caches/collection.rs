@@ -88,3 +88,36 @@ impl IndexMut<CacheId> for Caches {
         &mut self.0[id.index()]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Settings;
+
+    fn connections(caches: &[&str], port: u16) -> Vec<Connection> {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("flywheel.toml");
+        let table = |name: &&str| format!("[caches.{name}]\nendpoints = [\"http://127.0.0.1:{port}\"]\n");
+        let tables: String = caches.iter().map(table).collect();
+        std::fs::write(&file, format!("default_cache = \"{}\"\n{tables}", caches[0])).unwrap();
+        let env = |name: &str| name.ends_with("_DIRECTORY").then(|| dir.path().display().to_string());
+        Connection::all(&Settings::load(Some(&file), &env).unwrap(), None).unwrap()
+    }
+
+    #[test]
+    fn a_number_stays_with_its_name() {
+        let mut caches = Caches::new(connections(&["a", "b"], 1));
+        assert_eq!(
+            (caches.id("a"), caches.id("b"), caches.id("c")),
+            (Some(CacheId(0)), Some(CacheId(1)), None)
+        );
+        caches[CacheId(1)].tally.trouble = Some("offline".to_owned());
+        // A changed cache keeps its number and counts; a new one gets the next number.
+        let changed = connections(&["b", "c"], 2);
+        let ids: Vec<_> = changed.into_iter().map(|connection| caches.set(connection)).collect();
+        assert_eq!(ids, [Some(CacheId(1)), Some(CacheId(2))]);
+        assert_eq!(caches.names(), ["a", "b", "c"]);
+        assert_eq!(caches[CacheId(1)].login().first_endpoint, "http://127.0.0.1:2");
+        assert_eq!(caches[CacheId(1)].tally.trouble.as_deref(), Some("offline"));
+    }
+}

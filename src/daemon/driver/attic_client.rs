@@ -52,12 +52,14 @@ impl Driver {
         });
     }
 
-    /// Lets uploads to the caches of the attic engine begin, or holds them.
-    pub(super) fn client_usable(&mut self, usable: bool) {
-        let attic: Vec<_> =
-            self.parts.caches.iter().filter(|cache| cache.needs_attic()).map(Cache::id).collect();
-        for cache in attic {
-            self.step(Event::Hold(cache, !usable));
+    /// Lets uploads to each cache begin, or holds them: while the cache's engine has no
+    /// attic client, and while the ledger is behind.
+    pub(super) fn update_holds(&mut self) {
+        let (usable, behind) = (self.parts.client.is_usable(), self.ledger_behind);
+        let hold = |cache: &Cache| (cache.id(), behind || (cache.needs_attic() && !usable));
+        let holds: Vec<_> = self.parts.caches.iter().map(hold).collect();
+        for (cache, hold) in holds {
+            self.step(Event::Hold(cache, hold));
         }
     }
 

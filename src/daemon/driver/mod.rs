@@ -11,6 +11,7 @@ mod ending;
 mod history;
 mod hooks;
 mod intake_link;
+mod ledger_lag;
 mod opening;
 mod outcome;
 mod reload;
@@ -24,7 +25,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::{Receiver, Sender};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use super::attic::{Client, Login};
@@ -50,6 +51,10 @@ use stopping::Stopping;
 
 /// Time between two progress reports to callers that wait.
 const PROGRESS: Duration = Duration::from_millis(500);
+
+/// Reads that `status` requests may have under way at a time. A disk that hangs keeps
+/// these threads, and no more.
+const STATUS_READS: usize = 4;
 
 /// How the driver ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -111,6 +116,10 @@ pub(super) struct Driver {
     reloads: Reloads,
     stopping: Stopping,
     work: JoinSet<Done>,
+    /// Uploads are held because the ledger is behind.
+    ledger_behind: bool,
+    /// Reads of `status` that may wait for the ledger or the Nix database at a time.
+    status_reads: Arc<Semaphore>,
     began: Instant,
 }
 
@@ -121,6 +130,8 @@ impl Driver {
             reloads: Reloads::default(),
             stopping: Stopping::default(),
             work: JoinSet::new(),
+            ledger_behind: false,
+            status_reads: Arc::new(Semaphore::new(STATUS_READS)),
             began: Instant::now(),
             parts,
         }
@@ -141,7 +152,7 @@ impl Driver {
         for cache in self.parts.caches.iter() {
             self.parts.transfers.probe(cache.target());
         }
-        self.client_usable(self.parts.client.is_usable());
+        self.update_holds();
         loop {
             if let Some(ended) = self.at_end() {
                 return ended;
@@ -177,6 +188,7 @@ impl Driver {
                 }
                 () = tokio::time::sleep_until(wake.into()) => self.step(Event::Tick),
             }
+            self.follow_ledger();
             let pending = self.holds_host();
             self.parts.pending.send_if_modified(|before| std::mem::replace(before, pending) != pending);
             if self.parts.notify.is_due() {
@@ -197,7 +209,7 @@ impl Driver {
             .next_deadline()
             .map(|Mono(ms)| self.began + Duration::from_millis(ms.saturating_add(1)));
         let far = Instant::now() + Duration::from_secs(3600);
-        let due = [flow, self.parts.sessions.next_deadline(), self.stopping.deadline()];
+        let due = [flow, self.parts.sessions.next_deadline(), self.stopping.deadline(), self.ledger_due()];
         due.into_iter().flatten().min().unwrap_or(far)
     }
 
@@ -223,7 +235,7 @@ impl Driver {
             Input::Asked { cache, pushes, result, took } => self.asked(cache, pushes, result, took),
             Input::Uploaded { push, result, took } => self.uploaded(push, result, took),
             Input::Probed(cache, result) => self.probed(cache, result),
-            Input::Client(usable) => self.client_usable(usable),
+            Input::Client => self.update_holds(),
         }
     }
 

@@ -117,7 +117,7 @@ impl Driver {
             self.parts.transfers.limit(settings.push.max_rate);
         }
         self.connect(connections);
-        self.client_usable(self.parts.client.is_usable());
+        self.update_holds();
         self.parts.client.look_now();
         self.parts.netrc = Netrc::of(&settings, self.parts.built_in.as_ref(), &self.parts.caches);
         self.parts.background.netrc(self.parts.netrc.as_ref());

@@ -1,8 +1,11 @@
 //! The answer to `status`, and the status line for systemd.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 
 use super::Driver;
 use crate::control::messages as m;
@@ -14,8 +17,12 @@ use crate::flow::BreakerState;
 use crate::ledger::{Health, LedgerError};
 use crate::types::millis;
 
-/// How long `status` waits for the Nix database, to say how far behind the intake is.
-const HEAD: Duration = Duration::from_millis(500);
+/// How long `status` waits for the Nix database, and then for the ledger. It leaves out
+/// what it could not read in time.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// The warning when the ledger could not be read in time.
+const LEDGER_SLOW: &str = "the ledger does not answer: sessions are not shown; \
+     the disk with the state directory may be slow (`journalctl -k`, `iostat -x 1`)";
 
 impl Driver {
     /// Serves `status`.
@@ -47,34 +54,42 @@ impl Driver {
         };
         let (store, reports, cursor) =
             (parts.transfers.store().clone(), parts.reports.clone(), parts.intake.cursor());
-        let forgotten = self.flow.has_forgotten();
+        let (reads, forgotten) = (Arc::clone(&self.status_reads), self.flow.has_forgotten());
         let admins = parts.settings.admins.clone();
         tokio::spawn(async move {
-            // The Nix database may be locked; then the lag stays unknown.
-            let head = spawn_blocking(move || store.head());
-            if let Ok(Ok(Ok(head))) = tokio::time::timeout(HEAD, head).await {
+            if let Some(Ok(head)) = read(&reads, move || store.head()).await {
                 status.store.lag = u64::try_from(head - cursor).unwrap_or(0);
             }
-            spawn_blocking(move || {
-                if forgotten && let Ok(failed) = reports.ledger().failed() {
-                    status.queue.failed = status.queue.failed.max(failed);
-                }
+            let from_ledger = move || {
+                let failed = forgotten.then(|| reports.ledger().failed().ok()).flatten();
                 let sight = reports.sight(peer, admins.as_deref());
-                let mut read = || {
-                    status.sessions = reports.entries(false, |owner| sight.sees(owner))?;
-                    status.session_counts = reports.session_counts()?;
+                let read = || {
+                    let sessions = reports.entries(false, |owner| sight.sees(owner))?;
+                    let counts = reports.session_counts()?;
                     // Paths and reasons are for their users; others see the numbers.
-                    if let Sight::Own(uid) = sight {
-                        status.failed = reports.failed_of(uid)?;
-                    }
-                    Ok::<_, LedgerError>(())
+                    let own = if let Sight::Own(uid) = sight { Some(reports.failed_of(uid)?) } else { None };
+                    Ok::<_, LedgerError>((sessions, counts, own))
                 };
-                if let Err(error) = read() {
+                (failed, read())
+            };
+            match read(&reads, from_ledger).await {
+                Some((failed, Ok((sessions, counts, own)))) => {
+                    status.queue.failed = status.queue.failed.max(failed.unwrap_or(0));
+                    status.sessions = sessions;
+                    status.session_counts = counts;
+                    status.failed = own.unwrap_or(status.failed);
+                }
+                // Without the ledger it is not known which paths the caller may see.
+                Some((_, Err(error))) => {
                     status.failed.clear();
                     status.warnings.push(format!("the sessions cannot be read: {error}"));
                 }
-                responder.reply(Reply::Status(status));
-            });
+                None => {
+                    status.failed.clear();
+                    status.warnings.push(LEDGER_SLOW.to_owned());
+                }
+            }
+            responder.reply(Reply::Status(status));
         });
     }
 
@@ -127,6 +142,25 @@ impl Driver {
             caches.join(", ")
         )
     }
+}
+
+/// Reads on a thread that may block. `None`: the read takes longer than [`PATIENCE`], or
+/// earlier ones still have all places.
+async fn read<R: Send + 'static>(
+    places: &Arc<Semaphore>,
+    read: impl FnOnce() -> R + Send + 'static,
+) -> Option<R> {
+    let place = Arc::clone(places).acquire_owned();
+    let read = async {
+        let place = place.await.ok()?;
+        let read = spawn_blocking(move || {
+            let result = read();
+            drop(place);
+            result
+        });
+        read.await.ok()
+    };
+    timeout(PATIENCE, read).await.ok().flatten()
 }
 
 fn cache_state(state: BreakerState) -> m::CacheState {

@@ -9,4 +9,5 @@ mod pipeline;
 mod registrations;
 mod reload;
 mod restart;
+mod slow;
 mod strangers;

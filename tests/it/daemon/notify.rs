@@ -33,11 +33,11 @@ fn ready_says_that_it_serves_whether_or_not_a_cache_answers() {
 
 /// Threads of the daemon, found by name and stopped one by one as SIGSTOP stops a process. They go
 /// on when this is dropped.
-struct Stopped(Vec<Pid>);
+pub(super) struct Stopped(Vec<Pid>);
 
 impl Stopped {
     /// `None`, with a line that says so, where ptrace is forbidden.
-    fn threads(daemon: &Daemon, name: &str) -> Option<Self> {
+    pub(super) fn threads(daemon: &Daemon, name: &str) -> Option<Self> {
         let mut stopped = Self(Vec::new());
         for entry in std::fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap() {
             let task = entry.unwrap();

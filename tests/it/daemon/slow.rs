@@ -1,0 +1,99 @@
+//! Something that the daemon reads is slow: it still answers everybody else.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use crate::daemon::notify::Stopped;
+use crate::support::daemon::Daemon;
+
+/// Takes a lease on the file in its first argument (F_SETLEASE in fcntl(2)): whoever
+/// opens the file waits until the lease is given back, for 45 s at most. Prints
+/// "held", then "wanted" when somebody opens it; gives it back at the end of input.
+const LEASE: &str = r#"
+$| = 1;
+$SIG{IO} = sub { print "wanted\n" };
+open(F, "+<", $ARGV[0]) or exit 3;
+fcntl(F, 1024, 1) or exit 3;
+print "held\n";
+1 while !defined(sysread(STDIN, $x, 1));
+fcntl(F, 1024, 2);
+"#;
+
+/// A process with a lease on a file.
+struct Lease {
+    process: Child,
+    input: Option<ChildStdin>,
+    output: BufReader<ChildStdout>,
+}
+
+impl Lease {
+    /// `None`: this machine has no perl, or its file system has no leases.
+    fn take(file: &Path) -> Option<Self> {
+        let mut perl = Command::new("perl");
+        perl.args(["-e", LEASE]).arg(file).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = perl.spawn().ok()?;
+        let (input, output) = (process.stdin.take(), BufReader::new(process.stdout.take()?));
+        let mut lease = Self { process, input, output };
+        (lease.line() == "held\n").then_some(lease)
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.output.read_line(&mut line).unwrap();
+        line
+    }
+
+    fn give_back(mut self) {
+        self.input.take().unwrap().write_all(b"x").unwrap();
+        self.process.wait().unwrap();
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn status_answers_while_a_token_file_is_slow() {
+    let mut daemon = Daemon::embedded();
+    // The cache has answered: nothing else reads the token from here on.
+    daemon.nix.make("first");
+    daemon.flush();
+    let token = daemon.state_dir().join("embedded-push-token");
+    let Some(mut lease) = Lease::take(&token) else {
+        eprintln!("skipped: no lease on a file of this machine");
+        return;
+    };
+    let mut reload = daemon.client(&["--strict", "reload"]).stdout(Stdio::null()).spawn().unwrap();
+    assert_eq!(lease.line(), "wanted\n");
+    // The reload waits for the token, and nobody waits for the reload.
+    assert_eq!(daemon.status()["draining"], false);
+    let session = daemon.session(&[]);
+    assert_eq!(daemon.end(&session, &[])["outcome"], "complete");
+    assert!(reload.try_wait().unwrap().is_none(), "the reload has not read the token");
+    lease.give_back();
+    assert!(reload.wait().unwrap().success());
+    daemon.stop();
+}
+
+#[test]
+fn status_answers_while_the_ledger_is_slow() {
+    let mut daemon = Daemon::embedded();
+    let session = daemon.session(&[]);
+    let Some(stopped) = Stopped::threads(&daemon, "ledger") else { return };
+    // More often than there are places for reads that wait.
+    for _ in 0..6 {
+        let status = daemon.status();
+        let warnings = status["warnings"].to_string();
+        assert!(warnings.contains("the ledger does not answer"), "{status}");
+        assert_eq!(status["cache"][0]["name"], "main");
+    }
+    drop(stopped);
+    let status = daemon.status();
+    assert_eq!(status["sessions"][0]["session"], session.as_str(), "{status}");
+    daemon.stop();
+}
