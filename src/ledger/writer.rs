@@ -19,7 +19,7 @@
 //! error; other changes are kept and retried before anything else.
 
 use std::collections::VecDeque;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -27,6 +27,7 @@ use rusqlite::Connection;
 
 use super::command::Command;
 use super::error::LedgerError;
+use super::queue::Receiver;
 use crate::types::Wall;
 
 /// Most commands in one transaction. Bounds how long the first of them waits.
