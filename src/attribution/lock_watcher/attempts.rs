@@ -1,5 +1,5 @@
-//! What is remembered of each path's tries, and what may be concluded from what
-//! happened. Must not know where it comes from.
+//! The attempts at each path, and what may be concluded from events and from
+//! reads of the lock table. Must not know: inotify, `/proc`.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -12,87 +12,87 @@ use super::super::windows::Maker;
 use super::events::Happened;
 use crate::observe::detail;
 
-/// Paths that are remembered.
+/// Upper bound of the paths that are remembered.
 pub(super) const PATHS: usize = 16_384;
-/// Tries at one path that are remembered.
-pub(super) const TRIES: usize = 8;
-/// Lock files that are held open at a time.
-pub(super) const PINS: usize = 256;
-/// After something happened to a lock file it is looked for a holder so long…
-const FRESH: Duration = Duration::from_millis(40);
-/// … at first without a rest, since whoever rests on a busy machine comes back
-/// too late; then less and less often…
-const EAGER: Duration = Duration::from_micros(150);
-/// … but at least so often.
-pub(super) const OFTEN: Duration = Duration::from_millis(5);
-/// The kernel tells that a file is closed a moment before the lock on it is
-/// gone: who is seen to hold it that soon may not any more.
+/// Upper bound of the attempts at one path that are remembered.
+pub(super) const ATTEMPTS: usize = 8;
+/// Upper bound of the lock files that are held open at a time.
+pub(super) const HELD_FILES: usize = 256;
+/// How long after an event of a lock file its holder is looked for.
+const WATCHED: Duration = Duration::from_millis(40);
+/// How long after the event the lock table is read without a pause: on a busy
+/// machine a thread that pauses runs again too late. Later the pause grows.
+const WITHOUT_PAUSE: Duration = Duration::from_micros(150);
+/// Upper bound of that pause.
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_millis(5);
+/// The kernel reports that a file is closed a moment before it removes the lock:
+/// a holder that is seen this soon afterwards may hold it no longer.
 const SETTLES: Duration = Duration::from_micros(100);
 
 #[derive(Default)]
 pub(super) struct State {
     pub(super) paths: HashMap<String, Entry>,
     pub(super) lineages: HashMap<ProcId, Arc<Lineage>>,
-    /// Those with an unsettled try.
+    /// The paths with an unsettled attempt.
     pub(super) unsettled: Vec<String>,
-    /// The store's, in the kernel's words.
+    /// The store's device as `/proc/locks` writes it.
     pub(super) device: Option<(u32, u32)>,
-    /// Which question was the last that everything before it is seen to.
+    /// The number of the last `catch_up` that is answered.
     pub(super) done: u64,
-    /// Whether anything is seen at all.
+    /// Whether the thread runs.
     pub(super) watches: bool,
 }
 
 #[derive(Default)]
 pub(super) struct Entry {
-    pub(super) tries: Vec<Attempt>,
+    pub(super) attempts: Vec<Attempt>,
     pub(super) hook: Option<(Maker, Instant)>,
 }
 
-/// Who holds a lock.
+/// The holder of a lock.
 #[derive(Debug)]
 pub(super) enum Holder {
     Unknown,
-    /// Seen to hold it, and nobody has let go since; what that descends from,
-    /// if that can be known.
+    /// This process was seen to hold it, and no process has closed the file
+    /// since; its ancestors, if they can be known.
     Seen(i32, Option<Arc<Lineage>>),
 }
 
 /// A lock file held open, without any right to it (`O_PATH`): while that is so
 /// the kernel gives its inode to no other file.
-pub(super) struct Pin {
+pub(super) struct HeldFile {
     pub(super) file: OwnedFd,
     pub(super) inode: u64,
-    /// One of the witness's, which count how many there are.
+    /// Counts the held files.
     pub(super) _counted: Arc<()>,
 }
 
-/// One lock file's life.
+/// One lock file from its creation to its removal.
 pub(super) struct Attempt {
-    pub(super) pin: Option<Pin>,
+    pub(super) held: Option<HeldFile>,
     pub(super) holder: Holder,
-    /// When last something happened that makes another holder possible.
-    pub(super) poked: Instant,
-    /// When somebody let go of it last, who may have held it.
+    /// When an event last made another holder possible.
+    pub(super) changed: Instant,
+    /// When a process that may have held the lock last closed the file.
     closed: Option<Instant>,
     pub(super) removed: Option<Instant>,
-    /// Found before it was told.
+    /// Found in the directory before its event was read.
     scanned: bool,
 }
 
 impl Attempt {
     fn new(scanned: bool) -> Self {
-        let (holder, poked) = (Holder::Unknown, Instant::now());
-        Self { pin: None, holder, poked, closed: None, removed: None, scanned }
+        let (holder, changed) = (Holder::Unknown, Instant::now());
+        Self { held: None, holder, changed, closed: None, removed: None, scanned }
     }
 
-    /// Whether the next look may tell more.
+    /// Whether the next read of the lock table may say more.
     pub(super) fn is_unsettled(&self) -> bool {
-        let open = self.removed.is_none() && self.pin.is_some();
+        let open = self.removed.is_none() && self.held.is_some();
         open && !matches!(self.holder, Holder::Seen(_, Some(_)))
     }
 
-    /// Who made what this try came to.
+    /// The maker of the path, if this attempt made it.
     pub(super) fn seen(self) -> Option<Arc<Lineage>> {
         match self.holder {
             Holder::Seen(_, lineage) => lineage,
@@ -100,7 +100,8 @@ impl Attempt {
         }
     }
 
-    /// A look that began at `at` shows this holder. True when it is news.
+    /// Whether a read of the lock table that began at `at` and shows this holder
+    /// says something new.
     pub(super) fn held_by(&mut self, pid: i32, at: Instant) -> bool {
         if self.closed.is_some_and(|closed| at < closed + SETTLES) {
             return false;
@@ -111,16 +112,16 @@ impl Attempt {
         }
     }
 
-    /// Somebody closed the file: its holder, or one who tried in vain.
-    fn let_go(&mut self) {
-        self.poked = Instant::now();
-        self.closed = Some(self.poked);
+    /// A process closed the file: the holder, or one that did not get the lock.
+    fn set_closed(&mut self) {
+        self.changed = Instant::now();
+        self.closed = Some(self.changed);
         self.holder = Holder::Unknown;
     }
 }
 
 impl State {
-    /// A path's entry; none when too much is remembered already.
+    /// A path's entry; `None` when [`PATHS`] others are remembered.
     pub(super) fn entry(&mut self, base: &str) -> Option<&mut Entry> {
         if self.paths.len() >= PATHS && !self.paths.contains_key(base) {
             detail!(base = base, "too many locks are watched: who makes this path stays unknown");
@@ -129,21 +130,21 @@ impl State {
         Some(self.paths.entry(base.to_owned()).or_default())
     }
 
-    /// Takes in one event. All that happened before a file is opened by `pin`
-    /// is taken in before the next look: so a file that was not the try's own
-    /// is never looked at on its behalf.
-    pub(super) fn happened(&mut self, base: &str, what: Happened, pin: impl Fn() -> Option<Pin>) {
+    /// Takes in one event. Events from before `held` opened a file are taken in
+    /// before the next read of the lock table, so that an attempt is never judged
+    /// by another attempt's file.
+    pub(super) fn happened(&mut self, base: &str, what: Happened, held: impl Fn() -> Option<HeldFile>) {
         match what {
-            Happened::Created => self.begun(base, false, pin),
+            Happened::Created => self.created(base, false, held),
             Happened::Opened => {
-                if !self.paths.get(base).is_some_and(|e| e.tries.iter().any(|t| t.removed.is_none())) {
-                    return; // one that was removed before, or left from before our time
+                if !self.paths.get(base).is_some_and(|e| e.attempts.iter().any(|t| t.removed.is_none())) {
+                    return; // removed before, or older than this daemon
                 }
-                self.poke(base, pin);
+                self.look_at(base, held);
             }
             Happened::Closed => {
                 if let Some(open) = self.open(base) {
-                    open.let_go();
+                    open.set_closed();
                     if open.is_unsettled() {
                         self.unsettle(base);
                     }
@@ -152,9 +153,9 @@ impl State {
             Happened::Removed => {
                 if let Some(ended) = self.open(base) {
                     ended.removed = Some(Instant::now());
-                    let there = |p: &Pin| rustix::fs::fstat(&p.file).is_ok_and(|s| s.st_nlink > 0);
-                    if ended.pin.take().is_some_and(|pin| there(&pin)) {
-                        // It was the next try's file already.
+                    let there = |p: &HeldFile| rustix::fs::fstat(&p.file).is_ok_and(|s| s.st_nlink > 0);
+                    if ended.held.take().is_some_and(|held| there(&held)) {
+                        // It was the next attempt's file already.
                         ended.holder = Holder::Unknown;
                     }
                 }
@@ -162,41 +163,41 @@ impl State {
         }
     }
 
-    /// A lock file is there.
-    pub(super) fn begun(&mut self, base: &str, scanned: bool, pin: impl Fn() -> Option<Pin>) {
+    /// A lock file exists.
+    pub(super) fn created(&mut self, base: &str, scanned: bool, held: impl Fn() -> Option<HeldFile>) {
         let Some(entry) = self.entry(base) else { return };
-        let known = entry.tries.iter_mut().find(|t| t.removed.is_none());
+        let known = entry.attempts.iter_mut().find(|t| t.removed.is_none());
         if let Some(known) = known {
             if known.scanned || scanned {
                 known.scanned = scanned;
-                return self.poke(base, pin);
+                return self.look_at(base, held);
             }
-            // Its end was not told.
+            // The event of its removal was lost.
             known.removed = Some(Instant::now());
             known.holder = Holder::Unknown;
-            known.pin = None;
+            known.held = None;
         }
-        if entry.tries.len() < TRIES {
-            entry.tries.push(Attempt::new(scanned));
+        if entry.attempts.len() < ATTEMPTS {
+            entry.attempts.push(Attempt::new(scanned));
         }
-        self.poke(base, pin);
+        self.look_at(base, held);
     }
 
     fn open(&mut self, base: &str) -> Option<&mut Attempt> {
-        self.paths.get_mut(base)?.tries.iter_mut().find(|t| t.removed.is_none())
+        self.paths.get_mut(base)?.attempts.iter_mut().find(|t| t.removed.is_none())
     }
 
-    /// Somebody may take the lock now.
-    fn poke(&mut self, base: &str, pin: impl Fn() -> Option<Pin>) {
+    /// A process may take the lock now: looks for its holder for a while.
+    fn look_at(&mut self, base: &str, held: impl Fn() -> Option<HeldFile>) {
         let Some(open) = self.open(base) else { return };
         if matches!(open.holder, Holder::Seen(_, Some(_))) {
-            return; // it is held; when that ends, that is told
+            return; // it is held, and an event follows when that ends
         }
-        open.poked = Instant::now();
-        if open.pin.is_none() {
-            open.pin = pin();
+        open.changed = Instant::now();
+        if open.held.is_none() {
+            open.held = held();
         }
-        if open.pin.is_some() {
+        if open.held.is_some() {
             self.unsettle(base);
         }
     }
@@ -207,26 +208,28 @@ impl State {
         }
     }
 
-    /// Lets go of what is settled, and of files that nobody takes: when
-    /// somebody does, that is told.
+    /// Closes the files of settled attempts, and those that no process locks: an
+    /// event follows when one opens them.
     pub(super) fn tidy(&mut self, now: Instant) {
         let mut unsettled = std::mem::take(&mut self.unsettled);
         unsettled.retain(|base| {
             let Some(open) = self.open(base).filter(|t| t.is_unsettled()) else { return false };
-            let fresh = now.duration_since(open.poked) < FRESH;
+            let fresh = now.duration_since(open.changed) < WATCHED;
             if !fresh {
-                open.pin = None;
+                open.held = None;
             }
             fresh
         });
         self.unsettled = unsettled;
     }
 
-    /// Until when to wait for the next look without being told anything.
+    /// The pause before the next read of the lock table; `None`: until an event.
     pub(super) fn pause(&mut self, now: Instant) -> Option<Duration> {
         let bases = std::mem::take(&mut self.unsettled);
-        let ages = bases.iter().filter_map(|base| Some(now.duration_since(self.open(base)?.poked)));
-        let pause = ages.map(|age| if age < EAGER { Duration::ZERO } else { (age / 2).min(OFTEN) }).min();
+        let ages = bases.iter().filter_map(|base| Some(now.duration_since(self.open(base)?.changed)));
+        let pause = ages
+            .map(|age| if age < WITHOUT_PAUSE { Duration::ZERO } else { (age / 2).min(LONGEST_PAUSE) })
+            .min();
         self.unsettled = bases;
         pause
     }

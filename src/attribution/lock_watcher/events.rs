@@ -1,6 +1,6 @@
-//! What happens to lock files, from a watch (inotify(7)) of the witness's own:
-//! its order against what the lock table says matters, and every detour costs
-//! a turn on the processor, of which a busy machine has few.
+//! Events of lock files, from an own inotify(7) watch: their order relative to
+//! reads of the lock table matters, and passing them through another thread would
+//! cost a context switch each.
 
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
@@ -9,13 +9,13 @@ use std::path::{Path, PathBuf};
 use rustix::fs::inotify::{CreateFlags, ReadFlags, Reader, WatchFlags, add_watch, init, remove_watch};
 use rustix::io::Errno;
 
-/// One thing that happened to `<base>.lock`.
+/// An event of `<base>.lock`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Happened {
     Created,
-    /// By somebody who may take the lock next.
+    /// By a process that may take the lock next.
     Opened,
-    /// By somebody who may have held the lock.
+    /// By a process that may have held the lock.
     Closed,
     Removed,
 }
@@ -30,15 +30,15 @@ pub(super) struct Events {
 impl Events {
     pub(super) fn watch(dir: &Path) -> Result<Self, Errno> {
         let inotify = init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-        let watch = hang(&inotify, dir)?;
+        let watch = add(&inotify, dir)?;
         Ok(Self { dir: dir.to_owned(), inotify, watch })
     }
 
-    /// Hangs it on what the directory is now.
+    /// Watches the directory that the path leads to now.
     pub(super) fn renew(&mut self) {
-        if let Ok(watch) = hang(&self.inotify, &self.dir) {
+        if let Ok(watch) = add(&self.inotify, &self.dir) {
             if watch != self.watch {
-                let _ = remove_watch(&self.inotify, self.watch); // it may be gone already
+                let _ = remove_watch(&self.inotify, self.watch); // the kernel may have removed it already
             }
             self.watch = watch;
         }
@@ -48,7 +48,7 @@ impl Events {
         &self.inotify
     }
 
-    /// All that has happened by now, in order; whether some of it was lost.
+    /// Calls `each` for all events so far, in order; true when some were lost.
     pub(super) fn drain(&self, mut each: impl FnMut(&str, Happened)) -> bool {
         let mut lost = false;
         let mut buffer = [MaybeUninit::uninit(); 16 * 1024];
@@ -77,7 +77,7 @@ impl Events {
     }
 }
 
-fn hang(inotify: &OwnedFd, dir: &Path) -> Result<i32, Errno> {
+fn add(inotify: &OwnedFd, dir: &Path) -> Result<i32, Errno> {
     let flags = WatchFlags::CREATE | WatchFlags::OPEN | WatchFlags::CLOSE_WRITE | WatchFlags::DELETE;
     add_watch(inotify, dir, flags | WatchFlags::ONLYDIR)
 }

@@ -1,12 +1,13 @@
-//! Sees who holds the locks of the store while they are held, and remembers it
-//! until the path is taken in. One thread; who asks it never waits long for it.
-//! Must not know sessions.
+//! Finds the holders of the store's locks while they are held, and remembers
+//! them until the path is taken in. One thread; callers wait for it for
+//! [`MAX_WAIT`] at most. Must not know: sessions.
 //!
-//! A path may be tried several times: a build fails or is killed and leaves its
-//! lock file, and somebody else goes on with it; or somebody who waited finds
-//! it made and lets go. Invariant: what is said about a path is about the first
-//! try that was not given up, and about who was seen to hold its lock when
-//! nobody has let go of it since. Where that was not seen, nothing is said.
+//! There may be several attempts at a path: a build fails or is killed and leaves
+//! its lock file, and another process continues with it; or a process that waited
+//! finds the path valid and releases the lock. Invariant: the answer about a path
+//! is about the first attempt that was not abandoned, and names the process that
+//! was seen to hold its lock, provided that no process has closed the file since.
+//! Without such a process there is no answer.
 
 mod attempts;
 mod events;
@@ -28,20 +29,20 @@ use crate::observe::event;
 use events::Events;
 use watcher::Shared;
 
-/// Longest wait of who asks for what happened before.
-const PATIENCE: Duration = Duration::from_millis(100);
-/// How long what a hook said is kept for a path that does not turn up.
+/// Upper bound of the time that a caller waits for the thread.
+const MAX_WAIT: Duration = Duration::from_millis(100);
+/// How long a hook's report is kept for a path that does not become valid.
 const HOOKED: Duration = Duration::from_secs(60);
 
-/// Watches locks. Clones are the same one; it ends with the last.
+/// Watches locks. Clones share one thread, which ends with the last of them.
 #[derive(Clone)]
 pub struct LockWatcher {
-    ours: Arc<Ours>,
+    owner: Arc<Owner>,
 }
 
-struct Ours(Arc<Shared>);
+struct Owner(Arc<Shared>);
 
-impl Drop for Ours {
+impl Drop for Owner {
     fn drop(&mut self) {
         self.0.ended.store(true, Ordering::Release);
         self.0.wake();
@@ -49,8 +50,8 @@ impl Drop for Ours {
 }
 
 impl LockWatcher {
-    /// Begins to watch the locks in a store directory. Where the kernel grants
-    /// no watch there is no evidence, which is said once, and no error.
+    /// Starts to watch the locks in a store directory. Where the kernel refuses a
+    /// watch, makers stay unknown; that is logged once and is no error.
     pub fn start(store_dir: &Path) -> std::io::Result<Self> {
         let events = Events::watch(store_dir)
             .inspect_err(|error| event!(LOCK_WATCHER_BLIND, error = %error, "who makes a path cannot be seen: no watch for locks"))
@@ -61,41 +62,42 @@ impl LockWatcher {
             let watcher = Arc::clone(&shared);
             std::thread::Builder::new().name("lock_watcher".to_owned()).spawn(move || watcher.run(events))?;
         }
-        Ok(Self { ours: Arc::new(Ours(shared)) })
+        Ok(Self { owner: Arc::new(Owner(shared)) })
     }
 
     fn shared(&self) -> &Shared {
-        &self.ours.0
+        &self.owner.0
     }
 
-    /// Who wants to know: while there are sessions, the first lock after a
+    /// Says who needs makers. While there are sessions, the first lock after a
     /// pause is seen as fast as the next one; while paths of no session are
-    /// sent where their makers' go, those that follow on one are. Otherwise the
-    /// first look waits for the kernel, and who holds a lock for less than some
-    /// 12 ms may not be seen.
-    pub fn attend(&self, sessions: bool, strangers: bool) {
-        self.shared().strangers.store(strangers, Ordering::Release);
+    /// routed by their makers, the locks that follow closely on another one are.
+    /// Otherwise the first read of the lock table waits for the kernel, and a
+    /// process that holds a lock for less than about 12 ms may not be seen.
+    pub fn attend(&self, sessions: bool, unowned: bool) {
+        self.shared().unowned.store(unowned, Ordering::Release);
         if self.shared().attended.swap(sessions, Ordering::AcqRel) != sessions {
             self.shared().wake();
         }
     }
 
-    /// The directory is another one, or some of its events were lost.
+    /// Looks for all lock files again: the directory is another one, or some of
+    /// its events were lost.
     pub fn rescan(&self) {
         self.shared().rescan.store(true, Ordering::Release);
         self.shared().wake();
     }
 
-    /// Waits, for a moment at most, until what happened before is seen to.
+    /// Waits until all earlier events are taken in, [`MAX_WAIT`] at most.
     pub fn catch_up(&self) {
         let shared = self.shared();
         let asked = shared.asked.fetch_add(1, Ordering::AcqRel) + 1;
         shared.wake();
         let behind = |s: &mut attempts::State| s.watches && s.done < asked;
-        let _ = shared.worked.wait_timeout_while(shared.state(), PATIENCE, behind);
+        let _ = shared.worked.wait_timeout_while(shared.state(), MAX_WAIT, behind);
     }
 
-    /// A hook, run by the builder, named these paths.
+    /// Records that a post-build hook, run by the builder, named these paths.
     pub fn hooked(&self, bases: &[String], lineage: &Arc<Lineage>) {
         let now = Instant::now();
         let mut state = self.shared().state();
@@ -107,21 +109,21 @@ impl LockWatcher {
         }
     }
 
-    /// Whether a hook spoke of this path, and nobody has asked who made it.
+    /// Whether a hook named this path and [`Self::maker`] was not called since.
     pub fn is_hooked(&self, base: &str) -> bool {
         self.shared().state().paths.get(base).is_some_and(|e| e.hook.is_some())
     }
 
-    /// Who made a path that is valid now; forgets it. After [`Self::catch_up`]:
-    /// who holds the lock of a valid path, and has since before it was valid,
-    /// made it.
+    /// Returns the maker of a path that is valid now, and forgets it. To be called
+    /// after [`Self::catch_up`]: the process that holds the lock of a valid path,
+    /// and held it before the path was valid, made it.
     pub fn maker(&self, base: &str) -> Option<Maker> {
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + MAX_WAIT;
         let mut state = self.shared().state();
         loop {
             let entry = state.paths.get(base)?;
-            let is_open = entry.tries.first().is_some_and(attempts::Attempt::is_unsettled);
-            // Its look is due: the next one tells, or its removal.
+            let is_open = entry.attempts.first().is_some_and(attempts::Attempt::is_unsettled);
+            // A read of the lock table is due: it tells, or the removal of the file.
             if entry.hook.is_some() || !is_open || !state.watches || Instant::now() >= until {
                 break;
             }
@@ -133,20 +135,20 @@ impl LockWatcher {
         if let Some((maker, _)) = entry.hook {
             return Some(maker);
         }
-        let lineage = entry.tries.into_iter().next()?.seen()?;
+        let lineage = entry.attempts.into_iter().next()?.seen()?;
         Some(Maker { lineage, evidence: Evidence::Process })
     }
 
-    /// Everything that became valid before `since` was taken in: tries that
-    /// had ended by then came to nothing.
+    /// Forgets the attempts that ended before `since`, when everything that
+    /// became valid until then has been taken in: they made no path.
     pub fn sweep(&self, since: Instant) {
         let mut state = self.shared().state();
         state.paths.retain(|_, entry| {
-            entry.tries.retain(|t| t.removed.is_none_or(|at| at >= since));
+            entry.attempts.retain(|t| t.removed.is_none_or(|at| at >= since));
             if entry.hook.as_ref().is_some_and(|(_, at)| at.elapsed() > HOOKED) {
                 entry.hook = None;
             }
-            entry.hook.is_some() || !entry.tries.is_empty()
+            entry.hook.is_some() || !entry.attempts.is_empty()
         });
     }
 }

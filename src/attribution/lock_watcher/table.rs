@@ -1,11 +1,10 @@
 //! The kernel's table of locks, kept open and warm.
 //!
-//! Whoever reads `/proc/locks` first waits for all processors to pass a point
-//! of rest (Linux takes `file_rwsem` for writing: `percpu_down_write`,
+//! The first reader of `/proc/locks` waits until all processors have passed a
+//! quiescent state (Linux takes `file_rwsem` for writing: `percpu_down_write`,
 //! `rcu_sync_enter`): 12 ms on an idle machine with 250 Hz, and ten times that
-//! on a busy one, in which a small build is over. For some 10 ms after a read
-//! the next one costs 20 to 50 µs. So it is read again and again while somebody
-//! wants to know.
+//! on a busy one; a small build takes less. For about 10 ms after a read the next
+//! one costs 20 to 50 µs. So the table is read repeatedly while makers are needed.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -15,7 +14,7 @@ use super::super::proc::Proc;
 
 /// The kernel hands out a page at a time.
 const PAGE: usize = 4096;
-/// Bytes of the table that are read; lines are about 60.
+/// Upper bound of the bytes of the table that are read; a line has about 60.
 const MOST: usize = 1 << 20;
 
 pub(super) struct Table {
@@ -28,13 +27,13 @@ impl Table {
         Self { file: proc.open("locks"), text: Vec::new() }
     }
 
-    /// Keeps the next look cheap.
+    /// Keeps the next read cheap.
     pub(super) fn touch(&self) {
         let _ = self.file.as_ref().map(|file| file.read_at(&mut [0], 0));
     }
 
-    /// Who holds which lock. Between two pages the table may change: what is
-    /// listed was so, and what is not listed may have been.
+    /// The holder of each lock. The table may change between two pages: a listed
+    /// holder held the lock; one that is not listed may have held it as well.
     pub(super) fn holders(&mut self) -> std::collections::HashMap<FileId, i32> {
         self.text.clear();
         if let Some(file) = &self.file {

@@ -1,4 +1,4 @@
-//! The witness with real locks of its own process and of others.
+//! The lock watcher with real locks of its own process and of others.
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
@@ -8,7 +8,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use rustix::fs::{FlockOperation, flock};
 
 use super::super::proc::ProcId;
-use super::attempts::{PATHS, State, TRIES};
+use super::attempts::{ATTEMPTS, PATHS, State};
 use super::*;
 
 struct Store {
@@ -77,7 +77,7 @@ impl Store {
     /// Waits until this is seen, however slow the machine is.
     fn until_held(&self, base: &str, by: Option<i32>) {
         let until = Instant::now() + Duration::from_secs(20);
-        let is = |s: &State| match s.paths.get(base)?.tries.last()?.holder {
+        let is = |s: &State| match s.paths.get(base)?.attempts.last()?.holder {
             attempts::Holder::Seen(pid, Some(_)) => Some(pid),
             _ => None,
         };
@@ -124,7 +124,7 @@ fn the_holder_made_it() {
 }
 
 #[test]
-fn who_gave_up_made_nothing() {
+fn an_abandoned_attempt_made_nothing() {
     let store = Store::new();
     drop(store.make("a")); // a build that failed: the file stays
     store.until_held("a", None);
@@ -136,7 +136,7 @@ fn who_gave_up_made_nothing() {
 }
 
 #[test]
-fn who_tried_in_vain_changes_nothing() {
+fn an_attempt_without_the_lock_changes_nothing() {
     let store = Store::new();
     let lock = store.make("a");
     let waits = store.open("a");
@@ -167,7 +167,7 @@ fn a_lock_is_taken_again() {
 }
 
 #[test]
-fn who_took_over_made_it() {
+fn the_process_that_took_over_made_it() {
     let store = Store::new();
     let first = Other::locks(store.file("a"));
     store.until_held("a", first.pid());
@@ -182,7 +182,7 @@ fn who_took_over_made_it() {
 
 /// However fast: what is not seen after somebody let go is not known.
 #[test]
-fn who_took_over_is_never_mistaken_for_who_gave_up() {
+fn the_process_that_took_over_is_never_mistaken_for_the_one_before() {
     let store = Store::new();
     for round in 0..50 {
         let base = format!("a{round}");
@@ -199,7 +199,7 @@ fn who_took_over_is_never_mistaken_for_who_gave_up() {
 }
 
 #[test]
-fn who_came_second_made_nothing() {
+fn the_second_holder_made_nothing() {
     let store = Store::new();
     // Over before it was seen; then somebody who had waited for it.
     store.open("a");
@@ -211,7 +211,7 @@ fn who_came_second_made_nothing() {
 }
 
 #[test]
-fn a_try_that_came_to_nothing_is_forgotten() {
+fn an_attempt_that_made_no_path_is_forgotten() {
     let store = Store::new();
     let lock = store.make("a");
     store.remove("a");
@@ -266,18 +266,18 @@ fn without_a_watch_there_is_no_evidence_and_no_wait() {
 fn memory_has_a_bound() {
     let store = Store::new();
     let lineage = Arc::new(Lineage { line: vec![], session: 1, cgroup: None, person: None });
-    for _ in 0..TRIES + 5 {
+    for _ in 0..ATTEMPTS + 5 {
         drop(store.open("0"));
         store.caught_up();
         store.remove("0");
     }
     store.caught_up();
-    assert!(store.lock_watcher.shared().state().paths["0"].tries.len() <= TRIES);
+    assert!(store.lock_watcher.shared().state().paths["0"].attempts.len() <= ATTEMPTS);
     let many: Vec<String> = (0..PATHS + 100).map(|n| n.to_string()).collect();
     store.lock_watcher.hooked(&many, &lineage);
     assert_eq!(store.lock_watcher.shared().state().paths.len(), PATHS);
     // Files that nobody takes are not held open.
-    let held = || Arc::strong_count(&store.lock_watcher.shared().pins) - 1;
+    let held = || Arc::strong_count(&store.lock_watcher.shared().held_files) - 1;
     let files: Vec<File> = (0..20).map(|n| store.open(&format!("{n}"))).collect();
     store.caught_up();
     while held() > 0 {

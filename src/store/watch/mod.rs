@@ -1,15 +1,15 @@
-//! Rings when it is worth looking into the Nix database.
+//! Wakes the reader of the Nix database when a look into it is worthwhile.
 //!
-//! Must not know: the Nix database. A ring is a hint and never a truth: a lock that
-//! goes does not mean that its path is valid, and the slow timer makes up for
-//! every ring that is missed.
+//! Must not know: the Nix database. A wake-up is a hint: the removal of a lock
+//! does not mean that its path is valid, and a slow timer makes up for every
+//! wake-up that is missed.
 //!
-//! Two threads: the watcher's own, which turns events into rings, and one that
-//! owns the watch, waits for the slow timer, and hangs the watch again when it
-//! was lost or the directory is another one.
+//! Two threads: the watcher's own, which turns inotify events into wake-ups, and
+//! one that owns the watch, waits for the slow timer, and starts the watch again
+//! when it was lost or the directory is another one.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -19,66 +19,67 @@ use crate::types::StoreDir;
 mod inotify;
 
 pub use inotify::WatchError;
-use inotify::{Seen, Watch};
+use inotify::{Notification, Watch};
 
-/// How soon a lost watch is tried again, when the slow timer is slower.
+/// Pause before a lost watch is started again, unless the slow timer is faster.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Why the bell rang.
+/// The reason of a wake-up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WatchEvent {
-    /// The watch was hung.
+    /// The watch was started.
     Start,
-    /// A lock went; the name without `.lock`, which may not even be a path's.
+    /// A lock was removed; its name without `.lock`, which need not be a path's.
     LockRemoved(String),
     /// The kernel dropped events.
     Overflow,
-    /// The watch was hung again, on what is the store directory now.
+    /// The watch was started again, on the directory that is the store now.
     Remounted,
     /// The slow timer.
     Timer,
-    /// The watch is lost and is being hung again; until then only the timer rings.
+    /// The watch is lost and will be started again; until then only the timer
+    /// wakes the reader.
     WatchLost(String),
 }
 
-/// How the doorbell is.
+/// The state of the watch.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Health {
-    /// Whether a watch hangs; without one only the timer rings.
+    /// Whether the directory is watched; otherwise only the timer wakes the reader.
     pub watching: bool,
-    /// Why the watch was last lost, or could not be hung again.
+    /// Why the watch was last lost or could not be started again.
     pub last_loss: Option<String>,
     /// How often the kernel dropped events.
     pub overflows: u64,
-    /// How often the watch was hung again.
-    pub rehung: u64,
+    /// How often the watch was started again.
+    pub restarts: u64,
 }
 
-/// A watch on the store directory. Dropping it stops its threads; after that it
-/// does not ring.
+/// A watch on the store directory. Dropping it stops its threads; after that the
+/// callback is not called any more.
 pub struct StoreWatch {
-    bell: Arc<Bell>,
-    orders: SyncSender<Order>,
-    keeper: Option<JoinHandle<()>>,
+    waker: Arc<Waker>,
+    commands: SyncSender<Command>,
+    supervisor: Option<JoinHandle<()>>,
 }
 
-enum Order {
+enum Command {
     /// The watch of this generation reports nothing any more.
     Lost(u64, String),
     Stop,
 }
 
-struct Bell {
-    call: Box<dyn Fn(WatchEvent) + Send + Sync>,
+struct Waker {
+    callback: Box<dyn Fn(WatchEvent) + Send + Sync>,
     health: Mutex<Health>,
 }
 
-impl Bell {
-    /// A panic of the callback costs that ring: unwinding further it would end
-    /// the thread, and the bell would never ring again.
-    fn ring(&self, ring: WatchEvent) {
-        if catch_unwind(AssertUnwindSafe(|| (self.call)(ring))).is_err() {
-            crate::observe::event!(WAKE_UP_FAULT, "what the store_watch calls panicked");
+impl Waker {
+    /// Calls the callback. A panic in it costs one wake-up: it must not end the
+    /// thread, after which the reader would never be woken again.
+    fn wake(&self, event: WatchEvent) {
+        if catch_unwind(AssertUnwindSafe(|| (self.callback)(event))).is_err() {
+            crate::observe::event!(WAKE_UP_FAULT, "the callback of the store watch panicked");
         }
     }
 
@@ -88,128 +89,129 @@ impl Bell {
 }
 
 impl StoreWatch {
-    /// Hangs the bell. `ring` is called on the doorbell's threads, and once with
-    /// [`WatchEvent::Start`] before this returns; it must not block, or the kernel's
-    /// queue of 16,384 events runs over.
+    /// Starts the watch. `callback` is called on the watch's threads, and once
+    /// with [`WatchEvent::Start`] before this returns. It must not block, or the
+    /// kernel's queue of 16,384 events overflows.
     pub fn start(
         store_dir: &StoreDir,
         slow: Duration,
-        ring: impl Fn(WatchEvent) + Send + Sync + 'static,
+        callback: impl Fn(WatchEvent) + Send + Sync + 'static,
     ) -> Result<Self, WatchError> {
         let health = Mutex::new(Health { watching: true, ..Health::default() });
-        let bell = Arc::new(Bell { call: Box::new(ring), health });
-        // Room for some losses; another one tells nothing new.
-        let (orders, incoming) = sync_channel(8);
-        let mut keeper = Keeper {
+        let waker = Arc::new(Waker { callback: Box::new(callback), health });
+        // Room for some losses; a further one says nothing new.
+        let (commands, incoming) = sync_channel(8);
+        let mut supervisor = Supervisor {
             dir: store_dir.as_path().to_owned(),
-            bell: Arc::clone(&bell),
-            orders: orders.clone(),
+            waker: Arc::clone(&waker),
+            commands: commands.clone(),
             generation: 0,
             watch: None,
         };
-        keeper.watch = Some(keeper.hang()?);
-        bell.ring(WatchEvent::Start);
+        supervisor.watch = Some(supervisor.start_watch()?);
+        waker.wake(WatchEvent::Start);
         let thread = std::thread::Builder::new().name("store_watch".to_owned());
-        let keeper = thread.spawn(move || keeper.run(&incoming, slow)).map_err(WatchError::Thread)?;
-        Ok(Self { bell, orders, keeper: Some(keeper) })
+        let supervisor = thread.spawn(move || supervisor.run(&incoming, slow)).map_err(WatchError::Thread)?;
+        Ok(Self { waker, commands, supervisor: Some(supervisor) })
     }
 
-    /// How it is.
+    /// The state of the watch now.
     pub fn health(&self) -> Health {
-        self.bell.health().clone()
+        self.waker.health().clone()
     }
 }
 
 impl Drop for StoreWatch {
     fn drop(&mut self) {
-        // Blocks at most until the keeper has read what is queued.
-        let _ = self.orders.send(Order::Stop);
-        if let Some(keeper) = self.keeper.take() {
-            // Dropped by its own callback, it cannot wait for itself.
-            if keeper.thread().id() != std::thread::current().id() {
-                let _ = keeper.join();
+        // Blocks at most until the supervisor has read the queued commands.
+        let _ = self.commands.send(Command::Stop);
+        if let Some(supervisor) = self.supervisor.take() {
+            // A callback that drops the watch runs on the thread to wait for.
+            if supervisor.thread().id() != std::thread::current().id() {
+                let _ = supervisor.join();
             }
         }
     }
 }
 
-struct Keeper {
+/// Owns the watch.
+struct Supervisor {
     dir: PathBuf,
-    bell: Arc<Bell>,
-    orders: SyncSender<Order>,
-    /// Counts the watches, so that what an old one says last is not believed.
+    waker: Arc<Waker>,
+    commands: SyncSender<Command>,
+    /// Counts the watches; the last report of an earlier one is ignored.
     generation: u64,
     watch: Option<Watch>,
 }
 
-impl Keeper {
-    fn run(mut self, incoming: &Receiver<Order>, slow: Duration) {
+impl Supervisor {
+    fn run(mut self, incoming: &Receiver<Command>, slow: Duration) {
         let mut next = Instant::now() + slow;
         loop {
             let rest = next.saturating_duration_since(Instant::now());
             let rest = if self.watch.is_some() { rest } else { rest.min(RETRY) };
             match incoming.recv_timeout(rest) {
-                Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => return,
-                Ok(Order::Lost(generation, _)) if generation != self.generation => {}
-                Ok(Order::Lost(_, why)) => {
-                    self.lose(why);
-                    self.rehang();
+                Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                Ok(Command::Lost(generation, _)) if generation != self.generation => {}
+                Ok(Command::Lost(_, reason)) => {
+                    self.lose(reason);
+                    self.restart();
                 }
                 Err(RecvTimeoutError::Timeout) => {
-                    if self.watch.as_ref().is_some_and(|watch| !watch.still_on(&self.dir)) {
+                    if self.watch.as_ref().is_some_and(|watch| !watch.is_on(&self.dir)) {
                         self.lose(format!("{} is another directory now", self.dir.display()));
                     }
                     if self.watch.is_none() {
-                        self.rehang();
+                        self.restart();
                     }
                     if Instant::now() >= next {
                         next = Instant::now() + slow;
-                        self.bell.ring(WatchEvent::Timer);
+                        self.waker.wake(WatchEvent::Timer);
                     }
                 }
             }
         }
     }
 
-    fn lose(&mut self, why: String) {
+    fn lose(&mut self, reason: String) {
         let watch = self.watch.take();
-        // A watcher whose thread has died panics when it is dropped (notify 9:
-        // it cannot tell the thread to end). That must not end this one too.
-        let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || drop(watch)));
+        // A watcher whose thread has ended panics when it is dropped (notify 9:
+        // it cannot tell the thread to end). This thread must go on.
+        let _ = catch_unwind(AssertUnwindSafe(move || drop(watch)));
         {
-            let mut health = self.bell.health();
+            let mut health = self.waker.health();
             health.watching = false;
-            health.last_loss = Some(why.clone());
+            health.last_loss = Some(reason.clone());
         }
-        self.bell.ring(WatchEvent::WatchLost(why));
+        self.waker.wake(WatchEvent::WatchLost(reason));
     }
 
-    fn rehang(&mut self) {
-        match self.hang() {
+    fn restart(&mut self) {
+        match self.start_watch() {
             Ok(watch) => {
                 self.watch = Some(watch);
                 {
-                    let mut health = self.bell.health();
+                    let mut health = self.waker.health();
                     health.watching = true;
-                    health.rehung += 1;
+                    health.restarts += 1;
                 }
-                self.bell.ring(WatchEvent::Remounted);
+                self.waker.wake(WatchEvent::Remounted);
             }
-            Err(error) => self.bell.health().last_loss = Some(error.to_string()),
+            Err(error) => self.waker.health().last_loss = Some(error.to_string()),
         }
     }
 
-    fn hang(&mut self) -> Result<Watch, WatchError> {
+    fn start_watch(&mut self) -> Result<Watch, WatchError> {
         self.generation += 1;
-        let (generation, bell, orders) = (self.generation, Arc::clone(&self.bell), self.orders.clone());
-        Watch::hang(Path::new(&self.dir), move |seen| match seen {
-            Seen::LockRemoved(base) => bell.ring(WatchEvent::LockRemoved(base)),
-            Seen::Overflow => {
-                bell.health().overflows += 1;
-                bell.ring(WatchEvent::Overflow);
+        let (generation, waker, commands) = (self.generation, Arc::clone(&self.waker), self.commands.clone());
+        Watch::start(&self.dir, move |notification| match notification {
+            Notification::LockRemoved(base) => waker.wake(WatchEvent::LockRemoved(base)),
+            Notification::Overflow => {
+                waker.health().overflows += 1;
+                waker.wake(WatchEvent::Overflow);
             }
-            Seen::Lost(why) => {
-                let _ = orders.try_send(Order::Lost(generation, why));
+            Notification::Lost(reason) => {
+                let _ = commands.try_send(Command::Lost(generation, reason));
             }
         })
     }

@@ -81,7 +81,7 @@ fn a_directory_that_is_removed_and_comes_back() {
     assert!(!bell.health().watching);
     std::fs::create_dir(place.dir.as_path()).unwrap();
     assert_eq!(next(&rings), WatchEvent::Remounted);
-    assert!(bell.health().watching && bell.health().rehung == 1);
+    assert!(bell.health().watching && bell.health().restarts == 1);
     place.lock("c.lock");
     assert_eq!(next(&rings), WatchEvent::LockRemoved("c".into()));
 }
