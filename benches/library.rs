@@ -89,7 +89,6 @@ pub fn ledger() {
                     path: base(n),
                     nar_size: 120,
                     state: PushState::Pending,
-                    recheck_before: 0,
                     retry_failed: false,
                     sessions: vec![(session, Evidence::Closure)],
                 })

@@ -92,6 +92,14 @@ impl Windows {
         }
     }
 
+    /// The database went back: rows above `from` are other ones, and new.
+    pub fn cut(&mut self, from: i64) {
+        for window in &mut self.open {
+            window.after = window.after.min(from);
+            window.until = window.until.map(|until| until.min(from));
+        }
+    }
+
     /// The session is done with.
     pub fn forget(&mut self, session: i64) {
         self.open.retain(|w| w.session != session);

@@ -18,8 +18,8 @@ pub(super) enum Input {
         cache: CacheId,
         /// The pushes, references before referrers.
         pushes: Vec<NewPush>,
-        /// The store path of each push.
-        paths: Vec<(PushId, StorePath)>,
+        /// What each push stands for.
+        paths: Vec<FoundPath>,
         /// The error class and text of those that failed earlier.
         reasons: Vec<(PushId, String, String)>,
         /// Failed pushes among them are tried again.
@@ -37,6 +37,13 @@ pub(super) enum Input {
         token: u64,
         /// Named paths that are not valid in the store.
         invalid: Vec<StorePath>,
+    },
+    /// The closures of pushes were read again; these pushes' paths are not valid any more.
+    Rechecked {
+        /// The cache that they go to.
+        cache: CacheId,
+        /// The pushes.
+        collected: Vec<PushId>,
     },
     /// The intake has ended. A reason means that it failed.
     IntakeEnded(Option<String>),
@@ -72,6 +79,15 @@ pub(super) enum Input {
     Probed(CacheId, Result<Discovered, CacheError>),
     /// The attic client became usable, or stopped being usable.
     Client,
+}
+
+/// What a push stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct FoundPath {
+    pub(super) push: PushId,
+    /// Its row in the Nix database.
+    pub(super) row: i64,
+    pub(super) path: StorePath,
 }
 
 /// How an upload ended.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
@@ -23,21 +23,18 @@ use super::gc_roots::{GcRoots, Places};
 use super::host::{self, Notify, Part, StateDirLock};
 use super::inbox::Input;
 use super::intake::{self, Bell, Ear, Intake, NewPolicy, People, UndecidedPaths};
-use super::push::{Pushes, StoreReader, Transfers};
+use super::push::{Pushes, Settlements, StoreReader, Transfers};
 use super::sessions::{self, Reports, Restored, Sessions};
 use crate::attribution::{LockWatcher, Windows};
-use crate::config::{Existing, Settings};
+use crate::config::Settings;
 use crate::control::server::{self, Incoming, Limits};
 use crate::embedded::Running;
 use crate::flow::CacheLimits;
 use crate::ledger::{Ledger, Opened};
 use crate::observe::{detail, event};
-use crate::store::{NixDb, NixDbError, StoreWatch};
+use crate::store::{CurrentNixDb, StoreWatch};
 use crate::types::{Heartbeat, StoreDir, Wall};
 
-/// Attempts to open the Nix database at the start while somebody keeps it locked, as a
-/// garbage collection may for a while. Each attempt waits for some seconds.
-const NIX_DB_ATTEMPTS: u32 = 10;
 /// Inputs that may wait for the driver; a room with another one waits. One of the
 /// intake's may take a hundred kilobytes.
 const INPUTS: usize = 16;
@@ -73,16 +70,9 @@ impl Ground {
         Ok(Self { lock, ledger, opened, store_dir })
     }
 
-    fn nix_db(&self, settings: &Settings) -> Result<NixDb> {
-        let state_dir = &settings.nix.state_dir;
-        let mut opened = NixDb::open(state_dir, &self.store_dir);
-        for _ in 1..NIX_DB_ATTEMPTS {
-            if !matches!(opened, Err(NixDbError::Busy)) {
-                break;
-            }
-            opened = NixDb::open(state_dir, &self.store_dir);
-        }
-        opened.with_context(|| format!("the Nix database below {}", state_dir.display()))
+    /// The Nix database, which need not exist yet.
+    fn nix_db(&self, settings: &Settings) -> CurrentNixDb {
+        CurrentNixDb::new(&settings.nix.state_dir, &self.store_dir, &daemon_socket(settings))
     }
 
     /// Writes everything that is queued to the ledger. A full or broken disk is no
@@ -121,8 +111,7 @@ pub(super) struct RunningCache {
 
 impl CacheSet {
     pub(super) async fn start(settings: &Settings, ground: &Ground, out: Sender<Input>) -> Result<Self> {
-        let nix_db = ground.nix_db(settings)?;
-        let store = StoreReader::new(nix_db, &settings.nix.state_dir, ground.store_dir.clone())?;
+        let store = StoreReader::new(ground.nix_db(settings), ground.store_dir.clone());
         let closing = CancellationToken::new();
         let running = caches::start_built_in(settings, &ground.store_dir, &closing).await?;
         let built_in = running.as_ref().map(BuiltIn::of);
@@ -167,11 +156,10 @@ pub(super) struct Protection(GcRoots);
 
 impl Protection {
     pub(super) fn start(settings: &Settings, ground: &Ground) -> Result<Self> {
-        let default_socket = || settings.nix.state_dir.join("daemon-socket/socket");
         let gc_roots = GcRoots::start(Places {
             state_dir: settings.nix.state_dir.clone(),
             store_dir: ground.store_dir.clone(),
-            socket: std::env::var_os("NIX_DAEMON_SOCKET_PATH").map_or_else(default_socket, PathBuf::from),
+            socket: daemon_socket(settings),
             links: settings.nix.gc_roots.clone(),
         })?;
         Ok(Self(gc_roots))
@@ -276,6 +264,9 @@ pub(super) struct IntakeThread {
     known: Arc<AtomicUsize>,
     heartbeat: Heartbeat,
     store_watch: Arc<StoreWatch>,
+    settlements: Settlements,
+    /// The beginning of the clock that decisions and confirmations use.
+    began: Instant,
 }
 
 impl IntakeThread {
@@ -304,10 +295,10 @@ impl IntakeThread {
         });
         let (new_policy, heartbeat) = (NewPolicy::default(), Heartbeat::default());
         let known = Arc::new(AtomicUsize::new(0));
+        let (settlements, began) = (Settlements::default(), Instant::now());
         let intake = Intake {
-            nix_db: ground.nix_db(settings)?,
+            nix_db: ground.nix_db(settings),
             client: client.client.clone(),
-            state_dir: settings.nix.state_dir.clone(),
             own_dir: settings.state_dir.clone(),
             store_dir,
             ledger: ground.ledger.clone(),
@@ -317,14 +308,32 @@ impl IntakeThread {
             policy: policy(settings, &caches.caches, &people),
             new_policy: Arc::clone(&new_policy),
             undecided: UndecidedPaths::default(),
-            existing: settings.push.existing != Existing::No,
+            existing: settings.push.existing,
+            marks: Vec::new(),
+            was_absent: false,
             out,
             pulse: heartbeat.clone(),
             known: Arc::clone(&known),
+            confirmed: Vec::new(),
+            recheck_after: settings.push.recheck_after,
+            settlements: settlements.clone(),
+            began,
         };
         let thread = intake::start(intake, ear)?;
         let store_watch = Arc::new(store_watch);
-        Ok(Self { thread, bell, new_policy, lock_watcher, people, on_answer, known, heartbeat, store_watch })
+        Ok(Self {
+            thread,
+            bell,
+            new_policy,
+            lock_watcher,
+            people,
+            on_answer,
+            known,
+            heartbeat,
+            store_watch,
+            settlements,
+            began,
+        })
     }
 
     /// Waits until the thread has ended, which it does when the driver has. Returns
@@ -388,7 +397,13 @@ impl Started<'_> {
             caches,
             limits,
             seed: seed(),
-            pushes: Pushes::new(ledger.clone(), protection.0.clone(), store_dir.clone()),
+            pushes: Pushes::new(
+                ledger.clone(),
+                protection.0.clone(),
+                store_dir.clone(),
+                intake.settlements.clone(),
+            ),
+            began: intake.began,
             transfers,
             sessions,
             restored,
@@ -426,6 +441,12 @@ fn watched(intake: &IntakeThread, socket: &Socket, driver: Heartbeat, out: Sende
         Part::new("driver", move || drop(out.try_send(Input::Beat)), move || driver.count()),
         Part::new("socket", move || asked.ask(), move || served.count()),
     ]
+}
+
+/// Where the nix-daemon listens.
+fn daemon_socket(settings: &Settings) -> PathBuf {
+    let default = || settings.nix.state_dir.join("daemon-socket/socket");
+    std::env::var_os("NIX_DAEMON_SOCKET_PATH").map_or_else(default, PathBuf::from)
 }
 
 /// Makes a directory that only the daemon's user can enter, unless it exists. `set_by`

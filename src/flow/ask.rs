@@ -2,7 +2,7 @@
 //! about. One query is under way at a time.
 
 use super::cache::ASK_MOST;
-use super::event::{Cause, Failure, Outcome};
+use super::event::{Action, Cause, Failure, Outcome};
 use super::push::Phase;
 use super::retry::{Backoff, bounded};
 use super::step::Flow;
@@ -22,9 +22,14 @@ impl Flow {
         cache.ask_refusals = 0;
         cache.ask_most = (cache.ask_most * 2).min(ASK_MOST);
         cache.breaker.succeeded();
+        let asked_at = cache.asked_at;
+        self.deleted(cache_id, missing, asked_at);
         for &id in present {
-            if self.pushes.get(&id).is_some_and(|push| push.phase == Phase::Asking) {
-                self.settle(id, Outcome::Cached);
+            let asking = self.pushes.get(&id).filter(|push| push.phase == Phase::Asking);
+            // Who asked after the query began is not answered by it: the push is asked
+            // about again below.
+            if asking.is_some_and(|push| push.ask_after <= asked_at) {
+                self.settle(id, Outcome::Cached, asked_at);
             }
         }
         for &id in missing {
@@ -32,7 +37,7 @@ impl Flow {
                 continue;
             };
             if push.doomed {
-                self.settle(id, Outcome::Collected);
+                self.settle(id, Outcome::Collected, asked_at);
                 continue;
             }
             push.phase = Phase::Held;
@@ -43,12 +48,41 @@ impl Flow {
                 None => self.ready_unless_blocked(id),
             }
         }
-        if self.ask_again(&batch) {
+        let answered = |id: &PushId| present.contains(id);
+        let left_out = batch
+            .iter()
+            .any(|id| self.pushes.get(id).is_some_and(|push| push.phase == Phase::Asking) && !answered(id));
+        self.ask_again(&batch);
+        if left_out {
             // A cache that leaves hashes out of its answer may do so again.
             let cache = &mut self.caches[usize::from(cache_id.0)];
             cache.ask_attempt += 1;
             cache.ask_rest = Some(now.after(Backoff::UPLOAD.wait(cache.ask_attempt, &mut self.rng)));
         }
+    }
+
+    /// Handles that the cache does not have these: of those that it once had, the
+    /// ledger is told, and older confirmations of this cache count no longer.
+    fn deleted(&mut self, cache_id: CacheId, missing: &[PushId], asked_at: Mono) {
+        let mut deleted = Vec::new();
+        for &id in missing {
+            if let Some(push) = self.pushes.get_mut(&id)
+                && push.phase == Phase::Asking
+                && std::mem::take(&mut push.recheck)
+            {
+                deleted.push(id);
+            }
+        }
+        if deleted.is_empty() {
+            return;
+        }
+        for push in self.pushes.values_mut().filter(|push| push.cache == cache_id) {
+            if push.closure_at < Some(asked_at) {
+                push.closure_at = None;
+            }
+        }
+        self.out.push(Action::Wanted(deleted));
+        self.out.push(Action::Distrust(cache_id));
     }
 
     /// Handles an error of the query that is under way.
@@ -58,7 +92,7 @@ impl Flow {
         cache.breaker.failed(failure, None, now, &mut self.rng);
         match failure {
             Failure::Unreachable | Failure::Refused => {}
-            Failure::Transient { .. } | Failure::Store | Failure::Engine => {
+            Failure::Transient { .. } | Failure::NoVerdict | Failure::Store | Failure::Engine => {
                 let retry_after =
                     if let Failure::Transient { retry_after } = failure { retry_after } else { None };
                 cache.ask_attempt += 1;

@@ -137,7 +137,8 @@ impl CircuitBreaker {
                     self.close(false, now, rng);
                 }
             }
-            Failure::NoSuchCache
+            Failure::NoVerdict
+            | Failure::NoSuchCache
             | Failure::Mismatch
             | Failure::TooLarge
             | Failure::Rejected
@@ -180,6 +181,7 @@ impl CircuitBreaker {
             Err(
                 Failure::Unreachable
                 | Failure::Transient { .. }
+                | Failure::NoVerdict
                 | Failure::Local
                 | Failure::Store
                 | Failure::Engine,

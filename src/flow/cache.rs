@@ -90,6 +90,12 @@ pub(super) struct Cache {
     pub(super) urgent_asks: VecDeque<PushId>,
     /// The pushes of the query that is under way.
     pub(super) asking: Option<Vec<PushId>>,
+    /// When that query began.
+    pub(super) asked_at: Mono,
+    /// Pushes whose closure is to be confirmed again. An entry may be out of date.
+    pub(super) stale: VecDeque<PushId>,
+    /// The pushes of the [`Action::Recheck`](super::Action) that is under way.
+    pub(super) rechecking: Option<Vec<PushId>>,
     /// Most hashes in the next query. It is halved after a query whose content
     /// the cache refused, and doubled after one that it answered.
     pub(super) ask_most: usize,
@@ -122,6 +128,9 @@ impl Cache {
             asks: VecDeque::new(),
             urgent_asks: VecDeque::new(),
             asking: None,
+            asked_at: Mono(0),
+            stale: VecDeque::new(),
+            rechecking: None,
             ask_most: ASK_MOST,
             ask_refusals: 0,
             ask_attempt: 0,

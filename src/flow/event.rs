@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::types::{CacheId, PushId, SessionId};
+use crate::types::{CacheId, Mono, PushId, SessionId};
 
 /// A push as it is admitted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,14 +16,33 @@ pub(crate) struct NewPush {
     pub(crate) nar_size: u64,
     /// Sessions that it belongs to.
     pub(crate) sessions: Vec<SessionId>,
-    /// Whether it failed before the daemon started: it waits for [`Event::Retry`].
-    pub(crate) failed: bool,
+    pub(crate) purpose: Purpose,
+    /// When the oldest confirmation was asked for among the part of its closure that
+    /// is not in `references`. [`Mono::MAX`]: there is no other part; `None`: it is
+    /// not known.
+    pub(crate) closure_at: Option<Mono>,
+    /// "Present" settles the push only when the query began at this time or later.
+    pub(crate) ask_after: Mono,
+}
+
+/// What a push is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// The path is to be put into the cache, unless the cache has it.
+    Wanted,
+    /// The ledger has the path as confirmed; the cache is asked whether it still
+    /// has it. Without the path the push becomes [`Purpose::Wanted`].
+    Recheck,
+    /// It failed before the daemon started: it waits for [`Event::Retry`].
+    Failed,
 }
 
 /// What happened to a push, a cache or a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Event {
-    /// Pushes to one cache begin. A push that is known already only gains sessions.
+    /// Pushes to one cache begin. A push that is known already gains sessions, is
+    /// asked about anew where `ask_after` says so, and if its closure was too old to
+    /// upload it, takes the new references and `closure_at`.
     Admit {
         /// The cache.
         cache: CacheId,
@@ -59,6 +78,12 @@ pub(crate) enum Event {
     UploadFailed(PushId, Failure),
     /// A push's path was removed from the store.
     Collected(PushId),
+    /// [`Action::Recheck`] is done: the pushes whose closure could be read were
+    /// admitted again. The others are tried again later.
+    Rechecked(CacheId),
+    /// A caller is answered before a session is settled: pushes of the session that
+    /// are only remembered as confirmed count as pending.
+    Unconfirmed(SessionId),
     /// A probe ended.
     Probed(CacheId, Result<(), Failure>),
     /// A cache's token or configuration changed: probe it now if its breaker is
@@ -104,6 +129,10 @@ pub(crate) enum Failure {
     },
     /// 401 or 403: the token is missing, expired or lacks the right.
     Refused,
+    /// The upload's body was sent and no answer came, or a gateway answered in the
+    /// server's place: the server may have the path. It is asked before the path is
+    /// sent again.
+    NoVerdict,
     /// The server does not know the cache.
     NoSuchCache,
     /// The server computed another hash or size than the Nix database has.
@@ -131,6 +160,9 @@ pub(crate) enum Cause {
     Reference(PushId),
     /// It failed before the daemon started.
     Earlier,
+    /// Each time before its upload could begin, the confirmations of its closure had
+    /// become too old, or the cache had deleted something of it.
+    Outdated,
 }
 
 /// How a push settled.
@@ -155,8 +187,19 @@ pub(crate) enum Action {
     Upload(CacheId, PushId, u32),
     /// Find out whether the cache answers and accepts the token.
     Probe(CacheId),
+    /// A push is about to settle, and the cache has its whole closure: this was true
+    /// at the given time or later.
+    Confirmed(PushId, Mono),
     /// A push settled and is no longer known here.
     Settled(PushId, Outcome),
+    /// The cache does not have the paths of these [`Purpose::Recheck`] pushes any more,
+    /// or nobody waits until it is known: they are [`Purpose::Wanted`] now.
+    Wanted(Vec<PushId>),
+    /// The cache has deleted paths: what is remembered of it counts no longer.
+    Distrust(CacheId),
+    /// Admit these pushes again with what of their closures is not confirmed. Then
+    /// comes [`Event::Rechecked`]; until then there is no second one for the cache.
+    Recheck(CacheId, Vec<PushId>),
     /// A push failed: it is not tried again until [`Event::Retry`].
     Failed(PushId, Cause),
     /// A failed push is no longer known here, because too many have failed. It

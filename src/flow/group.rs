@@ -16,6 +16,8 @@ pub(super) struct PushGroup {
     /// Whether somebody waits: its pushes go first, and [`Action::Quiet`] follows
     /// the last one.
     pub(super) flushing: bool,
+    /// Whether a push of it was uploaded since [`Flow::take_uploaded`].
+    pub(super) uploaded: bool,
     /// Its pushes that are known, failed ones included. Sorted, so that the same
     /// events lead to the same actions.
     pub(super) pushes: BTreeSet<PushId>,
@@ -42,6 +44,27 @@ impl Flow {
         group.unsettled += 1;
         if group.flushing {
             self.promote(session, id);
+        }
+    }
+
+    /// Returns whether a push of a session was uploaded since the last call.
+    pub(crate) fn take_uploaded(&mut self, session: SessionId) -> bool {
+        self.groups.get_mut(&session).is_some_and(|group| std::mem::take(&mut group.uploaded))
+    }
+
+    /// Makes the pushes of a session that are only remembered as confirmed pending.
+    pub(super) fn unconfirmed(&mut self, session: SessionId) {
+        let Some(group) = self.groups.get(&session) else { return };
+        let mut pending = Vec::new();
+        for &id in &group.pushes {
+            if let Some(push) = self.pushes.get_mut(&id)
+                && std::mem::take(&mut push.recheck)
+            {
+                pending.push(id);
+            }
+        }
+        if !pending.is_empty() {
+            self.out.push(Action::Wanted(pending));
         }
     }
 
@@ -84,7 +107,12 @@ impl Flow {
                 Phase::Unasked => cache.urgent_asks.push_back(id),
                 Phase::Ready if push.is_large() => cache.large_queue.push(session, id, true),
                 Phase::Ready => cache.queue.push(session, id, true),
-                Phase::Asking | Phase::Held | Phase::Uploading | Phase::Resting(_) | Phase::Failed(_) => {}
+                Phase::Asking
+                | Phase::Held
+                | Phase::Stale
+                | Phase::Uploading
+                | Phase::Resting(_)
+                | Phase::Failed(_) => {}
             }
         }
     }

@@ -49,7 +49,7 @@ mod step;
 pub(crate) use breaker::BreakerState;
 pub(crate) use cache::CacheLimits;
 pub(crate) use client::{ClientAction, ClientEvent, ClientLife, ClientState, Found};
-pub(crate) use event::{Action, Cause, Event, Failure, NewPush, Outcome};
+pub(crate) use event::{Action, Cause, Event, Failure, NewPush, Outcome, Purpose};
 pub(crate) use step::Flow;
 
 #[cfg(test)]

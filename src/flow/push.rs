@@ -19,6 +19,8 @@ pub(super) enum Phase {
     Held,
     /// Waits for a free place among the uploads.
     Ready,
+    /// The confirmations of its closure are too old for its upload to begin.
+    Stale,
     /// Is being uploaded.
     Uploading,
     /// Waits until this time after an error.
@@ -50,6 +52,21 @@ pub(super) struct Push {
     pub(super) attempts: u32,
     /// Whether the path was read again because of [`Failure::Mismatch`](super::Failure::Mismatch).
     pub(super) mismatched: bool,
+    /// Whether the ledger has it as confirmed, see [`Purpose::Recheck`](super::event::Purpose).
+    pub(super) recheck: bool,
+    /// When the oldest confirmation was asked for among the settled part of its
+    /// closure. `None`: that is not known.
+    pub(super) closure_at: Option<Mono>,
+    /// "Present" settles it only when the query began at this time or later.
+    pub(super) ask_after: Mono,
+    /// When its upload began.
+    pub(super) upload_at: Mono,
+    /// How often its closure was too old since its last upload.
+    pub(super) rechecks: u32,
+    /// Uploads that ended without a verdict.
+    pub(super) no_verdicts: u32,
+    /// After its rest the cache is asked, and the path not sent at once.
+    pub(super) ask_first: bool,
     /// Whether a reference of it was removed from the store. Then its own path
     /// was removed as well.
     pub(super) doomed: bool,

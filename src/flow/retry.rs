@@ -14,6 +14,8 @@ pub(super) struct Backoff {
 impl Backoff {
     /// Between uploads of one path.
     pub(super) const UPLOAD: Self = Self { base: Duration::from_millis(500), cap: Duration::from_secs(60) };
+    /// Before the cache is asked about an upload that ended without a verdict.
+    pub(super) const NO_VERDICT: Self = Self { base: Duration::from_secs(1), cap: Duration::from_secs(60) };
     /// Between probes of a cache that does not answer. Because of the cap,
     /// uploads resume within a second after the cache is back.
     pub(super) const PROBE: Self = Self { base: Duration::from_millis(200), cap: Duration::from_millis(900) };

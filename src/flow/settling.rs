@@ -4,7 +4,7 @@
 use super::event::{Action, Cause, Outcome};
 use super::push::{Phase, Push};
 use super::step::Flow;
-use crate::types::PushId;
+use crate::types::{Mono, PushId};
 
 /// Failed pushes that one step passes over because a push that has not failed
 /// refers to them.
@@ -12,8 +12,8 @@ const KEPT_MOST: usize = 16;
 
 impl Flow {
     /// Removes a push that has settled, and makes referrers ready that waited for
-    /// it alone.
-    pub(super) fn settle(&mut self, id: PushId, outcome: Outcome) {
+    /// it alone. `at`: when the request began that confirmed it.
+    pub(super) fn settle(&mut self, id: PushId, outcome: Outcome, at: Mono) {
         let mut stack = vec![(id, outcome)];
         while let Some((id, outcome)) = stack.pop() {
             let Some(push) = self.pushes.remove(&id) else { continue };
@@ -28,12 +28,20 @@ impl Flow {
                 Phase::Resting(until) => {
                     self.rests.remove(&(until, id));
                 }
-                Phase::Unasked | Phase::Asking | Phase::Held | Phase::Ready => {}
+                Phase::Unasked | Phase::Asking | Phase::Held | Phase::Ready | Phase::Stale => {}
+            }
+            let closure_at = push.closure_at.min(Some(at));
+            if let Some(at) = closure_at
+                && outcome != Outcome::Collected
+                && push.references.is_empty()
+            {
+                self.out.push(Action::Confirmed(id, at));
             }
             self.out.push(Action::Settled(id, outcome));
             for session in &push.sessions {
                 if let Some(group) = self.groups.get_mut(session) {
                     group.pushes.remove(&id);
+                    group.uploaded |= outcome == Outcome::Pushed;
                 }
             }
             if !push.is_failed() {
@@ -49,6 +57,7 @@ impl Flow {
                 if let Some(at) = referrer.references.iter().position(|reference| *reference == id) {
                     referrer.references.remove(at);
                 }
+                referrer.closure_at = referrer.closure_at.min(closure_at);
                 if outcome == Outcome::Collected {
                     // A valid path's references are valid, so the referrer was
                     // removed as well. If the cache has not been asked about it
@@ -58,9 +67,32 @@ impl Flow {
                         stack.push((referrer_id, Outcome::Collected));
                     }
                 } else {
+                    self.inherit_references(referrer_id, &push.references);
                     self.ready_unless_blocked(referrer_id);
                 }
             }
+        }
+    }
+
+    /// Makes a push wait for what a confirmed reference of it still waits for: the
+    /// cache has the reference, but not its whole closure.
+    fn inherit_references(&mut self, id: PushId, references: &[PushId]) {
+        let mut failed = None;
+        for &reference in references.iter().filter(|reference| **reference != id) {
+            let Some(known) = self.pushes.get_mut(&reference) else { continue };
+            if known.referrers.insert(id) {
+                failed = failed.or(known.is_failed().then_some(reference));
+                if let Some(push) = self.pushes.get_mut(&id) {
+                    push.references.push(reference);
+                }
+            }
+        }
+        let Some(push) = self.pushes.get(&id) else { return };
+        if let (Some(reference), Phase::Held) = (failed, push.phase) {
+            self.fail(id, Cause::Reference(reference));
+        } else if push.urgent && !push.is_failed() {
+            let session = push.queued_for;
+            references.iter().for_each(|reference| self.promote(session, *reference));
         }
     }
 
@@ -73,6 +105,9 @@ impl Flow {
                 continue;
             }
             push.phase = Phase::Failed(cause);
+            if std::mem::take(&mut push.recheck) {
+                self.out.push(Action::Wanted(vec![id]));
+            }
             let sessions = push.sessions.clone();
             let referrers = push.referrers.clone();
             self.caches[usize::from(push.cache.0)].failed += 1;
@@ -155,6 +190,9 @@ impl Flow {
             push.phase = Phase::Unasked;
             push.attempts = 0;
             push.mismatched = false;
+            push.rechecks = 0;
+            push.no_verdicts = 0;
+            push.ask_first = false;
             push.urgent = false;
             let index = usize::from(push.cache.0);
             let sessions = push.sessions.clone();

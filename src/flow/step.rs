@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::cache::{Cache, CacheLimits, CacheView};
 use super::concurrency::ConcurrencyLimit;
-use super::event::{Action, Cause, Event, Failure, NewPush, Outcome};
+use super::event::{Action, Cause, Event, Failure, NewPush, Outcome, Purpose};
 use super::fair_queue::NOBODY;
 use super::group::PushGroup;
 use super::push::{Phase, Push};
@@ -15,6 +15,21 @@ use crate::types::{CacheId, Mono, PushId, SessionId};
 
 /// Attempts after which a push fails whose path cannot be read.
 const LOCAL_TRIES: u32 = 5;
+
+/// Uploads without a verdict after which a push fails.
+const NO_VERDICTS: u32 = 5;
+
+/// How often the closure of a push may be too old before its upload, in a row.
+const RECHECKS: u32 = 8;
+
+/// Most pushes of one [`Action::Recheck`].
+const RECHECK_MOST: usize = 1_024;
+
+/// Time until a push is tried again whose closure could not be read.
+const RECHECK_REST: Duration = Duration::from_secs(1);
+
+/// How long a confirmation counts, unless [`Flow::with_recheck_after`] says otherwise.
+const RECHECK_AFTER: Duration = Duration::from_secs(600);
 
 /// Most failed pushes that are known here. Older ones are forgotten; the ledger
 /// has them.
@@ -36,6 +51,8 @@ pub(crate) struct Flow {
     /// Pushes that wait after an error, and until when.
     pub(super) rests: BTreeSet<(Mono, PushId)>,
     pub(super) rng: Rng,
+    /// How long a confirmation counts.
+    pub(super) recheck_after: Duration,
     pub(super) stopped: bool,
     pub(super) out: Vec<Action>,
 }
@@ -53,9 +70,17 @@ impl Flow {
             groups: HashMap::new(),
             rests: BTreeSet::new(),
             rng: Rng::new(seed),
+            recheck_after: RECHECK_AFTER,
             stopped: false,
             out: Vec::new(),
         }
+    }
+
+    /// Sets how long a confirmation counts before the closure of a push is confirmed
+    /// again. At least a few seconds, or no upload would ever begin.
+    pub(crate) fn with_recheck_after(mut self, recheck_after: Duration) -> Self {
+        self.recheck_after = recheck_after;
+        self
     }
 
     /// Adds a cache, which gets the next number.
@@ -81,8 +106,10 @@ impl Flow {
             Event::UploadFailed(id, failure) => self.upload_failed(id, failure, now),
             Event::Collected(id) => {
                 self.leave_upload(id);
-                self.settle(id, Outcome::Collected);
+                self.settle(id, Outcome::Collected, now);
             }
+            Event::Rechecked(cache) => self.rechecked(cache, now),
+            Event::Unconfirmed(session) => self.unconfirmed(session),
             Event::Probed(cache, result) => self.probed(cache, result, now),
             Event::ProbeNow(cache) => {
                 if let Some(cache) = self.cache(cache) {
@@ -185,13 +212,19 @@ impl Flow {
 
     fn admit(&mut self, cache_id: CacheId, new: NewPush) {
         let id = new.id;
-        if self.pushes.contains_key(&id) {
-            new.sessions.into_iter().for_each(|s| self.want(s, id));
+        if let Some(known) = self.pushes.get_mut(&id) {
+            known.ask_after = known.ask_after.max(new.ask_after);
+            let is_stale = known.phase == Phase::Stale;
+            new.sessions.iter().for_each(|s| self.want(*s, id));
+            if is_stale {
+                self.renew_closure(id, &new);
+            }
             return;
         }
         let Some(cache) = self.cache(cache_id) else { return };
         cache.pushes += 1;
-        if new.failed {
+        let is_failed = new.purpose == Purpose::Failed;
+        if is_failed {
             cache.failed += 1;
             self.failed.insert(id);
         } else {
@@ -204,7 +237,7 @@ impl Flow {
         references.shrink_to_fit();
         let push = Push {
             cache: cache_id,
-            phase: if new.failed { Phase::Failed(Cause::Earlier) } else { Phase::Unasked },
+            phase: if is_failed { Phase::Failed(Cause::Earlier) } else { Phase::Unasked },
             references,
             referrers: Referrers::default(),
             sessions: Vec::new(),
@@ -214,10 +247,53 @@ impl Flow {
             round: 0,
             attempts: 0,
             mismatched: false,
+            recheck: new.purpose == Purpose::Recheck,
+            closure_at: new.closure_at,
+            ask_after: new.ask_after,
+            upload_at: Mono(0),
+            rechecks: 0,
+            no_verdicts: 0,
+            ask_first: false,
             doomed: false,
         };
         self.pushes.insert(id, Box::new(push));
         new.sessions.into_iter().for_each(|s| self.want(s, id));
+    }
+
+    /// Gives a stale push the part of its closure that is not confirmed, to wait for.
+    fn renew_closure(&mut self, id: PushId, new: &NewPush) {
+        let mut failed = None;
+        let mut references = Vec::new();
+        for &reference in new.references.iter().filter(|reference| **reference != id) {
+            if let Some(known) = self.pushes.get_mut(&reference)
+                && known.referrers.insert(id)
+            {
+                failed = failed.or(known.is_failed().then_some(reference));
+                references.push(reference);
+            }
+        }
+        let Some(push) = self.pushes.get_mut(&id) else { return };
+        push.references = references;
+        push.closure_at = new.closure_at;
+        push.phase = Phase::Held;
+        let (urgent, session) = (push.urgent, push.queued_for);
+        if urgent {
+            new.references.iter().for_each(|reference| self.promote(session, *reference));
+        }
+        match failed {
+            Some(reference) => self.fail(id, Cause::Reference(reference)),
+            None => self.ready_unless_blocked(id),
+        }
+    }
+
+    /// Handles the end of [`Action::Recheck`].
+    fn rechecked(&mut self, cache_id: CacheId, now: Mono) {
+        let Some(ids) = self.cache(cache_id).and_then(|cache| cache.rechecking.take()) else { return };
+        for id in ids {
+            if self.pushes.get(&id).is_some_and(|push| push.phase == Phase::Stale) {
+                self.rest(id, now.after(RECHECK_REST));
+            }
+        }
     }
 
     fn uploaded(&mut self, id: PushId, outcome: Outcome, took: Duration, now: Mono) {
@@ -232,7 +308,8 @@ impl Flow {
                     cache.concurrency.succeeded(now, push.round, took, held_back);
                 }
             }
-            self.settle(id, outcome);
+            let at = self.pushes.get(&id).map_or(now, |push| push.upload_at);
+            self.settle(id, outcome, at);
         }
     }
 
@@ -253,12 +330,19 @@ impl Flow {
                 cache.concurrency.strained(now, push.round, retry_after.is_some());
                 self.rest(id, now.after(wait.max(bounded(retry_after))));
             }
+            Failure::NoVerdict if push.no_verdicts + 1 < NO_VERDICTS => {
+                push.no_verdicts += 1;
+                push.ask_first = true;
+                let wait = Backoff::NO_VERDICT.wait(push.no_verdicts, &mut self.rng);
+                self.rest(id, now.after(wait));
+            }
             Failure::Local if push.attempts < LOCAL_TRIES => self.rest(id, now.after(wait)),
             Failure::Mismatch if !push.mismatched => {
                 push.mismatched = true;
                 self.make_ready(id);
             }
             Failure::Mismatch
+            | Failure::NoVerdict
             | Failure::Local
             | Failure::NoSuchCache
             | Failure::TooLarge
@@ -317,11 +401,20 @@ impl Flow {
         }
     }
 
-    /// Makes pushes ready whose wait is over.
+    /// Makes pushes ready whose wait is over, or has the cache asked first.
     fn wake(&mut self, now: Mono) {
         while let Some(&(until, id)) = self.rests.first().filter(|(until, _)| *until <= now) {
             self.rests.remove(&(until, id));
-            if self.pushes.get(&id).is_some_and(|push| push.phase == Phase::Resting(until)) {
+            let Some(push) = self.pushes.get_mut(&id).filter(|push| push.phase == Phase::Resting(until))
+            else {
+                continue;
+            };
+            if std::mem::take(&mut push.ask_first) {
+                push.phase = Phase::Unasked;
+                let cache = &mut self.caches[usize::from(push.cache.0)];
+                let asks = if push.urgent { &mut cache.urgent_asks } else { &mut cache.asks };
+                asks.push_back(id);
+            } else {
                 self.make_ready(id);
             }
         }
@@ -329,7 +422,8 @@ impl Flow {
 
     /// Begins the probe, the query and the uploads that one cache allows now.
     fn pump(&mut self, index: usize, now: Mono) {
-        let Self { caches, pushes, out, stopped, .. } = self;
+        let mut outdated = Vec::new();
+        let Self { caches, pushes, out, stopped, recheck_after, .. } = self;
         let cache = &mut caches[index];
         if *stopped {
             return;
@@ -357,6 +451,7 @@ impl Flow {
             }
             if !batch.is_empty() {
                 cache.asking = Some(batch.clone());
+                cache.asked_at = now;
                 out.push(Action::Ask(id_of_cache(index), batch));
             }
         }
@@ -375,7 +470,19 @@ impl Flow {
             let next = large.and_then(|queue| queue.pop(ready)).or_else(|| small?.pop(ready));
             let Some(id) = next else { break };
             if let Some(push) = pushes.get_mut(&id) {
+                if push.closure_at.is_none_or(|at| now.since(at) > *recheck_after) {
+                    push.phase = Phase::Stale;
+                    push.rechecks += 1;
+                    if push.rechecks > RECHECKS {
+                        outdated.push(id);
+                    } else {
+                        cache.stale.push_back(id);
+                    }
+                    continue;
+                }
                 push.phase = Phase::Uploading;
+                push.rechecks = 0;
+                push.upload_at = now;
                 push.attempts += 1;
                 push.round = cache.concurrency.began(now, cache.small_uploading());
                 cache.uploading += 1;
@@ -385,6 +492,16 @@ impl Flow {
                 out.push(Action::Upload(id_of_cache(index), id, push.attempts));
             }
         }
+        if cache.rechecking.is_none() && !cache.stale.is_empty() {
+            let stale = |id: &PushId| pushes.get(id).is_some_and(|push| push.phase == Phase::Stale);
+            let most = cache.stale.len().min(RECHECK_MOST);
+            let batch: Vec<PushId> = cache.stale.drain(..most).filter(stale).collect();
+            if !batch.is_empty() {
+                cache.rechecking = Some(batch.clone());
+                out.push(Action::Recheck(id_of_cache(index), batch));
+            }
+        }
+        outdated.into_iter().for_each(|id| self.fail(id, Cause::Outdated));
     }
 }
 

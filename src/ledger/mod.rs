@@ -204,6 +204,13 @@ impl Ledger {
         self.note(Note::Reopen(pushes.to_vec()));
     }
 
+    /// Makes confirmed pushes pending again, because their cache does not have the paths
+    /// any more, or nobody knows: live sessions that count them as confirmed wait for
+    /// them again. Returns before it is written.
+    pub fn unconfirm(&self, pushes: &[PushId]) {
+        self.note(Note::Unconfirm(pushes.to_vec()));
+    }
+
     /// Records a new session and returns its row. Fails if its id is known.
     pub fn session_open(&self, new: NewSession) -> Result<SessionRow> {
         self.write(move |conn| sessions::open(conn, &new))

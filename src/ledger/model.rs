@@ -161,9 +161,6 @@ pub struct NewPushRow {
     pub nar_size: u64,
     /// The state of a push that is not known yet: pending, upstream or skipped.
     pub state: PushState,
-    /// A confirmation older than this (unix ms) is not trusted: the push is pending
-    /// again.
-    pub recheck_before: i64,
     /// Whether a failed push becomes pending again.
     pub retry_failed: bool,
     /// The sessions that it belongs to, and why.

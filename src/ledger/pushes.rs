@@ -6,7 +6,7 @@
 //!   ─────────────────────────► Pending ───────────► Uploading ──────► Pushed, Cached, Upstream,
 //!                                 ▲                                   Failed, Skipped, Collected
 //!                                 └──────────────────────────────────────┘
-//!        reopen, retry_failed: Failed · admit: Collected, Skipped, or confirmed before recheck_before
+//!        reopen, retry_failed: Failed · admit: Collected, Skipped · unconfirm: Pushed, Cached, Upstream
 //! ```
 
 use std::collections::HashMap;
@@ -21,10 +21,6 @@ use super::model::{
 use super::{MAX_ERROR, number, stored};
 
 type Result<T> = std::result::Result<T, LedgerError>;
-
-/// Milliseconds by which a settlement may be later than the admission that reads it:
-/// two threads read the clock.
-const CLOCK_SLACK: i64 = 60_000;
 
 /// A row that [`lookup`] found: id, state, time of settlement.
 pub(super) type Found = Option<(PushId, PushState, i64)>;
@@ -103,7 +99,7 @@ fn find(conn: &Connection, cache: i64, path: &str) -> Result<Found> {
 fn take_in(conn: &Connection, cache: i64, new: &NewPushRow, at: i64) -> Result<(PushId, PushState, bool)> {
     let settled_at = if new.state.is_settled() { at } else { 0 };
     let pending = !new.state.is_settled();
-    let Some((id, old, confirmed_at)) = find(conn, cache, &new.path)? else {
+    let Some((id, old, _)) = find(conn, cache, &new.path)? else {
         conn.prepare_cached(
             "INSERT INTO item (cache, path, nar_size, state, settled_at) VALUES (?1, ?2, ?3, ?4, ?5)",
         )?
@@ -113,11 +109,8 @@ fn take_in(conn: &Connection, cache: i64, new: &NewPushRow, at: i64) -> Result<(
     let again = match old {
         PushState::Pending | PushState::Uploading => false,
         PushState::Failed => new.retry_failed,
-        // A confirmation in the future was written before the clock was set
-        // back; its age is unknown.
-        PushState::Pushed | PushState::Cached | PushState::Upstream => {
-            new.recheck_before > 0 && (confirmed_at < new.recheck_before || confirmed_at > at + CLOCK_SLACK)
-        }
+        // Whether the cache still has it is asked; see [`unconfirm`].
+        PushState::Pushed | PushState::Cached | PushState::Upstream => false,
         // Says nothing about the cache, so the new state is better.
         PushState::Skipped | PushState::Collected => old != new.state,
     };
@@ -268,6 +261,26 @@ pub(super) fn reopen(conn: &Connection, pushes: &[PushId]) -> Result<()> {
     for push in pushes {
         if again.execute([push])? > 0 {
             unfail(conn, *push)?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes confirmed pushes pending, for live sessions as well. What a session has pushed
+/// it has pushed, whatever the cache deleted later.
+pub(super) fn unconfirm(conn: &Connection, pushes: &[PushId]) -> Result<()> {
+    let mut push = conn.prepare_cached(
+        "UPDATE item SET state = 0, attempts = 0, reason = NULL, settled_at = 0
+         WHERE id = ?1 AND state IN (2, 3, 4)",
+    )?;
+    let mut sessions = conn.prepare_cached(
+        "UPDATE session_item SET outcome = 0, reason = NULL
+         WHERE item = ?1 AND outcome IN (3, 4)
+           AND EXISTS (SELECT 1 FROM session WHERE id = session_item.session AND state IN (0, 1))",
+    )?;
+    for id in pushes {
+        if push.execute([id])? > 0 {
+            sessions.execute([id])?;
         }
     }
     Ok(())

@@ -123,6 +123,8 @@ kinds! {
     CACHE_OFFLINE = "8d7b0493c1b44c47b3875b66aca695b9", WARN, [cache, error];
     /// A cache refuses the token.
     CACHE_REFUSES = "5d855e63172749ebb69f1ee4c1b5ad5a", WARN, [cache, error];
+    /// A cache has deleted paths that it had.
+    CACHE_DELETED = "7dc224930b474b019667d926e0fa11f4", WARN, [cache];
     /// A cache is for another store directory.
     CACHE_FOREIGN = "4d0e25e764d241d6ab2b3b2665476da4", WARN, [cache, theirs, ours];
     /// A cache is reached at this endpoint from now on.

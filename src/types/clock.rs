@@ -10,6 +10,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 pub struct Mono(pub u64);
 
 impl Mono {
+    /// A moment that never comes.
+    pub const MAX: Self = Self(u64::MAX);
+
     /// Returns the moment that is `wait` later. Stops at the largest value.
     #[must_use]
     pub fn after(self, wait: Duration) -> Self {

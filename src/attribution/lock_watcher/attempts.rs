@@ -93,9 +93,9 @@ impl Attempt {
     }
 
     /// The maker of the path, if this attempt made it.
-    pub(super) fn seen(self) -> Option<Arc<Lineage>> {
-        match self.holder {
-            Holder::Seen(_, lineage) => lineage,
+    pub(super) fn seen(&self) -> Option<Arc<Lineage>> {
+        match &self.holder {
+            Holder::Seen(_, lineage) => lineage.clone(),
             Holder::Unknown => None,
         }
     }

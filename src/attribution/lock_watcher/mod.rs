@@ -114,9 +114,29 @@ impl LockWatcher {
         self.shared().state().paths.get(base).is_some_and(|e| e.hook.is_some())
     }
 
-    /// Returns the maker of a path that is valid now, and forgets it. To be called
-    /// after [`Self::catch_up`]: the process that holds the lock of a valid path,
-    /// and held it before the path was valid, made it.
+    /// Who made each of these paths, which are valid now; see [`Self::maker`].
+    pub fn makers(&self, bases: &[String]) -> Vec<Option<Maker>> {
+        bases.iter().map(|base| self.maker(base)).collect()
+    }
+
+    /// Forgets who made these paths, when that is in the ledger; `makers`: what was
+    /// said of them. What a hook has said since is kept.
+    pub fn forget(&self, bases: &[String], makers: &[Option<Maker>]) {
+        let mut state = self.shared().state();
+        for (base, maker) in bases.iter().zip(makers) {
+            let Some(entry) = state.paths.get_mut(base) else { continue };
+            let hooked = maker.as_ref().is_some_and(|maker| maker.evidence == Evidence::Hook);
+            if hooked || entry.hook.is_none() {
+                state.paths.remove(base);
+            } else {
+                entry.attempts.clear();
+            }
+        }
+    }
+
+    /// Returns the maker of a path that is valid now. To be called after
+    /// [`Self::catch_up`]: the process that holds the lock of a valid path, and held it
+    /// before the path was valid, made it.
     pub fn maker(&self, base: &str) -> Option<Maker> {
         let until = Instant::now() + MAX_WAIT;
         let mut state = self.shared().state();
@@ -131,11 +151,11 @@ impl LockWatcher {
             let turn = self.shared().worked.wait_timeout(state, wait);
             state = turn.unwrap_or_else(PoisonError::into_inner).0;
         }
-        let entry = state.paths.remove(base)?;
-        if let Some((maker, _)) = entry.hook {
-            return Some(maker);
+        let entry = state.paths.get(base)?;
+        if let Some((maker, _)) = &entry.hook {
+            return Some(maker.clone());
         }
-        let lineage = entry.attempts.into_iter().next()?.seen()?;
+        let lineage = entry.attempts.first()?.seen()?;
         Some(Maker { lineage, evidence: Evidence::Process })
     }
 

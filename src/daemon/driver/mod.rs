@@ -37,9 +37,10 @@ use super::push::{Pushes, Transfers};
 use super::sessions::{Reports, Restored, Sessions};
 use crate::config::Settings;
 use crate::control::server::Incoming;
-use crate::flow::{Action, CacheLimits, Event, Flow};
+use crate::daemon::intake::{Recheck, Work};
+use crate::flow::{Action, CacheLimits, Event, Flow, Purpose};
 use crate::ledger::Ledger;
-use crate::observe::detail;
+use crate::observe::{detail, event};
 use crate::store::StoreWatch;
 use crate::types::{CacheId, Heartbeat, Mono, PushId};
 pub(super) use background::BackgroundTasks;
@@ -87,6 +88,8 @@ pub(super) struct Parts {
     pub(super) limits: Vec<CacheLimits>,
     /// For random delays.
     pub(super) seed: u64,
+    /// The beginning of the clock that the decisions use.
+    pub(super) began: Instant,
     pub(super) pushes: Pushes,
     pub(super) transfers: Transfers,
     pub(super) sessions: Sessions,
@@ -126,13 +129,13 @@ pub(super) struct Driver {
 impl Driver {
     pub(super) fn new(parts: Parts) -> Self {
         Self {
-            flow: Flow::new(&parts.limits, parts.seed),
+            flow: Flow::new(&parts.limits, parts.seed).with_recheck_after(parts.settings.push.recheck_after),
             reloads: Reloads::default(),
             stopping: Stopping::default(),
             work: JoinSet::new(),
             ledger_behind: false,
             status_reads: Arc::new(Semaphore::new(STATUS_READS)),
-            began: Instant::now(),
+            began: parts.began,
             parts,
         }
     }
@@ -216,8 +219,10 @@ impl Driver {
     fn take(&mut self, input: Input) {
         match input {
             Input::Found { cache, pushes, paths, reasons, retry } => {
-                let active: Vec<PushId> = pushes.iter().filter(|t| !t.failed).map(|t| t.id).collect();
-                self.parts.pushes.add(cache, paths, reasons, &active);
+                let of = |purpose| pushes.iter().filter(move |p| p.purpose == purpose).map(|p| p.id);
+                let active: Vec<PushId> = of(Purpose::Wanted).collect();
+                let rechecks = of(Purpose::Recheck).collect();
+                self.parts.pushes.add(cache, paths, reasons, &active, &rechecks);
                 self.step(Event::Admit { cache, pushes });
                 if retry {
                     // Admitting a failed push that is known only adds who waits for it.
@@ -228,6 +233,10 @@ impl Driver {
             Input::TokenChanged(cache) => self.step(Event::ProbeNow(cache)),
             Input::Named { token, invalid } => self.named(token, &invalid),
             Input::Cursor(cursor) => self.parts.intake.set_cursor(cursor),
+            Input::Rechecked { cache, collected } => {
+                collected.into_iter().for_each(|push| self.step(Event::Collected(push)));
+                self.step(Event::Rechecked(cache));
+            }
             Input::Restored => self.restored(),
             Input::Host(event) => self.host(event),
             Input::AnchorGone(row) => self.abandon(row),
@@ -274,6 +283,22 @@ impl Driver {
                 }
             }
             Action::Probe(cache) => transfers.probe(caches[cache].target()),
+            Action::Recheck(cache, asked) => {
+                let recheck = Recheck { cache, pushes: pushes.paths(asked) };
+                if !self.parts.intake.ask(Work::Recheck(recheck)) {
+                    self.step(Event::Rechecked(cache));
+                }
+            }
+            Action::Confirmed(push, at) => pushes.confirmed(push, at),
+            Action::Wanted(unconfirmed) => pushes.unconfirm(&unconfirmed),
+            Action::Distrust(cache) => {
+                event!(
+                    CACHE_DELETED,
+                    cache = caches[cache].name(),
+                    "the cache has deleted paths that it had: what is remembered of it is asked again"
+                );
+                pushes.distrust(cache);
+            }
             Action::Settled(push, outcome) => self.settled(push, outcome),
             Action::Failed(push, cause) => self.failed(push, cause),
             Action::Forgotten(push) => pushes.forget(push),

@@ -40,6 +40,9 @@ fn not_valid(invalid: &[StorePath], store_dir: &StoreDir) -> Option<String> {
     Some(format!("{count} paths are not valid in the store and were not pushed: {}{more}", names.join(", ")))
 }
 
+/// Times that the cache is asked about the paths of a session before it is answered.
+const ROUNDS: u32 = 8;
+
 impl Driver {
     /// Has the intake take in new rows, and the named paths with their closures.
     pub(super) fn name_paths(
@@ -51,6 +54,11 @@ impl Driver {
         caller: Caller,
     ) {
         let close_window = matches!(caller.asked, Asked::End(_));
+        if let Some(session) = self.parts.sessions.get_mut(row) {
+            session.named.extend(paths.iter().cloned());
+            session.named.sort_unstable();
+            session.named.dedup();
+        }
         let token = self.parts.sessions.add_naming(Naming { row, caller: Some(caller) });
         let naming = intake::Naming { token, session: row, close_window, cache, paths, retry };
         if !self.parts.intake.ask(intake::Work::Name(naming))
@@ -94,6 +102,7 @@ impl Driver {
         } else {
             let warnings = self.warnings(asked);
             self.step(Event::Flush(row));
+            self.step(Event::Unconfirmed(row));
             self.answer_with(asked, responder, since, true, warnings);
         }
     }
@@ -104,12 +113,39 @@ impl Driver {
             // More has been named. The group is flushed again when that is known.
             return;
         }
+        if self.confirm_again(group) {
+            return;
+        }
         let ready = self.parts.sessions.take_waiters(|waiter| waiter.group == group);
         let warnings: Vec<_> = ready.iter().map(|w| self.warnings(w.asked)).collect();
         self.close(group);
         for (waiter, warnings) in ready.into_iter().zip(warnings) {
             self.answer_with(waiter.asked, waiter.responder, waiter.since, false, warnings);
         }
+    }
+
+    /// Has the cache asked again about a session's paths when some were uploaded since
+    /// it was last asked: an upload takes its time, and the answer is about this moment.
+    /// Returns false when the session can be answered.
+    fn confirm_again(&mut self, row: SessionId) -> bool {
+        let uploaded = self.flow.take_uploaded(row);
+        let default = self.default_cache();
+        let Some(session) = self.parts.sessions.get_mut(row).filter(|_| uploaded) else { return false };
+        session.rounds += 1;
+        if session.rounds >= ROUNDS {
+            let text =
+                "paths of the session were deleted by the cache again and again: some may not be there";
+            session.warn(&self.parts.ledger, text.to_owned());
+            return false;
+        }
+        let (cache, paths) = (session.cache.unwrap_or(default), session.named.clone());
+        let token = self.parts.sessions.add_naming(Naming { row, caller: None });
+        let naming = intake::Naming { token, session: row, close_window: false, cache, paths, retry: false };
+        let asked = self.parts.intake.ask(intake::Work::Name(naming));
+        if !asked {
+            self.parts.sessions.take_naming(token);
+        }
+        asked
     }
 
     /// Closes a session, if there is one with this number.
@@ -133,6 +169,7 @@ impl Driver {
     /// Answers the waiters where `which` is true with the present state.
     pub(super) fn answer_waiters(&mut self, which: impl Fn(&Waiter) -> bool) {
         for waiter in self.parts.sessions.take_waiters(which) {
+            self.step(Event::Unconfirmed(waiter.group));
             self.answer(waiter.asked, waiter.responder, waiter.since);
         }
     }
@@ -144,6 +181,9 @@ impl Driver {
             let why = self.parts.intake.stuck().unwrap_or("it is being read");
             let text =
                 format!("the store could not be looked through in time ({why}): there may be more to push");
+            if let Some(row) = caller.asked.session() {
+                self.step(Event::Unconfirmed(row));
+            }
             if let Some(session) = caller.asked.session().and_then(|row| self.parts.sessions.get_mut(row)) {
                 session.warn(&self.parts.ledger, text);
                 session.incomplete = true;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
+use super::recheck::Recheck;
 use crate::ledger::SessionRow;
 use crate::types::{CacheId, StorePath};
 
@@ -20,6 +21,8 @@ pub(in crate::daemon) enum Work {
     Name(Naming),
     /// See who a hook says made these.
     Hook(Vec<StorePath>),
+    /// Confirm the closures of pushes again.
+    Recheck(Recheck),
     /// Have everything that was given up tried again, also what only the ledger knows.
     Retry,
     /// End.

@@ -1,131 +1,183 @@
-//! Planned pushes into the ledger, and what of them is to be done to the driver.
+//! Planned pushes go into the ledger, and those that something is to be done for go to
+//! the driver.
 
 use std::collections::HashMap;
 
 use super::{Intake, IntakeError};
-use crate::daemon::inbox::Input;
-use crate::flow::NewPush;
-use crate::ledger::{Admit, Evidence, NewPushRow, PushState, SessionRow};
+use crate::daemon::inbox::{FoundPath, Input};
+use crate::flow::{NewPush, Purpose};
+use crate::ledger::{Admit, Cursor, Evidence, NewPushRow, PushState, SessionRow};
 use crate::store::PathInfo;
-use crate::types::{CacheId, StorePath, Wall};
+use crate::types::{CacheId, Mono, PushId, StorePath, Wall};
 
-/// A path on its way into the ledger.
+/// A row on its way into the ledger.
 pub(super) struct PlannedPush {
     pub(super) info: PathInfo,
-    pub(super) cache: u16,
+    /// Pending, Upstream or Skipped.
     pub(super) state: PushState,
+    /// The sessions that it belongs to.
     pub(super) sessions: Vec<(SessionRow, Evidence)>,
-    pub(super) recheck_before: i64,
+    /// A session that waits for it and that it does not belong to.
+    pub(super) waits: Option<SessionRow>,
+}
+
+/// What holds for all pushes of one admission.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Terms {
+    pub(super) cache: u16,
+    /// The oldest confirmation of what the closures have beside the planned pushes.
+    /// `None`: not known.
+    pub(super) closure_at: Option<Mono>,
+    /// Answers to questions that began earlier do not count.
+    pub(super) ask_after: Mono,
+    /// Failed pushes are tried again.
     pub(super) retry: bool,
 }
 
+/// A push as the ledger has it.
+pub(super) struct LedgerPush {
+    pub(super) info: PathInfo,
+    pub(super) id: PushId,
+    pub(super) state: PushState,
+    pub(super) sessions: Vec<SessionRow>,
+}
+
 impl Intake {
-    /// Writes planned of one cache, references first, and tells the driver
-    /// what of them is to be done.
+    /// Writes planned pushes of one cache, references first, to the ledger, in the same
+    /// transaction as the cursor, and reports to the driver what is to be done.
     pub(super) fn admit(
-        &self,
-        cache: u16,
+        &mut self,
+        terms: Terms,
         planned: Vec<PlannedPush>,
-        retry: bool,
+        cursor: Option<&Cursor>,
     ) -> Result<(), IntakeError> {
-        let pushes = planned.iter().map(|c| self.new_item(c)).collect();
-        let admitted = self.ledger.admit(Admit { cursor: None, pushes, at: Wall::now().0 })?;
-        let mut sessions = HashMap::new();
-        let mut found = Vec::new();
-        for (planned, (id, state, _)) in planned.into_iter().zip(admitted.pushes) {
-            if !planned.sessions.is_empty() {
-                sessions.insert(id, planned.sessions.iter().map(|(s, _)| *s).collect());
+        let cache = &self.policy.caches[usize::from(terms.cache)].name;
+        let item = |push: &PlannedPush| NewPushRow {
+            cache: cache.clone(),
+            path: push.info.path.base().to_owned(),
+            nar_size: push.info.nar_size,
+            state: push.state,
+            retry_failed: terms.retry,
+            sessions: push.sessions.clone(),
+        };
+        let pushes = planned.iter().map(item).collect();
+        let admitted = self.ledger.admit(Admit { cursor: cursor.cloned(), pushes, at: Wall::now().0 })?;
+        let mut found = Vec::with_capacity(planned.len());
+        let mut upstream = Vec::new();
+        for (push, (id, state, _)) in planned.into_iter().zip(admitted.pushes) {
+            if push.state == PushState::Upstream && !is_open(state) {
+                upstream.push(push.info);
+            } else if push.state == PushState::Pending || is_open(state) {
+                let sessions = push.sessions.iter().map(|(session, _)| *session).chain(push.waits);
+                found.push(LedgerPush { info: push.info, id, state, sessions: sessions.collect() });
             }
-            found.push((planned.info, id, state));
         }
-        self.hand_over(cache, &found, &sessions, Vec::new(), retry)
+        self.confirm_upstream(terms, &upstream, &found);
+        self.hand_over(terms, &found, Vec::new())
     }
 
-    fn new_item(&self, c: &PlannedPush) -> NewPushRow {
-        NewPushRow {
-            cache: self.policy.caches[usize::from(c.cache)].name.clone(),
-            path: c.info.path.base().to_owned(),
-            nar_size: c.info.nar_size,
-            state: c.state,
-            recheck_before: c.recheck_before,
-            retry_failed: c.retry,
-            sessions: c.sessions.clone(),
+    /// Paths that an upstream cache has count as confirmed where nothing of their
+    /// closure waits.
+    fn confirm_upstream(&mut self, terms: Terms, upstream: &[PathInfo], found: &[LedgerPush]) {
+        let at = terms.closure_at.min(Some(self.now()));
+        let mut waits: std::collections::HashSet<&StorePath> =
+            found.iter().map(|push| &push.info.path).collect();
+        for info in upstream {
+            if info.references.iter().any(|reference| waits.contains(reference)) {
+                waits.insert(&info.path);
+            } else {
+                self.confirmed[usize::from(terms.cache)].settled(info.id, at);
+            }
         }
     }
 
-    /// Tells the driver what of `items` is unsettled, with the references that
-    /// must come first.
+    /// Reports pushes to the driver, with the references that must come first. What the
+    /// ledger has as confirmed is to be asked about again.
     pub(super) fn hand_over(
-        &self,
-        cache: u16,
-        items: &[(PathInfo, i64, PushState)],
-        sessions: &HashMap<i64, Vec<SessionRow>>,
-        reasons: Vec<(i64, String, String)>,
-        retry: bool,
+        &mut self,
+        terms: Terms,
+        found: &[LedgerPush],
+        reasons: Vec<(PushId, String, String)>,
     ) -> Result<(), IntakeError> {
-        let mut known: HashMap<StorePath, Option<i64>> =
-            items.iter().map(|(info, id, state)| (info.path.clone(), open(*state).then_some(*id))).collect();
-        let wanted: Vec<_> = items.iter().filter(|(_, _, state)| open(*state)).collect();
-        if wanted.is_empty() {
+        if found.is_empty() {
             return Ok(());
         }
+        let cache = terms.cache;
+        let open = || found.iter().filter(|push| is_open(push.state));
         // Before anybody may rely on it.
-        self.gc_roots.protect(cache, wanted.iter().map(|(info, _, _)| &info.path));
-        for (info, _, _) in wanted.iter().filter(|(_, _, state)| *state == PushState::Failed) {
-            self.gc_roots.park(cache, info.path.clone());
+        self.gc_roots.protect(cache, open().map(|push| &push.info.path));
+        for push in open().filter(|push| push.state == PushState::Failed) {
+            self.gc_roots.park(cache, push.info.path.clone());
         }
-        let references = wanted.iter().flat_map(|(info, _, _)| info.references.clone()).collect();
-        let given_up = self.find_references(cache, references, &mut known)?;
+        let mut known: HashMap<StorePath, Option<PushId>> =
+            found.iter().map(|push| (push.info.path.clone(), Some(push.id))).collect();
+        let references = found.iter().flat_map(|push| push.info.references.clone()).collect();
+        let failed = self.find_references(cache, references, &mut known)?;
         let references = |info: &PathInfo| {
             let others = info.references.iter().filter(|r| **r != info.path);
             others.filter_map(|r| known.get(r).copied().flatten()).collect()
         };
-        let parked = given_up.iter().rev().map(|(info, id)| NewPush {
-            id: *id,
+        let new = |info: &PathInfo, id, purpose, sessions| NewPush {
+            id,
             nar_size: info.nar_size,
             references: references(info),
-            sessions: Vec::new(),
-            failed: true,
-        });
-        let pushes = wanted.iter().map(|(info, id, state)| NewPush {
-            id: *id,
-            nar_size: info.nar_size,
-            references: references(info),
-            sessions: sessions.get(id).cloned().unwrap_or_default(),
-            failed: *state == PushState::Failed,
-        });
-        let pushes = parked.chain(pushes).collect();
-        let paths = given_up.iter().map(|(info, id)| (*id, info.path.clone()));
-        let paths = paths.chain(wanted.iter().map(|(info, id, _)| (*id, info.path.clone()))).collect();
-        self.tell(Input::Found { cache: CacheId(cache), pushes, paths, reasons, retry })
+            sessions,
+            purpose,
+            closure_at: terms.closure_at,
+            ask_after: terms.ask_after,
+        };
+        let place = |info: &PathInfo, id| FoundPath { push: id, row: info.id, path: info.path.clone() };
+        let mut pushes = Vec::with_capacity(failed.len() + found.len());
+        let mut paths = Vec::with_capacity(failed.len() + found.len());
+        for (info, id) in failed.iter().rev() {
+            pushes.push(new(info, *id, Purpose::Failed, Vec::new()));
+            paths.push(place(info, *id));
+        }
+        for LedgerPush { info, id, state, sessions } in found {
+            let purpose = match state {
+                PushState::Pending | PushState::Uploading => Purpose::Wanted,
+                PushState::Failed => Purpose::Failed,
+                PushState::Pushed
+                | PushState::Cached
+                | PushState::Upstream
+                | PushState::Skipped
+                | PushState::Collected => Purpose::Recheck,
+            };
+            pushes.push(new(info, *id, purpose, sessions.clone()));
+            paths.push(place(info, *id));
+        }
+        for path in &paths {
+            self.confirmed[usize::from(cache)].hand_on(path.row);
+        }
+        self.tell(Input::Found { cache: CacheId(cache), pushes, paths, reasons, retry: terms.retry })
     }
-    /// Where references stand that are not among the items: those that are not
-    /// settled get their numbers into `known`. Given-up ones are returned, with
-    /// those that they refer to, referrers first: the driver may have forgotten
-    /// them, and nothing may be sent before them.
+
+    /// Finds the pushes of references that are not among the pushes at hand, and adds
+    /// them to `known`. Returns the failed ones, with those that they refer to,
+    /// referrers first: the driver may have forgotten them, and nothing that refers to
+    /// them may be uploaded.
     fn find_references(
         &self,
         cache: u16,
         mut unknown: Vec<StorePath>,
-        known: &mut HashMap<StorePath, Option<i64>>,
-    ) -> Result<Vec<(PathInfo, i64)>, IntakeError> {
-        let mut given_up = Vec::new();
+        known: &mut HashMap<StorePath, Option<PushId>>,
+    ) -> Result<Vec<(PathInfo, PushId)>, IntakeError> {
+        let mut failed = Vec::new();
         loop {
             unknown.retain(|path| !known.contains_key(path));
             unknown.sort_unstable();
             unknown.dedup();
             if unknown.is_empty() {
-                return Ok(given_up);
+                return Ok(failed);
             }
             let names: Vec<String> = unknown.iter().map(|p| p.base().to_owned()).collect();
             let places = self.ledger.lookup(&self.policy.caches[usize::from(cache)].name, &names)?;
             for (path, place) in std::mem::take(&mut unknown).into_iter().zip(places) {
-                let place = place.filter(|(_, state, _)| open(*state));
                 if let Some((id, PushState::Failed, _)) = place
-                    && let Some(info) = self.nix_db.info(&path)?
+                    && let Some(info) = self.nix_db.db()?.info(&path)?
                 {
                     unknown.extend(info.references.iter().cloned());
-                    given_up.push((info, id));
+                    failed.push((info, id));
                 }
                 known.insert(path, place.map(|(id, _, _)| id));
             }
@@ -133,7 +185,8 @@ impl Intake {
     }
 }
 
-/// Not settled.
-fn open(state: PushState) -> bool {
+/// Whether something is left to do for a push in this state, or would be if it were
+/// tried again.
+fn is_open(state: PushState) -> bool {
     matches!(state, PushState::Pending | PushState::Uploading | PushState::Failed)
 }

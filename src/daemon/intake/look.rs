@@ -4,42 +4,59 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
+use super::closure::{Enter, Roots};
+use super::confirmed::Confirmed;
 use super::hand_over::PlannedPush;
-use super::{ITEMS, Intake, IntakeError};
+use super::standing::{self, Standing, standing};
+use super::{ABSENT, Intake, IntakeError, MARKS};
 use crate::attribution::{Evidence as Why, Owners};
 use crate::daemon::inbox::Input;
 use crate::daemon::intake::begin;
 use crate::daemon::intake::rules::enters_as;
-use crate::daemon::intake::seen::Seen;
 use crate::ledger::{Admit, Cursor, Evidence, PushState, SessionRow};
 use crate::observe::event;
-use crate::store::{NixDb, PathInfo};
+use crate::store::{Look, Mark, NixDbError, PathInfo};
 use crate::types::{StorePath, Wall};
 
 /// Rows that are taken from the Nix database at a time.
 const ROWS: usize = 256;
 
+/// Rows that go to one cache.
+#[derive(Default)]
+struct Routed {
+    /// Those that are wanted there, by their numbers.
+    roots: HashMap<i64, PathInfo>,
+    /// The sessions of each of these.
+    sessions: HashMap<i64, Vec<(SessionRow, Evidence)>>,
+    /// Those that only their sessions are told of.
+    aside: Vec<PlannedPush>,
+}
+
+impl Routed {
+    fn is_empty(&self) -> bool {
+        self.roots.is_empty() && self.aside.is_empty()
+    }
+}
+
 impl Intake {
     /// Takes in what became valid since the cursor.
-    pub(super) fn look(&mut self, cursor: &mut Cursor, seen: &mut [Seen]) -> Result<(), IntakeError> {
-        self.reopen_if_replaced(cursor, seen)?;
+    pub(super) fn look(&mut self, cursor: &mut Cursor) -> Result<(), IntakeError> {
+        self.stand(cursor)?;
         let began = Instant::now();
         loop {
-            let rows = self.nix_db.rows(cursor.id, ROWS)?;
+            let rows = self.nix_db.db()?.rows(cursor.id, ROWS)?;
             let Some(last) = rows.last() else { break };
             self.room()?;
             let next = Cursor { identity: cursor.identity.clone(), id: last.id };
             rows.iter().for_each(|row| self.client.sighted(row.path.base()));
             // Their locks' events came before: what they tell is known then.
             self.lock_watcher.catch_up();
-            self.take_rows(rows, Some(&next), seen)?;
+            let mark = Mark { id: last.id, path: last.path.clone(), registered_at: last.registered_at };
+            self.take_rows(rows, Some(&next))?;
             *cursor = next;
+            standing::add(&mut self.marks, mark);
+            self.ledger.set_meta(MARKS, &standing::written(&self.marks))?;
             self.tell(Input::Cursor(cursor.id))?;
-        }
-        // The same file with another content, as after a restored backup.
-        if self.nix_db.head()? < cursor.id {
-            self.begin_again(cursor, seen);
-            return self.look(cursor, seen);
         }
         self.lock_watcher.sweep(began);
         Ok(())
@@ -47,49 +64,78 @@ impl Intake {
 
     /// A hook spoke of paths that were taken in before it did: they belong to
     /// who made them, whoever was thought to have.
-    pub(super) fn hooked(&mut self, paths: &[StorePath], seen: &mut [Seen]) -> Result<(), IntakeError> {
+    pub(super) fn hooked(&mut self, paths: &[StorePath]) -> Result<(), IntakeError> {
         let mut rows = Vec::new();
         for path in paths.iter().filter(|p| self.lock_watcher.is_hooked(p.base())) {
-            rows.extend(self.nix_db.info(path)?);
+            rows.extend(self.nix_db.db()?.info(path)?);
         }
-        if rows.is_empty() { Ok(()) } else { self.take_rows(rows, None, seen) }
+        if rows.is_empty() { Ok(()) } else { self.take_rows(rows, None) }
     }
 
-    fn reopen_if_replaced(&mut self, cursor: &mut Cursor, seen: &mut [Seen]) -> Result<(), IntakeError> {
-        if self.nix_db.identity().is_ok_and(|identity| identity.to_string() == cursor.identity) {
-            return Ok(());
+    /// Makes sure that the database is the one that was read; else it begins again
+    /// where the two part.
+    fn stand(&mut self, cursor: &mut Cursor) -> Result<(), IntakeError> {
+        let (identity, head, there) = self.look_at_database()?;
+        match standing(identity == cursor.identity, cursor.id, head, &self.marks, &there) {
+            Standing::Same => return Ok(()),
+            Standing::WentBack(from) => {
+                // Without any row that is known, what the daemon began with stays old.
+                let began = begin::noted(&self.own_dir, &identity).filter(|began| *began <= head);
+                let from = if from == 0 { began.unwrap_or(0) } else { from };
+                event!(
+                    DATABASE_REPLACED,
+                    was = cursor.id,
+                    now = from,
+                    "the Nix database went back to an earlier state: the rows after the last one that is the same count as new"
+                );
+                cursor.id = from;
+                self.marks.retain(|mark| mark.id <= from);
+                self.windows().cut(from);
+            }
+            Standing::Another => {
+                event!(
+                    DATABASE_REPLACED,
+                    was = cursor.identity,
+                    now = identity,
+                    "the Nix database is another one than before: everything in it counts as new"
+                );
+                *cursor = Cursor { identity, id: 0 };
+                self.marks.clear();
+                self.windows().renumber();
+                begin::note(&self.own_dir, cursor);
+            }
         }
-        // In the middle of being replaced this fails, and is tried again.
-        self.nix_db = NixDb::open(&self.state_dir, &self.store_dir)?;
-        let identity = self.nix_db.identity()?.to_string();
-        // It may have been away only for a moment.
-        if identity != cursor.identity {
-            cursor.identity = identity;
-            self.begin_again(cursor, seen);
-        }
-        Ok(())
+        self.confirmed.iter_mut().for_each(Confirmed::clear);
+        self.ledger.admit(Admit { cursor: Some(cursor.clone()), pushes: Vec::new(), at: Wall::now().0 })?;
+        self.tell(Input::Cursor(cursor.id))
     }
 
-    fn begin_again(&self, cursor: &mut Cursor, seen: &mut [Seen]) {
-        cursor.id = 0;
-        seen.iter_mut().for_each(Seen::clear);
-        self.windows().renumber();
-        begin::note(&self.own_dir, cursor);
-        event!(DATABASE_REPLACED, "the Nix database was replaced: everything in it counts as new");
+    /// Looks which database is there.
+    pub(super) fn look_at_database(&mut self) -> Result<(String, i64, Vec<Option<Mark>>), IntakeError> {
+        match self.nix_db.look(&self.marks)? {
+            Look::Open { identity, head, there } => Ok((identity.to_string(), head, there)),
+            Look::Busy => Err(NixDbError::Busy.into()),
+            Look::Absent => {
+                if !std::mem::replace(&mut self.was_absent, true) {
+                    self.ledger.set_meta(ABSENT, "seen")?;
+                }
+                match self.nix_db.db() {
+                    Err(NixDbError::Missing(path)) => Err(IntakeError::Absent(path)),
+                    Err(error) => Err(error.into()),
+                    Ok(_) => Err(NixDbError::Busy.into()),
+                }
+            }
+        }
     }
 
-    fn take_rows(
-        &mut self,
-        rows: Vec<PathInfo>,
-        next: Option<&Cursor>,
-        seen: &mut [Seen],
-    ) -> Result<(), IntakeError> {
+    /// Takes rows in: who made each says to which cache it goes, and for which session.
+    /// The cursor moves with the last chunk. Who made them is forgotten only then.
+    fn take_rows(&mut self, rows: Vec<PathInfo>, next: Option<&Cursor>) -> Result<(), IntakeError> {
         let windows = self.windows().clone();
-        let mut roots: Vec<Vec<i64>> = self.policy.caches.iter().map(|_| Vec::new()).collect();
-        let mut owned: HashMap<i64, Vec<(SessionRow, Evidence)>> = HashMap::new();
-        let mut aside: Vec<Vec<PlannedPush>> = self.policy.caches.iter().map(|_| Vec::new()).collect();
-        for info in rows {
-            let maker = self.lock_watcher.maker(info.path.base());
+        let bases: Vec<String> = rows.iter().map(|row| row.path.base().to_owned()).collect();
+        let makers = self.lock_watcher.makers(&bases);
+        let mut caches: Vec<Routed> = self.policy.caches.iter().map(|_| Routed::default()).collect();
+        for (info, maker) in rows.into_iter().zip(&makers) {
             let owners = windows.owners(info.id, maker.as_ref());
             if next.is_none() {
                 let owner = owners.sessions.first().map_or(0, |(session, _)| *session);
@@ -98,47 +144,41 @@ impl Intake {
             let unowned = || self.unowned(&info, maker.as_ref());
             let Some(cache) = owners.cache.unwrap_or_else(unowned) else { continue };
             let sessions: Vec<_> = owners.sessions.into_iter().map(|(s, why)| (s, evidence(why))).collect();
-            let state = enters_as(
-                &self.policy.filter,
-                self.policy.caches[usize::from(cache)].upstream_keys.have_signed(&info),
-                &info,
-            );
+            let upstream = self.policy.caches[usize::from(cache)].upstream_keys.have_signed(&info);
+            let state = enters_as(&self.policy.filter, upstream, &info);
+            let routed = &mut caches[usize::from(cache)];
             if state == PushState::Pending {
-                owned.insert(info.id, sessions);
-                roots[usize::from(cache)].push(info.id);
+                routed.sessions.insert(info.id, sessions);
+                routed.roots.insert(info.id, info);
             } else if !sessions.is_empty() {
-                let planned = PlannedPush { info, cache, state, sessions, recheck_before: 0, retry: false };
-                aside[usize::from(cache)].push(planned);
+                routed.aside.push(PlannedPush { info, state, sessions, waits: None });
             }
         }
-        for (cache, (roots, aside)) in (0_u16..).zip(roots.into_iter().zip(aside)) {
-            let mut enter = |id: i64| owned.contains_key(&id) || !seen[usize::from(cache)].contains(id);
-            let ids = self.nix_db.closure(&roots, &mut enter)?;
-            for ids in ids.chunks(ITEMS) {
-                let planned = |info: PathInfo| {
-                    let root = owned.remove(&info.id);
-                    let upstream = root.is_none()
-                        && self.policy.caches[usize::from(cache)].upstream_keys.have_signed(&info);
-                    let state = if upstream { PushState::Upstream } else { PushState::Pending };
-                    // One that was left out at first and is wanted now: those whose it is follow it.
-                    let sessions = root.unwrap_or_else(|| {
-                        let maker = self.lock_watcher.maker(info.path.base());
-                        self.whose(&windows.owners(info.id, maker.as_ref()), cache)
-                    });
-                    PlannedPush { info, cache, state, sessions, recheck_before: 0, retry: false }
-                };
-                let planned = self.nix_db.infos(ids)?.into_iter().map(planned).collect();
-                self.admit(cache, planned, false)?;
-                ids.iter().for_each(|id| seen[usize::from(cache)].insert(*id));
-            }
-            if !aside.is_empty() {
-                self.admit(cache, aside, false)?;
-            }
+        // What is new is asked about, whatever is known of an earlier row with its path.
+        let ask_after = self.now();
+        let last = caches.iter().rposition(|routed| !routed.is_empty());
+        for (cache, routed) in (0_u16..).zip(caches) {
+            let Routed { roots, mut sessions, aside } = routed;
+            let mut rows: Vec<i64> = roots.keys().copied().collect();
+            rows.sort_unstable();
+            let mut plan = |this: &Self, info: PathInfo| match sessions.remove(&info.id) {
+                Some(sessions) => PlannedPush { info, state: PushState::Pending, sessions, waits: None },
+                // One that was left out at first and is wanted now: those whose it is follow it.
+                None => {
+                    let maker = this.lock_watcher.maker(info.path.base());
+                    let sessions = this.whose(&windows.owners(info.id, maker.as_ref()), cache);
+                    PlannedPush { state: this.wanted(cache, &info), info, sessions, waits: None }
+                }
+            };
+            let roots =
+                Roots { cache, rows, in_hand: roots, enter: Enter::Unconfirmed, ask_after, retry: false };
+            let cursor = next.filter(|_| last == Some(usize::from(cache)));
+            self.take_in(roots, &mut plan, aside, cursor)?;
         }
-        // Last, so that what a crash or a full disk cut off is read again.
-        if let Some(next) = next {
+        if let (Some(next), None) = (next, last) {
             self.ledger.admit(Admit { cursor: Some(next.clone()), pushes: Vec::new(), at: Wall::now().0 })?;
         }
+        self.lock_watcher.forget(&bases, &makers);
         Ok(())
     }
 

@@ -7,44 +7,49 @@
 
 mod begin;
 mod bell;
+mod closure;
+mod confirmed;
 mod hand_over;
 mod look;
 mod name;
 mod name_service;
 mod people;
+mod recheck;
 mod restore;
 mod rings;
 mod routes;
 mod rules;
-mod seen;
+mod standing;
 mod stuck;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::Sender;
 
 use crate::attribution::{LockWatcher, Windows};
-use crate::config::Filter;
+use crate::config::{Existing, Filter};
 use crate::daemon::gc_roots::GcRoots;
 use crate::daemon::inbox::Input;
-use crate::daemon::push::UpstreamKeys;
+use crate::daemon::push::{Settlement, Settlements, UpstreamKeys};
 use crate::ledger::{Cursor, Ledger};
 use crate::observe::event;
-use crate::store::{NixDb, NixDbError};
+use crate::store::{CurrentNixDb, Mark, NixDbError};
 use crate::types::Heartbeat;
 
 pub(in crate::daemon) use bell::{Bell, Ear, Naming, Work};
 pub use name_service::unknown_names;
 pub(in crate::daemon) use people::People;
+pub(in crate::daemon) use recheck::Recheck;
 pub(in crate::daemon) use rings::pull as on_watch_event;
 pub(in crate::daemon) use routes::{Routes, UndecidedPaths};
 
-use crate::types::{CacheId, StoreDir, StorePath};
+use crate::types::{CacheId, Mono, StoreDir, StorePath, millis};
 use bell::QUEUE;
-use seen::Seen;
+use confirmed::Confirmed;
 use stuck::Stuck;
 
 /// Paths that the driver may know. A path takes half a kilobyte; more of them
@@ -52,6 +57,11 @@ use stuck::Stuck;
 const MOST: usize = 200_000;
 /// Items that are written to the ledger at a time, and told to the driver.
 const ITEMS: usize = 1024;
+
+/// Where the ledger keeps the marks.
+const MARKS: &str = "intake.marks";
+/// Where the ledger keeps that there was no database yet.
+const ABSENT: &str = "intake.absent";
 
 /// What the configuration wants of the intake.
 pub(in crate::daemon) struct PushPolicy {
@@ -76,8 +86,7 @@ pub(in crate::daemon) type NewPolicy = Arc<Mutex<Option<PushPolicy>>>;
 
 /// What the intake works with.
 pub(in crate::daemon) struct Intake {
-    pub(in crate::daemon) nix_db: NixDb,
-    pub(in crate::daemon) state_dir: std::path::PathBuf,
+    pub(in crate::daemon) nix_db: CurrentNixDb,
     /// The daemon's own state directory.
     pub(in crate::daemon) own_dir: std::path::PathBuf,
     pub(in crate::daemon) store_dir: StoreDir,
@@ -90,11 +99,23 @@ pub(in crate::daemon) struct Intake {
     pub(in crate::daemon) undecided: UndecidedPaths,
     /// Told of paths that may be the attic client.
     pub(in crate::daemon) client: crate::daemon::attic::Client,
-    /// On the first start: begin with what is valid already.
-    pub(in crate::daemon) existing: bool,
+    /// What is new at the first start.
+    pub(in crate::daemon) existing: Existing,
     pub(in crate::daemon) out: Sender<Input>,
     /// Moves with every turn, and with every batch of a long one.
     pub(in crate::daemon) pulse: Heartbeat,
+    /// By cache, what is remembered of each row. One for each cache of the policy.
+    pub(in crate::daemon) confirmed: Vec<Confirmed>,
+    /// Rows that prove that the database is the one that was read. Read from the ledger.
+    pub(in crate::daemon) marks: Vec<Mark>,
+    /// There was no database at some time of this run.
+    pub(in crate::daemon) was_absent: bool,
+    /// How long a confirmation counts.
+    pub(in crate::daemon) recheck_after: Duration,
+    /// What the driver is done with.
+    pub(in crate::daemon) settlements: Settlements,
+    /// The beginning of the clock that the driver's decisions use.
+    pub(in crate::daemon) began: Instant,
     /// How many paths the driver knows.
     pub(in crate::daemon) known: Arc<AtomicUsize>,
 }
@@ -102,6 +123,9 @@ pub(in crate::daemon) struct Intake {
 /// Why the intake cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub(in crate::daemon) enum IntakeError {
+    /// There is no database yet: Nix makes it when it first writes.
+    #[error("waiting for the Nix database at {}: Nix makes it when it first writes to the store", .0.display())]
+    Absent(std::path::PathBuf),
     #[error(transparent)]
     NixDb(#[from] NixDbError),
     #[error("the ledger: {0}")]
@@ -118,7 +142,7 @@ impl IntakeError {
     /// It may go away by itself, and trying again does no harm.
     fn is_passing(&self) -> bool {
         match self {
-            Self::NixDb(_) | Self::Full(_) => true,
+            Self::Absent(_) | Self::NixDb(_) | Self::Full(_) => true,
             Self::Ledger(error) => error.is_storage(),
             Self::Closed => false,
         }
@@ -132,11 +156,11 @@ struct Progress {
     /// `None` before the first look at the ledger.
     cursor: Option<Cursor>,
     restored: bool,
-    /// By cache, which rows have been handed on.
-    seen: Vec<Seen>,
     namings: VecDeque<Naming>,
     /// What hooks spoke of.
     hooked: VecDeque<Vec<StorePath>>,
+    /// Closures that are to be confirmed again.
+    rechecks: VecDeque<Recheck>,
     /// What was given up is to be tried again.
     retry: bool,
 }
@@ -146,21 +170,23 @@ impl Intake {
     /// reading or writing does not end it: the Nix database is the truth and
     /// does not go away, so the work is done again when that has passed.
     pub(in crate::daemon) fn run(mut self, ear: &Ear, first: Option<Cursor>) -> Result<(), IntakeError> {
-        let seen = self.policy.caches.iter().map(|_| Seen::default()).collect();
+        let recheck_after = self.recheck_after;
+        self.confirmed.resize_with(self.policy.caches.len(), || Confirmed::new(recheck_after));
         let mut progress = Progress {
             first,
             cursor: None,
             restored: false,
-            seen,
             namings: VecDeque::new(),
             hooked: VecDeque::new(),
+            rechecks: VecDeque::new(),
             retry: false,
         };
         let mut stuck = Stuck::default();
         loop {
             ear.rung.store(false, Ordering::Release);
             self.pulse.beat();
-            self.take_up_policy(&mut progress);
+            self.take_up_policy();
+            self.take_up_settlements();
             let rest = match self.advance(&mut progress) {
                 Ok(()) => {
                     if stuck.over() {
@@ -169,6 +195,9 @@ impl Intake {
                     None
                 }
                 Err(error) if error.is_passing() => {
+                    if matches!(error, IntakeError::Absent(_)) {
+                        self.answer_without_database(&mut progress)?;
+                    }
                     let (rest, text) = stuck.on(&error);
                     self.tell(Input::Stuck(Some(text)))?;
                     Some(rest)
@@ -192,24 +221,38 @@ impl Intake {
                 Work::Look => {}
                 Work::Name(naming) => progress.namings.push_back(naming),
                 Work::Hook(paths) => progress.hooked.push_back(paths),
+                Work::Recheck(recheck) => progress.rechecks.push_back(recheck),
                 Work::Retry => progress.retry = true,
                 Work::Stop => return Ok(()),
             }
         }
     }
 
-    fn take_up_policy(&mut self, progress: &mut Progress) {
+    /// Notes what the driver is done with.
+    fn take_up_settlements(&mut self) {
+        for settlement in self.settlements.take() {
+            match settlement {
+                Settlement::Settled { cache, row, confirmed } => {
+                    self.confirmed[usize::from(cache.0)].settled(row, confirmed);
+                }
+                Settlement::Distrust(cache) => self.confirmed[usize::from(cache.0)].distrust(),
+            }
+        }
+    }
+
+    fn take_up_policy(&mut self) {
         let Some(policy) = self.new_policy.lock().unwrap_or_else(PoisonError::into_inner).take() else {
             return;
         };
-        progress.seen.resize_with(policy.caches.len(), Seen::default);
         self.policy = policy;
+        let recheck_after = self.recheck_after;
+        self.confirmed.resize_with(self.policy.caches.len(), || Confirmed::new(recheck_after));
     }
 
     /// Does what is to be done. After an error it is begun again, and nothing
     /// that was done then is lost or counted twice.
     fn advance(&mut self, progress: &mut Progress) -> Result<(), IntakeError> {
-        let Progress { first, cursor, restored, seen, namings, hooked, retry } = progress;
+        let Progress { first, cursor, restored, namings, hooked, rechecks, retry } = progress;
         let cursor = match cursor {
             Some(cursor) => cursor,
             None => {
@@ -225,7 +268,7 @@ impl Intake {
         if !*restored {
             self.restore(false)?;
         }
-        self.look(cursor, seen)?;
+        self.look(cursor)?;
         let decided = self.decided();
         if !decided.is_empty() {
             hooked.push_back(decided);
@@ -240,12 +283,28 @@ impl Intake {
             *retry = false;
         }
         while let Some(paths) = hooked.front() {
-            self.hooked(paths, seen)?;
+            self.hooked(paths)?;
             hooked.pop_front();
         }
         while let Some(naming) = namings.front() {
-            self.name(naming, cursor, seen)?;
+            self.name(naming, cursor)?;
             namings.pop_front();
+        }
+        while let Some(recheck) = rechecks.front() {
+            self.recheck(recheck)?;
+            rechecks.pop_front();
+        }
+        Ok(())
+    }
+
+    fn now(&self) -> Mono {
+        Mono(millis(self.began.elapsed()))
+    }
+
+    /// Answers namings while there is no database: nothing is valid.
+    fn answer_without_database(&mut self, progress: &mut Progress) -> Result<(), IntakeError> {
+        for Naming { token, paths, .. } in std::mem::take(&mut progress.namings) {
+            self.tell(Input::Named { token, invalid: paths })?;
         }
         Ok(())
     }

@@ -1,55 +1,96 @@
-//! Paths that somebody named: their whole closure is wanted.
+//! Paths that somebody named, and what a session is answered about: the cache is asked
+//! about their whole closures, however fresh what is remembered is.
+
+use std::collections::HashMap;
 
 use super::bell::Naming;
+use super::closure::{Enter, Roots};
 use super::hand_over::PlannedPush;
 use super::{ITEMS, Intake, IntakeError};
 use crate::daemon::inbox::Input;
-use crate::daemon::intake::seen::Seen;
-use crate::ledger::{Cursor, Evidence, PushState};
+use crate::ledger::{Cursor, Evidence, Outcome, PushState};
 use crate::store::PathInfo;
-use crate::types::Wall;
-
-/// A confirmation by the cache that is older is asked for again when somebody
-/// names the path: caches delete, too.
-const TRUST_MS: i64 = 15 * 60 * 1000;
+use crate::types::{Mono, StorePath};
 
 impl Intake {
-    /// Takes named paths with their whole closure.
-    pub(super) fn name(
-        &mut self,
-        naming: &Naming,
-        cursor: &mut Cursor,
-        seen: &mut [Seen],
-    ) -> Result<(), IntakeError> {
+    /// Takes in named paths with their whole closures, and asks again about everything
+    /// else that the session has in the cache.
+    pub(super) fn name(&mut self, naming: &Naming, cursor: &mut Cursor) -> Result<(), IntakeError> {
         if naming.close_window {
-            let head = self.nix_db.head()?;
+            let head = self.nix_db.db()?.head()?;
             self.windows().close(naming.session, head);
             self.ledger.session_until(naming.session, head);
-            self.look(cursor, seen)?;
+            self.look(cursor)?;
         }
-        let cache = naming.cache.0;
-        let recheck_before = trusted_since(Wall::now().0);
-        let roots = self.nix_db.ids(&naming.paths)?;
-        let valid: Vec<i64> = roots.iter().filter_map(|id| *id).collect();
-        for ids in self.nix_db.closure(&valid, &mut |_| true)?.chunks(ITEMS) {
-            let planned = |info: PathInfo| {
-                let upstream = self.policy.caches[usize::from(cache)].upstream_keys.have_signed(&info);
-                let state = if upstream { PushState::Upstream } else { PushState::Pending };
-                let sessions = vec![(naming.session, Evidence::Closure)];
-                PlannedPush { info, cache, state, sessions, recheck_before, retry: naming.retry }
-            };
-            let planned = self.nix_db.infos(ids)?.into_iter().map(planned).collect();
-            self.admit(cache, planned, naming.retry)?;
-            ids.iter().for_each(|id| seen[usize::from(cache)].insert(*id));
+        let (cache, session) = (naming.cache.0, naming.session);
+        let ask_after = self.now();
+        let (named, invalid) = self.rows_of(&naming.paths)?;
+        // Before the named ones, which are the session's from then on.
+        let confirmed = self.confirmed_paths(session)?;
+        let mut named_plan = |this: &Self, info: PathInfo| {
+            let sessions = vec![(session, Evidence::Closure)];
+            PlannedPush { state: this.wanted(cache, &info), info, sessions, waits: None }
+        };
+        let roots = |rows, ask_after: Mono, retry| Roots {
+            cache,
+            rows,
+            in_hand: HashMap::new(),
+            enter: Enter::Everything,
+            ask_after,
+            retry,
+        };
+        let entered =
+            self.take_in(roots(named, ask_after, naming.retry), &mut named_plan, Vec::new(), None)?;
+        let (mut rest, _) = self.rows_of(&confirmed)?;
+        let entered: std::collections::HashSet<i64> = entered.into_iter().collect();
+        rest.retain(|row| !entered.contains(row));
+        let mut plan = |this: &Self, info: PathInfo| PlannedPush {
+            state: this.wanted(cache, &info),
+            info,
+            sessions: Vec::new(),
+            waits: Some(session),
+        };
+        if !rest.is_empty() {
+            self.take_in(roots(rest, ask_after, false), &mut plan, Vec::new(), None)?;
         }
-        let invalid = naming.paths.iter().zip(roots).filter(|(_, id)| id.is_none()).map(|(p, _)| p.clone());
-        self.tell(Input::Named { token: naming.token, invalid: invalid.collect() })
+        self.tell(Input::Named { token: naming.token, invalid })
     }
-}
 
-/// Confirmations from before this moment are asked for again. The ledger holds
-/// wall-clock times, so one from the future (the clock was put back) would be
-/// believed for ever; `ledger` is told the time and distrusts those.
-fn trusted_since(now: i64) -> i64 {
-    now - TRUST_MS
+    /// How a row enters that is wanted, whatever the filter says of it.
+    pub(super) fn wanted(&self, cache: u16, info: &PathInfo) -> PushState {
+        let upstream = self.policy.caches[usize::from(cache)].upstream_keys.have_signed(info);
+        if upstream { PushState::Upstream } else { PushState::Pending }
+    }
+
+    /// The rows of these paths, and the paths that are not valid.
+    pub(super) fn rows_of(&self, paths: &[StorePath]) -> Result<(Vec<i64>, Vec<StorePath>), IntakeError> {
+        let (mut rows, mut invalid) = (Vec::with_capacity(paths.len()), Vec::new());
+        for (path, row) in paths.iter().zip(self.nix_db.db()?.ids(paths)?) {
+            match row {
+                Some(row) => rows.push(row),
+                None => invalid.push(path.clone()),
+            }
+        }
+        Ok((rows, invalid))
+    }
+
+    /// The paths of a session that it has been told, or would be, are in the cache.
+    fn confirmed_paths(&self, session: i64) -> Result<Vec<StorePath>, IntakeError> {
+        let (mut paths, mut after) = (Vec::new(), 0);
+        loop {
+            let items = self.ledger.session_pushes(session, after, ITEMS)?;
+            let Some(last) = items.last() else { return Ok(paths) };
+            after = last.push;
+            let confirmed = |outcome| match outcome {
+                Outcome::Pushed | Outcome::AlreadyCached => true,
+                Outcome::Pending
+                | Outcome::Upstream
+                | Outcome::Failed
+                | Outcome::Skipped
+                | Outcome::Collected => false,
+            };
+            let items = items.iter().filter(|item| confirmed(item.outcome));
+            paths.extend(items.filter_map(|item| StorePath::parse(&item.path).ok()));
+        }
+    }
 }

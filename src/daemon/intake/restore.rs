@@ -4,54 +4,56 @@
 use std::collections::HashMap;
 
 use super::begin;
-use super::{ITEMS, Intake, IntakeError};
+use super::hand_over::{LedgerPush, Terms};
+use super::{ABSENT, ITEMS, Intake, IntakeError, MARKS, standing};
+use crate::config::Existing;
 use crate::daemon::push;
 use crate::ledger::{Admit, Cursor, PushState};
 use crate::observe::{detail, event};
-use crate::store::PathInfo;
-use crate::types::{StorePath, Wall};
+use crate::store::Mark;
+use crate::types::{Mono, StorePath, Wall};
 
 impl Intake {
-    /// Where to go on: where the ledger says, or at the store's present end.
+    /// Where to go on: where the ledger says, which [`Self::look`] compares with the
+    /// database; at the first start where the configuration says. What is in a database
+    /// that appears after the first start is new.
     pub(super) fn first_cursor(&mut self) -> Result<Cursor, IntakeError> {
-        let identity = self.nix_db.identity()?.to_string();
-        match self.ledger.cursor()? {
-            Some(cursor) if cursor.identity == identity && cursor.id <= self.nix_db.head()? => Ok(cursor),
-            Some(cursor) => {
-                event!(
-                    DATABASE_REPLACED,
-                    was = cursor.identity,
-                    now = identity,
-                    "the Nix database is another one than before: everything in it counts as new"
-                );
-                let cursor = Cursor { identity, id: 0 };
-                self.windows().renumber();
-                begin::note(&self.own_dir, &cursor);
-                Ok(cursor)
-            }
-            None => {
-                let head = self.nix_db.head()?;
-                let id = match begin::noted(&self.own_dir, &identity).filter(|id| *id <= head) {
-                    Some(id) => {
-                        event!(
-                            LEDGER_NEW,
-                            "the ledger is new: what became valid since the first start counts as new"
-                        );
-                        id
-                    }
-                    None if self.existing => 0,
-                    None => head,
-                };
-                let cursor = Cursor { identity, id };
-                begin::note(&self.own_dir, &cursor);
-                self.ledger.admit(Admit {
-                    cursor: Some(cursor.clone()),
-                    pushes: Vec::new(),
-                    at: Wall::now().0,
-                })?;
-                Ok(cursor)
-            }
+        // First, because it opens the database for everything that follows.
+        let (identity, head, _) = self.look_at_database()?;
+        if let Some(cursor) = self.ledger.cursor()? {
+            self.marks = standing::read(&self.ledger.meta(MARKS)?.unwrap_or_default());
+            return Ok(cursor);
         }
+        let was_absent = self.was_absent || self.ledger.meta(ABSENT)?.is_some();
+        let id = match begin::noted(&self.own_dir, &identity).filter(|id| *id <= head) {
+            Some(id) => {
+                event!(
+                    LEDGER_NEW,
+                    "the ledger is new: what became valid since the first start counts as new"
+                );
+                id
+            }
+            None if was_absent => 0,
+            None => match self.existing {
+                Existing::Yes => 0,
+                Existing::No => head,
+                Existing::SinceBoot => {
+                    boot_time().map_or(Ok(head), |boot| self.nix_db.db()?.last_before(boot))?
+                }
+            },
+        };
+        let cursor = Cursor { identity, id };
+        begin::note(&self.own_dir, &cursor);
+        let first = Admit { cursor: Some(cursor.clone()), pushes: Vec::new(), at: Wall::now().0 };
+        self.ledger.admit(first)?;
+        if let Some(last) =
+            self.nix_db.db()?.rows(id.saturating_sub(1), 1)?.first().filter(|row| row.id == id)
+        {
+            let mark = Mark { id, path: last.path.clone(), registered_at: last.registered_at };
+            standing::add(&mut self.marks, mark);
+            self.ledger.set_meta(MARKS, &standing::written(&self.marks))?;
+        }
+        Ok(cursor)
     }
 
     /// Tells the driver what an earlier life left unsettled; or, to `retry`,
@@ -64,7 +66,7 @@ impl Intake {
             let Some(last) = rows.last() else { break };
             after = last.id;
             let rows = rows.into_iter().filter(|row| !retry || row.state == PushState::Failed);
-            let mut found: HashMap<u16, Vec<(PathInfo, i64, PushState)>> = HashMap::new();
+            let mut found: HashMap<u16, Vec<LedgerPush>> = HashMap::new();
             let mut reasons = Vec::new();
             for row in rows {
                 let Some(cache) = self.number_of(&row.cache) else {
@@ -76,7 +78,7 @@ impl Intake {
                     continue;
                 };
                 let info = match StorePath::parse(&row.path) {
-                    Ok(path) => self.nix_db.info(&path)?,
+                    Ok(path) => self.nix_db.db()?.info(&path)?,
                     Err(_) => None,
                 };
                 match info {
@@ -87,18 +89,22 @@ impl Intake {
                             let class = row.error_class.unwrap_or_default();
                             reasons.push((row.id, class, row.error.unwrap_or_else(unknown)));
                         }
-                        found.entry(cache).or_default().push((info, row.id, state));
+                        let push = LedgerPush { info, id: row.id, state, sessions: Vec::new() };
+                        found.entry(cache).or_default().push(push);
                     }
                     None => self.ledger.settle(row.id, push::collected(row.attempts)),
                 }
             }
             for (cache, items) in found {
                 count += items.len();
-                let mine = reasons.extract_if(.., |r| items.iter().any(|(_, id, _)| *id == r.0)).collect();
+                let ids: std::collections::HashSet<i64> = items.iter().map(|push| push.id).collect();
+                let mine = reasons.extract_if(.., |reason| ids.contains(&reason.0)).collect();
                 if retry {
-                    self.ledger.reopen(&items.iter().map(|(_, id, _)| *id).collect::<Vec<_>>());
+                    self.ledger.reopen(&items.iter().map(|push| push.id).collect::<Vec<_>>());
                 }
-                self.hand_over(cache, &items, &HashMap::new(), mine, retry)?;
+                // Nobody knows when their closures were confirmed.
+                let terms = Terms { cache, closure_at: None, ask_after: Mono(0), retry };
+                self.hand_over(terms, &items, mine)?;
             }
         }
         if count > 0 && !retry {
@@ -110,4 +116,10 @@ impl Intake {
     fn number_of(&self, cache: &str) -> Option<u16> {
         self.policy.caches.iter().position(|c| c.name == cache).and_then(|n| u16::try_from(n).ok())
     }
+}
+
+/// When the machine booted, in Unix seconds.
+fn boot_time() -> Option<i64> {
+    let stat = std::fs::read_to_string("/proc/stat").ok()?;
+    stat.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()
 }

@@ -10,6 +10,8 @@ use crate::observe::event;
 const STUCK_LEAST: Duration = Duration::from_millis(50);
 /// to this.
 const STUCK_MOST: Duration = Duration::from_secs(5);
+/// Longest time between looks for a database that is not there yet.
+const ABSENT_MOST: Duration = Duration::from_secs(1);
 /// The log is told of another reason this long after the last.
 const SAY_AGAIN: Duration = Duration::from_secs(60);
 
@@ -36,7 +38,8 @@ impl Stuck {
             );
             self.said = Some((Instant::now(), text.clone()));
         }
-        let rest = STUCK_LEAST.saturating_mul(1 << self.tries.min(10)).min(STUCK_MOST);
+        let most = if matches!(error, IntakeError::Absent(_)) { ABSENT_MOST } else { STUCK_MOST };
+        let rest = STUCK_LEAST.saturating_mul(1 << self.tries.min(10)).min(most);
         self.tries += 1;
         (rest, text)
     }

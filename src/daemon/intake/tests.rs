@@ -6,6 +6,8 @@ use super::*;
 use crate::config::Settings;
 use crate::daemon::gc_roots::Places;
 
+const RECHECK_AFTER: Duration = Duration::from_secs(600);
+
 /// On a database with one path, which nobody has looked at.
 fn intake(top: &Path) -> (Intake, tokio::sync::mpsc::Receiver<Input>) {
     let store = top.join("store");
@@ -35,8 +37,7 @@ fn intake(top: &Path) -> (Intake, tokio::sync::mpsc::Receiver<Input>) {
     });
     let (out, inputs) = tokio::sync::mpsc::channel(16);
     let intake = Intake {
-        nix_db: NixDb::open(top, &store_dir).unwrap(),
-        state_dir: top.to_owned(),
+        nix_db: CurrentNixDb::new(top, &store_dir, &top.join("socket")),
         own_dir: top.to_owned(),
         lock_watcher: LockWatcher::start(&store).unwrap(),
         store_dir,
@@ -52,10 +53,16 @@ fn intake(top: &Path) -> (Intake, tokio::sync::mpsc::Receiver<Input>) {
         new_policy: NewPolicy::default(),
         undecided: UndecidedPaths::default(),
         client: crate::daemon::attic::Client::disabled(),
-        existing: false,
+        existing: Existing::No,
+        marks: Vec::new(),
+        was_absent: false,
         out,
         pulse: Heartbeat::default(),
         known: Arc::default(),
+        confirmed: vec![Confirmed::new(RECHECK_AFTER)],
+        recheck_after: RECHECK_AFTER,
+        settlements: Settlements::default(),
+        began: Instant::now(),
     };
     (intake, inputs)
 }
@@ -64,16 +71,16 @@ fn intake(top: &Path) -> (Intake, tokio::sync::mpsc::Receiver<Input>) {
 fn while_the_driver_knows_as_much_as_it_may_the_rest_waits_in_the_database() {
     let dir = tempfile::tempdir().unwrap();
     let (mut intake, mut inputs) = intake(dir.path());
-    let identity = intake.nix_db.identity().unwrap().to_string();
-    let (mut cursor, mut seen) = (Cursor { identity, id: 0 }, [Seen::default()]);
+    let identity = intake.look_at_database().unwrap().0;
+    let mut cursor = Cursor { identity, id: 0 };
     intake.known.store(MOST, Ordering::Relaxed);
-    let full = intake.look(&mut cursor, &mut seen).unwrap_err();
+    let full = intake.look(&mut cursor).unwrap_err();
     assert!(matches!(full, IntakeError::Full(MOST)) && full.is_passing(), "{full}");
     assert_eq!(cursor.id, 0);
     assert!(inputs.try_recv().is_err(), "it is told of nothing");
     // One fewer: there is room.
     intake.known.store(MOST - 1, Ordering::Relaxed);
-    intake.look(&mut cursor, &mut seen).unwrap();
+    intake.look(&mut cursor).unwrap();
     assert_eq!(cursor.id, 1);
     assert!(matches!(inputs.try_recv(), Ok(Input::Found { pushes, .. }) if pushes.len() == 1));
 }

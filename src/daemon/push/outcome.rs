@@ -42,9 +42,8 @@ impl Audience {
 pub(in crate::daemon) fn failure_of(error: &CacheError) -> Failure {
     match error.class {
         ErrorClass::Unreachable => Failure::Unreachable,
-        ErrorClass::Transient | ErrorClass::NoVerdict => {
-            Failure::Transient { retry_after: error.retry_after }
-        }
+        ErrorClass::Transient => Failure::Transient { retry_after: error.retry_after },
+        ErrorClass::NoVerdict => Failure::NoVerdict,
         ErrorClass::Unauthorized | ErrorClass::Forbidden => Failure::Refused,
         ErrorClass::NoSuchCache => Failure::NoSuchCache,
         ErrorClass::Mismatch => Failure::Mismatch,
@@ -158,7 +157,11 @@ impl Pushes {
 
     /// Records that a push is settled, and forgets it.
     pub(in crate::daemon) fn settle(&mut self, id: PushId, outcome: Outcome, name: &str, tally: &mut Tally) {
-        let Some(push) = self.by_id.remove(&id) else { return };
+        let Some(push) = self.take(id) else { return };
+        if push.recheck {
+            // The ledger says so already, and its path is not protected.
+            return;
+        }
         if outcome == Outcome::Collected {
             event!(
                 PATH_COLLECTED,
@@ -190,7 +193,7 @@ impl Pushes {
     ) {
         let reference = match cause {
             Cause::Reference(reference) => self.by_id.get(&reference).map(|p| p.path.to_string()),
-            Cause::Failed(_) | Cause::Earlier => None,
+            Cause::Failed(_) | Cause::Earlier | Cause::Outdated => None,
         };
         let Some(push) = self.by_id.get_mut(&id) else { return };
         let full = self.store_dir.full(&push.path);
@@ -206,11 +209,25 @@ impl Pushes {
                 );
                 PushError::new(class, text)
             }
+            (Cause::Failed(Failure::NoVerdict), Some(PushError { class, text })) => {
+                let text = format!(
+                    "no upload of {full} was answered, and the cache does not have it: look at the time limits of \
+                     the proxy before it (nginx: proxy_read_timeout, proxy_send_timeout) and at the cache's own \
+                     log, then `flywheelctl push {full}` ({text})"
+                );
+                PushError::new(class, text)
+            }
+            (Cause::Outdated, _) => {
+                let text = "each time before its upload could begin the confirmations of its references had become \
+                            too old, or the cache had deleted one: it deletes faster than it can be filled, or \
+                            [push] recheck_after is too short";
+                PushError::new("outdated", text)
+            }
             (Cause::Failed(_) | Cause::Earlier, Some(error)) => error.clone(),
             (Cause::Failed(_) | Cause::Earlier, None) => PushError::new("unknown", "no reason was recorded"),
         };
         let error = Arc::new(error);
-        if push.error.is_some() || matches!(cause, Cause::Reference(_)) {
+        if push.error.is_some() || matches!(cause, Cause::Reference(_) | Cause::Outdated) {
             push.error = Some(Arc::clone(&error));
         }
         tally.counts.failed += 1;

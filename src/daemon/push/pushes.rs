@@ -1,19 +1,27 @@
 //! The pushes that the decisions know: what each number stands for, and how its
 //! last upload failed. Must not know how uploads are carried out.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::records;
+use super::settlements::{Settlement, Settlements};
 use crate::daemon::gc_roots::GcRoots;
+use crate::daemon::inbox::FoundPath;
 use crate::ledger::Ledger;
-use crate::types::{CacheId, PushId, StoreDir, StorePath};
+use crate::types::{CacheId, Mono, PushId, StoreDir, StorePath};
 
 /// A push that is not settled.
 #[derive(Debug)]
 pub(super) struct Push {
     pub(super) path: StorePath,
     pub(super) cache: CacheId,
+    /// Its row in the Nix database.
+    row: i64,
+    /// The ledger has it as confirmed, and the cache is asked whether that is still so.
+    pub(super) recheck: bool,
+    /// When the cache was asked that has its whole closure.
+    confirmed: Option<Mono>,
     /// The number of uploads so far.
     pub(super) attempts: u32,
     /// The last error. Thousands of pushes may share one.
@@ -40,25 +48,37 @@ pub(in crate::daemon) struct Pushes {
     pub(super) ledger: Ledger,
     pub(super) gc_roots: GcRoots,
     pub(super) store_dir: StoreDir,
+    settlements: Settlements,
 }
 
 impl Pushes {
-    /// Records outcomes in `ledger` and tells `gc_roots` which paths are pending.
-    pub(in crate::daemon) fn new(ledger: Ledger, gc_roots: GcRoots, store_dir: StoreDir) -> Self {
-        Self { by_id: HashMap::new(), ledger, gc_roots, store_dir }
+    /// Records outcomes in `ledger`, tells `gc_roots` which paths are pending, and the
+    /// intake by `settlements` which pushes are no longer known.
+    pub(in crate::daemon) fn new(
+        ledger: Ledger,
+        gc_roots: GcRoots,
+        store_dir: StoreDir,
+        settlements: Settlements,
+    ) -> Self {
+        Self { by_id: HashMap::new(), ledger, gc_roots, store_dir, settlements }
     }
 
     /// Remembers pushes to a cache, with the reasons of those that failed earlier.
-    /// `active`: those that are tried, so their paths are protected.
+    /// `active`: those that are tried, so their paths are protected. `rechecks`: those
+    /// that the ledger has as confirmed; one that is known already stays what it is.
     pub(in crate::daemon) fn add(
         &mut self,
         cache: CacheId,
-        paths: Vec<(PushId, StorePath)>,
+        paths: Vec<FoundPath>,
         reasons: Vec<(PushId, String, String)>,
         active: &[PushId],
+        rechecks: &HashSet<PushId>,
     ) {
-        for (id, path) in paths {
-            self.by_id.entry(id).or_insert(Push { path, cache, attempts: 0, error: None });
+        for FoundPath { push, row, path } in paths {
+            let recheck = rechecks.contains(&push);
+            let new = Push { path, cache, row, recheck, confirmed: None, attempts: 0, error: None };
+            // A path that was collected and is valid again has another row.
+            self.by_id.entry(push).or_insert(new).row = row;
         }
         for (id, class, text) in reasons {
             if let Some(push) = self.by_id.get_mut(&id) {
@@ -87,6 +107,42 @@ impl Pushes {
         Some(known.path.clone())
     }
 
+    /// Notes that the cache has the whole closure of a push that is about to settle.
+    pub(in crate::daemon) fn confirmed(&mut self, id: PushId, at: Mono) {
+        if let Some(push) = self.by_id.get_mut(&id) {
+            push.confirmed = Some(at);
+        }
+    }
+
+    /// Notes that confirmed pushes are pending again: the cache has deleted their
+    /// paths, or somebody is answered before it is known.
+    pub(in crate::daemon) fn unconfirm(&mut self, pushes: &[PushId]) {
+        self.ledger.unconfirm(pushes);
+        let mut paths: HashMap<CacheId, Vec<StorePath>> = HashMap::new();
+        for id in pushes {
+            if let Some(push) = self.by_id.get_mut(id) {
+                push.recheck = false;
+                paths.entry(push.cache).or_default().push(push.path.clone());
+            }
+        }
+        for (cache, paths) in paths {
+            self.gc_roots.keep(cache.0, paths);
+        }
+    }
+
+    /// Tells the intake that the cache has deleted paths.
+    pub(in crate::daemon) fn distrust(&self, cache: CacheId) {
+        self.settlements.post(Settlement::Distrust(cache));
+    }
+
+    /// Forgets a push and tells the intake so.
+    pub(super) fn take(&mut self, id: PushId) -> Option<Push> {
+        let push = self.by_id.remove(&id)?;
+        let Push { cache, row, confirmed, .. } = push;
+        self.settlements.post(Settlement::Settled { cache, row, confirmed });
+        Some(push)
+    }
+
     /// Notes that failed pushes are tried again.
     pub(in crate::daemon) fn reopen(&mut self, push: PushId) {
         self.ledger.reopen(&[push]);
@@ -97,7 +153,7 @@ impl Pushes {
 
     /// Forgets a failed push. The ledger keeps it.
     pub(in crate::daemon) fn forget(&mut self, push: PushId) {
-        self.by_id.remove(&push);
+        self.take(push);
     }
 
     /// Path, error class and error text of up to `most` of the pushes for which

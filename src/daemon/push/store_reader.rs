@@ -1,9 +1,9 @@
 //! Reads the Nix database and the store for uploads. Must not know caches.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::store::{DbIdentity, NixDb, NixDbError, PathInfo, nar};
+use crate::store::{CurrentNixDb, NixDb, NixDbError, PathInfo, nar};
 use crate::types::{StoreDir, StorePath};
 
 /// Largest NAR in bytes that is read into memory at once. Most paths are smaller,
@@ -15,21 +15,14 @@ const SMALL: usize = 64 * 1024;
 /// database is locked.
 #[derive(Clone)]
 pub(in crate::daemon) struct StoreReader {
-    nix_db: Arc<Mutex<(NixDb, DbIdentity)>>,
-    /// Nix's state directory.
-    state_dir: Arc<Path>,
+    nix_db: Arc<Mutex<CurrentNixDb>>,
     store_dir: StoreDir,
 }
 
 impl StoreReader {
-    /// Reads through `nix_db`, a database below `state_dir`.
-    pub(in crate::daemon) fn new(
-        nix_db: NixDb,
-        state_dir: &Path,
-        store_dir: StoreDir,
-    ) -> Result<Self, NixDbError> {
-        let identity = nix_db.identity()?;
-        Ok(Self { nix_db: Arc::new(Mutex::new((nix_db, identity))), state_dir: state_dir.into(), store_dir })
+    /// Reads through `nix_db`. There may be no database yet.
+    pub(in crate::daemon) fn new(nix_db: CurrentNixDb, store_dir: StoreDir) -> Self {
+        Self { nix_db: Arc::new(Mutex::new(nix_db)), store_dir }
     }
 
     pub(in crate::daemon) fn dir(&self) -> &StoreDir {
@@ -84,16 +77,6 @@ impl StoreReader {
     /// Reads from the Nix database. Opens it anew if its file was replaced.
     fn with_nix_db<R>(&self, read: impl FnOnce(&NixDb) -> Result<R, NixDbError>) -> Result<R, String> {
         let mut reader = self.nix_db.lock().unwrap_or_else(PoisonError::into_inner);
-        let same = match reader.0.identity() {
-            Ok(identity) => identity == reader.1,
-            Err(NixDbError::Replaced) => false,
-            Err(e) => return Err(e.to_string()),
-        };
-        if !same {
-            let nix_db = NixDb::open(&self.state_dir, &self.store_dir).map_err(|e| e.to_string())?;
-            let identity = nix_db.identity().map_err(|e| e.to_string())?;
-            *reader = (nix_db, identity);
-        }
-        read(&reader.0).map_err(|e| e.to_string())
+        reader.current().and_then(read).map_err(|e| e.to_string())
     }
 }

@@ -138,6 +138,8 @@ fn record(
         abandoned: false,
         watch: None,
         warnings: Vec::new(),
+        named: Vec::new(),
+        rounds: 0,
         incomplete: false,
     };
     Ok((session, process))

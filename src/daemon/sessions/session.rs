@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::Watch;
 use crate::control::messages::CiJob;
 use crate::ledger::{Ledger, SessionInfo};
-use crate::types::{CacheId, SessionId};
+use crate::types::{CacheId, SessionId, StorePath};
 
 /// A session that is open or draining.
 #[derive(Debug)]
@@ -25,6 +25,10 @@ pub(in crate::daemon) struct Session {
     pub(in crate::daemon) watch: Option<Watch>,
     /// What its summary warns of, for example named paths that were not valid.
     pub(in crate::daemon) warnings: Vec<String>,
+    /// Paths that its job has named.
+    pub(in crate::daemon) named: Vec<StorePath>,
+    /// Times that the cache was asked about its paths again, after uploads.
+    pub(in crate::daemon) rounds: u32,
     /// The intake has not finished its naming yet, and a caller was told so.
     pub(in crate::daemon) incomplete: bool,
 }
@@ -50,6 +54,8 @@ impl Session {
             abandoned: false,
             watch: None,
             warnings: info.warnings,
+            named: Vec::new(),
+            rounds: 0,
             incomplete: false,
         }
     }

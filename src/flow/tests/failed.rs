@@ -6,7 +6,7 @@ use super::{MAIN, admit, flow, missing, push, recount};
 use crate::types::{Mono, PushId};
 
 fn failed(id: PushId, references: &[PushId]) -> NewPush {
-    NewPush { failed: true, ..push(id, references, &[]) }
+    NewPush { purpose: super::Purpose::Failed, ..push(id, references, &[]) }
 }
 
 #[test]

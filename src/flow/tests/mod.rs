@@ -4,7 +4,7 @@ use crate::types::{CacheId, Mono, PushId, SessionId};
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::push::Phase;
-use super::{Action, CacheLimits, Event, Flow, NewPush};
+use super::{Action, CacheLimits, Event, Flow, NewPush, Purpose};
 
 mod backoff;
 mod breaker;
@@ -30,7 +30,15 @@ fn flow(most: u32) -> Flow {
 }
 
 fn push(id: PushId, references: &[PushId], sessions: &[SessionId]) -> NewPush {
-    NewPush { id, references: references.to_vec(), sessions: sessions.to_vec(), failed: false, nar_size: 0 }
+    NewPush {
+        id,
+        references: references.to_vec(),
+        sessions: sessions.to_vec(),
+        purpose: Purpose::Wanted,
+        closure_at: Some(Mono::MAX),
+        ask_after: Mono(0),
+        nar_size: 0,
+    }
 }
 
 fn admit(pushes: Vec<NewPush>) -> Event {

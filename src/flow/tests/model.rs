@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
-use super::super::{Action, CacheLimits, Event, Failure, Flow, NewPush, Outcome};
+use super::super::{Action, CacheLimits, Event, Failure, Flow, NewPush, Outcome, Purpose};
 use super::recount;
 
 const CACHES: u16 = 2;
@@ -60,8 +60,16 @@ enum Op {
         which: PushId,
         kind: u8,
     },
+    Recheck {
+        cache: u16,
+        unreadable: u16,
+    },
+    Unconfirmed(SessionId),
     Stop,
 }
+
+/// The default of [`Flow`].
+const RECHECK_AFTER: std::time::Duration = std::time::Duration::from_secs(600);
 
 fn failure() -> impl Strategy<Value = Failure> {
     prop_oneof![
@@ -71,6 +79,7 @@ fn failure() -> impl Strategy<Value = Failure> {
         }),
         1 => Just(Failure::Refused),
         1 => Just(Failure::NoSuchCache),
+        2 => Just(Failure::NoVerdict),
         1 => Just(Failure::Mismatch),
         1 => Just(Failure::TooLarge),
         1 => Just(Failure::Rejected),
@@ -92,7 +101,10 @@ fn op() -> impl Strategy<Value = Op> {
         1 => any::<usize>().prop_map(|which| Op::Collect { which }),
         3 => (0..CACHES, prop_oneof![Just(Ok(())), failure().prop_map(Err)])
             .prop_map(|(cache, result)| Op::Probe { cache, result }),
-        2 => (0..5_000u64).prop_map(Op::Wait),
+        2 => prop_oneof![4 => 0..5_000u64, 1 => 0..700_000u64].prop_map(Op::Wait),
+        3 => (0..CACHES, any::<u16>(), any::<u16>())
+            .prop_map(|(cache, a, b)| Op::Recheck { cache, unreadable: a & b }),
+        1 => (1..5i64).prop_map(Op::Unconfirmed),
         4 => Just(Op::Deadline),
         1 => (0..CACHES).prop_map(Op::ProbeNow),
         2 => (any::<usize>(), any::<bool>()).prop_map(|(which, all)| Op::Retry { which, all }),
@@ -110,6 +122,7 @@ fn op() -> impl Strategy<Value = Op> {
 #[derive(Debug)]
 struct Known {
     cache: u16,
+    recheck: bool,
     waits: BTreeSet<PushId>,
     failed: bool,
     sessions: BTreeSet<SessionId>,
@@ -120,8 +133,14 @@ struct World {
     now: Mono,
     next: PushId,
     known: BTreeMap<PushId, Known>,
-    /// The cache of each push that was confirmed and not collected since.
-    confirmed: BTreeMap<PushId, u16>,
+    /// The cache of each push that was confirmed and not collected since, and when the
+    /// question or upload began.
+    confirmed: BTreeMap<PushId, (u16, Mono)>,
+    /// What each push was ever said to refer to.
+    references: BTreeMap<PushId, BTreeSet<PushId>>,
+    asked_at: [Mono; CACHES as usize],
+    upload_at: BTreeMap<PushId, Mono>,
+    rechecking: [Option<Vec<PushId>>; CACHES as usize],
     uploading: BTreeSet<PushId>,
     queries: [Option<Vec<PushId>>; CACHES as usize],
     probing: [bool; CACHES as usize],
@@ -137,6 +156,10 @@ impl World {
             next: 1,
             known: BTreeMap::new(),
             confirmed: BTreeMap::new(),
+            references: BTreeMap::new(),
+            asked_at: [Mono(0); 2],
+            upload_at: BTreeMap::new(),
+            rechecking: [None, None],
             uploading: BTreeSet::new(),
             queries: [None, None],
             probing: [false; 2],
@@ -154,7 +177,7 @@ impl World {
         let flushed = if let Event::Flush(s) = event { Some(s) } else { None };
         let before: BTreeMap<_, _> = (1..5).map(|s| (s, self.unsettled(s))).collect();
         let was_stopped = self.stopped;
-        let mut quiet = Vec::new();
+        let (mut quiet, mut wanted) = (Vec::new(), Vec::new());
         for action in self.flow.step(event, self.now) {
             match action {
                 Action::Ask(c, ids) => {
@@ -162,6 +185,7 @@ impl World {
                     assert!(self.queries[usize::from(c.0)].is_none(), "two queries at a time");
                     assert!(ids.iter().all(|id| self.known[id].cache == c.0 && !self.known[id].failed));
                     self.queries[usize::from(c.0)] = Some(ids);
+                    self.asked_at[usize::from(c.0)] = self.now;
                 }
                 Action::Upload(c, id, attempt) => {
                     assert!(!was_stopped && attempt > 0);
@@ -169,6 +193,15 @@ impl World {
                     let known = &self.known[&id];
                     assert!(!known.failed && known.cache == c.0);
                     assert_eq!(known.waits, BTreeSet::new(), "{id} before its references");
+                    for reference in self.closure(id) {
+                        // One that is asked about again counts as confirmed until the answer.
+                        let confirmed = self.confirmed.get(&reference);
+                        let (_, at) =
+                            confirmed.unwrap_or_else(|| panic!("{id} before {reference} in its closure"));
+                        let age = self.now.since(*at);
+                        assert!(age <= RECHECK_AFTER, "{id}: {reference} was confirmed {age:?} ago");
+                    }
+                    self.upload_at.insert(id, self.now);
                     let view = self.flow.view(c).unwrap();
                     assert!(view.uploading <= MOST && view.limit <= MOST, "{view:?}");
                 }
@@ -182,13 +215,50 @@ impl World {
                     if outcome == Outcome::Collected {
                         self.confirmed.remove(&id);
                     } else {
-                        self.confirmed.insert(id, known.cache);
-                        self.known.values_mut().for_each(|k| k.waits.retain(|r| *r != id));
+                        let uploaded = matches!(outcome, Outcome::Pushed | Outcome::Upstream);
+                        let begun = if uploaded {
+                            self.upload_at[&id]
+                        } else {
+                            self.asked_at[usize::from(known.cache)]
+                        };
+                        self.confirmed.insert(id, (known.cache, begun));
+                        // The cache has it and not its whole closure: who refers to it waits on.
+                        for referrer in self.known.values_mut() {
+                            if referrer.waits.remove(&id) {
+                                referrer.waits.extend(&known.waits);
+                            }
+                        }
                     }
+                }
+                Action::Confirmed(id, at) => {
+                    assert!(self.known[&id].waits.is_empty(), "{id} is not whole");
+                    for reference in self.closure(id) {
+                        assert!(self.confirmed[&reference].1 >= at, "{id}: {reference} is older than {at:?}");
+                    }
+                }
+                Action::Wanted(ids) => {
+                    for id in &ids {
+                        let known = self.known.get_mut(id).unwrap();
+                        assert!(std::mem::replace(&mut known.recheck, false), "{id} was wanted already");
+                    }
+                    wanted = ids;
+                }
+                Action::Distrust(c) => {
+                    let asked_at = self.asked_at[usize::from(c.0)];
+                    for id in std::mem::take(&mut wanted) {
+                        if self.confirmed.get(&id).is_some_and(|(_, at)| *at < asked_at) {
+                            self.confirmed.remove(&id);
+                        }
+                    }
+                }
+                Action::Recheck(c, ids) => {
+                    assert!(!was_stopped && !ids.is_empty());
+                    assert!(self.rechecking[usize::from(c.0)].replace(ids).is_none(), "two rechecks");
                 }
                 Action::Failed(id, _) => {
                     let known = self.known.get_mut(&id).unwrap();
                     assert!(!std::mem::replace(&mut known.failed, true), "failed twice");
+                    assert!(!known.recheck, "a push is not failed and confirmed");
                     assert!(!self.uploading.contains(&id));
                 }
                 Action::Reopened(id) => {
@@ -224,7 +294,8 @@ impl World {
     }
 
     fn admit(&mut self, cache: u16, references: u16, sessions: u8, failed: bool, again: bool) {
-        let old = self.confirmed.iter().find(|(id, c)| **c == cache && !self.known.contains_key(id));
+        let old = self.confirmed.iter().find(|(id, (c, _))| *c == cache && !self.known.contains_key(id));
+        let is_old = again && old.is_some();
         let id = match old {
             Some((&id, _)) if again => id,
             _ => {
@@ -234,22 +305,90 @@ impl World {
         };
         // References have smaller numbers, so that there is no cycle.
         let there = |r: &PushId| {
-            self.known.get(r).is_some_and(|k| k.cache == cache) || self.confirmed.get(r) == Some(&cache)
+            self.known.get(r).is_some_and(|k| k.cache == cache)
+                || self.confirmed.get(r).is_some_and(|(c, _)| *c == cache)
         };
         let references: Vec<_> =
             (0..16).filter(|n| references & (1 << n) != 0).map(|n| id - 1 - n).filter(there).collect();
         let sessions: Vec<SessionId> = (1..5).filter(|s| sessions & (1 << s) != 0).collect();
-        let waits = references.iter().copied().filter(|r| self.known.contains_key(r)).collect();
-        let named = sessions.iter().copied().collect();
-        self.known.insert(id, Known { cache, waits, failed, sessions: named });
-        let pushes = vec![NewPush {
+        let purpose = match (failed, is_old) {
+            (true, _) => Purpose::Failed,
+            (false, true) => Purpose::Recheck,
+            (false, false) => Purpose::Wanted,
+        };
+        // The references of a path never change.
+        if !is_old {
+            self.references.insert(id, references.into_iter().collect());
+        }
+        let new = self.new_push(id, purpose, sessions);
+        self.insert(cache, &new);
+        self.step(Event::Admit { cache: CacheId(cache), pushes: vec![new] });
+    }
+
+    fn insert(&mut self, cache: u16, new: &NewPush) {
+        let waits = new.references.iter().copied().filter(|r| self.known.contains_key(r)).collect();
+        let (failed, recheck) = (new.purpose == Purpose::Failed, new.purpose == Purpose::Recheck);
+        let sessions = new.sessions.iter().copied().collect();
+        self.known.insert(new.id, Known { cache, recheck, waits, failed, sessions });
+    }
+
+    /// A push as the intake would admit it.
+    fn new_push(&self, id: PushId, purpose: Purpose, sessions: Vec<SessionId>) -> NewPush {
+        let settled = self.closure(id).into_iter().filter(|r| !self.known.contains_key(r));
+        let closure_at = settled.map(|r| self.confirmed[&r].1).min().unwrap_or(Mono::MAX);
+        // Also those that only a confirmed reference waits for.
+        let references = self.closure(id).into_iter().filter(|r| self.known.contains_key(r));
+        NewPush {
             id,
-            references,
+            references: references.collect(),
             sessions,
-            failed,
+            purpose,
+            closure_at: Some(closure_at),
+            ask_after: Mono(0),
             nar_size: if id % 3 == 0 { 2 << 20 } else { 0 },
-        }];
-        self.step(Event::Admit { cache: CacheId(cache), pushes });
+        }
+    }
+
+    /// Everything that a push needs, in order, without what was collected.
+    fn closure(&self, id: PushId) -> BTreeSet<PushId> {
+        let (mut found, mut stack) = (BTreeSet::new(), vec![id]);
+        while let Some(id) = stack.pop() {
+            for &reference in self.references.get(&id).into_iter().flatten() {
+                let there = self.known.contains_key(&reference) || self.confirmed.contains_key(&reference);
+                if there && found.insert(reference) {
+                    stack.push(reference);
+                }
+            }
+        }
+        found
+    }
+
+    /// Does what the intake does for [`Action::Recheck`]; some pushes it cannot read.
+    fn recheck(&mut self, cache: u16, unreadable: u16) {
+        let Some(ids) = self.rechecking[usize::from(cache)].take() else { return };
+        for id in ids.into_iter().filter(|id| unreadable & (1 << (id % 16)) == 0) {
+            if !self.known.contains_key(&id) {
+                continue;
+            }
+            for reference in self.closure(id) {
+                let old = |w: &Self, r| w.now.since(w.confirmed[&r].1) > RECHECK_AFTER / 2;
+                let outdated = !self.known.contains_key(&reference) && old(self, reference);
+                if outdated {
+                    let new = self.new_push(reference, Purpose::Recheck, Vec::new());
+                    self.insert(cache, &new);
+                    self.step(Event::Admit { cache: CacheId(cache), pushes: vec![new] });
+                }
+            }
+            let Some(known) = self.known.get(&id) else { continue };
+            let stale = super::phase(&self.flow, id) == Some(super::Phase::Stale);
+            let new = self.new_push(id, Purpose::Wanted, known.sessions.iter().copied().collect());
+            if stale {
+                let waits = new.references.iter().copied().collect();
+                self.known.get_mut(&id).unwrap().waits = waits;
+            }
+            self.step(Event::Admit { cache: CacheId(cache), pushes: vec![new] });
+        }
+        self.step(Event::Rechecked(CacheId(cache)));
     }
 
     fn answer(&mut self, cache: u16, present: u16, failure: Option<Failure>, leave_out: bool) {
@@ -337,6 +476,8 @@ impl World {
             Op::Limits { cache, most } => {
                 self.step(Event::Limits(CacheId(cache), CacheLimits { least: 1, most }));
             }
+            Op::Recheck { cache, unreadable } => self.recheck(cache, unreadable),
+            Op::Unconfirmed(session) => self.step(Event::Unconfirmed(session)),
             Op::Stray { which, kind } => self.stray(which, kind),
             Op::Stop => {
                 self.stopped = true;
@@ -371,6 +512,8 @@ impl World {
                 self.upload(0, Ok(true));
             } else if let Some(c) = (0..CACHES).find(|c| self.probing[usize::from(*c)]) {
                 self.probe(c, Ok(()));
+            } else if let Some(c) = (0..CACHES).find(|c| self.rechecking[usize::from(*c)].is_some()) {
+                self.recheck(c, 0);
             } else if let Some(due) = self.flow.next_deadline() {
                 self.now = due;
                 self.step(Event::Tick);

@@ -32,6 +32,7 @@ fn a_hundred_thousand_pushes_take_steps_in_proportion() {
                 settled += 1;
                 continue;
             }
+            Action::Confirmed(..) => continue,
             Action::Quiet(100) => {
                 quiet += 1;
                 continue;

@@ -1,7 +1,7 @@
 //! The transition table of a push: every phase with every event and failure.
 
 use super::super::push::Phase;
-use super::super::{Action, CacheLimits, Event, Failure, Flow, Outcome};
+use super::super::{Action, CacheLimits, Event, Failure, Flow, NewPush, Outcome};
 use super::{MAIN, admit, flow, missing, phase, push, recount};
 use crate::types::Mono;
 
@@ -27,6 +27,10 @@ fn reach(phase: &str) -> Flow {
         "ready" => {
             step(admit(vec![push(2, &[], &[]), push(1, &[], &[])]));
             step(missing([2, 1]));
+        }
+        "stale" => {
+            step(admit(vec![NewPush { closure_at: None, ..push(1, &[], &[]) }]));
+            step(missing([1]));
         }
         "uploading" => {
             step(admit(vec![push(1, &[], &[])]));
@@ -62,6 +66,7 @@ fn events() -> Vec<(&'static str, Event)> {
         ("ask too large", ask(Failure::TooLarge)),
         ("ask rejected", ask(Failure::Rejected)),
         ("ask local", ask(Failure::Local)),
+        ("ask no verdict", ask(Failure::NoVerdict)),
         ("ask store", ask(Failure::Store)),
         ("ask engine", ask(Failure::Engine)),
         ("uploaded", Event::Uploaded(1, super::TOOK)),
@@ -69,6 +74,7 @@ fn events() -> Vec<(&'static str, Event)> {
         ("unreachable", up(Failure::Unreachable)),
         ("transient", up(transient)),
         ("refused", up(Failure::Refused)),
+        ("no verdict", up(Failure::NoVerdict)),
         ("no such cache", up(Failure::NoSuchCache)),
         ("mismatch", up(Failure::Mismatch)),
         ("too large", up(Failure::TooLarge)),
@@ -91,6 +97,8 @@ fn events() -> Vec<(&'static str, Event)> {
         ("end of hold", Event::Hold(MAIN, false)),
         ("limits", Event::Limits(MAIN, CacheLimits { least: 1, most: 1 })),
         ("more uploads", Event::Limits(MAIN, CacheLimits { least: 2, most: 2 })),
+        ("rechecked", Event::Rechecked(MAIN)),
+        ("unconfirmed", Event::Unconfirmed(5)),
         ("tick", Event::Tick),
         ("stop", Event::Stop),
         ("resume", Event::Resume),
@@ -109,7 +117,7 @@ unasked   | ask local         | asking    | failed99 ask[1]
 unasked   | ask unreachable   | unasked   | breaker
 unasked   | ask refused       | unasked   | breaker
 unasked   | collected         | unknown   | collected1
-asking    | present           | unknown   | cached1
+asking    | present           | unknown   | whole1 cached1
 asking    | missing           | uploading | upload1#1
 asking    | left out          | unasked   |
 asking    | ask unreachable   | unasked   | breaker
@@ -120,17 +128,19 @@ asking    | ask mismatch      | failed    | failed1
 asking    | ask too large     | failed    | failed1
 asking    | ask rejected      | failed    | failed1
 asking    | ask local         | failed    | failed1
+asking    | ask no verdict    | unasked   |
 asking    | ask store         | unasked   |
 asking    | ask engine        | unasked   |
 asking    | collected         | unknown   | collected1
 held      | collected         | unknown   | collected1
 ready     | collected         | unknown   | collected1
 ready     | more uploads      | uploading | upload1#1
-uploading | uploaded          | unknown   | pushed1
-uploading | upstream          | unknown   | upstream1
+uploading | uploaded          | unknown   | whole1 pushed1
+uploading | upstream          | unknown   | whole1 upstream1
 uploading | unreachable       | ready     | breaker
 uploading | transient         | resting   |
 uploading | refused           | ready     | breaker
+uploading | no verdict        | resting   |
 uploading | no such cache     | failed    | failed1
 uploading | mismatch          | uploading | upload1#2
 uploading | too large         | failed    | failed1
@@ -139,6 +149,9 @@ uploading | local             | resting   |
 uploading | store             | resting   |
 uploading | engine            | resting   |
 uploading | collected         | unknown   | collected1
+stale     | admit             | uploading | upload1#1
+stale     | rechecked         | resting   |
+stale     | collected         | unknown   | collected1
 resting   | collected         | unknown   | collected1
 failed    | collected         | unknown   | collected1
 failed    | retry             | asking    | reopened1 ask[1]
@@ -148,6 +161,7 @@ unasked   | probe failed      | unasked   | breaker
 asking    | probe failed      | asking    | breaker
 held      | probe failed      | held      | breaker
 ready     | probe failed      | ready     | breaker
+stale     | probe failed      | stale     | breaker
 uploading | probe failed      | uploading | breaker
 resting   | probe failed      | resting   | breaker
 failed    | probe failed      | failed    | breaker
@@ -160,6 +174,7 @@ fn name(phase: Option<Phase>) -> &'static str {
         Some(Phase::Asking) => "asking",
         Some(Phase::Held) => "held",
         Some(Phase::Ready) => "ready",
+        Some(Phase::Stale) => "stale",
         Some(Phase::Uploading) => "uploading",
         Some(Phase::Resting(_)) => "resting",
         Some(Phase::Failed(_)) => "failed",
@@ -171,6 +186,10 @@ fn show(action: &Action) -> String {
         Action::Ask(_, ids) => format!("ask{ids:?}"),
         Action::Upload(_, id, attempt) => format!("upload{id}#{attempt}"),
         Action::Probe(_) => "probe".into(),
+        Action::Confirmed(id, _) => format!("whole{id}"),
+        Action::Wanted(ids) => format!("wanted{ids:?}"),
+        Action::Distrust(_) => "distrust".into(),
+        Action::Recheck(_, ids) => format!("recheck{ids:?}"),
         Action::Settled(id, Outcome::Pushed) => format!("pushed{id}"),
         Action::Settled(id, Outcome::Cached) => format!("cached{id}"),
         Action::Settled(id, Outcome::Upstream) => format!("upstream{id}"),
@@ -207,16 +226,18 @@ fn variant(event: &Event) -> usize {
         Event::Tick => 17,
         Event::Stop => 18,
         Event::Resume => 19,
+        Event::Rechecked(_) => 20,
+        Event::Unconfirmed(_) => 21,
     }
 }
 
 #[test]
 fn the_whole_table() {
     let variants: std::collections::BTreeSet<_> = events().iter().map(|(_, event)| variant(event)).collect();
-    assert!(variants.into_iter().eq(0..=19), "an event is missing");
+    assert!(variants.into_iter().eq(0..=21), "an event is missing");
     let mut rows: Vec<Vec<&str>> =
         TABLE.trim().lines().map(|l| l.split('|').map(str::trim).collect()).collect();
-    for from in ["unknown", "unasked", "asking", "held", "ready", "uploading", "resting", "failed"] {
+    for from in ["unknown", "unasked", "asking", "held", "ready", "stale", "uploading", "resting", "failed"] {
         assert_eq!(name(phase(&reach(from), 1)), from);
         for (what, event) in events() {
             let mut flow = reach(from);
@@ -237,8 +258,8 @@ fn the_whole_table() {
 #[test]
 fn the_end_of_a_reference_decides_about_its_referrers() {
     for (event, actions, after) in [
-        (Event::Uploaded(2, super::TOOK), "pushed2 upload1#1", "uploading"),
-        (Event::InUpstream(2), "upstream2 upload1#1", "uploading"),
+        (Event::Uploaded(2, super::TOOK), "whole2 pushed2 upload1#1", "uploading"),
+        (Event::InUpstream(2), "whole2 upstream2 upload1#1", "uploading"),
         (Event::UploadFailed(2, Failure::Rejected), "failed2 failed1", "failed"),
         (Event::UploadFailed(2, Failure::Local), "", "held"),
         (Event::Collected(2), "collected2 collected1", "unknown"),
@@ -331,7 +352,7 @@ fn a_session_counts_failed_pushes_once_they_are_retried() {
     assert_eq!(flow.unsettled(5), 1);
     assert_eq!(flow.step(Event::Flush(5), NOW), []);
     let actions = flow.step(Event::Asked { cache: MAIN, present: vec![1], missing: vec![] }, NOW);
-    assert_eq!(actions, [Action::Settled(1, Outcome::Cached), Action::Quiet(5)]);
+    assert_eq!(actions, [Action::Confirmed(1, NOW), Action::Settled(1, Outcome::Cached), Action::Quiet(5)]);
 }
 
 #[test]

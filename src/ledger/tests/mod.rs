@@ -27,7 +27,6 @@ pub(super) fn new_push(n: usize, sessions: &[(SessionRow, Evidence)]) -> NewPush
         path: path(n),
         nar_size: 100,
         state: PushState::Pending,
-        recheck_before: 0,
         retry_failed: false,
         sessions: sessions.to_vec(),
     }
@@ -69,18 +68,22 @@ fn one(ledger: &Ledger, new: NewPushRow) -> (PushId, PushState, bool) {
 }
 
 #[test]
-fn a_confirmation_from_the_future_is_not_trusted_for_ever() {
-    const HOUR: i64 = 3_600_000;
+fn what_a_cache_has_deleted_is_pending_again_for_live_sessions() {
     let (_dir, ledger) = new_ledger();
-    let (id, ..) = one(&ledger, new_push(1, &[]));
-    // The clock was ahead and is set back.
-    ledger.settle(id, Settle { at: 100 * HOUR, ..to(PushState::Pushed) });
-    let again = |at: i64| {
-        let new = NewPushRow { recheck_before: at - HOUR, ..new_push(1, &[]) };
-        ledger.admit(Admit { cursor: None, pushes: vec![new], at }).unwrap().pushes[0].2
+    let [maker, needs, over] = ["maker", "needs", "over"].map(|id| session(&ledger, id));
+    let (id, ..) = one(&ledger, new_push(1, &[(maker, Evidence::Process)]));
+    ledger.settle(id, to(PushState::Pushed));
+    let named = new_push(1, &[(needs, Evidence::Closure), (over, Evidence::Closure)]);
+    assert_eq!(one(&ledger, named), (id, PushState::Pushed, false), "admitting asks nobody");
+    ledger.session_state(over, SessionState::Closed, 9, None);
+    ledger.unconfirm(&[id]);
+    let counts = |row| {
+        let counts = ledger.summary(row).unwrap();
+        (counts.pushed, counts.already_cached, counts.pending)
     };
-    assert!(!again(100 * HOUR - 1000), "a second is within the slack");
-    assert!(again(50 * HOUR));
+    assert_eq!([counts(maker), counts(needs), counts(over)], [(1, 0, 0), (0, 0, 1), (0, 1, 0)]);
+    ledger.settle(id, to(PushState::Pushed));
+    assert_eq!([counts(maker), counts(needs), counts(over)], [(1, 0, 0), (1, 0, 0), (0, 1, 0)]);
 }
 
 #[test]

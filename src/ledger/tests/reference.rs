@@ -12,10 +12,11 @@ const SESSIONS: usize = 3;
 
 #[derive(Clone, Debug)]
 enum Op {
-    Admit { push: usize, state: PushState, recheck: bool, retry: bool, by: Vec<(usize, Evidence)> },
+    Admit { push: usize, state: PushState, retry: bool, by: Vec<(usize, Evidence)> },
     Uploading(usize),
     Settle(usize, PushState),
     Reopen(usize),
+    Unconfirm(usize),
     Session(usize, SessionState),
     Restart,
 }
@@ -43,11 +44,12 @@ fn op() -> impl Strategy<Value = Op> {
     let life =
         prop::sample::select(vec![SessionState::Draining, SessionState::Closed, SessionState::Abandoned]);
     prop_oneof![
-        8 => (0..PUSHES, first, any::<bool>(), any::<bool>(), by)
-            .prop_map(|(push, state, recheck, retry, by)| Op::Admit { push, state, recheck, retry, by }),
+        8 => (0..PUSHES, first, any::<bool>(), by)
+            .prop_map(|(push, state, retry, by)| Op::Admit { push, state, retry, by }),
         2 => (0..PUSHES).prop_map(Op::Uploading),
         6 => (0..PUSHES, end).prop_map(|(push, state)| Op::Settle(push, state)),
         2 => (0..PUSHES).prop_map(Op::Reopen),
+        2 => (0..PUSHES).prop_map(Op::Unconfirm),
         1 => (0..SESSIONS, life).prop_map(|(s, state)| Op::Session(s, state)),
         1 => Just(Op::Restart),
     ]
@@ -102,21 +104,29 @@ impl Model {
         }
     }
 
-    fn admit(
-        &mut self,
-        push: usize,
-        new: PushState,
-        recheck: i64,
-        retry: bool,
-        by: &[(usize, Evidence)],
-        at: i64,
-    ) {
+    fn unconfirm(&mut self, push: usize, at: i64) {
+        if !matches!(self.pushes[&push].0, PushState::Pushed | PushState::Cached | PushState::Upstream) {
+            return;
+        }
+        self.pushes.insert(push, (PushState::Pending, at));
+        for s in 0..SESSIONS {
+            let live = self.live(s);
+            if let Some((_, outcome @ (Outcome::AlreadyCached | Outcome::Upstream))) =
+                self.belongs.get_mut(&(s, push))
+                && live
+            {
+                *outcome = Outcome::Pending;
+            }
+        }
+    }
+
+    fn admit(&mut self, push: usize, new: PushState, retry: bool, by: &[(usize, Evidence)], at: i64) {
         use PushState as S;
         let again = match self.pushes.get(&push) {
             None => true,
             Some((S::Pending | S::Uploading, _)) => false,
             Some((S::Failed, _)) => retry,
-            Some((S::Pushed | S::Cached | S::Upstream, settled)) => *settled < recheck,
+            Some((S::Pushed | S::Cached | S::Upstream, _)) => false,
             Some((old @ (S::Skipped | S::Collected), _)) => *old != new,
         };
         if again {
@@ -180,14 +190,12 @@ proptest! {
         let mut ids = BTreeMap::new();
         for (at, op) in (10_i64..).step_by(10).zip(ops) {
             match op {
-                Op::Admit { push: n, state, recheck, retry, by } => {
-                    // On average half of the confirmations are too old.
-                    let recheck_before = if recheck { at - 40 } else { 0 };
+                Op::Admit { push: n, state, retry, by } => {
                     let sessions: Vec<_> = by.iter().map(|(s, e)| (rows[*s], *e)).collect();
-                    let new = NewPushRow { nar_size: 1 << n, state, recheck_before, retry_failed: retry, ..new_push(n, &sessions) };
+                    let new = NewPushRow { nar_size: 1 << n, state, retry_failed: retry, ..new_push(n, &sessions) };
                     let before = model.pushes.get(&n).map(|push| push.0);
                     let got = ledger.admit(Admit { cursor: None, pushes: vec![new], at }).unwrap().pushes[0];
-                    model.admit(n, state, recheck_before, retry, &by, at);
+                    model.admit(n, state, retry, &by, at);
                     let now = model.pushes[&n].0;
                     let pending = now == PushState::Pending
                         && !matches!(before, Some(PushState::Pending | PushState::Uploading));
@@ -211,6 +219,10 @@ proptest! {
                         model.pushes.insert(n, (PushState::Pending, at));
                         model.wait_again_after_failure(n);
                     }
+                },
+                Op::Unconfirm(n) => if let Some(id) = ids.get(&n) {
+                    ledger.unconfirm(&[*id]);
+                    model.unconfirm(n, at);
                 },
                 Op::Session(s, state) => {
                     ledger.session_state(rows[s], state, at, None);

@@ -108,7 +108,16 @@ impl StoreWatch {
             generation: 0,
             watch: None,
         };
-        supervisor.watch = Some(supervisor.start_watch()?);
+        match supervisor.start_watch() {
+            Ok(watch) => supervisor.watch = Some(watch),
+            // On a fresh host Nix makes the store later, or it is mounted later.
+            Err(error @ WatchError::Directory { .. }) => {
+                let mut health = waker.health();
+                health.watching = false;
+                health.last_loss = Some(error.to_string());
+            }
+            Err(error) => return Err(error),
+        }
         waker.wake(WatchEvent::Start);
         let thread = std::thread::Builder::new().name("store_watch".to_owned());
         let supervisor = thread.spawn(move || supervisor.run(&incoming, slow)).map_err(WatchError::Thread)?;

@@ -55,7 +55,6 @@ fn history(ledger: &Ledger, jobs: usize, paths: usize) {
             path: format!("{:032}-past", job * paths + n),
             nar_size: 1000,
             state: PushState::Pending,
-            recheck_before: 0,
             retry_failed: false,
             sessions: vec![(row, Evidence::Process)],
         };

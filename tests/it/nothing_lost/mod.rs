@@ -1,6 +1,7 @@
 //! No path is lost: each file breaks one thing and sees every path arrive.
 
 mod bounds;
+mod deleted;
 mod disk;
 mod events;
 mod gc_roots;

@@ -78,7 +78,7 @@ fn put_back_while_the_daemon_runs_or_is_away() {
     put_back(&daemon);
     let while_it_runs = daemon.nix.make("while-it-runs");
     until("it comes without being asked for", || daemon.main().has(&while_it_runs));
-    daemon.assert_logged(1, "the Nix database was replaced");
+    daemon.assert_logged(1, "the Nix database went back to an earlier state");
     for n in 0..4 {
         daemon.nix.make(&format!("after{n}"));
     }
@@ -88,7 +88,7 @@ fn put_back_while_the_daemon_runs_or_is_away() {
     let while_it_is_away = daemon.nix.make("while-it-is-away");
     daemon.up();
     until("it comes without being asked for", || daemon.main().has(&while_it_is_away));
-    daemon.assert_logged(1, "the Nix database is another one than before");
+    daemon.assert_logged(1, "the Nix database went back to an earlier state");
 }
 
 /// A path can become valid without a lock, when a backup's list of valid paths is loaded. Only the
