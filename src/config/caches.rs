@@ -3,6 +3,7 @@
 //! environment variables name one, else it is the built-in cache.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -234,6 +235,9 @@ fn target(merged: &Merged, name: &str, at: &At<OneOrMany>) -> Result<Target, Con
 /// Warns of settings that may disclose the token.
 fn warn_of_token(name: &str, cache: &Cache, nix: &Nix, warnings: &mut Vec<String>) {
     let Target::Remote(urls) = &cache.target else { return };
+    if let Some(file) = &cache.pull_token {
+        warnings.extend(readable_by_all(name, "pull_token_file", file));
+    }
     match &cache.token {
         Token::None => warnings.push(format!(
             "cache {name}: no token (no token_file, no credential \"attic-token\", no $ATTIC_TOKEN); pushing needs one"
@@ -242,13 +246,30 @@ fn warn_of_token(name: &str, cache: &Cache, nix: &Nix, warnings: &mut Vec<String
             for url in urls.iter().filter(|url| endpoint::is_exposed(url)) {
                 warnings.push(format!("cache {name}: the token is sent to {url} without encryption"));
             }
-            if let Token::File(file) = token
-                && file.starts_with(&nix.store_dir)
-            {
-                warnings.push(format!("cache {name}: token_file is in the store, where everyone can read it"));
+            if let Token::File(file) = token {
+                if file.starts_with(&nix.store_dir) {
+                    warnings
+                        .push(format!("cache {name}: token_file is in the store, where everyone can read it"));
+                } else {
+                    warnings.extend(readable_by_all(name, "token_file", file));
+                }
             }
         }
     }
+}
+
+/// The warning of a token's file that every user of the host may read: the file's mode allows it, and the
+/// modes of the directories above do. A file that does not exist yet has none.
+fn readable_by_all(cache: &str, key: &str, file: &Path) -> Option<String> {
+    let allows =
+        |path: &Path, bit: u32| path.metadata().is_ok_and(|meta| meta.permissions().mode() & bit != 0);
+    let open = allows(file, 0o004) && file.ancestors().skip(1).all(|dir| allows(dir, 0o001));
+    open.then(|| {
+        format!(
+            "cache {cache}: every user of this host may read {key} {}; run chmod o-r on it",
+            file.display()
+        )
+    })
 }
 
 /// Finds the default cache.

@@ -382,6 +382,26 @@ fn warnings_name_what_is_probably_not_wanted() {
     }
 }
 
+#[test]
+fn a_token_that_every_user_may_read_is_a_warning() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("token");
+    std::fs::write(&file, "s3cret").unwrap();
+    let warned = |mode_of_file: u32, mode_of_dir: u32| {
+        let set = |path: &std::path::Path, mode| {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        };
+        set(&file, mode_of_file);
+        set(dir.path(), mode_of_dir);
+        let settings = load(&main_with(&format!("token_file = {file:?}"))).unwrap();
+        settings.warnings.iter().any(|w| w.contains("every user of this host may read token_file"))
+    };
+    assert!(warned(0o644, 0o755));
+    assert!(!warned(0o640, 0o755), "others may not read the file");
+    assert!(!warned(0o644, 0o700), "others cannot reach the file");
+}
+
 /// A file in which `[caches.main]` has these further lines.
 fn main_with(lines: &str) -> String {
     format!("[caches.main]\nendpoints = [\"https://a\"]\n{lines}")
