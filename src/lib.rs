@@ -36,6 +36,8 @@ pub mod ctl;
 pub mod daemon;
 pub mod embedded;
 pub mod flow;
+#[cfg(any(fuzzing, test))]
+pub mod fuzz;
 pub mod ledger;
 pub mod observe;
 pub mod store;

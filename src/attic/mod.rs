@@ -17,6 +17,8 @@
 
 mod bootstrap;
 mod child;
+#[cfg(any(fuzzing, test))]
+pub(crate) mod fuzz;
 mod home;
 mod installable;
 mod lines;

@@ -171,6 +171,14 @@ fn is_number(text: &[u8]) -> bool {
     !text.is_empty() && text.iter().all(u8::is_ascii_digit)
 }
 
+/// Reads bytes as a command line.
+#[cfg(any(fuzzing, test))]
+pub(super) fn fuzz(bytes: &[u8]) {
+    if let Role::WorkerFor(pid) = parse_role(bytes) {
+        assert!(pid > 0 && bytes.windows(3).any(|word| word == b"nix"));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

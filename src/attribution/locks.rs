@@ -64,7 +64,7 @@ fn listed_device(proc: &Proc, opened: &std::fs::File) -> Option<(u32, u32)> {
     parse_mounts(&String::from_utf8_lossy(&mounts), mount)
 }
 
-fn parse_mounts(text: &str, mount: &str) -> Option<(u32, u32)> {
+pub(super) fn parse_mounts(text: &str, mount: &str) -> Option<(u32, u32)> {
     let line = text.lines().find(|line| line.split_whitespace().next() == Some(mount))?;
     let (major, minor) = line.split_whitespace().nth(2)?.split_once(':')?;
     Some((major.parse().ok()?, minor.parse().ok()?))

@@ -15,6 +15,8 @@
 //! cannot be seen is no evidence, and never an error.
 
 mod anchor;
+#[cfg(any(fuzzing, test))]
+pub(crate) mod fuzz;
 mod lineage;
 mod lock_watcher;
 mod locks;

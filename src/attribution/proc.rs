@@ -155,7 +155,7 @@ impl Proc {
 
 /// The name may hold anything, blanks and parentheses too, so that counting
 /// begins behind the last parenthesis.
-fn parse_stat(text: &str) -> Option<Stat> {
+pub(super) fn parse_stat(text: &str) -> Option<Stat> {
     let (head, rest) = text.rsplit_once(')')?;
     let (pid, comm) = head.split_once('(')?;
     let fields: Vec<&str> = rest.split_whitespace().collect();
@@ -169,12 +169,12 @@ fn parse_stat(text: &str) -> Option<Stat> {
     })
 }
 
-fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+pub(super) fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
 }
 
 /// `0::/a/b` is version 2; of version 1 the one that systemd keeps counts.
-fn parse_cgroup(text: &str) -> Option<String> {
+pub(super) fn parse_cgroup(text: &str) -> Option<String> {
     let mut found = BTreeMap::new();
     for line in text.lines() {
         let mut parts = line.splitn(3, ':');

@@ -200,7 +200,7 @@ fn classify(status: StatusCode, structured: bool, said: &str) -> (ErrorClass, &'
 
 /// How long the server asks to wait: the header `Retry-After` (RFC 9110, 10.2.3), else the member
 /// `retry_after` of a problem-details body (RFC 9457, as Cloudflare sends it).
-fn retry_after(headers: &HeaderMap, body: &[u8], now: SystemTime) -> Option<Duration> {
+pub(super) fn retry_after(headers: &HeaderMap, body: &[u8], now: SystemTime) -> Option<Duration> {
     #[derive(serde::Deserialize)]
     struct Problem {
         #[serde(alias = "retry-after", alias = "retryAfter")]

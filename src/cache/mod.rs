@@ -23,6 +23,8 @@ mod client;
 mod discover;
 mod endpoint;
 mod error;
+#[cfg(any(fuzzing, test))]
+pub(crate) mod fuzz;
 mod read;
 mod token;
 mod transport;

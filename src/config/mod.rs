@@ -13,6 +13,8 @@ mod caches;
 mod changes;
 mod endpoint;
 mod error;
+#[cfg(any(fuzzing, test))]
+pub(crate) mod fuzz;
 mod glob;
 mod merge;
 mod names;

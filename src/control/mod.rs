@@ -11,6 +11,8 @@
 pub mod codec;
 mod connection_limit;
 pub mod dial;
+#[cfg(any(fuzzing, test))]
+pub(crate) mod fuzz;
 mod limits;
 mod listen;
 pub mod messages;

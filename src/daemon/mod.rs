@@ -52,6 +52,8 @@ use crate::config::Settings;
 /// The socket that systemd passes under socket activation.
 pub use crate::control::server::passed;
 use crate::observe::event;
+#[cfg(any(fuzzing, test))]
+pub(crate) use caches::fuzz_netrc;
 use driver::Ended;
 pub use driver::Load;
 use host::Signals;

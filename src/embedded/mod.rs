@@ -8,6 +8,8 @@ mod access;
 mod api;
 mod cache_store;
 mod error;
+#[cfg(any(fuzzing, test))]
+pub(crate) mod fuzz;
 mod host;
 mod narinfo;
 mod nix;

@@ -9,6 +9,8 @@
 //! lost event costs a moment, never a path.
 
 pub mod derivation;
+#[cfg(any(fuzzing, test))]
+pub(crate) mod fuzz;
 mod info;
 pub mod nar;
 mod nix_db;

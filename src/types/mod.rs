@@ -7,6 +7,8 @@
 mod atomic_file;
 mod cache_name;
 mod clock;
+#[cfg(any(fuzzing, test))]
+pub(crate) mod fuzz;
 mod heartbeat;
 mod ids;
 mod nar_hash;

@@ -208,6 +208,23 @@ fn parse(text: &str) -> Vec<(String, Zeroizing<String>)> {
     text.strip_prefix(MARK).map_or_else(Vec::new, |rest| rest.split("machine ").filter_map(entry).collect())
 }
 
+/// Reads bytes as the file.
+#[cfg(any(fuzzing, test))]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    for read in [parse(&text), parse(&format!("{MARK}{text}"))] {
+        // A file that was written of what was read is read in the same way.
+        let hosts = |entries: &[(String, Zeroizing<String>)]| {
+            entries.iter().map(|(host, _)| host.clone()).collect::<std::collections::BTreeSet<_>>()
+        };
+        let plain = |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic());
+        if read.iter().all(|(host, token)| plain(host) && plain(token)) {
+            let (written, _) = render(read.clone());
+            assert_eq!(hosts(&parse(&written)), hosts(&read));
+        }
+    }
+}
+
 /// The number of a group. Asks the name service for a name.
 fn group_number(name: &str) -> Result<u32, String> {
     if let Ok(number) = name.parse() {

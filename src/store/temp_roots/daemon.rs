@@ -52,6 +52,11 @@ impl DaemonConnection {
         let stream = UnixStream::connect(socket)?;
         stream.set_read_timeout(Some(patience))?;
         stream.set_write_timeout(Some(patience))?;
+        Self::greet(stream)
+    }
+
+    /// Shakes hands.
+    fn greet(stream: UnixStream) -> io::Result<Self> {
         let mut this = Self { stream: BufReader::with_capacity(4096, stream), minor: 0 };
         this.send(&[CLIENT_MAGIC])?;
         if this.number()? != DAEMON_MAGIC {
@@ -194,4 +199,19 @@ impl DaemonConnection {
 
 fn strange(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what.to_owned())
+}
+
+/// Reads bytes as what a nix-daemon sends, from its greeting on, and after it.
+#[cfg(any(fuzzing, test))]
+pub(in crate::store) fn fuzz(bytes: &[u8]) {
+    let Ok((ours, theirs)) = UnixStream::pair() else { return };
+    // What does not fit into the socket's buffer is left out, or nobody would read it.
+    let mut theirs = &theirs;
+    let _ = theirs.write_all(&bytes[..bytes.len().min(64 * 1024)]);
+    let _ = theirs.shutdown(std::net::Shutdown::Write);
+    if let Ok(mut connection) = DaemonConnection::greet(ours)
+        && connection.hear_out().is_ok()
+    {
+        let _ = connection.number();
+    }
 }

@@ -8,6 +8,8 @@
 //! caller, who knows what has to be added anew.
 
 mod daemon;
+#[cfg(any(fuzzing, test))]
+pub(in crate::store) use daemon::fuzz;
 mod file;
 
 use std::io;
