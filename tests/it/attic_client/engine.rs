@@ -79,7 +79,7 @@ fn without_a_client_the_queue_holds_until_a_job_builds_it() {
     assert_eq!(rig.gate.came().len(), 0);
     // The queue waits; there are no repeated tries.
     assert!(
-        !rig.daemon.log().contains("an upload failed") && !rig.daemon.log().contains("has not done its work")
+        !rig.daemon.log().contains("an upload of ") && !rig.daemon.log().contains("the attic client has not pushed it")
     );
 
     let later = rig.daemon.session(&["--label", "pipeline 1, the client"]);
@@ -141,7 +141,7 @@ fn one_bad_path_in_fifty_costs_itself_only() {
     rig.daemon.up();
     let summary = rig.daemon.end(&session, &[]);
     let log = rig.daemon.log();
-    let mut failed = log.lines().filter(|line| line.contains("an upload failed")).peekable();
+    let mut failed = log.lines().filter(|line| line.contains("an upload of ")).peekable();
     assert!(failed.peek().is_some());
     failed.for_each(|line| assert!(line.contains("odd-one"), "none of the others has failed once: {line}"));
     let runs = rig.fake.runs();

@@ -239,7 +239,7 @@ fn a_path_deleted_while_it_waits_is_counted_as_collected() {
     let daemon = Daemon::start(nix, &cache.config_at(&gate.url()));
     let session = daemon.session(&[]);
     let gone = daemon.nix.build(&PrivateNix::shell("gone", "echo 1 > $out")).remove(0);
-    until("it has been tried", || daemon.log().contains("an upload failed"));
+    until("it has been tried", || daemon.log().contains("an upload of "));
     let db = rusqlite::Connection::open(daemon.nix.state_dir().join("db/db.sqlite")).unwrap();
     db.busy_timeout(MAX_WAIT).unwrap();
     assert_eq!(db.execute("delete from ValidPaths where path = ?1", [&gone]).unwrap(), 1);
