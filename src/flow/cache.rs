@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use super::breaker::{BreakerState, CircuitBreaker};
 use super::concurrency::ConcurrencyLimit;
 use super::fair_queue::FairQueue;
+use super::push::Push;
 use crate::types::{Mono, PushId};
 
 /// Most hashes in one query. A real server answers 200 OK to 10,000 hashes and
@@ -139,6 +140,22 @@ impl Cache {
             pushes: 0,
             failed: 0,
             held: false,
+        }
+    }
+
+    /// Counts an upload that begins.
+    pub(super) fn begin_upload(&mut self, push: &Push) {
+        self.uploading += 1;
+        if push.is_large() {
+            self.large.begin(push.nar_size);
+        }
+    }
+
+    /// Counts an upload that ended, whatever came of it.
+    pub(super) fn end_upload(&mut self, push: &Push) {
+        self.uploading -= 1;
+        if push.is_large() {
+            self.large.end(push.nar_size);
         }
     }
 

@@ -24,7 +24,7 @@ impl Flow {
                     cache.failed -= 1;
                     self.failed.remove(&id);
                 }
-                Phase::Uploading => cache.uploading -= 1,
+                Phase::Uploading => cache.end_upload(&push),
                 Phase::Resting(until) => {
                     self.rests.remove(&(until, id));
                 }

@@ -372,10 +372,7 @@ impl Flow {
         push.phase = Phase::Held;
         let index = usize::from(push.cache.0);
         let cache = &mut self.caches[index];
-        cache.uploading -= 1;
-        if push.is_large() {
-            cache.large.end(push.nar_size);
-        }
+        cache.end_upload(push);
         Some(index)
     }
 
@@ -485,10 +482,7 @@ impl Flow {
                 push.upload_at = now;
                 push.attempts += 1;
                 push.round = cache.concurrency.began(now, cache.small_uploading());
-                cache.uploading += 1;
-                if push.is_large() {
-                    cache.large.begin(push.nar_size);
-                }
+                cache.begin_upload(push);
                 out.push(Action::Upload(id_of_cache(index), id, push.attempts));
             }
         }

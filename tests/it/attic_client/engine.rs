@@ -79,7 +79,8 @@ fn without_a_client_the_queue_holds_until_a_job_builds_it() {
     assert_eq!(rig.gate.came().len(), 0);
     // The queue waits; there are no repeated tries.
     assert!(
-        !rig.daemon.log().contains("an upload of ") && !rig.daemon.log().contains("the attic client has not pushed it")
+        !rig.daemon.log().contains("an upload of ")
+            && !rig.daemon.log().contains("the attic client has not pushed it")
     );
 
     let later = rig.daemon.session(&["--label", "pipeline 1, the client"]);
