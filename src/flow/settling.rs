@@ -63,6 +63,8 @@ impl Flow {
                     // removed as well. If the cache has not been asked about it
                     // yet, the cache may still have it.
                     referrer.doomed = true;
+                    // Whether the cache has the removed reference is not known.
+                    referrer.closure_at = None;
                     if matches!(referrer.phase, Phase::Held | Phase::Failed(Cause::Reference(_))) {
                         stack.push((referrer_id, Outcome::Collected));
                     }
