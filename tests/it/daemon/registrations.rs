@@ -103,13 +103,12 @@ fn a_fixed_output_whose_hash_is_right_or_wrong() {
     assert_eq!(daemon.main().names(), ["right", "wrong"]);
 }
 
-#[test]
-fn an_import() {
+/// Imports the closure of `top`, which another store made, while a session is open; returns the
+/// daemon and the session's summary.
+fn imported(make: impl FnOnce(&PrivateNix) -> String) -> (Daemon, Value, String) {
     let nix = PrivateNix::new();
-    let text = "builtins.toFile \"outer\" \"see ${builtins.toFile \"inner\" \"hi\"}\"";
-    let eval = ["--eval", "--strict", "--read-write-mode", "-E", text];
-    let outer = succeeds(&nix.run("nix-instantiate", &eval)).trim_matches('"').to_owned();
-    let closure = succeeds(&nix.run("nix-store", &["-qR", &outer]));
+    let top = make(&nix);
+    let closure = succeeds(&nix.run("nix-store", &["-qR", &top]));
     let paths: Vec<&str> = closure.lines().collect();
     let export = nix.run("nix-store", &[&["--export"], &paths[..]].concat());
     assert!(export.status.success());
@@ -121,9 +120,35 @@ fn an_import() {
     let mut import = daemon.nix.command("nix-store");
     succeeds(&import.arg("--import").stdin(File::open(&file).unwrap()).output().unwrap());
     let summary = daemon.end(&session, &[]);
+    (daemon, summary, top)
+}
+
+#[test]
+fn an_import() {
+    let (daemon, summary, outer) = imported(|nix| {
+        nix.build(
+            "derivation { name = \"outer\"; system = builtins.currentSystem; builder = \"/bin/sh\"; \
+             text = builtins.toFile \"inner\" \"hi\"; args = [ \"-c\" \"echo $text > $out\" ]; }",
+        )
+        .remove(0)
+    });
     assert_counts(&summary, &[("pushed", 2)]);
     assert_eq!(daemon.main().names(), ["inner", "outer"]);
     daemon.main().assert_nix_takes(&daemon.nix, &[outer]);
+}
+
+/// Nix registers an imported source without its content address. It stays a source, which nothing
+/// that is pushed refers to.
+#[test]
+fn an_import_of_sources() {
+    let (daemon, summary, _) = imported(|nix| {
+        let text = "builtins.toFile \"outer\" \"see ${builtins.toFile \"inner\" \"hi\"}\"";
+        let eval = ["--eval", "--strict", "--read-write-mode", "-E", text];
+        succeeds(&nix.run("nix-instantiate", &eval)).trim_matches('"').to_owned()
+    });
+    assert_counts(&summary, &[]);
+    assert_eq!(summary["skipped"], 2, "{summary}");
+    assert!(daemon.main().names().is_empty());
 }
 
 #[test]
