@@ -301,8 +301,13 @@ impl Intake {
         Mono(millis(self.began.elapsed()))
     }
 
-    /// Answers namings while there is no database: nothing is valid.
+    /// Answers namings on a host that has had no database yet: nothing is valid
+    /// there. A database that was read and is away now says nothing about what is
+    /// valid, so the namings wait for it.
     fn answer_without_database(&mut self, progress: &mut Progress) -> Result<(), IntakeError> {
+        if progress.cursor.is_some() || self.ledger.cursor()?.is_some() {
+            return Ok(());
+        }
         for Naming { token, paths, .. } in std::mem::take(&mut progress.namings) {
             self.tell(Input::Named { token, invalid: paths })?;
         }

@@ -24,7 +24,7 @@ fn a_database_that_is_away_for_a_while() {
     let said = daemon.json(&["session", "end", &session, "--timeout", "1s"]);
     assert_eq!(said["outcome"], "pending", "{said}");
     assert!(said["warnings"][0].as_str().unwrap().contains("could not be looked through in time"), "{said}");
-    assert!(daemon.status()["store"]["problem"].as_str().unwrap().contains("no Nix database"));
+    assert!(daemon.status()["store"]["problem"].as_str().unwrap().contains("waiting for the Nix database"));
     std::fs::rename(&away, &db).unwrap();
     let after = daemon.nix.build(&PrivateNix::shell("after", "echo 2 > $out")).remove(0);
     daemon.flush();
