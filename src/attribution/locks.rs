@@ -1,8 +1,10 @@
-//! Who holds which file lock: `/proc/locks` (proc(5)), readable by everyone.
-//! Must not know Nix or processes beyond their numbers.
+//! Reads from `/proc/locks` (proc(5)) which process holds which file lock. Every
+//! user may read this file.
 //!
-//! A lock whose holder is in another process namespace is not listed, or with
-//! the number 0.
+//! Must not know: Nix, and about processes more than their numbers.
+//!
+//! When the holder is in another process namespace, the kernel leaves its lock out
+//! or lists it with the process number 0.
 
 use std::collections::HashMap;
 use std::os::fd::AsRawFd as _;
@@ -12,11 +14,11 @@ use std::sync::Once;
 use super::proc::Proc;
 use crate::observe::event;
 
-/// A file, as the kernel names it here: device major and minor, inode.
+/// A file, as `/proc/locks` names it: major and minor number of the device, inode.
 pub(super) type FileId = (u32, u32, u64);
 
-/// The holders of exclusive flock(2) locks. Lines with `->` wait for a lock and
-/// hold none.
+/// Returns the holder of each exclusive flock(2) lock. Leaves out lines with `->`,
+/// whose processes wait for a lock and hold none.
 pub(super) fn parse(text: &str) -> HashMap<FileId, i32> {
     text.lines()
         .filter_map(|line| {
@@ -34,12 +36,12 @@ pub(super) fn parse(text: &str) -> HashMap<FileId, i32> {
         .collect()
 }
 
-/// The device of a directory as `/proc/locks` writes it. Where a file system
-/// has several (btrfs, overlayfs), stat(2) says another one: `/proc/locks` and
-/// `mountinfo` have that of the superblock. A mount that `mountinfo` does not
-/// list (the store of a chroot whose root is not a mount point) has the device
-/// that stat says, which is logged once: if it is the wrong one, no lock matches
-/// and makers stay unknown.
+/// Returns the device of a directory as `/proc/locks` writes it: that of the
+/// superblock, which `mountinfo` has too. On a file system with several devices
+/// (btrfs, overlayfs), stat(2) reports another one. If `mountinfo` does not list
+/// the mount (the store of a chroot whose root is not a mount point), this returns
+/// the device of stat(2) and logs that once. If that device is the wrong one, no
+/// lock matches and makers stay unknown.
 pub(super) fn device(proc: &Proc, dir: &Path) -> Option<(u32, u32)> {
     static SAID: Once = Once::new();
     let opened = std::fs::File::open(dir).ok()?;
@@ -51,7 +53,7 @@ pub(super) fn device(proc: &Proc, dir: &Path) -> Option<(u32, u32)> {
         event!(
             LOCKS_BY_STAT,
             path = %dir.display(),
-            "the mount of the store directory is not in /proc/self/mountinfo: locks are matched by the device that stat says"
+            "the mount of the store directory is not in /proc/self/mountinfo: locks are matched by the device that stat(2) reports; if it is another one, makers of paths stay unknown"
         );
     });
     Some((rustix::fs::major(device), rustix::fs::minor(device)))
@@ -98,7 +100,7 @@ mod tests {
         assert_eq!(parse_mounts(text, "4"), None);
     }
 
-    /// As in a chroot whose root is not a mount point.
+    /// This is the case in a chroot whose root is not a mount point.
     #[test]
     fn a_mount_that_is_not_listed_has_the_device_of_stat() {
         use std::os::unix::fs::MetadataExt as _;

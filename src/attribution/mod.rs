@@ -1,18 +1,23 @@
-//! Who made a path: locks, processes, control groups, hooks; evidence and its
-//! strength. Must not know caches, uploads, or any other room: store paths are
-//! plain base names here, sessions are numbers.
+//! Finds out which session a path belongs to, from locks, processes, control
+//! groups and Nix's post-build hook.
 //!
-//! | evidence | says | how strong |
+//! Must not know: caches, uploads, or any other room. Store paths are plain base
+//! names here, and sessions and caches are numbers.
+//!
+//! | evidence | meaning | strength |
 //! |---|---|---|
-//! | hook | Nix's post-build hook, run by the builder, named the path | certain |
-//! | process | who held the path's lock descends from the session's anchor | strong |
-//! | window | it became valid while only this session was open | a guess |
-//! | shared | several sessions were open | one of them |
+//! | hook | Nix's post-build hook, which the builder runs, named the path | certain |
+//! | process | the process that held the path's lock descends from the session's anchor | strong |
+//! | window | the path became valid while only this session was open | a guess |
+//! | shared | the path became valid while several sessions were open | a guess: one of them |
 //!
-//! (`closure` is the daemon's: what a session names and what that refers to.)
-//! [`LockWatcher`] watches the locks, [`Lineage`] follows a holder to the job,
-//! [`Anchor`] is where a job begins, [`Windows`] draws the conclusion. What
-//! cannot be seen is no evidence, and never an error.
+//! The daemon adds `closure`, for the paths that a session names and for their
+//! references.
+//!
+//! [`LockWatcher`] watches the locks of paths, [`Lineage`] follows the holder of
+//! a lock to its job, [`Anchor`] is the process that a job's processes descend
+//! from, and [`Windows`] decides which sessions own a path. A process that cannot
+//! be seen gives no evidence; this is never an error.
 
 mod anchor;
 #[cfg(any(fuzzing, test))]

@@ -1,42 +1,45 @@
-//! What `/proc` tells about processes, and nothing more than everyone may read:
-//! `stat`, `status`, `cmdline`, `cgroup` (proc(5)). Must not know Nix, sessions.
+//! Reads what `/proc` says about processes (proc(5)). Every user may read `stat`,
+//! `status`, `cmdline` and `cgroup`. `ns/pid` can be read only with permission for
+//! the process.
+//!
+//! Must not know: Nix, sessions.
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-/// Longest `cmdline` or `cgroup` that is looked at.
+/// How much of `stat`, `status`, `cmdline` and `cgroup` is used, in bytes.
 const MOST: usize = 4096;
-/// What most files here fit into.
+/// The first size of the buffer for a file, in bytes. Most files fit into it.
 const ROOM: usize = 4096;
-/// The most of a file that is read: some 60,000 lines of `locks`.
+/// The most that is read of a file, in bytes: about 60,000 lines of `locks`.
 const LONGEST: u64 = 4 << 20;
 
-/// A process, told apart from a later one with the same number.
+/// Identifies a process, also among later ones with the same number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ProcId {
-    /// Its number.
+    /// The process number.
     pub pid: i32,
-    /// When it started, in clock ticks since boot (field 22 of `stat`).
+    /// When the process started, in clock ticks since boot (field 22 of `stat`).
     pub start: u64,
 }
 
-/// The fields of `/proc/<pid>/stat` that matter here.
+/// The fields of `/proc/<pid>/stat` that are used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stat {
-    /// Which process.
+    /// The process.
     pub id: ProcId,
-    /// The name of its program, at most 15 bytes.
+    /// The name of its program, cut to 15 bytes.
     pub comm: String,
-    /// Its parent.
+    /// The process number of its parent.
     pub ppid: i32,
-    /// The process session (setsid(2)) it is in.
+    /// Its process session (setsid(2)).
     pub session: i32,
-    /// Dead, and not yet taken notice of by its parent.
+    /// Whether the process has ended. Its parent has not waited for it yet.
     pub zombie: bool,
 }
 
-/// Reads `/proc`, or what a test puts in its place.
+/// Reads `/proc`, or another directory in tests.
 #[derive(Debug, Clone)]
 pub struct Proc {
     root: PathBuf,
@@ -49,14 +52,14 @@ impl Default for Proc {
 }
 
 impl Proc {
-    /// Reads below `root`.
+    /// Returns a reader of `root` instead of `/proc`.
     #[must_use]
     pub fn at(root: &Path) -> Self {
         Self { root: root.to_owned() }
     }
 
-    /// With room from the beginning: these files have no size that could be
-    /// asked for, and a reader that begins small reads each of them many times.
+    /// Reads a file, up to 4 MiB. The buffer is large from the beginning: the size of
+    /// these files is not known, and with a small buffer each takes many reads.
     pub(super) fn read(&self, name: &str) -> Option<Vec<u8>> {
         let mut bytes = Vec::with_capacity(ROOM);
         std::fs::File::open(self.root.join(name)).ok()?.take(LONGEST).read_to_end(&mut bytes).ok()?;
@@ -73,43 +76,48 @@ impl Proc {
         Some(String::from_utf8_lossy(&bytes).into_owned())
     }
 
-    /// Who a process is; none when it is gone or hidden.
+    /// Reads a process's `stat`. Returns `None` when the process does not exist or
+    /// this user may not see it.
     #[must_use]
     pub fn stat(&self, pid: i32) -> Option<Stat> {
         parse_stat(&self.text(pid, "stat")?)
     }
 
-    /// Whether exactly this process lives.
+    /// Whether this process is running. A later process with the same number does
+    /// not count.
     #[must_use]
     pub fn is_alive(&self, id: ProcId) -> bool {
         self.stat(id.pid).is_some_and(|s| s.id == id && !s.zombie)
     }
 
-    /// Its real user.
+    /// Returns the real user of a process.
     #[must_use]
     pub fn uid(&self, pid: i32) -> Option<u32> {
         field(&self.text(pid, "status")?, "Uid:")?.split_whitespace().next()?.parse().ok()
     }
 
-    /// Its real group.
+    /// Returns the real group of a process.
     pub(super) fn gid(&self, pid: i32) -> Option<u32> {
         field(&self.text(pid, "status")?, "Gid:")?.split_whitespace().next()?.parse().ok()
     }
 
-    /// Its numbers, from our process namespace to its own.
+    /// Returns the numbers of a process in each process namespace, from the one of
+    /// this `/proc` to the process's own.
     pub(super) fn numbers(&self, pid: i32) -> Vec<i32> {
         let Some(status) = self.text(pid, "status") else { return Vec::new() };
         let numbers = field(&status, "NSpid:").unwrap_or_default();
         numbers.split_whitespace().filter_map(|n| n.parse().ok()).collect()
     }
 
-    /// The inode of its process namespace; `None` where this user may not see it.
+    /// Returns the process namespace of a process, or `None` when this user may not
+    /// see it.
     fn namespace(&self, pid: i32) -> Option<PathBuf> {
         std::fs::read_link(self.root.join(format!("{pid}/ns/pid"))).ok()
     }
 
-    /// The process that a process in an inner namespace calls `number`. `None`
-    /// when no process or more than one fits, or the namespaces cannot be compared.
+    /// Returns the process that has `number` in the process namespace of `observer`.
+    /// Returns `None` when there is none or more than one, or when this user may not
+    /// see the namespaces.
     pub(super) fn inner(&self, observer: i32, number: i32) -> Option<i32> {
         let namespace = self.namespace(observer)?;
         let fits = |pid: &i32| {
@@ -122,21 +130,24 @@ impl Proc {
         found.next().is_none().then_some(first)
     }
 
-    /// Its command line as the kernel has it: arguments, each ended by a zero.
+    /// Returns the command line of a process: its arguments, each followed by a zero
+    /// byte. At most 4096 bytes.
     pub(super) fn cmdline(&self, pid: i32) -> Option<Vec<u8>> {
         let mut bytes = self.read(&format!("{pid}/cmdline"))?;
         bytes.truncate(MOST);
         Some(bytes)
     }
 
-    /// Its control group: version 2, or all of version 1's.
+    /// Returns the control group of a process: that of version 2, or else the one
+    /// that systemd manages in version 1. `None` for the root group.
     #[must_use]
     pub fn cgroup(&self, pid: i32) -> Option<String> {
         parse_cgroup(&self.text(pid, "cgroup")?)
     }
 
-    /// The process and its ancestors, nearest first, as far as they can be
-    /// seen. A parent that started later is another process with the number.
+    /// Returns the process and its ancestors, nearest first, up to the first one that
+    /// this user cannot see. It also ends before a parent that started later than its
+    /// child: that is another process with the parent's number.
     #[must_use]
     pub fn ancestry(&self, pid: i32) -> Vec<Stat> {
         let mut line: Vec<Stat> = Vec::new();
@@ -153,8 +164,8 @@ impl Proc {
     }
 }
 
-/// The name may hold anything, blanks and parentheses too, so that counting
-/// begins behind the last parenthesis.
+/// Parses a `stat` file. The program's name may contain blanks and parentheses, so
+/// the other fields are counted from the last closing parenthesis.
 pub(super) fn parse_stat(text: &str) -> Option<Stat> {
     let (head, rest) = text.rsplit_once(')')?;
     let (pid, comm) = head.split_once('(')?;
@@ -173,7 +184,8 @@ pub(super) fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
 }
 
-/// `0::/a/b` is version 2; of version 1 the one that systemd keeps counts.
+/// Parses a `cgroup` file. A line such as `0::/a/b` is of version 2. Of the lines of
+/// version 1, only `name=systemd` counts.
 pub(super) fn parse_cgroup(text: &str) -> Option<String> {
     let mut found = BTreeMap::new();
     for line in text.lines() {

@@ -1,42 +1,43 @@
-//! Which session a newly valid path belongs to, from the time in which it was
-//! open and from who made the path. Pure.
+//! Decides which sessions own a newly valid path, from the time in which each
+//! session was open and from the maker of the path. Pure.
 //!
-//! The Nix database numbers what becomes valid; a session owns the numbers that
-//! were given while it was open. Who made the path decides among those; where
-//! that is unknown, the only open session has it, or all of several are named.
-//! A path whose maker is known and descends from no anchor is nobody's, however
-//! many sessions are open.
+//! The Nix database gives each path that becomes valid a row id. The row ids that
+//! it gave while a session was open are the session's window. When the maker is
+//! known, the path belongs to the session whose anchor the maker descends from;
+//! if there is none, the path has no owner, even if sessions with other anchors
+//! are open. When the maker is unknown, the path belongs to the session that was
+//! open, or to all of several.
 
 use super::anchor::Anchor;
 use super::lineage::Lineage;
 
-/// Why a path is thought to be a session's.
+/// Why a path is attributed to a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Evidence {
-    /// Nix's hook, run by the builder, named it.
+    /// Nix's post-build hook, which the builder runs, named the path.
     Hook,
-    /// Who made it descends from the session's anchor.
+    /// The maker of the path descends from the session's anchor.
     Process,
-    /// It became valid while exactly this session was open.
+    /// The path became valid while only this session was open.
     Window,
-    /// It became valid while several were open.
+    /// The path became valid while several sessions were open.
     Shared,
 }
 
-/// The time in which a session was open, as numbers of the Nix database.
+/// The time in which a session was open, as row ids of the Nix database.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Window {
     /// The session.
     pub session: i64,
-    /// Its paths have numbers above this one.
+    /// The window begins after this row id.
     pub after: i64,
-    /// And up to this one, when it has ended.
+    /// The window ends with this row id; `None` while the session is open.
     pub until: Option<i64>,
     /// The user who opened the session.
     pub uid: u32,
-    /// Where its paths go: a cache by its number, or nowhere.
+    /// The number of the cache that its paths are pushed to; `None`: to no cache.
     pub cache: Option<u16>,
-    /// What its processes descend from, where that is known.
+    /// The process that its other processes descend from, if it is known.
     pub anchor: Option<Anchor>,
 }
 
@@ -46,45 +47,47 @@ impl Window {
     }
 }
 
-/// The sessions whose window is known.
+/// The windows of all sessions that may still own new paths.
 #[derive(Debug, Clone, Default)]
 pub struct Windows {
     open: Vec<Window>,
 }
 
-/// Who made a path.
+/// The maker of a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Maker {
-    /// The process, and what it descends from.
+    /// The process and its ancestors.
     pub lineage: std::sync::Arc<Lineage>,
-    /// [`Evidence::Hook`], or [`Evidence::Process`].
+    /// How the maker is known: [`Evidence::Hook`] or [`Evidence::Process`].
     pub evidence: Evidence,
 }
 
-/// What is known about one path's making.
+/// The sessions that own a path, and the cache that they push it to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Owners {
     /// The sessions, each with its evidence.
     pub sessions: Vec<(i64, Evidence)>,
-    /// Where it goes, when the sessions agree; `None`: no session says.
+    /// The sessions' cache, as in [`Window::cache`]; `None`: the path has no owner, and
+    /// the routes decide.
     pub cache: Option<Option<u16>>,
 }
 
 impl Windows {
-    /// Adds a session.
+    /// Adds the window of a session.
     pub fn open(&mut self, window: Window) {
         self.open.push(window);
     }
 
-    /// Nothing above `until` is the session's.
+    /// Ends the window of a session at row id `until`. Has no effect on a window that
+    /// has ended.
     pub fn close(&mut self, session: i64, until: i64) {
         for window in self.open.iter_mut().filter(|w| w.session == session) {
             window.until = window.until.or(Some(until));
         }
     }
 
-    /// The database was replaced and counts from one again: open windows begin
-    /// anew, closed ones hold nothing.
+    /// Adapts the windows to a new Nix database, whose row ids begin at 1 again: open
+    /// windows begin with its first row, and ended ones contain no row.
     pub fn renumber(&mut self) {
         for window in &mut self.open {
             window.after = 0;
@@ -92,7 +95,8 @@ impl Windows {
         }
     }
 
-    /// The database went back: rows above `from` are other ones, and new.
+    /// Adapts the windows to a Nix database that was put back: from now on, row ids
+    /// above `from` belong to other, new paths.
     pub fn cut(&mut self, from: i64) {
         for window in &mut self.open {
             window.after = window.after.min(from);
@@ -100,22 +104,23 @@ impl Windows {
         }
     }
 
-    /// The session is done with.
+    /// Removes the window of a session.
     pub fn forget(&mut self, session: i64) {
         self.open.retain(|w| w.session != session);
     }
 
-    /// The sessions that own the path with this number.
+    /// Returns the sessions that own the path with this row id.
     ///
-    /// A maker that was seen has an effect only for sessions of the maker's user;
-    /// root is excepted on both sides where the maker descends from the anchor (a
-    /// runner of root's, `sudo` in a job). When no maker was seen and sessions of
-    /// several users are open, the path is none of theirs: any of them could
-    /// otherwise take what the others make.
+    /// A known maker's path can belong only to sessions of the same user. The user
+    /// root, of either the maker or the session, is an exception if the maker descends
+    /// from the anchor: a runner that root started, or `sudo` in a job. When the maker
+    /// is unknown and sessions of several users are open, the path has no owner:
+    /// otherwise each user could claim what the others make.
     ///
-    /// Sessions that push to different caches leave it open as well: a path is
-    /// never pushed to a cache only because another session happened to be open.
-    /// It is nobody's then, and a session that names it has it in its cache.
+    /// The path has no owner either when several sessions could own it and they push
+    /// to different caches: being open at the right time is not a reason to push a
+    /// path to another session's cache. A session that names the path gets it in its
+    /// own cache.
     pub fn owners(&self, number: i64, maker: Option<&Maker>) -> Owners {
         let mut holding: Vec<_> = self.open.iter().filter(|w| w.holds(number)).collect();
         let mut known = None;
@@ -129,7 +134,8 @@ impl Windows {
             if nearest.is_some() {
                 known = Some(maker.evidence);
             }
-            // Without a match those sessions remain whose processes are unknown.
+            // If no anchor matches, only sessions of this user whose anchor is unknown
+            // can own the path.
             let unmatched = |w: &Window| w.anchor.is_none() && uid == Some(w.uid);
             holding.retain(|w| if nearest.is_some() { near(w) == nearest } else { unmatched(w) });
         } else if holding.iter().any(|w| w.uid != holding[0].uid) {
@@ -144,8 +150,8 @@ impl Windows {
             return Owners { sessions: Vec::new(), cache: None };
         };
         if rest.iter().any(|w| w.cache != first.cache) {
-            // It goes where what nobody owns goes. A session that pushes to
-            // another cache must not be told that it was pushed for it.
+            // The routes for paths without an owner decide. A session must not count a
+            // path that is pushed to another cache.
             return Owners { sessions: Vec::new(), cache: None };
         }
         let cache = Some(first.cache);
@@ -217,10 +223,10 @@ mod tests {
         let mut windows = Windows::default();
         windows.open(anchored(1, None, 100));
         windows.open(anchored(2, None, 200));
-        windows.open(anchored(3, None, 110)); // a session within the first
-        windows.open(anchored(4, Some(5), 200)); // one that the same process had before
+        windows.open(anchored(3, None, 110)); // a session within session 1
+        windows.open(anchored(4, Some(5), 200)); // an earlier session with the anchor of session 2
         windows.open(anchored(6, None, 300));
-        windows.open(anchored(7, None, 300)); // two that one process has at once
+        windows.open(anchored(7, None, 300)); // two sessions with one anchor at the same time
         type Row = (i64, &'static [i32], Vec<(i64, Evidence)>);
         let table: [Row; 7] = [
             (9, &[101, 100, 1], vec![(1, Process)]),
@@ -236,13 +242,13 @@ mod tests {
         }
         let nobody = windows.owners(9, Some(&made_by(&[55, 1])));
         assert_eq!(nobody, Owners { sessions: vec![], cache: None });
-        // A session whose processes cannot be told may have made what no other did.
+        // A session with an unknown anchor may have made a path that no other session made.
         windows.open(window(5, 0, None, 0));
         let rest = windows.owners(9, Some(&made_by(&[55, 1])));
         assert_eq!(rest, Owners { sessions: vec![(5, Alone)], cache: Some(Some(0)) });
         assert_eq!(windows.owners(9, Some(&made_by(&[200, 1]))).sessions, [(2, Process)]);
         assert_eq!(windows.owners(9, None).sessions.len(), 6, "an unknown maker leaves all");
-        // With one that pushes elsewhere among them, it is nobody's.
+        // If one of them pushes to another cache, the path has no owner.
         windows.open(window(8, 0, None, 1));
         assert_eq!(windows.owners(9, None), Owners { sessions: vec![], cache: None });
     }
@@ -260,19 +266,19 @@ mod tests {
         assert_eq!(
             sessions(&windows, Some(&made_by_user(&[101, 100, 1], 1001))),
             [0; 0],
-            "not with an own anchor"
+            "not even below the session's anchor"
         );
-        assert_eq!(sessions(&windows, Some(&made_by_user(&[55, 1], 1001))), [0; 0], "not without one");
+        assert_eq!(sessions(&windows, Some(&made_by_user(&[55, 1], 1001))), [0; 0], "not without an anchor");
         assert_eq!(sessions(&windows, Some(&made_by_user(&[101, 100, 1], 0))), [1], "sudo in the job");
-        assert_eq!(sessions(&windows, Some(&made_by_user(&[55, 1], 0))), [0; 0], "root elsewhere");
-        assert_eq!(
-            sessions(&windows, None),
-            [1, 2],
-            "sessions of one user share what nobody was seen to make"
-        );
+        assert_eq!(sessions(&windows, Some(&made_by_user(&[55, 1], 0))), [0; 0], "root outside of the job");
+        assert_eq!(sessions(&windows, None), [1, 2], "sessions of one user share paths of unknown makers");
         windows.open(of(0, anchored(3, None, 90)));
-        assert_eq!(sessions(&windows, Some(&made_by_user(&[95, 90, 1], 1001))), [3], "a runner of root's");
-        assert_eq!(sessions(&windows, None), [0; 0], "with sessions of two users it is nobody's");
+        assert_eq!(
+            sessions(&windows, Some(&made_by_user(&[95, 90, 1], 1001))),
+            [3],
+            "a runner that root started"
+        );
+        assert_eq!(sessions(&windows, None), [0; 0], "with sessions of two users it has no owner");
         windows.forget(3);
         assert_eq!(sessions(&windows, None), [1, 2]);
     }

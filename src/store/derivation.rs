@@ -1,15 +1,17 @@
-//! The little of a `.drv` file that is needed: which paths it makes. Must not
-//! know what is done with them.
+//! Reads the output paths from the text of a `.drv` file.
+//!
+//! Must not know: what the paths are used for.
 
-/// The output paths that a derivation's text names, in full. Outputs whose path
-/// is only known when they are built are left out. The text begins with
-/// `Derive([("out","/nix/store/…","",""),…],` and paths need no escapes (Nix,
+/// Returns the full output paths that are in a derivation's text. Leaves out the
+/// outputs whose paths are known only after the build. Returns none for a text
+/// that is not a derivation. The text begins with
+/// `Derive([("out","/nix/store/…","",""),…],` and paths contain no escapes (Nix,
 /// `src/libstore/derivations.cc`, `Derivation::unparse`).
 #[must_use]
 pub fn outputs(text: &str) -> Vec<String> {
     let Some(mut rest) = text.strip_prefix("Derive([") else { return Vec::new() };
     let mut strings = Vec::new();
-    // Up to the list's end, which stands outside of any string.
+    // The list ends at the first bracket outside of a string.
     while let Some((between, after)) = rest.split_once('"') {
         if between.contains(']') {
             break;
@@ -18,7 +20,7 @@ pub fn outputs(text: &str) -> Vec<String> {
         strings.push(string);
         rest = after;
     }
-    // Name, path, kind of hash, hash.
+    // Each output has four strings: name, path, kind of hash, hash.
     strings
         .chunks(4)
         .filter_map(|output| output.get(1))

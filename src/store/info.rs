@@ -1,64 +1,69 @@
-//! What the database says about one path.
+//! What the Nix database records about one path.
 //!
-//! Must not know: where it was read.
+//! Must not know: how the database is read.
 
 use super::nix_db::Mark;
 use crate::types::{NarHash, StorePath};
 
-/// A valid path, as one row of the database and its references.
+/// A valid path: one row of the Nix database, and the path's references.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PathInfo {
-    /// Row number: grows with every path that becomes valid, never used twice.
+    /// The row id. Each path that becomes valid gets a higher one; none is used
+    /// twice.
     pub id: i64,
     /// The path.
     pub path: StorePath,
-    /// Hash of its NAR.
+    /// The hash of its NAR.
     pub nar_hash: NarHash,
-    /// Size of its NAR; 0 where a very old Nix did not write it down.
+    /// The size of its NAR in bytes; 0 if a very old Nix did not record it.
     pub nar_size: u64,
-    /// The derivation that made it; need not exist any more.
+    /// The derivation that built it. It may have been collected since.
     pub deriver: Option<StorePath>,
-    /// Built here, so trusted without a signature.
+    /// Whether Nix trusts the path without a signature, as it does with paths that
+    /// it built on this host.
     pub ultimate: bool,
-    /// Signatures, `<key name>:<base64>`.
+    /// The signatures, each as `<key name>:<base64>`.
     pub sigs: Vec<String>,
-    /// How the path follows from its content, if it does.
+    /// The content address, if the path has one.
     pub ca: Option<String>,
-    /// What it refers to, sorted; may include itself.
+    /// Its references, sorted. They may include the path itself.
     pub references: Vec<StorePath>,
-    /// When it was registered, Unix seconds.
+    /// When it was registered, in Unix seconds.
     pub registered_at: i64,
-    /// Its name follows from added files or an added text, or a recorded
-    /// content address says so.
+    /// Whether the path was made from added files or an added text. Either its hash
+    /// part proves it, or the recorded content address says so.
     pub(super) is_source: bool,
 }
 
-/// What a path is. It depends neither on the way on which the path came nor on
-/// its signatures.
+/// The kind of a path. How the path came into this store and its signatures make
+/// no difference, except between `Built` and `Substituted`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Origin {
-    /// A build on this host, fixed-output and content-addressed ones included.
+    /// The output of a build on this host, also of a fixed-output or
+    /// content-addressed derivation.
     Built,
-    /// A build that was copied here: from a substituter, by an import, or by a
-    /// remote builder. The database does not tell these apart.
+    /// The output of a build that was copied to this host: from a substituter, by an
+    /// import, or from a remote builder. The Nix database does not say which.
     Substituted,
-    /// Files or a text that were added to the store: `./file`, `builtins.toFile`,
-    /// fetchers, `nix-store --add`; also when another host added them.
+    /// Files or a text that this host or another one added to a store: by `./file`,
+    /// `builtins.toFile`, a fetcher or `nix-store --add`.
     Source,
-    /// A `.drv` that Nix wrote from an expression.
+    /// A `.drv` file that Nix wrote when it evaluated an expression.
     Derivation,
 }
 
 impl PathInfo {
-    /// The row as a mark, for a later [`CurrentNixDb::look`](super::CurrentNixDb::look).
+    /// Returns the mark of this row, for a later
+    /// [`CurrentNixDb::look`](super::CurrentNixDb::look).
     #[must_use]
     pub fn mark(&self) -> Mark {
         Mark { id: self.id, path: self.path.clone(), registered_at: self.registered_at }
     }
 
-    /// Only a build has a deriver, also one whose output's name ends in `.drv`
-    /// (dynamic derivations). `ultimate` proves nothing by itself: a
-    /// local-overlay store sets it for each row that it copies from below.
+    /// Returns the kind of the path. A path with a deriver is the output of a build,
+    /// even if its name ends in `.drv` (dynamic derivations). `ultimate` alone does
+    /// not prove a build: a local-overlay store sets it for each row that it copies
+    /// from its lower store.
     pub fn origin(&self) -> Origin {
         match (self.deriver.is_some(), self.ultimate) {
             (true, true) => Origin::Built,

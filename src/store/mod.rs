@@ -1,12 +1,13 @@
-//! What Nix knows: store paths, the Nix database, closures, the
-//! doorbell on the store directory, NAR streams and GC roots.
+//! What belongs to Nix: store paths, the Nix database, closures, the watch on the
+//! store directory, NAR streams and GC roots.
 //!
-//! Must not know: caches, sessions, the ledger. Nothing here writes to Nix's
-//! database or store; the only things written at all are the files of
-//! [`RootFiles`] and the file of [`TempRoots`].
+//! Must not know: caches, sessions, the ledger. This room never writes to the Nix
+//! database or the store. It writes only the files of [`RootFiles`] and the file
+//! of [`TempRoots`].
 //!
-//! The Nix database is the truth and the doorbell only a hint to look at it: a
-//! lost event costs a moment, never a path.
+//! Only the Nix database says which paths are valid. An event of the store watch
+//! is a hint to read the new rows: after a lost event they are read a little
+//! later, and no path is lost.
 
 pub mod derivation;
 #[cfg(any(fuzzing, test))]

@@ -1,60 +1,66 @@
 //! Files that keep Nix's garbage collector away from paths.
 //!
-//! Must not know: why a path is kept. Anywhere below `<state dir>/gcroots`, a
-//! symlink into the store is a root, and so is a regular file that is named as
-//! a store path (Nix, `findRoots` in `src/libstore/gc.cc`; Hydra keeps its
-//! roots that way), whoever owns it. All roots here are hard links to one empty
-//! file: that makes no new inode, which costs 11 µs where a symlink costs
-//! 400 µs and more (ext4). Neither protects from a collection that has read the
-//! roots already.
+//! Must not know: why a path is kept.
+//!
+//! Nix takes two kinds of files below `<state dir>/gcroots` for roots: symlinks
+//! into the store, and regular files that have the name of a store path (Nix,
+//! `findRoots` in `src/libstore/gc.cc`; Hydra keeps its roots in the second
+//! way). It does not matter which user owns them. All roots here are hard links
+//! to one empty file. A hard link needs no new inode: on ext4 it takes 11 µs,
+//! and a symlink takes 400 µs or more. Neither kind protects a path from a
+//! collection that has already read the roots.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::types::{StoreDir, StorePath};
 
-/// A root could not be made, removed or listed.
+/// An error while a root was created, removed or listed.
 #[derive(Debug, thiserror::Error)]
-#[error("GC root {}: {error}; may this user write there?", .path.display())]
+#[error("GC root {}: {error}; check that the daemon's user may write there", .path.display())]
 pub struct RootFilesError {
     /// The root or its directory.
     pub path: PathBuf,
-    /// What the system said.
+    /// The system's error.
     pub error: io::Error,
 }
 
-/// What all roots are links to. Not a store path's name, so no root itself.
+/// The empty file that all roots are hard links to. Its name is not that of a
+/// store path, so it is not a root itself.
 const SEED: &str = ".seed";
 
-/// A directory of GC roots, one file a path, named as the path.
+/// A directory of GC roots. It has one file for each path, named as the path.
 #[derive(Debug)]
 pub struct RootFiles {
     dir: PathBuf,
     store_dir: StoreDir,
-    /// Held while this lives: another one would clear our roots as stale.
+    /// Locks the directory until this value is dropped. Without the lock, another
+    /// process could remove the roots as stale.
     _lock: std::fs::File,
 }
 
 impl RootFiles {
-    /// Makes the directory if need be. Nothing else may put files there, and
-    /// only one process at a time may use it.
+    /// Opens the directory and creates it if it does not exist. Fails when another
+    /// process uses it. No other program may create files in it.
     pub fn new(dir: &Path, store_dir: &StoreDir) -> Result<Self, RootFilesError> {
         let failed = |error| RootFilesError { path: dir.to_owned(), error };
         std::fs::create_dir_all(dir).map_err(failed)?;
         let lock = std::fs::File::open(dir).map_err(failed)?;
         rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(|error| {
             match error {
-                rustix::io::Errno::WOULDBLOCK => failed(io::Error::other("another process uses it")),
+                rustix::io::Errno::WOULDBLOCK => {
+                    failed(io::Error::other("another process uses this directory"))
+                }
                 other => failed(other.into()),
             }
         })?;
-        // Whether links can be made is better known now than with the first path.
+        // A missing permission is an error now rather than with the first path.
         rustix::fs::access(dir, rustix::fs::Access::WRITE_OK).map_err(|e| failed(e.into()))?;
         Ok(Self { dir: dir.to_owned(), store_dir: store_dir.clone(), _lock: lock })
     }
 
-    /// Protects a path; again does no harm. Making a link is atomic: there is
-    /// no moment at which a half-made one can be read.
+    /// Adds a root for the path. Does nothing if it exists. A link is created
+    /// atomically, so the collector never reads an incomplete root.
     pub fn add(&self, path: &StorePath) -> Result<(), RootFilesError> {
         let root = self.file(path);
         match self.make(&root, path) {
@@ -65,20 +71,21 @@ impl RootFiles {
         .map_err(|error| RootFilesError { path: root, error })
     }
 
-    /// Ends the protection; of a path that has none, too.
+    /// Removes the root of the path. Does nothing if there is none.
     pub fn remove(&self, path: &StorePath) -> Result<(), RootFilesError> {
         unlink(&self.file(path))
     }
 
-    /// The protected paths, sorted.
+    /// Lists the paths that have a root, sorted.
     pub fn list(&self) -> Result<Vec<StorePath>, RootFilesError> {
         let mut paths: Vec<_> = self.names()?.iter().filter_map(|name| StorePath::parse(name).ok()).collect();
         paths.sort_unstable();
         Ok(paths)
     }
 
-    /// Removes what an earlier run left: every root that `keep` does not want,
-    /// and remains of an interrupted [`Self::add`]. How many roots went.
+    /// Removes the roots of an earlier run for which `keep` returns false, and the
+    /// temporary files of an interrupted [`Self::add`]. Returns how many files it
+    /// removed.
     pub fn clear_stale(&self, mut keep: impl FnMut(&StorePath) -> bool) -> Result<usize, RootFilesError> {
         let mut cleared = 0;
         for name in self.names()? {
@@ -90,9 +97,9 @@ impl RootFiles {
         Ok(cleared)
     }
 
-    /// A new root at `root`: a link to the seed, which is made when it is not
-    /// there or has as many links as a file may have (ext4: 65,000). A symlink
-    /// where the file system knows no hard links.
+    /// Creates a hard link to the seed at `root`. Creates a new seed first when
+    /// there is none, or when it has the most links that the file system allows
+    /// (ext4: 65,000). Creates a symlink where the file system has no hard links.
     fn make(&self, root: &Path, path: &StorePath) -> io::Result<()> {
         let seed = self.dir.join(SEED);
         let linked = std::fs::hard_link(&seed, root);
@@ -114,15 +121,15 @@ impl RootFiles {
         }
     }
 
-    /// Something is there already: a root, or a symlink that leads elsewhere.
-    /// That is replaced by way of a rename.
+    /// Checks the file that exists at `root`. Keeps it if it is a root of this
+    /// path, and replaces it by a rename otherwise.
     fn put_right(&self, root: &Path, path: &StorePath) -> io::Result<()> {
         let right = match std::fs::symlink_metadata(root) {
             Ok(meta) if meta.is_file() => true,
             Ok(meta) if meta.is_symlink() => {
                 std::fs::read_link(root)? == Path::new(&self.store_dir.full(path))
             }
-            // Gone in this moment, or not a thing of ours.
+            // The file was removed meanwhile, or it is of another type.
             Ok(_) | Err(_) => false,
         };
         if right {
@@ -136,7 +143,7 @@ impl RootFiles {
         std::fs::rename(&new, root)
     }
 
-    /// Names of what could be a root: symlinks, and empty files but the seed.
+    /// Lists the names of all symlinks and of all empty files except the seed.
     fn names(&self) -> Result<Vec<String>, RootFilesError> {
         let failed = |error| RootFilesError { path: self.dir.clone(), error };
         let mut names = Vec::new();

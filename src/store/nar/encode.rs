@@ -1,9 +1,10 @@
-//! The format (Nix manual, "Nix Archive (NAR) format"): strings with their
-//! length in front, padded with zeros to eight bytes, in the order of a walk
-//! with the names of each directory sorted by their bytes.
+//! Encodes a file tree as a NAR (Nix manual, "Nix Archive (NAR) format"). A NAR
+//! is a sequence of strings. Each one is its length, its bytes, and zeros up to a
+//! multiple of eight bytes. The entries of a directory are sorted by the bytes of
+//! their names.
 //!
-//! Must not know: where the chunks go. File contents are read straight into the
-//! chunk that is handed on.
+//! Must not know: where the chunks go. File contents are read directly into the
+//! chunk, without another copy.
 
 use std::ffi::OsString;
 use std::fs::FileType;
@@ -16,10 +17,11 @@ use rustix::fs::{Advice, Mode, OFlags};
 
 use super::NarError;
 
-/// From here on the kernel is told that a file is read to its end.
+/// From this size on, in bytes, the kernel gets the hint that the file is read
+/// from beginning to end.
 const LARGE: u64 = 1024 * 1024;
 
-/// Takes a full chunk, gives an empty one (with some capacity) to go on with.
+/// Takes a full chunk and returns an empty one, which must have some capacity.
 pub(super) type Emit<'a> = &'a mut dyn FnMut(Vec<u8>) -> io::Result<Vec<u8>>;
 
 pub(super) struct Encoder<'a> {
@@ -27,7 +29,7 @@ pub(super) struct Encoder<'a> {
     emit: Emit<'a>,
 }
 
-/// A directory that is being walked: what is left of it.
+/// A directory that is being encoded, with the entries that are left.
 struct Open {
     names: std::vec::IntoIter<(OsString, FileType)>,
 }
@@ -37,9 +39,9 @@ impl<'a> Encoder<'a> {
         Self { chunk, emit }
     }
 
-    /// The whole archive. The stack is on the heap and no directory is kept
-    /// open, so that only the length of a path bounds the depth of a tree, as
-    /// it does for Nix.
+    /// Encodes the tree at `root`. It does not recurse and keeps no directory open,
+    /// so the depth of a tree is limited only by the longest path that the system
+    /// accepts.
     pub(super) fn encode(mut self, root: &Path) -> Result<(), NarError> {
         let mut path = root.to_owned();
         let kind = std::fs::symlink_metadata(&path).map_err(|e| read(&path, e))?.file_type();
@@ -72,7 +74,8 @@ impl<'a> Encoder<'a> {
         Ok(())
     }
 
-    /// A node from its parenthesis on; a directory is left open.
+    /// Encodes one node. For a directory it writes only the beginning and returns
+    /// the entries, which the caller encodes.
     fn node(&mut self, path: &PathBuf, kind: FileType) -> Result<Option<Open>, NarError> {
         self.texts(&[b"(", b"type"])?;
         if kind.is_dir() {
@@ -91,7 +94,8 @@ impl<'a> Encoder<'a> {
     }
 
     fn regular(&mut self, path: &Path) -> Result<(), NarError> {
-        // Neither a symlink nor a pipe that took the file's place is followed or waited for.
+        // The file may have been replaced meanwhile: a symlink is not followed, and
+        // opening a FIFO does not block.
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
         let failed = |e: rustix::io::Errno| read(path, e.into());
         let file = rustix::fs::open(path, flags, Mode::empty()).map_err(failed)?;
@@ -102,7 +106,7 @@ impl<'a> Encoder<'a> {
         }
         let size = u64::try_from(stat.st_size).map_err(|_| NarError::Changed(path.to_owned()))?;
         if size >= LARGE {
-            // A hint; without it the file is read all the same.
+            // Only a hint: if it fails, the file is read without it.
             let _ = rustix::fs::fadvise(&file, 0, None, Advice::Sequential);
         }
         self.text(b"regular")?;
@@ -126,7 +130,7 @@ impl<'a> Encoder<'a> {
             let got = if left >= room as u64 {
                 rustix::io::read(file, rustix::buffer::spare_capacity(&mut self.chunk))
             } else {
-                // Not beyond the declared size, should the file be growing.
+                // Reads no more than the declared size, even if the file grows.
                 let from = self.chunk.len();
                 let want = usize::try_from(left).unwrap_or(room);
                 self.chunk.resize(from + want, 0);
@@ -179,8 +183,8 @@ impl<'a> Encoder<'a> {
     }
 }
 
-/// Names and types, sorted by the names' bytes. The only thing in memory that
-/// grows with a tree.
+/// Lists a directory, sorted by the bytes of the names. These lists are the only
+/// memory whose size depends on the tree.
 fn list(path: &Path) -> io::Result<Open> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(path)? {

@@ -1,9 +1,10 @@
-//! NARs: Nix's archive format, written from the file system.
+//! Writes NARs, archives in Nix's format, from the file system. The bytes are the
+//! same as those of `nix-store --dump`.
 //!
-//! Must not know: what the archive is for. The bytes are those of
-//! `nix-store --dump`. Written here rather than with a crate because the
-//! crates at hand refuse trees of 64 levels and more, which Nix stores without
-//! a word, and copy file contents once more on the way.
+//! Must not know: what the archive is for.
+//!
+//! This is own code because the crates that exist refuse trees of 64 levels or
+//! more, which Nix accepts up to version 2.33, and copy file contents once more.
 
 mod encode;
 mod stream;
@@ -14,8 +15,8 @@ use std::path::{Path, PathBuf};
 use encode::Encoder;
 pub use stream::{NarStream, stream};
 
-/// How much is read and handed on at once. From 64 KiB up the size makes little
-/// difference to the time; a few chunks are in memory for each stream.
+/// The size of a chunk in bytes. From 64 KiB up, the size makes little difference
+/// to the time. Each stream has a few chunks in memory.
 pub const CHUNK: usize = 128 * 1024;
 
 /// Why a path could not be archived.
@@ -26,14 +27,14 @@ pub enum NarError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         error: std::io::Error,
     },
     /// A file became shorter while it was read.
-    #[error("{} became shorter while it was read; is something writing to the store?", .0.display())]
+    #[error("{} became shorter while it was read; check whether a program writes to the store", .0.display())]
     Changed(PathBuf),
-    /// Neither file, directory nor symlink.
-    #[error("{} is neither a file, a directory nor a symlink", .0.display())]
+    /// The file is neither a regular file, a directory nor a symlink.
+    #[error("{} is neither a regular file, a directory nor a symlink", .0.display())]
     FileType(PathBuf),
     /// Writing the archive failed.
     #[error("writing the archive: {0}")]
@@ -41,7 +42,7 @@ pub enum NarError {
 }
 
 impl NarError {
-    /// The kind of the error underneath.
+    /// Returns the kind of the system's error, or the kind that fits best.
     pub fn kind(&self) -> std::io::ErrorKind {
         match self {
             Self::Read { error, .. } | Self::Write(error) => error.kind(),
@@ -51,13 +52,14 @@ impl NarError {
     }
 }
 
-/// The NAR of `path` in memory, for a path that is known to be small: one read
-/// on a thread that may block, where a stream costs a thread of its own and a
-/// hand-over for each chunk. `None` when it is longer than `size`.
+/// Returns the NAR of `path` as a whole, or `None` if it is longer than `size`
+/// bytes. Blocks the calling thread. For a small path this is cheaper than a
+/// stream, which starts a thread and sends each chunk through a channel.
 pub fn whole(path: &Path, size: usize) -> Result<Option<Vec<u8>>, NarError> {
     let mut all = None;
     let mut emit = |chunk: Vec<u8>| match all.replace(chunk) {
-        // Whatever more there is finds a little room, and is refused next time.
+        // A second chunk is the sign that the archive is too long: it gets a few
+        // bytes of room and is refused once it is full.
         None => Ok(Vec::with_capacity(64)),
         Some(_) => Err(std::io::ErrorKind::FileTooLarge.into()),
     };
@@ -68,7 +70,7 @@ pub fn whole(path: &Path, size: usize) -> Result<Option<Vec<u8>>, NarError> {
     }
 }
 
-/// Writes the NAR of `path`; its length.
+/// Writes the NAR of `path` and returns its length in bytes.
 pub fn dump(path: &Path, out: &mut dyn Write) -> Result<u64, NarError> {
     let mut written = 0;
     let mut emit = |mut chunk: Vec<u8>| {

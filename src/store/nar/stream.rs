@@ -1,10 +1,13 @@
-//! A NAR as a stream of chunks, read by a thread of its own with back-pressure.
-//! Not one of the runtime's: those are counted, and a thread that waits for a
-//! slow server would keep one from whoever must end that wait, such as a cache
-//! in the same process.
+//! A NAR as a stream of chunks. A thread of its own reads the files, and waits
+//! when the reader of the stream is slow.
 //!
-//! Must not know: who reads it. In memory are the chunk being filled, those in
-//! the channel, and the one being read.
+//! The thread is not one of the runtime's blocking threads. Their number is
+//! limited: streams that wait for a slow server could use all of them, and a
+//! built-in cache in the same process, which needs one to go on, would then wait
+//! for ever.
+//!
+//! Must not know: who reads the stream. In memory are the chunk that is being
+//! filled, the chunks in the channel, and the chunk that is being read.
 
 use std::io;
 use std::path::PathBuf;
@@ -18,19 +21,20 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 use super::CHUNK;
 use super::encode::Encoder;
 
-/// Chunks that wait for the reader: enough for the disk and the network to work
+/// How many chunks the channel holds: enough for the disk and the network to work
 /// at the same time.
 const WAITING: usize = 2;
-/// The first chunk is smaller, since most store paths are.
+/// The size of the first chunk in bytes. It is smaller than the others, because
+/// most store paths are small.
 const FIRST: usize = 16 * 1024;
 
-/// The NAR of a path. Dropping it ends the thread.
+/// A stream of a path's NAR. The thread ends when it is dropped.
 #[derive(Debug)]
 pub struct NarStream(State);
 
 #[derive(Debug)]
 enum State {
-    /// Nothing was asked for: nothing runs.
+    /// Nothing was read from the stream yet, and no thread runs.
     Idle(PathBuf),
     Running(Receiver<Message>),
     Ended,
@@ -39,13 +43,13 @@ enum State {
 #[derive(Debug)]
 enum Message {
     Chunk(Vec<u8>),
-    /// The last message. Its absence means that the thread died, which must not
-    /// look like the end of the archive.
+    /// The last message. If the channel closes without it, the thread panicked: the
+    /// archive is incomplete.
     End(io::Result<()>),
 }
 
-/// Streams the NAR of `path`. After an error the stream ends; an archive
-/// without an error is whole.
+/// Streams the NAR of `path`. The stream ends after an error. If it ends without
+/// one, the archive is complete.
 pub fn stream(path: PathBuf) -> NarStream {
     NarStream(State::Idle(path))
 }
@@ -70,7 +74,9 @@ impl Stream for NarStream {
             Some(Message::Chunk(chunk)) => return Poll::Ready(Some(Ok(Bytes::from(chunk)))),
             Some(Message::End(Ok(()))) => None,
             Some(Message::End(Err(error))) => Some(Err(error)),
-            None => Some(Err(io::Error::other("the thread that reads the store path died"))),
+            None => Some(Err(io::Error::other(
+                "the thread that reads the store path ended too early; please report this as a bug",
+            ))),
         };
         self.0 = State::Ended;
         Poll::Ready(end)
@@ -79,7 +85,7 @@ impl Stream for NarStream {
 
 #[allow(clippy::needless_pass_by_value)] // The thread owns it.
 fn run(path: PathBuf, sender: &Sender<Message>) {
-    let gone = || io::Error::new(io::ErrorKind::BrokenPipe, "nobody reads the archive any more");
+    let gone = || io::Error::new(io::ErrorKind::BrokenPipe, "the reader of the archive stopped early");
     let mut emit = |chunk| {
         sender.blocking_send(Message::Chunk(chunk)).map_err(|_| gone())?;
         Ok(Vec::with_capacity(CHUNK))

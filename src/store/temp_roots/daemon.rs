@@ -1,9 +1,9 @@
-//! Temporary roots through the nix-daemon: the one operation `AddTempRoot` of
-//! its protocol (Nix, `src/libstore/worker-protocol.hh`, `remote-store.cc`,
-//! `daemon.cc`). What is added lasts as long as the connection: the roots are
-//! those of the worker process that serves it.
+//! Temporary roots through the nix-daemon. This is a client for one operation of
+//! its protocol, `AddTempRoot` (Nix, `src/libstore/worker-protocol.hh`,
+//! `remote-store.cc`, `daemon.cc`). The roots belong to the worker process that
+//! serves the connection, so they end with the connection.
 //!
-//! Everything is little-endian 64-bit numbers; a string is its length, its
+//! All numbers are little-endian and have 64 bits. A string is its length, its
 //! bytes, and zeros up to a multiple of eight.
 
 use std::io::{self, BufReader, Read, Write};
@@ -15,25 +15,25 @@ use rustix::net::RecvFlags;
 
 const CLIENT_MAGIC: u64 = 0x6e69_7863;
 const DAEMON_MAGIC: u64 = 0x6478_696f;
-/// 1.35 (Nix 2.15 and later). A daemon of another version speaks the lower of
-/// both; from 1.38 on features would have to be agreed on.
+/// Protocol version 1.35 (Nix 2.15 and later). Both sides use the lower one of
+/// their versions. From 1.38 on, they would have to agree on features too.
 const VERSION: u64 = 0x123;
 const ADD_TEMP_ROOT: u64 = 11;
-/// Words of the daemon's between a request and its answer.
+/// Types of the messages that the daemon sends between a request and its answer.
 const SAYS_LAST: u64 = 0x616c_7473;
 const SAYS_NEXT: u64 = 0x6f6c_6d67;
 const SAYS_ERROR: u64 = 0x6378_7470;
 const SAYS_START: u64 = 0x5354_5254;
 const SAYS_STOP: u64 = 0x5354_4f50;
 const SAYS_RESULT: u64 = 0x5253_4c54;
-/// Longer strings than any that is meant for us.
+/// The longest string that is accepted, in bytes.
 const LONGEST: u64 = 1 << 20;
-/// Fields of an activity, lines of a trace.
+/// The most fields of an activity, or lines of a trace, that are accepted.
 const MOST: u64 = 1000;
-/// How long the daemon may take: it may wait for the collector.
+/// How long the daemon may take to answer. It may wait for the collector.
 const ANSWER: Duration = Duration::from_secs(30);
-/// Requests that are sent before their answers are read; they fit into a
-/// socket's buffer, so that neither side waits for the other.
+/// How many requests are sent before their answers are read. They fit into the
+/// socket's buffer, so neither side waits for the other.
 const AHEAD: usize = 32;
 
 #[derive(Debug)]
@@ -47,7 +47,8 @@ impl DaemonConnection {
         Self::open(socket, ANSWER)
     }
 
-    /// Connects and shakes hands; each answer may take as long as `patience`.
+    /// Connects and does the protocol's handshake. Fails when an answer takes longer
+    /// than `patience`.
     pub(in crate::store) fn open(socket: &Path, patience: Duration) -> io::Result<Self> {
         let stream = UnixStream::connect(socket)?;
         stream.set_read_timeout(Some(patience))?;
@@ -55,25 +56,29 @@ impl DaemonConnection {
         Self::greet(stream)
     }
 
-    /// Shakes hands.
+    /// Does the protocol's handshake on a connected socket.
     fn greet(stream: UnixStream) -> io::Result<Self> {
         let mut this = Self { stream: BufReader::with_capacity(4096, stream), minor: 0 };
         this.send(&[CLIENT_MAGIC])?;
         if this.number()? != DAEMON_MAGIC {
-            return Err(strange("it does not answer as a nix-daemon"));
+            return Err(strange("it does not speak the protocol of a nix-daemon"));
         }
         let theirs = this.number()?;
         if theirs >> 8 != VERSION >> 8 || theirs & 0xff < 14 {
-            return Err(strange(&format!("it speaks protocol {}.{}", theirs >> 8, theirs & 0xff)));
+            return Err(strange(&format!(
+                "it speaks protocol version {}.{}, which is not supported",
+                theirs >> 8,
+                theirs & 0xff
+            )));
         }
         this.minor = (theirs & 0xff).min(VERSION & 0xff);
-        // No processor to be bound to, no space to be reserved: both obsolete.
+        // Two obsolete fields: CPU affinity, and whether to reserve disk space.
         this.send(&[VERSION, 0, 0])?;
         if this.minor >= 33 {
             this.string()?; // The daemon's version.
         }
         if this.minor >= 35 {
-            this.number()?; // Whether we are trusted; not needed here.
+            this.number()?; // Whether this client is trusted; not needed here.
         }
         this.hear_out()?;
         Ok(this)
@@ -101,8 +106,9 @@ impl DaemonConnection {
         }
     }
 
-    /// Between requests nothing is to be read: the end of the stream, or
-    /// anything else, means that this connection is of no use any more.
+    /// Whether the connection is usable. Between requests the daemon sends nothing.
+    /// The end of the stream or any byte means that the connection cannot be used
+    /// any more.
     pub(super) fn is_alive(&self) -> bool {
         let mut byte = [0_u8];
         let seen = rustix::net::recv(self.stream.get_ref(), &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT);
@@ -123,7 +129,7 @@ impl DaemonConnection {
     fn string(&mut self) -> io::Result<String> {
         let length = self.number()?;
         if length > LONGEST {
-            return Err(strange("it sends more than it should"));
+            return Err(strange(&format!("it sends a string of more than {LONGEST} bytes")));
         }
         let mut bytes = vec![0; usize::try_from(length.next_multiple_of(8)).unwrap_or(0)];
         self.stream.read_exact(&mut bytes)?;
@@ -133,10 +139,15 @@ impl DaemonConnection {
 
     fn count(&mut self) -> io::Result<u64> {
         let count = self.number()?;
-        if count > MOST { Err(strange("it sends more than it should")) } else { Ok(count) }
+        if count > MOST {
+            Err(strange(&format!("it sends a list of more than {MOST} entries")))
+        } else {
+            Ok(count)
+        }
     }
 
-    /// Reads what the daemon says for its user's terminal, up to the answer.
+    /// Reads the log messages of the daemon up to its answer. Fails when the daemon
+    /// reports an error.
     fn hear_out(&mut self) -> io::Result<()> {
         loop {
             match self.number()? {
@@ -156,7 +167,7 @@ impl DaemonConnection {
                     self.fields()?;
                 }
                 SAYS_ERROR => return Err(self.error()?),
-                _ => return Err(strange("it says something that is not understood")),
+                _ => return Err(strange("it sends a message of an unknown type")),
             }
         }
     }
@@ -170,7 +181,7 @@ impl DaemonConnection {
             match self.number()? {
                 0 => self.numbers(1)?,
                 1 => drop(self.string()?),
-                _ => return Err(strange("it says something that is not understood")),
+                _ => return Err(strange("it sends a field of an unknown type")),
             }
         }
         Ok(())
@@ -179,10 +190,10 @@ impl DaemonConnection {
     fn error(&mut self) -> io::Result<io::Error> {
         let message = if self.minor >= 26 {
             self.string()?; // Always "Error".
-            self.number()?; // Level.
-            self.string()?; // Name.
+            self.number()?; // The level.
+            self.string()?; // The name.
             let message = self.string()?;
-            self.number()?; // No position.
+            self.number()?; // Whether there is a position: always 0.
             for _ in 0..self.count()? {
                 self.number()?;
                 self.string()?;
@@ -190,10 +201,10 @@ impl DaemonConnection {
             message
         } else {
             let message = self.string()?;
-            self.number()?; // Status.
+            self.number()?; // The exit status.
             message
         };
-        Ok(io::Error::other(format!("it refuses: {message}")))
+        Ok(io::Error::other(format!("it reports an error: {message}")))
     }
 }
 
@@ -201,11 +212,12 @@ fn strange(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what.to_owned())
 }
 
-/// Reads bytes as what a nix-daemon sends, from its greeting on, and after it.
+/// Reads bytes as the handshake of a nix-daemon and the answer to one request.
 #[cfg(any(fuzzing, test))]
 pub(in crate::store) fn fuzz(bytes: &[u8]) {
     let Ok((ours, theirs)) = UnixStream::pair() else { return };
-    // What does not fit into the socket's buffer is left out, or nobody would read it.
+    // Writes only as much as fits into the socket's buffer: more would block, since
+    // the reader starts afterwards.
     let mut theirs = &theirs;
     let _ = theirs.write_all(&bytes[..bytes.len().min(64 * 1024)]);
     let _ = theirs.shutdown(std::net::Shutdown::Write);

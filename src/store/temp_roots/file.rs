@@ -1,12 +1,12 @@
-//! Temporary roots as Nix's own processes keep them, in a single-user
+//! Temporary roots in a file, as Nix's own processes keep them in a single-user
 //! installation or as root (Nix, `src/libstore/gc.cc`).
 //!
-//! `<state>/temp_roots/<pid>` holds paths, each ended by a zero byte, and is
-//! locked by its process for as long as that lives; the collector takes what is
-//! in locked files for roots and removes those that nobody locks. A collector
-//! holds `<state>/gc.lock` exclusively from before it reads the roots to its
-//! end, and takes late roots on `<state>/gc-socket/socket`: a path and a line
-//! feed, answered by `1` when the path is safe.
+//! `<state>/temproots/<pid>` contains paths, each followed by a zero byte. The
+//! process locks its file as long as it lives. The collector takes the paths in
+//! locked files for roots, and removes the files that no process locks. It locks
+//! `<state>/gc.lock` exclusively before it reads the roots and until it ends.
+//! Meanwhile it accepts more roots on `<state>/gc-socket/socket`: it reads a path
+//! and a line feed, and answers `1` when the path is protected.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
@@ -17,14 +17,14 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 
-/// How long a collector that holds the lock may stay unreachable: it opens its
-/// socket right after, and Nix older than 2.5 opens none.
+/// How long to wait for the socket of a collector that holds the lock. It opens
+/// the socket right after it locks; Nix older than 2.5 opens none.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Between looks at it.
+/// The pause between two tries to reach the collector.
 const PAUSE: Duration = Duration::from_millis(10);
-/// How long the collector may take to answer; it may be deleting the very path.
+/// How long the collector may take to answer. It may be deleting the same path.
 const ANSWER: Duration = Duration::from_secs(30);
-/// Times that a collector may remove the file before it is locked.
+/// How often the file is created, if a collector removes it before it is locked.
 const TRIES: u32 = 16;
 
 #[derive(Debug)]
@@ -55,23 +55,27 @@ impl FileRoots {
                 .truncate(false)
                 .mode(0o600)
                 .open(&path)?;
-            // Locked means that another process has this number, in another
-            // name space of process numbers.
+            // A process with the same number, in another process namespace, may
+            // have locked the file.
             flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
-                rustix::io::Errno::WOULDBLOCK => {
-                    io::Error::other(format!("{} belongs to another process of this number", path.display()))
-                }
+                rustix::io::Errno::WOULDBLOCK => io::Error::other(format!(
+                    "{} is locked by a process with the same number in another process namespace",
+                    path.display()
+                )),
                 other => other.into(),
             })?;
-            // A collector may have removed it in between, or an earlier process
-            // of this number may have left something in it.
+            // A collector may have removed the file before it was locked. A file of
+            // an earlier process with this number may contain paths.
             if file.metadata()?.nlink() == 0 {
                 continue;
             }
             file.set_len(0)?;
             return Ok(Self { file, path, gc_lock, collector: state_dir.join("gc-socket/socket") });
         }
-        Err(io::Error::other(format!("{} is removed again and again", path.display())))
+        Err(io::Error::other(format!(
+            "a garbage collector removed {} {TRIES} times before it was locked",
+            path.display()
+        )))
     }
 
     pub(super) fn add(&mut self, paths: impl Iterator<Item = String>) -> io::Result<()> {
@@ -84,9 +88,9 @@ impl FileRoots {
                 return written;
             }
             match self.tell(&paths) {
-                // Also written down, for the next collection.
+                // The next collection reads the file.
                 Ok(()) => return self.append(&paths),
-                // It has just ended, or is just beginning.
+                // The collection has just ended, or has not opened its socket yet.
                 Err(error) if begun.elapsed() >= PATIENCE => return Err(error),
                 Err(_) => std::thread::sleep(PAUSE),
             }
@@ -94,6 +98,7 @@ impl FileRoots {
     }
 
     /// Rewrites the file, which is safe only while no collection can read it.
+    /// Returns false when one runs.
     pub(super) fn only(&mut self, keep: impl Iterator<Item = String>) -> io::Result<bool> {
         if !self.no_collection()? {
             return Ok(false);
@@ -109,7 +114,8 @@ impl FileRoots {
         there(&self.file) && there(&self.gc_lock)
     }
 
-    /// True when none runs; then none begins until the lock is let go.
+    /// Locks `gc.lock` if no collection runs, and says whether it did. No collection
+    /// begins before the caller unlocks it.
     fn no_collection(&self) -> io::Result<bool> {
         match flock(&self.gc_lock, FlockOperation::NonBlockingLockShared) {
             Ok(()) => Ok(true),
@@ -137,7 +143,9 @@ impl FileRoots {
             let mut answer = [0];
             collector.read_exact(&mut answer)?;
             if answer != *b"1" {
-                return Err(io::Error::other("the collector's answer is not understood"));
+                return Err(io::Error::other(
+                    "the garbage collector did not answer 1 to a path on its socket",
+                ));
             }
         }
         Ok(())
@@ -146,7 +154,7 @@ impl FileRoots {
 
 impl Drop for FileRoots {
     fn drop(&mut self) {
-        // Before the lock goes: nobody else can have made a file of this name.
+        // The lock is still held, so the file of this name is this one.
         if self.file.metadata().is_ok_and(|meta| meta.nlink() > 0) {
             let _ = std::fs::remove_file(&self.path);
         }

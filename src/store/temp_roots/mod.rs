@@ -1,11 +1,13 @@
-//! Temporary roots: protection that holds against a collection which has read
-//! the other roots already, and that ends with the process at the latest.
+//! Temporary roots. They protect paths even from a collection that has already
+//! read the other roots, and end with the process at the latest.
 //!
-//! Must not know: why a path is kept. Two ways, by who may do what: the file
-//! and the socket that Nix's own processes use ([`file`]), or a connection to
-//! the nix-daemon, which does the same for us and for which nobody needs to be
-//! root ([`daemon`]). A way that breaks is thrown away and opened again by the
-//! caller, who knows what has to be added anew.
+//! Must not know: why a path is kept.
+//!
+//! There are two kinds. Root and the user of a single-user installation use the
+//! file and the socket that Nix's own processes use ([`file`]). Every other user
+//! needs a connection to the nix-daemon, which adds the roots for its client
+//! ([`daemon`]). After an error the caller drops the [`TempRoots`], opens them
+//! again and adds its paths again.
 
 mod daemon;
 #[cfg(any(fuzzing, test))]
@@ -19,17 +21,17 @@ use crate::types::{StoreDir, StorePath};
 pub(super) use daemon::DaemonConnection;
 use file::FileRoots;
 
-/// Neither way can be gone.
+/// Neither kind of temporary root is available.
 #[derive(Debug, thiserror::Error)]
-#[error("no temporary roots: {file}; {daemon}")]
+#[error("temporary roots are not available: {file}; {daemon}")]
 pub struct TempRootsError {
-    /// Why not by a file of our own.
+    /// Why the file could not be used.
     pub file: String,
-    /// Why not through the nix-daemon.
+    /// Why the nix-daemon could not be used.
     pub daemon: String,
 }
 
-/// Paths that are kept while this is open.
+/// A set of temporary roots. Its paths are protected until it is dropped.
 #[derive(Debug)]
 pub struct TempRoots {
     way: Way,
@@ -43,8 +45,8 @@ enum Way {
 }
 
 impl TempRoots {
-    /// Opens whichever way works: the file below `state_dir` when this user may
-    /// write it, else the nix-daemon that listens at `socket`.
+    /// Opens the file below `state_dir` if this user may write it, and otherwise a
+    /// connection to the nix-daemon that listens at `socket`.
     pub fn open(state_dir: &Path, store_dir: &StoreDir, socket: &Path) -> Result<Self, TempRootsError> {
         let open = |way| Self { way, store_dir: store_dir.clone() };
         let file = match FileRoots::open(state_dir) {
@@ -60,8 +62,9 @@ impl TempRoots {
         }
     }
 
-    /// Protects paths; when it returns, a collection that runs knows of them.
-    /// After an error some are protected and some are not: open anew.
+    /// Adds paths. When it returns, a running collection knows of them too. After
+    /// an error some of the paths are protected and others are not: open new
+    /// temporary roots.
     pub fn add<'a>(&mut self, paths: impl IntoIterator<Item = &'a StorePath>) -> io::Result<()> {
         let full = paths.into_iter().map(|p| self.store_dir.full(p));
         match &mut self.way {
@@ -70,9 +73,9 @@ impl TempRoots {
         }
     }
 
-    /// Ends the protection of all but `keep`; false when that is not possible
-    /// now (a collection runs) and is to be tried later. There is no moment at
-    /// which one of `keep` is unprotected.
+    /// Ends the protection of all paths except `keep`, which stay protected without
+    /// interruption. Returns false when a collection runs: the caller tries again
+    /// later.
     pub fn only<'a>(&mut self, keep: impl IntoIterator<Item = &'a StorePath>) -> io::Result<bool> {
         let full = keep.into_iter().map(|p| self.store_dir.full(p));
         match &mut self.way {
@@ -86,8 +89,9 @@ impl TempRoots {
         }
     }
 
-    /// Whether what was added is still protected, as far as can be seen without
-    /// asking: false when the other end is gone or the file was removed.
+    /// Whether the added paths are still protected. Returns false when the nix-daemon
+    /// closed the connection or the file was removed. Sends no request, so a
+    /// connection that broke without a notice counts as alive.
     pub fn is_alive(&self) -> bool {
         match &self.way {
             Way::File(roots) => roots.is_alive(),
@@ -95,7 +99,7 @@ impl TempRoots {
         }
     }
 
-    /// Whether it goes through the nix-daemon.
+    /// Whether the nix-daemon holds the roots.
     pub fn is_remote(&self) -> bool {
         matches!(self.way, Way::Daemon(..))
     }

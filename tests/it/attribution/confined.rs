@@ -1,5 +1,5 @@
-//! Routes confine: which caches a user may name, where paths go that nobody was seen
-//! to make, and what a name service that does not answer opens to anybody: nothing.
+//! Routes limit which caches a user may name. Also tests which cache paths of unknown makers
+//! go to, and that no user gets more rights when the name service does not answer.
 
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -57,15 +57,15 @@ fn a_confined_user_reaches_only_the_caches_that_the_route_allows() {
     };
     assert_eq!(cache_of(&["session", "start", "--cache", "extra"]), "extra");
     assert_eq!(cache_of(&["session", "start"]), "untrusted");
-    // What the route allows can be pushed to, with a path of somebody else too.
+    // The user may push to the caches that the route allows, also another user's path.
     let pushed = as_nobody(&daemon, &["push", "--cache", "extra", &path, "--wait"]);
     assert_eq!(pushed.code, 0, "{pushed:?}");
     assert!(daemon.cache("extra").has(&path));
-    // A session of `run` goes where the route leads, and takes what is named there.
+    // A session of `run` pushes to the route's cache, also the paths that are named in it.
     let run = as_nobody(&daemon, &["--strict", "run", "--push", &path, "--", "true"]);
     assert!(run.code == 0 && daemon.cache("untrusted").has(&path), "{run:?}");
     assert!(!daemon.cache("main").has(&path));
-    // Root's own route leads elsewhere, and forbids nothing.
+    // Root's own route has another cache and does not limit root.
     let pushed = daemon.ctl(&["push", "--cache", "main", &path, "--wait"]);
     assert!(pushed.code == 0 && daemon.cache("main").has(&path), "{pushed:?}");
 }
@@ -86,7 +86,7 @@ fn a_skipped_user_reaches_no_cache() {
     }
 }
 
-/// What the builder's hook names goes where the route of the build's user leads.
+/// A path that the builder's hook names goes to the cache of the route of the build's user.
 #[test]
 fn the_hook_of_a_confined_users_build_takes_nothing_out_of_its_route() {
     if !can_switch_user() {
@@ -110,7 +110,7 @@ fn the_hook_of_a_confined_users_build_takes_nothing_out_of_its_route() {
     assert!(daemon.cache("main").names().is_empty());
 }
 
-/// Nobody saw who made what became valid while the daemon was away.
+/// The maker of a path that became valid while the daemon was stopped is unknown.
 #[test]
 fn a_path_of_an_unknown_maker_waits_for_a_session_or_follows_the_route_for_it() {
     let confines = "[[route]]\nuser = \"nobody\"\ncache = \"untrusted\"\n";
@@ -215,7 +215,7 @@ fn a_name_service_that_hangs_opens_nothing_and_stops_nobody_else() {
     daemon.up();
     open_to_all(&daemon);
     let theirs = build(&daemon, &nix_daemon, "of-nobody", NOBODY);
-    // Root is confined by nothing and waits for nothing.
+    // No route limits root, so its paths do not wait for the name service.
     let roots = build(&daemon, &nix_daemon, "of-root", 0);
     daemon.flush();
     assert!(daemon.cache("main").has(&roots));
@@ -224,7 +224,8 @@ fn a_name_service_that_hangs_opens_nothing_and_stops_nobody_else() {
     let why = "it is not known whether [[route]] 1 (group = \"domain users\") is for you";
     assert!(refused.code == 5 && refused.err.contains(why), "{refused:?}");
     answer(fifo);
-    // He is no member, says the name service now: the path goes where everybody's go.
+    // The name service says now that the user is not a member: the path goes to the default
+    // cache.
     until("the path of a user who is known now", || daemon.cache("main").has(&theirs));
     let allowed = as_nobody(&daemon, &["--strict", "session", "start", "--cache", "main"]);
     assert_eq!(allowed.code, 0, "{allowed:?}");

@@ -17,8 +17,8 @@ use crate::support::nix::PrivateNix;
 const OWN: usize = 4;
 const COMMON: usize = 3;
 
-/// The shortest time that a build takes, in milliseconds: as long as real builds, which start some
-/// hundred processes; and close to nothing.
+/// The shortest time that a build takes, in milliseconds: `REAL` for one that takes as long as real
+/// builds, which start some hundred processes, `TINY` for one that ends almost at once.
 const REAL: u32 = 300;
 const TINY: u32 = 10;
 
@@ -137,7 +137,8 @@ impl Site {
     }
 }
 
-/// Makes what each job will substitute: built, copied into a binary cache, deleted.
+/// Makes the paths that each job will substitute: builds them, copies them into a binary cache
+/// and deletes them.
 fn substitutes(nix: &PrivateNix, jobs: usize) -> Vec<String> {
     let binary = format!("file://{}", nix.path().join("binary").display());
     (0..jobs)
@@ -223,8 +224,9 @@ fn many_jobs(jobs: usize, multi_user: bool, ms: u32) {
         );
     }
     // On a busy machine, reading the kernel's table of locks can take ten times as long as a tiny
-    // build. Where many processes wait for one build, the holder may be gone when it is looked
-    // for. What is not known is shared, and never attributed to another job alone.
+    // build. Where many processes wait for one build, the holder may have ended when the
+    // daemon looks for it. A path of an unknown maker is shared, and never attributed to another
+    // job alone.
     assert!(shares.values().all(|[_, _, nobody]| *nobody == 0), "{shares:?}");
     if ms >= REAL {
         assert_eq!(shares["built"], [2 * jobs * OWN, 0, 0], "{shares:?}");
@@ -251,7 +253,7 @@ fn ten_jobs_through_the_nix_daemon() {
     many_jobs(10, true, REAL);
 }
 
-/// Builds that end before anybody can look at them are never attributed to another job.
+/// A build that ends before the daemon sees its process is never attributed to another job.
 #[test]
 fn ten_jobs_whose_builds_take_milliseconds() {
     many_jobs(10, true, TINY);

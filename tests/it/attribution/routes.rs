@@ -99,7 +99,7 @@ fn an_orphaned_process_is_found_by_its_control_group() {
     }
 }
 
-/// The hook succeeds and prints nothing, whatever listens on its socket.
+/// The hook succeeds and prints nothing, whichever program listens on its socket.
 #[test]
 fn the_hook_fails_no_build() {
     let dir = tempfile::tempdir().unwrap();

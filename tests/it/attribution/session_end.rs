@@ -50,7 +50,7 @@ fn ending_twice_says_the_same() {
     assert_eq!(daemon.end(&session, &[]), first);
 }
 
-/// SIGSTOP: the daemon looks like one that hangs.
+/// After SIGSTOP the daemon does not answer.
 #[test]
 fn a_daemon_that_is_halted_meanwhile_fails_no_job_and_goes_on_afterwards() {
     let (daemon, cache, gate, session) = held();
@@ -62,7 +62,7 @@ fn a_daemon_that_is_halted_meanwhile_fails_no_job_and_goes_on_afterwards() {
     until_state(&daemon, &session, "draining");
     daemon.signal(Signal::STOP);
     let [lenient, strict] = short.map(said);
-    // They may have had their answer just before.
+    // They may have received an answer just before.
     let outcome = lenient.json()["outcome"].as_str().unwrap().to_owned();
     assert!(["pending", "unreachable"].contains(&outcome.as_str()), "{lenient:?}");
     assert_eq!(lenient.code, 0, "{lenient:?}");
@@ -75,7 +75,8 @@ fn a_daemon_that_is_halted_meanwhile_fails_no_job_and_goes_on_afterwards() {
     assert!(cache.main().names().contains(&"held".to_owned()));
 }
 
-/// SIGTERM: waiting callers are told what is pending, and the next start goes on.
+/// After SIGTERM the waiting callers learn what is pending, and the daemon goes on after its
+/// next start.
 #[test]
 fn a_daemon_that_is_stopped_meanwhile_tells_the_truth_and_goes_on_afterwards() {
     let (mut daemon, _cache, gate, session) = held();
@@ -84,7 +85,7 @@ fn a_daemon_that_is_stopped_meanwhile_tells_the_truth_and_goes_on_afterwards() {
     }
     let first = ends(&daemon, &[&session]);
     until_state(&daemon, &session, "draining");
-    // The stop may come before this one is heard; then no daemon answers it.
+    // The daemon may stop before it reads this request; then nothing answers it.
     let second = ends(&daemon, &["--strict", &session, "--timeout", "5s"]);
     daemon.stop();
     let first = said(first);

@@ -237,7 +237,7 @@ fn a_killed_caller_ends_nothing_and_a_second_end_joins() {
     for summary in &answers {
         assert_eq!((&summary["pushed"], &summary["outcome"]), (&1.into(), &"complete".into()), "{summary}");
     }
-    assert_eq!(daemon.end(&session, &[])["pushed"], 1, "and ever after");
+    assert_eq!(daemon.end(&session, &[])["pushed"], 1, "the result is the same later");
 }
 
 /// One job builds a path that another job waits for.

@@ -1,4 +1,4 @@
-//! Closures in a large synthetic database that has the schema of Nix.
+//! Closures in a large synthetic Nix database.
 
 use std::collections::{HashMap, HashSet};
 

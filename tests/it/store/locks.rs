@@ -119,7 +119,7 @@ fn a_failed_build_wakes_the_reader_when_collected() {
     assert!(!house.nix.run("nix-build", &["--no-out-link", "-E", &expression]).status.success());
     house.rung("bad.drv");
     let rings = house.all_rings();
-    assert!(house.has_lock("bad"), "it is left");
+    assert!(house.has_lock("bad"), "Nix leaves the lock file of a failed build");
     assert!(
         !rings.iter().any(|r| matches!(r, WatchEvent::LockRemoved(base) if base.ends_with("-bad"))),
         "{rings:?}"
@@ -147,7 +147,11 @@ fn a_floating_build_wakes_the_reader_under_a_scratch_name() {
     assert!(gone.contains(&path.base()), "{gone:?}");
     let output =
         gone.iter().find(|base| base.ends_with("-floating.drv.out")).unwrap_or_else(|| panic!("{gone:?}"));
-    assert_eq!(StorePath::parse(output).unwrap().name(), "floating.drv.out", "the name passes for a path");
+    assert_eq!(
+        StorePath::parse(output).unwrap().name(),
+        "floating.drv.out",
+        "the name of the lock file looks like a store path"
+    );
     assert!(house.journal.info(&StorePath::parse(output).unwrap()).unwrap().is_none());
     let row = house.journal.info(&path).unwrap().unwrap();
     assert_eq!(row.origin(), Origin::Built);

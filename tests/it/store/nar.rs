@@ -1,4 +1,4 @@
-//! NARs: the same bytes as `nix-store --dump`, streamed.
+//! NARs have the same bytes as `nix-store --dump` writes, also as a stream.
 
 use std::ffi::OsString;
 use std::io::{Read as _, Write};

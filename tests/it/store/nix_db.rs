@@ -44,7 +44,7 @@ fn rows_of_a_build_and_its_sources() {
     references.sort();
     assert_eq!(out.references, references);
     assert_eq!(out.deriver.as_ref(), Some(&drv.path));
-    // The same facts, as Nix reports them.
+    // Nix reports the same values.
     let said = |what: &str| {
         String::from_utf8(nix.run("nix-store", &["-q", what, &built[0]]).stdout).unwrap().trim().to_owned()
     };
@@ -56,7 +56,7 @@ fn rows_of_a_build_and_its_sources() {
     );
     assert_eq!(journal.info(&out.path).unwrap().as_ref(), Some(out));
     assert!(journal.info(&source.path).unwrap().is_some());
-    // Read in portions.
+    // The rows can be read in portions.
     assert_eq!(journal.rows(rows[0].id, 2).unwrap(), rows[1..3]);
     assert_eq!(journal.rows(rows[3].id, 2).unwrap(), []);
 }
@@ -171,7 +171,7 @@ fn a_row_that_makes_no_sense_costs_only_itself() {
     )
     .unwrap();
     let journal = open(&nix);
-    // A portion of one row works as well: an empty answer would mean the end.
+    // Portions of one row skip the bad rows too: an empty portion would mean the end.
     assert_eq!(
         journal.rows(2, 1).unwrap().iter().map(|r| (r.id, r.deriver.clone())).collect::<Vec<_>>(),
         [(5, None)]

@@ -1,4 +1,4 @@
-//! What a path is, for each way on which it can come into the store.
+//! The origin of paths, for each way in which a path can come into the store.
 
 use std::fs;
 use std::path::Path;
@@ -14,7 +14,7 @@ fn succeeds(out: &Output) -> String {
     String::from_utf8_lossy(&out.stdout).trim().to_owned()
 }
 
-/// All rows as "name origin", sorted.
+/// Returns all rows as "name origin", sorted.
 fn origins(nix: &PrivateNix) -> Vec<(String, Origin)> {
     let dir = StoreDir::new(nix.store_dir().to_str().unwrap()).unwrap();
     let rows = NixDb::open(&nix.state_dir(), &dir).unwrap().rows(0, 1000).unwrap();
@@ -32,8 +32,9 @@ const CA: &str = "derivation { name = \"floating\"; system = builtins.currentSys
                   args = [ \"-c\" \"echo hi > $out\" ]; __contentAddressed = true; \
                   outputHashMode = \"recursive\"; outputHashAlgo = \"sha256\"; }";
 
-/// A tree, a text, a text that refers to another, a flat file, a build with a
-/// reference to the tree, a content-addressed build, a fixed output.
+/// Makes one path of each kind: a tree, a text, a text that refers to another, a flat
+/// file, a build with a reference to the tree, a content-addressed build, and a fixed
+/// output.
 fn everything(nix: &PrivateNix) -> Vec<String> {
     let tree = nix.work_dir().join("tree");
     fs::create_dir(&tree).unwrap();
@@ -54,7 +55,7 @@ fn everything(nix: &PrivateNix) -> Vec<String> {
     [built, floating, fixed].concat()
 }
 
-/// Without the `.drv` files.
+/// Leaves out the `.drv` files.
 const COPIED: [(&str, Origin); 7] = [
     ("built", Origin::Substituted),
     ("fixed", Origin::Substituted),
@@ -98,7 +99,7 @@ fn made_on_this_host() {
     );
 }
 
-/// Nix registers what is imported without content address and signature.
+/// Nix registers imported paths without content address and signature.
 #[test]
 fn exported_and_imported() {
     let nix = PrivateNix::new();
@@ -121,7 +122,7 @@ fn exported_and_imported() {
     expect(&nix, &COPIED);
 }
 
-/// Signed, and copied back from a binary cache.
+/// The paths are signed, copied to a binary cache, and copied back.
 #[test]
 fn copied_and_substituted_with_signatures() {
     let nix = PrivateNix::new();
@@ -135,7 +136,7 @@ fn copied_and_substituted_with_signatures() {
     let from = format!("file://{}/cache", nix.path().display());
     succeeds(&nix.run("nix", &[&["copy", "--no-check-sigs", "--from", &from], &names[..]].concat()));
     expect(&nix, &COPIED);
-    // The same by the substituter.
+    // The result is the same when Nix substitutes them.
     succeeds(&nix.run("nix-store", &["--gc"]));
     let key = fs::read_to_string(nix.work_dir().join("pk")).unwrap();
     nix.configure(&format!("substitute = true\nsubstituters = {from}\ntrusted-public-keys = {}", key.trim()));
@@ -145,7 +146,7 @@ fn copied_and_substituted_with_signatures() {
     expect(&nix, &COPIED);
 }
 
-/// A dump has neither content addresses nor signatures.
+/// A dump of the Nix database has neither content addresses nor signatures.
 #[test]
 fn dumped_and_loaded() {
     let nix = PrivateNix::new();
@@ -193,8 +194,8 @@ fn fetched_added_and_profiles() {
     assert_eq!(of("env-manifest.nix"), Some(Origin::Source));
 }
 
-/// Rewritten from a build: its path follows from its content, and what refers to
-/// something in the store was not added from files.
+/// These paths are rewritten from a build and have content addresses. One that refers to
+/// another store path cannot have been added from files.
 #[test]
 fn made_content_addressed() {
     let nix = PrivateNix::new();
@@ -215,6 +216,6 @@ fn made_content_addressed() {
     assert_eq!(made.len(), 2, "{said}");
     let origin = |name: &str| made.iter().find(|row| row.path.name() == name).unwrap().origin();
     assert_eq!(origin("top"), Origin::Substituted);
-    // Nothing tells this one from an added file: it is not pushed by itself.
+    // This one cannot be distinguished from an added file, so it is not pushed by itself.
     assert_eq!(origin("leaf"), Origin::Source);
 }

@@ -1,5 +1,4 @@
-//! Databases that are absent, replaced, put back, or written in other ways than
-//! with a write-ahead log.
+//! Nix databases that are absent, replaced, put back, or written without a write-ahead log.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -37,10 +36,10 @@ fn absent_open_put_back_and_replaced() {
     };
     let (found, head, same) = there(current.look(&marks).unwrap());
     assert_eq!((found, head, &same), (marks.iter().cloned().map(Some).collect(), 4, &identity));
-    // Collected: not there, and no contradiction.
+    // A collected row is absent and contradicts nothing.
     assert!(nix.run("nix-store", &["--gc"]).status.success());
     assert_eq!(there(current.look(&marks).unwrap()).0, [None, None, None, None]);
-    // Put back in place, and its numbers given to other paths.
+    // The content is put back in the same file, and its row ids are given to other paths.
     let db = Connection::open(db_dir.join("db.sqlite")).unwrap();
     db.execute("update sqlite_sequence set seq = 0", []).unwrap();
     drop(db);
@@ -48,18 +47,18 @@ fn absent_open_put_back_and_replaced() {
     let (found, head, same) = there(current.look(&marks).unwrap());
     assert_eq!((head, &same), (2, &identity), "the file is the same");
     assert!(found[0].is_some() && found[0].as_ref() != Some(&marks[0]), "{found:?}");
-    // Another file.
+    // The database is another file.
     fs::remove_dir_all(&db_dir).unwrap();
     assert_eq!(current.look(&marks).unwrap(), Look::Absent);
     assert!(nix.run("nix-store", &["--init"]).status.success());
     assert_ne!(there(current.look(&marks).unwrap()).2, identity);
-    // Replaced between a look and its rows: never rows of the other file.
+    // The file is replaced after a look: the rows of the new file are not returned.
     fs::remove_dir_all(&db_dir).unwrap();
     assert!(nix.run("nix-store", &["--init"]).status.success());
     assert!(matches!(current.db().unwrap().rows(0, 1), Err(NixDbError::Replaced)));
 }
 
-/// As Determinate Nix does when it meets an existing database.
+/// Determinate Nix adds a column to an existing database.
 #[test]
 fn a_column_is_added_under_the_open_reader() {
     let nix = PrivateNix::new();
@@ -91,9 +90,9 @@ fn real_nix_without_a_write_ahead_log() {
     }
 }
 
-/// Nix locks by a file then, which a reader does not see. Every generation of
-/// the writer's is one transaction over some hundred pages, most of which reach
-/// the file before the transaction ends.
+/// Without a write-ahead log, Nix locks another file, which a reader does not see. Each
+/// generation is one transaction over some hundred pages. Most of them are in the database
+/// file before the transaction ends.
 #[test]
 fn a_half_written_page_is_never_read() {
     const ROWS: usize = 400;
@@ -129,7 +128,7 @@ fn a_half_written_page_is_never_read() {
         scope.spawn(|| {
             for generation in 2..80 {
                 write(generation);
-                // Nix writes now and then: without a pause nobody else is let in.
+                // Nix does not write all the time: without a pause no reader gets the lock.
                 std::thread::sleep(std::time::Duration::from_millis(3));
             }
             done.store(true, Ordering::Release);
@@ -164,7 +163,7 @@ fn is_root() -> bool {
     root
 }
 
-/// On a thread that is nobody: the kernel keeps a user for each thread.
+/// Runs it on a thread of user nobody: in the kernel each thread has a user of its own.
 fn as_nobody<R: Send>(run: impl FnOnce() -> R + Send) -> R {
     std::thread::scope(|scope| {
         let nobody = scope.spawn(|| {
@@ -182,8 +181,8 @@ fn open_to_all(nix: &PrivateNix) {
     }
 }
 
-/// Nix 2.8 removes the log's files with the last connection, and a reader who
-/// may not write in the directory cannot make them.
+/// Nix 2.8 removes the files of the write-ahead log when it closes the last connection. A
+/// reader that may not write in the directory cannot create them.
 #[test]
 fn an_idle_database_is_opened_by_way_of_the_nix_daemon() {
     if !is_root() {
@@ -194,7 +193,7 @@ fn an_idle_database_is_opened_by_way_of_the_nix_daemon() {
     nix.make("one");
     open_to_all(&nix);
     for file in ["db.sqlite-wal", "db.sqlite-shm"] {
-        let _ = fs::remove_file(nix.state_dir().join("db").join(file)); // newer Nix leaves them
+        let _ = fs::remove_file(nix.state_dir().join("db").join(file)); // newer versions of Nix leave them
     }
     let (dir, state) = (store_dir(&nix), nix.state_dir());
     let open = |socket: &Path| as_nobody(|| NixDb::open_with_daemon(&state, &dir, socket));
@@ -209,15 +208,15 @@ fn an_idle_database_is_opened_by_way_of_the_nix_daemon() {
         })
     };
     let (db, before) = rows(open(&socket).unwrap());
-    // Also after the nix-daemon has ended, and with new rows.
+    // It can also be read after the nix-daemon has ended, and with new rows.
     drop(daemon);
     nix.make("two");
     let (_, after) = rows(db);
     assert_eq!((before, after), (2, 4));
 }
 
-/// A crash of the machine leaves a log without an index, which this reader may
-/// not write: the rows in the log are read all the same.
+/// After a crash of the machine the write-ahead log has no index, and this reader may not
+/// write one. It reads the rows in the log all the same.
 #[test]
 fn a_log_without_an_index_is_read() {
     if !is_root() {

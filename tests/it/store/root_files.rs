@@ -1,4 +1,4 @@
-//! Files of GC roots against a real collection.
+//! GC roots in files, with real garbage collections.
 
 use flywheel::store::{NixDb, RootFiles};
 
@@ -47,7 +47,8 @@ fn more_roots_than_a_file_may_have_links() {
     let place = nix.state_dir().join("gcroots/flywheel");
     let roots = RootFiles::new(&place, &dir).unwrap();
     let path = |n: usize| flywheel::types::StorePath::parse(&format!("{n:032}-p")).unwrap();
-    // ext4 allows 65,000 links; where more are possible this only shows that it goes on.
+    // ext4 allows 65,000 links. On a file system that allows more, this test shows only that
+    // so many roots can be added.
     for n in 0..65_010 {
         roots.add(&path(n)).unwrap();
     }

@@ -40,7 +40,7 @@ impl Place {
 /// Waits for the next wake-up that the timer did not cause.
 fn next(rings: &Receiver<WatchEvent>) -> WatchEvent {
     loop {
-        match rings.recv_timeout(MAX_WAIT).expect("a ring") {
+        match rings.recv_timeout(MAX_WAIT).expect("a wake-up") {
             WatchEvent::Timer => {}
             ring => return ring,
         }
@@ -139,7 +139,7 @@ fn a_callback_that_panics_costs_one_wake_up() {
     let place = Place::new();
     let (ring, rings) = channel();
     let _bell = StoreWatch::start(&place.dir, NEVER, move |r| {
-        assert!(r != WatchEvent::LockRemoved("panic".into()), "as the test wants");
+        assert!(r != WatchEvent::LockRemoved("panic".into()), "a panic for the test");
         drop(ring.send(r));
     })
     .unwrap();
