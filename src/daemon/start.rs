@@ -22,7 +22,7 @@ use super::driver::{BackgroundTasks, Driver, IntakeLink, Load, Parts, policy};
 use super::gc_roots::{GcRoots, Places};
 use super::host::{self, Notify, Part, StateDirLock};
 use super::inbox::Input;
-use super::intake::{self, Bell, Ear, Intake, NewPolicy, People, UndecidedPaths};
+use super::intake::{self, Bell, Intake, NewPolicy, People, UndecidedPaths, WorkQueue};
 use super::push::{Pushes, Settlements, StoreReader, Transfers};
 use super::sessions::{self, Reports, Restored, Sessions};
 use crate::attribution::{LockWatcher, Windows};
@@ -282,9 +282,9 @@ impl IntakeThread {
         let store_dir = ground.store_dir.clone();
         let lock_watcher =
             LockWatcher::start(store_dir.as_path()).context("the thread that watches the store's locks")?;
-        let (bell, ear): (Bell, Ear) = Bell::new();
-        let ring = intake::on_watch_event(lock_watcher.clone(), bell.clone());
-        let store_watch = StoreWatch::start(&store_dir, settings.nix.poll, ring)?;
+        let (bell, queue): (Bell, WorkQueue) = Bell::new();
+        let on_event = intake::on_watch_event(lock_watcher.clone(), bell.clone());
+        let store_watch = StoreWatch::start(&store_dir, settings.nix.poll, on_event)?;
         // Weak: the intake has the people, and must not keep its own queue open.
         let on_answer = Arc::new(bell.clone());
         let answered = Arc::downgrade(&on_answer);
@@ -319,7 +319,7 @@ impl IntakeThread {
             settlements: settlements.clone(),
             began,
         };
-        let thread = intake::start(intake, ear)?;
+        let thread = intake::start(intake, queue)?;
         let store_watch = Arc::new(store_watch);
         Ok(Self {
             thread,

@@ -1,5 +1,5 @@
-//! Which paths are held, and for which caches. A hundred thousand may be, so an
-//! entry is as small as it can be: nearly always one path for one cache.
+//! The set of held paths, and the caches that each is held for. It may have a hundred
+//! thousand entries, so an entry is small: nearly always one path for one cache.
 
 use crate::types::StorePath;
 use std::collections::BTreeSet;
@@ -11,7 +11,7 @@ pub(super) struct Held {
 }
 
 impl Held {
-    /// Held for this cache from here on; true when it was held for none.
+    /// Holds the path for this cache. Returns whether it was not held for any cache before.
     pub(super) fn add(&mut self, path: &StorePath, cache: u16) -> bool {
         let new = !self.holds(path);
         self.by.insert((path.clone(), cache));
@@ -19,7 +19,8 @@ impl Held {
         new
     }
 
-    /// Not held for this cache any more; true when that was the last.
+    /// Stops holding the path for this cache. Returns whether no cache is left that it is
+    /// held for.
     pub(super) fn remove(&mut self, path: &StorePath, cache: u16) -> bool {
         let last = self.by.remove(&(path.clone(), cache)) && !self.holds(path);
         self.paths -= usize::from(last);
@@ -30,13 +31,13 @@ impl Held {
         self.by.range((path.clone(), 0)..=(path.clone(), u16::MAX)).next().is_some()
     }
 
-    /// Each path once.
+    /// Returns each held path once.
     pub(super) fn paths(&self) -> impl Iterator<Item = &StorePath> {
         let mut last = None;
         self.by.iter().map(|(path, _)| path).filter(move |path| last.replace(*path) != Some(*path))
     }
 
-    /// How many paths.
+    /// Returns the number of held paths.
     pub(super) fn len(&self) -> usize {
         self.paths
     }

@@ -1,22 +1,22 @@
-//! Keeps pending paths out of Nix's garbage collection: from the moment the
-//! intake has seen one until the cache has confirmed it.
+//! Protects pending paths from Nix's garbage collection, from when the intake has read
+//! one until the cache has confirmed it.
 //!
 //! ```text
 //!   intake ──protect (waits until it holds)──► held ──► temporary root: also against a collection
-//!   driver ──keep, release, park──► thread ──►  │       that runs already; ends with the process
+//!   driver ──keep, release, ... ──► thread ──►   │       that runs already; ends with the process
 //!                                               └─────► file in [nix] gc_roots: outlives the process
 //! ```
 //!
-//! Either way does without the other; without both, paths are pushed all the
-//! same, and one that is collected first is counted so. A given-up path stays
-//! protected while it is among the latest [`PARKED`], so that it can still be
-//! pushed when the obstacle is gone; more of them would fill the disk.
+//! Each kind of root works without the other. Without both, paths are pushed all the
+//! same, and a path that is collected before that counts as collected. The path of a
+//! failed push stays protected while it is among the latest [`FAILED_KEPT`], so that a
+//! retry can still push it; more of them would fill the disk.
 //!
-//! Must not know what is decided about a path, nor caches but by number.
+//! Must not know what is decided about a path. Knows caches only by their numbers.
 
-mod announce;
 mod held;
-mod orders;
+mod problems;
+mod requests;
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -25,23 +25,23 @@ use std::time::{Duration, Instant};
 
 use crate::observe::event;
 use held::Held;
-use orders::{Order, Orders};
+use requests::{Request, Requests};
 
 use crate::store::{RootFiles, RootFilesError, TempRoots};
 use crate::types::{StoreDir, StorePath};
 
-/// Given-up paths that stay protected, over all caches.
-const PARKED: usize = 1000;
-/// How often the way to the nix-daemon is looked at while something is held,
-/// and how soon a broken one is tried again.
+/// Paths of failed pushes that stay protected, over all caches.
+const FAILED_KEPT: usize = 1000;
+/// How often the temporary roots are checked while paths are held, and the delay before
+/// lost ones are made again.
 const LOOK: Duration = Duration::from_secs(1);
-/// How long a connection without anything held is kept for the next path.
+/// How long a connection to the nix-daemon is kept while no path is held.
 const LINGER: Duration = Duration::from_secs(2);
-/// Temporary roots that nobody needs any more, before they are dropped while
-/// others are held: a new connection takes its time.
+/// Temporary roots of paths that are not held any more that pile up before they are
+/// dropped while others are held: a new connection takes time.
 const PILED: usize = 1000;
 
-/// Where protection is to be had.
+/// The places of Nix that GC roots need.
 #[derive(Debug, Clone)]
 pub(in crate::daemon) struct Places {
     /// Nix's state directory.
@@ -53,30 +53,32 @@ pub(in crate::daemon) struct Places {
     pub(in crate::daemon) links: PathBuf,
 }
 
-/// A handle; clones are the same gc_roots. Its thread ends when `stop` is called.
+/// A handle on the GC roots; clones share them. The thread ends when `stop` is called.
 #[derive(Debug, Clone)]
 pub(in crate::daemon) struct GcRoots(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
-    /// What the driver has said and the thread has not done yet; never waits
-    /// for a file or a socket, as the driver must not.
-    orders: Mutex<Orders>,
-    ordered: Condvar,
+    /// Requests that the thread has not carried out yet. The lock is never held during
+    /// file or socket operations, because the driver takes it.
+    requests: Mutex<Requests>,
+    /// Notified when there is a new request.
+    requested: Condvar,
     trouble: Mutex<Option<String>>,
 }
 
 #[derive(Debug)]
 struct State {
     places: Places,
-    /// What is held, and for which caches.
+    /// The held paths, and the caches that each is held for.
     held: Held,
-    parked: VecDeque<(u16, StorePath)>,
+    /// The latest paths of failed pushes, with their caches, oldest first.
+    failed: VecDeque<(u16, StorePath)>,
     links: Option<RootFiles>,
     link_failed: bool,
     temp: Option<TempRoots>,
-    /// When a lost way was lost, and when it is tried again.
+    /// When the temporary roots were lost, and from when on they are made again.
     lost: Option<Instant>,
     next_try: Instant,
     /// Temporary roots of paths that are not held any more.
@@ -85,16 +87,16 @@ struct State {
 }
 
 impl GcRoots {
-    /// Finds out what can be had, says so once, and starts the thread.
+    /// Opens both kinds of roots, logs which are not available, and starts the thread.
     pub(in crate::daemon) fn start(places: Places) -> std::io::Result<Self> {
         let links = RootFiles::new(&places.links, &places.store_dir);
         let temp = TempRoots::open(&places.state_dir, &places.store_dir, &places.socket);
-        let trouble = announce::say(&places.links, links.as_ref().err(), temp.as_ref().err());
+        let trouble = problems::report(&places.links, links.as_ref().err(), temp.as_ref().err());
         let now = Instant::now();
         let state = State {
             lost: temp.is_err().then_some(now),
             held: Held::default(),
-            parked: VecDeque::new(),
+            failed: VecDeque::new(),
             links: links.ok(),
             link_failed: false,
             temp: temp.ok(),
@@ -105,8 +107,8 @@ impl GcRoots {
         };
         let shared = Shared {
             state: Mutex::new(state),
-            orders: Mutex::default(),
-            ordered: Condvar::new(),
+            requests: Mutex::default(),
+            requested: Condvar::new(),
             trouble: Mutex::new(trouble),
         };
         let gc_roots = Self(Arc::new(shared));
@@ -115,81 +117,83 @@ impl GcRoots {
         Ok(gc_roots)
     }
 
-    /// Protects paths that are wanted in a cache, as well as can be had now.
-    /// Again does no harm. Waits for files and sockets.
+    /// Protects paths that are wanted in a cache, with the kinds of roots that are
+    /// available. Protecting a path again changes nothing. Blocks on files and sockets.
     pub(in crate::daemon) fn protect<'a>(&self, cache: u16, paths: impl IntoIterator<Item = &'a StorePath>) {
         let mut state = self.state();
         let new = state.take(cache, paths);
         state.guard(&new);
     }
 
-    /// Said by the driver when it has taken pushes up: what [`Self::protect`] did
-    /// may have been undone by the end of an earlier try.
+    /// Protects paths whose pushes the driver has begun: the end of an earlier push may
+    /// have undone [`Self::protect`]. Does not block.
     pub(in crate::daemon) fn keep(&self, cache: u16, paths: Vec<StorePath>) {
-        self.order(Order::Keep(cache, paths));
+        self.request(Request::Keep(cache, paths));
     }
 
-    /// A path is not wanted in this cache any more.
+    /// Ends the protection of a path that this cache does not need any more.
     pub(in crate::daemon) fn release(&self, cache: u16, path: StorePath) {
-        self.order(Order::Release(cache, path));
+        self.request(Request::Release(cache, path));
     }
 
-    /// A path is given up for now.
-    pub(in crate::daemon) fn park(&self, cache: u16, path: StorePath) {
-        self.order(Order::Park(cache, path));
+    /// Keeps the path of a failed push protected while it is among the latest
+    /// [`FAILED_KEPT`].
+    pub(in crate::daemon) fn keep_failed(&self, cache: u16, path: StorePath) {
+        self.request(Request::KeepFailed(cache, path));
     }
 
-    /// What an earlier life left is known: other roots of its are stale.
+    /// Removes the GC roots of an earlier run that no path needs. To be called when all
+    /// paths that the earlier run left are protected.
     pub(in crate::daemon) fn restored(&self) {
-        self.order(Order::Restored);
+        self.request(Request::Restored);
     }
 
-    /// What is missing, in words for `status`.
+    /// Returns the text for `status` about roots that are not available.
     pub(in crate::daemon) fn trouble(&self) -> Option<String> {
         self.0.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Ends the thread and with it the temporary roots; the others stay.
+    /// Ends the thread, which removes the temporary roots. The files stay.
     pub(in crate::daemon) fn stop(&self) {
-        self.orders().stop = true;
-        self.0.ordered.notify_one();
+        self.requests().stop = true;
+        self.0.requested.notify_one();
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn orders(&self) -> MutexGuard<'_, Orders> {
-        self.0.orders.lock().unwrap_or_else(PoisonError::into_inner)
+    fn requests(&self) -> MutexGuard<'_, Requests> {
+        self.0.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn order(&self, order: Order) {
-        self.orders().queue.push(order);
-        self.0.ordered.notify_one();
+    fn request(&self, request: Request) {
+        self.requests().queue.push(request);
+        self.0.requested.notify_one();
     }
 
     fn run(&self) {
         let mut watched = true;
         loop {
-            let mut orders = self.orders();
-            while orders.queue.is_empty() && !orders.stop {
+            let mut requests = self.requests();
+            while requests.queue.is_empty() && !requests.stop {
                 let waited = if watched {
                     let (guard, late) =
-                        self.0.ordered.wait_timeout(orders, LOOK).unwrap_or_else(PoisonError::into_inner);
+                        self.0.requested.wait_timeout(requests, LOOK).unwrap_or_else(PoisonError::into_inner);
                     (guard, late.timed_out())
                 } else {
-                    (self.0.ordered.wait(orders).unwrap_or_else(PoisonError::into_inner), false)
+                    (self.0.requested.wait(requests).unwrap_or_else(PoisonError::into_inner), false)
                 };
-                orders = waited.0;
+                requests = waited.0;
                 if waited.1 {
                     break;
                 }
             }
-            let (queue, stop) = (std::mem::take(&mut orders.queue), orders.stop);
-            drop(orders);
+            let (queue, stop) = (std::mem::take(&mut requests.queue), requests.stop);
+            drop(requests);
             let mut state = self.state();
-            for order in queue {
-                state.obey(order);
+            for request in queue {
+                state.carry_out(request);
             }
             if stop {
                 state.temp = None;
@@ -202,12 +206,12 @@ impl GcRoots {
 }
 
 impl State {
-    /// Notes who wants what; the paths that nobody wanted before.
+    /// Notes that a cache wants the paths. Returns those that no cache wanted before.
     fn take<'a>(&mut self, cache: u16, paths: impl IntoIterator<Item = &'a StorePath>) -> Vec<StorePath> {
         paths.into_iter().filter(|path| self.held.add(path, cache)).cloned().collect()
     }
 
-    /// Protects what has just been taken.
+    /// Adds roots for paths that were not held before.
     fn guard(&mut self, new: &[StorePath]) {
         if new.is_empty() {
             return;
@@ -222,10 +226,12 @@ impl State {
                 let added = if temp.is_alive() {
                     temp.add(new)
                 } else {
-                    Err(std::io::Error::other("the other end is gone"))
+                    Err(std::io::Error::other(
+                        "the nix-daemon has closed the connection, or the file was removed",
+                    ))
                 };
                 if let Err(error) = added {
-                    // A restarted nix-daemon: there is a new one to go to.
+                    // After a restart of the nix-daemon a new connection works.
                     self.lose(&error.to_string());
                     self.connect();
                 }
@@ -235,10 +241,10 @@ impl State {
         }
     }
 
-    /// The directory may have been removed and be possible to make again.
+    /// Makes the directory of the root files again, with a file for each held path.
     fn link_again(&mut self) {
         let made = RootFiles::new(&self.places.links, &self.places.store_dir).or_else(|_| {
-            // It was there all the time: our own lock is in the way.
+            // The directory exists: the lock that this process holds is in the way.
             self.links.take().ok_or_else(|| RootFilesError {
                 path: self.places.links.clone(),
                 error: std::io::ErrorKind::NotFound.into(),
@@ -256,7 +262,7 @@ impl State {
                 if !std::mem::replace(&mut self.link_failed, true) {
                     event!(ROOTS_FAILED, error = %error, "pending paths may not be protected over a restart");
                 }
-                // The next path tries again.
+                // The next path makes them again.
                 self.links =
                     RootFiles::new(&self.places.links, &self.places.store_dir).ok().or(self.links.take());
             }
@@ -276,7 +282,7 @@ impl State {
         }
     }
 
-    /// Opens a way and adds everything that is held.
+    /// Opens temporary roots and adds all held paths.
     fn connect(&mut self) {
         let places = &self.places;
         let opened = TempRoots::open(&places.state_dir, &places.store_dir, &places.socket);
@@ -305,27 +311,27 @@ impl State {
         }
     }
 
-    fn obey(&mut self, order: Order) {
-        match order {
-            Order::Keep(cache, paths) => {
-                self.parked.retain(|(c, path)| *c != cache || !paths.contains(path));
+    fn carry_out(&mut self, request: Request) {
+        match request {
+            Request::Keep(cache, paths) => {
+                self.failed.retain(|(c, path)| *c != cache || !paths.contains(path));
                 let new = self.take(cache, &paths);
                 self.guard(&new);
             }
-            Order::Release(cache, path) => {
-                self.parked.retain(|(c, p)| *c != cache || *p != path);
+            Request::Release(cache, path) => {
+                self.failed.retain(|(c, p)| *c != cache || *p != path);
                 self.release(cache, &path);
             }
-            Order::Park(cache, path) => {
-                self.parked.retain(|(c, p)| *c != cache || *p != path);
-                self.parked.push_back((cache, path));
-                if self.parked.len() > PARKED
-                    && let Some((cache, path)) = self.parked.pop_front()
+            Request::KeepFailed(cache, path) => {
+                self.failed.retain(|(c, p)| *c != cache || *p != path);
+                self.failed.push_back((cache, path));
+                if self.failed.len() > FAILED_KEPT
+                    && let Some((cache, path)) = self.failed.pop_front()
                 {
                     self.release(cache, &path);
                 }
             }
-            Order::Restored => {
+            Request::Restored => {
                 let Some(links) = &self.links else { return };
                 match links.clear_stale(|path| self.held.holds(path)) {
                     Ok(0) => {}
@@ -355,10 +361,10 @@ impl State {
         }
     }
 
-    /// Notices a lost way, and drops roots that nobody needs.
+    /// Makes lost temporary roots again, and drops those of paths that are not held.
     fn look_after(&mut self) {
         if self.temp.as_ref().is_some_and(|temp| !temp.is_alive()) {
-            self.lose("the other end is gone");
+            self.lose("the nix-daemon has closed the connection, or the file was removed");
         }
         if self.temp.is_none() && !self.held.is_empty() && self.next_try <= Instant::now() {
             self.connect();
@@ -369,7 +375,7 @@ impl State {
                 return;
             }
             if temp.is_remote() {
-                // The next path makes a new connection, and that is no loss.
+                // The next path makes a new connection; this does not count as a loss.
                 self.temp = None;
                 self.piled = 0;
                 return;

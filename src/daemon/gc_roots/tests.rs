@@ -1,4 +1,5 @@
-//! The gc_roots over a made-up state directory: who holds what, and what is let go.
+//! The GC roots in a state directory that the test makes: which paths are held for which
+//! caches, and when they are released.
 
 use super::*;
 
@@ -23,7 +24,7 @@ fn bench() -> Bench {
     };
     let state = State {
         held: Held::default(),
-        parked: VecDeque::new(),
+        failed: VecDeque::new(),
         links: Some(RootFiles::new(&links, &store_dir).unwrap()),
         link_failed: false,
         temp: Some(TempRoots::open(dir.path(), &store_dir, &places.socket).unwrap()),
@@ -60,36 +61,36 @@ fn a_path_is_held_until_no_cache_wants_it() {
     bench.take(1, 1);
     assert_eq!(bench.links(), [path(1)]);
     assert_eq!(bench.temp(), format!("/nix/store/{}\0", path(1)));
-    bench.state.obey(Order::Release(0, path(1)));
-    bench.state.obey(Order::Release(0, path(1)));
+    bench.state.carry_out(Request::Release(0, path(1)));
+    bench.state.carry_out(Request::Release(0, path(1)));
     assert_eq!(bench.links(), [path(1)]);
-    bench.state.obey(Order::Release(1, path(1)));
+    bench.state.carry_out(Request::Release(1, path(1)));
     bench.state.look_after();
     assert_eq!((bench.links(), bench.temp()), (vec![], String::new()));
 }
 
 #[test]
-fn the_latest_parked_paths_stay() {
+fn the_latest_failed_paths_stay() {
     let mut bench = bench();
-    for n in 0..PARKED + 2 {
+    for n in 0..FAILED_KEPT + 2 {
         bench.take(0, n);
-        bench.state.obey(Order::Park(0, path(n)));
+        bench.state.carry_out(Request::KeepFailed(0, path(n)));
     }
-    // One that is taken up again is not among the parked any more.
-    bench.state.obey(Order::Keep(0, vec![path(5)]));
-    assert_eq!(bench.state.parked.len(), PARKED - 1);
-    assert_eq!(bench.links().len(), PARKED);
+    // A path whose push is retried is not among the failed ones any more.
+    bench.state.carry_out(Request::Keep(0, vec![path(5)]));
+    assert_eq!(bench.state.failed.len(), FAILED_KEPT - 1);
+    assert_eq!(bench.links().len(), FAILED_KEPT);
     assert!(!bench.links().contains(&path(1)) && bench.links().contains(&path(2)));
-    // What comes after the bound pushes out the oldest, never the one that is wanted.
-    for n in PARKED + 2..2 * PARKED + 10 {
+    // Beyond the bound the oldest failed path is released, never the wanted one.
+    for n in FAILED_KEPT + 2..2 * FAILED_KEPT + 10 {
         bench.take(0, n);
-        bench.state.obey(Order::Park(0, path(n)));
+        bench.state.carry_out(Request::KeepFailed(0, path(n)));
     }
     assert!(bench.links().contains(&path(5)) && !bench.links().contains(&path(2)));
 }
 
 #[test]
-fn a_lost_way_is_made_again_with_all_that_is_held() {
+fn lost_temporary_roots_are_made_again_for_all_held_paths() {
     let mut bench = bench();
     bench.take(0, 1);
     bench.take(0, 2);
@@ -101,7 +102,7 @@ fn a_lost_way_is_made_again_with_all_that_is_held() {
     assert!(bench.state.lost.is_none());
 }
 
-/// As by somebody who tidies up below gcroots.
+/// An administrator may remove the directory below gcroots.
 #[test]
 fn links_whose_directory_was_removed_are_made_again() {
     let mut bench = bench();
@@ -112,11 +113,11 @@ fn links_whose_directory_was_removed_are_made_again() {
 }
 
 #[test]
-fn stale_links_go_when_the_rest_is_known() {
+fn stale_links_are_removed_when_the_other_paths_are_known() {
     let mut bench = bench();
     bench.take(0, 1);
     bench.state.links.as_ref().unwrap().add(&path(9)).unwrap();
-    bench.state.obey(Order::Restored);
+    bench.state.carry_out(Request::Restored);
     assert_eq!(bench.links(), [path(1)]);
 }
 
@@ -126,7 +127,7 @@ fn piled_up_temporary_roots_are_dropped_while_others_are_held() {
     bench.take(0, 0);
     for n in 1..=PILED {
         bench.take(0, n);
-        bench.state.obey(Order::Release(0, path(n)));
+        bench.state.carry_out(Request::Release(0, path(n)));
     }
     bench.state.look_after();
     assert_eq!(bench.temp(), format!("/nix/store/{}\0", path(0)));

@@ -1,6 +1,7 @@
-//! From where on paths are taken, kept beside the ledger: when that is damaged
-//! and set aside, everything since the first start counts as new, and the cache
-//! says what of it it has. Without this note it would be all or nothing.
+//! The file `begin`: the row of the Nix database after which paths count as new, kept
+//! beside the ledger. When the ledger is damaged and set aside, all rows since the first
+//! start count as new, and the cache is asked which of them it has. Without this file
+//! either all rows would count as new or none.
 
 use std::path::Path;
 
@@ -9,17 +10,17 @@ use crate::observe::event;
 
 const NAME: &str = "begin";
 
-/// Writes it down; a note that cannot be written is no reason to stop.
+/// Writes the file. Logs an error and goes on when it cannot be written.
 pub(in crate::daemon) fn note(state_dir: &Path, cursor: &Cursor) {
     let new = state_dir.join(format!("{NAME}~"));
     let text = format!("{} {}\n", cursor.id, cursor.identity);
     let written = std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, state_dir.join(NAME)));
     if let Err(error) = written {
-        event!(BEGIN_NOT_NOTED, error = %error, "where the daemon began cannot be noted: should the ledger be lost, it begins at the present");
+        event!(BEGIN_NOT_NOTED, error = %error, "the row after which paths count as new cannot be noted: if the ledger is lost, `existing` decides again which paths count as new");
     }
 }
 
-/// What was noted for this database.
+/// Returns the row that was noted for the database with this identity.
 pub(in crate::daemon) fn noted(state_dir: &Path, identity: &str) -> Option<i64> {
     let text = std::fs::read_to_string(state_dir.join(NAME)).ok()?;
     let (id, of) = text.trim_end().split_once(' ')?;

@@ -1,5 +1,5 @@
-//! How the intake is reached: a bell that is rung, and a bounded queue of things
-//! to do. Must not know what is done about them.
+//! How other threads reach the intake: a flag that wakes it up, and a bounded queue of
+//! work. Must not know how the work is done.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,67 +9,69 @@ use super::recheck::Recheck;
 use crate::ledger::SessionRow;
 use crate::types::{CacheId, StorePath};
 
-/// Things to do that may wait.
+/// Upper bound of the work that waits in the queue.
 pub(super) const QUEUE: usize = 512;
 
-/// What the intake is asked to do.
+/// A piece of work for the intake.
 #[derive(Debug)]
 pub(in crate::daemon) enum Work {
-    /// Look at the store.
+    /// Read the rows that are new in the Nix database.
     Look,
     /// Take named paths with their closure; see [`Named`](crate::daemon::inbox::Input::Named).
     Name(Naming),
-    /// See who a hook says made these.
+    /// Find the makers of these paths again: a hook has named them.
     Hook(Vec<StorePath>),
     /// Confirm the closures of pushes again.
     Recheck(Recheck),
-    /// Have everything that was given up tried again, also what only the ledger knows.
+    /// Retry all failed pushes, also those that only the ledger has.
     Retry,
-    /// End.
+    /// End the intake's thread.
     Stop,
 }
 
-/// Paths that somebody named.
+/// Paths that were named for a session.
 #[derive(Debug)]
 pub(in crate::daemon) struct Naming {
     /// Returned with the answer.
     pub(in crate::daemon) token: u64,
-    /// Whose they are.
+    /// The session that the paths belong to.
     pub(in crate::daemon) session: SessionRow,
-    /// The session takes nothing that becomes valid from here on.
+    /// Whether the session's window closes: paths that become valid later are not its own.
     pub(in crate::daemon) close_window: bool,
     pub(in crate::daemon) cache: CacheId,
     pub(in crate::daemon) paths: Vec<StorePath>,
-    /// Take up again what failed.
+    /// Whether failed pushes of these paths are retried.
     pub(in crate::daemon) retry: bool,
 }
 
-/// The way to the intake.
+/// A handle that wakes the intake up and gives it work; clones reach the same intake.
 #[derive(Debug, Clone)]
 pub(in crate::daemon) struct Bell {
-    rung: Arc<AtomicBool>,
+    woken: Arc<AtomicBool>,
     queue: SyncSender<Work>,
 }
 
 impl Bell {
-    /// The bell, and what the intake listens to.
-    pub(in crate::daemon) fn new() -> (Self, Ear) {
+    /// Returns the handle and the intake's end of the queue.
+    pub(in crate::daemon) fn new() -> (Self, WorkQueue) {
         let (queue, work) = sync_channel(QUEUE);
-        let rung = Arc::new(AtomicBool::new(false));
-        (Self { rung: Arc::clone(&rung), queue }, Ear { rung, work })
+        let woken = Arc::new(AtomicBool::new(false));
+        (Self { woken: Arc::clone(&woken), queue }, WorkQueue { woken, work })
     }
 
-    /// Something may have become valid. Costs nothing when it is known already.
+    /// Wakes the intake up, because a path may have become valid. Does nothing when the
+    /// intake has been woken and has not looked yet.
     pub(in crate::daemon) fn ring(&self) {
-        if !self.rung.swap(true, Ordering::AcqRel) {
-            // A full queue is as good: the intake looks after each piece of work.
+        if !self.woken.swap(true, Ordering::AcqRel) {
+            // With a full queue this is not needed: the intake reads new rows after each
+            // piece of work.
             let _ = self.queue.try_send(Work::Look);
         }
     }
 
-    /// Nothing more is to be read.
+    /// Asks the intake to end. Does not wait for it.
     pub(in crate::daemon) fn stop(&self) {
-        // A full queue ends as well: the driver's end closes the way back.
+        // With a full queue the intake ends when the driver does and closes its inbox.
         let _ = self.queue.try_send(Work::Stop);
     }
 
@@ -79,9 +81,9 @@ impl Bell {
     }
 }
 
-/// The intake's end of a [`Bell`].
+/// The intake's end of the queue that a [`Bell`] writes to.
 #[derive(Debug)]
-pub(in crate::daemon) struct Ear {
-    pub(super) rung: Arc<AtomicBool>,
+pub(in crate::daemon) struct WorkQueue {
+    pub(super) woken: Arc<AtomicBool>,
     pub(super) work: Receiver<Work>,
 }

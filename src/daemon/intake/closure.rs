@@ -1,5 +1,5 @@
-//! Takes rows in with what of their closures is not known to be in the cache, or with
-//! all of it.
+//! Takes in rows with their closures: either the whole closures, or only the rows that
+//! are not known to be in the cache.
 
 use std::collections::{HashMap, HashSet};
 
@@ -13,9 +13,10 @@ use crate::types::Mono;
 /// Which rows of the closures are taken in, beside the roots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Enter {
-    /// Those that are neither with the driver nor confirmed within `recheck_after`.
+    /// Rows that the driver does not have and that were not confirmed within
+    /// `recheck_after`.
     Unconfirmed,
-    /// All.
+    /// All rows.
     Everything,
 }
 
@@ -28,15 +29,14 @@ pub(super) struct Roots {
     pub(super) enter: Enter,
     /// Answers to questions that began earlier do not count.
     pub(super) ask_after: Mono,
-    /// Failed pushes are tried again.
+    /// Whether failed pushes are retried.
     pub(super) retry: bool,
 }
 
 impl Intake {
-    /// Takes the roots in with their closures, a chunk after the other, references
-    /// first. `plan` says how each row enters; `aside` is taken in as well, without a
-    /// closure. The cursor moves with the last chunk. Returns the rows that were
-    /// entered.
+    /// Takes in the roots with their closures, in chunks, references first. `plan` makes
+    /// a planned push of each row; `aside` is taken in as well, without a closure. The
+    /// cursor moves with the last chunk. Returns the rows that were entered.
     pub(super) fn take_in(
         &mut self,
         roots: Roots,

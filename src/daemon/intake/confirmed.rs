@@ -1,5 +1,5 @@
-//! What the intake remembers of each row and cache: whether the row's push is with the
-//! driver, and when the cache was last known to have the row's whole closure. Three bits
+//! What the intake remembers of each row and cache: whether the driver has the row's
+//! push, and when the cache was last known to have the row's whole closure. Three bits
 //! a row, so that a million rows take 375 KB. Must not know how a cache is asked.
 
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::types::Mono;
 pub(in crate::daemon) struct Confirmed {
     /// How long a confirmation counts.
     recheck_after: Duration,
-    /// Rows whose pushes are with the driver.
+    /// Rows whose pushes the driver has.
     handed_on: Bits,
     /// Confirmations in two generations; they move on every half `recheck_after`, so
     /// that none counts for longer than that.
@@ -29,9 +29,9 @@ struct Generation {
 /// What is remembered of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Memory {
-    /// Nothing: the cache is to be asked.
+    /// Nothing is remembered: the cache must be asked.
     Unknown,
-    /// The row's push is with the driver.
+    /// The driver has the row's push.
     HandedOn,
     /// The cache had the whole closure at this time or later.
     Since(Mono),
@@ -67,13 +67,13 @@ impl Confirmed {
         generation.map_or(Memory::Unknown, |generation| Memory::Since(generation.since))
     }
 
-    /// The row's push is with the driver from now on.
+    /// Notes that the driver has the row's push.
     pub(super) fn hand_on(&mut self, row: i64) {
         self.handed_on.insert(row);
     }
 
-    /// The row's push is settled or forgotten. `confirmed`: when the question began
-    /// whose answer was that the cache has the whole closure.
+    /// Notes that the driver has settled or forgotten the row's push. `confirmed` is when
+    /// the driver began to ask the cache, if the cache has the whole closure.
     pub(super) fn settled(&mut self, row: i64, confirmed: Option<Mono>) {
         self.handed_on.remove(row);
         let Some(at) = confirmed else { return };
@@ -84,26 +84,28 @@ impl Confirmed {
         }
     }
 
-    /// The cache has deleted paths: no confirmation counts any longer.
+    /// Forgets all confirmations, because the cache has deleted paths.
     pub(super) fn distrust(&mut self) {
         self.current.rows.clear();
         self.older.rows.clear();
     }
 
-    /// Rows get other numbers: nothing is known of any.
+    /// Forgets everything, because rows have other numbers now.
     pub(super) fn clear(&mut self) {
         self.distrust();
         self.handed_on.clear();
     }
 }
 
-/// A growing set of small numbers. Rows are numbered densely, so a bit each is least.
+/// A growing set of small numbers, as one bit each. Rows are numbered densely, so no
+/// other set is smaller.
 #[derive(Debug, Default)]
 struct Bits {
     words: Vec<u64>,
 }
 
-/// The largest row that is remembered. Above it nothing is, which costs questions only.
+/// Upper bound of the rows that are remembered. The cache is asked each time about rows
+/// above it.
 const MOST: usize = 1 << 28;
 
 impl Bits {

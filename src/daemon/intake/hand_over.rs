@@ -1,5 +1,4 @@
-//! Planned pushes go into the ledger, and those that something is to be done for go to
-//! the driver.
+//! Writes planned pushes to the ledger, and reports the open ones to the driver.
 
 use std::collections::HashMap;
 
@@ -21,20 +20,20 @@ pub(super) struct PlannedPush {
     pub(super) waits: Option<SessionRow>,
 }
 
-/// What holds for all pushes of one admission.
+/// Settings that all pushes of one admission share.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Terms {
     pub(super) cache: u16,
-    /// The oldest confirmation of what the closures have beside the planned pushes.
-    /// `None`: not known.
+    /// The oldest confirmation of the other paths in the closures of the planned pushes.
+    /// `None` when it is not known.
     pub(super) closure_at: Option<Mono>,
     /// Answers to questions that began earlier do not count.
     pub(super) ask_after: Mono,
-    /// Failed pushes are tried again.
+    /// Whether failed pushes are retried.
     pub(super) retry: bool,
 }
 
-/// A push as the ledger has it.
+/// A push that is in the ledger.
 pub(super) struct LedgerPush {
     pub(super) info: PathInfo,
     pub(super) id: PushId,
@@ -44,7 +43,7 @@ pub(super) struct LedgerPush {
 
 impl Intake {
     /// Writes planned pushes of one cache, references first, to the ledger, in the same
-    /// transaction as the cursor, and reports to the driver what is to be done.
+    /// transaction as the cursor, and reports the open pushes to the driver.
     pub(super) fn admit(
         &mut self,
         terms: Terms,
@@ -76,8 +75,8 @@ impl Intake {
         self.hand_over(terms, &found, Vec::new())
     }
 
-    /// Paths that an upstream cache has count as confirmed where nothing of their
-    /// closure waits.
+    /// Notes paths that an upstream cache has as confirmed, except those with a pending
+    /// push in their closure.
     fn confirm_upstream(&mut self, terms: Terms, upstream: &[PathInfo], found: &[LedgerPush]) {
         let at = terms.closure_at.min(Some(self.now()));
         let mut waits: std::collections::HashSet<&StorePath> =
@@ -91,8 +90,8 @@ impl Intake {
         }
     }
 
-    /// Reports pushes to the driver, with the references that must come first. What the
-    /// ledger has as confirmed is to be asked about again.
+    /// Reports pushes to the driver, with the references that must be pushed first. The
+    /// cache is asked again about pushes that the ledger has as confirmed.
     pub(super) fn hand_over(
         &mut self,
         terms: Terms,
@@ -104,10 +103,10 @@ impl Intake {
         }
         let cache = terms.cache;
         let open = || found.iter().filter(|push| is_open(push.state));
-        // Before anybody may rely on it.
+        // Before the driver learns of the pushes, which relies on the protection.
         self.gc_roots.protect(cache, open().map(|push| &push.info.path));
         for push in open().filter(|push| push.state == PushState::Failed) {
-            self.gc_roots.park(cache, push.info.path.clone());
+            self.gc_roots.keep_failed(cache, push.info.path.clone());
         }
         let mut known: HashMap<StorePath, Option<PushId>> =
             found.iter().map(|push| (push.info.path.clone(), Some(push.id))).collect();
@@ -185,8 +184,7 @@ impl Intake {
     }
 }
 
-/// Whether something is left to do for a push in this state, or would be if it were
-/// tried again.
+/// Whether a push in this state is still to be done, or can be retried.
 fn is_open(state: PushState) -> bool {
     matches!(state, PushState::Pending | PushState::Uploading | PushState::Failed)
 }

@@ -1,5 +1,5 @@
-//! Reading the Nix database: what became valid since the cursor, which of it is
-//! wanted, and what a replaced database means.
+//! Reads the rows of the Nix database since the cursor, decides which of them are wanted,
+//! and notices when the database was replaced.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -18,17 +18,17 @@ use crate::observe::event;
 use crate::store::{Look, Mark, NixDbError, PathInfo};
 use crate::types::{StorePath, Wall};
 
-/// Rows that are taken from the Nix database at a time.
+/// Rows that are read from the Nix database at a time.
 const ROWS: usize = 256;
 
 /// Rows that go to one cache.
 #[derive(Default)]
 struct Routed {
-    /// Those that are wanted there, by their numbers.
+    /// Rows that are wanted there, by their numbers.
     roots: HashMap<i64, PathInfo>,
-    /// The sessions of each of these.
+    /// The sessions of each root.
     sessions: HashMap<i64, Vec<(SessionRow, Evidence)>>,
-    /// Those that only their sessions are told of.
+    /// Rows that are not pushed; their sessions report them.
     aside: Vec<PlannedPush>,
 }
 
@@ -39,7 +39,7 @@ impl Routed {
 }
 
 impl Intake {
-    /// Takes in what became valid since the cursor.
+    /// Takes in the rows since the cursor.
     pub(super) fn look(&mut self, cursor: &mut Cursor) -> Result<(), IntakeError> {
         self.stand(cursor)?;
         let began = Instant::now();
@@ -49,7 +49,8 @@ impl Intake {
             self.room()?;
             let next = Cursor { identity: cursor.identity.clone(), id: last.id };
             rows.iter().for_each(|row| self.client.sighted(row.path.base()));
-            // Their locks' events came before: what they tell is known then.
+            // The events of these paths' locks came before the rows, so the makers are
+            // known after this.
             self.lock_watcher.catch_up();
             let mark = Mark { id: last.id, path: last.path.clone(), registered_at: last.registered_at };
             self.take_rows(rows, Some(&next))?;
@@ -62,8 +63,8 @@ impl Intake {
         Ok(())
     }
 
-    /// A hook spoke of paths that were taken in before it did: they belong to
-    /// who made them, whoever was thought to have.
+    /// Takes in again the paths that a hook named after the intake had read them: the
+    /// hook's maker replaces the one that was assumed.
     pub(super) fn hooked(&mut self, paths: &[StorePath]) -> Result<(), IntakeError> {
         let mut rows = Vec::new();
         for path in paths.iter().filter(|p| self.lock_watcher.is_hooked(p.base())) {
@@ -72,14 +73,14 @@ impl Intake {
         if rows.is_empty() { Ok(()) } else { self.take_rows(rows, None) }
     }
 
-    /// Makes sure that the database is the one that was read; else it begins again
-    /// where the two part.
+    /// Compares the database with the marks. Moves the cursor back to the last row that
+    /// is the same, or to the beginning of another database.
     fn stand(&mut self, cursor: &mut Cursor) -> Result<(), IntakeError> {
         let (identity, head, there) = self.look_at_database()?;
         match standing(identity == cursor.identity, cursor.id, head, &self.marks, &there) {
             Standing::Same => return Ok(()),
             Standing::WentBack(from) => {
-                // Without any row that is known, what the daemon began with stays old.
+                // When no mark matches, rows from before the daemon's first start stay old.
                 let began = begin::noted(&self.own_dir, &identity).filter(|began| *began <= head);
                 let from = if from == 0 { began.unwrap_or(0) } else { from };
                 event!(
@@ -110,7 +111,8 @@ impl Intake {
         self.tell(Input::Cursor(cursor.id))
     }
 
-    /// Looks which database is there.
+    /// Returns the database's identity, the highest row number that it has given, and for
+    /// each mark the row that has its number now.
     pub(super) fn look_at_database(&mut self) -> Result<(String, i64, Vec<Option<Mark>>), IntakeError> {
         match self.nix_db.look(&self.marks)? {
             Look::Open { identity, head, there } => Ok((identity.to_string(), head, there)),
@@ -128,8 +130,8 @@ impl Intake {
         }
     }
 
-    /// Takes rows in: who made each says to which cache it goes, and for which session.
-    /// The cursor moves with the last chunk. Who made them is forgotten only then.
+    /// Takes in rows: the maker of each decides to which cache it goes, and for which
+    /// session. The cursor moves with the last chunk; the makers are forgotten after it.
     fn take_rows(&mut self, rows: Vec<PathInfo>, next: Option<&Cursor>) -> Result<(), IntakeError> {
         let windows = self.windows().clone();
         let bases: Vec<String> = rows.iter().map(|row| row.path.base().to_owned()).collect();
@@ -154,7 +156,8 @@ impl Intake {
                 routed.aside.push(PlannedPush { info, state, sessions, waits: None });
             }
         }
-        // What is new is asked about, whatever is known of an earlier row with its path.
+        // The cache is asked about each new row, even if an earlier row with the same path
+        // was confirmed.
         let ask_after = self.now();
         let last = caches.iter().rposition(|routed| !routed.is_empty());
         for (cache, routed) in (0_u16..).zip(caches) {
@@ -163,7 +166,8 @@ impl Intake {
             rows.sort_unstable();
             let mut plan = |this: &Self, info: PathInfo| match sessions.remove(&info.id) {
                 Some(sessions) => PlannedPush { info, state: PushState::Pending, sessions, waits: None },
-                // One that was left out at first and is wanted now: those whose it is follow it.
+                // A row that was not wanted by itself and is now, as a reference: it belongs
+                // to the sessions of its own maker.
                 None => {
                     let maker = this.lock_watcher.maker(info.path.base());
                     let sessions = this.whose(&windows.owners(info.id, maker.as_ref()), cache);
@@ -184,8 +188,8 @@ impl Intake {
 
     /// The sessions of a path that goes to this cache on behalf of another path.
     fn whose(&self, owners: &Owners, cache: u16) -> Vec<(SessionRow, Evidence)> {
-        // Who made it was asked and forgotten when it became valid: what only
-        // could be several sessions' is given to none of them anew.
+        // The maker was forgotten after the row was taken in. A path that may belong to
+        // several sessions is not given to any of them a second time.
         let elsewhere = owners.cache.unwrap_or(Some(self.policy.default_cache.0)) != Some(cache);
         if elsewhere || owners.sessions.len() > 1 {
             return Vec::new();

@@ -1,7 +1,7 @@
-//! The intake: one thread that reads what became valid, decides what of it is
-//! wanted, adds the closure, writes both to the ledger and tells the driver.
-//! The cursor moves last: what was read and not yet written is read again
-//! after a crash, and taking it in twice changes nothing.
+//! The intake: one thread that reads new rows of the Nix database, decides which paths
+//! are wanted, adds their closures, writes all of them to the ledger and reports them to
+//! the driver. The cursor moves last: rows that were read and not yet written are read
+//! again after a crash, and taking a row in twice changes nothing.
 //!
 //! Must not know how anything is uploaded.
 
@@ -16,10 +16,10 @@ mod name_service;
 mod people;
 mod recheck;
 mod restore;
-mod rings;
 mod routes;
 mod rules;
 mod standing;
+mod store_events;
 mod stuck;
 
 use std::collections::VecDeque;
@@ -40,48 +40,48 @@ use crate::observe::event;
 use crate::store::{CurrentNixDb, Mark, NixDbError};
 use crate::types::Heartbeat;
 
-pub(in crate::daemon) use bell::{Bell, Ear, Naming, Work};
+pub(in crate::daemon) use bell::{Bell, Naming, Work, WorkQueue};
 pub use name_service::unknown_names;
 pub(in crate::daemon) use people::People;
 pub(in crate::daemon) use recheck::Recheck;
-pub(in crate::daemon) use rings::pull as on_watch_event;
 pub(in crate::daemon) use routes::{Routes, UndecidedPaths};
+pub(in crate::daemon) use store_events::on_watch_event;
 
 use crate::types::{CacheId, Mono, StoreDir, StorePath, millis};
 use bell::QUEUE;
 use confirmed::Confirmed;
 use stuck::Stuck;
 
-/// Paths that the driver may know. A path takes half a kilobyte; more of them
-/// wait in the Nix database, where they are not protected from collection.
+/// Upper bound of the paths that the driver knows. A path takes half a kilobyte. Further
+/// paths wait in the Nix database, where they are not protected from collection.
 const MOST: usize = 200_000;
-/// Items that are written to the ledger at a time, and told to the driver.
+/// Pushes that are written to the ledger and reported to the driver at a time.
 const ITEMS: usize = 1024;
 
-/// Where the ledger keeps the marks.
+/// The ledger's key of the marks.
 const MARKS: &str = "intake.marks";
-/// Where the ledger keeps that there was no database yet.
+/// The ledger's key that says that there was no Nix database at some time.
 const ABSENT: &str = "intake.absent";
 
-/// What the configuration wants of the intake.
+/// The part of the configuration that the intake uses.
 pub(in crate::daemon) struct PushPolicy {
     pub(in crate::daemon) filter: Filter,
     /// The caches, by their numbers. None is ever removed.
     pub(in crate::daemon) caches: Vec<IntakeCache>,
     pub(in crate::daemon) default_cache: CacheId,
-    /// Where paths of no session go.
+    /// Decide where paths of no session go.
     pub(in crate::daemon) routes: Routes,
 }
 
-/// A cache, as far as the intake knows it.
+/// What the intake knows about a cache.
 #[derive(Debug, Clone)]
 pub(in crate::daemon) struct IntakeCache {
     pub(in crate::daemon) name: String,
     pub(in crate::daemon) upstream_keys: UpstreamKeys,
 }
 
-/// Where new ones are left; taken up with the intake's next turn, before any
-/// work that was asked for afterwards.
+/// A place for a new [`PushPolicy`]. The intake takes it at its next turn, before any work
+/// that is queued afterwards.
 pub(in crate::daemon) type NewPolicy = Arc<Mutex<Option<PushPolicy>>>;
 
 /// What the intake works with.
@@ -97,24 +97,24 @@ pub(in crate::daemon) struct Intake {
     pub(in crate::daemon) policy: PushPolicy,
     pub(in crate::daemon) new_policy: NewPolicy,
     pub(in crate::daemon) undecided: UndecidedPaths,
-    /// Told of paths that may be the attic client.
+    /// Receives the names of all new paths: one of them may be the attic client.
     pub(in crate::daemon) client: crate::daemon::attic::Client,
-    /// What is new at the first start.
+    /// Which existing paths count as new at the first start.
     pub(in crate::daemon) existing: Existing,
     pub(in crate::daemon) out: Sender<Input>,
-    /// Moves with every turn, and with every batch of a long one.
+    /// Moves on with every turn, and with every batch of a long turn.
     pub(in crate::daemon) pulse: Heartbeat,
-    /// By cache, what is remembered of each row. One for each cache of the policy.
+    /// What is remembered of each row, for each cache of the policy by its number.
     pub(in crate::daemon) confirmed: Vec<Confirmed>,
     /// Rows that prove that the database is the one that was read. Read from the ledger.
     pub(in crate::daemon) marks: Vec<Mark>,
-    /// There was no database at some time of this run.
+    /// Whether there was no Nix database at some time of this run.
     pub(in crate::daemon) was_absent: bool,
     /// How long a confirmation counts.
     pub(in crate::daemon) recheck_after: Duration,
-    /// What the driver is done with.
+    /// Pushes that the driver has settled or forgotten.
     pub(in crate::daemon) settlements: Settlements,
-    /// The beginning of the clock that the driver's decisions use.
+    /// Zero of the clock that the driver's decisions use.
     pub(in crate::daemon) began: Instant,
     /// How many paths the driver knows.
     pub(in crate::daemon) known: Arc<AtomicUsize>,
@@ -131,7 +131,7 @@ pub(in crate::daemon) enum IntakeError {
     #[error("the ledger: {0}")]
     Ledger(#[from] crate::ledger::LedgerError),
     #[error(
-        "{0} paths wait or were given up, as many as are kept in memory: what became valid since is taken in when there are fewer"
+        "{0} paths are pending or failed, which is the most that are kept in memory: newer paths are taken in when there are fewer"
     )]
     Full(usize),
     #[error("the driver has ended")]
@@ -139,7 +139,7 @@ pub(in crate::daemon) enum IntakeError {
 }
 
 impl IntakeError {
-    /// It may go away by itself, and trying again does no harm.
+    /// Whether the error may pass by itself, so that the intake retries.
     fn is_passing(&self) -> bool {
         match self {
             Self::Absent(_) | Self::NixDb(_) | Self::Full(_) => true,
@@ -151,25 +151,29 @@ impl IntakeError {
 
 /// How far the intake is.
 struct Progress {
-    /// Where to begin, when that is known already.
+    /// The cursor that was read before the thread started, if it could be read.
     first: Option<Cursor>,
     /// `None` before the first look at the ledger.
     cursor: Option<Cursor>,
     restored: bool,
     namings: VecDeque<Naming>,
-    /// What hooks spoke of.
+    /// Paths that hooks named.
     hooked: VecDeque<Vec<StorePath>>,
     /// Closures that are to be confirmed again.
     rechecks: VecDeque<Recheck>,
-    /// What was given up is to be tried again.
+    /// Whether all failed pushes are to be retried.
     retry: bool,
 }
 
 impl Intake {
-    /// Works until it is told to stop or the driver is gone. What keeps it from
-    /// reading or writing does not end it: the Nix database is the truth and
-    /// does not go away, so the work is done again when that has passed.
-    pub(in crate::daemon) fn run(mut self, ear: &Ear, first: Option<Cursor>) -> Result<(), IntakeError> {
+    /// Works until [`Work::Stop`] comes or the driver has ended. An error that may pass
+    /// does not end it: the Nix database keeps its rows, so the intake retries until the
+    /// error has passed.
+    pub(in crate::daemon) fn run(
+        mut self,
+        queue: &WorkQueue,
+        first: Option<Cursor>,
+    ) -> Result<(), IntakeError> {
         let recheck_after = self.recheck_after;
         self.confirmed.resize_with(self.policy.caches.len(), || Confirmed::new(recheck_after));
         let mut progress = Progress {
@@ -183,7 +187,7 @@ impl Intake {
         };
         let mut stuck = Stuck::default();
         loop {
-            ear.rung.store(false, Ordering::Release);
+            queue.woken.store(false, Ordering::Release);
             self.pulse.beat();
             self.take_up_policy();
             self.take_up_settlements();
@@ -204,14 +208,14 @@ impl Intake {
                 }
                 Err(error) => return Err(error),
             };
-            // What rang meanwhile has put a [`Work::Look`] into the queue.
+            // A wake-up since the beginning of this turn has queued a [`Work::Look`].
             let work = match rest {
-                None => ear.work.recv().map_err(|_| IntakeError::Closed)?,
+                None => queue.work.recv().map_err(|_| IntakeError::Closed)?,
                 Some(rest) if progress.namings.len() >= QUEUE => {
                     std::thread::sleep(rest);
                     continue;
                 }
-                Some(rest) => match ear.work.recv_timeout(rest) {
+                Some(rest) => match queue.work.recv_timeout(rest) {
                     Ok(work) => work,
                     Err(RecvTimeoutError::Timeout) => continue,
                     Err(RecvTimeoutError::Disconnected) => return Err(IntakeError::Closed),
@@ -228,7 +232,7 @@ impl Intake {
         }
     }
 
-    /// Notes what the driver is done with.
+    /// Notes which pushes the driver has settled or forgotten.
     fn take_up_settlements(&mut self) {
         for settlement in self.settlements.take() {
             match settlement {
@@ -249,8 +253,8 @@ impl Intake {
         self.confirmed.resize_with(self.policy.caches.len(), || Confirmed::new(recheck_after));
     }
 
-    /// Does what is to be done. After an error it is begun again, and nothing
-    /// that was done then is lost or counted twice.
+    /// Does all work that is due. After an error the next call begins again; nothing that
+    /// this one did is lost or counted twice.
     fn advance(&mut self, progress: &mut Progress) -> Result<(), IntakeError> {
         let Progress { first, cursor, restored, namings, hooked, rechecks, retry } = progress;
         let cursor = match cursor {
@@ -260,7 +264,8 @@ impl Intake {
                     Some(first) => first,
                     None => self.first_cursor()?,
                 };
-                // Or everything would seem to be behind until something new becomes valid.
+                // Without this the status would show all rows as unread until a new path
+                // becomes valid.
                 self.tell(Input::Cursor(first.id))?;
                 cursor.insert(first)
             }
@@ -274,7 +279,8 @@ impl Intake {
             hooked.push_back(decided);
         }
         if !std::mem::replace(restored, true) {
-            // Only now: what the ledger knew nothing of may have been protected too.
+            // After the first look, because paths that the ledger does not have may be
+            // protected too.
             self.gc_roots.restored();
             self.tell(Input::Restored)?;
         }
@@ -314,7 +320,7 @@ impl Intake {
         Ok(())
     }
 
-    /// An error when there is no room for more.
+    /// Returns an error when the driver knows [`MOST`] paths or more.
     fn room(&self) -> Result<(), IntakeError> {
         let known = self.known.load(Ordering::Relaxed);
         if known < MOST { Ok(()) } else { Err(IntakeError::Full(known)) }
@@ -331,14 +337,17 @@ impl Intake {
     }
 }
 
-/// Runs the intake on a thread of its own; how it ended is told to the driver.
-pub(in crate::daemon) fn start(mut intake: Intake, ear: Ear) -> std::io::Result<std::thread::JoinHandle<()>> {
-    // Here, before anybody is told that the daemon is ready: whatever becomes
-    // valid from then on is new. When it cannot be read now, the thread tries on.
+/// Runs the intake on a thread of its own, which reports to the driver how it ended.
+pub(in crate::daemon) fn start(
+    mut intake: Intake,
+    queue: WorkQueue,
+) -> std::io::Result<std::thread::JoinHandle<()>> {
+    // Read before the daemon reports that it is ready, so that paths that become valid
+    // after that are new. When it cannot be read now, the thread retries.
     let cursor = intake.first_cursor().ok();
     std::thread::Builder::new().name("intake".to_owned()).spawn(move || {
         let out = intake.out.clone();
-        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| intake.run(&ear, cursor)));
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| intake.run(&queue, cursor)));
         let reason = match ended {
             Ok(Ok(())) => None,
             Ok(Err(e)) => Some(e.to_string()),

@@ -1,5 +1,6 @@
-//! Paths that somebody named, and what a session is answered about: the cache is asked
-//! about their whole closures, however fresh what is remembered is.
+//! Takes in the paths that were named for a session, and asks the cache again about
+//! everything that the session's answer is about: whole closures, however fresh the last
+//! confirmation is.
 
 use std::collections::HashMap;
 
@@ -25,7 +26,7 @@ impl Intake {
         let (cache, session) = (naming.cache.0, naming.session);
         let ask_after = self.now();
         let (named, invalid) = self.rows_of(&naming.paths)?;
-        // Before the named ones, which are the session's from then on.
+        // Read before the named paths are taken in, which belong to the session after that.
         let confirmed = self.confirmed_paths(session)?;
         let mut named_plan = |this: &Self, info: PathInfo| {
             let sessions = vec![(session, Evidence::Closure)];
@@ -56,13 +57,13 @@ impl Intake {
         self.tell(Input::Named { token: naming.token, invalid })
     }
 
-    /// How a row enters that is wanted, whatever the filter says of it.
+    /// Returns the state in which a wanted row enters the ledger. The filter does not count.
     pub(super) fn wanted(&self, cache: u16, info: &PathInfo) -> PushState {
         let upstream = self.policy.caches[usize::from(cache)].upstream_keys.have_signed(info);
         if upstream { PushState::Upstream } else { PushState::Pending }
     }
 
-    /// The rows of these paths, and the paths that are not valid.
+    /// Returns the rows of these paths, and the paths that are not valid.
     pub(super) fn rows_of(&self, paths: &[StorePath]) -> Result<(Vec<i64>, Vec<StorePath>), IntakeError> {
         let (mut rows, mut invalid) = (Vec::with_capacity(paths.len()), Vec::new());
         for (path, row) in paths.iter().zip(self.nix_db.db()?.ids(paths)?) {
@@ -74,7 +75,7 @@ impl Intake {
         Ok((rows, invalid))
     }
 
-    /// The paths of a session that it has been told, or would be, are in the cache.
+    /// Returns the session's paths that the ledger has as pushed or already cached.
     fn confirmed_paths(&self, session: i64) -> Result<Vec<StorePath>, IntakeError> {
         let (mut paths, mut after) = (Vec::new(), 0);
         loop {

@@ -104,7 +104,7 @@ pub fn unknown_names(settings: &Settings) -> Vec<String> {
                 Ok(true) => Ok(()),
                 Ok(false) => warning.send(format!("{key}: there is no {what} {name:?} on this system")),
                 Err(errno) => warning.send(format!(
-                    "{key}: the name service does not tell whether there is a {what} {name:?}: {}",
+                    "{key}: the name service did not answer whether there is a {what} {name:?}: {}",
                     errno.desc()
                 )),
             };

@@ -1,6 +1,6 @@
 //! The people behind user numbers, from the system's name service. It may be slow,
-//! or a directory that does not answer: a look-up runs on a thread of its own, whoever
-//! asks waits for a limited time, and the last known answer stands until there is a
+//! or a directory that does not answer: a look-up runs on a thread of its own, the
+//! caller waits for a limited time, and the last known answer stands until there is a
 //! new one. Must not know what the answers are used for.
 
 use std::collections::HashMap;
@@ -58,7 +58,7 @@ struct State {
 #[derive(Default)]
 struct Entry {
     answer: Option<(Arc<Person>, Instant)>,
-    /// When the look-up began that is under way.
+    /// When the running look-up began.
     asked: Option<Instant>,
     /// When the last look-up failed.
     failed: Option<Instant>,
@@ -115,7 +115,7 @@ impl People {
         answer.map_or_else(|| Arc::new(Person::unknown(gid)), |(person, _)| Arc::clone(person))
     }
 
-    /// Begins a look-up if one is due, and there are not too many under way.
+    /// Begins a look-up if one is due and fewer than [`LOOKUPS`] run.
     fn ask(&self, state: &mut State, key: (u32, u32)) {
         let now = Instant::now();
         if state.known.get(&key).is_some_and(|entry| !entry.is_due(now)) || state.running >= LOOKUPS {
@@ -194,8 +194,9 @@ mod tests {
         }
     }
 
-    /// A name service that answers, for uid 1, only when it is told what. Everybody
-    /// else is `other` at once. Returns where it is told, and hears each look-up begin.
+    /// A name service that answers for uid 1 only what is sent to it, and for all other
+    /// users `other` at once. Returns the sender of answers, and a receiver that gets a
+    /// message when a look-up begins.
     fn slow() -> (People, Sender<Result<Person, String>>, std::sync::mpsc::Receiver<u32>) {
         let (answer, answers) = channel::<Result<Person, String>>();
         let (begin, begun) = channel();

@@ -17,7 +17,7 @@ pub(in crate::daemon) struct Recheck {
 }
 
 impl Intake {
-    /// Takes the pushes in again, with what of their closures is not confirmed.
+    /// Takes in the pushes again, with the rows of their closures that are not confirmed.
     pub(super) fn recheck(&mut self, recheck: &Recheck) -> Result<(), IntakeError> {
         let cache = recheck.cache.0;
         let (mut rows, mut collected) = (Vec::new(), Vec::new());

@@ -1,5 +1,5 @@
-//! Where the intake begins: the cursor of the last life, and what that left
-//! unsettled.
+//! The intake's first steps after a start: it finds the cursor, and reports the pushes
+//! that an earlier run left unsettled.
 
 use std::collections::HashMap;
 
@@ -14,11 +14,11 @@ use crate::store::Mark;
 use crate::types::{Mono, StorePath, Wall};
 
 impl Intake {
-    /// Where to go on: where the ledger says, which [`Self::look`] compares with the
-    /// database; at the first start where the configuration says. What is in a database
-    /// that appears after the first start is new.
+    /// Returns the cursor to go on from: the ledger's, which [`Self::look`] compares with
+    /// the database, or at the first start the one that the configuration asks for. All
+    /// rows of a database that appears after the first start are new.
     pub(super) fn first_cursor(&mut self) -> Result<Cursor, IntakeError> {
-        // First, because it opens the database for everything that follows.
+        // First, because this opens the database.
         let (identity, head, _) = self.look_at_database()?;
         if let Some(cursor) = self.ledger.cursor()? {
             self.marks = standing::read(&self.ledger.meta(MARKS)?.unwrap_or_default());
@@ -56,8 +56,8 @@ impl Intake {
         Ok(cursor)
     }
 
-    /// Tells the driver what an earlier life left unsettled; or, to `retry`,
-    /// only what was given up, and that it is to be tried again.
+    /// Reports the unsettled pushes of an earlier run to the driver. With `retry` it
+    /// reopens the failed pushes and reports only these.
     pub(super) fn restore(&mut self, retry: bool) -> Result<(), IntakeError> {
         let mut after = 0;
         let mut count = 0_usize;
@@ -73,7 +73,7 @@ impl Intake {
                     detail!(
                         cache = row.cache,
                         store_path = format!("{}/{}", self.store_dir.as_str(), row.path),
-                        "left alone: its cache is not configured any more"
+                        "the push is left as it is: its cache is not configured any more"
                     );
                     continue;
                 };
@@ -102,7 +102,7 @@ impl Intake {
                 if retry {
                     self.ledger.reopen(&items.iter().map(|push| push.id).collect::<Vec<_>>());
                 }
-                // Nobody knows when their closures were confirmed.
+                // The ledger does not keep when their closures were confirmed.
                 let terms = Terms { cache, closure_at: None, ask_after: Mono(0), retry };
                 self.hand_over(terms, &items, mine)?;
             }

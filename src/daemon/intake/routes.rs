@@ -1,6 +1,6 @@
-//! Where the paths of somebody go, and which caches they may name: the
-//! configuration's `[[route]]`s, asked for a session when it opens and for the maker
-//! of a path of no session.
+//! Decides by the configuration's `[[route]]`s to which cache a user's paths go, and which
+//! caches the user may name: for a session when it opens, and for the maker of a path of
+//! no session.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ const SESSION: Duration = Duration::from_secs(5);
 const INTAKE: Duration = Duration::from_secs(1);
 /// Paths that are kept until the name service answers.
 const UNDECIDED: usize = 10_000;
-/// The time between two log entries about paths that go nowhere yet.
+/// The time between two log entries about paths that are not pushed yet.
 const APART: Duration = Duration::from_secs(60);
 
 /// The routes in use, with the people that they name.
@@ -99,7 +99,7 @@ impl Routes {
         }
     }
 
-    /// Whether the name service has told by now what it has to tell about this user.
+    /// Whether the name service has answered about this user.
     fn is_decided(&self, (uid, gid): (u32, u32)) -> bool {
         self.ask((uid, gid), None, Duration::ZERO, |who| self.settings.route(who).is_ok())
     }
@@ -116,23 +116,23 @@ impl Routes {
     }
 }
 
-/// Why a path of no session goes nowhere yet.
+/// Why a path of no session is not pushed yet.
 enum Waits {
-    /// Nobody was seen to make it: a session must name it.
+    /// Its maker was not seen: a session must name it.
     UnknownMaker,
-    /// The name service does not tell which route is for its maker.
+    /// The name service has not answered, so the route of its maker is not known.
     Undecided((u32, u32), Undecided),
 }
 
 /// A path, and the process that made it.
 type MadePath = (StorePath, Arc<Lineage>);
 
-/// Paths of no session whose maker the name service does not tell yet.
+/// Paths of no session about whose maker the name service has not answered yet.
 #[derive(Debug, Default)]
 pub(in crate::daemon) struct UndecidedPaths {
     of: HashMap<(u32, u32), Vec<MadePath>>,
     count: usize,
-    /// Paths since the last log entry, and when that was.
+    /// Paths since the last log entry, and the time of that entry.
     unsaid: usize,
     said: Option<Instant>,
 }

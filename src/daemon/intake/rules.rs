@@ -1,11 +1,11 @@
-//! What happens to a newly valid path: to which cache, and whether at all.
-//! Pure.
+//! Decides whether a newly valid path is pushed. Pure.
 
 use crate::config::{Filter, Origin as Wanted};
 use crate::ledger::PushState;
 use crate::store::{Origin, PathInfo};
 
-/// How a newly valid path enters the ledger, before anybody refers to it.
+/// Returns the state in which a newly valid path enters the ledger. A referrer or a
+/// session that names the path may change that later.
 pub(in crate::daemon) fn enters_as(filter: &Filter, upstream: bool, info: &PathInfo) -> PushState {
     let origin = match info.origin() {
         Origin::Built => Wanted::Built,

@@ -2,7 +2,7 @@
 
 use crate::store::Mark;
 
-/// Most marks that are kept.
+/// Upper bound of the marks that are kept.
 const MARKS: usize = 16;
 /// The latest marks, which are all kept.
 const LATEST: usize = 4;
@@ -57,12 +57,12 @@ pub(super) fn add(marks: &mut Vec<Mark>, mark: Mark) {
     }
 }
 
-/// The marks as text, for the ledger.
+/// Returns the marks as text, for the ledger.
 pub(super) fn written(marks: &[Mark]) -> String {
     marks.iter().map(|m| format!("{} {} {}\n", m.id, m.registered_at, m.path.base())).collect()
 }
 
-/// Reads them back. A line that makes no sense is left out.
+/// Parses the text that [`written`] returns. Leaves out lines that it cannot parse.
 pub(super) fn read(text: &str) -> Vec<Mark> {
     let mark = |line: &str| {
         let mut words = line.split(' ');
@@ -116,7 +116,7 @@ mod tests {
         assert!(ids.windows(2).all(|pair| pair[1] - pair[0] < 300), "{ids:?}");
         assert_eq!(read(&written(&marks)), marks);
         assert_eq!(read("1 2\nnonsense\n"), []);
-        // After the database went back, later marks are of rows that are no more.
+        // After the database went back, later marks are of rows that do not exist any more.
         add(&mut marks, mark(500, 2));
         assert_eq!(marks.last(), Some(&mark(500, 2)));
     }

@@ -1,21 +1,21 @@
-//! A time in which nothing can be taken in: how long to rest between tries, and
-//! what is said of it.
+//! Times in which the intake cannot take in paths: the delay between its tries, and the
+//! log entries about them.
 
 use std::time::{Duration, Instant};
 
 use super::IntakeError;
 use crate::observe::event;
 
-/// Between tries while nothing can be taken in: from this, doubled each time,
+/// First delay between two tries; each further one is twice as long.
 const STUCK_LEAST: Duration = Duration::from_millis(50);
-/// to this.
+/// Upper bound of the delay between two tries.
 const STUCK_MOST: Duration = Duration::from_secs(5);
-/// Longest time between looks for a database that is not there yet.
+/// Upper bound of that delay while there is no Nix database yet.
 const ABSENT_MOST: Duration = Duration::from_secs(1);
-/// The log is told of another reason this long after the last.
+/// Least time between two log entries, when the reason changes.
 const SAY_AGAIN: Duration = Duration::from_secs(60);
 
-/// A time in which nothing can be taken in, told once and not with every try.
+/// A time in which the intake cannot take in paths. Logged once, not with every try.
 #[derive(Debug, Default)]
 pub(super) struct Stuck {
     since: Option<Instant>,
@@ -24,7 +24,7 @@ pub(super) struct Stuck {
 }
 
 impl Stuck {
-    /// Another try failed: how long to rest, and what to say of it.
+    /// Notes that a try failed. Returns the delay before the next try, and the error's text.
     pub(super) fn on(&mut self, error: &IntakeError) -> (Duration, String) {
         let text = error.to_string();
         let since = *self.since.get_or_insert_with(Instant::now);
@@ -34,7 +34,7 @@ impl Stuck {
                 INTAKE_STUCK,
                 error = text,
                 duration_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX),
-                "newly built paths cannot be taken in for the moment; it is tried again, nothing is lost"
+                "newly built paths cannot be taken in for the moment; the intake retries, and nothing is lost"
             );
             self.said = Some((Instant::now(), text.clone()));
         }
@@ -44,7 +44,7 @@ impl Stuck {
         (rest, text)
     }
 
-    /// A try succeeded; true when some before it had not.
+    /// Notes that a try succeeded. Returns whether the tries before it had failed.
     pub(super) fn over(&mut self) -> bool {
         let Some(since) = std::mem::take(self).since else { return false };
         let duration_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);

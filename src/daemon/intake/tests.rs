@@ -1,4 +1,4 @@
-//! The intake's bound, over a made-up Nix database.
+//! The intake's upper bound of paths, with a Nix database that the test makes.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use crate::daemon::gc_roots::Places;
 
 const RECHECK_AFTER: Duration = Duration::from_secs(600);
 
-/// On a database with one path, which nobody has looked at.
+/// Returns an intake on a database with one path that it has not read.
 fn intake(top: &Path) -> (Intake, tokio::sync::mpsc::Receiver<Input>) {
     let store = top.join("store");
     for dir in [&store, &top.join("db")] {
@@ -77,7 +77,7 @@ fn while_the_driver_knows_as_much_as_it_may_the_rest_waits_in_the_database() {
     let full = intake.look(&mut cursor).unwrap_err();
     assert!(matches!(full, IntakeError::Full(MOST)) && full.is_passing(), "{full}");
     assert_eq!(cursor.id, 0);
-    assert!(inputs.try_recv().is_err(), "it is told of nothing");
+    assert!(inputs.try_recv().is_err(), "the driver learns of nothing");
     // One fewer: there is room.
     intake.known.store(MOST - 1, Ordering::Relaxed);
     intake.look(&mut cursor).unwrap();

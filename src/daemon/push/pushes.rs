@@ -171,6 +171,6 @@ impl Pushes {
     /// Records a failed push.
     pub(super) fn record_failed(&self, id: PushId, push: &Push, error: &PushError) {
         self.ledger.settle(id, records::failed(&error.class, error.text.clone(), push.attempts));
-        self.gc_roots.park(push.cache.0, push.path.clone());
+        self.gc_roots.keep_failed(push.cache.0, push.path.clone());
     }
 }

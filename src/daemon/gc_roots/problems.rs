@@ -1,13 +1,14 @@
-//! What is said of the ways to protect paths that cannot be had. Must not know
-//! what is tried, nor when.
+//! Log entries and status text about kinds of GC roots that are not available. Must not
+//! know how or when they are opened.
 
 use std::path::Path;
 
 use crate::observe::event;
 use crate::store::{RootFilesError, TempRootsError};
 
-/// What can be had, told once; the words for `status` when something is missing.
-pub(super) fn say(
+/// Logs which kinds of GC roots are not available. Returns the text for `status` when
+/// temporary roots are missing.
+pub(super) fn report(
     links: &Path,
     no_links: Option<&RootFilesError>,
     no_temp: Option<&TempRootsError>,

@@ -1,0 +1,23 @@
+//! Requests to the thread of the GC roots that it has not carried out yet. Must not know
+//! how they are carried out.
+
+use crate::types::StorePath;
+
+#[derive(Debug, Default)]
+pub(super) struct Requests {
+    pub(super) queue: Vec<Request>,
+    /// Whether the thread is to end after these.
+    pub(super) stop: bool,
+}
+
+#[derive(Debug)]
+pub(super) enum Request {
+    /// Protect these paths for this cache.
+    Keep(u16, Vec<StorePath>),
+    /// The cache does not need this path any more.
+    Release(u16, StorePath),
+    /// The path's push failed: protect it while it is among the latest failed ones.
+    KeepFailed(u16, StorePath),
+    /// All paths of earlier runs are known: remove the other GC roots.
+    Restored,
+}
