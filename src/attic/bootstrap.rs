@@ -1,17 +1,17 @@
 //! Gets the attic client without ever building it. Nix substitutes the client or
 //! finds it in the store, which takes seconds; when neither works, the attempt
-//! fails at once and the caller tries again later. A new client is tried before
-//! it replaces the one in use:
+//! fails at once and the caller retries later. The bootstrap tests a new client
+//! before it replaces the one in use:
 //!
 //! ```text
 //!   nix build … --out-link attic-client.new ─► --version ─► cache info ─► attic-client
 //!        │ not available                           │ no          │ no
 //!        ▼                                         ▼             ▼
-//!      Missing                                   the one before stays in use
+//!      Missing                                   the previous client stays in use
 //! ```
 //!
-//! Both links are GC roots, which Nix registers itself (through its daemon where
-//! there is one), so the client cannot be collected at any moment.
+//! Both links are GC roots. Nix itself registers them (through its daemon where
+//! there is one), so the garbage collector cannot remove the client at any moment.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ use crate::observe::detail;
 
 /// Time limit of `--version`, and of `cache info`, which asks a server.
 const ANSWER: Duration = Duration::from_secs(30);
-/// Names, in the state directory, of the links to the client in use and to the one that is tried.
+/// Names, in the state directory, of the links to the client in use and to the one under test.
 const LINK: &str = "attic-client";
 const CANDIDATE: &str = "attic-client.new";
 /// Longest part of a command's output that goes into a message, in characters.
@@ -32,7 +32,7 @@ const QUOTE: usize = 240;
 
 /// The directories, the configuration and the limits that the bootstrap works with.
 #[derive(Debug, Clone)]
-pub struct Place {
+pub struct Workspace {
     /// How programs are run.
     pub runner: Runner,
     /// Where the links are.
@@ -43,7 +43,7 @@ pub struct Place {
     pub timeout: Duration,
 }
 
-/// A client that has answered.
+/// A client that passed the test.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Obtained {
     /// The program.
@@ -52,46 +52,46 @@ pub struct Obtained {
     pub version: String,
     /// Whether it is the program that was in use before.
     pub same: bool,
-    /// How long it took to get it.
+    /// Time that getting it took.
     pub took: Duration,
 }
 
 /// Why there is no attic client, or no new one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Miss {
+pub enum Unavailable {
     /// No substituter has it, and it is not in the store.
     #[error("{0}")]
     Missing(String),
-    /// It is there and does not work.
+    /// The program exists and does not work.
     #[error("{0}")]
     Broken(String),
-    /// It works, but the cache did not answer it.
+    /// The program works, but the cache did not answer its request.
     #[error("{0}")]
-    Silent(String),
+    Unanswered(String),
 }
 
 /// Returns the client that an earlier run of the daemon got, if its program still exists.
-pub fn present(place: &Place, installable: &Installable) -> Option<PathBuf> {
+pub fn present(workspace: &Workspace, installable: &Installable) -> Option<PathBuf> {
     let program = match installable {
         Installable::Program(_) => installable.program_in(Path::new("")),
         Installable::Flake(_) | Installable::Store { .. } => {
-            installable.program_in(&std::fs::read_link(place.state_dir.join(LINK)).ok()?)
+            installable.program_in(&std::fs::read_link(workspace.state_dir.join(LINK)).ok()?)
         }
     };
     program.is_file().then_some(program)
 }
 
-/// Gets the client and tries it on `cache` (`SERVER:CACHE`). `before` is the program in use.
+/// Gets the client and tests it against `cache` (`SERVER:CACHE`). `before` is the program in use.
 pub async fn obtain(
-    place: &Place,
+    workspace: &Workspace,
     installable: &Installable,
     before: Option<&Path>,
     cache: &str,
-) -> Result<Obtained, Miss> {
+) -> Result<Obtained, Unavailable> {
     let begun = Instant::now();
-    let candidate = place.state_dir.join(CANDIDATE);
-    let tried = attempt(place, installable, before, cache, &candidate).await;
-    // The link is not needed any more, with either outcome.
+    let candidate = workspace.state_dir.join(CANDIDATE);
+    let tried = attempt(workspace, installable, before, cache, &candidate).await;
+    // Nothing needs the candidate's link after the attempt, whatever its outcome.
     let _ = std::fs::remove_file(&candidate);
     let (program, version) = tried?;
     let same = before == Some(&program);
@@ -99,40 +99,40 @@ pub async fn obtain(
 }
 
 async fn attempt(
-    place: &Place,
+    workspace: &Workspace,
     installable: &Installable,
     before: Option<&Path>,
     cache: &str,
     candidate: &Path,
-) -> Result<(PathBuf, String), Miss> {
+) -> Result<(PathBuf, String), Unavailable> {
     let root = match installable {
         Installable::Program(_) => None,
         Installable::Flake(reference) => {
-            nix(place, &flake(reference, candidate)).await?;
+            nix(workspace, &flake(reference, candidate)).await?;
             Some(linked(candidate)?)
         }
         Installable::Store { path, .. } => {
-            nix(place, &realise(path, candidate)).await?;
+            nix(workspace, &realise(path, candidate)).await?;
             Some(linked(candidate)?)
         }
     };
     let program = installable.program_in(root.as_deref().unwrap_or(Path::new("")));
-    let version = check(place, &program, Some(cache)).await?;
+    let version = check(workspace, &program, Some(cache)).await?;
     if let Some(root) = root.filter(|_| before != Some(&program)) {
         // Nix replaces the link in one step and registers it.
-        nix(place, &realise(&root, &place.state_dir.join(LINK))).await?;
+        nix(workspace, &realise(&root, &workspace.state_dir.join(LINK))).await?;
     }
     Ok((program, version))
 }
 
-fn linked(candidate: &Path) -> Result<PathBuf, Miss> {
-    let missing = |e| Miss::Missing(format!("nix made no link {}: {e}", candidate.display()));
+fn linked(candidate: &Path) -> Result<PathBuf, Unavailable> {
+    let missing = |e| Unavailable::Missing(format!("nix made no link {}: {e}", candidate.display()));
     std::fs::read_link(candidate).map_err(missing)
 }
 
-/// Options that keep Nix from building, on this host and on remote builders, and that make it ask a
-/// substituter again that did not have the client a minute ago. Nix looks every second, not every five,
-/// whether another process that builds the client is done.
+/// Options that keep Nix from building, on this host and on remote builders, and that make it ask again
+/// a substituter that did not have the client a minute ago. With them Nix checks every second, not every
+/// five, whether another process that builds the client has finished.
 fn common() -> Vec<OsString> {
     let mut options: Vec<OsString> = ["--max-jobs", "0"].map(OsString::from).into();
     for (name, value) in [("builders", ""), ("narinfo-cache-negative-ttl", "0"), ("build-poll-interval", "1")]
@@ -158,10 +158,10 @@ fn realise(path: &Path, link: &Path) -> Vec<OsString> {
     command
 }
 
-async fn nix(place: &Place, command: &[OsString]) -> Result<(), Miss> {
-    let limits = Limits { memory: None, time: place.timeout, stall: None };
+async fn nix(workspace: &Workspace, command: &[OsString]) -> Result<(), Unavailable> {
+    let limits = Limits { memory: None, time: workspace.timeout, stall: None };
     let mut errors = Vec::new();
-    let ended = place
+    let ended = workspace
         .runner
         .run(command, &[], &[], limits, |_, line| {
             detail!(line = line, "nix says");
@@ -175,53 +175,57 @@ async fn nix(place: &Place, command: &[OsString]) -> Result<(), Miss> {
     }
     let name = command[0].to_string_lossy();
     let said = match errors.last() {
-        // Nix says this of everything that it would have to build.
+        // Nix writes this about every path that it would have to build.
         Some(error) if error.contains("--max-jobs") => {
             "no substituter has it, and it would have to be built".to_owned()
         }
         Some(error) => quote(error),
         None => format!("it gave no reason; {ended}"),
     };
-    Err(Miss::Missing(match ended {
+    Err(Unavailable::Missing(match ended {
         Ended::Exited(127) => format!("{name} is not installed, or not in the service's PATH"),
         Ended::Exited(_) => format!("{name}: {said}"),
         ended => format!("{name}: {ended}"),
     }))
 }
 
-/// Checks that a client answers with its version and, if `cache` (`SERVER:CACHE`) is given, that it can ask
-/// that cache. Returns the version.
-pub async fn check(place: &Place, program: &Path, cache: Option<&str>) -> Result<String, Miss> {
-    let (ended, said) = ask(place, program, &["--version"]).await;
+/// Checks that a client reports its version and, if `cache` (`SERVER:CACHE`) is given, that the cache
+/// answers it. Returns the version.
+pub async fn check(
+    workspace: &Workspace,
+    program: &Path,
+    cache: Option<&str>,
+) -> Result<String, Unavailable> {
+    let (ended, said) = ask(workspace, program, &["--version"]).await;
     let version = match (&ended, said.first()) {
         (Ended::Exited(0), Some(version)) => quote(version),
         _ => {
             let said = said.last().map_or_else(|| "it said nothing".to_owned(), |line| quote(line));
-            return Err(Miss::Broken(format!("{} --version: {ended} ({said})", program.display())));
+            return Err(Unavailable::Broken(format!("{} --version: {ended} ({said})", program.display())));
         }
     };
     let Some(cache) = cache else { return Ok(version) };
-    let (ended, said) = ask(place, program, &["cache", "info", cache]).await;
+    let (ended, said) = ask(workspace, program, &["cache", "info", cache]).await;
     if ended.is_good() {
         return Ok(version);
     }
     let said = said.last().map_or_else(|| "it said nothing".to_owned(), |line| quote(line));
-    Err(Miss::Silent(format!("{} cache info {cache}: {ended} ({said})", program.display())))
+    Err(Unavailable::Unanswered(format!("{} cache info {cache}: {ended} ({said})", program.display())))
 }
 
 /// Runs a client with a small request and returns the last lines of its output.
-async fn ask(place: &Place, program: &Path, args: &[&str]) -> (Ended, Vec<String>) {
+async fn ask(workspace: &Workspace, program: &Path, args: &[&str]) -> (Ended, Vec<String>) {
     let mut command = vec![program.into()];
     command.extend(args.iter().map(OsString::from));
     let limits = Limits { memory: None, time: ANSWER, stall: None };
     let mut said = Vec::new();
-    let home = [("XDG_CONFIG_HOME", place.home.dir().as_os_str().to_owned())];
+    let home = [("XDG_CONFIG_HOME", workspace.home.dir().as_os_str().to_owned())];
     let hear = |_: Stream, line: &str| {
         if said.len() < 20 {
             said.push(line.trim().to_owned());
         }
     };
-    let ended = place.runner.run(&command, &home, &[], limits, hear).await;
+    let ended = workspace.runner.run(&command, &home, &[], limits, hear).await;
     (ended, said)
 }
 

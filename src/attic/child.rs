@@ -14,12 +14,12 @@ use tokio::sync::mpsc;
 
 use super::supervise::CALLED_AS;
 
-/// Longest line in bytes; the rest of a longer one counts as another line.
+/// Longest line in bytes; the rest of a longer line becomes another line.
 const LINE: usize = 2048;
-/// Number of lines that wait to be read; after that the program waits.
+/// Number of lines that may wait for the reader; when they are there, the program's next write blocks.
 const LINES: usize = 256;
 
-/// How programs are run.
+/// Runs programs under a supervisor with a fixed environment.
 #[derive(Debug, Clone)]
 pub struct Runner {
     /// The program that handles [`CALLED_AS`] as its first argument: flywheeld itself.
@@ -31,24 +31,24 @@ pub struct Runner {
 /// Limits of one run of a program.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Bytes of address space; none: no limit.
+    /// Largest address space in bytes; `None` means no limit.
     pub memory: Option<u64>,
     /// Longest duration of the run.
     pub time: Duration,
-    /// Longest time without a line of output and without use of the processor; none: only `time` counts.
+    /// Longest time without a line of output and without use of the processor. With `None` only `time` applies.
     pub stall: Option<Duration>,
 }
 
 /// How a program ended.
 #[derive(Debug)]
 pub enum Ended {
-    /// It ended with this status; 128 and a number stand for the signal of that number.
+    /// It ended with this status; 128 + N means that signal N ended it.
     Exited(i32),
-    /// It was killed because nothing moved for this time.
+    /// The runner killed it because it wrote nothing and used no processor time for this long.
     Stalled(Duration),
-    /// It was killed because it took longer than this time.
+    /// The runner killed it because it took longer than this.
     TimedOut(Duration),
-    /// It could not be run.
+    /// The program or its supervisor could not be started.
     NotRun(io::Error),
 }
 
@@ -123,7 +123,7 @@ impl Runner {
         let begun = Instant::now();
         let mut moved = (begun, 0_u64);
         let feeding = async move {
-            // A program that does not read its input says why with its status.
+            // If the program does not read its input, its exit status says why.
             let _ = lifeline.write_all(text.as_bytes()).await;
             lifeline
         };
@@ -138,7 +138,7 @@ impl Runner {
                         moved.0 = Instant::now();
                         said(stream, &line);
                     }
-                    // Both streams are closed: only the status is missing.
+                    // Both streams are closed, so only the exit status is missing.
                     None => match tokio::time::timeout(limits.time, child.wait()).await {
                         Ok(Ok(status)) => break Ended::Exited(status.code().unwrap_or(128 + 9)),
                         Ok(Err(error)) => break Ended::NotRun(error),
@@ -193,8 +193,8 @@ async fn tell(line: &mut Vec<u8>, stream: Stream, told: &mpsc::Sender<(Stream, S
     text.trim().is_empty() || told.send((stream, text)).await.is_ok()
 }
 
-/// Processor time of a process group in clock ticks; it shows whether anything moves.
-/// Fields 5, 14 and 15 of proc_pid_stat(5).
+/// Returns the processor time of a process group in clock ticks, which shows whether
+/// the program makes progress. Reads fields 5, 14 and 15 of proc_pid_stat(5).
 fn processor_time(group: Pid) -> u64 {
     let Ok(entries) = std::fs::read_dir("/proc") else { return 0 };
     let stat = |entry: io::Result<std::fs::DirEntry>| {
@@ -206,7 +206,7 @@ fn processor_time(group: Pid) -> u64 {
 }
 
 fn ticks(stat: &str, group: Pid) -> Option<u64> {
-    // The second field is a name in parentheses and may hold anything.
+    // The second field is a name in parentheses, which may contain spaces and parentheses.
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
     let number = |n: usize| fields.get(n)?.parse::<u64>().ok();
     (number(2)? == u64::from(group.as_raw_nonzero().get().unsigned_abs())).then_some(())?;

@@ -1,8 +1,8 @@
-//! What holds for every line of the attic client.
+//! Fuzz target: properties that hold for every line of the attic client.
 
 use super::lines::{Line, meaning, parse};
 
-/// Reads bytes as a line.
+/// Parses arbitrary bytes as a line.
 pub(crate) fn decode(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     match parse(&text) {

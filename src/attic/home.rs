@@ -1,6 +1,6 @@
-//! The attic client's configuration (attic's `client/src/config.rs`): an
-//! `XDG_CONFIG_HOME` of its own with `attic/config.toml`, readable by one user.
-//! It names the token's file and does not hold the token. `attic login` would put
+//! The attic client's configuration (attic's `client/src/config.rs`): a separate
+//! `XDG_CONFIG_HOME` with `attic/config.toml`, which one user can read. The file
+//! names the token's file and does not contain the token. `attic login` would put
 //! the token into an argument list, and into a file that it does not write
 //! atomically.
 
@@ -14,11 +14,11 @@ use crate::types::replace_file;
 /// A server in the client's configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Server {
-    /// Its name in `SERVER:CACHE`; attic's rule for names of caches holds.
+    /// Its name in `SERVER:CACHE`. Attic's rule for names of caches applies.
     pub name: String,
     /// Its address.
     pub endpoint: String,
-    /// The file with its token; none: requests carry no token.
+    /// The file with its token; with `None` the client sends no token.
     pub token_file: Option<PathBuf>,
 }
 
@@ -27,7 +27,7 @@ pub struct Server {
 pub struct Home(PathBuf);
 
 impl Home {
-    /// Takes the directory; writes nothing.
+    /// Makes the value without writing anything.
     pub fn new(dir: PathBuf) -> Self {
         Self(dir)
     }
@@ -37,9 +37,9 @@ impl Home {
         &self.0
     }
 
-    /// Writes these servers, the first as the default, unless the file has
-    /// exactly them. Returns whether it wrote. A reader sees the old file or the
-    /// new one, never a part.
+    /// Writes these servers, the first as the default, unless the file lists exactly
+    /// these already. Returns whether it wrote. A reader sees the old file or the new
+    /// one, never a part.
     pub fn write(&self, servers: &[Server]) -> io::Result<bool> {
         let dir = self.0.join("attic");
         for dir in [&self.0, &dir] {
@@ -63,7 +63,7 @@ fn render(servers: &[Server]) -> String {
         out += &format!("default-server = {}\n", text(&first.name));
     }
     for server in servers {
-        // The client joins its paths to the address, which would cut off a last part without a slash.
+        // The client joins its paths to the address; without a final slash it would lose the address's last part.
         let endpoint = format!("{}/", server.endpoint.trim_end_matches('/'));
         out += &format!("\n[servers.{}]\nendpoint = {}\n", text(&server.name), text(&endpoint));
         if let Some(file) = &server.token_file {

@@ -1,5 +1,5 @@
-//! What the configuration may name as the client: a flake reference, a store
-//! path, or a program that somebody else keeps. Pure.
+//! The source of the client as the configuration names it: a flake reference, a
+//! store path, or a program that the administrator installs. Pure.
 
 use std::path::{Path, PathBuf};
 
@@ -15,16 +15,16 @@ pub enum Installable {
         /// The program, relative to the store path.
         program: PathBuf,
     },
-    /// A program that somebody else installs and protects, as in a profile.
+    /// A program that the administrator installs and protects from the garbage collector, as in a profile.
     Program(PathBuf),
 }
 
-/// The program's place in a package.
+/// The program's path, relative to its package.
 const PROGRAM: &str = "bin/attic";
 
 impl Installable {
-    /// An absolute path without `#` is a path; what lies in the store is
-    /// fetched by its own name. Anything else is a flake reference.
+    /// Parses the setting. An absolute path without `#` is a store path if it is below
+    /// `store_dir`, else a program. Any other text is a flake reference.
     pub fn parse(text: &str, store_dir: &Path) -> Self {
         let path = Path::new(text);
         if !path.is_absolute() || text.contains('#') {
@@ -48,9 +48,9 @@ impl Installable {
         }
     }
 
-    /// Whether a store path with this name (`attic-0.1.0`) may be the client:
-    /// a reason to look, no proof. What a flake's attribute is called and what
-    /// its package is called need not be the same.
+    /// Returns whether a store path with this base name (`HASH-attic-0.1.0`) may be the
+    /// client. It is a hint and no proof: a flake's attribute and its package can have
+    /// different names.
     pub fn may_be(&self, base: &str) -> bool {
         let name = base.get(33..).unwrap_or_default();
         if name.ends_with(".drv") || name.ends_with("-source") {
@@ -68,7 +68,7 @@ impl Installable {
     }
 }
 
-/// The last part of a flake's attribute, or nothing that a name could be.
+/// Returns the last part of a flake's attribute, or a text that no name can match.
 fn attribute(reference: &str) -> &str {
     let path = reference.split_once('#').map_or("", |(_, path)| path);
     let path = path.split('^').next().unwrap_or_default();

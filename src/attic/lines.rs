@@ -1,6 +1,6 @@
-//! The lines that the attic client writes (attic's `client/src/push.rs`), parsed.
-//! Pure. They help people, and tell one path's failure from another's. They do
-//! not show what the cache has: only the cache knows.
+//! Parser of the lines that the attic client writes (attic's `client/src/push.rs`).
+//! Pure. The lines give the reason of each path's failure, for messages. They do
+//! not prove that the cache has a path; only the cache's own answer does.
 
 use crate::types::StorePath;
 
@@ -11,7 +11,7 @@ pub enum Line<'a> {
     Pushed {
         /// Base name.
         base: &'a str,
-        /// Speed, or that the server had the content already.
+        /// The upload's speed, or the remark that the server had the content already.
         note: &'a str,
     },
     /// `❌ BASE: ERROR`.
@@ -23,11 +23,11 @@ pub enum Line<'a> {
     },
     /// `Error: …`: why the whole run failed.
     Fatal(&'a str),
-    /// Anything else.
+    /// Any other line.
     Other(&'a str),
 }
 
-/// Reads one line.
+/// Parses one line.
 pub fn parse(line: &str) -> Line<'_> {
     let line = line.trim();
     if let Some(rest) = line.strip_prefix('✅')
@@ -48,25 +48,26 @@ pub fn parse(line: &str) -> Line<'_> {
     }
 }
 
-/// The kind of failure that a reason stands for.
+/// The kind of a failure, as the client's reason shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Meaning {
     /// The server refuses the token.
     Refused,
-    /// There is no such cache.
+    /// The server has no cache of this name.
     NoSuchCache,
-    /// The server, or a proxy, refuses the size.
+    /// The server, or a proxy, refuses the NAR because of its size.
     TooLarge,
-    /// Hash or size is not what Nix registered.
+    /// The NAR's hash or size differs from what Nix registered.
     Mismatch,
-    /// It passes by itself.
+    /// A temporary failure; a retry can succeed.
     Transient,
-    /// No known reason.
+    /// The reason is none of the known ones.
     Unknown,
 }
 
-/// Reads an error of the client. The server's own errors are `NAME: MESSAGE`, those
-/// of a proxy are `HTTP STATUS: BODY`, and the rest comes from the HTTP library.
+/// Classifies an error that the client reports. The server's own errors are
+/// `NAME: MESSAGE`, a proxy's are `HTTP STATUS: BODY`, and the rest comes from the
+/// HTTP library.
 pub fn meaning(error: &str) -> Meaning {
     let http = error.strip_prefix("HTTP ").and_then(|rest| rest.get(..3)?.parse::<u16>().ok());
     let named = error.split(':').next().unwrap_or_default();

@@ -2,13 +2,13 @@
 //! through it. It is for administrators who want exactly that client, and for
 //! jobs that call it themselves.
 //!
-//! Must not know: the control socket, sessions, the ledger, and when any of
-//! this is to be done; its caller decides that.
+//! Must not know: the control socket, sessions, and the ledger. The caller
+//! decides when to get the client, log it in or push.
 //!
 //! | file | for |
 //! |---|---|
 //! | `installable` | what the configuration names: a flake, a store path, a program |
-//! | `bootstrap` | getting it without building anything, and trying it before it is used |
+//! | `bootstrap` | getting it without building anything, and testing it before its first use |
 //! | `home` | its configuration: servers, and where their tokens are |
 //! | `child` | running a program with limits, so that it never outlives the daemon |
 //! | `supervise` | the process between the daemon and the program |
@@ -25,7 +25,7 @@ mod lines;
 mod push;
 mod supervise;
 
-pub use bootstrap::{Miss, Obtained, Place, check, obtain, present};
+pub use bootstrap::{Obtained, Unavailable, Workspace, check, obtain, present};
 pub use child::{Ended, Limits, Runner};
 pub use home::{Home, Server};
 pub use installable::Installable;

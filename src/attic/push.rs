@@ -1,20 +1,20 @@
-//! One run of `attic push --stdin` for some paths. Its result is what the client
-//! said of each path; whether a path is in the cache, only the cache knows.
+//! One run of `attic push --stdin` for some paths. Its result holds what the client
+//! reported about each path; only the cache's own answer proves that it has a path.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::Path;
 
-use super::bootstrap::Place;
+use super::bootstrap::Workspace;
 use super::child::{Ended, Limits};
 use super::lines::{Line, parse};
 
-/// Most failures that are kept of one run, one for each path.
+/// Largest number of failures kept from one run, one for each path.
 const MOST: usize = 1024;
-/// Longest reason that is kept, in characters.
+/// Longest reason kept, in characters.
 const REASON: usize = 400;
 
-/// What one run pushes, and with which limits.
+/// The paths and the limits of one run.
 #[derive(Debug, Clone, Copy)]
 pub struct Push<'a> {
     /// The client's program.
@@ -23,7 +23,7 @@ pub struct Push<'a> {
     pub cache: &'a str,
     /// Full store paths, none of which refers to another.
     pub paths: &'a [String],
-    /// Uploads at a time.
+    /// Number of uploads at a time.
     pub jobs: u32,
     /// Limits of the run.
     pub limits: Limits,
@@ -40,13 +40,13 @@ pub struct Pushed {
     pub last: Option<String>,
 }
 
-/// Runs the client and calls `heard` with each line of its output as it comes.
-pub async fn push(place: &Place, push: Push<'_>, mut heard: impl FnMut(Line<'_>)) -> Pushed {
+/// Runs the client and calls `heard` with each line of its output as soon as it arrives.
+pub async fn push(workspace: &Workspace, push: Push<'_>, mut heard: impl FnMut(Line<'_>)) -> Pushed {
     let mut command: Vec<OsString> = vec![push.program.into()];
-    // The daemon has decided what is pushed, and has checked that its references are there.
+    // The daemon has chosen the paths and has checked that the cache has their references.
     command.extend(["push", "--stdin", "--no-closure", "--ignore-upstream-cache-filter"].map(OsString::from));
     command.extend(["--jobs".into(), push.jobs.to_string().into(), push.cache.into()]);
-    let home = [("XDG_CONFIG_HOME", place.home.dir().as_os_str().to_owned())];
+    let home = [("XDG_CONFIG_HOME", workspace.home.dir().as_os_str().to_owned())];
     let mut failed = HashMap::new();
     let (mut last, mut fatal) = (None, None);
     let short = |text: &str| text.chars().filter(|c| !c.is_control()).take(REASON).collect::<String>();
@@ -62,6 +62,6 @@ pub async fn push(place: &Place, push: Push<'_>, mut heard: impl FnMut(Line<'_>)
         }
         heard(line);
     };
-    let ended = place.runner.run(&command, &home, push.paths, push.limits, said).await;
+    let ended = workspace.runner.run(&command, &home, push.paths, push.limits, said).await;
     Pushed { ended, failed, last: fatal.or(last) }
 }

@@ -33,7 +33,7 @@ pub fn supervise(args: &[OsString]) -> Option<ExitCode> {
     let mut child = match Command::new(program).args(arguments).stdin(Stdio::piped()).spawn() {
         Ok(child) => child,
         Err(error) => {
-            // In the words of a shell.
+            // The message and the two statuses are those of a shell.
             let _ = writeln!(std::io::stderr(), "Error: {} cannot be run: {error}", program.display());
             return Some(ExitCode::from(if error.kind() == std::io::ErrorKind::NotFound {
                 127
@@ -62,10 +62,10 @@ fn feed(into: impl Write) {
         match lines.read_until(b'\n', &mut line) {
             Ok(0) | Err(_) => break,
             Ok(_) if line == b"\n" => into = None,
-            // A program that reads no further ends by itself.
+            // A write fails when the program has closed its input; such a program ends without our help.
             Ok(_) => into = into.and_then(|mut into| into.write_all(&line).is_ok().then_some(into)),
         }
     }
-    // This process is one of them.
+    // The group includes this process, so the call does not return.
     let _ = kill_process_group(getpgrp(), Signal::KILL);
 }

@@ -1,13 +1,13 @@
-//! The NAR on its way to the server: counts it against its registered size,
-//! sees whether it moves, and stops it when the answer is there. Nothing is
-//! copied and nothing is kept: a chunk is asked for when the connection has
-//! room for it. Must not know URLs, tokens, or what the bytes mean.
+//! The request body that carries the NAR: it compares the NAR's length with its
+//! registered size, watches for stalls, and stops when the server has answered.
+//! It copies nothing and keeps nothing: it reads a chunk when the connection has
+//! room for one. Must not know URLs, tokens, or what the bytes mean.
 //!
 //! ```text
 //!   Fresh ──► Network ◄──► Source        Fresh    the connection has not asked for the body yet
-//!               │  │          │          Network  the connection has the last chunk and must send it
+//!               │  │          │          Network  the connection has the latest chunk and must send it
 //!               │  └─► Held ◄─┤          Source   the NAR's reader must give more
-//!               ▼       │     ▼          Held     an answer is there, nothing more is given
+//!               ▼       │     ▼          Held     the server has answered, the body gives no more
 //!              Done     └─► Closed       Failed   the NAR ended early, was too long, or broke
 //! ```
 
@@ -23,8 +23,8 @@ use tokio::time::Instant;
 
 use super::error::Sent;
 
-/// Time after which a reader that gives nothing counts as hanging, as on a dead
-/// disk or mount. It is longer than the network's, because the caller's rate
+/// Time after which a reader that gives nothing counts as stalled, as on a dead
+/// disk or mount. It is longer than the network's limit, because the caller's rate
 /// limit delays the reader.
 const SOURCE_PATIENCE: Duration = Duration::from_secs(600);
 
@@ -35,11 +35,11 @@ const SOURCE_PATIENCE: Duration = Duration::from_secs(600);
 /// a server resets the connection after an early 413, hyper mostly sees the
 /// reset and not the answer. If hyper changes, the cost is a little time or a
 /// retry after an early answer.
-const BREATHS: u8 = 2;
+const PAUSES: u8 = 2;
 
 type Source = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
 
-/// Why the body could not be given as promised.
+/// Why the body does not have the announced length, or broke off.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Failure {
     Short { missing: u64 },
@@ -60,24 +60,24 @@ enum Phase {
 
 struct State {
     phase: Phase,
-    /// What goes out next: at first the preamble, if there is one.
+    /// The next chunk to send; at first the preamble, if there is one.
     next: Option<Bytes>,
     source: Option<Source>,
-    /// Bytes of the NAR that are still to come from the source.
+    /// Number of bytes of the NAR that the source has not given yet.
     left: u64,
-    breaths: u8,
+    pauses: u8,
     moved: Instant,
     waker: Option<Waker>,
 }
 
-/// The body, for the HTTP client.
+/// The HTTP client's end of a body.
 pub(super) struct Body(Arc<Mutex<State>>);
 
 /// The caller's end of a body. Dropping it drops the NAR's reader, even when the
 /// connection stays open.
 pub(super) struct Watch(Arc<Mutex<State>>);
 
-/// What an upload in which nothing moves waits for.
+/// What a stalled upload waits for.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Stall {
     Connecting,
@@ -95,7 +95,7 @@ where
         next: preamble,
         source: Some(Box::pin(nar)),
         left: nar_size,
-        breaths: 0,
+        pauses: 0,
         moved: Instant::now(),
         waker: None,
     }));
@@ -127,15 +127,15 @@ impl State {
                 return Poll::Ready(Some(Err(io::Error::other("nothing more of this body is sent"))));
             }
         }
-        if self.breaths > 0 {
-            return self.breathe(cx);
+        if self.pauses > 0 {
+            return self.pause(cx);
         }
         if let Some(next) = self.next.take() {
             return self.give(next);
         }
         loop {
             if self.left == 0 {
-                self.rest(Phase::Done);
+                self.enter(Phase::Done);
                 return Poll::Ready(None);
             }
             let Some(source) = self.source.as_mut() else { return Poll::Ready(None) };
@@ -154,12 +154,12 @@ impl State {
                     Some(left) => {
                         self.left = left;
                         if self.phase == Phase::Source {
-                            // An answer may have come during the wait.
+                            // The server may have answered during the wait.
                             self.next = Some(chunk);
                             self.phase = Phase::Network;
                             self.moved = Instant::now();
-                            self.breaths = BREATHS;
-                            self.breathe(cx)
+                            self.pauses = PAUSES;
+                            self.pause(cx)
                         } else {
                             self.give(chunk)
                         }
@@ -171,19 +171,19 @@ impl State {
         }
     }
 
-    /// Makes the connection look for an answer first.
-    fn breathe(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
-        self.breaths = self.breaths.saturating_sub(1);
-        // Only the first step of it, which arranges for the wake-up.
+    /// Answers "not yet", so that the connection looks for an answer before the next chunk.
+    fn pause(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
+        self.pauses = self.pauses.saturating_sub(1);
+        // One poll is enough to schedule the wake-up.
         let _ = pin!(tokio::task::yield_now()).poll(cx);
         Poll::Pending
     }
 
     fn give(&mut self, chunk: Bytes) -> Poll<Option<io::Result<Bytes>>> {
-        self.breaths = BREATHS;
+        self.pauses = PAUSES;
         // The connection knows the length and may not ask again after the last chunk.
         if self.left == 0 {
-            self.rest(Phase::Done);
+            self.enter(Phase::Done);
         } else {
             self.phase = Phase::Network;
         }
@@ -192,12 +192,12 @@ impl State {
     }
 
     fn fail(&mut self, failure: Failure) -> Poll<Option<io::Result<Bytes>>> {
-        self.rest(Phase::Failed(failure));
+        self.enter(Phase::Failed(failure));
         Poll::Ready(Some(Err(io::Error::other("the NAR is not as announced"))))
     }
 
-    /// Enters a phase that needs no source.
-    fn rest(&mut self, phase: Phase) {
+    /// Enters a phase that needs no source, and drops the source.
+    fn enter(&mut self, phase: Phase) {
         self.phase = phase;
         self.source = None;
         self.next = None;
@@ -206,21 +206,21 @@ impl State {
 }
 
 impl Watch {
-    /// An answer is there: gives no more, but leaves the connection open so
-    /// that the answer's body can still be read.
+    /// Stops the body because the server has answered. The connection stays open, so
+    /// that the caller can still read the answer's body.
     pub(super) fn hold(&self) {
         let mut state = lock(&self.0);
         if matches!(state.phase, Phase::Fresh | Phase::Network | Phase::Source) {
-            state.rest(Phase::Held);
+            state.enter(Phase::Held);
         }
     }
 
-    /// Ends a body that is not done; the connection goes with it.
+    /// Ends a body that is not done, and with it the connection.
     fn close(&self) {
         let waker = {
             let mut state = lock(&self.0);
             if !matches!(state.phase, Phase::Done | Phase::Failed(_)) {
-                state.rest(Phase::Closed);
+                state.enter(Phase::Closed);
             }
             state.waker.take()
         };
@@ -229,8 +229,8 @@ impl Watch {
         }
     }
 
-    /// How much of the body the connection has taken. Call it before [`Self::hold`], which forgets whether
-    /// anything was.
+    /// Returns how much of the body the connection has taken. Call it before [`Self::hold`]; after that
+    /// the result is never `Nothing`.
     pub(super) fn sent(&self) -> Sent {
         match lock(&self.0).phase {
             Phase::Fresh => Sent::Nothing,
@@ -246,17 +246,17 @@ impl Watch {
         }
     }
 
-    /// Returns when nothing has moved for too long.
+    /// Returns when the upload has made no progress for too long.
     ///
-    /// Seen is what the connection asks for. Its buffer (under 1 MiB) and the
-    /// kernel's come after that: on a link so slow that those alone last longer
-    /// than `stall`, the end of an upload looks like a stall.
+    /// Progress means that the connection asks for another chunk. Its buffer (under
+    /// 1 MiB) and the kernel's come after that: on a link so slow that sending those
+    /// takes longer than `stall`, the end of an upload looks like a stall.
     pub(super) async fn stalled(&self, connect: Duration, stall: Duration) -> Stall {
         loop {
             let (limit, moved, stalled) = {
                 let state = lock(&self.0);
                 let (limit, stalled) = match state.phase {
-                    // The client's own connect timeout speaks first.
+                    // The HTTP client's own connect timeout ends the request before this limit.
                     Phase::Fresh => (connect + stall, Stall::Connecting),
                     Phase::Source => (SOURCE_PATIENCE.max(stall), Stall::Source),
                     Phase::Network => (stall, Stall::Sending),
@@ -268,7 +268,7 @@ impl Watch {
             if now >= due {
                 return stalled;
             }
-            // Another phase may begin meanwhile, with the shortest of the limits.
+            // Another phase may begin during the wait, and `stall` is the shortest limit.
             tokio::time::sleep_until(due.min(now + stall)).await;
         }
     }

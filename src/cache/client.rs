@@ -1,5 +1,5 @@
-//! The calls of the Attic API that the daemon makes. One call has one outcome: must
-//! not know retry policy, sessions or the ledger.
+//! The calls of the Attic API that the daemon makes. One call has one outcome.
+//! Must not know retry policy, sessions or the ledger.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -21,11 +21,11 @@ use super::transport::{Answer, Transport};
 use super::wire::{CacheConfig, MissingAnswer, MissingRequest, UploadAnswer, UploadInfo, Uploaded};
 use crate::types::CacheName;
 
-/// A real server takes 10,000 hashes in one question and fails at 40,000.
+/// Largest number of hashes in one question. A real server accepts 10,000 and fails at 40,000.
 const HASHES_A_QUESTION: usize = 5_000;
-/// From this on the upload info goes in front of the body, as Attic's `upload_path.rs` advises.
+/// Upload info of at least this size precedes the body, as Attic's `upload_path.rs` advises.
 const LONGEST_INFO_HEADER: usize = 4 * 1024;
-/// An answer to 5,000 hashes has 175 KB.
+/// Largest answer that the client reads, in bytes. An answer to 5,000 hashes has 175 KB.
 const LONGEST_ANSWER: usize = 1024 * 1024;
 const MAX_ENDPOINTS: usize = 32;
 
@@ -40,12 +40,13 @@ pub struct ClientSettings {
     pub token: TokenSource,
     /// Time limit of name look-up, TCP and TLS together.
     pub connect_timeout: Duration,
-    /// Longest time without a byte in either direction. There is no limit on the whole: it depends on the NAR.
+    /// Longest time without a byte in either direction. The whole upload has no limit, because it depends on
+    /// the NAR's size.
     pub stall_timeout: Duration,
     /// The user agent of the requests.
     pub user_agent: String,
-    /// Whether tokens may go to hosts that the server names (`api_endpoint`, `substituter_endpoint`) and that
-    /// none of `endpoints` has.
+    /// Whether the client may send tokens to hosts that the server names (`api_endpoint`,
+    /// `substituter_endpoint`) and that are in none of `endpoints`.
     pub trust_api_endpoint: bool,
 }
 
@@ -64,7 +65,7 @@ impl ClientSettings {
     }
 }
 
-/// A client for one cache. Clones share connections, token and what the last discovery found.
+/// A client for one cache. Clones share the connections, the token and the result of the last discovery.
 #[derive(Clone)]
 pub struct CacheClient(Arc<Inner>);
 
@@ -128,11 +129,12 @@ impl CacheClient {
     }
 
     /// Finds an endpoint that answers and asks it for the cache's configuration.
-    /// It is also the probe of a cache that was offline. Asks the endpoint that
-    /// answered last first, then the others in their order. Reads the token anew.
+    /// The daemon also uses this to probe a cache that was offline. It first asks the
+    /// endpoint that answered most recently, then the others in their order, and reads
+    /// the token again.
     ///
-    /// When all fail, the error has the class of the most telling failure, and its
-    /// message names all.
+    /// When all fail, the error has the class of the most informative failure, and its
+    /// message names all failures.
     pub async fn discover(&self) -> Result<Discovered, CacheError> {
         self.0.discover().await.map_err(|e| self.0.scrubbed(e))
     }
@@ -148,7 +150,7 @@ impl CacheClient {
     }
 
     /// The host whose entry in a netrc file Nix uses to read this cache, without a port, as curl compares it;
-    /// none while no discovery has told it. An error says why no token may go to that host.
+    /// `None` until a discovery has found it. An error says why no token may go to that host.
     pub fn netrc_host(&self) -> Result<Option<String>, String> {
         let named = self.config().and_then(|config| config.substituter_endpoint);
         let Some(Ok(endpoint)) = named.map(|named| Endpoint::parse(&named)) else { return Ok(None) };
@@ -158,8 +160,8 @@ impl CacheClient {
         }
     }
 
-    /// Returns those of `hashes` that the cache does not have. An error says
-    /// nothing about any of them.
+    /// Returns those of `hashes` that the cache does not have. After an error the
+    /// caller knows nothing about any of them.
     pub async fn missing(&self, hashes: Vec<String>) -> Result<HashSet<String>, CacheError> {
         let mut missing = HashSet::new();
         for part in hashes.chunks(HASHES_A_QUESTION) {
@@ -168,30 +170,30 @@ impl CacheClient {
         Ok(missing)
     }
 
-    /// Uploads one path. Reads `nar` as fast as the server takes it, and drops it
+    /// Uploads one path. Reads `nar` as fast as the server accepts it, and drops it
     /// as soon as the outcome is known.
     pub async fn upload<S>(&self, info: &UploadInfo, nar: S) -> Result<Uploaded, CacheError>
     where
         S: Stream<Item = io::Result<Bytes>> + Send + 'static,
     {
         info.check(&self.0.cache)?;
-        // From here on the body is of one type, whatever the stream was.
+        // The body has one type whatever the stream's type is, which keeps the generic part small.
         self.0.upload(info, nar).await.map_err(|e| self.0.scrubbed(e))
     }
 
-    /// Reads the token again; true when it is another one. On an error the old one stays in use.
+    /// Reads the token again and returns whether it has changed. After an error the old one stays in use.
     pub fn reload_token(&self) -> Result<bool, CacheError> {
         self.0.reload_token()
     }
 
-    /// When the token expires (seconds since 1970), if it says so: for a warning, nothing else.
+    /// Returns when the token expires (seconds since 1970), if the token says so. Only a warning depends on it.
     pub fn token_expiry(&self) -> Option<i64> {
         self.0.token().ok().flatten()?.expiry()
     }
 }
 
 impl Inner {
-    /// The token, read when first needed.
+    /// Returns the token; the first call reads it.
     pub(super) fn token(&self) -> Result<Option<Secret>, CacheError> {
         let known = self.current_token();
         if known.is_some() || self.source == TokenSource::None {
@@ -209,7 +211,7 @@ impl Inner {
         Ok(changed)
     }
 
-    /// Takes the token out of an error.
+    /// Removes the token from an error's message.
     pub(super) fn scrubbed(&self, mut error: CacheError) -> CacheError {
         if let Some(token) = self.current_token() {
             error.message = token.scrub(&error.message);
@@ -217,12 +219,12 @@ impl Inner {
         error
     }
 
-    /// The token as it was read last.
+    /// Returns the token in use without reading its source.
     fn current_token(&self) -> Option<Secret> {
         self.token.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Why a token must not go to `endpoint`, although the server names it.
+    /// Returns why the client must not send the token to `endpoint`, which the server named.
     pub(super) fn distrust(&self, endpoint: &Endpoint) -> Option<String> {
         let trusted = self.trust_api_endpoint || self.candidates.iter().any(|c| c.has_host_of(endpoint));
         (!trusted).then(|| {
@@ -235,15 +237,15 @@ impl Inner {
 
     fn authorized(&self, request: RequestBuilder) -> Result<RequestBuilder, CacheError> {
         let Some(token) = self.token()? else { return Ok(request) };
-        // Checked when it was read: only visible ASCII.
+        // The token contains only visible ASCII: `Secret` has checked that.
         let mut value = HeaderValue::from_str(&format!("Bearer {}", token.expose()))
             .map_err(|_| CacheError::new(ErrorClass::Unauthorized, "the token does not fit into a header"))?;
         value.set_sensitive(true);
         Ok(request.header(AUTHORIZATION, value))
     }
 
-    /// A request without a stream, so that it can be sent again: once, when a
-    /// connection from the pool turned out to be closed by the other side.
+    /// Sends a request without a stream. Sends it a second time if the server turns out
+    /// to have closed the pooled connection of the first.
     pub(super) async fn small(
         &self,
         request: impl Fn() -> Result<RequestBuilder, CacheError>,
@@ -282,9 +284,9 @@ impl Inner {
         let answer = self.small(request, LONGEST_ANSWER, self.stall_timeout, &doing).await;
         let answer = answer.inspect_err(|e| self.note(e, &base))?;
         let MissingAnswer { missing_paths } = answer.json(&doing)?;
-        // Every hash that is not named counts as present. An answer that names
-        // others was given to another question (a proxy that caches, say): what
-        // it does not name proves nothing, so all of it is thrown away.
+        // A hash that the answer does not name counts as present. An answer that names
+        // hashes we did not ask for belongs to another question (from a caching proxy,
+        // for example). It proves nothing, so the client discards all of it.
         let asked: HashSet<&str> = hashes.iter().map(String::as_str).collect();
         if let Some(stranger) = missing_paths.iter().find(|hash| !asked.contains(hash.as_str())) {
             let stranger: String =
@@ -307,9 +309,9 @@ impl Inner {
         let doing = format!("uploading {} to {base}", info.store_path);
         let json = serde_json::to_vec(info).map_err(|e| unwritable(&e))?;
         let mut request = self.transport.client(&base)?.put(base.api("upload-path")?);
-        // Under both names: celler, a fork of Attic, has the same API with its own header names, and each
-        // server ignores the other's.
-        // A header takes visible ASCII only, which is all that Nix writes.
+        // The client sends both header names: celler, a fork of Attic, has the same API with its own header
+        // names, and each server ignores the other's.
+        // A header may contain visible ASCII only, and Nix writes nothing else.
         let header =
             (json.len() < LONGEST_INFO_HEADER).then(|| HeaderValue::from_bytes(&json).ok()).flatten();
         let preamble = match header.filter(|_| json.is_ascii()) {
@@ -324,9 +326,9 @@ impl Inner {
                 Some(Bytes::from(json))
             }
         };
-        // Attic's client sends chunks of unknown total; the size of a NAR is
-        // known, and with it a proxy can refuse what is too long before it has
-        // all of it, and need not keep it to count it.
+        // Attic's own client sends chunks without a total length. Here the NAR's size
+        // is known. With it a proxy can refuse a body that is too long before it has
+        // received all of it, and need not buffer the body to count it.
         let length = info.nar_size + preamble.as_ref().map_or(0, |p| p.len() as u64);
         let (body, watch) = body::body(preamble, info.nar_size, nar);
         let request = self
@@ -347,7 +349,7 @@ impl Inner {
         doing: &str,
     ) -> Result<(Answer, Sent), CacheError> {
         let response = tokio::select! {
-            // The answer first: it counts more than a stall at the same moment.
+            // `biased` polls the answer first: it takes precedence over a stall at the same moment.
             biased;
             response = request.send() => response,
             stall = watch.stalled(self.connect_timeout, self.stall_timeout) => {
@@ -365,7 +367,7 @@ impl Inner {
                 Some(Failure::Broken(why)) => {
                     CacheError::new(ErrorClass::Local, format!("{doing}: the path cannot be read: {why}"))
                 }
-                // The server would say the same after all of the body.
+                // The server would give the same answer after the whole body.
                 Some(Failure::Short { missing }) => mismatch(doing, &format!("{missing} bytes shorter")),
                 Some(Failure::Long) => mismatch(doing, "longer"),
                 None => CacheError::from_transport(&e, sent != Sent::Nothing, doing).of_upload(sent),
@@ -373,7 +375,7 @@ impl Inner {
         }
     }
 
-    /// Makes the next request look for an endpoint first, after one that did not get through.
+    /// Makes the next request look for an endpoint first if this one found no connection.
     fn note(&self, error: &CacheError, base: &Endpoint) {
         if error.class == ErrorClass::Unreachable {
             self.discovery.suspect(base);

@@ -1,10 +1,10 @@
-//! Which of several addresses to use: the candidates in order, the first that
-//! answers with the cache's configuration, and from there the address that the
+//! Chooses one of several addresses. It asks the candidates in order until one
+//! answers with the cache's configuration, and then uses the address that the
 //! configuration names, if that one works. Must not know what is uploaded.
 //!
-//! Attic's own client uses the named `api_endpoint` whatever it is. A server
-//! behind a proxy often names one that only it can reach; so here it is tried,
-//! and the candidate, which has just answered, is used if it fails.
+//! Attic's own client always uses the named `api_endpoint`. A server behind a
+//! proxy often names one that only the server can reach. So this client tests the
+//! named address, and if that fails uses the candidate, which has just answered.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -17,11 +17,11 @@ use super::error::{CacheError, ErrorClass, quote};
 use super::transport::Answer;
 use super::wire::CacheConfig;
 
-/// Time for which a named address that failed is not tried again: each try may take
-/// the whole connect timeout.
+/// Time for which the client does not ask a named address again after it failed,
+/// because each attempt may take the whole connect timeout.
 const REFUSED_FOR: Duration = Duration::from_secs(300);
 const MAX_REDIRECTS: usize = 3;
-/// A configuration is below 1 KiB.
+/// Largest configuration that the client reads, in bytes. Real ones are below 1 KiB.
 const LONGEST_CONFIG: usize = 256 * 1024;
 
 /// The result of a discovery.
@@ -31,23 +31,23 @@ pub struct Discovered {
     pub endpoint: String,
     /// The cache's configuration.
     pub config: CacheConfig,
-    /// Why the `api_endpoint` that the configuration names is not used.
+    /// Why the client does not use the `api_endpoint` that the configuration names, if it does not.
     pub named_unusable: Option<String>,
 }
 
 #[derive(Default)]
 struct Known {
     current: Option<(Endpoint, Discovered)>,
-    /// A request failed to get through since then: the next one asks again first.
+    /// Whether a request found no connection since the discovery; if so, the next request discovers again.
     suspect: bool,
     refused: Option<(Endpoint, Instant, String)>,
 }
 
-/// What discoveries have found: which endpoint is used, and which one was tried in vain.
+/// The results of discoveries: the endpoint in use, and the named endpoint that failed.
 #[derive(Default)]
 pub(super) struct Discovery {
     known: Mutex<Known>,
-    /// Held while one request asks, so that others wait for its answer instead of asking too.
+    /// One request holds this lock while it asks, and the others wait for its answer instead of asking too.
     asking: tokio::sync::Mutex<()>,
 }
 
@@ -97,8 +97,8 @@ impl Inner {
 
     pub(super) async fn discover(&self) -> Result<Discovered, CacheError> {
         let _asking = self.discovery.asking.lock().await;
-        // The cache may wait for a new token. A token that cannot be read just now,
-        // while it is being replaced, does not undo the one in use.
+        // The cache may be waiting for a new token. If the file cannot be read at the
+        // moment, for example while somebody replaces it, the token in use stays.
         if let Err(e) = self.reload_token()
             && self.token()?.is_none()
         {
@@ -107,7 +107,7 @@ impl Inner {
         self.search().await.map(|(_, discovered)| discovered)
     }
 
-    /// The remembered address first, then all candidates in order.
+    /// Asks the remembered address first, then all candidates in order.
     async fn search(&self) -> Result<(Endpoint, Discovered), CacheError> {
         let remembered = self.discovery.known().current.as_ref().map(|(endpoint, _)| endpoint.clone());
         let others = self.candidates.iter().filter(|c| Some(*c) != remembered.as_ref());
@@ -126,7 +126,7 @@ impl Inner {
                 Err(e) => failures.push(e),
             }
         }
-        // No endpoint answers: the next request starts over with all of them in their order.
+        // No endpoint answers, so the next request asks all of them again in their order.
         {
             let mut known = self.discovery.known();
             known.suspect = true;
@@ -135,7 +135,7 @@ impl Inner {
                 known.current = None;
             }
         }
-        // An answer says more than silence; the message names all failures.
+        // The error with an answer ranks before one without; the message names all failures.
         let message = failures.iter().map(|e| e.message.as_str()).collect::<Vec<_>>().join("; ");
         match failures.into_iter().min_by_key(CacheError::rank) {
             Some(error) => Err(CacheError { message, ..error }),
@@ -186,7 +186,7 @@ impl Inner {
     /// Asks one address for the cache's configuration, through redirects that stay on its host.
     async fn ask(&self, mut base: Endpoint) -> Result<(Endpoint, CacheConfig), CacheError> {
         let call = Endpoint::config_call(&self.cache);
-        // With several candidates, one that is silent must not hold up the rest for long.
+        // A candidate that does not answer must not delay the others for long.
         let patience = self.stall_timeout.min(self.connect_timeout * 2);
         for _ in 0..=MAX_REDIRECTS {
             let doing = format!("asking {base} for the cache {}", self.cache);

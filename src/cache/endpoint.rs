@@ -1,5 +1,5 @@
-//! Addresses of servers: their form, whether one is on this host, and which
-//! address a server may send us to. Must not know HTTP clients.
+//! Addresses of servers: their form, whether one is on this host, and to which
+//! address a server may send this client. Must not know HTTP clients.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -15,7 +15,7 @@ pub(super) struct Endpoint(Url);
 
 impl Endpoint {
     pub(super) fn parse(text: &str) -> Result<Self, CacheError> {
-        // A URL with a password in it must not be quoted.
+        // The message must not quote a URL that contains a password.
         let wrong = |why: &str| {
             let shown = if text.contains('@') { "(with a login in it)" } else { text };
             CacheError::new(
@@ -51,7 +51,8 @@ impl Endpoint {
         format!("cache-config/{cache}")
     }
 
-    /// On this host, so no proxy can be meant: through one it would be the proxy's own host.
+    /// Returns whether the address is on this host. A request to it must not use a proxy,
+    /// which would connect to the proxy's own host.
     pub(super) fn is_loopback(&self) -> bool {
         let Some(host) = self.0.host_str() else { return false };
         let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
@@ -65,10 +66,10 @@ impl Endpoint {
         self.0.scheme() == "http"
     }
 
-    /// Why the token must not go on from here to `next`, although a server says so.
+    /// Returns why the client must not send the token to `next`, which the server here named.
     pub(super) fn objection_to(&self, next: &Self) -> Option<&'static str> {
         if next.is_loopback() && !self.is_loopback() {
-            // The server's administrator meant the server's host. On this host, any user may listen there.
+            // The server's administrator meant the server's host, but any user of this host may listen at that address.
             Some("that is on the server's own host")
         } else if next.is_plain() && !self.is_plain() && !next.is_loopback() {
             Some("that is without TLS, and this address is with it")
@@ -82,13 +83,13 @@ impl Endpoint {
         Some(self.0.host_str()?.trim_start_matches('[').trim_end_matches(']').to_owned())
     }
 
-    /// Whether both are on a host of the same name.
+    /// Returns whether both addresses have the same host name.
     pub(super) fn has_host_of(&self, other: &Self) -> bool {
         self.0.host_str() == other.0.host_str()
     }
 
-    /// The base that a redirect of the cache-config call leads to: another path on the same scheme, host and
-    /// port. What is elsewhere may belong to anyone.
+    /// Returns the base that a redirect of the cache-config call leads to, if it is another path with the same
+    /// scheme, host and port. Any other address may belong to somebody else.
     pub(super) fn redirected(&self, location: &str, cache: &CacheName) -> Option<Self> {
         let call = Self::config_call(cache);
         let to = self.api(&call).ok()?.join(location).ok()?;
@@ -117,7 +118,7 @@ mod tests {
             assert_eq!(at(base).api("upload-path").unwrap().as_str(), "https://h/sub/_api/v1/upload-path");
             assert_eq!(at(base).to_string(), "https://h/sub");
         }
-        // Colons and plus signs are no scheme and no encoding.
+        // A colon does not begin a scheme here, and a plus sign is not an encoded space.
         let call = Endpoint::config_call(&CacheName::parse("a+b").unwrap());
         assert_eq!(at("http://h").api(&call).unwrap().as_str(), "http://h/_api/v1/cache-config/a+b");
     }

@@ -12,32 +12,33 @@ use super::wire::ErrorAnswer;
 /// The kind of a failure, which decides what the caller does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ErrorClass {
-    /// No connection: refused, no such host, TLS, or reset before anything was sent. Concerns the whole cache.
+    /// No connection: refused, unknown host, TLS failure, or reset before the client sent anything. It concerns
+    /// the whole cache.
     Unreachable,
-    /// Passes by itself: 5xx, 408, 409, 421, 423, 425, 429, 460, 499, a stall, an answer that is cut or is
-    /// not an Attic server's, a connection that breaks while a body is being sent.
+    /// A temporary failure: 5xx, 408, 409, 421, 423, 425, 429, 460, 499, a stall, an answer that is cut or does
+    /// not come from an Attic server, a connection that breaks while the client sends a body.
     Transient,
-    /// An upload that ended without the server's word on it: its body was sent, and then came a timeout, a
-    /// reset or a gateway's error. The cache may have the path: ask before sending it again.
+    /// An upload whose outcome is unknown: the client sent the body, and then a timeout, a reset or a gateway's
+    /// error followed. The cache may have the path, so the caller must ask before it sends the path again.
     NoVerdict,
     /// 401, or the configured token cannot be read.
     Unauthorized,
-    /// 403: expired (on a public cache) or without the right to push.
+    /// 403: the token is expired (on a public cache) or lacks the right to push.
     Forbidden,
-    /// 404.
+    /// 404: the server has no cache of this name, or the address is not an Attic server's.
     NoSuchCache,
-    /// The NAR is not what its hash and size say. Permanent for the path.
+    /// The NAR does not match its hash and size. Permanent for the path.
     Mismatch,
     /// 413. Permanent for the path until someone raises a limit.
     TooLarge,
-    /// Another 4xx, a redirect, or a request that must not be sent at all.
+    /// Another 4xx, a redirect, or a request that the client must not send at all.
     Rejected,
     /// Reading the NAR failed on this side, before the server answered.
     Local,
 }
 
 impl ErrorClass {
-    /// The class as a word that stays the same, for records and for people.
+    /// Returns the class as a fixed word, for the ledger, JSON and messages.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Unreachable => "unreachable",
@@ -60,17 +61,17 @@ impl std::fmt::Display for ErrorClass {
     }
 }
 
-/// A failed call. The token is never in it.
+/// A failed call. It never contains the token.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct CacheError {
-    /// What kind of failure.
+    /// The kind of the failure.
     pub class: ErrorClass,
     /// What failed, where, and what to do about it.
     pub message: String,
     /// The status, when the server answered.
     pub status: Option<u16>,
-    /// How long the server asks to wait.
+    /// The time that the server asks the client to wait.
     pub retry_after: Option<Duration>,
 }
 
@@ -84,7 +85,7 @@ impl CacheError {
         Self { class, message: message.into(), status: None, retry_after: None }
     }
 
-    /// Makes the error of an answer that is no success. `doing` begins its message: "asking X for Y".
+    /// Makes the error of an answer that is not a success. Its message begins with `doing`: "asking X for Y".
     pub(super) fn from_answer(
         status: StatusCode,
         headers: &HeaderMap,
@@ -107,13 +108,13 @@ impl CacheError {
         }
     }
 
-    /// The same error as the end of an upload of which the server had taken `sent`.
+    /// Returns the error of an upload that ended with this error after the connection had taken `sent`.
     ///
-    /// A gateway that answers for a server says nothing about what the server did with the bytes it has.
-    /// Where only the connection broke, the server can have the path only if it was given all of it.
+    /// The error of a gateway does not show what the server behind it did with the bytes that it received.
+    /// If only the connection broke, the server can have the path only if the client sent all of it.
     pub(super) fn of_upload(self, sent: Sent) -> Self {
         let gateway = self.status.is_some_and(is_gateway_error) && sent != Sent::Nothing;
-        // A success whose body cannot be read, or no answer at all.
+        // Either the server reported a success whose body cannot be read, or it did not answer at all.
         let unclear = self.status.is_none_or(|status| (200..300).contains(&status)) && sent == Sent::All;
         if self.class != ErrorClass::Transient || !(gateway || unclear) {
             return self;
@@ -127,7 +128,7 @@ impl CacheError {
         Self { class: ErrorClass::NoVerdict, message, ..self }
     }
 
-    /// Makes the error of a request without an answer. `sent`: the connection had begun to take a body.
+    /// Makes the error of a request without an answer. `sent` says whether the connection had taken any of a body.
     pub(super) fn from_transport(error: &reqwest::Error, sent: bool, doing: &str) -> Self {
         let why = chain(error);
         let (class, how) = if error.is_builder() {
@@ -144,7 +145,7 @@ impl CacheError {
         Self::new(class, format!("{doing}: {how}: {why}"))
     }
 
-    /// Orders the failures of several endpoints: the lowest says most about the cache.
+    /// Ranks the failures of several endpoints; the lowest rank is the most informative about the cache.
     pub(super) fn rank(&self) -> u8 {
         match self.class {
             ErrorClass::Unauthorized => 0,
@@ -165,9 +166,9 @@ pub(super) enum Sent {
     All,
 }
 
-/// Statuses with which a proxy or a load balancer says that it has no answer of the server behind it:
-/// 460 and 499 are the load balancer's and nginx's for a connection that ended first, 520 to 524 are
-/// Cloudflare's, 598 and 599 are those of older proxies.
+/// Returns whether a proxy or a load balancer uses this status when it has no answer from the server behind
+/// it. 460 (AWS's load balancer) and 499 (nginx) mean that the client's connection ended first, 520 to 524
+/// are Cloudflare's, 598 and 599 are those of older proxies.
 fn is_gateway_error(status: u16) -> bool {
     matches!(status, 460 | 499 | 502 | 504 | 520..=524 | 598 | 599)
 }
@@ -176,17 +177,17 @@ fn classify(status: StatusCode, structured: bool, said: &str) -> (ErrorClass, &'
     match status.as_u16() {
         401 => (ErrorClass::Unauthorized, ": give it a token that is valid for this cache"),
         403 => (ErrorClass::Forbidden, ": the token is expired or lacks the right to push to this cache"),
-        // A server that knows the API says so in JSON; anything else is most likely a proxy's or another site's page.
+        // A server that knows the API answers in JSON; any other body most likely comes from a proxy or another site.
         404 if structured => (ErrorClass::NoSuchCache, ": create the cache or correct its name"),
         404 => (ErrorClass::NoSuchCache, ": that is not how an Attic server says it, check the address"),
-        // The proxy stands before every path, so it is not the path's fault.
+        // Every request passes the proxy, so the failure does not depend on the path.
         407 => (ErrorClass::Unreachable, ": the HTTP proxy wants a login, put it into the proxy's URL"),
         408 | 409 | 421 | 423 | 425 | 429 | 460 | 499 | 500..=599 => (ErrorClass::Transient, ""),
         413 => (
             ErrorClass::TooLarge,
             ": raise the limit of the server or of the proxy before it (nginx: client_max_body_size)",
         ),
-        // Attic's `server/src/api/v1/upload_path.rs` words it in these two ways.
+        // Attic's `server/src/api/v1/upload_path.rs` has these two texts for it.
         400 if said.contains("Bad chunk hash or size") || said.contains("Bad NAR Hash or Size") => (
             ErrorClass::Mismatch,
             ": the files are no longer what Nix registered, `nix-store --verify-path` tells",
@@ -198,8 +199,8 @@ fn classify(status: StatusCode, structured: bool, said: &str) -> (ErrorClass, &'
     }
 }
 
-/// How long the server asks to wait: the header `Retry-After` (RFC 9110, 10.2.3), else the member
-/// `retry_after` of a problem-details body (RFC 9457, as Cloudflare sends it).
+/// Returns the time that the server asks the client to wait: from the header `Retry-After` (RFC 9110,
+/// 10.2.3), else from the member `retry_after` of a problem-details body (RFC 9457, as Cloudflare sends it).
 pub(super) fn retry_after(headers: &HeaderMap, body: &[u8], now: SystemTime) -> Option<Duration> {
     #[derive(serde::Deserialize)]
     struct Problem {
@@ -217,7 +218,7 @@ pub(super) fn retry_after(headers: &HeaderMap, body: &[u8], now: SystemTime) -> 
     wait.map(|wait| wait.min(LONGEST_WAIT))
 }
 
-/// Reads seconds or an HTTP date. A date in the past is no wait.
+/// Parses seconds or an HTTP date. A date in the past gives zero.
 fn wait_of(text: &str, now: SystemTime) -> Option<Duration> {
     match text.trim().parse::<u64>() {
         Ok(seconds) => Some(Duration::from_secs(seconds)),
@@ -225,14 +226,14 @@ fn wait_of(text: &str, now: SystemTime) -> Option<Duration> {
     }
 }
 
-/// Returns the title of a proxy's page, or else all of it. The rest is layout, and
-/// would leave no room for the hint in a message of bounded length.
+/// Returns the title of a proxy's page, or the whole text if it has none. The rest of
+/// a page is layout and would leave no room for the hint in a message of bounded length.
 fn page(text: &str) -> &str {
     let title = text.split_once("<title>").and_then(|(_, rest)| rest.split_once("</title>"));
     title.map_or(text, |(title, _)| title)
 }
 
-/// What a server wrote, for a message: one line of bounded length, without the token, without control
+/// Prepares a server's text for a message: one line of bounded length, without the token, without control
 /// characters and without marks that change the direction of writing.
 pub(super) fn quote(text: &str, token: Option<&Secret>) -> String {
     let line: String = text
@@ -255,13 +256,13 @@ fn turns_text(c: char) -> bool {
     matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// Joins the causes of an error. The reason is the last one; the URL is in the message already.
+/// Joins the causes of an error, the root cause last. The URL is in the message already.
 fn chain(error: &reqwest::Error) -> String {
     let mut parts: Vec<String> = Vec::new();
     let mut next = std::error::Error::source(error);
     while let Some(error) = next {
         let text = error.to_string();
-        // Layers often repeat the layer below.
+        // An error often repeats the text of its cause.
         if !parts.last().is_some_and(|above| above.contains(&text)) {
             parts.push(text);
         }
@@ -348,8 +349,8 @@ mod tests {
         }
     }
 
-    /// What a status means: of a question, of an upload before any of its body was taken, and of an upload
-    /// after part or all of it was.
+    /// The class of a status as the answer to a question, to an upload before the connection took any of its
+    /// body, and to an upload after it took part or all of it.
     #[test]
     fn statuses_that_pass() {
         use ErrorClass::{NoVerdict, Transient};

@@ -1,4 +1,4 @@
-//! What holds for every answer of a server.
+//! Fuzz target: properties that hold for every answer of a server.
 
 use std::time::SystemTime;
 
@@ -8,7 +8,7 @@ use reqwest::header::{HeaderMap, HeaderValue, RETRY_AFTER};
 use super::error::{CacheError, retry_after};
 use super::wire::{CacheConfig, ErrorAnswer, MissingAnswer, UploadAnswer};
 
-/// Reads bytes as each answer.
+/// Parses arbitrary bytes as each kind of answer.
 pub(crate) fn decode(bytes: &[u8]) {
     if let Ok(config) = serde_json::from_slice::<CacheConfig>(bytes) {
         let written = serde_json::to_vec(&config).unwrap_or_default();
@@ -32,7 +32,7 @@ pub(crate) fn decode(bytes: &[u8]) {
     for status in [400, 401, 404, 413, 429, 500, 502, 503] {
         let status = StatusCode::from_u16(status).unwrap_or_default();
         let error = CacheError::from_answer(status, &headers, bytes, None, "uploading");
-        // One line of bounded length, whatever the server sends.
+        // The message is one line of bounded length, whatever the server sends.
         let message = error.to_string();
         assert!(message.len() < 2000 && !message.contains('\n'), "{message:?}");
     }

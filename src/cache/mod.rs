@@ -2,18 +2,17 @@
 //! token, and the error class of each answer.
 //!
 //! Must not know: sessions, the ledger, Nix's store. It takes plain strings
-//! and a stream of bytes, and gives back an outcome or a [`CacheError`] whose
-//! [`ErrorClass`] says what to do next; it retries nothing that costs more
-//! than one small request.
+//! and a stream of bytes, and returns an outcome or a [`CacheError`] whose
+//! [`ErrorClass`] says what to do next. It retries only small requests, once.
 //!
 //! | file | for |
 //! |---|---|
 //! | `token` | where the token comes from, and keeping it out of sight |
 //! | `wire` | the JSON of the API |
 //! | `error` | error classes, and what a status or a broken connection means |
-//! | `endpoint` | addresses: form, loopback, what may follow what |
+//! | `endpoint` | addresses: their form, loopback, which redirects are allowed |
 //! | `transport` | HTTP clients and their limits |
-//! | `body` | the NAR on its way: exact length, stall watch, early answers |
+//! | `body` | the request body with the NAR: exact length, stall detection, early answers |
 //! | `discover` | which of several addresses to use |
 //! | `client` | the calls |
 //! | `read` | whether Nix can read the cache |

@@ -1,5 +1,5 @@
-//! Whether a cache can be read as Nix reads it, with the login that a netrc file
-//! gives. Must not know where that file is.
+//! Checks whether Nix can read a cache with the login from a netrc file. Must not
+//! know where that file is.
 
 use reqwest::Url;
 
@@ -8,7 +8,7 @@ use super::endpoint::Endpoint;
 use super::error::{CacheError, ErrorClass};
 use super::token::TokenSource;
 
-/// A `nix-cache-info` has three lines.
+/// Largest `nix-cache-info` that the client reads, in bytes. Real ones have three lines.
 const LONGEST: usize = 4096;
 
 impl CacheClient {

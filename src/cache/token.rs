@@ -1,10 +1,10 @@
-//! The source of the token, and how the token is kept out of texts.
+//! The source of the token, and the removal of the token from messages.
 //!
 //! The token is opaque: its content decides nothing. Only `exp` is read, for a
 //! warning before the token expires. Must not know HTTP.
 //!
 //! Not guaranteed: that no copy stays in memory. The copy here is wiped when it is
-//! dropped; the HTTP library's header buffers are not.
+//! dropped; the HTTP library does not wipe its header buffers.
 
 use std::fmt;
 use std::fs::File;
@@ -17,20 +17,20 @@ use zeroize::Zeroizing;
 
 use super::error::{CacheError, ErrorClass};
 
-/// Longer than any token, short enough for the header limit of common proxies.
+/// Longest token in bytes: longer than any real one, and within the header limit of common proxies.
 const LONGEST: usize = 16 * 1024;
 
-/// The shortest part of a token that is taken out of a text.
+/// Length of the shortest part of a token that [`Secret::scrub`] removes from a text.
 const SHORTEST_PART: usize = 8;
 
-/// Where the token is read from, each time it is asked for.
+/// The source of the token. It is read again each time somebody asks for the token.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum TokenSource {
     /// A file with the token and nothing else but white space around it.
     File(PathBuf),
     /// An environment variable of this process.
     Env(String),
-    /// Requests carry no token.
+    /// No token; requests carry none.
     #[default]
     None,
 }
@@ -40,8 +40,8 @@ pub enum TokenSource {
 pub struct Secret(Zeroizing<String>);
 
 impl Secret {
-    /// Takes `text` without the white space around it. `from` names the source
-    /// in the message.
+    /// Makes a token of `text` without the white space around it. An error names the
+    /// source with `from`.
     fn parse(text: &str, from: &str) -> Result<Self, CacheError> {
         let text = text.trim();
         if text.is_empty() {
@@ -59,12 +59,12 @@ impl Secret {
         Ok(Self(Zeroizing::new(text.to_owned())))
     }
 
-    /// The token itself: for the request header, nothing else.
+    /// Returns the token itself, for the request header and no other use.
     pub(super) fn expose(&self) -> &str {
         &self.0
     }
 
-    /// `exp` of the token, seconds since 1970, if it happens to be a readable JWT.
+    /// Returns the token's `exp` in seconds since 1970, if the token is a readable JWT.
     pub(super) fn expiry(&self) -> Option<i64> {
         let payload = self.0.split('.').nth(1)?;
         let payload = Zeroizing::new(URL_SAFE_NO_PAD.decode(payload.trim_end_matches('=')).ok()?);
@@ -75,9 +75,9 @@ impl Secret {
         exp.as_i64().or_else(|| exp.as_f64().map(|seconds| seconds as i64))
     }
 
-    /// `text` without the token, should a server or a proxy have echoed it: as it is, in base 64 (as part of
-    /// a login too) and with percent signs. An end of `text` that is the beginning of one of these goes as
-    /// well, for a text that was cut. Scrub before you cut.
+    /// Returns `text` without the token, which a server or a proxy may have echoed: as it is, in base 64 (also
+    /// as part of a login) and percent-encoded. If `text` ends with the beginning of one of these forms, that
+    /// part is removed too, because the text may have been cut. Scrub a text before you cut it.
     pub(super) fn scrub(&self, text: &str) -> String {
         let mut text = text.to_owned();
         for form in self.forms() {
@@ -94,7 +94,7 @@ impl Secret {
         text
     }
 
-    /// What the token looks like in what others write, the token itself first.
+    /// Returns the forms in which the token may appear in a text, the token itself first.
     fn forms(&self) -> Vec<Zeroizing<String>> {
         let token = self.0.as_bytes();
         let mut forms = vec![self.0.clone()];
@@ -111,8 +111,8 @@ impl Secret {
             }
             forms.push(text);
         }
-        // In base 64 a text looks different at each of three positions; what also depends on its neighbours
-        // is left out.
+        // Base 64 encodes a text differently at each of three offsets. The characters that also depend on the
+        // neighbouring bytes are left out.
         for before in 0..3 {
             let mut bytes = Zeroizing::new(vec![0; before]);
             bytes.extend_from_slice(token);
@@ -140,13 +140,13 @@ impl fmt::Display for Secret {
 }
 
 impl TokenSource {
-    /// Reads the token itself. Only for a file that the daemon writes, with no more
-    /// rights than the source has.
+    /// Reads the token and returns it as text. Only for a file that the daemon writes
+    /// and that gives nobody more rights than the source does.
     pub fn text(&self) -> Result<Option<Zeroizing<String>>, CacheError> {
         Ok(self.read()?.map(|secret| secret.0.clone()))
     }
 
-    /// Reads the token now.
+    /// Reads the token from its source.
     pub(super) fn read(&self) -> Result<Option<Secret>, CacheError> {
         match self {
             Self::None => Ok(None),
@@ -167,7 +167,7 @@ impl TokenSource {
                         "{from} cannot be read: {e}; check the path and that the service's user may read it"
                     ))
                 };
-                // A pipe or a directory would block or read nonsense.
+                // Reading a pipe could block, and a directory has no content to read.
                 if !std::fs::metadata(path).map_err(|e| denied(&e))?.is_file() {
                     return Err(unusable(format!("{from} is not a regular file")));
                 }
@@ -185,8 +185,8 @@ impl TokenSource {
     }
 }
 
-/// A token that cannot be read has the class of one that the server refuses: an
-/// administrator has to look at it, and the cache waits meanwhile.
+/// Makes the error of a token that cannot be read. It has the class of a token that the
+/// server refuses: an administrator must act, and the cache waits until then.
 fn unusable(message: String) -> CacheError {
     CacheError::new(ErrorClass::Unauthorized, message)
 }

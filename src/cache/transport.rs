@@ -1,5 +1,5 @@
-//! HTTP clients and their limits. A client is made when it is first needed: a daemon
-//! that only uploads to its own host loads no certificates. Must not know the API.
+//! HTTP clients and their limits. The first request that needs a client makes it, so a
+//! daemon that only uploads to its own host loads no certificates. Must not know the API.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -11,19 +11,21 @@ use super::endpoint::Endpoint;
 use super::error::{CacheError, ErrorClass, quote};
 use super::token::Secret;
 
-/// Connections kept open for the next upload: more than there are parallel uploads.
+/// Number of idle connections kept open: more than there are parallel uploads.
 const IDLE_CONNECTIONS: usize = 160;
-/// Shorter than what servers and proxies commonly allow (60 s and more), so
-/// that a request seldom meets a connection that is just being closed.
+/// Time for which an idle connection stays open. It is shorter than what servers and
+/// proxies commonly allow (60 s and more), so that a request seldom uses a
+/// connection that the other side is just closing.
 const IDLE_TIME: Duration = Duration::from_secs(30);
-/// Added to the stall timeout for the kernel's own, so that the message is the one of the stall watch.
+/// The kernel's timeout is longer than the stall timeout by this time, so that the upload ends with our
+/// own message about the stall.
 const KERNEL_MARGIN: Duration = Duration::from_secs(5);
 
 pub(super) struct Transport {
     user_agent: String,
     connect_timeout: Duration,
     stall_timeout: Duration,
-    /// Plain HTTP on this host, TLS on this host, anywhere else.
+    /// The clients for plain HTTP on this host, for TLS on this host, and for other hosts.
     clients: Mutex<[Option<Client>; 3]>,
 }
 
@@ -44,7 +46,7 @@ impl Transport {
         }
         let mut built = self.build(!to.is_loopback(), kind != 0);
         if built.is_err() && to.is_plain() {
-            // A host without any certificate can still speak plain HTTP.
+            // A host without CA certificates can still use plain HTTP.
             built = self.build(!to.is_loopback(), false);
         }
         let client = built.map_err(|e| {
@@ -58,7 +60,7 @@ impl Transport {
     }
 
     fn build(&self, proxied: bool, certificates: bool) -> reqwest::Result<Client> {
-        // An error only says that the process has a provider already.
+        // The only possible error is that the process has a provider already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let builder = Client::builder()
             .user_agent(&self.user_agent)
@@ -67,8 +69,8 @@ impl Transport {
             .connect_timeout(self.connect_timeout)
             .pool_max_idle_per_host(IDLE_CONNECTIONS)
             .pool_idle_timeout(IDLE_TIME)
-            // The library's 30 s would cut off a server that takes that long
-            // over one piece of a body.
+            // The library's 30 s would disconnect a server that needs that long for
+            // one piece of a body.
             .tcp_user_timeout(self.stall_timeout + KERNEL_MARGIN)
             .redirect(Policy::none())
             .referer(false)
@@ -79,20 +81,20 @@ impl Transport {
     }
 }
 
-/// An answer, read to its end.
+/// An answer with its body, as far as the body could be read.
 pub(super) struct Answer {
     pub(super) status: reqwest::StatusCode,
     pub(super) headers: reqwest::header::HeaderMap,
     pub(super) body: Vec<u8>,
-    /// Why the body is not whole.
+    /// Why the body is not whole, if it is not.
     pub(super) cut: Option<String>,
-    /// The token that the request was sent with, to take it out of what the server says.
+    /// The token of the request, to remove it from the server's text.
     pub(super) token: Option<Secret>,
 }
 
 impl Answer {
     /// Reads at most `limit` bytes, and waits at most `stall` for each piece.
-    /// A status that came is never lost over its body.
+    /// Keeps the status even if the body cannot be read.
     pub(super) async fn read(
         mut response: Response,
         limit: usize,
@@ -114,12 +116,12 @@ impl Answer {
         Self { status, headers, body, cut, token }
     }
 
-    /// What an answer that is no success means. `doing` begins the sentence.
+    /// Makes the error of an answer that is not a success. Its message begins with `doing`.
     pub(super) fn refusal(&self, doing: &str) -> CacheError {
         CacheError::from_answer(self.status, &self.headers, &self.body, self.token.as_ref(), doing)
     }
 
-    /// The JSON of a success; anything else is an error. `doing` begins the sentence.
+    /// Parses the JSON of a success; any other answer is an error whose message begins with `doing`.
     pub(super) fn json<T: serde::de::DeserializeOwned>(&self, doing: &str) -> Result<T, CacheError> {
         if !self.status.is_success() {
             return Err(self.refusal(doing));

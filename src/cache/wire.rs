@@ -1,5 +1,5 @@
 //! The JSON of the Attic API, version 1 (Attic's `attic/src/api/v1/`), and the
-//! checks that the server leaves to its clients. Must not know how it travels.
+//! checks that the server leaves to its clients. Must not know HTTP.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -8,33 +8,33 @@ use serde::{Deserialize, Serialize};
 use super::error::{CacheError, ErrorClass};
 use crate::types::{CacheName, StoreDir, StorePath};
 
-/// A cache's configuration, as far as we use it. Every field may be missing;
-/// fields we do not know are left alone, newer servers have more.
+/// The fields of a cache's configuration that the daemon uses. Every field may be
+/// missing. Unknown fields are ignored, because newer servers have more.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct CacheConfig {
-    /// Where Nix fetches from.
+    /// The address from which Nix fetches.
     pub substituter_endpoint: Option<String>,
-    /// Where API requests should go.
+    /// The address for API requests.
     pub api_endpoint: Option<String>,
-    /// `name:base64`, as Nix's `trusted-public-keys` takes it.
+    /// The cache's key, `name:base64`, in the format of Nix's `trusted-public-keys`.
     pub public_key: Option<String>,
     /// Whether reading needs no token.
     pub is_public: Option<bool>,
     /// The store directory of the paths in the cache. The caller compares it with its own.
     pub store_dir: Option<String>,
-    /// Nix's `priority`: lower is asked first.
+    /// Nix's `priority`: Nix asks substituters with a lower number first.
     pub priority: Option<i32>,
-    /// Paths signed by these keys need not be uploaded.
+    /// Names of keys; clients need not upload paths that are signed by one of them.
     pub upstream_cache_key_names: Option<Vec<String>>,
 }
 
-/// Upstream keys that are taken from a server; it has a handful.
+/// Largest number of upstream keys accepted from a server. Real servers have a handful.
 const MOST_KEY_NAMES: usize = 256;
 
 impl CacheConfig {
-    /// The configuration without the values that are not what they should be: they become lines of a netrc
-    /// file, options of Nix and text on a terminal, and a server may be anybody's.
+    /// Returns the configuration without malformed values. The values become lines of a netrc file, options of
+    /// Nix and text on a terminal, and the server may be hostile.
     pub(super) fn checked(mut self) -> Self {
         self.substituter_endpoint = self.substituter_endpoint.filter(|url| is_plain_url(url));
         self.public_key = self.public_key.filter(|key| is_public_key(key));
@@ -47,13 +47,13 @@ impl CacheConfig {
     }
 }
 
-/// A word of visible ASCII without quotes.
+/// Returns whether `text` is one word of visible ASCII without quotes.
 fn is_word(text: &str) -> bool {
     (1..=1024).contains(&text.len())
         && text.bytes().all(|b| b.is_ascii_graphic() && !b"\"'\\`<>".contains(&b))
 }
 
-/// Whether `text` is the URL of a substituter, written so that everybody reads the same host in it.
+/// Returns whether `text` is the URL of a substituter in a form from which every parser reads the same host.
 fn is_plain_url(text: &str) -> bool {
     let Some((scheme, rest)) = text.split_once("://") else { return false };
     let Ok(url) = reqwest::Url::parse(text) else { return false };
@@ -65,25 +65,25 @@ fn is_plain_url(text: &str) -> bool {
     is_word(text) && matches!(scheme, "http" | "https") && !host.is_empty() && named
 }
 
-/// Whether `text` is a key as `trusted-public-keys` has it: a name, a colon, 32 bytes in base 64.
+/// Returns whether `text` is a key in the format of `trusted-public-keys`: a name, a colon, 32 bytes in base 64.
 fn is_public_key(text: &str) -> bool {
     let key = text.split_once(':').filter(|(name, _)| !name.is_empty());
     let bytes = key.and_then(|(_, key)| STANDARD.decode(key).ok());
     is_word(text) && bytes.is_some_and(|bytes| bytes.len() == 32)
 }
 
-/// What is uploaded along with a NAR. Field names and order are the server's.
+/// The metadata that the client uploads with a NAR. The server defines the names and the order of the fields.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UploadInfo {
-    /// The cache, the same as the client's.
+    /// The cache's name; it must be the client's own.
     pub cache: CacheName,
     /// The 32 characters that begin the path's base name.
     pub store_path_hash: String,
     /// The full path.
     pub store_path: String,
-    /// Base names.
+    /// Base names of the references.
     pub references: Vec<String>,
-    /// Nix's system type; the server only keeps it.
+    /// Nix's system type; the server stores it and does not use it.
     pub system: Option<String>,
     /// Base name of the derivation.
     pub deriver: Option<String>,
@@ -97,19 +97,19 @@ pub struct UploadInfo {
     pub nar_size: u64,
 }
 
-/// An upload the server has confirmed.
+/// An upload that the server has confirmed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Uploaded {
     /// The server had this NAR already, under this or another path.
     pub deduplicated: bool,
-    /// Size as stored, when the server says so.
+    /// Size as stored, if the server reports it.
     pub file_size: Option<u64>,
 }
 
 impl UploadInfo {
-    /// A server takes references of any form and a hash that is not the path's
-    /// (seen with atticd b7c9056), and what it then serves is broken for
-    /// everyone: so such an upload is never sent.
+    /// Checks the metadata before an upload. A server accepts references of any form
+    /// and a hash that differs from the path's (seen with atticd b7c9056), and then
+    /// serves a broken path to everybody. So the client never sends malformed metadata.
     pub(super) fn check(&self, cache: &CacheName) -> Result<(), CacheError> {
         let wrong = |what: String| {
             Err(CacheError::new(ErrorClass::Rejected, format!("{} is not uploaded: {what}", self.store_path)))
@@ -150,8 +150,8 @@ pub(super) struct MissingAnswer {
     pub(super) missing_paths: Vec<String>,
 }
 
-/// `kind` is a string and not an enum: the server's enum is open, and a kind
-/// we do not know is an upload all the same (Attic's own client reads it so).
+/// `kind` is a string and not an enum: newer servers may add kinds, and an unknown
+/// kind is an upload too (Attic's own client treats it in this way).
 #[derive(Deserialize)]
 pub(super) struct UploadAnswer {
     pub(super) kind: String,
@@ -159,7 +159,7 @@ pub(super) struct UploadAnswer {
     pub(super) file_size: Option<u64>,
 }
 
-/// What the application answers on errors. The framework and proxies answer plain text or HTML.
+/// The server application's answer on errors. Its web framework and proxies answer in plain text or HTML.
 #[derive(Deserialize)]
 pub(super) struct ErrorAnswer {
     pub(super) error: String,

@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-use super::{Login, place};
-use crate::attic::{self, Installable, Miss, Obtained, Place};
+use super::{Login, workspace};
+use crate::attic::{self, Installable, Obtained, Unavailable, Workspace};
 use crate::config::Settings;
 use crate::daemon::inbox::Input;
 use crate::flow::{ClientAction, ClientEvent, ClientLife, ClientState, Found};
@@ -113,7 +113,7 @@ impl Client {
 /// The task's state.
 struct Task {
     life: ClientLife,
-    place: Place,
+    workspace: Workspace,
     installable: Installable,
     login: Login,
     /// The number of the cache that a new client is checked with.
@@ -128,8 +128,8 @@ struct Task {
 
 /// What came of a check or a search.
 enum Done {
-    Checked(Result<(PathBuf, String), Miss>),
-    Looked(Result<Obtained, Miss>, Found),
+    Checked(Result<(PathBuf, String), Unavailable>),
+    Looked(Result<Obtained, Unavailable>, Found),
 }
 
 /// Starts the task. Aborting it kills the processes that it runs.
@@ -142,7 +142,7 @@ pub(in crate::daemon) fn start(
     if !settings.client.enable {
         return (Client::disabled(), tokio::spawn(std::future::ready(())));
     }
-    let place = place(settings, &login);
+    let workspace = workspace(settings, &login);
     let installable = Installable::parse(&settings.client.installable, &settings.nix.store_dir);
     let (messages, inbox) = mpsc::channel(MESSAGES);
     let (view, seen) = watch::channel(View { state: Some(ClientState::Absent), ..View::default() });
@@ -151,7 +151,7 @@ pub(in crate::daemon) fn start(
     let client = Client { messages, view: seen, installable: Some(installable.clone()) };
     let task = Task {
         life: ClientLife::new(seed),
-        place,
+        workspace,
         installable,
         login,
         cache,
@@ -166,7 +166,7 @@ pub(in crate::daemon) fn start(
 
 impl Task {
     async fn run(mut self, mut inbox: mpsc::Receiver<Message>, mut results: mpsc::Receiver<Done>) {
-        let left = attic::present(&self.place, &self.installable).is_some();
+        let left = attic::present(&self.workspace, &self.installable).is_some();
         event!(
             CLIENT_KEPT,
             phase = "1",
@@ -215,38 +215,41 @@ impl Task {
     }
 
     fn check(&self, work: &mut tokio::task::JoinSet<()>) {
-        let (place, installable, done) = (self.place.clone(), self.installable.clone(), self.done.clone());
+        let (workspace, installable, done) =
+            (self.workspace.clone(), self.installable.clone(), self.done.clone());
         let login = self.login.clone();
         work.spawn(async move {
-            let result = match attic::present(&place, &installable) {
+            let result = match attic::present(&workspace, &installable) {
                 Some(program) => {
                     logged_in(&login).await;
                     // The search that follows checks it with the cache.
-                    attic::check(&place, &program, None).await.map(|version| (program, version))
+                    attic::check(&workspace, &program, None).await.map(|version| (program, version))
                 }
-                None => Err(Miss::Missing("it is not there any more".to_owned())),
+                None => Err(Unavailable::Missing("it is not there any more".to_owned())),
             };
             let _ = done.send(Done::Checked(result)).await;
         });
     }
 
     fn look(&self, work: &mut tokio::task::JoinSet<()>) {
-        let (place, installable, done) = (self.place.clone(), self.installable.clone(), self.done.clone());
+        let (workspace, installable, done) =
+            (self.workspace.clone(), self.installable.clone(), self.done.clone());
         let (login, before) = (self.login.clone(), self.view.borrow().program.clone());
         let cache = self.login.caches()[self.cache].clone();
         work.spawn(async move {
             logged_in(&login).await;
             detail!(phase = "1", "looking for the attic client");
-            let mut result = attic::obtain(&place, &installable, before.as_deref(), &cache.reference()).await;
+            let mut result =
+                attic::obtain(&workspace, &installable, before.as_deref(), &cache.reference()).await;
             let found = match &result {
                 Ok(_) => Found::Usable,
-                Err(Miss::Missing(_)) => Found::Missing,
-                Err(Miss::Broken(_)) => Found::Broken,
+                Err(Unavailable::Missing(_)) => Found::Missing,
+                Err(Unavailable::Broken(_)) => Found::Broken,
                 // It could not reach the cache. Does the cache answer the daemon?
-                Err(Miss::Silent(why)) => match cache.client.discover().await {
+                Err(Unavailable::Unanswered(why)) => match cache.client.discover().await {
                     Ok(_) => Found::Broken,
                     Err(error) => {
-                        result = Err(Miss::Silent(format!("{why}; {error}")));
+                        result = Err(Unavailable::Unanswered(format!("{why}; {error}")));
                         Found::Untried
                     }
                 },
@@ -275,14 +278,14 @@ impl Task {
                 });
                 self.step(ClientEvent::Checked(true), work).await;
             }
-            Done::Checked(Err(miss)) => {
-                event!(CLIENT_STALE, error = %miss, "the attic client of the last run does not answer");
+            Done::Checked(Err(unavailable)) => {
+                event!(CLIENT_STALE, error = %unavailable, "the attic client of the last run does not answer");
                 self.step(ClientEvent::Checked(false), work).await;
             }
             Done::Looked(result, found) => {
                 match result {
                     Ok(obtained) => self.obtained(obtained),
-                    Err(miss) => self.missed(&miss, found),
+                    Err(unavailable) => self.obtain_failed(&unavailable, found),
                 }
                 self.step(ClientEvent::Looked(found), work).await;
             }
@@ -312,8 +315,8 @@ impl Task {
         });
     }
 
-    fn missed(&mut self, miss: &Miss, found: Found) {
-        let reason = miss.to_string();
+    fn obtain_failed(&mut self, unavailable: &Unavailable, found: Found) {
+        let reason = unavailable.to_string();
         let before = self.view.borrow().program.clone();
         let news = self.view.borrow().error.as_ref() != Some(&reason);
         match (before, found) {
@@ -348,7 +351,7 @@ impl Task {
     }
 
     fn record_file(&self) -> PathBuf {
-        self.place.state_dir.join("attic-client.json")
+        self.workspace.state_dir.join("attic-client.json")
     }
 
     fn read_record(&self) -> Option<Record> {

@@ -14,7 +14,7 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinHandle;
 
 use super::{CacheLogin, Client, Login};
-use crate::attic::{self, Ended, Limits, Line, Meaning, Place, Pushed};
+use crate::attic::{self, Ended, Limits, Line, Meaning, Pushed, Workspace};
 use crate::cache::{CacheError, ErrorClass, Uploaded};
 use crate::daemon::inbox::UploadEnd;
 use crate::daemon::push::{Target, Transfers};
@@ -48,7 +48,7 @@ pub(in crate::daemon) struct Setup {
     pub(in crate::daemon) target: Target,
     pub(in crate::daemon) transfers: Transfers,
     pub(in crate::daemon) client: Client,
-    pub(in crate::daemon) place: Place,
+    pub(in crate::daemon) workspace: Workspace,
     pub(in crate::daemon) login: Login,
     /// The cache as it is when the engine starts; later ones come from `login`.
     pub(in crate::daemon) cache: CacheLogin,
@@ -209,7 +209,7 @@ impl Setup {
         };
         let mut others = 0;
         let full = |base: &str| format!("{}/{base}", self.transfers.store().dir().as_str());
-        let pushed = attic::push(&self.place, push, |line| match line {
+        let pushed = attic::push(&self.workspace, push, |line| match line {
             Line::Pushed { base, note } => {
                 event!(ATTIC_PUSHED, cache = cache, store_path = full(base), line = note, "attic: pushed");
             }
@@ -289,10 +289,11 @@ impl Setup {
             Meaning::TooLarge | Meaning::Mismatch | Meaning::Unknown => {}
         }
         if !std::mem::replace(checked, true)
-            && let Err(miss) = attic::check(&self.place, program, Some(&self.cache().reference())).await
+            && let Err(unavailable) =
+                attic::check(&self.workspace, program, Some(&self.cache().reference())).await
         {
             return match self.cache().client.discover().await {
-                Ok(_) => Verdict::Broken(format!("{text}; {miss}")),
+                Ok(_) => Verdict::Broken(format!("{text}; {unavailable}")),
                 Err(error) => Verdict::Each(Undone::Failed(error)),
             };
         }

@@ -4,12 +4,12 @@
 use std::ffi::OsString;
 
 use super::Login;
-use crate::attic::{Place, Runner};
+use crate::attic::{Runner, Workspace};
 use crate::config::Settings;
 
 /// Where and how the attic client and Nix are run.
-pub(in crate::daemon) fn place(settings: &Settings, login: &Login) -> Place {
-    Place {
+pub(in crate::daemon) fn workspace(settings: &Settings, login: &Login) -> Workspace {
+    Workspace {
         // This very program, even if an update has replaced its file.
         runner: Runner { supervisor: "/proc/self/exe".into(), env: environment(settings) },
         state_dir: settings.state_dir.clone(),

@@ -11,6 +11,6 @@ mod wrapper;
 
 pub(super) use client::{Client, start as start_client};
 pub(super) use engine::{Engine, Setup as EngineSetup};
-pub(super) use environment::place;
+pub(super) use environment::workspace;
 pub(super) use login::{CacheLogin, Login};
 pub(super) use wrapper::write as write_wrapper;

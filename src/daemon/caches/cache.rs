@@ -47,7 +47,7 @@ impl Cache {
                     target: self.target(),
                     transfers: parts.transfers.clone(),
                     client: parts.client.clone(),
-                    place: attic::place(settings, parts.login),
+                    workspace: attic::workspace(settings, parts.login),
                     login: parts.login.clone(),
                     cache: self.login().clone(),
                     // The default of `attic push`.
