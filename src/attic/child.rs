@@ -48,7 +48,7 @@ pub enum Ended {
     Stalled(Duration),
     /// The runner killed it because it took longer than this.
     TimedOut(Duration),
-    /// The program or its supervisor could not be started.
+    /// The runner could not start it, or could not wait for its end.
     NotRun(io::Error),
 }
 
@@ -117,9 +117,11 @@ impl Runner {
             return Ended::NotRun(io::Error::other("it has no standard streams"));
         };
         let text: String = input.iter().flat_map(|line| [line.as_str(), "\n"]).chain(["\n"]).collect();
-        let (told, mut lines) = mpsc::channel(LINES);
-        let readers =
-            [tokio::spawn(read(out, Stream::Out, told.clone())), tokio::spawn(read(err, Stream::Err, told))];
+        let (sender, mut lines) = mpsc::channel(LINES);
+        let readers = [
+            tokio::spawn(read(out, Stream::Out, sender.clone())),
+            tokio::spawn(read(err, Stream::Err, sender)),
+        ];
         let begun = Instant::now();
         let mut moved = (begun, 0_u64);
         let feeding = async move {
@@ -167,7 +169,7 @@ impl Runner {
 
 /// Reads lines of a stream and cuts those that are too long. Bytes that are not
 /// UTF-8 become replacement characters.
-async fn read(from: impl AsyncRead + Unpin, stream: Stream, told: mpsc::Sender<(Stream, String)>) {
+async fn read(from: impl AsyncRead + Unpin, stream: Stream, sender: mpsc::Sender<(Stream, String)>) {
     let mut from = BufReader::with_capacity(LINE, from);
     let mut line = Vec::new();
     loop {
@@ -180,17 +182,17 @@ async fn read(from: impl AsyncRead + Unpin, stream: Stream, told: mpsc::Sender<(
         line.extend_from_slice(&piece[..take]);
         let used = end.map_or(take, |end| end + 1);
         from.consume(used);
-        if (end.is_some() || line.len() >= LINE) && !tell(&mut line, stream, &told).await {
+        if (end.is_some() || line.len() >= LINE) && !tell(&mut line, stream, &sender).await {
             return;
         }
     }
-    tell(&mut line, stream, &told).await;
+    tell(&mut line, stream, &sender).await;
 }
 
-async fn tell(line: &mut Vec<u8>, stream: Stream, told: &mpsc::Sender<(Stream, String)>) -> bool {
+async fn tell(line: &mut Vec<u8>, stream: Stream, sender: &mpsc::Sender<(Stream, String)>) -> bool {
     let text = String::from_utf8_lossy(line).into_owned();
     line.clear();
-    text.trim().is_empty() || told.send((stream, text)).await.is_ok()
+    text.trim().is_empty() || sender.send((stream, text)).await.is_ok()
 }
 
 /// Returns the processor time of a process group in clock ticks, which shows whether
@@ -229,9 +231,9 @@ mod tests {
 
     #[tokio::test]
     async fn lines_have_a_longest() {
-        let (told, mut lines) = mpsc::channel(16);
+        let (sender, mut lines) = mpsc::channel(16);
         let text = ["x".repeat(5000), "\r\n\n".into(), "short\n".into(), "\u{fffd}end".into()].concat();
-        read(text.as_bytes(), Stream::Err, told).await;
+        read(text.as_bytes(), Stream::Err, sender).await;
         let mut lengths = Vec::new();
         while let Some((stream, line)) = lines.recv().await {
             assert_eq!(stream, Stream::Err);

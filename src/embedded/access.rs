@@ -1,4 +1,4 @@
-//! Who may read and who may push. Must not know what is stored.
+//! Decides who may read and who may push. Must not know what the cache stores.
 
 use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
@@ -8,16 +8,16 @@ use base64::engine::general_purpose::STANDARD;
 use super::error::ApiError;
 use super::secrets::TokenDigest;
 
-/// What the caller's token is.
+/// The kind of the caller's token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Caller {
-    /// No token, or an unknown one; the server treats both alike, so that guessing shows nothing.
+    /// No token, or an unknown one. The server treats both alike, so that guessing reveals nothing.
     Unknown,
     Puller,
     Pusher,
 }
 
-/// The rules of one server.
+/// The access rules of one server.
 pub(super) struct Access {
     pub(super) public: bool,
     pub(super) push: TokenDigest,
@@ -34,8 +34,7 @@ impl Access {
         }
     }
 
-    /// Whether the caller may push. Without a valid token the answer is 401 where the caller may not read
-    /// either, and 403 where it may.
+    /// Checks that the caller may push. Without a valid token the answer is 403 if the cache is public, else 401.
     pub(super) fn push(&self, headers: &HeaderMap) -> Result<(), ApiError> {
         match self.caller(headers) {
             Caller::Pusher => Ok(()),
@@ -45,7 +44,7 @@ impl Access {
         }
     }
 
-    /// `known`: whether the cache exists, which only those with a token learn.
+    /// Checks that the caller may read. `known` says whether the cache exists, which only callers with a token learn.
     pub(super) fn pull(&self, headers: &HeaderMap, known: bool) -> Result<(), ApiError> {
         match (self.caller(headers), known) {
             (Caller::Unknown, true) if self.public => Ok(()),
@@ -56,7 +55,8 @@ impl Access {
     }
 }
 
-/// `Bearer TOKEN`, or `Basic` with the token as password, which is what Nix sends from a netrc file.
+/// Returns the caller's token: from `Bearer TOKEN`, or from `Basic` with the token as the password, which Nix
+/// sends from a netrc file.
 fn offered(headers: &HeaderMap) -> Option<Vec<u8>> {
     let (scheme, value) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
     if scheme.eq_ignore_ascii_case("bearer") {
@@ -84,7 +84,7 @@ mod tests {
         let (push_token, pull_token) = (read(push_file), read(pull_file));
         let basic = |t: &str| format!("Basic {}", STANDARD.encode(format!("any user:{t}")));
         use ApiError::{Forbidden, NoSuchCache, Unauthorized};
-        // header; may push, pull on a private one; may push, pull on a public one; pull of an unknown cache
+        // Columns: header; push and pull on a private cache; push and pull on a public one; pull of an unknown cache.
         let table = [
             (None, Err(Unauthorized), Err(Unauthorized), Err(Forbidden), Ok(()), Err(Unauthorized)),
             (

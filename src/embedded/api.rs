@@ -1,5 +1,5 @@
-//! The Attic API's questions: what a cache is, and what it has. Must not know
-//! how things are stored.
+//! The Attic API's questions: a cache's configuration, and which paths it lacks.
+//! Must not know how the cache stores paths.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use crate::types::{CacheName, PathHash};
 /// Longest question in bytes: about 115,000 hashes.
 const LARGEST_QUESTION: usize = 4 << 20;
 
-/// What every request needs.
+/// The state that every request needs.
 pub(super) struct App {
     pub(super) cache_store: CacheStore,
     pub(super) access: Access,
@@ -40,14 +40,14 @@ impl App {
         self.keys.iter().find(|(name, _)| name == cache.as_str()).map(|(_, key)| key)
     }
 
-    /// The cache's key, for someone who may read it.
+    /// Returns the cache's key if the caller may read the cache.
     pub(super) fn readable(&self, headers: &HeaderMap, cache: &CacheName) -> Result<&CacheKey, ApiError> {
         let key = self.key(cache);
         self.access.pull(headers, key.is_some())?;
         key.ok_or(ApiError::NoSuchCache)
     }
 
-    /// Runs something that waits for the disk where waiting is allowed.
+    /// Runs `work`, which waits for the disk, on a thread that may block.
     pub(super) async fn blocking<R: Send + 'static>(
         self: &Arc<Self>,
         work: impl FnOnce(&Self) -> Result<R, ApiError> + Send + 'static,
@@ -71,7 +71,7 @@ pub(super) async fn cache_config(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let key = app.readable(&headers, &cache)?;
-    // The name under which the client reaches this server; `own_names` has checked it.
+    // The name by which the client reaches this server; `own_names` has checked it.
     let host = headers.get(HOST).and_then(|host| host.to_str().ok());
     let host = host.map_or_else(|| app.addr.to_string(), str::to_owned);
     let scheme = match headers.get("x-forwarded-proto") {

@@ -1,6 +1,6 @@
-//! Errors: [`EmbeddedError`] ends the server or keeps it from starting,
-//! [`ApiError`] is an answer to one request. Must not know the disk
-//! layout; the answers' shape is the one recorded from a real Attic server.
+//! Errors: [`EmbeddedError`] ends the server or keeps it from starting, and
+//! [`ApiError`] is an answer to one request. The answers have the format recorded
+//! from a real Attic server. Must not know the disk layout.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,7 +11,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-/// The embedded cache cannot start, or has to stop.
+/// Why the built-in cache cannot start, or has to stop.
 #[derive(Debug, thiserror::Error)]
 pub enum EmbeddedError {
     /// Another process serves this directory.
@@ -34,7 +34,7 @@ pub enum EmbeddedError {
         /// What the settings say.
         wanted: String,
     },
-    /// Written by a newer version of this program.
+    /// A newer version of this program wrote the directory.
     #[error(
         "embedded cache: the database in {dir} has version {found}, this program knows up to {known}; upgrade it, or remove the directory"
     )]
@@ -46,7 +46,7 @@ pub enum EmbeddedError {
         /// The newest version known.
         known: i64,
     },
-    /// The address cannot be listened on.
+    /// The server cannot listen on the address.
     #[error(
         "embedded cache: cannot listen on {addr}: {source}; is something else there? See [embedded] listen"
     )]
@@ -59,22 +59,22 @@ pub enum EmbeddedError {
     /// A file or directory cannot be used.
     #[error("embedded cache: cannot {what} {path}: {source}")]
     File {
-        /// What was tried.
+        /// The operation that failed, as a verb.
         what: &'static str,
-        /// With what.
+        /// The file or directory.
         path: PathBuf,
         /// Why it failed.
         source: io::Error,
     },
-    /// A token or key file whose content is not one.
+    /// A token or key file with malformed content.
     #[error("embedded cache: {path}: {reason}; remove the file and a new one is made")]
     Secret {
         /// The file.
         path: PathBuf,
-        /// What is wrong, without the content.
+        /// The reason, without the content.
         reason: &'static str,
     },
-    /// The database refuses.
+    /// The database reported an error.
     #[error(
         "embedded cache: database {path}: {source}; it is only a cache: if this stays, remove the directory"
     )]
@@ -96,8 +96,8 @@ impl EmbeddedError {
     }
 }
 
-/// An answer that is not a success. The texts are those a client may already
-/// match on (attic: server/src/error.rs).
+/// An answer that is not a success. The texts are Attic's (`server/src/error.rs`),
+/// because clients may compare them.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum ApiError {
     #[error("The URL you requested was not found.")]
@@ -134,7 +134,7 @@ pub(super) enum ApiError {
 }
 
 impl ApiError {
-    /// What a wrong hash, a wrong size and a cut body all get.
+    /// Returns the answer to a wrong hash, a wrong size or a cut body.
     pub(super) fn bad_nar() -> Self {
         Self::Request("Bad chunk hash or size".to_owned())
     }
@@ -157,7 +157,7 @@ impl ApiError {
         }
     }
 
-    /// No room on the disk has an answer of its own; everything else is internal and logged.
+    /// Returns the answer for a full disk, or logs the error and returns the answer for an internal one.
     pub(super) fn from_io(doing: &str, error: &io::Error) -> Self {
         if is_full(error) {
             return Self::DiskFull;
@@ -177,7 +177,7 @@ impl ApiError {
     }
 }
 
-/// Disk, quota or file size limit: to the client it is all the same.
+/// Returns whether the disk, a quota or the file size limit is exhausted; the client gets the same answer for all.
 fn is_full(error: &io::Error) -> bool {
     use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
     matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)

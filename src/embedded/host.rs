@@ -1,6 +1,7 @@
-//! Under which names this server may be asked. A web page whose name its owner
-//! lets point to 127.0.0.1 could otherwise read the cache through the browser
-//! of somebody on this host. Must not know what is asked for.
+//! Checks the host name in a request. Without this check, the owner of a web page
+//! could let the page's name resolve to 127.0.0.1 and read the cache through the
+//! browser of a user of this host (DNS rebinding). Must not know what a request
+//! asks for.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -14,11 +15,11 @@ use axum::response::{IntoResponse, Response};
 use super::api::App;
 use super::error::ApiError;
 
-/// The names of this server, in small letters.
+/// The names of this server, in lower case.
 pub(super) struct HostNames(Vec<String>);
 
 impl HostNames {
-    /// `localhost`, the name of this host with and without its domain, and `configured`.
+    /// Collects `localhost`, the name of this host with and without its domain, and `configured`.
     pub(super) fn new(configured: &[String]) -> Self {
         let node = rustix::system::uname().nodename().to_string_lossy().to_ascii_lowercase();
         let short = node.split('.').next().unwrap_or_default().to_owned();
@@ -28,8 +29,8 @@ impl HostNames {
         Self(names)
     }
 
-    /// Whether the value of a `Host` header names this server. An address always does: a page from elsewhere
-    /// cannot have one as its name.
+    /// Returns whether the value of a `Host` header names this server. Any IP address counts as a name of it,
+    /// because DNS rebinding needs a name that resolves.
     fn has(&self, header: &str) -> bool {
         let Ok(authority) = header.parse::<Authority>() else { return false };
         if authority.as_str().contains('@') {
@@ -41,13 +42,13 @@ impl HostNames {
     }
 }
 
-/// Whether `name` can be the name of a host: letters, digits, dots and dashes.
+/// Returns whether `name` can be the name of a host: letters, digits, dots and dashes.
 pub(super) fn is_name(name: &str) -> bool {
     (1..=253).contains(&name.len())
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-'))
 }
 
-/// Refuses requests for a server of another name. A request without `Host` comes from no browser.
+/// Refuses requests for a server of another name. Accepts requests without `Host`, which no browser sends.
 pub(super) async fn own_names(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let host = request.headers().get(HOST).map(|host| String::from_utf8_lossy(host.as_bytes()).into_owned());
     match host {

@@ -1,6 +1,7 @@
-//! A cache in a directory: speaks the Attic API, so that paths can be pushed to
-//! it like to any Attic server, and serves them to Nix as a substituter. For
-//! one host, for trying out and for tests. Must not know any other room.
+//! The built-in cache, which keeps paths in a directory. It speaks the Attic API, so
+//! that clients can push to it as to any Attic server, and serves the paths to Nix
+//! as a substituter. It is for one host, for trying out and for tests. Must not know
+//! any other room.
 //!
 //! A request goes `serve` → `host` → `access` → `api`, `upload` or `nix` → `cache_store`.
 
@@ -39,10 +40,10 @@ use secrets::CacheKey;
 
 use crate::types::CacheName;
 
-/// Most uploads that are received at a time; others wait.
+/// Largest number of uploads received at a time; others wait.
 const UPLOADS: usize = 64;
 
-/// A request whose body brings nothing for this time fails.
+/// Longest time without a byte of a request's body; after it the request fails.
 const STALL: Duration = Duration::from_secs(120);
 
 /// Smallest `max_size` in bytes; below it, every upload would evict another one.
@@ -62,11 +63,11 @@ pub struct Settings {
     pub caches: Vec<String>,
     /// Whether reading needs no token.
     pub public: bool,
-    /// The store directory of every path in it, like `/nix/store`.
+    /// The store directory of every path in the cache, like `/nix/store`.
     pub store_dir: String,
-    /// Bytes above which the least recently used paths are evicted; none: no limit.
+    /// Size in bytes above which the cache evicts the least recently used paths; `None` means no limit.
     pub max_size: Option<u64>,
-    /// The largest NAR that it takes, in bytes.
+    /// The largest NAR that the cache accepts, in bytes.
     pub max_nar_size: u64,
     /// The directory of the tokens and keys (files of mode 0600).
     pub token_dir: PathBuf,
@@ -76,7 +77,7 @@ pub struct Settings {
     pub upstream_cache_key_names: Vec<String>,
 }
 
-/// A built-in cache that serves.
+/// A running built-in cache.
 #[derive(Debug)]
 pub struct Running {
     /// The address that it listens on.
@@ -85,13 +86,13 @@ pub struct Running {
     pub push_token_file: PathBuf,
     /// The file of the token that may only read.
     pub pull_token_file: PathBuf,
-    /// Each cache and its key, as for Nix's `trusted-public-keys`.
+    /// Each cache and its key, in the format of Nix's `trusted-public-keys`.
     pub public_keys: Vec<(String, String)>,
     /// Ends after the shutdown, when everything is on the disk, or with the reason why the cache had to stop.
     pub task: JoinHandle<Result<(), EmbeddedError>>,
 }
 
-/// Bounds of one server.
+/// Limits of one server.
 struct Limits {
     uploads: Semaphore,
     max_nar_size: u64,
@@ -169,7 +170,7 @@ async fn run(
     mut done: Done,
     shutdown: CancellationToken,
 ) -> Result<(), EmbeddedError> {
-    // Not the caller's token itself: a writer thread that ended also ends the serving.
+    // This token is a child of the caller's, because the end of the writer thread must also end the serving.
     let stop = shutdown.child_token();
     let router = router(Arc::clone(&app));
     drop(app);
@@ -182,7 +183,7 @@ async fn run(
             return Err(EmbeddedError::Writer);
         }
     }
-    // The last connection has dropped the writer's handle, so the thread ends when all is written.
+    // The last connection has dropped the writer's handle, so the thread ends when it has written everything.
     done.await.map_err(|_| EmbeddedError::Writer)
 }
 

@@ -1,6 +1,6 @@
-//! A path as Nix's substituters read it (nix: src/libstore/nar-info.cc), and
-//! what a signature covers (nix: `ValidPathInfo::fingerprint`, path-info.cc).
-//! Must not know HTTP or disks.
+//! Writes a path as a narinfo (Nix's `src/libstore/nar-info.cc`) and as the
+//! fingerprint that a signature covers (Nix's `ValidPathInfo::fingerprint`,
+//! `path-info.cc`). Must not know HTTP or disks.
 
 use std::fmt::Write;
 
@@ -8,7 +8,7 @@ use super::secrets::CacheKey;
 use super::wire::PathRecord;
 use crate::types::StorePath;
 
-/// `1;path;sha256:<base 32>;size;full references, comma separated`.
+/// Returns the fingerprint: `1;path;sha256:<base 32>;size;full references, comma separated`.
 pub(super) fn fingerprint(store_dir: &str, path: &PathRecord) -> String {
     let references: Vec<_> = path.references.iter().map(|r| format!("{store_dir}/{r}")).collect();
     format!(
@@ -20,7 +20,7 @@ pub(super) fn fingerprint(store_dir: &str, path: &PathRecord) -> String {
     )
 }
 
-/// Signed when it is read, not when it is written: a new key is in effect at once for every path.
+/// Returns the narinfo. It is signed on each read and not at the upload, so a new key applies to every path at once.
 pub(super) fn text(store_dir: &str, path: &PathRecord, key: &CacheKey) -> String {
     let mut out = format!(
         "StorePath: {store_dir}/{}\nURL: nar/{}.nar\nCompression: zstd\nNarHash: sha256:{}\nNarSize: {}\nReferences: {}\n",
@@ -31,7 +31,7 @@ pub(super) fn text(store_dir: &str, path: &PathRecord, key: &CacheKey) -> String
         path.references.iter().map(StorePath::base).collect::<Vec<_>>().join(" ")
     );
     let mut line = |name: &str, value: &str| {
-        let _ = writeln!(out, "{name}: {value}"); // a String takes everything
+        let _ = writeln!(out, "{name}: {value}"); // writing to a String cannot fail
     };
     if let Some(system) = &path.system {
         line("System", system);

@@ -1,4 +1,4 @@
-//! Requests of Nix as it substitutes: `nix-cache-info`, narinfo and NAR. Must not know how things are stored.
+//! Nix's requests to a substituter: `nix-cache-info`, narinfo and NAR. Must not know how the cache stores paths.
 
 use std::sync::Arc;
 
@@ -66,7 +66,8 @@ pub(super) async fn nar(
         Nar::File { hash, size } => {
             let path = app.cache_store.nar_file(&hash);
             let Ok(mut file) = tokio::fs::File::open(&path).await else {
-                // It was evicted meanwhile, or removed by hand: then its row must not stay either.
+                // The cache evicted the NAR after the lookup, or somebody removed its file. In the
+                // second case the row must be removed too.
                 crate::observe::event!(
                     BUILT_IN_LOST,
                     file = %path.display(),
@@ -83,7 +84,7 @@ pub(super) async fn nar(
         .into_response())
 }
 
-/// Returns the hash in `HASH.suffix`; every other name is not found.
+/// Returns the hash in `HASH.suffix`; any other name gives "not found".
 fn named(file: &str, suffix: &str) -> Result<PathHash, ApiError> {
     let hash = file.strip_suffix(suffix).ok_or(ApiError::NotFound)?;
     PathHash::parse(hash).map_err(|_| ApiError::NotFound)

@@ -1,5 +1,5 @@
 //! The files that must stay private: the two tokens and a signing key for each
-//! cache, made at first start, mode 0600. Must not know requests.
+//! cache. The first start makes them with mode 0600. Must not know requests.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
@@ -14,10 +14,10 @@ use sha2::{Digest, Sha256};
 use super::error::EmbeddedError;
 use crate::types::sync_dir;
 
-/// Longest file that is read; the secrets are shorter.
+/// Longest file that the cache reads, in bytes; the secrets are shorter.
 const LONGEST: u64 = 4096;
 
-/// A token as a digest: comparing digests tells nothing about the token, and the token itself is not kept.
+/// The digest of a token. Comparing digests reveals nothing about the token, and the token itself is not kept.
 #[derive(Clone)]
 pub(super) struct TokenDigest([u8; 32]);
 
@@ -26,14 +26,14 @@ impl TokenDigest {
         Self(Sha256::digest(token).into())
     }
 
-    /// Takes the same time wherever the two differ.
+    /// Compares in constant time.
     pub(super) fn matches(&self, offered: &[u8]) -> bool {
         let other = Self::of(offered);
         self.0.iter().zip(other.0).fold(0, |differ, (a, b)| differ | (a ^ b)) == 0
     }
 }
 
-/// The token in `dir/name`, made when there is none.
+/// Returns the token in `dir/name`, and makes it if the file does not exist.
 pub(super) fn token(dir: &Path, name: &str) -> Result<(PathBuf, TokenDigest), EmbeddedError> {
     let path = dir.join(name);
     let text = read_or_make(dir, name, || Ok(URL_SAFE_NO_PAD.encode(random(&path)?)))?;
@@ -46,7 +46,7 @@ pub(super) fn token(dir: &Path, name: &str) -> Result<(PathBuf, TokenDigest), Em
     Ok((path, TokenDigest::of(text.as_bytes())))
 }
 
-/// A cache's key. Its file is as `nix-store --generate-binary-cache-key` writes them.
+/// A cache's signing key. Its file has the format of `nix-store --generate-binary-cache-key`.
 pub(super) struct CacheKey {
     name: String,
     key: SigningKey,
@@ -73,13 +73,13 @@ impl CacheKey {
         Ok(Self { name: name.to_owned(), key })
     }
 
-    /// A key that everybody knows.
+    /// A fixed key for tests.
     #[cfg(any(fuzzing, test))]
     pub(super) fn for_tests() -> Self {
         Self { name: "test".to_owned(), key: SigningKey::from_bytes(&[7; 32]) }
     }
 
-    /// For Nix's `trusted-public-keys`.
+    /// Returns the public key in the format of Nix's `trusted-public-keys`.
     pub(super) fn public(&self) -> String {
         format!("{}:{}", self.name, STANDARD.encode(self.key.verifying_key().as_bytes()))
     }
@@ -96,8 +96,9 @@ fn random(path: &Path) -> Result<[u8; 32], EmbeddedError> {
     Ok(bytes)
 }
 
-/// The trimmed content of `dir/name`. A missing file appears whole or not at
-/// all, and never over one that someone else made meanwhile: link does not replace.
+/// Returns the trimmed content of `dir/name`, and makes the file if it is missing. It
+/// appears whole or not at all, and never replaces a file that another process made
+/// at the same time, because link(2) does not replace.
 fn read_or_make(
     dir: &Path,
     name: &str,

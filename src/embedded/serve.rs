@@ -1,5 +1,5 @@
-//! Accepting connections, with bounds, and ending them in order. Must not know
-//! what is served.
+//! Accepts a bounded number of connections, and ends them in an orderly way. Must
+//! not know what the server serves.
 
 use std::convert::Infallible;
 use std::net::IpAddr;
@@ -22,34 +22,36 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// Jobs of one host; each connection holds a buffer of at most [`BUFFER`].
+/// Largest number of connections: enough for the jobs of one host. Each connection holds a buffer of at most
+/// [`BUFFER`].
 const MOST_CONNECTIONS: usize = 256;
 
-/// Of one connection: a request's head, or a chunk of its body.
+/// Largest buffer of one connection in bytes; it holds a request's head or a chunk of its body.
 const BUFFER: usize = 64 * 1024;
 
 /// Time from a connection's beginning to the end of its first request's head.
 const FIRST_HEAD: Duration = Duration::from_secs(10);
 
-/// How long a connection is kept without a request: longer than clients keep
-/// theirs, so that they do not send into one that is being closed. The head of
-/// a later request has this time as well.
+/// Time for which the server keeps a connection without a request: longer than
+/// clients keep theirs, so that no client sends a request while the server closes
+/// the connection. The head of a later request must arrive within this time too.
 const IDLE: Duration = Duration::from_secs(120);
 
-/// Connections of one peer, unless it is this host.
+/// Largest number of connections of one peer other than this host.
 const MOST_OF_A_PEER: usize = MOST_CONNECTIONS / 2;
 
-/// For requests that are under way when the end is asked for.
+/// Time that requests have to finish after the shutdown was requested.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// After an accept that failed: there may be no file descriptors for a while.
+/// Pause after an accept failed, for example because the process has no free file descriptor.
 const BREATH: Duration = Duration::from_millis(100);
 
-/// Serves until `shutdown`, then lets what is under way finish for a while.
+/// Serves until `shutdown`, then gives running requests a limited time to finish.
 ///
-/// When all places are taken, or all of one peer, the connection that has waited
-/// longest for a request gives its place to the new one, so connections that ask
-/// nothing keep no other out. With a request on every connection, new ones wait.
+/// When the server, or one peer, has its largest number of connections, the server
+/// closes the connection that has waited longest for a request in favour of the new
+/// one. So idle connections keep no other out. If every connection has a request,
+/// new ones wait; a new one of a peer at its limit is closed.
 pub(super) async fn serve(listener: TcpListener, router: Router, shutdown: CancellationToken) {
     let connections = TaskTracker::new();
     let places = Arc::new(Semaphore::new(MOST_CONNECTIONS));
@@ -97,20 +99,20 @@ pub(super) async fn serve(listener: TcpListener, router: Router, shutdown: Cance
     }
 }
 
-/// The connections that are open, oldest first.
+/// The open connections, oldest first.
 #[derive(Default)]
 struct Open(Mutex<Vec<Arc<Entry>>>);
 
-/// One of them.
+/// An open connection.
 struct Entry {
     peer: IpAddr,
     end: CancellationToken,
     requests: Mutex<Requests>,
 }
 
-/// What a connection is doing.
+/// The state of a connection's requests.
 struct Requests {
-    /// Requests whose answer is not yet sent: 0 or 1.
+    /// Number of requests whose answer is not sent yet: 0 or 1.
     under_way: usize,
     any: bool,
     idle_since: Instant,
@@ -136,7 +138,8 @@ impl Open {
         self.entries().iter().filter(|entry| entry.peer == peer && !entry.end.is_cancelled()).count()
     }
 
-    /// Ends the connection (of `peer`, if given) that has waited longest for a request; false when each has one.
+    /// Ends the connection (of `peer`, if given) that has waited longest for a request. Returns false if every
+    /// connection has a request.
     fn close_one(&self, peer: Option<IpAddr>) -> bool {
         let entries = self.entries();
         let waiting = entries.iter().filter(|entry| peer.is_none_or(|peer| peer == entry.peer));
@@ -153,7 +156,7 @@ impl Entry {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// None while a request is under way.
+    /// Returns since when the connection has no request, or `None` while it has one.
     fn idle_since(&self) -> Option<Instant> {
         let requests = self.requests();
         (requests.under_way == 0).then_some(requests.idle_since)
@@ -167,7 +170,7 @@ impl Entry {
     }
 }
 
-/// A request that is under way until its answer is sent or dropped.
+/// Marks a request as running until its answer is sent or dropped.
 struct UnderWay(Arc<Entry>);
 
 impl Drop for UnderWay {
@@ -178,7 +181,7 @@ impl Drop for UnderWay {
     }
 }
 
-/// An answer's body; the request is under way for as long as it lives.
+/// An answer's body; the request counts as running until this is dropped.
 struct AnswerBody {
     body: axum::body::Body,
     _under_way: UnderWay,
@@ -205,7 +208,7 @@ impl Body for AnswerBody {
 }
 
 async fn connection(stream: TcpStream, router: Router, shutdown: CancellationToken, entry: &Arc<Entry>) {
-    let _ = stream.set_nodelay(true); // only slower without
+    let _ = stream.set_nodelay(true); // without it the connection is only slower
     let router = TowerToHyperService::new(router);
     let service = service_fn(|request: Request<Incoming>| {
         let (under_way, answer) = (entry.begin(), router.call(request));
@@ -239,6 +242,6 @@ async fn connection(stream: TcpStream, router: Router, shutdown: CancellationTok
         }
     };
     if let Err(e) = ended {
-        crate::observe::detail!(error = %e, "embedded cache: a connection ended"); // the client's business
+        crate::observe::detail!(error = %e, "embedded cache: a connection ended"); // the client's fault, so it is only a detail
     }
 }

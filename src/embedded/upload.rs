@@ -1,5 +1,5 @@
-//! `PUT /_api/v1/upload-path`: from a request to a stored path. No lock is held
-//! while a body comes in. Must not know how things are stored.
+//! `PUT /_api/v1/upload-path`: receives, verifies and stores a path. Holds no lock
+//! while it receives a body. Must not know how the cache stores paths.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,10 +21,10 @@ use super::wire::{PathRecord, UploadAnswer, UploadInfo};
 const INFO: &str = "x-attic-nar-info";
 const PREAMBLE: &str = "x-attic-nar-info-preamble-size";
 
-/// As attic's default.
+/// Largest preamble in bytes, the same as Attic's default.
 const LARGEST_PREAMBLE: usize = 1 << 20;
 
-/// Chunks between the connection and the disk.
+/// Number of chunks that may wait between the connection and the disk.
 const CHUNKS_AHEAD: usize = 4;
 
 pub(super) async fn upload_path(State(app): State<Arc<App>>, request: Request) -> Response {
@@ -41,7 +41,7 @@ pub(super) async fn upload_path(State(app): State<Arc<App>>, request: Request) -
 
 async fn receive(app: &Arc<App>, headers: &HeaderMap, body: &mut Body) -> Result<UploadAnswer, ApiError> {
     app.access.push(headers)?;
-    // Further uploads wait here, and their clients wait with them.
+    // Uploads beyond the limit wait here before their body is read, so their clients wait too.
     let _turn = app.limits.uploads.acquire().await.map_err(|_| ApiError::Internal)?;
     let info = info(headers, body).await?;
     let cache = info.cache.as_str().to_owned();
@@ -100,7 +100,7 @@ async fn small(
     answer(app.cache_store.writer.store(new).await?)
 }
 
-/// A thread hashes, compresses and writes; this task feeds it.
+/// Receives a large NAR: a thread hashes, compresses and writes it, and this task gives it the chunks.
 async fn large(
     app: &Arc<App>,
     cache: String,
@@ -118,14 +118,14 @@ async fn large(
         incoming.finish()
     });
     let feeding = async {
-        // A thread that stops early says why; that must not wait for the rest of a slow body.
+        // If the thread stops early, its error must not wait for the rest of a slow body.
         while let Some(chunk) = tokio::select! {
             chunk = body.next() => chunk?,
             () = chunks.closed() => None,
         } {
-            let _ = chunks.send(chunk).await; // seen as closed the next time round
+            let _ = chunks.send(chunk).await; // if it fails, the next turn sees the closed channel
         }
-        drop(chunks); // the thread finishes
+        drop(chunks); // tells the thread that the body is complete
         Ok(())
     };
     let (received, fed) = tokio::join!(receiving, feeding);
@@ -144,7 +144,7 @@ fn answer(stored: Stored) -> Result<UploadAnswer, ApiError> {
             ("Uploaded", Some(file_size))
         }
         Stored::Deduplicated | Stored::Present { same_nar: true, .. } => ("Deduplicated", None),
-        Stored::Gone => return Err(ApiError::TryAgain),
+        Stored::NarEvicted => return Err(ApiError::TryAgain),
         Stored::NoRoom => return Err(ApiError::DiskFull),
     };
     Ok(UploadAnswer { kind, file_size, frac_deduplicated: None })
@@ -169,7 +169,8 @@ impl Body {
         Ok(Some(std::mem::take(&mut self.rest)))
     }
 
-    /// The next `size` bytes; None when the body ends before. Memory grows with what comes, not with what is claimed.
+    /// Returns the next `size` bytes, or `None` if the body ends before. Memory grows with the bytes received, not
+    /// with the announced size.
     async fn exactly(&mut self, size: usize) -> Result<Option<Bytes>, ApiError> {
         let mut all = BytesMut::new();
         while all.len() < size {
@@ -185,9 +186,9 @@ impl Body {
     }
 }
 
-/// An answer before the end of the body would reset the connection under a
-/// client that still sends, and it would see a broken pipe instead of the
-/// answer. So what is still coming is read and thrown away, up to a bound.
+/// Reads and discards the rest of a body, up to a bound. Without this, an answer
+/// before the end of the body would reset the connection while the client still
+/// sends, and the client would see a broken pipe instead of the answer.
 pub(super) fn linger(mut stream: BodyDataStream) {
     static AT_ONCE: Semaphore = Semaphore::const_new(32);
     const MOST: usize = 64 << 20;
@@ -203,6 +204,6 @@ pub(super) fn linger(mut stream: BodyDataStream) {
                 thrown_away += chunk.len();
             }
         };
-        let _ = tokio::time::timeout(LONGEST, drain).await; // then the connection is closed, as without this
+        let _ = tokio::time::timeout(LONGEST, drain).await; // then the connection is closed in any case
     });
 }

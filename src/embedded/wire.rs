@@ -1,13 +1,13 @@
-//! The Attic API's messages as this server reads and writes them, and the
-//! checks that keep a bad upload from poisoning Nix. Must not know tokens or disks.
-//! (attic: src/api/v1/)
+//! The Attic API's messages as this server reads and writes them (Attic's
+//! `attic/src/api/v1/`), and the checks that keep a malformed upload from breaking
+//! Nix. Must not know tokens or disks.
 
 use serde::{Deserialize, Serialize};
 
 use super::error::ApiError;
 use crate::types::{CacheName, NarHash, PathHash, StorePath};
 
-/// A path refers to some dozens of others; thousands are already odd.
+/// Largest number of references. A path usually has dozens; thousands are already unusual.
 const MOST_REFERENCES: usize = 20_000;
 
 #[derive(Deserialize)]
@@ -21,7 +21,7 @@ pub(super) struct MissingAnswer<'a> {
     pub(super) missing_paths: Vec<&'a str>,
 }
 
-/// What the client says about a NAR before it sends it.
+/// The metadata that the client sends before the NAR.
 #[derive(Deserialize)]
 pub(super) struct UploadInfo {
     pub(super) cache: CacheName,
@@ -56,11 +56,11 @@ pub(super) struct CacheConfig<'a> {
     pub(super) retention_period: &'static str,
 }
 
-/// A path whose every field can be put into a narinfo.
+/// A path whose fields are all valid in a narinfo.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct PathRecord {
     pub(super) path: StorePath,
-    /// Sorted, each once: the order in which Nix signs them.
+    /// The references, sorted and without duplicates: the order in which Nix signs them.
     pub(super) references: Vec<StorePath>,
     pub(super) system: Option<String>,
     pub(super) deriver: Option<StorePath>,
@@ -71,8 +71,8 @@ pub(super) struct PathRecord {
 }
 
 impl UploadInfo {
-    /// Checks every field that becomes part of a narinfo. Attic stores these as they come, and Nix then stops
-    /// at a narinfo that it cannot read.
+    /// Checks every field that becomes part of a narinfo. Attic stores these fields unchecked, and Nix then fails
+    /// at a narinfo that it cannot parse.
     pub(super) fn check(self, store_dir: &str) -> Result<PathRecord, ApiError> {
         let bad = |what: &str, value: &str| ApiError::Request(format!("{what} \"{}\"", short(value)));
         let base = below(store_dir, &self.store_path)
@@ -120,7 +120,7 @@ impl UploadInfo {
     }
 }
 
-/// Shortens a text that is echoed in an answer.
+/// Shortens a text that the answer quotes.
 fn short(text: &str) -> String {
     text.chars().take(64).collect()
 }
@@ -129,7 +129,8 @@ fn below<'a>(store_dir: &str, path: &'a str) -> Option<&'a str> {
     path.strip_prefix(store_dir)?.strip_prefix('/')
 }
 
-/// A narinfo is lines of `key: value`: a line break would add lines of the client's choice.
+/// Returns whether a value is one word of at most `longest` visible ASCII characters. A narinfo consists of
+/// lines `key: value`, so a line break in a value would let the client add lines.
 fn one_word(text: &str, longest: usize) -> bool {
     !text.is_empty() && text.len() <= longest && text.bytes().all(|b| b.is_ascii_graphic())
 }

@@ -1,4 +1,4 @@
-//! Requests as they go out, and answers that are not what they should be.
+//! Tests of the requests as the server receives them, and of malformed answers.
 
 use crate::types::CacheName;
 use std::collections::HashSet;
@@ -126,7 +126,7 @@ async fn large_upload_info_goes_before_the_body() {
         let uploaded = client.upload(&info, nar(200_000)).await.unwrap();
         assert_eq!(uploaded, Uploaded { deduplicated, file_size: None }, "{references}");
     }
-    // A header cannot carry what is not ASCII.
+    // A header can contain ASCII only.
     info.references.clear();
     info.deriver = Some("ü".to_owned());
     assert!(client.upload(&info, nar(200_000)).await.unwrap().deduplicated);

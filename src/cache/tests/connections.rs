@@ -1,4 +1,4 @@
-//! Connections that break, stall, or answer before they were asked to the end.
+//! Tests of connections that break, stall, or bring an answer before the end of the request.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,7 +14,7 @@ const LARGE: u64 = 256 << 20;
 const EARLY: [(&str, ErrorClass); 2] =
     [("413 Payload Too Large", ErrorClass::TooLarge), ("401 Unauthorized", ErrorClass::Unauthorized)];
 
-/// Says when it is dropped.
+/// Reports when it is dropped.
 fn watched(
     nar: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
 ) -> (impl Stream<Item = io::Result<Bytes>> + Send, oneshot::Receiver<()>) {
@@ -31,7 +31,7 @@ async fn an_early_answer_counts_while_the_server_takes_nothing() {
     for (status, class) in EARLY {
         let server = Server::start(move |_, mut conn| async move {
             conn.answer(status, "", "no").await;
-            // Neither reads nor closes: only the client can end this.
+            // The server neither reads nor closes, so only the client can end the upload.
             std::future::pending::<()>().await;
             Some(conn)
         })
@@ -39,7 +39,7 @@ async fn an_early_answer_counts_while_the_server_takes_nothing() {
         let (nar, dropped) = watched(nar(LARGE));
         let error = client(&server.url).upload(&info(LARGE), nar).await.unwrap_err();
         assert_eq!((error.class, error.status.is_some()), (class, true), "{error}");
-        // The NAR's reader is let go of, although the connection still stands.
+        // The client drops the NAR's reader, although the connection is still open.
         dropped.await.unwrap_err();
     }
 }
@@ -58,9 +58,9 @@ async fn an_early_answer_counts_while_the_server_throws_the_rest_away() {
     }
 }
 
-/// The client stands waiting for its reader when answer and reset arrive. When
-/// they arrive together amid a write, no client can know of the answer in time:
-/// then it is a broken connection, and the next attempt may see the answer.
+/// The client is waiting for its reader when the answer and the reset arrive. If they
+/// arrived together during a write, no client could see the answer in time. It would
+/// see a broken connection, and the next attempt might see the answer.
 #[tokio::test]
 async fn an_early_answer_counts_when_a_reset_follows_it() {
     for (status, class) in EARLY {
@@ -91,7 +91,7 @@ async fn an_early_answer_counts_when_a_reset_follows_it() {
 
 #[tokio::test]
 async fn an_early_success_is_one() {
-    // Attic answers so for a NAR it knows when it wants no proof of possession.
+    // Attic gives this answer for a NAR that it has, if it requires no proof of possession.
     let server = Server::start(|_, mut conn| async move {
         conn.answer("200 OK", "", r#"{"kind":"Deduplicated"}"#).await;
         conn.drain().await;
@@ -127,7 +127,7 @@ async fn no_connection_is_unreachable() {
     })
     .await;
     assert_eq!(client(&closing.url).discover().await.unwrap_err().class, ErrorClass::Unreachable);
-    // No TLS there.
+    // The server does not speak TLS.
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("https://{}", listener.local_addr().unwrap());
     let plain = async move {
@@ -193,7 +193,7 @@ async fn a_slow_reader_is_not_the_servers_stall() {
         Some(conn)
     })
     .await;
-    // The reader pauses for longer than the server might.
+    // The reader pauses for longer than the server may.
     let slow = nar(1 << 17).then(|chunk| async move {
         tokio::time::sleep(Duration::from_millis(400)).await;
         chunk
@@ -214,8 +214,8 @@ async fn a_nar_that_is_not_as_announced() {
     let error = client.upload(&info(LARGE), broken).await.unwrap_err();
     assert_eq!(error.class, ErrorClass::Local);
     assert!(error.message.contains("bad sector"), "{error}");
-    // A chunk that begins exactly at the announced end is never asked for: the
-    // server has what was announced by then, and checks it.
+    // The client never reads a chunk that begins exactly at the announced end: the
+    // server has the announced bytes by then, and checks them.
     for given in [0, 1, (1 << 20) - 8, 1 << 20, 1 << 21] {
         let error = client.upload(&info((1 << 20) - 7), nar(given)).await.unwrap_err();
         assert_eq!((error.class, error.status), (ErrorClass::Mismatch, None), "{given}: {error}");

@@ -1,4 +1,4 @@
-//! Which address is used, and where a token goes.
+//! Tests of which address the client uses, and to which hosts it sends a token.
 
 use super::server::{CONFIG, Server, dead};
 use super::*;
@@ -23,7 +23,7 @@ async fn the_first_candidate_that_answers() {
     assert_eq!(client.endpoint().as_deref(), Some(good.url.as_str()));
     assert_eq!(client.config().unwrap().store_dir.as_deref(), Some("/nix/store"));
     assert_eq!(refusing.requests().len(), 1, "the list ends at the first that answers");
-    // The error that tells most is the one given, all are named.
+    // The result is the most informative error; its message names all failures.
     let client = CacheClient::new(settings(&[&gone, &refusing.url])).unwrap();
     let error = client.discover().await.unwrap_err();
     assert_eq!((error.class, error.status), (ErrorClass::Unauthorized, Some(401)));
@@ -42,7 +42,7 @@ async fn an_endpoint_that_goes_away_is_found_again() {
     client.missing(hashes(1)).await.unwrap();
     assert_eq!(client.endpoint().unwrap(), first.url);
     drop(first);
-    // The request in hand finds out, the next one looks around.
+    // The current request fails, and the next one discovers again.
     let mut error = None;
     while client.endpoint().unwrap() != second.url {
         error = client.missing(hashes(1)).await.err().or(error);
@@ -93,7 +93,7 @@ async fn a_host_that_is_not_configured_gets_no_token() {
     let error = wary.readable(&format!("{named}/main"), &pull).await.unwrap_err();
     assert!(error.message.contains("trust_api_endpoint"), "{error}");
     assert_eq!(elsewhere.connections(), 0, "nothing was sent there");
-    // What is configured is trusted, and what the administrator trusts.
+    // The client trusts configured hosts, and all hosts if the administrator says so.
     let both = with_token(&[&front.url, "http://localhost:1"]);
     assert_eq!(both.discover().await.unwrap().endpoint, named);
     let trusting = CacheClient::new(ClientSettings {
@@ -165,7 +165,7 @@ async fn a_token_does_not_follow_redirects_elsewhere() {
     .await;
     let found = with_token(&[&moving.url]).discover().await.unwrap();
     assert_eq!(found.endpoint, format!("{}/new", moving.url));
-    // An upload goes nowhere else.
+    // An upload follows no redirect.
     let to = format!("location: {}/\r\n", elsewhere.url);
     let upload = Server::start(move |request, mut conn| {
         let to = to.clone();

@@ -1,5 +1,5 @@
-//! The client against real sockets. Each test has servers of its own on ports
-//! of their own, waits for outcomes and not for the clock, and leaves nothing.
+//! Tests of the client on real sockets. Each test has its own servers on their own
+//! ports, waits for outcomes and not for the clock, and leaves nothing behind.
 
 mod calls;
 mod connections;
@@ -18,7 +18,7 @@ use futures_util::{Stream, stream};
 
 use super::*;
 
-/// Settings whose timeouts are out of the way unless a test is about them.
+/// Settings with timeouts so long that they do not affect a test unless it sets them.
 fn settings(endpoints: &[&str]) -> ClientSettings {
     let endpoints = endpoints.iter().map(ToString::to_string).collect();
     ClientSettings::new(endpoints, CacheName::parse("main").unwrap(), TokenSource::None)
@@ -28,7 +28,7 @@ fn client(endpoint: &str) -> CacheClient {
     CacheClient::new(settings(&[endpoint])).unwrap()
 }
 
-/// A client that soon takes silence for a stall.
+/// Returns a client with a short stall timeout.
 fn impatient(endpoint: &str) -> CacheClient {
     let (connect_timeout, stall_timeout) = (Duration::from_secs(1), Duration::from_millis(150));
     CacheClient::new(ClientSettings { connect_timeout, stall_timeout, ..settings(&[endpoint]) }).unwrap()

@@ -1,5 +1,5 @@
-//! A server that says exactly what a test wants said, byte by byte, on a real
-//! socket. It knows HTTP/1.1 just well enough to find the end of a request.
+//! A server that sends exactly the bytes that a test specifies, on a real socket. It
+//! parses just enough HTTP/1.1 to find the end of a request.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -63,7 +63,7 @@ impl Conn {
         self.ahead.drain(..length).collect()
     }
 
-    /// Reads and forgets so many bytes of a body.
+    /// Reads and discards this number of bytes of a body.
     pub(super) async fn exactly(&mut self, length: usize) {
         let ahead = length.min(self.ahead.len());
         self.ahead.drain(..ahead);
@@ -84,17 +84,17 @@ impl Conn {
     }
 
     pub(super) async fn raw(&mut self, text: &str) {
-        // The other side may be gone already: that is for the test to notice.
+        // The client may have closed the connection already; the test has to notice that.
         let _ = self.stream.write_all(text.as_bytes()).await;
     }
 
-    /// Reads and forgets until the other side closes.
+    /// Reads and discards everything until the client closes the connection.
     pub(super) async fn drain(&mut self) {
         let mut sink = vec![0; 64 * 1024];
         while self.stream.read(&mut sink).await.unwrap_or(0) > 0 {}
     }
 
-    /// Closes so that the other side gets a reset.
+    /// Closes the connection with a reset.
     pub(super) fn reset(self) {
         #[allow(deprecated)]
         self.stream.set_linger(Some(std::time::Duration::ZERO)).unwrap();
@@ -109,7 +109,7 @@ struct Log {
     connections: usize,
 }
 
-/// Ends with its value.
+/// Stops the server when it is dropped.
 pub(super) struct Server {
     pub(super) url: String,
     log: Arc<Mutex<Log>>,
@@ -119,7 +119,8 @@ pub(super) struct Server {
 pub(super) const CONFIG: &str = r#"{"is_public":true,"store_dir":"/nix/store"}"#;
 
 impl Server {
-    /// `on` has each request; `None` ends its connection. Cache configurations are answered here.
+    /// Starts a server that calls `on` with each request; `None` ends the connection. The server itself answers
+    /// requests for the cache's configuration.
     pub(super) async fn start<F, R>(on: F) -> Self
     where
         F: Fn(Request, Conn) -> R + Send + Sync + 'static,
@@ -128,7 +129,7 @@ impl Server {
         Self::listen(Some(CONFIG.to_owned()), on).await
     }
 
-    /// Without any answer of its own.
+    /// Starts a server that answers nothing by itself.
     pub(super) async fn bare<F, R>(on: F) -> Self
     where
         F: Fn(Request, Conn) -> R + Send + Sync + 'static,
@@ -180,7 +181,7 @@ impl Server {
         self.log.lock().unwrap().requests.clone()
     }
 
-    /// Requests other than for the configuration.
+    /// Returns the requests other than those for the configuration.
     pub(super) fn calls(&self) -> Vec<Request> {
         self.requests().into_iter().filter(|r| !r.is_config()).collect()
     }
@@ -196,8 +197,8 @@ impl Drop for Server {
     }
 }
 
-/// An address where nobody listens: the listener is gone, and a port just
-/// given back is not given out again soon.
+/// Returns an address where nobody listens: the listener is closed, and the kernel does
+/// not soon assign a port again that was just released.
 pub(super) async fn dead() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     format!("http://{}", listener.local_addr().unwrap())

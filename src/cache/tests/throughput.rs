@@ -1,10 +1,11 @@
-//! What an upload costs on this side: memory is asserted, since it must not
-//! grow with the NAR; processor time is printed, since it depends on the machine.
+//! Measures the cost of an upload for the client. The test asserts the memory, because
+//! it must not grow with the NAR, and prints the processor time, because that depends
+//! on the machine.
 
 use super::server::Server;
 use super::*;
 
-/// Far below the NAR, far above what a client needs.
+/// Limit of memory in KiB: far below the NAR's size, far above what a client needs.
 const MOST_MEMORY_KIB: u64 = 64 * 1024;
 
 fn nar_size() -> u64 {
@@ -12,7 +13,7 @@ fn nar_size() -> u64 {
     mib << 20
 }
 
-/// The client is in a process of its own, so that nothing else is counted.
+/// The client runs in a separate process, so that the figures include nothing else.
 #[tokio::test]
 #[allow(clippy::print_stderr)]
 async fn memory_does_not_grow_with_the_nar() {

@@ -1,4 +1,4 @@
-//! Where tokens come from, and that they stay out of sight.
+//! Tests of the token's sources, and that no message contains a token.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -28,7 +28,7 @@ async fn a_file_is_read_again_and_trimmed() {
     client.discover().await.unwrap();
     std::fs::write(&path, "two").unwrap();
     client.discover().await.unwrap();
-    // Being replaced just now: the old one goes on.
+    // Somebody is replacing the file; the client goes on with the old token.
     std::fs::remove_file(&path).unwrap();
     assert!(client.reload_token().is_err());
     client.discover().await.unwrap();
@@ -72,7 +72,7 @@ async fn a_token_is_in_no_output() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("token");
     std::fs::write(&path, TOKEN).unwrap();
-    // A server that echoes what it was sent.
+    // A server that echoes the request.
     let server = Server::bare(|request, mut conn| async move {
         conn.body(&request).await;
         let echo = request.header("authorization").unwrap().to_owned();
@@ -80,7 +80,7 @@ async fn a_token_is_in_no_output() {
         match request.path.as_str() {
             "/moved/_api/v1/cache-config/main" => conn.answer("302 X", &location, &echo).await,
             _ if request.method == "GET" => conn.answer("200 OK", "", "{}").await,
-            // Cut within the token, if it were cut first.
+            // If the client cut the text before scrubbing it, the cut would be within the token.
             _ if request.method == "POST" => {
                 conn.answer("418 X", "", &format!("{}{echo}", "x".repeat(285))).await;
             }

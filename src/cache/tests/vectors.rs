@@ -1,7 +1,7 @@
-//! Every recorded answer of a real atticd (`tests/vectors/attic.json`) through
-//! the client's own methods. The one change to an answer: the recorded
-//! `api_endpoint` names a port of the machine it was recorded on, it is
-//! replaced by the test server's address so that no token wanders off.
+//! Gives every recorded answer of a real atticd (`tests/vectors/attic.json`) to the
+//! client's own methods. The test changes one thing in an answer: the recorded
+//! `api_endpoint` names a port of the machine that made the recording, so the test
+//! puts its server's address there, and no token goes to another process.
 
 use crate::types::CacheName;
 use std::sync::Arc;
@@ -41,8 +41,8 @@ const NEVER_ASKED: [(&str, &str); 12] = [
 const REFUSED: [&str; 3] =
     ["upload bad references", "upload store_path_hash mismatch", "upload other store dir"];
 
-/// Uploads that the client gives up itself, the NAR being of another size than
-/// announced; the same class as the server's answer.
+/// Uploads that the client ends itself, because the NAR's size differs from the
+/// announced one. The error has the class of the server's answer.
 const GIVEN_UP: [&str; 5] = [
     "upload wrong nar_size (too large claim)",
     "upload wrong nar_size (too small claim)",
@@ -167,15 +167,15 @@ async fn every_recorded_answer_has_its_outcome() {
         }
         run += 1;
         if GIVEN_UP.contains(&name) {
-            // How much of it left before that is a matter of buffers.
+            // How much of the body the client sent before that depends on buffers.
             continue;
         }
-        // It was the recorded request that brought the recorded answer.
+        // The client sent the recorded request, so the recorded answer belongs to it.
         let sent = server.requests().pop().unwrap();
         assert_eq!(sent.method, vector["request"]["method"].as_str().unwrap(), "{name}");
         assert_eq!(sent.path, vector["request"]["path"].as_str().unwrap(), "{name}");
         if let Some(recorded) = vector["request"]["headers"]["X-Attic-Nar-Info"].as_str() {
-            // Python's JSON has spaces, ours does not; the order of the fields counts.
+            // Python's JSON has spaces and this client's has none; the order of the fields must be equal.
             let plain = recorded.replace(": ", ":").replace(", ", ",");
             assert_eq!(sent.header("x-attic-nar-info").unwrap(), plain, "{name}");
         }

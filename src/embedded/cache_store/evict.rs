@@ -1,7 +1,7 @@
-//! Eviction when the cache is full: the least recently used paths are removed, and
-//! with a path everything that refers to it, so that every other path keeps its
-//! closure. A path counts as used when a path that refers to it was.
-//! Must not touch files: it returns those to remove once the transaction is durable.
+//! Eviction when the cache is full: it removes the least recently used paths, and
+//! with a path all of its referrers, so that every other path keeps its closure. A
+//! use of a path counts as a use of its references too.
+//! Must not touch files: it returns the ones to remove once the transaction is durable.
 
 use std::collections::HashMap;
 
@@ -10,12 +10,12 @@ use rusqlite::{Connection, Transaction};
 use super::writer::ROW;
 use crate::types::{NarHash, PathHash};
 
-/// What a transaction has removed.
+/// The rows that a transaction has removed, and the files to remove after it.
 #[derive(Default)]
 pub(super) struct Removed {
     pub(super) paths: usize,
     pub(super) bytes: u64,
-    /// Files without a row from now on.
+    /// Files that have no row after the transaction.
     pub(super) files: Vec<NarHash>,
 }
 
@@ -27,7 +27,7 @@ impl Removed {
     }
 }
 
-/// Of everything stored, as the writer counts it.
+/// Returns the approximate size of everything stored, in bytes, as the writer counts it.
 pub(super) fn size(connection: &Connection) -> rusqlite::Result<u64> {
     let nars: i64 = connection.query_row("SELECT coalesce(sum(file_size), 0) FROM nar", [], |r| r.get(0))?;
     let sql = "SELECT coalesce(sum(length(refs) + ?1), 0) FROM path";
@@ -35,7 +35,7 @@ pub(super) fn size(connection: &Connection) -> rusqlite::Result<u64> {
     Ok(u64::try_from(nars + paths).unwrap_or(0))
 }
 
-/// Removes paths, oldest first, until `bytes` are free. NARs in `pinned` stay.
+/// Removes paths, least recently used first, until `bytes` are free. NARs in `pinned` stay.
 pub(super) fn make_room(
     tx: &Transaction<'_>,
     bytes: u64,
@@ -53,7 +53,7 @@ pub(super) fn make_room(
     Ok(removal.removed)
 }
 
-/// Removes NARs that cannot be served, with every path that needs them.
+/// Removes NARs whose content is lost, with every path that needs them.
 pub(super) fn drop_nars(tx: &Transaction<'_>, nars: &[i64]) -> rusqlite::Result<Removed> {
     if nars.is_empty() {
         return Ok(Removed::default());
@@ -107,7 +107,7 @@ impl Graph {
             let hash = NarHash(r.get(1)?);
             nars.push(NarNode { id: r.get(0)?, hash, bytes, in_file: r.get(3)?, users: 0, gone: false });
         }
-        // Names resolve within a cache: in another one the same path is another row.
+        // References resolve within one cache: the same path in another cache is another row.
         let mut caches: HashMap<String, u32> = HashMap::new();
         let mut by_name: HashMap<(u32, PathHash), usize> = HashMap::new();
         let mut paths: Vec<PathNode> = Vec::new();
@@ -115,7 +115,7 @@ impl Graph {
             tx.prepare("SELECT id, nar, used_at, cache, hash, length(refs) FROM path ORDER BY id")?;
         let mut rows = query.query([])?;
         while let Some(r) = rows.next()? {
-            // The foreign key sees to it that there is one.
+            // The foreign key guarantees that the NAR exists.
             let Some(&nar) = nar_by_id.get(&r.get::<_, i64>(1)?) else {
                 return Err(rusqlite::Error::InvalidQuery);
             };
@@ -158,14 +158,15 @@ impl Graph {
         Ok(Self { paths, nars })
     }
 
-    /// A path is as recent as the most recent one that needs it: a library that
-    /// everybody already has is not asked for, and yet must stay.
+    /// Returns the paths, least recently used first. A path is as recent as its most
+    /// recent referrer: nobody asks for a library that every host already has, and yet
+    /// it must stay.
     fn oldest_first(&self) -> Vec<usize> {
         let mut newest_first: Vec<usize> = (0..self.paths.len()).collect();
         newest_first.sort_by_key(|&p| std::cmp::Reverse((self.paths[p].used_at, self.paths[p].id)));
         let mut reached = vec![false; self.paths.len()];
         let mut order = Vec::with_capacity(self.paths.len());
-        // Depth first, references before their referrer; reversed, a referrer leaves before what it needs.
+        // Depth first, references before their referrer. The reversed order removes a referrer before its references.
         let mut stack: Vec<(usize, usize)> = Vec::new();
         for root in newest_first {
             if !std::mem::replace(&mut reached[root], true) {

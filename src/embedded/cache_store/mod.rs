@@ -1,18 +1,20 @@
-//! What is stored, and how it stays whole. Must not know HTTP, tokens or keys.
+//! The cache's files and database, and how they stay consistent. Must not know
+//! HTTP, tokens or keys.
 //!
 //! ```text
 //! DIR/lock             held while a process serves DIR
 //! DIR/cache.sqlite     paths, NARs, and the content of small NARs
-//! DIR/nar/HASH.zst     a larger NAR, named by the SHA-256 of what is in it
-//! DIR/nar/.new-*       one that is being received; removed at start
+//! DIR/nar/HASH.zst     a larger NAR, named by the SHA-256 of its content
+//! DIR/nar/.new-*       a NAR that is not complete yet; removed at start
 //! ```
 //!
-//! The database is the truth and has one writer, a thread that commits what
-//! has piled up in one go. Small NARs are in it because then a group of uploads
-//! costs one disk sync instead of two each. A larger NAR's file is synced,
-//! renamed and its directory synced before its row is written, and its row is
-//! removed before the file is: at any moment a row has its file. A crash can
-//! leave a file without a row, which the next start removes.
+//! The database decides what the cache has. It has one writer, a thread that
+//! commits all waiting jobs in one transaction. Small NARs are in the database,
+//! because then a group of uploads costs one disk sync instead of two each. The
+//! cache syncs and renames a larger NAR's file and syncs its directory before it
+//! writes the row, and it removes the row before the file: at any moment every row
+//! has its file. A crash can leave a file without a row, which the next start
+//! removes.
 
 mod evict;
 mod nars;
@@ -34,10 +36,10 @@ pub(super) use nars::{Incoming, compress_small};
 pub(super) use reader::{Nar, Reader};
 pub(super) use writer::{Content, Done, NewPath, Stored, Writer};
 
-/// A NAR up to this size goes through memory and into the database.
+/// Largest size in bytes of a NAR that is received in memory and stored in the database.
 pub(super) const SMALL: u64 = 128 * 1024;
 
-/// The layout of the database; a change adds a migration.
+/// Version of the database's layout; a change of the layout adds a migration.
 const VERSION: i64 = 1;
 
 /// The directory, open and locked.
@@ -50,8 +52,8 @@ pub(super) struct CacheStore {
 }
 
 impl CacheStore {
-    /// Opens or makes `dir`, clears what a crash left, and starts the writing thread.
-    /// The second value resolves when that thread has ended, however it did.
+    /// Opens or makes `dir`, removes the remains of a crash, and starts the writing
+    /// thread. The second value resolves when that thread has ended for any reason.
     pub(super) fn open(
         dir: &Path,
         store_dir: &str,
@@ -80,8 +82,8 @@ impl CacheStore {
         nar_file(&self.dir.join("nar"), hash)
     }
 
-    /// Begins to receive a NAR that is too large for the database. Blocking.
-    /// Until the result is dropped, what it found or made is not evicted.
+    /// Begins to receive a NAR that is too large for the database. Blocks.
+    /// Eviction spares the NAR until the result is dropped.
     pub(super) fn receive(&self, hash: NarHash, size: u64, verify_only: bool) -> Result<Incoming, ApiError> {
         let pin = Pins::pin(&self.pins, hash);
         let known = verify_only
@@ -112,10 +114,10 @@ fn lock(dir: &Path) -> Result<File, EmbeddedError> {
 fn connect(path: &Path) -> rusqlite::Result<Connection> {
     let connection = Connection::open(path)?;
     connection.busy_timeout(std::time::Duration::from_secs(2))?;
-    // Takes effect only in a new database, and only before the journal mode is set.
+    // This takes effect only in a new database, and only before the journal mode is set.
     connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
-    // FULL: an answer "Uploaded" survives a power cut, not only a crash of this process.
+    // With FULL, a path that was answered with "Uploaded" survives a power cut, not only a crash of this process.
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "cache_size", -1024)?;
     connection.pragma_update(None, "journal_size_limit", 8 << 20)?;
@@ -153,7 +155,8 @@ fn prepare(
 
 fn create(connection: &mut Connection, store_dir: &str) -> rusqlite::Result<()> {
     let tx = connection.transaction()?;
-    // nar.data: NULL when the content is in a file. It comes last so that reading the rest does not touch it.
+    // nar.data is NULL when the content is in a file. It is the last column, so that SQLite reads the others
+    // without it.
     tx.execute_batch(
         "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
          CREATE TABLE nar (
@@ -171,8 +174,8 @@ fn create(connection: &mut Connection, store_dir: &str) -> rusqlite::Result<()> 
     tx.commit()
 }
 
-/// After a crash: temporaries and files without a row go, and so do rows whose
-/// file somebody took away, with the paths that need them.
+/// Removes the remains of a crash: temporary files, files without a row, and rows
+/// whose file somebody removed, with the paths that need them.
 fn sweep(connection: &mut Connection, dir: &Path, path: &Path) -> Result<(), EmbeddedError> {
     let database = |source| EmbeddedError::Database { path: path.to_owned(), source };
     let nar_dir = dir.join("nar");
@@ -216,7 +219,7 @@ fn sweep(connection: &mut Connection, dir: &Path, path: &Path) -> Result<(), Emb
     Ok(())
 }
 
-/// NARs that an upload relies on. They are not evicted, so an upload needs no lock while its body comes in.
+/// NARs that uploads rely on. Eviction spares them, so an upload holds no lock while it receives its body.
 #[derive(Default)]
 pub(super) struct Pins(Mutex<HashMap<NarHash, usize>>);
 
@@ -232,7 +235,7 @@ impl Pins {
     }
 }
 
-/// Keeps one NAR while it lives.
+/// Protects one NAR from eviction until it is dropped.
 pub(super) struct Pin {
     pins: Arc<Pins>,
     hash: NarHash,

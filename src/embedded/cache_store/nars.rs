@@ -1,5 +1,5 @@
-//! Receiving a NAR: hash and size are verified while it is compressed, and a
-//! file gets its name only when it is whole and on the disk. All blocking.
+//! Receives a NAR: verifies its hash and size while it compresses it, and gives the
+//! file its final name only when it is complete and on the disk. Every call blocks.
 //! Must not know the database.
 
 use std::cell::RefCell;
@@ -14,11 +14,11 @@ use super::super::error::ApiError;
 use super::{Content, Pin, nar_file};
 use crate::types::{NarHash, sync_dir};
 
-/// A cache on the same host: time matters more than the last tenth of size.
+/// zstd level. The cache is on the same host, so time matters more than the last tenth of size.
 const LEVEL: i32 = 1;
 
 thread_local! {
-    /// Its tables cost more to set up than a small NAR costs to compress.
+    /// One compressor for each thread: setting up its tables takes longer than compressing a small NAR.
     static COMPRESSOR: RefCell<Option<zstd::bulk::Compressor<'static>>> = const { RefCell::new(None) };
 }
 
@@ -39,13 +39,13 @@ pub(in super::super) fn compress_small(nar: &[u8], hash: &NarHash, size: u64) ->
         .map_err(|e| ApiError::from_io("compressing", &e))
 }
 
-/// A NAR that is coming in.
+/// A NAR that the cache is receiving.
 pub(in super::super) struct Incoming {
     hash: NarHash,
     size: u64,
     received: u64,
     hasher: Sha256,
-    /// None: the content is known, only the sender's possession of it is verified.
+    /// `None` if the cache has the content already and only verifies that the client has it too.
     file: Option<Output>,
     nar_dir: PathBuf,
     max_file: u64,
@@ -91,10 +91,11 @@ impl Incoming {
         Ok(())
     }
 
-    /// Verifies, and puts the file in its place for good. The pin goes to the caller until the row is committed.
+    /// Verifies the NAR and gives the file its final name. The caller holds the returned pin until the row is
+    /// committed.
     pub(in super::super) fn finish(self) -> Result<(Content, Pin), ApiError> {
         if self.received != self.size || self.hasher.finalize()[..] != self.hash.0 {
-            return Err(ApiError::bad_nar()); // the temporary goes with `self.file`
+            return Err(ApiError::bad_nar()); // dropping `self.file` removes the temporary file
         }
         let Some(out) = self.file else { return Ok((Content::Known, self.pin)) };
         let file_size = out
@@ -160,7 +161,7 @@ impl Write for Temporary {
 impl Drop for Temporary {
     fn drop(&mut self) {
         if let Some(path) = &self.path {
-            let _ = fs::remove_file(path); // else the next start does it
+            let _ = fs::remove_file(path); // if this fails, the next start removes the file
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Looking things up, on a connection of its own: readers do not wait for the
-//! writer's disk. All blocking. Must not change anything.
+//! Lookups on a separate database connection, so that readers do not wait for the
+//! writer's disk. Every call blocks. Must not change anything.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -8,15 +8,15 @@ use rusqlite::{Connection, OptionalExtension, Row};
 use super::super::wire::PathRecord;
 use crate::types::{NarHash, PathHash, StorePath, Wall};
 
-/// Recency is kept to the minute: a read that comes sooner writes nothing.
+/// Recency has a resolution of one minute: a read within this time of the last recorded use writes nothing.
 const TOUCH_AFTER_MS: i64 = 60_000;
 
-/// Lookups between which others get their turn.
+/// Number of lookups after which the connection is released for other callers.
 const TURN: usize = 500;
 
 pub(in super::super) struct Reader(Mutex<Connection>);
 
-/// Where a path's NAR is.
+/// The place of a path's NAR: in the database, or in a file.
 pub(in super::super) enum Nar {
     Small(Vec<u8>),
     File { hash: NarHash, size: u64 },
@@ -43,9 +43,9 @@ impl Reader {
             .exists((cache, hash.as_str()))
     }
 
-    /// Returns those of `hashes` that are missing, each once, in the order asked;
-    /// and the rows of the present ones that were not used lately. These count as
-    /// used now, because the caller relies on the answer.
+    /// Returns those of `hashes` that are missing, each once, in the order asked,
+    /// and the rows of the present ones whose last recorded use is too old. The caller
+    /// records these as used now, because the client relies on the answer.
     pub(in super::super) fn missing(
         &self,
         cache: &str,
@@ -71,7 +71,7 @@ impl Reader {
         Ok((missing, stale))
     }
 
-    /// A path, and its row if its recency should be written.
+    /// Returns a path, and its row if the caller must record its use.
     pub(in super::super) fn path(
         &self,
         cache: &str,
@@ -87,7 +87,7 @@ impl Reader {
             .optional()
     }
 
-    /// A path's NAR, and its row if its recency should be written.
+    /// Returns a path's NAR, and the path's row if the caller must record its use.
     pub(in super::super) fn nar(
         &self,
         cache: &str,

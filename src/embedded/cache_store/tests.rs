@@ -1,4 +1,4 @@
-//! The cache store over real directories: what is kept, evicted, swept, refused.
+//! Tests of the cache store on real directories: what it keeps, evicts, sweeps and refuses.
 
 use std::path::Path;
 
@@ -70,7 +70,7 @@ fn files(dir: &Path) -> Vec<String> {
     names
 }
 
-/// Sets when a path was last used, as time would.
+/// Sets the time of a path's last use.
 fn used(dir: &Path, n: usize, at: i64) {
     let connection = Connection::open(dir.join("cache.sqlite")).unwrap();
     connection.busy_timeout(std::time::Duration::from_secs(5)).unwrap();
@@ -165,7 +165,7 @@ async fn what_can_never_fit_is_refused_and_leaves_nothing() {
     put(&cache_store, 1, &[], &noise(1, 300_000)).await.unwrap();
     let big = put(&cache_store, 2, &[], &noise(2, 3 << 20)).await;
     assert!(matches!(big, Err(ApiError::TooLarge { .. })), "{big:?}");
-    // It fits alone, but not with what it needs.
+    // It fits alone, but not together with its references.
     put(&cache_store, 3, &[1], &noise(3, 300_000)).await.unwrap();
     assert_eq!(put(&cache_store, 4, &[3], &noise(4, 600_000)).await, Ok(Stored::NoRoom));
     assert!(!present(&cache_store, 4));

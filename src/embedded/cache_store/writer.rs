@@ -1,5 +1,5 @@
-//! The thread that alone changes the database: it takes the jobs that wait, writes
-//! them in one transaction, and answers when that is on the disk.
+//! The only thread that changes the database: it takes the waiting jobs, writes
+//! them in one transaction, and answers when the transaction is on the disk.
 //! Must not know HTTP.
 
 use std::fs::File;
@@ -14,14 +14,14 @@ use super::super::wire::PathRecord;
 use super::{Pins, evict, nar_file};
 use crate::types::{NarHash, StorePath, Wall};
 
-/// Jobs waiting and jobs in one transaction.
+/// Largest numbers of waiting jobs, and of jobs in one transaction.
 const WAITING: usize = 256;
 const BATCH: usize = 128;
 
-/// What a path costs beside its NAR, roughly.
+/// Approximate size of a path's rows without its NAR and references, in bytes.
 pub(super) const ROW: u64 = 512;
 
-/// Resolves when the thread has ended: Ok after a stop, Err after a panic.
+/// Resolves when the thread has ended: `Ok` after a stop, `Err` after a panic.
 pub(in super::super) type Done = oneshot::Receiver<()>;
 
 /// A verified upload.
@@ -31,31 +31,31 @@ pub(in super::super) struct NewPath {
     pub(in super::super) content: Content,
 }
 
-/// Where the verified content is.
+/// The place of an upload's verified content.
 pub(in super::super) enum Content {
     Small(Vec<u8>),
     File {
         size: u64,
     },
-    /// It was there when the upload began.
+    /// The cache had the NAR when the upload began.
     Known,
 }
 
-/// What became of an upload.
+/// The outcome of an upload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in super::super) enum Stored {
     Uploaded {
         file_size: u64,
     },
     Deduplicated,
-    /// The path was there before and is unchanged.
+    /// The cache had the path before; it is unchanged.
     Present {
         same_nar: bool,
         file_size: u64,
     },
-    /// What the upload relied on was evicted meanwhile.
-    Gone,
-    /// It does not fit, whatever else leaves.
+    /// The cache had the NAR when the upload began, and evicted it before the end.
+    NarEvicted,
+    /// The path does not fit, even if the cache evicts every other path.
     NoRoom,
 }
 
@@ -65,7 +65,7 @@ enum Job {
     Lost(NarHash),
 }
 
-/// The handle; the thread ends when the last one is dropped.
+/// Handle of the writing thread, which ends when the last handle is dropped.
 pub(in super::super) struct Writer(mpsc::Sender<Job>);
 
 impl Writer {
@@ -101,14 +101,14 @@ impl Writer {
         }
     }
 
-    /// These paths were used. Waits for room only.
+    /// Records that these paths were used. Waits for room in the queue, not for the disk.
     pub(in super::super) async fn touch(&self, rows: Vec<i64>) {
         if !rows.is_empty() {
-            let _ = self.0.send(Job::Touch(rows)).await; // without a writer there is nothing to be recent in
+            let _ = self.0.send(Job::Touch(rows)).await; // without a writer, recency does not matter
         }
     }
 
-    /// This NAR's file is not there.
+    /// Reports that this NAR's file is missing, so that the thread removes its row.
     pub(in super::super) async fn lost(&self, hash: NarHash) {
         let _ = self.0.send(Job::Lost(hash)).await;
     }
@@ -118,10 +118,10 @@ struct Thread {
     connection: Connection,
     nar_dir: PathBuf,
     max_size: Option<u64>,
-    /// Of everything stored, roughly.
+    /// Approximate size of everything stored, in bytes.
     size: u64,
     pins: Arc<Pins>,
-    /// No other process may use the directory before the last row is written.
+    /// Keeps other processes out of the directory until the last row is written.
     _lock: File,
 }
 
@@ -138,7 +138,8 @@ impl Thread {
         }
     }
 
-    /// All in one transaction; if that fails, each in its own, so that one job's failure is its own.
+    /// Runs all jobs in one transaction. If it fails, runs each job in a transaction of its own, so that one
+    /// job's failure does not affect the others.
     fn batch(&mut self, batch: Vec<Job>) {
         let outcome = self.transaction(&batch);
         match outcome {
@@ -169,11 +170,12 @@ impl Thread {
             .prepare_cached("SELECT 1 FROM nar WHERE hash = ?1")
             .and_then(|mut q| q.exists([hash.0]));
         if matches!(known, Ok(false)) && pins.get(hash) == Some(&1) {
-            let _ = std::fs::remove_file(nar_file(&self.nar_dir, hash)); // else the next start does it
+            let _ = std::fs::remove_file(nar_file(&self.nar_dir, hash)); // if this fails, the next start removes the file
         }
     }
 
-    /// One answer for each `Job::Store`, in order. Nothing has changed when it fails.
+    /// Runs the jobs in one transaction. Returns one answer for each `Job::Store`, in order. After an error
+    /// nothing has changed.
     fn transaction(&mut self, batch: &[Job]) -> rusqlite::Result<Vec<Stored>> {
         let tx = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let mut added = 0;
@@ -199,7 +201,7 @@ impl Thread {
         if let Some(limit) = self.max_size
             && self.size + added > limit + removed.bytes
         {
-            // Down to nine tenths, so that it is not done for every upload from now on.
+            // Evicts down to nine tenths of the limit, so that not every later upload has to evict.
             let target = limit - limit / 10;
             removed.add(evict::make_room(
                 &tx,
@@ -209,10 +211,10 @@ impl Thread {
             still_there(&tx, batch, &mut answers)?;
         }
         tx.commit()?;
-        // The removal of the rows is durable, so the files can be removed. The lock of the pins
-        // is still held: an upload that begins now sees both or neither.
+        // The removal of the rows is durable, so the files can be removed. This thread still
+        // holds the lock of the pins: an upload that begins now sees row and file, or neither.
         for hash in &removed.files {
-            let _ = std::fs::remove_file(nar_file(&self.nar_dir, hash)); // else the next start does it
+            let _ = std::fs::remove_file(nar_file(&self.nar_dir, hash)); // if this fails, the next start removes the file
         }
         drop(pins);
         self.size = (self.size + added).saturating_sub(removed.bytes);
@@ -223,7 +225,7 @@ impl Thread {
                 bytes = removed.bytes,
                 "embedded cache: made room"
             );
-            // Gives freed pages back to the file system; what it does not reach now, the next one does.
+            // This returns freed pages to the file system; the next eviction returns the pages that this one leaves.
             let _ = self.connection.execute_batch("PRAGMA incremental_vacuum(4096)");
         }
         Ok(answers)
@@ -236,7 +238,7 @@ fn reply(batch: Vec<Job>, answers: impl Iterator<Item = Result<Stored, ApiError>
         Job::Touch(_) | Job::Lost(_) => None,
     });
     for (waiting, answer) in waiting.zip(answers) {
-        let _ = waiting.send(answer); // the client may have left
+        let _ = waiting.send(answer); // the client may have closed its connection
     }
 }
 
@@ -259,7 +261,7 @@ fn store(tx: &Transaction<'_>, new: &NewPath) -> rusqlite::Result<(Stored, u64)>
         .optional()?;
     let (nar, stored, bytes) = match (known, &new.content) {
         (Some(id), _) => (id, Stored::Deduplicated, 0),
-        (None, Content::Known) => return Ok((Stored::Gone, 0)),
+        (None, Content::Known) => return Ok((Stored::NarEvicted, 0)),
         (None, Content::Small(data)) => insert_nar(tx, record, data.len() as u64, Some(data))?,
         (None, Content::File { size }) => insert_nar(tx, record, *size, None)?,
     };
@@ -284,7 +286,8 @@ fn store(tx: &Transaction<'_>, new: &NewPath) -> rusqlite::Result<(Stored, u64)>
     Ok((stored, bytes))
 }
 
-/// An answer must stay true when room was made: a closure that does not fit takes its last path with it.
+/// Corrects the answers after an eviction, which may also have evicted paths of this very batch: a closure
+/// that does not fit loses the path that was uploaded last.
 fn still_there(tx: &Transaction<'_>, batch: &[Job], answers: &mut [Stored]) -> rusqlite::Result<()> {
     let stores = batch.iter().filter_map(|job| match job {
         Job::Store(new, _) => Some(new),
@@ -292,7 +295,7 @@ fn still_there(tx: &Transaction<'_>, batch: &[Job], answers: &mut [Stored]) -> r
     });
     let mut query = tx.prepare_cached("SELECT 1 FROM path WHERE cache = ?1 AND hash = ?2")?;
     for (new, answer) in stores.zip(answers) {
-        if *answer != Stored::Gone && !query.exists((&new.cache, new.record.path.hash_part()))? {
+        if *answer != Stored::NarEvicted && !query.exists((&new.cache, new.record.path.hash_part()))? {
             *answer = Stored::NoRoom;
         }
     }
