@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use flywheel::ledger::{Admit, Evidence, Ledger, NewPushRow, NewSession, PushState, Settle};
+use flywheel::ledger::{Admit, Evidence, Ledger, NewPushRow, NewSession, PushState, SessionKind, Settle};
 use flywheel::store::NixDb;
 
 use crate::nix::PrivateNix;
@@ -68,6 +68,7 @@ pub fn ledger() {
         let session = |id: &str| {
             let session = NewSession {
                 id: id.to_owned(),
+                kind: SessionKind::Job,
                 label: None,
                 cache: "main".to_owned(),
                 uid: 0,

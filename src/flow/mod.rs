@@ -43,6 +43,7 @@ mod group;
 mod push;
 mod referrers;
 mod retry;
+mod sessions;
 mod settling;
 mod step;
 
@@ -50,6 +51,7 @@ pub(crate) use breaker::BreakerState;
 pub(crate) use cache::CacheLimits;
 pub(crate) use client::{ClientAction, ClientEvent, ClientLife, ClientState, Found};
 pub(crate) use event::{Action, Cause, Event, Failure, NewPush, Outcome, Purpose};
+pub(crate) use sessions::{NamingQueue, SessionAction, SessionEvent, SessionLife, SessionLimits, TUNING};
 pub(crate) use step::Flow;
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ pub(super) enum Note {
     Reopen(Vec<PushId>),
     Unconfirm(Vec<PushId>),
     SessionState(SessionRow, SessionState, i64, Option<u64>),
+    SessionDraining(SessionRow, bool, i64),
     SessionUntil(SessionRow, i64),
     SessionWarnings(SessionRow, Vec<String>),
 }
@@ -31,6 +32,7 @@ impl Note {
             Self::Reopen(list) => pushes::reopen(conn, list),
             Self::Unconfirm(list) => pushes::unconfirm(conn, list),
             Self::SessionState(row, state, at, flush) => sessions::set_state(conn, *row, *state, *at, *flush),
+            Self::SessionDraining(row, abandoned, at) => sessions::set_draining(conn, *row, *abandoned, *at),
             Self::SessionUntil(row, until) => sessions::set_until(conn, *row, *until),
             Self::SessionWarnings(row, list) => sessions::set_warnings(conn, *row, list),
         }

@@ -40,7 +40,7 @@ use rusqlite::{Connection, OptionalExtension};
 pub use error::LedgerError;
 pub use model::{
     Admit, Admitted, Counts, Cursor, Evidence, Failure, NewPushRow, NewSession, Outcome, Pruned, PushId,
-    PushRow, PushState, SessionInfo, SessionPush, SessionRow, SessionState, Settle,
+    PushRow, PushState, SessionInfo, SessionKind, SessionPush, SessionRow, SessionState, Settle,
 };
 pub use open::Opened;
 pub use story::{PushHistory, SessionShare};
@@ -211,15 +211,22 @@ impl Ledger {
         self.note(Note::Unconfirm(pushes.to_vec()));
     }
 
-    /// Records a new session and returns its row. Fails if its id is known.
+    /// Records a new session, a job's as open and a push as draining, and returns its
+    /// row. Fails if its id is known.
     pub fn session_open(&self, new: NewSession) -> Result<SessionRow> {
         self.write(move |conn| sessions::open(conn, &new))
     }
 
-    /// Records a session's state. A closed or abandoned session does not change
+    /// Records a live session's state. A closed or abandoned session does not change
     /// again, except by [`Ledger::session_rejoin`]. Returns before it is written.
     pub fn session_state(&self, row: SessionRow, state: SessionState, at: i64, flush_ms: Option<u64>) {
         self.note(Note::SessionState(row, state, at, flush_ms));
+    }
+
+    /// Records that a session drains, and whether its job has not ended it. Changes
+    /// nothing when the session is over. Returns before it is written.
+    pub fn session_draining(&self, row: SessionRow, abandoned: bool, at: i64) {
+        self.note(Note::SessionDraining(row, abandoned, at));
     }
 
     /// Makes an abandoned session draining again, because its job ends it after

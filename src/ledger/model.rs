@@ -246,11 +246,40 @@ impl SessionState {
     }
 }
 
+/// What a session is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SessionKind {
+    /// A job, which starts it and ends it.
+    Job = 0,
+    /// One `push`. It is recorded as draining.
+    Push = 1,
+}
+
+impl SessionKind {
+    /// Returns the state that a new session of this kind is recorded with.
+    pub(super) fn first_state(self) -> SessionState {
+        match self {
+            Self::Job => SessionState::Open,
+            Self::Push => SessionState::Draining,
+        }
+    }
+
+    pub(super) fn from_file(n: i64) -> Option<Self> {
+        match n {
+            0 => Some(Self::Job),
+            1 => Some(Self::Push),
+            _ => None,
+        }
+    }
+}
+
 /// A new session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewSession {
     /// Its id as callers know it, unique.
     pub id: String,
+    /// What it is for.
+    pub kind: SessionKind,
     /// The job's label.
     pub label: Option<String>,
     /// The name of the cache that it pushes to.
@@ -281,6 +310,8 @@ pub struct SessionInfo {
     pub new: NewSession,
     /// Its state.
     pub state: SessionState,
+    /// Whether it drains, or drained, without its job having ended it.
+    pub abandoned: bool,
     /// When it ended, unix ms.
     pub ended_at: Option<i64>,
     /// When it was over, unix ms.

@@ -13,8 +13,13 @@ use super::error::LedgerError;
 pub(super) const APPLICATION_ID: i64 = 0x666c_7977;
 
 /// The migrations. The entry at index n makes format n + 1.
-pub(super) const MIGRATIONS: &[&str] =
-    &[ITEMS_AND_SESSIONS, SESSIONS_KEEP_THEIR_REASONS, SESSIONS_HAVE_A_WINDOW, SESSIONS_KEEP_THEIR_WARNINGS];
+pub(super) const MIGRATIONS: &[&str] = &[
+    ITEMS_AND_SESSIONS,
+    SESSIONS_KEEP_THEIR_REASONS,
+    SESSIONS_HAVE_A_WINDOW,
+    SESSIONS_KEEP_THEIR_WARNINGS,
+    SESSIONS_HAVE_A_KIND,
+];
 
 /// Ids are AUTOINCREMENT because the daemon keeps them in memory: a removed id must
 /// not be used again. There are no foreign keys: one thread writes, and a batch of
@@ -88,6 +93,16 @@ ALTER TABLE session ADD COLUMN until_number INTEGER;
 /// the same.
 const SESSIONS_KEEP_THEIR_WARNINGS: &str = "
 ALTER TABLE session ADD COLUMN warnings TEXT;
+";
+
+/// A push is never open. Earlier versions recorded it as open, and it stayed so.
+/// Whether a draining session counts as abandoned must survive a restart.
+const SESSIONS_HAVE_A_KIND: &str = "
+ALTER TABLE session ADD COLUMN kind INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE session ADD COLUMN abandoned INTEGER NOT NULL DEFAULT 0;
+UPDATE session SET kind = 1 WHERE name GLOB 'push-*';
+UPDATE session SET state = 1, ended_at = coalesce(ended_at, started_at) WHERE kind = 1 AND state = 0;
+UPDATE session SET abandoned = 1 WHERE state = 3;
 ";
 
 /// Returns the format of the file, 0 for an empty one.

@@ -5,8 +5,8 @@ use rusqlite::{Connection, OptionalExtension, Row, named_params};
 
 use super::error::LedgerError;
 use super::model::{
-    Counts, Evidence, Failure, NewSession, Outcome, PushId, SessionInfo, SessionPush, SessionRow,
-    SessionState,
+    Counts, Evidence, Failure, NewSession, Outcome, PushId, SessionInfo, SessionKind, SessionPush,
+    SessionRow, SessionState,
 };
 use super::{MAX_FAILURES, MAX_SESSIONS, number, stored};
 
@@ -20,8 +20,10 @@ fn strange(what: &str, n: i64) -> LedgerError {
 /// Inserts a session.
 pub(super) fn open(conn: &Connection, new: &NewSession) -> Result<SessionRow> {
     let mut insert = conn.prepare_cached(
-        "INSERT INTO session (name, label, cache, uid, gid, anchor_pid, anchor_start, strict, ci, started_at, after_number)
-         VALUES (:name, :label, :cache, :uid, :gid, :pid, :start, :strict, :ci, :at, :after)
+        "INSERT INTO session (name, label, cache, uid, gid, anchor_pid, anchor_start, strict, ci, started_at, after_number,
+           kind, state, ended_at)
+         VALUES (:name, :label, :cache, :uid, :gid, :pid, :start, :strict, :ci, :at, :after, :kind, :state,
+           CASE WHEN :state > 0 THEN :at END)
          ON CONFLICT (name) DO NOTHING",
     )?;
     let inserted = insert.execute(named_params! {
@@ -36,6 +38,8 @@ pub(super) fn open(conn: &Connection, new: &NewSession) -> Result<SessionRow> {
         ":ci": new.ci,
         ":at": new.started_at,
         ":after": new.after,
+        ":kind": new.kind as i64,
+        ":state": new.kind.first_state() as i64,
     })?;
     if inserted == 0 { Err(LedgerError::SessionExists(new.id.clone())) } else { Ok(conn.last_insert_rowid()) }
 }
@@ -60,10 +64,21 @@ pub(super) fn set_state(
     Ok(())
 }
 
+/// Records that a live session drains. The first end counts.
+pub(super) fn set_draining(conn: &Connection, row: SessionRow, abandoned: bool, at: i64) -> Result<()> {
+    let mut update = conn.prepare_cached(
+        "UPDATE session SET state = 1, abandoned = ?2, ended_at = coalesce(ended_at, ?3)
+         WHERE id = ?1 AND state IN (0, 1)",
+    )?;
+    update.execute((row, abandoned, at))?;
+    Ok(())
+}
+
 /// Makes an abandoned session draining again.
 pub(super) fn rejoin(conn: &Connection, row: SessionRow) -> Result<bool> {
-    let mut update =
-        conn.prepare_cached("UPDATE session SET state = 1, closed_at = NULL WHERE id = ?1 AND state = 3")?;
+    let mut update = conn.prepare_cached(
+        "UPDATE session SET state = 1, abandoned = 0, closed_at = NULL WHERE id = ?1 AND state = 3",
+    )?;
     Ok(update.execute([row])? > 0)
 }
 
@@ -83,16 +98,18 @@ pub(super) fn claim(conn: &Connection, owner: SessionRow, paths: &[String]) -> R
 
 const COLUMNS: &str =
     "SELECT id, name, label, cache, uid, gid, anchor_pid, anchor_start, strict, ci, started_at,
-  state, ended_at, closed_at, flush_ms, after_number, until_number, warnings FROM session";
+  state, ended_at, closed_at, flush_ms, after_number, until_number, warnings, kind, abandoned FROM session";
 
 fn info(row: &Row<'_>) -> Result<SessionInfo> {
     let pid: Option<i32> = row.get(6)?;
     let start: Option<i64> = row.get(7)?;
     let state: i64 = row.get(11)?;
+    let kind: i64 = row.get(18)?;
     Ok(SessionInfo {
         row: row.get(0)?,
         new: NewSession {
             id: row.get(1)?,
+            kind: SessionKind::from_file(kind).ok_or_else(|| strange("session kind", kind))?,
             label: row.get(2)?,
             cache: row.get(3)?,
             uid: row.get(4)?,
@@ -104,6 +121,7 @@ fn info(row: &Row<'_>) -> Result<SessionInfo> {
             after: row.get(15)?,
         },
         state: SessionState::from_file(state).ok_or_else(|| strange("session state", state))?,
+        abandoned: row.get(19)?,
         ended_at: row.get(12)?,
         closed_at: row.get(13)?,
         flush_ms: row.get::<_, Option<i64>>(14)?.map(number),
@@ -179,14 +197,16 @@ pub(super) fn summary(conn: &Connection, session: SessionRow) -> Result<Counts> 
         counts.by_evidence[kind as usize] += count;
         match Outcome::from_file(outcome).ok_or_else(|| strange("outcome", outcome))? {
             Outcome::Pending => counts.pending += count,
-            Outcome::Pushed => counts.pushed += count,
+            Outcome::Pushed => {
+                counts.pushed += count;
+                counts.bytes += number(row.get(3)?);
+            }
             Outcome::AlreadyCached => counts.already_cached += count,
             Outcome::Upstream => counts.upstream += count,
             Outcome::Failed => counts.failed_total += count,
             Outcome::Skipped => counts.skipped += count,
             Outcome::Collected => counts.collected += count,
         }
-        counts.bytes += number(row.get(3)?);
     }
     if counts.failed_total > 0 {
         counts.failed = failures(conn, session)?;

@@ -1,20 +1,15 @@
 //! Sessions that end: because their job ends them, ends them again, or has gone.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::{Done, Driver};
 use crate::control::messages::ErrorCode;
 use crate::control::server::Peer;
-use crate::daemon::inbox::Input;
-use crate::daemon::intake;
-use crate::daemon::sessions::{self, Asked, Caller, Found, Name, Naming, Session, Watch};
-use crate::flow::Event;
-use crate::ledger::{SessionInfo, SessionState};
+use crate::daemon::sessions::{self, Asked, Caller, Found, Name, Naming, Next, Restored, Session, Watch};
+use crate::flow::{Event, SessionAction, SessionEvent};
+use crate::ledger::SessionInfo;
 use crate::observe::event;
 use crate::types::{CacheId, SessionId, StorePath, Wall};
-
-/// Delay before an abandoned session is tried again that found the intake's queue full.
-const RETRY: Duration = Duration::from_millis(100);
 
 /// A lookup of a session that is not live, for a caller that ends it.
 pub(super) struct LookedUp {
@@ -63,17 +58,12 @@ impl Driver {
             let message = format!("the session belongs to uid {uid}, you are uid {}", peer.uid);
             return caller.responder.refuse(ErrorCode::Denied, message);
         }
-        if let Some(session) = self.parts.sessions.get_mut(row) {
-            session.watch = None;
-            session.abandoned = false;
-            if session.is_open() {
-                session.draining_since = Some(caller.since);
-                self.parts.ledger.session_state(row, SessionState::Draining, Wall::now().0, None);
-            }
-        }
         caller.asked = Asked::End(row);
         let (cache, paths) = self.destination(cache, paths);
-        self.name_paths(row, cache, paths, true, caller);
+        // Queued first: a refusal changes nothing.
+        if self.name_paths(row, uid, cache, paths, true, caller) {
+            self.session_step(row, SessionEvent::End);
+        }
     }
 
     /// Where the named paths of a session go. A session whose paths are skipped
@@ -112,64 +102,81 @@ impl Driver {
             label = info.new.label,
             "the session's job ends it after all"
         );
-        self.parts.sessions.insert(Session::rejoined(info, cache, caller.since));
+        let uid = info.new.uid;
+        self.parts.sessions.insert_known(Session::rejoined(info, cache, caller.since));
         caller.asked = Asked::End(row);
         let (cache, paths) = self.destination(cache, paths);
-        self.name_paths(row, cache, paths, true, caller);
+        if !self.name_paths(row, uid, cache, paths, true, caller) {
+            self.session_step(row, SessionEvent::Named);
+        }
     }
 
-    /// The anchor of a session has ended: what the job made is pushed, then the
-    /// session is closed.
-    pub(super) fn abandon(&mut self, row: SessionId) {
-        let default = self.default_cache();
-        let Some(cache) =
-            self.parts.sessions.get(row).filter(|s| s.is_open()).map(|s| s.cache.unwrap_or(default))
-        else {
-            return;
-        };
-        let token = self.parts.sessions.add_naming(Naming { row, caller: None });
-        let naming = intake::Naming {
-            token,
-            session: row,
-            close_window: true,
-            cache,
-            paths: Vec::new(),
-            retry: false,
-        };
-        if !self.parts.intake.ask(intake::Work::Name(naming)) {
-            self.parts.sessions.take_naming(token);
-            let out = self.parts.out.clone();
-            tokio::spawn(async move {
-                tokio::time::sleep(RETRY).await;
-                let _ = out.send(Input::AnchorGone(row)).await;
-            });
-            return;
-        }
+    /// Hands an event to a session's life and has its actions carried out.
+    pub(super) fn session_step(&mut self, row: SessionId, event: SessionEvent) {
+        let now = self.now();
         let Some(session) = self.parts.sessions.get_mut(row) else { return };
-        session.watch = None;
-        session.abandoned = true;
-        session.draining_since = Some(Instant::now());
-        event!(
-            SESSION_ABANDONED,
-            session = session.id,
-            label = session.label,
-            "the session's job has gone without ending it: what it made is pushed"
-        );
-        self.parts.ledger.session_state(row, SessionState::Draining, Wall::now().0, None);
+        for action in session.life.step(event, now) {
+            self.session_act(row, action);
+        }
+    }
+
+    fn session_act(&mut self, row: SessionId, action: SessionAction) {
+        let Some(session) = self.parts.sessions.get_mut(row) else { return };
+        let (uid, cache) = (session.uid, session.cache);
+        match action {
+            SessionAction::Drain { abandoned } => {
+                session.watch = None;
+                session.draining_since.get_or_insert_with(Instant::now);
+                if abandoned {
+                    event!(
+                        SESSION_ABANDONED,
+                        session = session.id,
+                        label = session.label,
+                        "the session's job has gone without ending it: what it made is pushed"
+                    );
+                }
+                self.parts.ledger.session_draining(row, abandoned, Wall::now().0);
+                self.parts.sessions.drains(uid);
+            }
+            SessionAction::Rejoined => {
+                event!(
+                    SESSION_REJOINED,
+                    session = session.id,
+                    label = session.label,
+                    "the session's job ends it after all"
+                );
+                self.parts.ledger.session_draining(row, false, Wall::now().0);
+            }
+            SessionAction::Take => {
+                let (cache, paths) = self.destination(cache, Vec::new());
+                let naming = Naming { row, uid, caller: None };
+                self.begin_naming(naming, true, cache, paths, false);
+            }
+            SessionAction::Flush => self.step(Event::Flush(row)),
+            SessionAction::Close { abandoned } => self.close(row, abandoned),
+        }
+    }
+
+    /// Has each session step for which something is due.
+    pub(super) fn due_sessions(&mut self) {
+        for row in self.parts.sessions.due(self.now()) {
+            self.session_step(row, SessionEvent::Tick);
+        }
     }
 
     /// The pushes of the last run are known again: its sessions wait for theirs.
     pub(super) fn restored(&mut self) {
-        for restored in std::mem::take(&mut self.parts.restored) {
-            let row = restored.row;
-            self.step(Event::Want(row, restored.pending));
-            if restored.abandoned {
-                self.abandon(row);
-            } else if restored.draining {
-                self.step(Event::Flush(row));
-            } else if let (Some(session), Some(anchor)) = (self.parts.sessions.get_mut(row), restored.anchor)
-            {
-                session.watch = Some(Watch::start(row, anchor, self.parts.out.clone()));
+        for Restored { row, pending, next } in std::mem::take(&mut self.parts.restored) {
+            self.step(Event::Want(row, pending));
+            match next {
+                Next::Open(anchor) => {
+                    let out = self.parts.out.clone();
+                    if let Some(session) = self.parts.sessions.get_mut(row).filter(|s| s.is_open()) {
+                        session.watch = anchor.map(|anchor| Watch::start(row, anchor, out));
+                    }
+                }
+                Next::Take => self.session_act(row, SessionAction::Take),
+                Next::Flush => self.session_step(row, SessionEvent::Named),
             }
         }
     }

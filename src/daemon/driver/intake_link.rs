@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::attribution::{LockWatcher, Windows};
-use crate::daemon::intake::{Bell, NewPolicy, People, PushPolicy, Work};
+use crate::daemon::intake::{Bell, Naming, NewPolicy, People, PushPolicy, Work};
 use crate::types::SessionId;
 
 /// The intake as the driver reaches it.
@@ -38,6 +38,11 @@ impl IntakeLink {
     /// Queues work. Returns false when the queue is full.
     pub(super) fn ask(&self, work: Work) -> bool {
         self.bell.ask(work)
+    }
+
+    /// Queues a naming. Returns it when the queue is full.
+    pub(super) fn name(&self, naming: Naming) -> Result<(), Naming> {
+        self.bell.name(naming)
     }
 
     /// Replaces the policy on new paths, from the intake's next turn on.

@@ -38,7 +38,7 @@ use super::sessions::{Reports, Restored, Sessions};
 use crate::config::Settings;
 use crate::control::server::Incoming;
 use crate::daemon::intake::{Recheck, Work};
-use crate::flow::{Action, CacheLimits, Event, Flow, Purpose};
+use crate::flow::{Action, CacheLimits, Event, Flow, Purpose, SessionEvent};
 use crate::ledger::Ledger;
 use crate::observe::{detail, event};
 use crate::store::StoreWatch;
@@ -212,7 +212,18 @@ impl Driver {
             .next_deadline()
             .map(|Mono(ms)| self.began + Duration::from_millis(ms.saturating_add(1)));
         let far = Instant::now() + Duration::from_secs(3600);
-        let due = [flow, self.parts.sessions.next_deadline(), self.stopping.deadline(), self.ledger_due()];
+        let sessions = &self.parts.sessions;
+        let life =
+            sessions.next_due().map(|Mono(ms)| self.began + Duration::from_millis(ms.saturating_add(1)));
+        let running = !self.stopping.has_begun();
+        let due = [
+            flow,
+            sessions.next_deadline(),
+            self.stopping.deadline(),
+            self.ledger_due(),
+            life.filter(|_| running),
+            sessions.retry_at().filter(|_| running),
+        ];
         due.into_iter().flatten().min().unwrap_or(far)
     }
 
@@ -239,7 +250,7 @@ impl Driver {
             }
             Input::Restored => self.restored(),
             Input::Host(event) => self.host(event),
-            Input::AnchorGone(row) => self.abandon(row),
+            Input::AnchorGone(row) => self.session_step(row, SessionEvent::AnchorGone),
             Input::IntakeEnded(_) | Input::Beat => {}
             Input::Asked { cache, pushes, result, took } => self.asked(cache, pushes, result, took),
             Input::Uploaded { push, result, took } => self.uploaded(push, result, took),
@@ -266,6 +277,10 @@ impl Driver {
         let now = self.now();
         if matches!(event, Event::Tick) {
             self.answer_late_callers();
+            if !self.stopping.has_begun() {
+                self.due_sessions();
+                self.send_namings();
+            }
         }
         for action in self.flow.step(event, now) {
             self.act(action);

@@ -7,12 +7,8 @@ use crate::control::messages::{ErrorCode, Reply};
 use crate::control::server::{Peer, Responder};
 use crate::daemon::intake::Routes;
 use crate::daemon::sessions::{self, AfterOpening, Asked, Caller, OpenParts, OpenRequest, Opening, Watch};
+use crate::flow::SessionEvent;
 use crate::observe::event;
-
-/// Most open sessions of one user.
-const SESSIONS_PER_USER: usize = 256;
-/// Most sessions and pushes of one user that are not settled.
-const UNSETTLED_PER_USER: usize = 1024;
 
 impl Driver {
     pub(super) fn session_start(
@@ -22,12 +18,6 @@ impl Driver {
         cache: Option<&str>,
         request: OpenRequest,
     ) {
-        let open = self.parts.sessions.open_of(peer.uid);
-        if open >= SESSIONS_PER_USER {
-            let message =
-                format!("uid {} has {open} open sessions, the most there may be: end some", peer.uid);
-            return responder.refuse(ErrorCode::Busy, message);
-        }
         match self.named_cache(cache) {
             Ok(cache) => self.open(peer, OpenRequest { cache, ..request }, AfterOpening::Start(responder)),
             Err(message) => responder.refuse(ErrorCode::BadRequest, message),
@@ -46,12 +36,7 @@ impl Driver {
 
     /// Has a session opened elsewhere; [`Self::opened`] continues.
     fn open(&mut self, peer: Peer, request: OpenRequest, next: AfterOpening) {
-        let unsettled = self.parts.sessions.all_of(peer.uid);
-        if unsettled >= UNSETTLED_PER_USER {
-            let message = format!(
-                "uid {} has {unsettled} sessions and pushes with pending paths, the most there may be: try again when some are done",
-                peer.uid
-            );
+        if let Err(message) = self.parts.sessions.begin(peer.uid, next.is_job()) {
             return next.into_responder().refuse(ErrorCode::Busy, message);
         }
         let parts = OpenParts {
@@ -70,10 +55,13 @@ impl Driver {
     }
 
     /// A session was opened, or could not be.
-    pub(super) fn opened(&mut self, Opening { result, next }: Opening) {
+    pub(super) fn opened(&mut self, Opening { uid, result, next }: Opening) {
         let (mut session, anchor) = match result {
             Ok(opened) => opened,
-            Err((code, message)) => return next.into_responder().refuse(code, message),
+            Err((code, message)) => {
+                self.parts.sessions.not_opened(uid, next.is_job());
+                return next.into_responder().refuse(code, message);
+            }
         };
         let (row, cache) = (session.row, session.cache);
         match next {
@@ -92,19 +80,27 @@ impl Driver {
                 );
                 session.watch = anchor.map(|a| Watch::start(row, a, self.parts.out.clone()));
                 let reply = Reply::Started { session: session.id.clone(), cache: name.unwrap_or_default() };
-                responder.reply(reply);
                 self.parts.sessions.insert(session);
+                if responder.is_gone() {
+                    self.session_step(row, SessionEvent::CallerGone);
+                } else {
+                    responder.reply(reply);
+                }
             }
             AfterOpening::Push { paths, mut caller } => {
                 session.draining_since = Some(caller.since);
                 caller.asked = Asked::Push(row);
                 self.parts.sessions.insert(session);
-                if let Some(cache) = cache {
-                    self.name_paths(row, cache, paths, true, caller);
-                } else {
-                    let message = "a [[route]] of the configuration skips your paths";
-                    caller.responder.refuse(ErrorCode::Denied, message);
-                    self.close(row);
+                let queued = match cache {
+                    Some(cache) => self.name_paths(row, uid, cache, paths, true, caller),
+                    None => {
+                        let message = "a [[route]] of the configuration skips your paths";
+                        caller.responder.refuse(ErrorCode::Denied, message);
+                        false
+                    }
+                };
+                if !queued {
+                    self.session_step(row, SessionEvent::Named);
                 }
             }
         }

@@ -49,7 +49,7 @@ impl Driver {
             Request::Flush { timeout_ms } => {
                 let group = self.parts.sessions.new_group();
                 let caller = Caller::new(responder, true, timeout_ms);
-                self.name_paths(group, self.default_cache(), Vec::new(), false, caller);
+                self.name_paths(group, peer.uid, self.default_cache(), Vec::new(), false, caller);
             }
             Request::Hook { derivation, outputs } => self.hook(peer, derivation, outputs, responder),
             Request::Status => self.status(peer, responder),

@@ -9,7 +9,7 @@ use crate::control::messages::{ErrorCode, Progress, Reply};
 use crate::control::server::Responder;
 use crate::daemon::intake;
 use crate::daemon::sessions::{Answer, Asked, Caller, Engines, Naming, Waiter};
-use crate::flow::{BreakerState, Event};
+use crate::flow::{BreakerState, Event, SessionEvent};
 use crate::ledger::SessionState;
 use crate::observe::event;
 use crate::types::{CacheId, SessionId, StoreDir, StorePath, Wall, millis};
@@ -45,32 +45,60 @@ const ROUNDS: u32 = 8;
 
 impl Driver {
     /// Has the intake take in new rows, and the named paths with their closures.
+    /// Returns false when too many namings of the user wait: the caller has been
+    /// refused. The end of a session without paths is never refused.
     pub(super) fn name_paths(
         &mut self,
         row: SessionId,
+        uid: u32,
         cache: CacheId,
         paths: Vec<StorePath>,
         retry: bool,
         caller: Caller,
-    ) {
+    ) -> bool {
         let close_window = matches!(caller.asked, Asked::End(_));
         if let Some(session) = self.parts.sessions.get_mut(row) {
             session.named.extend(paths.iter().cloned());
             session.named.sort_unstable();
             session.named.dedup();
         }
-        let token = self.parts.sessions.add_naming(Naming { row, caller: Some(caller) });
-        let naming = intake::Naming { token, session: row, close_window, cache, paths, retry };
-        if !self.parts.intake.ask(intake::Work::Name(naming))
-            && let Some(Naming { caller: Some(caller), .. }) = self.parts.sessions.take_naming(token)
-        {
-            caller.responder.refuse(ErrorCode::Busy, "too much is asked at once: try again in a moment");
+        self.begin_naming(Naming { row, uid, caller: Some(caller) }, close_window, cache, paths, retry)
+    }
+
+    /// Queues a naming and sends the intake those that it may have.
+    pub(super) fn begin_naming(
+        &mut self,
+        naming: Naming,
+        close_window: bool,
+        cache: CacheId,
+        paths: Vec<StorePath>,
+        retry: bool,
+    ) -> bool {
+        let needed = naming.caller.is_none() || (close_window && paths.is_empty());
+        let (session, uid) = (naming.row, naming.uid);
+        let token = self.parts.sessions.add_naming(naming);
+        let naming = intake::Naming { token, session, close_window, cache, paths, retry };
+        if !self.parts.sessions.queue_naming(naming, needed) {
+            if let Some(Naming { caller: Some(caller), .. }) = self.parts.sessions.drop_naming(token) {
+                let message = format!("uid {uid} names too much at once: try again in a moment");
+                caller.responder.refuse(ErrorCode::Busy, message);
+            }
+            return false;
         }
+        self.send_namings();
+        true
+    }
+
+    /// Sends the intake the namings that it may have.
+    pub(super) fn send_namings(&mut self) {
+        let intake = &self.parts.intake;
+        self.parts.sessions.send_namings(Instant::now(), |naming| intake.name(naming));
     }
 
     /// The intake has finished a naming: from now on its caller waits for pushes.
     pub(super) fn named(&mut self, token: u64, invalid: &[StorePath]) {
-        let Some(Naming { row, caller }) = self.parts.sessions.take_naming(token) else { return };
+        let Some(Naming { row, caller, .. }) = self.parts.sessions.finish_naming(token) else { return };
+        self.send_namings();
         if let Some(session) = self.parts.sessions.get_mut(row) {
             session.incomplete = false;
             if let Some(text) = not_valid(invalid, self.parts.transfers.store().dir()) {
@@ -89,7 +117,7 @@ impl Driver {
             self.step(Event::WantAll(row));
         }
         let Some(Caller { asked, responder, wait, since, deadline, patient }) = caller else {
-            return self.step(Event::Flush(row));
+            return self.flush_named(row);
         };
         if wait && !self.stopping.has_begun() {
             let total = u64::from(self.flow.unsettled(row));
@@ -98,29 +126,36 @@ impl Driver {
             // At once, because it carries the session's id: a caller that loses its
             // connection asks again by that id.
             self.report_progress();
-            self.step(Event::Flush(row));
+            self.flush_named(row);
         } else {
             let warnings = self.warnings(asked);
-            self.step(Event::Flush(row));
+            self.flush_named(row);
             self.step(Event::Unconfirmed(row));
             self.answer_with(asked, responder, since, true, warnings);
         }
     }
 
+    /// A naming of a session is finished: its pushes go first once all are. A group
+    /// that is no session has one naming.
+    fn flush_named(&mut self, row: SessionId) {
+        if self.parts.sessions.get(row).is_some() {
+            self.session_step(row, SessionEvent::Named);
+        } else {
+            self.step(Event::Flush(row));
+        }
+    }
+
     /// A group that somebody waits for has no unsettled push left.
     pub(super) fn quiet(&mut self, group: SessionId) {
-        if self.parts.sessions.has_naming(group) {
-            // More has been named. The group is flushed again when that is known.
-            return;
-        }
-        if self.confirm_again(group) {
-            return;
+        if let Some(session) = self.parts.sessions.get(group) {
+            // While more is being named, it is flushed again when that is known.
+            let again = session.life.is_settling() && self.confirm_again(group);
+            return self.session_step(group, if again { SessionEvent::Again } else { SessionEvent::Quiet });
         }
         let ready = self.parts.sessions.take_waiters(|waiter| waiter.group == group);
-        let warnings: Vec<_> = ready.iter().map(|w| self.warnings(w.asked)).collect();
-        self.close(group);
-        for (waiter, warnings) in ready.into_iter().zip(warnings) {
-            self.answer_with(waiter.asked, waiter.responder, waiter.since, false, warnings);
+        self.step(Event::Forget(group));
+        for waiter in ready {
+            self.answer_with(waiter.asked, waiter.responder, waiter.since, false, Vec::new());
         }
     }
 
@@ -139,24 +174,24 @@ impl Driver {
             return false;
         }
         let (cache, paths) = (session.cache.unwrap_or(default), session.named.clone());
-        let token = self.parts.sessions.add_naming(Naming { row, caller: None });
-        let naming = intake::Naming { token, session: row, close_window: false, cache, paths, retry: false };
-        let asked = self.parts.intake.ask(intake::Work::Name(naming));
-        if !asked {
-            self.parts.sessions.take_naming(token);
-        }
-        asked
+        let uid = session.uid;
+        self.begin_naming(Naming { row, uid, caller: None }, false, cache, paths, false)
     }
 
-    /// Closes a session, if there is one with this number.
-    pub(super) fn close(&mut self, row: SessionId) {
+    /// Closes a session and answers the callers that wait for it.
+    pub(super) fn close(&mut self, row: SessionId, abandoned: bool) {
+        let ready = self.parts.sessions.take_waiters(|waiter| waiter.group == row);
+        let warnings: Vec<_> = ready.iter().map(|w| self.warnings(w.asked)).collect();
         self.step(Event::Forget(row));
         let Some(session) = self.parts.sessions.remove(row) else { return };
         let flush_ms = session.draining_since.map(|since| millis(since.elapsed()));
-        let state = if session.abandoned { SessionState::Abandoned } else { SessionState::Closed };
+        let state = if abandoned { SessionState::Abandoned } else { SessionState::Closed };
         self.parts.ledger.session_state(row, state, Wall::now().0, flush_ms);
         self.parts.intake.forget_window(row);
         self.parts.reports.log_summary(row, session.id, session.label);
+        for (waiter, warnings) in ready.into_iter().zip(warnings) {
+            self.answer_with(waiter.asked, waiter.responder, waiter.since, false, warnings);
+        }
     }
 
     /// Answers the callers whose deadline has come.

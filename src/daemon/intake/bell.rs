@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
 use super::recheck::Recheck;
 use crate::ledger::SessionRow;
@@ -73,6 +73,16 @@ impl Bell {
     pub(in crate::daemon) fn stop(&self) {
         // With a full queue the intake ends when the driver does and closes its inbox.
         let _ = self.queue.try_send(Work::Stop);
+    }
+
+    /// Queues a naming. Returns it when the queue is full or the intake has ended.
+    pub(in crate::daemon) fn name(&self, naming: Naming) -> Result<(), Naming> {
+        match self.queue.try_send(Work::Name(naming)) {
+            Err(TrySendError::Full(Work::Name(naming)) | TrySendError::Disconnected(Work::Name(naming))) => {
+                Err(naming)
+            }
+            Ok(()) | Err(_) => Ok(()),
+        }
     }
 
     /// Something to do; false when the queue is full or the intake has ended.

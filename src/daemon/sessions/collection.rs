@@ -2,24 +2,72 @@
 //! not know what is left to push.
 
 use std::collections::HashMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{Caller, Naming, Session, Waiter};
-use crate::types::SessionId;
+use crate::daemon::intake;
+use crate::flow::{NamingQueue, SessionLimits, TUNING};
+use crate::types::{Mono, SessionId};
+
+/// Delay before a naming is sent again that found the intake's queue full.
+const RETRY: Duration = Duration::from_millis(100);
 
 /// All of them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(in crate::daemon) struct Sessions {
     by_row: HashMap<SessionId, Session>,
+    limits: SessionLimits,
+    /// Namings that wait for the intake.
+    queue: NamingQueue<intake::Naming>,
+    /// When the next of them is sent again.
+    retry_at: Option<Instant>,
     waiters: Vec<Waiter>,
     namings: HashMap<u64, Naming>,
     last_token: u64,
     last_group: SessionId,
 }
 
+impl Default for Sessions {
+    fn default() -> Self {
+        Self {
+            by_row: HashMap::new(),
+            limits: SessionLimits::new(TUNING),
+            queue: NamingQueue::new(TUNING),
+            retry_at: None,
+            waiters: Vec::new(),
+            namings: HashMap::new(),
+            last_token: 0,
+            last_group: 0,
+        }
+    }
+}
+
 impl Sessions {
+    /// Counts a session that is about to be opened. An error says which limit the
+    /// user, or all users, have reached. `open`: it is a job's.
+    pub(in crate::daemon) fn begin(&mut self, uid: u32, open: bool) -> Result<(), String> {
+        self.limits.begin(uid, open).map_err(|limit| limit.to_string())
+    }
+
+    /// A session that was about to be opened was refused.
+    pub(in crate::daemon) fn not_opened(&mut self, uid: u32, open: bool) {
+        self.limits.end(uid, open);
+    }
+
+    /// Inserts a session that [`Self::begin`] has counted.
     pub(in crate::daemon) fn insert(&mut self, session: Session) {
         self.by_row.insert(session.row, session);
+    }
+
+    /// Inserts a session of an earlier run, or one that was closed.
+    pub(in crate::daemon) fn insert_known(&mut self, session: Session) {
+        self.limits.count(session.uid, session.is_open());
+        self.insert(session);
+    }
+
+    /// Counts a session as draining.
+    pub(in crate::daemon) fn drains(&mut self, uid: u32) {
+        self.limits.drain(uid);
     }
 
     pub(in crate::daemon) fn get(&self, row: SessionId) -> Option<&Session> {
@@ -30,8 +78,29 @@ impl Sessions {
         self.by_row.get_mut(&row)
     }
 
+    /// Removes a session that is closed.
     pub(in crate::daemon) fn remove(&mut self, row: SessionId) -> Option<Session> {
-        self.by_row.remove(&row)
+        let session = self.by_row.remove(&row)?;
+        self.limits.end(session.uid, session.is_open());
+        Some(session)
+    }
+
+    /// The sessions for which something is due at `now`.
+    pub(in crate::daemon) fn due(&self, now: Mono) -> Vec<SessionId> {
+        let due = |session: &&Session| session.life.due().is_some_and(|due| due <= now);
+        let mut rows: Vec<_> = self.by_row.values().filter(due).map(|session| session.row).collect();
+        rows.sort_unstable();
+        rows
+    }
+
+    /// When something is due for a session.
+    pub(in crate::daemon) fn next_due(&self) -> Option<Mono> {
+        self.by_row.values().filter_map(|session| session.life.due()).min()
+    }
+
+    /// When a naming is sent again.
+    pub(in crate::daemon) fn retry_at(&self) -> Option<Instant> {
+        self.retry_at
     }
 
     /// How many are open or draining.
@@ -41,16 +110,6 @@ impl Sessions {
 
     pub(in crate::daemon) fn any_open(&self) -> bool {
         self.by_row.values().any(Session::is_open)
-    }
-
-    /// How many open sessions a user has.
-    pub(in crate::daemon) fn open_of(&self, uid: u32) -> usize {
-        self.by_row.values().filter(|s| s.uid == uid && s.is_open()).count()
-    }
-
-    /// How many sessions and pushes of a user are open or draining.
-    pub(in crate::daemon) fn all_of(&self, uid: u32) -> usize {
-        self.by_row.values().filter(|s| s.uid == uid).count()
     }
 
     /// The session with this id.
@@ -98,14 +157,40 @@ impl Sessions {
         self.last_token
     }
 
-    /// Forgets a naming, and returns it.
-    pub(in crate::daemon) fn take_naming(&mut self, token: u64) -> Option<Naming> {
-        self.namings.remove(&token)
+    /// Queues a naming for the intake. `needed`: it must not be refused. Returns
+    /// false, and forgets it, when too many of the user wait.
+    pub(in crate::daemon) fn queue_naming(&mut self, naming: intake::Naming, needed: bool) -> bool {
+        let Some(known) = self.namings.get(&naming.token) else { return false };
+        self.queue.push(known.uid, naming, needed).is_ok()
     }
 
-    /// Whether the intake works on a naming of this session or group.
-    pub(in crate::daemon) fn has_naming(&self, row: SessionId) -> bool {
-        self.namings.values().any(|naming| naming.row == row)
+    /// Sends the intake the namings that it may have. `send` returns a naming that
+    /// it could not send; that is tried again at [`Self::retry_at`].
+    pub(in crate::daemon) fn send_namings(
+        &mut self,
+        now: Instant,
+        send: impl Fn(intake::Naming) -> Result<(), intake::Naming>,
+    ) {
+        self.retry_at = None;
+        while let Some((uid, naming)) = self.queue.next() {
+            if let Err(naming) = send(naming) {
+                self.queue.put_back(uid, naming);
+                self.retry_at = Some(now + RETRY);
+                return;
+            }
+        }
+    }
+
+    /// Forgets a naming that the intake has finished, and returns it.
+    pub(in crate::daemon) fn finish_naming(&mut self, token: u64) -> Option<Naming> {
+        let naming = self.namings.remove(&token)?;
+        self.queue.finished(naming.uid);
+        Some(naming)
+    }
+
+    /// Forgets a naming that was not queued, and returns it.
+    pub(in crate::daemon) fn drop_naming(&mut self, token: u64) -> Option<Naming> {
+        self.namings.remove(&token)
     }
 
     /// Takes the callers from namings where `which` is true. The namings stay.

@@ -11,7 +11,8 @@ use crate::control::messages::{CiJob, ErrorCode};
 use crate::control::server::{Peer, Responder};
 use crate::daemon::intake::Routes;
 use crate::daemon::push::StoreReader;
-use crate::ledger::{Ledger, NewSession};
+use crate::flow::{SessionLife, TUNING};
+use crate::ledger::{Ledger, NewSession, SessionKind};
 use crate::observe::detail;
 use crate::types::{CacheId, StorePath, Wall};
 
@@ -46,6 +47,11 @@ pub(in crate::daemon) enum AfterOpening {
 }
 
 impl AfterOpening {
+    /// Whether the session is a job's, and so open at first.
+    pub(in crate::daemon) fn is_job(&self) -> bool {
+        matches!(self, Self::Start(_))
+    }
+
     /// Where a refusal goes.
     pub(in crate::daemon) fn into_responder(self) -> Responder {
         match self {
@@ -58,6 +64,8 @@ impl AfterOpening {
 /// How an opening ended.
 #[derive(Debug)]
 pub(in crate::daemon) struct Opening {
+    /// The user that it counts for.
+    pub(in crate::daemon) uid: u32,
     pub(in crate::daemon) result: Result<(Session, Option<ProcId>), (ErrorCode, String)>,
     pub(in crate::daemon) next: AfterOpening,
 }
@@ -81,8 +89,8 @@ pub(in crate::daemon) fn open(
     request: OpenRequest,
     next: AfterOpening,
 ) -> Opening {
-    let with_window = matches!(next, AfterOpening::Start(_));
-    Opening { result: record(parts, peer, request, with_window), next }
+    let with_window = next.is_job();
+    Opening { uid: peer.uid, result: record(parts, peer, request, with_window), next }
 }
 
 fn record(
@@ -111,6 +119,7 @@ fn record(
     let after = parts.store.head().unwrap_or(parts.cursor);
     let opened = parts.ledger.session_open(NewSession {
         id: id.clone(),
+        kind: if with_window { SessionKind::Job } else { SessionKind::Push },
         label: label.clone(),
         cache: cache.map(|c| parts.names[c.index()].clone()).unwrap_or_default(),
         uid: peer.uid,
@@ -134,8 +143,8 @@ fn record(
         cache,
         uid: peer.uid,
         ci,
+        life: if with_window { SessionLife::open(&TUNING) } else { SessionLife::draining(&TUNING, false) },
         draining_since: None,
-        abandoned: false,
         watch: None,
         warnings: Vec::new(),
         named: Vec::new(),

@@ -6,20 +6,28 @@ use std::time::Instant;
 
 use super::{Session, Sessions, anchors};
 use crate::attribution::{Anchor, Proc, ProcId, Window, Windows};
-use crate::ledger::{Ledger, LedgerError, SessionState};
+use crate::flow::{SessionLife, TUNING};
+use crate::ledger::{Ledger, LedgerError, SessionKind, SessionState};
 use crate::observe::event;
-use crate::types::{CacheId, PushId, SessionId};
+use crate::types::{CacheId, Mono, PushId, SessionId};
 
 /// What is done about a restored session when its pushes are known again.
 #[derive(Debug)]
 pub(in crate::daemon) struct Restored {
     pub(in crate::daemon) row: SessionId,
-    pub(in crate::daemon) draining: bool,
     pub(in crate::daemon) pending: Vec<PushId>,
-    /// The process that is watched, if the session is open.
-    pub(in crate::daemon) anchor: Option<ProcId>,
-    /// The anchor ended while no daemon ran.
-    pub(in crate::daemon) abandoned: bool,
+    pub(in crate::daemon) next: Next,
+}
+
+/// How a restored session continues.
+#[derive(Debug)]
+pub(in crate::daemon) enum Next {
+    /// It is open. Its anchor, if it has one that runs, is watched.
+    Open(Option<ProcId>),
+    /// It drains, and its window may not have been closed.
+    Take,
+    /// It drains, and the intake has all of its paths.
+    Flush,
 }
 
 /// Reads the sessions from the ledger into `sessions` and opens their windows.
@@ -33,11 +41,12 @@ pub(in crate::daemon) fn restore(
     let mut restored = Vec::new();
     let same_boot = anchors::is_same_boot(ledger)?;
     for info in ledger.sessions(false)? {
-        let draining = info.state != SessionState::Open;
         let cache = id(&info.new.cache);
         let anchor = info.new.anchor_pid.map(|(pid, start)| ProcId { pid, start });
         let alive = anchor.filter(|_| same_boot).and_then(|id| Anchor::of(&Proc::default(), id));
-        if !info.new.id.starts_with("push-") {
+        let is_job = info.new.kind == SessionKind::Job;
+        let draining = info.state != SessionState::Open;
+        if is_job {
             let window = Window {
                 session: info.row,
                 after: info.new.after,
@@ -48,14 +57,21 @@ pub(in crate::daemon) fn restore(
             };
             windows.lock().unwrap_or_else(PoisonError::into_inner).open(window);
         }
-        restored.push(Restored {
-            row: info.row,
-            draining,
-            pending: ledger.session_pending(info.row)?,
-            anchor: anchor.filter(|_| !draining),
-            abandoned: !draining && anchor.is_some() && alive.is_none(),
-        });
-        sessions.insert(Session::restored(info, cache, draining.then(Instant::now)));
+        let orphaned = anchor.is_some() && alive.is_none();
+        let next = match draining {
+            false => Next::Open(anchor.filter(|_| !orphaned)),
+            // A kill between the record that it drains and the end of its window.
+            true if is_job && info.until.is_none() => Next::Take,
+            true => Next::Flush,
+        };
+        restored.push(Restored { row: info.row, pending: ledger.session_pending(info.row)?, next });
+        let life = if draining {
+            SessionLife::draining(&TUNING, info.abandoned)
+        } else {
+            // The driver's clock starts at 0.
+            SessionLife::restored(&TUNING, orphaned, Mono::default())
+        };
+        sessions.insert_known(Session::restored(info, cache, life, draining.then(Instant::now)));
     }
     if !restored.is_empty() {
         event!(SESSIONS_RESUMED, sessions = restored.len(), "sessions of the last run continue");

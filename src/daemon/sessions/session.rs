@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use super::Watch;
 use crate::control::messages::CiJob;
+use crate::flow::{SessionLife, TUNING};
 use crate::ledger::{Ledger, SessionInfo};
 use crate::types::{CacheId, SessionId, StorePath};
 
@@ -17,10 +18,10 @@ pub(in crate::daemon) struct Session {
     pub(in crate::daemon) cache: Option<CacheId>,
     pub(in crate::daemon) uid: u32,
     pub(in crate::daemon) ci: Option<CiJob>,
+    /// Where it stands.
+    pub(in crate::daemon) life: SessionLife,
     /// When it began to drain. `None` while it is open.
     pub(in crate::daemon) draining_since: Option<Instant>,
-    /// Its anchor ended before a `session end`.
-    pub(in crate::daemon) abandoned: bool,
     /// Reports the end of its anchor.
     pub(in crate::daemon) watch: Option<Watch>,
     /// What its summary warns of, for example named paths that were not valid.
@@ -37,13 +38,15 @@ pub(in crate::daemon) struct Session {
 const WARNINGS: usize = 100;
 
 impl Session {
-    /// A session as the ledger has it, draining since `draining_since`.
+    /// A session as the ledger has it, which continues with `life`.
     pub(super) fn restored(
         info: SessionInfo,
         cache: Option<CacheId>,
+        life: SessionLife,
         draining_since: Option<Instant>,
     ) -> Self {
         Self {
+            life,
             row: info.row,
             id: info.new.id,
             label: info.new.label,
@@ -51,7 +54,6 @@ impl Session {
             uid: info.new.uid,
             ci: info.new.ci.as_deref().and_then(|ci| serde_json::from_str(ci).ok()),
             draining_since,
-            abandoned: false,
             watch: None,
             warnings: info.warnings,
             named: Vec::new(),
@@ -62,11 +64,11 @@ impl Session {
 
     /// An abandoned session that its job has ended after all.
     pub(in crate::daemon) fn rejoined(info: SessionInfo, cache: Option<CacheId>, since: Instant) -> Self {
-        Self::restored(info, cache, Some(since))
+        Self::restored(info, cache, SessionLife::draining(&TUNING, false), Some(since))
     }
 
     pub(in crate::daemon) fn is_open(&self) -> bool {
-        self.draining_since.is_none()
+        self.life.is_open()
     }
 
     /// Adds a warning to the summary, unless it is there already.

@@ -65,10 +65,12 @@ pub(in crate::daemon) struct Waiter {
     pub(in crate::daemon) total: u64,
 }
 
-/// A naming that the intake works on.
+/// A naming that the intake works on, or that waits for it.
 #[derive(Debug)]
 pub(in crate::daemon) struct Naming {
     pub(in crate::daemon) row: SessionId,
+    /// The user whose turn it takes.
+    pub(in crate::daemon) uid: u32,
     /// The caller that waits for it. `None` when the daemon itself asked, or when
     /// the caller has been answered already.
     pub(in crate::daemon) caller: Option<Caller>,

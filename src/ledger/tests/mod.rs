@@ -50,6 +50,7 @@ pub(super) fn to(state: PushState) -> Settle {
 pub(super) fn session(ledger: &Ledger, id: &str) -> SessionRow {
     let new = NewSession {
         id: id.into(),
+        kind: SessionKind::Job,
         label: Some("test".into()),
         cache: "main".into(),
         uid: 1000,
@@ -161,6 +162,28 @@ fn a_closed_session_keeps_its_failure_and_a_live_one_waits_again() {
     assert!(ledger.session_pushes(99, 0, 10).unwrap().is_empty());
     assert_eq!(ledger.session_pushes(live, 0, 10).unwrap().len(), 2);
     assert_eq!(ledger.session_pushes(over, 0, 10).unwrap().len(), 1);
+}
+
+#[test]
+fn a_push_is_recorded_as_draining_and_an_abandoned_session_stays_so() {
+    let (dir, ledger) = new_ledger();
+    let job = session(&ledger, "job");
+    let new = ledger.session("job").unwrap().unwrap().new;
+    let push = NewSession { id: "push-1".into(), kind: SessionKind::Push, ..new };
+    ledger.session_open(push).unwrap();
+    ledger.session_draining(job, true, 9);
+    drop(ledger);
+    let (ledger, _) = Ledger::open(&dir.path().join("ledger.db")).unwrap();
+    let push = ledger.session("push-1").unwrap().unwrap();
+    assert_eq!(
+        (push.state, push.new.kind, push.ended_at),
+        (SessionState::Draining, SessionKind::Push, Some(5))
+    );
+    let info = ledger.session("job").unwrap().unwrap();
+    assert_eq!((info.state, info.abandoned, info.ended_at), (SessionState::Draining, true, Some(9)));
+    ledger.session_draining(job, false, 10);
+    let info = ledger.session("job").unwrap().unwrap();
+    assert_eq!((info.abandoned, info.ended_at), (false, Some(9)));
 }
 
 #[test]

@@ -33,7 +33,7 @@ fn a_file_of_version_1_is_migrated_with_its_content() {
         "INSERT INTO cache VALUES (1, 'main');
          INSERT INTO reason VALUES (1, 'rejected', 'no');
          INSERT INTO item (id, cache, path, nar_size, state, reason) VALUES (1, 1, 'a', 7, 2, NULL), (2, 1, 'b', 9, 5, 1);
-         INSERT INTO session (id, name, cache, uid, gid, strict, started_at) VALUES (1, 's', 'main', 0, 0, 0, 0);
+         INSERT INTO session (id, name, cache, uid, gid, strict, started_at) VALUES (1, 's', 'main', 0, 0, 0, 0), (2, 'push-1', 'main', 0, 0, 0, 7);
          INSERT INTO session_item VALUES (1, 1, 0, 2), (1, 2, 5, 5);",
     )
     .unwrap();
@@ -46,7 +46,12 @@ fn a_file_of_version_1_is_migrated_with_its_content() {
     assert_eq!(counts.failed[0].error, "no");
     // That is how earlier versions recorded a named path.
     assert_eq!(counts.by_evidence[Evidence::Closure as usize], 1);
-    assert!(ledger.session("s").unwrap().unwrap().warnings.is_empty());
+    let job = ledger.session("s").unwrap().unwrap();
+    assert_eq!((job.state, job.new.kind, job.warnings.len()), (SessionState::Open, SessionKind::Job, 0));
+    // Earlier versions left pushes open.
+    let push = ledger.session("push-1").unwrap().unwrap();
+    assert_eq!((push.state, push.new.kind), (SessionState::Draining, SessionKind::Push));
+    assert_eq!(push.ended_at, Some(7));
 }
 
 #[test]

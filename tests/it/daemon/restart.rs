@@ -84,6 +84,30 @@ fn a_session_that_drains_goes_on_draining() {
     assert_eq!(cache.main().names(), ["later", "slow"]);
 }
 
+/// A push is never open: after a restart it drains by itself, and an end without an id does not
+/// find it.
+#[test]
+fn a_push_that_outlives_the_daemon_drains_and_is_nobodys_open_session() {
+    let (mut daemon, cache, gate) = gated("", "");
+    gate.close();
+    let path = daemon.nix.make("pushed");
+    let pushed = daemon.ctl(&["push", &path]);
+    assert_eq!(pushed.code, 0, "{pushed:?}");
+    daemon.kill();
+    daemon.up();
+    let listed = daemon.json(&["session", "list"]);
+    assert_eq!(listed.as_array().unwrap().len(), 1, "{listed}");
+    assert_eq!(listed[0]["state"], "draining", "{listed}");
+    let session = daemon.session(&[]);
+    let ended = daemon.json(&["session", "end", "--no-wait"]);
+    assert_eq!(ended["session"], session.as_str(), "{ended}");
+    gate.open();
+    crate::support::daemon::until("both are closed", || {
+        daemon.json(&["session", "list"]).as_array().unwrap().is_empty()
+    });
+    assert!(cache.main().has(&path));
+}
+
 #[test]
 fn stopping_lets_what_runs_end_and_keeps_the_rest() {
     let (mut daemon, cache, gate) = gated("", "[push]\njobs = 1\n");

@@ -2,7 +2,9 @@
 //! with large paths.
 
 use flywheel::control::messages::{Reply, Request};
-use flywheel::ledger::{Admit, Evidence, Ledger, NewPushRow, NewSession, PushState, SessionState, Settle};
+use flywheel::ledger::{
+    Admit, Evidence, Ledger, NewPushRow, NewSession, PushState, SessionKind, SessionState, Settle,
+};
 
 use crate::attribution::sessions::Client;
 use crate::support::cache::StandaloneCache;
@@ -39,6 +41,7 @@ fn history(ledger: &Ledger, jobs: usize, paths: usize) {
     for job in 0..jobs {
         let new = NewSession {
             id: format!("past-{job}"),
+            kind: SessionKind::Job,
             label: None,
             cache: "main".into(),
             uid: 0,

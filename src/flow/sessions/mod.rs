@@ -1,0 +1,246 @@
+//! The life cycle of a session, pure: when it is open, when its end begins, when
+//! it is closed, and whether it counts as abandoned. [`SessionLife::step`] takes an
+//! event and the time and returns the actions.
+//!
+//! Must not know: who waits for the session, its paths, the clock.
+
+mod limits;
+mod namings;
+
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use crate::types::Mono;
+
+pub(crate) use limits::SessionLimits;
+pub(crate) use namings::NamingQueue;
+
+/// All bounds of sessions.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Tuning {
+    /// Most open sessions of a user, those that are being opened included.
+    pub(crate) open_of_user: usize,
+    /// Most sessions of a user that are not closed: jobs, and pushes. Draining
+    /// sessions cost little, and while a cache is away a user must still be able
+    /// to start new ones.
+    pub(crate) live_of_user: usize,
+    /// Most sessions of all users that are not closed.
+    pub(crate) live: usize,
+    /// Most namings of a user that wait for the intake.
+    pub(crate) namings_of_user: usize,
+    /// Most namings that the intake has at a time, one of each user.
+    pub(crate) namings_at_intake: usize,
+    /// How long a session waits for its end after its anchor ended: the end of a
+    /// job's last process and its `session end` may arrive in either order.
+    pub(crate) grace: Duration,
+    /// The same after a restart, when the job may still be looking for the daemon.
+    pub(crate) restart_grace: Duration,
+}
+
+/// The bounds of the daemon.
+pub(crate) const TUNING: Tuning = Tuning {
+    open_of_user: 256,
+    live_of_user: 1_024,
+    live: 8_192,
+    namings_of_user: 64,
+    namings_at_intake: 4,
+    grace: Duration::from_secs(2),
+    restart_grace: Duration::from_secs(10),
+};
+
+/// Where a session stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SessionState {
+    /// Its job runs, and its window is open.
+    Open,
+    /// Its anchor ended, and its window is still open.
+    Orphaned {
+        /// When it counts as abandoned.
+        until: Mono,
+    },
+    /// It has ended. The intake takes in its paths and closes its window.
+    Taking {
+        /// Namings that are not finished.
+        namings: u32,
+        /// Its job has not ended it.
+        abandoned: bool,
+    },
+    /// All of its paths are known as pushes, and some may be unsettled.
+    Settling {
+        /// Its job has not ended it.
+        abandoned: bool,
+    },
+    /// It is over.
+    Closed,
+}
+
+/// What happens to a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SessionEvent {
+    /// Its job ends it, or names more paths. A naming begins.
+    End,
+    /// Its anchor ended.
+    AnchorGone,
+    /// Its caller left before it learned the session's id, so nobody can end it.
+    CallerGone,
+    /// The intake finished a naming, or refused it.
+    Named,
+    /// Its paths are to be asked for again, because some were uploaded since the cache
+    /// was asked: a naming begins.
+    Again,
+    /// None of its pushes is unsettled.
+    Quiet,
+    /// Time passed.
+    Tick,
+}
+
+/// What the caller does for a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SessionAction {
+    /// Record that it drains, and whether it counts as abandoned. Its anchor need
+    /// not be watched any longer.
+    Drain {
+        /// Its job has not ended it.
+        abandoned: bool,
+    },
+    /// Its job ended it after all: record that it does not count as abandoned.
+    Rejoined,
+    /// Begin a naming without paths, which closes the window.
+    Take,
+    /// Wait for its pushes: [`SessionEvent::Quiet`] follows.
+    Flush,
+    /// Record that it is over, and answer who waits.
+    Close {
+        /// Its job has not ended it.
+        abandoned: bool,
+    },
+}
+
+/// The life of one session.
+#[derive(Debug)]
+pub(crate) struct SessionLife {
+    state: SessionState,
+    grace: Duration,
+}
+
+impl SessionLife {
+    /// Starts the life of a job's session that has been recorded as open.
+    pub(crate) fn open(tuning: &Tuning) -> Self {
+        Self { state: SessionState::Open, grace: tuning.grace }
+    }
+
+    /// Starts the life of a session that has been recorded as draining, with one
+    /// naming to come: a push, or a session that its job ends after it was closed.
+    pub(crate) fn draining(tuning: &Tuning, abandoned: bool) -> Self {
+        Self { state: SessionState::Taking { namings: 1, abandoned }, grace: tuning.grace }
+    }
+
+    /// Continues the life of an open session after a restart. `orphaned`: its anchor
+    /// ended while no daemon ran.
+    pub(crate) fn restored(tuning: &Tuning, orphaned: bool, now: Mono) -> Self {
+        let state = if orphaned {
+            SessionState::Orphaned { until: now.after(tuning.restart_grace) }
+        } else {
+            SessionState::Open
+        };
+        Self { state, grace: tuning.grace }
+    }
+
+    /// Returns whether its window is open.
+    pub(crate) fn is_open(&self) -> bool {
+        matches!(self.state, SessionState::Open | SessionState::Orphaned { .. })
+    }
+
+    /// Returns whether all of its paths are known as pushes.
+    pub(crate) fn is_settling(&self) -> bool {
+        matches!(self.state, SessionState::Settling { .. })
+    }
+
+    /// Returns when the next [`SessionEvent::Tick`] is due.
+    pub(crate) fn due(&self) -> Option<Mono> {
+        match self.state {
+            SessionState::Orphaned { until } => Some(until),
+            SessionState::Open
+            | SessionState::Taking { .. }
+            | SessionState::Settling { .. }
+            | SessionState::Closed => None,
+        }
+    }
+
+    /// Handles an event and returns the actions in order. Total: a pair that is not
+    /// drawn changes nothing.
+    ///
+    /// ```text
+    ///  start ──► Open ──── end, or the caller left ─────────► Taking ── last naming ──► Settling ── quiet ──► Closed
+    ///             │                                            ▲ ▲ ▲                       │
+    ///             │ anchor gone                                │ │ └── end, again ─────────┘
+    ///             ▼                                            │ │
+    ///          Orphaned ──── end, or grace over ───────────────┘ └── push, or end after it was closed
+    /// ```
+    pub(crate) fn step(&mut self, event: SessionEvent, now: Mono) -> Vec<SessionAction> {
+        use SessionAction as Action;
+        use SessionEvent as Event;
+        use SessionState as State;
+        let (state, actions) = match (self.state, event) {
+            (State::Open | State::Orphaned { .. }, Event::End) => {
+                (State::Taking { namings: 1, abandoned: false }, vec![Action::Drain { abandoned: false }])
+            }
+            (State::Open, Event::AnchorGone) => {
+                (State::Orphaned { until: now.after(self.grace) }, Vec::new())
+            }
+            (State::Open, Event::CallerGone) => abandon(),
+            (State::Orphaned { until }, Event::Tick) if until <= now => abandon(),
+            (State::Orphaned { .. }, Event::CallerGone) => abandon(),
+            (State::Taking { namings, abandoned }, Event::End) => (
+                State::Taking { namings: namings.saturating_add(1), abandoned: false },
+                if abandoned { vec![Action::Rejoined] } else { Vec::new() },
+            ),
+            (State::Taking { namings, abandoned }, Event::Named) if namings > 1 => {
+                (State::Taking { namings: namings - 1, abandoned }, Vec::new())
+            }
+            (State::Taking { abandoned, .. }, Event::Named) => {
+                (State::Settling { abandoned }, vec![Action::Flush])
+            }
+            (State::Settling { abandoned }, Event::End) => (
+                State::Taking { namings: 1, abandoned: false },
+                if abandoned { vec![Action::Rejoined] } else { Vec::new() },
+            ),
+            (State::Settling { abandoned }, Event::Again) => {
+                (State::Taking { namings: 1, abandoned }, Vec::new())
+            }
+            (State::Settling { abandoned }, Event::Quiet) => {
+                (State::Closed, vec![Action::Close { abandoned }])
+            }
+            (State::Open, Event::Named | Event::Again | Event::Quiet | Event::Tick)
+            | (
+                State::Orphaned { .. },
+                Event::AnchorGone | Event::Named | Event::Again | Event::Quiet | Event::Tick,
+            )
+            | (
+                State::Taking { .. },
+                Event::AnchorGone | Event::CallerGone | Event::Again | Event::Quiet | Event::Tick,
+            )
+            | (State::Settling { .. }, Event::AnchorGone | Event::CallerGone | Event::Named | Event::Tick)
+            | (
+                State::Closed,
+                Event::End
+                | Event::AnchorGone
+                | Event::CallerGone
+                | Event::Named
+                | Event::Again
+                | Event::Quiet
+                | Event::Tick,
+            ) => (self.state, Vec::new()),
+        };
+        self.state = state;
+        actions
+    }
+}
+
+/// Ends a session without its job: the daemon takes in its paths.
+fn abandon() -> (SessionState, Vec<SessionAction>) {
+    let state = SessionState::Taking { namings: 1, abandoned: true };
+    (state, vec![SessionAction::Drain { abandoned: true }, SessionAction::Take])
+}

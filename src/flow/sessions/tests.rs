@@ -1,0 +1,330 @@
+//! Tests of the life cycle: the whole table, random events against a model with
+//! restarts, and the limits and queues.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const TUNING: Tuning = Tuning {
+    open_of_user: 3,
+    live_of_user: 5,
+    live: 8,
+    namings_of_user: 2,
+    namings_at_intake: 2,
+    grace: Duration::from_secs(2),
+    restart_grace: Duration::from_secs(10),
+};
+const NOW: Mono = Mono(100_000);
+
+const STATES: [&str; 9] = [
+    "open",
+    "orphaned",
+    "overdue",
+    "taking1",
+    "taking1 abandoned",
+    "taking2",
+    "settling",
+    "settling abandoned",
+    "closed",
+];
+
+fn state(name: &str) -> SessionState {
+    let abandoned = name.ends_with("abandoned");
+    match name {
+        "open" => SessionState::Open,
+        "orphaned" => SessionState::Orphaned { until: Mono(NOW.0 + 1) },
+        "overdue" => SessionState::Orphaned { until: NOW },
+        "taking2" => SessionState::Taking { namings: 2, abandoned },
+        "taking1" | "taking1 abandoned" => SessionState::Taking { namings: 1, abandoned },
+        "settling" | "settling abandoned" => SessionState::Settling { abandoned },
+        "closed" => SessionState::Closed,
+        other => panic!("{other}"),
+    }
+}
+
+fn show(state: SessionState) -> String {
+    let suffix = |abandoned| if abandoned { " abandoned" } else { "" };
+    match state {
+        SessionState::Open => "open".into(),
+        SessionState::Orphaned { until } if until == NOW => "overdue".into(),
+        SessionState::Orphaned { until } => format!("orphaned+{}", until.since(NOW).as_millis()),
+        SessionState::Taking { namings, abandoned } => format!("taking{namings}{}", suffix(abandoned)),
+        SessionState::Settling { abandoned } => format!("settling{}", suffix(abandoned)),
+        SessionState::Closed => "closed".into(),
+    }
+}
+
+fn events() -> [(&'static str, SessionEvent); 7] {
+    use SessionEvent as Event;
+    let all = [
+        ("end", Event::End),
+        ("anchor gone", Event::AnchorGone),
+        ("caller gone", Event::CallerGone),
+        ("named", Event::Named),
+        ("quiet", Event::Quiet),
+        ("tick", Event::Tick),
+        ("again", Event::Again),
+    ];
+    // A new event must be added above.
+    for (_, event) in all {
+        match event {
+            Event::End
+            | Event::AnchorGone
+            | Event::CallerGone
+            | Event::Named
+            | Event::Again
+            | Event::Quiet
+            | Event::Tick => {}
+        }
+    }
+    all
+}
+
+/// Rows of `state | event | state after | actions`. A pair without a row changes nothing
+/// and has no actions.
+const TABLE: &str = "
+open               | end         | taking1            | drain
+open               | anchor gone | orphaned+2000      |
+open               | caller gone | taking1 abandoned  | abandon take
+orphaned           | end         | taking1            | drain
+orphaned           | caller gone | taking1 abandoned  | abandon take
+overdue            | end         | taking1            | drain
+overdue            | caller gone | taking1 abandoned  | abandon take
+overdue            | tick        | taking1 abandoned  | abandon take
+taking1            | end         | taking2            |
+taking1            | named       | settling           | flush
+taking1 abandoned  | end         | taking2            | rejoined
+taking1 abandoned  | named       | settling abandoned | flush
+taking2            | end         | taking3            |
+taking2            | named       | taking1            |
+settling           | end         | taking1            |
+settling           | again       | taking1            |
+settling           | quiet       | closed             | close
+settling abandoned | end         | taking1            | rejoined
+settling abandoned | again       | taking1 abandoned  |
+settling abandoned | quiet       | closed             | close abandoned
+";
+
+fn word(action: SessionAction) -> &'static str {
+    match action {
+        SessionAction::Drain { abandoned: false } => "drain",
+        SessionAction::Drain { abandoned: true } => "abandon",
+        SessionAction::Rejoined => "rejoined",
+        SessionAction::Take => "take",
+        SessionAction::Flush => "flush",
+        SessionAction::Close { abandoned: false } => "close",
+        SessionAction::Close { abandoned: true } => "close abandoned",
+    }
+}
+
+#[test]
+fn the_whole_table() {
+    let mut rows: Vec<Vec<&str>> =
+        TABLE.trim().lines().map(|line| line.split('|').map(str::trim).collect()).collect();
+    for from in STATES {
+        for (what, event) in events() {
+            let mut life = SessionLife { state: state(from), grace: TUNING.grace };
+            let before = show(life.state);
+            let actions: Vec<_> = life.step(event, NOW).into_iter().map(word).collect();
+            let row = rows.iter().position(|row| row[0] == from && row[1] == what).map(|at| rows.remove(at));
+            let (to, expected) = row.map_or((before, ""), |row| (row[2].to_owned(), row[3]));
+            assert_eq!(show(life.state), to, "{from}, {what}");
+            assert_eq!(actions.join(" "), expected, "{from}, {what}");
+        }
+    }
+    assert_eq!(rows, Vec::<Vec<&str>>::new(), "rows that nothing tested");
+}
+
+#[test]
+fn an_anchor_that_ends_just_before_the_end_of_its_session_leads_to_one_end() {
+    let mut life = SessionLife::open(&TUNING);
+    assert_eq!(life.step(SessionEvent::AnchorGone, NOW), []);
+    assert!(life.is_open(), "its window stays open");
+    let due = life.due().unwrap();
+    assert_eq!(life.step(SessionEvent::Tick, Mono(due.0 - 1)), []);
+    assert_eq!(life.step(SessionEvent::End, due), [SessionAction::Drain { abandoned: false }]);
+    assert_eq!(life.step(SessionEvent::Tick, Mono(due.0 + 60_000)), []);
+    assert_eq!(life.step(SessionEvent::AnchorGone, due), []);
+}
+
+#[test]
+fn a_push_is_never_open_and_an_orphan_of_a_restart_waits_longer() {
+    assert!(!SessionLife::draining(&TUNING, false).is_open());
+    let orphan = SessionLife::restored(&TUNING, true, NOW);
+    assert_eq!(orphan.due(), Some(NOW.after(TUNING.restart_grace)));
+    assert_eq!(SessionLife::restored(&TUNING, false, NOW).due(), None);
+}
+
+#[test]
+fn sessions_that_are_being_opened_count() {
+    let mut limits = SessionLimits::new(TUNING);
+    for _ in 0..3 {
+        limits.begin(1, true).unwrap();
+    }
+    let refused = limits.begin(1, true).unwrap_err().to_string();
+    assert!(refused.contains("uid 1 has 3 open sessions"), "{refused}");
+    // Pushes are not open, but they are live.
+    limits.begin(1, false).unwrap();
+    limits.begin(1, false).unwrap();
+    let refused = limits.begin(1, false).unwrap_err().to_string();
+    assert!(refused.contains("5 sessions and pushes"), "{refused}");
+    // Another user has places of their own, up to the limit of all.
+    for _ in 0..3 {
+        limits.begin(2, true).unwrap();
+    }
+    assert!(limits.begin(3, true).unwrap_err().to_string().starts_with("8 sessions"));
+    limits.end(1, false);
+    limits.drain(1);
+    limits.begin(1, true).unwrap();
+}
+
+#[test]
+fn users_take_turns_and_the_intake_has_one_naming_of_each() {
+    let mut queue = NamingQueue::new(TUNING);
+    for n in 0..2 {
+        queue.push(1, ("a", n), false).unwrap();
+    }
+    assert_eq!(queue.push(1, ("a", 2), false), Err(("a", 2)), "the user's queue is full");
+    queue.push(1, ("a", 2), true).unwrap();
+    queue.push(2, ("b", 0), false).unwrap();
+    queue.push(3, ("c", 0), false).unwrap();
+    assert_eq!(queue.next(), Some((1, ("a", 0))));
+    assert_eq!(queue.next(), Some((2, ("b", 0))), "not the first user's second");
+    assert_eq!(queue.next(), None, "the intake has enough");
+    queue.finished(1);
+    assert_eq!(queue.next(), Some((3, ("c", 0))), "others first");
+    queue.finished(2);
+    assert_eq!(queue.next(), Some((1, ("a", 1))));
+    // The intake could not take it.
+    queue.put_back(1, ("a", 1));
+    assert_eq!(queue.next(), Some((1, ("a", 1))));
+    queue.finished(1);
+    assert_eq!(queue.next(), Some((1, ("a", 2))));
+    queue.finished(1);
+    assert_eq!(queue.next(), None);
+}
+
+/// A session in the model: what its callers and the daemon have done so far.
+#[derive(Debug, Clone, Copy)]
+struct Model {
+    ended: bool,
+    abandoned: bool,
+    namings: u32,
+    orphan_until: Option<Mono>,
+    closed: bool,
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Random events and restarts: a session drains once, is closed once and only after
+    /// every naming, and counts as abandoned if and only if its job never ended it.
+    #[test]
+    fn random_events_agree_with_the_model(events in prop::collection::vec((0..8_usize, 0..3_000_u64), 0..60)) {
+        let mut life = SessionLife::open(&TUNING);
+        let mut model = Model { ended: false, abandoned: false, namings: 0, orphan_until: None, closed: false };
+        let mut now = Mono(0);
+        for (event, later) in events {
+            now = Mono(now.0 + later);
+            if event == 7 {
+                // A kill: the ledger has open, or draining with its mark, or closed.
+                if model.closed {
+                    continue;
+                }
+                if model.ended {
+                    life = SessionLife::draining(&TUNING, model.abandoned);
+                    model.namings = 1;
+                } else {
+                    let orphaned = model.orphan_until.is_some();
+                    life = SessionLife::restored(&TUNING, orphaned, now);
+                    model.orphan_until = orphaned.then(|| now.after(TUNING.restart_grace));
+                }
+                continue;
+            }
+            let event = super::tests::events()[event].1;
+            // The daemon finishes only namings that have begun, and flushes after the last.
+            if event == SessionEvent::Named && model.namings == 0 {
+                continue;
+            }
+            let open = !model.ended;
+            let expected_close = event == SessionEvent::Quiet && model.ended && model.namings == 0 && !model.closed;
+            let abandons = open
+                && (event == SessionEvent::CallerGone
+                    || (event == SessionEvent::Tick && model.orphan_until.is_some_and(|until| until <= now)));
+            match event {
+                SessionEvent::End if !model.closed => {
+                    model.namings += 1;
+                    model.abandoned = false;
+                    model.ended = true;
+                }
+                SessionEvent::AnchorGone if open => {
+                    model.orphan_until.get_or_insert(now.after(TUNING.grace));
+                }
+                SessionEvent::Again if model.ended && model.namings == 0 && !model.closed => model.namings = 1,
+                SessionEvent::Named => model.namings -= 1,
+                _ => {}
+            }
+            if abandons {
+                model.ended = true;
+                model.abandoned = true;
+                model.namings += 1;
+            }
+            let actions = life.step(event, now);
+            let drains = actions.iter().filter(|action| matches!(action, SessionAction::Drain { .. })).count();
+            prop_assert_eq!(drains, usize::from(open && model.ended), "{:?}", event);
+            prop_assert_eq!(actions.contains(&SessionAction::Take), abandons);
+            let flush = event == SessionEvent::Named && model.namings == 0;
+            prop_assert_eq!(actions.contains(&SessionAction::Flush), flush);
+            let close = SessionAction::Close { abandoned: model.abandoned };
+            prop_assert_eq!(actions.contains(&close), expected_close);
+            model.closed |= expected_close;
+            prop_assert_eq!(life.is_open(), !model.ended);
+            prop_assert_eq!(life.due(), model.orphan_until.filter(|_| !model.ended));
+        }
+    }
+
+    /// No naming is lost or doubled, each user's are in order, and the bounds hold.
+    #[test]
+    fn namings_keep_their_order(ops in prop::collection::vec((0..4_u8, 1..5_u32), 0..200)) {
+        let mut queue = NamingQueue::new(TUNING);
+        let mut waiting: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+        let mut at_intake: BTreeMap<u32, u32> = BTreeMap::new();
+        for (n, (op, uid)) in (0_u32..).zip(ops) {
+            match op {
+                0 => {
+                    let full = waiting.get(&uid).map_or(0, Vec::len) >= TUNING.namings_of_user;
+                    prop_assert_eq!(queue.push(uid, n, false).is_err(), full);
+                    if !full {
+                        waiting.entry(uid).or_default().push(n);
+                    }
+                }
+                1 => {
+                    prop_assert_eq!(queue.has_next(), at_intake.len() < TUNING.namings_at_intake
+                        && waiting.iter().any(|(uid, queue)| !queue.is_empty() && !at_intake.contains_key(uid)));
+                    if let Some((uid, naming)) = queue.next() {
+                        prop_assert_eq!(waiting.get_mut(&uid).unwrap().remove(0), naming);
+                        prop_assert!(at_intake.insert(uid, naming).is_none(), "two of one user");
+                        prop_assert!(at_intake.len() <= TUNING.namings_at_intake);
+                    }
+                }
+                2 => {
+                    at_intake.remove(&uid);
+                    queue.finished(uid);
+                }
+                _ => if let Some(naming) = at_intake.remove(&uid) {
+                    queue.put_back(uid, naming);
+                    waiting.entry(uid).or_default().insert(0, naming);
+                },
+            }
+        }
+        at_intake.into_keys().for_each(|uid| queue.finished(uid));
+        while let Some((uid, naming)) = queue.next() {
+            prop_assert_eq!(waiting.get_mut(&uid).unwrap().remove(0), naming);
+            queue.finished(uid);
+        }
+        prop_assert!(waiting.values().all(Vec::is_empty), "lost: {:?}", waiting);
+    }
+}
