@@ -16,15 +16,15 @@ use serde::Serialize;
 pub enum EmbeddedError {
     /// Another process serves this directory.
     #[error(
-        "embedded cache: {0} is already served by another process; stop that one or set another [embedded] dir"
+        "built-in cache: {0} is already served by another process; stop that one or set another [embedded] dir"
     )]
     InUse(PathBuf),
     /// A setting that cannot work.
-    #[error("embedded cache: {0}")]
+    #[error("built-in cache: {0}")]
     Setting(String),
     /// The directory was made for another store directory.
     #[error(
-        "embedded cache: {dir} holds paths of {found}, but nix.store_dir is {wanted}; use another [embedded] dir"
+        "built-in cache: {dir} holds paths of {found}, but nix.store_dir is {wanted}; use another [embedded] dir"
     )]
     StoreDir {
         /// The cache's directory.
@@ -36,7 +36,7 @@ pub enum EmbeddedError {
     },
     /// A newer version of this program wrote the directory.
     #[error(
-        "embedded cache: the database in {dir} has version {found}, this program knows up to {known}; upgrade it, or remove the directory"
+        "built-in cache: the database in {dir} has version {found}, this program knows up to {known}; upgrade it, or remove the directory"
     )]
     Newer {
         /// The cache's directory.
@@ -48,7 +48,7 @@ pub enum EmbeddedError {
     },
     /// The server cannot listen on the address.
     #[error(
-        "embedded cache: cannot listen on {addr}: {source}; is something else there? See [embedded] listen"
+        "built-in cache: cannot listen on {addr}: {source}; is something else there? See [embedded] listen"
     )]
     Listen {
         /// The address.
@@ -57,7 +57,7 @@ pub enum EmbeddedError {
         source: io::Error,
     },
     /// A file or directory cannot be used.
-    #[error("embedded cache: cannot {what} {path}: {source}")]
+    #[error("built-in cache: cannot {what} {path}: {source}")]
     File {
         /// The operation that failed, as a verb.
         what: &'static str,
@@ -67,7 +67,7 @@ pub enum EmbeddedError {
         source: io::Error,
     },
     /// A token or key file with malformed content.
-    #[error("embedded cache: {path}: {reason}; remove the file and a new one is made")]
+    #[error("built-in cache: {path}: {reason}; remove the file and a new one is made")]
     Secret {
         /// The file.
         path: PathBuf,
@@ -76,7 +76,7 @@ pub enum EmbeddedError {
     },
     /// The database reported an error.
     #[error(
-        "embedded cache: database {path}: {source}; it is only a cache: if this stays, remove the directory"
+        "built-in cache: database {path}: {source}; it is only a cache: if this stays, remove the directory"
     )]
     Database {
         /// The database file.
@@ -85,7 +85,7 @@ pub enum EmbeddedError {
         source: rusqlite::Error,
     },
     /// The writing thread ended although it was not stopped.
-    #[error("embedded cache: the writing thread ended unexpectedly")]
+    #[error("built-in cache: the writing thread ended unexpectedly")]
     Writer,
 }
 
@@ -162,7 +162,7 @@ impl ApiError {
         if is_full(error) {
             return Self::DiskFull;
         }
-        crate::observe::event!(BUILT_IN_FAILED, error = %error, "embedded cache: {doing} failed");
+        crate::observe::event!(BUILT_IN_FAILED, error = %error, "built-in cache: {doing} failed");
         Self::Internal
     }
 
@@ -172,7 +172,7 @@ impl ApiError {
         {
             return Self::DiskFull;
         }
-        crate::observe::event!(BUILT_IN_FAILED, error = %error, "embedded cache: {doing} failed");
+        crate::observe::event!(BUILT_IN_FAILED, error = %error, "built-in cache: {doing} failed");
         Self::Internal
     }
 }

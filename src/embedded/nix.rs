@@ -71,7 +71,7 @@ pub(super) async fn nar(
                 crate::observe::event!(
                     BUILT_IN_LOST,
                     file = %path.display(),
-                    "embedded cache: a NAR is gone; its paths are dropped"
+                    "built-in cache: a NAR is gone; its paths are dropped"
                 );
                 app.cache_store.writer.lost(hash).await;
                 return Err(ApiError::NoSuchObject);

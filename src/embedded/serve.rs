@@ -62,7 +62,7 @@ pub(super) async fn serve(listener: TcpListener, router: Router, shutdown: Cance
             None => break,
             Some(Ok(accepted)) => accepted,
             Some(Err(e)) => {
-                crate::observe::event!(BUILT_IN_TROUBLE, error = %e, "embedded cache: a connection cannot be accepted");
+                crate::observe::event!(BUILT_IN_TROUBLE, error = %e, "built-in cache: a connection cannot be accepted");
                 shutdown.run_until_cancelled(tokio::time::sleep(BREATH)).await;
                 continue;
             }
@@ -70,7 +70,7 @@ pub(super) async fn serve(listener: TcpListener, router: Router, shutdown: Cance
         let (stream, peer) = (accepted.0, accepted.1.ip().to_canonical());
         let of_peer = open.count(peer);
         if !peer.is_loopback() && of_peer >= MOST_OF_A_PEER && !open.close_one(Some(peer)) {
-            crate::observe::detail!(peer = %peer, "embedded cache: a peer has too many connections");
+            crate::observe::detail!(peer = %peer, "built-in cache: a peer has too many connections");
             continue; // closes this one
         }
         if places.available_permits() == 0 {
@@ -92,7 +92,7 @@ pub(super) async fn serve(listener: TcpListener, router: Router, shutdown: Cance
         crate::observe::event!(
             BUILT_IN_TROUBLE,
             connections = connections.len(),
-            "embedded cache: connections are cut off"
+            "built-in cache: connections are cut off"
         );
         cut_off.cancel();
         connections.wait().await;
@@ -242,6 +242,6 @@ async fn connection(stream: TcpStream, router: Router, shutdown: CancellationTok
         }
     };
     if let Err(e) = ended {
-        crate::observe::detail!(error = %e, "embedded cache: a connection ended"); // the client's fault, so it is only a detail
+        crate::observe::detail!(error = %e, "built-in cache: a connection ended"); // the client's fault, so it is only a detail
     }
 }

@@ -223,7 +223,7 @@ impl Thread {
                 BUILT_IN_EVICTED,
                 paths = removed.paths,
                 bytes = removed.bytes,
-                "embedded cache: made room"
+                "built-in cache: made room"
             );
             // This returns freed pages to the file system; the next eviction returns the pages that this one leaves.
             let _ = self.connection.execute_batch("PRAGMA incremental_vacuum(4096)");
