@@ -4,7 +4,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
-use flywheel::store::{StoreWatch, WatchError, WatchEvent};
+use flywheel::store::{StoreWatch, WatchEvent};
 use flywheel::types::StoreDir;
 
 const NEVER: Duration = Duration::from_secs(3600);
@@ -149,9 +149,16 @@ fn a_callback_that_panics_costs_one_wake_up() {
     assert_eq!(next(&rings), WatchEvent::LockRemoved("next".into()));
 }
 
+/// On a fresh host Nix makes the store later, or it is mounted later.
 #[test]
-fn watching_a_missing_directory_fails() {
+fn a_directory_that_appears_later_is_watched_from_then_on() {
     let place = Place::new();
     std::fs::remove_dir(place.dir.as_path()).unwrap();
-    assert!(matches!(StoreWatch::start(&place.dir, NEVER, |_| ()), Err(WatchError::Directory { .. })));
+    let (watch, events) = place.hang(NEVER);
+    assert!(!watch.health().watching && watch.health().last_loss.is_some(), "{:?}", watch.health());
+    std::fs::create_dir(place.dir.as_path()).unwrap();
+    assert_eq!(next(&events), WatchEvent::Remounted);
+    place.lock("late.lock");
+    assert_eq!(next(&events), WatchEvent::LockRemoved("late".into()));
+    assert!(watch.health().watching);
 }
