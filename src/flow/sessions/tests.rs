@@ -207,6 +207,18 @@ fn users_take_turns_and_the_intake_has_one_naming_of_each() {
     assert_eq!(queue.next(), None);
 }
 
+#[test]
+fn needed_namings_do_not_use_up_a_users_limit() {
+    let mut queue = NamingQueue::new(TUNING);
+    for n in 0..TUNING.namings_of_user {
+        queue.push(1, ("end", n), true).unwrap();
+    }
+    for n in 0..TUNING.namings_of_user {
+        queue.push(1, ("flush", n), false).unwrap();
+    }
+    assert!(queue.push(1, ("flush", TUNING.namings_of_user), false).is_err());
+}
+
 /// A session in the model: what its callers and the daemon have done so far.
 #[derive(Debug, Clone, Copy)]
 struct Model {
