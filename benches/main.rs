@@ -5,7 +5,7 @@
 //! Real Nix in a private store, the release `flywheeld` as a process of its own, and the built-in
 //! cache in this process, so that `/proc` shows the daemon alone. Both share the machine's
 //! processors with Nix and everything else that runs, so times show the order of magnitude rather
-//! than the last tenth. Nothing here passes or fails: the budgets are in README.md.
+//! than the last tenth. Nothing here passes or fails: the budgets are in docs/figures.md.
 
 #![allow(
     clippy::unwrap_used,

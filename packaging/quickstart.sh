@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# The main job, shown: real Nix builds stream into a cache while they run,
+# Shows the main job: real Nix builds stream into a cache while they run,
 # survive a failure, and come back out of it.
 #
 #   pipeline 1   80 outputs, the 60th fails: 1 to 59 are in the cache when nix-build ends
-#   pipeline 2   the store is gone, the failure mended: 59 come from the cache, 21 are built
+#   pipeline 2   the store is gone, the failure repaired: 59 come from the cache, 21 are built
 #   pipeline 3   nothing is left to build
 #
 # Everything happens in a private store below a temporary directory, with the
 # built-in cache on a loopback port; nothing of the host is touched, and all of
-# it is removed at the end. The exit status is 0 only if it went as told.
+# it is removed at the end. The exit status is 0 only if everything happened as described.
 # Usage: packaging/quickstart.sh      (KEEP=1 keeps the directory)
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
@@ -169,7 +169,7 @@ copied() { grep -c '^copying path ' "$1"; }
 start_daemon
 key=$(grep -o 'public_key="[^"]*"' "$top/flywheeld.log" | head -n 1 | cut -d'"' -f2)
 port=$(grep -o 'address=127.0.0.1:[0-9]*' "$top/flywheeld.log" | head -n 1 | cut -d: -f2)
-[ -n "$key" ] && [ -n "$port" ] || die "the built-in cache did not tell its address and public key"
+[ -n "$key" ] && [ -n "$port" ] || die "the log of flywheeld lacks the address or the public key of the built-in cache"
 
 # The output paths, without building: what the cache is asked for.
 nix-instantiate "$top/work/tree.nix" --add-root "$top/work/drv" --indirect >/dev/null 2>&1 ||
@@ -187,7 +187,7 @@ nix-build "$top/work/tree.nix" --arg fails $FAILING --keep-going --no-out-link >
 status=$?
 took=$(($(now_ms) - start))
 ready=$(cached "$top/work/good")
-[ $status != 0 ] || die "nix-build was to fail, and did not"
+[ $status != 0 ] || die "nix-build succeeded, although one of its outputs fails on purpose"
 summary=$(flywheelctl --json session end "$session") || die "session end failed"
 flush=$(field flush_ms "$summary")
 pushed=$(field pushed "$summary")
@@ -202,7 +202,7 @@ echo "the last of $pushed uploads ended $flush ms after the build: $((took * 100
 
 # --- pipeline 2 -------------------------------------------------------------
 
-say "Pipeline 2: the store is thrown away, output $FAILING mended"
+say "Pipeline 2: the store is thrown away, output $FAILING repaired"
 fresh_store || die "the private store cannot be made"
 substitute=(--option substitute true --option substituters "http://127.0.0.1:$port/main"
     --option trusted-public-keys "$key")
@@ -236,4 +236,4 @@ echo "nix-build succeeded after $took ms; from the cache: $(copied "$top/work/lo
 nix-store --verify --check-contents >"$top/work/verify" 2>&1 || die "nix-store --verify: $(tail -n 3 "$top/work/verify")"
 echo "nix-store --verify --check-contents finds every path as it was built"
 
-say "All of it as told, in $((($(now_ms) - began) / 1000)) s."
+say "Everything happened as described, in $((($(now_ms) - began) / 1000)) s."

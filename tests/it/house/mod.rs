@@ -2,6 +2,7 @@
 //! and where the wire format is named.
 
 mod daemon;
+mod documents;
 mod picture;
 
 use std::collections::BTreeSet;

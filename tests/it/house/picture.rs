@@ -121,32 +121,3 @@ fn the_tests_that_security_md_names_exist() {
     let absent: Vec<&&str> = named.iter().filter(|n| !exists(n)).collect();
     assert!(absent.is_empty() && named.len() > 10, "{} tests; not found: {absent:?}", named.len());
 }
-
-/// The files that the documents name in backquotes or link to exist.
-#[test]
-fn the_documents_name_what_is_there() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut pages =
-        ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"].map(|page| root.join(page)).to_vec();
-    let docs = fs::read_dir(root.join("docs")).unwrap().map(|e| e.unwrap().path());
-    pages.extend(docs.filter(|p| p.extension().is_some_and(|e| e == "md")));
-    let (mut absent, mut seen) = (Vec::new(), 0);
-    for page in pages {
-        let text = fs::read_to_string(&page).unwrap();
-        let named = text.split('`').skip(1).step_by(2).filter(|name| {
-            ["src/", "tests/", "packaging/", "systemd/", "docs/"].iter().any(|d| name.starts_with(d))
-                && !name.contains([' ', '*', '<', '…'])
-        });
-        let linked = text.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next());
-        let linked = linked.filter(|to| !to.is_empty() && !to.contains(':'));
-        let from = page.parent().unwrap();
-        let all = named.map(|n| root.join(n)).chain(linked.map(|l| from.join(l)));
-        for path in all {
-            seen += 1;
-            if !path.exists() {
-                absent.push(format!("{} names {}", page.display(), path.display()));
-            }
-        }
-    }
-    assert!(absent.is_empty() && seen > 30, "{seen}: {}", absent.join("\n"));
-}

@@ -69,7 +69,7 @@ fn every_nix_file_is_formatted() {
 fn nix_code_in_the_documents_parses() {
     let nix = PrivateNix::new();
     let mut seen = 0;
-    for page in ["README.md", "docs/nixos.md", "docs/migration.md"] {
+    for page in ["README.md", "docs/install.md", "docs/nixos.md", "docs/migration.md"] {
         for shown in text(page).split("```nix\n").skip(1) {
             let shown = shown.split("```").next().unwrap();
             let code = if shown.contains("\n{\n") { shown.to_owned() } else { format!("{{ {shown} }}") };

@@ -275,7 +275,7 @@ fn the_documents_name_options_that_exist() {
     let options: BTreeSet<&str> = manual.iter().map(|o| o["name"].as_str().unwrap()).collect();
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let (mut wrong, mut seen) = (Vec::new(), 0);
-    for page in ["README.md", "docs/nixos.md", "docs/migration.md", "nixos-module.nix"] {
+    for page in ["README.md", "docs/install.md", "docs/nixos.md", "docs/migration.md", "nixos-module.nix"] {
         let text = fs::read_to_string(root.join(page)).unwrap();
         for (at, prefix) in text.match_indices("services.flywheel.") {
             let rest = &text[at + prefix.len()..];

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Draws docs/quickstart.svg: a terminal in which packaging/quickstart.sh has run.
+# The text is what the script prints; nothing is added but the prompt.
+# Usage: docs/picture.sh     (FLYWHEEL_BIN=DIR uses programs that are built already)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+shown=$(mktemp)
+trap 'rm -f "$shown"' EXIT
+{
+    echo '$ packaging/quickstart.sh'
+    packaging/quickstart.sh
+} >"$shown"
+
+awk '
+    { lines[NR] = $0 }
+    END {
+        step = 18; left = 16; top = 46
+        print "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"820\" height=\"" top + NR * step "\" role=\"img\">"
+        print "<title>packaging/quickstart.sh in a terminal</title>"
+        print "<style>text{font:13px ui-monospace,SFMono-Regular,Menlo,Consolas,\"DejaVu Sans Mono\",monospace;fill:#d6deeb;white-space:pre}" \
+            ".prompt{fill:#7fdbca}.head{font-weight:bold;fill:#ffffff}.sum{fill:#addb67}</style>"
+        print "<rect width=\"100%\" height=\"100%\" rx=\"8\" fill=\"#0b1622\"/>"
+        print "<circle cx=\"20\" cy=\"16\" r=\"5\" fill=\"#ff5f57\"/><circle cx=\"38\" cy=\"16\" r=\"5\" fill=\"#febc2e\"/>" \
+            "<circle cx=\"56\" cy=\"16\" r=\"5\" fill=\"#28c840\"/>"
+        for (i = 1; i <= NR; i++) {
+            class = ""
+            if (lines[i] ~ /^\$ /) class = " class=\"prompt\""
+            else if (lines[i] ~ /^Pipeline |^Everything /) class = " class=\"head\""
+            else if (lines[i] ~ /^watch-store pushed /) class = " class=\"sum\""
+            gsub(/&/, "\\&amp;", lines[i]); gsub(/</, "\\&lt;", lines[i]); gsub(/>/, "\\&gt;", lines[i])
+            if (lines[i] != "")
+                print "<text x=\"" left "\" y=\"" top + (i - 1) * step "\"" class " xml:space=\"preserve\">" lines[i] "</text>"
+        }
+        print "</svg>"
+    }
+' "$shown" >docs/quickstart.svg

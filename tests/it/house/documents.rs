@@ -1,0 +1,107 @@
+//! The documents: what they name and link to is there, and the README stays short.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The pages of the book, sorted, without its table of contents.
+fn book() -> Vec<PathBuf> {
+    let files = fs::read_dir(root().join("docs")).unwrap().map(|e| e.unwrap().path());
+    let mut pages: Vec<PathBuf> = files.filter(|p| p.extension().is_some_and(|e| e == "md")).collect();
+    pages.retain(|p| !p.ends_with("SUMMARY.md"));
+    pages.sort();
+    pages
+}
+
+/// All documents that people read.
+fn documents() -> Vec<PathBuf> {
+    let top = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"].map(|page| root().join(page));
+    top.into_iter().chain([root().join("docs/SUMMARY.md")]).chain(book()).collect()
+}
+
+/// What a page links to inside this repository: a file, an anchor, or both.
+fn links(text: &str) -> Vec<(&str, Option<&str>)> {
+    let targets = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+    let targets = targets.filter(|to| !to.contains(':'));
+    targets.map(|to| to.split_once('#').map_or((to, None), |(file, anchor)| (file, Some(anchor)))).collect()
+}
+
+/// The anchors of a page's headings, as GitHub and mdBook make them.
+fn anchors(text: &str) -> BTreeSet<String> {
+    let headings = text.lines().filter(|l| l.starts_with('#')).map(|l| l.trim_start_matches('#').trim());
+    let letters = |heading: &str| {
+        let kept = heading.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+        kept.flat_map(char::to_lowercase).map(|c| if c == ' ' { '-' } else { c }).collect()
+    };
+    headings.map(letters).collect()
+}
+
+/// The files that mdBook puts into a page.
+fn included(text: &str) -> Vec<&str> {
+    text.split("{{#include ").skip(1).map(|rest| rest.split("}}").next().unwrap()).collect()
+}
+
+#[test]
+fn the_readme_has_at_most_150_lines() {
+    let lines = fs::read_to_string(root().join("README.md")).unwrap().lines().count();
+    assert!(lines <= 150, "README.md has {lines} lines: move something into docs/");
+}
+
+/// The files that the documents name in backquotes, include or link to exist, and so do the
+/// headings that they link to.
+#[test]
+fn the_documents_name_what_is_there() {
+    let (mut absent, mut seen) = (Vec::new(), 0);
+    for page in documents() {
+        let text = fs::read_to_string(&page).unwrap();
+        let from = page.parent().unwrap();
+        let named = text.split('`').skip(1).step_by(2).filter(|name| {
+            ["src/", "tests/", "packaging/", "systemd/", "docs/"].iter().any(|d| name.starts_with(d))
+                && !name.contains([' ', '*', '<', '…'])
+        });
+        let named = named.map(|name| root().join(name));
+        for file in named.chain(included(&text).into_iter().map(|file| from.join(file))) {
+            seen += 1;
+            if !file.exists() {
+                absent.push(format!("{} names {}", page.display(), file.display()));
+            }
+        }
+        for (file, anchor) in links(&text) {
+            seen += 1;
+            let target = if file.is_empty() { page.clone() } else { from.join(file) };
+            let there = match anchor {
+                Some(anchor) => fs::read_to_string(&target).is_ok_and(|text| anchors(&text).contains(anchor)),
+                None => target.exists(),
+            };
+            if !there {
+                absent.push(format!("{} links to {file}#{}", page.display(), anchor.unwrap_or_default()));
+            }
+        }
+    }
+    assert!(absent.is_empty() && seen > 150, "{seen}: {}", absent.join("\n"));
+}
+
+/// Every page is in the table of contents, and links lead to pages of the book, since the files
+/// outside of `docs` are not part of it.
+#[test]
+fn the_book_is_complete_and_closed() {
+    let summary = fs::read_to_string(root().join("docs/SUMMARY.md")).unwrap();
+    let listed: BTreeSet<&str> = links(&summary).into_iter().map(|(file, _)| file).collect();
+    for page in book() {
+        let name = page.file_name().unwrap().to_str().unwrap();
+        assert!(listed.contains(name), "docs/SUMMARY.md does not list {name}");
+        let mut text = fs::read_to_string(&page).unwrap();
+        let pieces: Vec<PathBuf> =
+            included(&text).iter().map(|file| root().join("docs").join(file)).collect();
+        for piece in pieces.iter().filter(|p| p.extension().is_some_and(|e| e == "md")) {
+            text.push_str(&fs::read_to_string(piece).unwrap());
+        }
+        for (file, _) in links(&text) {
+            assert!(!file.starts_with(".."), "{name} links to {file}, which is not part of the book");
+        }
+    }
+}
