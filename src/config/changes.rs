@@ -56,8 +56,8 @@ impl Change {
         note(*nix_state_dir != old.nix.state_dir, &mut restart, "nix.state_dir");
         note(*gc_roots != old.nix.gc_roots, &mut restart, "nix.gc_roots");
         note(*poll != old.nix.poll, &mut restart, "nix.poll");
-        note(*protect_max != old.nix.protect_max, &mut restart, "nix.protect_max");
-        note(*min_free != old.nix.min_free, &mut restart, "nix.min_free");
+        note(*protect_max != old.nix.protect_max, &mut live, "nix.protect_max");
+        note(*min_free != old.nix.min_free, &mut live, "nix.min_free");
         note(*recheck_after != old.push.recheck_after, &mut restart, "push.recheck_after");
         note(*admins != old.admins, &mut live, "admins");
         note(*embedded != old.embedded, &mut restart, "embedded");
@@ -109,7 +109,13 @@ impl Change {
             socket: old.socket.clone(),
             state_dir: old.state_dir.clone(),
             runtime_dir: old.runtime_dir.clone(),
-            nix: Nix { netrc: netrc.clone(), netrc_group: netrc_group.clone(), ..old.nix.clone() },
+            nix: Nix {
+                netrc: netrc.clone(),
+                netrc_group: netrc_group.clone(),
+                protect_max: *protect_max,
+                min_free: *min_free,
+                ..old.nix.clone()
+            },
             push: Push { recheck_after: old.push.recheck_after, ..new.push.clone() },
             embedded: old.embedded.clone(),
             client: old.client.clone(),

@@ -64,11 +64,11 @@ pub struct Nix {
     pub netrc: Option<PathBuf>,
     /// The group of the netrc file, by name or number; none: the service's.
     pub netrc_group: Option<String>,
-    /// The bytes of NARs that are to be kept from collection while their pushes
-    /// are pending; none: no limit. Not in effect yet: nothing reads it.
+    /// The most bytes of NARs that are kept from collection while their pushes are
+    /// pending; beyond it the oldest lose their protection. None: no limit.
     pub protect_max: Option<u64>,
     /// The free bytes of the store's file system below which the oldest pending
-    /// paths are to be let go; 0: never. Not in effect yet: nothing reads it.
+    /// paths lose their protection from collection; 0: never.
     pub min_free: u64,
 }
 

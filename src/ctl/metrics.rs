@@ -35,6 +35,16 @@ pub(super) fn page(status: &Status) -> String {
         "1 while newly valid paths cannot be followed",
         u64::from(status.store.problem.is_some()),
     );
+    gauge(
+        "protected_bytes",
+        "Size of the NARs of pending paths that are protected from garbage collection",
+        status.store.protected_bytes,
+    );
+    gauge(
+        "unprotected_paths",
+        "Pending paths that are not protected from garbage collection because a bound is passed",
+        status.store.unprotected_paths,
+    );
     gauge("ledger_degraded", "1 while the ledger cannot be written", u64::from(status.ledger.state != "ok"));
     gauge("client_ready", "1 when the attic client is ready", u64::from(status.client.state == "ready"));
 
@@ -49,6 +59,12 @@ pub(super) fn page(status: &Status) -> String {
     for (state, count) in [("open", counts.open), ("draining", counts.draining)] {
         set(&sessions, [("state", state)], count);
     }
+    let let_go = counters(
+        &mut registry,
+        "protection_lost",
+        "Pending paths that lost their protection from garbage collection because a bound was passed",
+    );
+    let_go.get_or_create(&Labels::new()).inc_by(status.store.let_go);
     caches(&mut registry, &status.cache);
 
     let mut text = String::new();

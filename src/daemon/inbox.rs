@@ -88,6 +88,8 @@ pub(super) struct FoundPath {
     /// Its row in the Nix database.
     pub(super) row: i64,
     pub(super) path: StorePath,
+    /// The size of its NAR, in bytes.
+    pub(super) nar_size: u64,
 }
 
 /// How an upload ended.

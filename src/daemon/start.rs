@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::attic::{self, Client, Login};
 use super::caches::{self, BuiltIn, Caches, Connection, EngineParts, Netrc};
 use super::driver::{BackgroundTasks, Driver, IntakeLink, Load, Parts, policy};
-use super::gc_roots::{GcRoots, Places};
+use super::gc_roots::{Bounds, GcRoots, Places};
 use super::host::{self, Notify, Part, StateDirLock};
 use super::inbox::Input;
 use super::intake::{self, Bell, Intake, NewPolicy, People, UndecidedPaths, WorkQueue};
@@ -156,13 +156,13 @@ pub(super) struct Protection(GcRoots);
 
 impl Protection {
     pub(super) fn start(settings: &Settings, ground: &Ground) -> Result<Self> {
-        let gc_roots = GcRoots::start(Places {
+        let places = Places {
             state_dir: settings.nix.state_dir.clone(),
             store_dir: ground.store_dir.clone(),
             socket: daemon_socket(settings),
             links: settings.nix.gc_roots.clone(),
-        })?;
-        Ok(Self(gc_roots))
+        };
+        Ok(Self(GcRoots::start(places, Bounds::of(&settings.nix))?))
     }
 
     /// Ends the temporary roots. Roots that outlive the process stay.

@@ -199,6 +199,10 @@ kinds! {
     ROOTS_CLEARED = "1ae5703a141f4de383cf8731b3776eeb", INFO, [paths];
     /// A GC root cannot be made or removed.
     ROOTS_FAILED = "e484638c9df149bdaa5610ae59e47d2c", WARN, [error];
+    /// A bound of the protection from garbage collection is passed: the oldest pending paths lose it.
+    PROTECTION_LIMITED = "51de44b4a22f32805d8aa836483a89a1", WARN, [limit, paths, protected_bytes, free_bytes];
+    /// All pending paths are protected from garbage collection again.
+    PROTECTION_WHOLE = "20d4188880a3181f8d46d8fd9bfe9fb3", INFO, [paths, bytes];
     /// Some callers did not read their reply before the daemon stopped.
     CALLERS_LEFT = "8f45975c4f754e8d90655a10eca7c951", WARN, [];
     /// A connection is refused.

@@ -127,6 +127,13 @@ pub struct StoreStatus {
     pub lag: u64,
     /// Why new rows cannot be followed, if they cannot.
     pub problem: Option<String>,
+    /// The size of the NARs of pending paths that are protected from garbage collection,
+    /// in bytes.
+    pub protected_bytes: u64,
+    /// How many pending paths are not protected because a bound is passed.
+    pub unprotected_paths: u64,
+    /// How many paths have lost their protection since the daemon started.
+    pub let_go: u64,
 }
 
 /// The state of the attic client.

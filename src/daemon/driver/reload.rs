@@ -14,6 +14,7 @@ use crate::config::{Change, ConfigError, Settings};
 use crate::control::messages::{ErrorCode, Reply};
 use crate::control::server::{Peer, Responder};
 use crate::daemon::caches::{BuiltIn, Cache, Caches, Connection, EngineParts, Netrc, limits};
+use crate::daemon::gc_roots::Bounds;
 use crate::daemon::intake::{IntakeCache, People, PushPolicy, Routes, Work};
 use crate::flow::Event;
 use crate::observe::event;
@@ -116,6 +117,7 @@ impl Driver {
         if settings.push.max_rate != old.push.max_rate {
             self.parts.transfers.limit(settings.push.max_rate);
         }
+        self.parts.gc_roots.set_bounds(Bounds::of(&settings.nix));
         self.connect(connections);
         self.update_holds();
         self.parts.client.look_now();

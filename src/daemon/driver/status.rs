@@ -44,6 +44,11 @@ impl Driver {
         status.store.problem = parts.intake.stuck().map(str::to_owned).or(unwatched);
         status.store.cursor = parts.intake.cursor();
         status.warnings.extend(parts.gc_roots.trouble());
+        let protection = parts.gc_roots.protection();
+        status.store.protected_bytes = protection.bytes;
+        status.store.unprotected_paths = protection.unprotected;
+        status.store.let_go = protection.let_go;
+        status.warnings.extend(protection.warning);
         status.warnings.extend(parts.netrc.as_ref().and_then(Netrc::trouble));
         status.ledger = match parts.ledger.health() {
             Health::Ok => m::LedgerStatus { state: "ok".to_owned(), detail: None },

@@ -12,11 +12,17 @@
 //! failed push stays protected while it is among the latest [`FAILED_KEPT`], so that a
 //! retry can still push it; more of them would fill the disk.
 //!
+//! Protection is bounded ([`Bounds`]): while a bound is passed, the oldest paths lose their
+//! roots. They stay pending.
+//!
 //! Must not know what is decided about a path. Knows caches only by their numbers.
 
+mod bounds;
 mod held;
+mod limit;
 mod problems;
 mod requests;
+mod unprotected;
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -24,8 +30,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::observe::event;
-use held::Held;
+pub(in crate::daemon) use bounds::Bounds;
+use held::{Held, Sized};
+pub(in crate::daemon) use limit::Protection;
 use requests::{Request, Requests};
+use unprotected::Unprotected;
 
 use crate::store::{RootFiles, RootFilesError, TempRoots};
 use crate::types::{StoreDir, StorePath};
@@ -40,6 +49,10 @@ const LINGER: Duration = Duration::from_secs(2);
 /// Temporary roots of paths that are not held any more that pile up before they are
 /// dropped while others are held: a new connection takes time.
 const PILED: usize = 1000;
+/// How often the free space is measured while paths are held.
+const MEASURE: Duration = Duration::from_secs(10);
+/// The same, when new paths come.
+const MEASURE_NEW: Duration = Duration::from_secs(1);
 
 /// The places of Nix that GC roots need.
 #[derive(Debug, Clone)]
@@ -66,6 +79,8 @@ struct Shared {
     /// Notified when there is a new request.
     requested: Condvar,
     trouble: Mutex<Option<String>>,
+    /// A copy for `status`, which must not wait for file operations.
+    protection: Mutex<Protection>,
 }
 
 #[derive(Debug)]
@@ -84,11 +99,21 @@ struct State {
     /// Temporary roots of paths that are not held any more.
     piled: usize,
     idle_since: Instant,
+    bounds: Bounds,
+    /// Pending paths that are not held because a bound is passed.
+    unprotected: Unprotected,
+    /// The free space of the store's file system when it was last measured.
+    free: Option<u64>,
+    measured_at: Option<Instant>,
+    /// The temporary roots of paths that lost their protection are dropped without
+    /// waiting for more of them.
+    drop_soon: bool,
+    dropped_at: Option<Instant>,
 }
 
 impl GcRoots {
     /// Opens both kinds of roots, logs which are not available, and starts the thread.
-    pub(in crate::daemon) fn start(places: Places) -> std::io::Result<Self> {
+    pub(in crate::daemon) fn start(places: Places, bounds: Bounds) -> std::io::Result<Self> {
         let links = RootFiles::new(&places.links, &places.store_dir);
         let temp = TempRoots::open(&places.state_dir, &places.store_dir, &places.socket);
         let trouble = problems::report(&places.links, links.as_ref().err(), temp.as_ref().err());
@@ -104,12 +129,19 @@ impl GcRoots {
             piled: 0,
             idle_since: now,
             places,
+            bounds,
+            unprotected: Unprotected::default(),
+            free: None,
+            measured_at: None,
+            drop_soon: false,
+            dropped_at: None,
         };
         let shared = Shared {
             state: Mutex::new(state),
             requests: Mutex::default(),
             requested: Condvar::new(),
             trouble: Mutex::new(trouble),
+            protection: Mutex::default(),
         };
         let gc_roots = Self(Arc::new(shared));
         let thread = gc_roots.clone();
@@ -118,17 +150,25 @@ impl GcRoots {
     }
 
     /// Protects paths that are wanted in a cache, with the kinds of roots that are
-    /// available. Protecting a path again changes nothing. Blocks on files and sockets.
-    pub(in crate::daemon) fn protect<'a>(&self, cache: u16, paths: impl IntoIterator<Item = &'a StorePath>) {
+    /// available, and within the bounds. Each path comes with the size of its NAR in
+    /// bytes. Protecting a path again changes nothing. Blocks on files and sockets.
+    pub(in crate::daemon) fn protect<'a>(&self, cache: u16, paths: impl IntoIterator<Item = Sized<'a>>) {
         let mut state = self.state();
         let new = state.take(cache, paths);
         state.guard(&new);
+        drop(state);
+        self.apply_bounds(MEASURE_NEW);
     }
 
     /// Protects paths whose pushes the driver has begun: the end of an earlier push may
     /// have undone [`Self::protect`]. Does not block.
-    pub(in crate::daemon) fn keep(&self, cache: u16, paths: Vec<StorePath>) {
+    pub(in crate::daemon) fn keep(&self, cache: u16, paths: Vec<(StorePath, u64)>) {
         self.request(Request::Keep(cache, paths));
+    }
+
+    /// Puts other bounds to use.
+    pub(in crate::daemon) fn set_bounds(&self, bounds: Bounds) {
+        self.request(Request::Bounds(bounds));
     }
 
     /// Ends the protection of a path that this cache does not need any more.
@@ -199,16 +239,22 @@ impl GcRoots {
                 state.temp = None;
                 return;
             }
+            drop(state);
+            self.apply_bounds(MEASURE);
+            let mut state = self.state();
             state.look_after();
-            watched = !state.held.is_empty() || state.temp.is_some();
+            watched = !state.held.is_empty() || state.temp.is_some() || !state.unprotected.is_empty();
         }
     }
 }
 
 impl State {
     /// Notes that a cache wants the paths. Returns those that no cache wanted before.
-    fn take<'a>(&mut self, cache: u16, paths: impl IntoIterator<Item = &'a StorePath>) -> Vec<StorePath> {
-        paths.into_iter().filter(|path| self.held.add(path, cache)).cloned().collect()
+    fn take<'a>(&mut self, cache: u16, paths: impl IntoIterator<Item = Sized<'a>>) -> Vec<StorePath> {
+        let is_new = |(path, size): &Sized<'a>| {
+            !self.unprotected.note(path, cache) && self.held.add((path, *size), cache)
+        };
+        paths.into_iter().filter(is_new).map(|(path, _)| path.clone()).collect()
     }
 
     /// Adds roots for paths that were not held before.
@@ -294,6 +340,7 @@ impl State {
             Ok(temp) => {
                 self.temp = Some(temp);
                 self.piled = 0;
+                self.drop_soon = false;
                 if let Some(since) = self.lost.take() {
                     let duration_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
                     event!(
@@ -314,16 +361,21 @@ impl State {
     fn carry_out(&mut self, request: Request) {
         match request {
             Request::Keep(cache, paths) => {
-                self.failed.retain(|(c, path)| *c != cache || !paths.contains(path));
-                let new = self.take(cache, &paths);
+                self.failed.retain(|(c, failed)| *c != cache || paths.iter().all(|(path, _)| path != failed));
+                let new = self.take(cache, paths.iter().map(|(path, size)| (path, *size)));
                 self.guard(&new);
             }
             Request::Release(cache, path) => {
                 self.failed.retain(|(c, p)| *c != cache || *p != path);
+                self.unprotected.settled(&path, cache);
                 self.release(cache, &path);
             }
             Request::KeepFailed(cache, path) => {
                 self.failed.retain(|(c, p)| *c != cache || *p != path);
+                if self.unprotected.has(&path) {
+                    self.unprotected.settled(&path, cache);
+                    return;
+                }
                 self.failed.push_back((cache, path));
                 if self.failed.len() > FAILED_KEPT
                     && let Some((cache, path)) = self.failed.pop_front()
@@ -331,6 +383,7 @@ impl State {
                     self.release(cache, &path);
                 }
             }
+            Request::Bounds(bounds) => self.set_bounds(bounds),
             Request::Restored => {
                 let Some(links) = &self.links else { return };
                 match links.clear_stale(|path| self.held.holds(path)) {
@@ -354,6 +407,12 @@ impl State {
         if !self.held.remove(path, cache) {
             return;
         }
+        self.remove_root(path);
+    }
+
+    /// Removes the roots of a path that is not held any more. Its temporary root is
+    /// dropped later.
+    fn remove_root(&mut self, path: &StorePath) {
         self.piled += 1;
         self.idle_since = Instant::now();
         if let Some(Err(error)) = self.links.as_ref().map(|links| links.remove(path)) {
@@ -383,11 +442,21 @@ impl State {
             if self.piled == 0 {
                 return;
             }
-        } else if self.piled < PILED.max(2 * self.held.len()) {
+        } else if !self.drop_soon && self.piled < PILED.max(2 * self.held.len()) {
             return;
+        } else if self.drop_soon {
+            // Dropping takes time for each held path, so it takes turns with other work.
+            let pause = Duration::from_micros(100 * self.held.len() as u64);
+            if self.dropped_at.is_some_and(|at| at.elapsed() < pause) {
+                return;
+            }
         }
+        self.dropped_at = Some(Instant::now());
         match temp.only(self.held.paths()) {
-            Ok(true) => self.piled = 0,
+            Ok(true) => {
+                self.piled = 0;
+                self.drop_soon = false;
+            }
             Ok(false) => {}
             Err(error) => self.lose(&error.to_string()),
         }

@@ -1,6 +1,7 @@
 //! Requests to the thread of the GC roots that it has not carried out yet. Must not know
 //! how they are carried out.
 
+use super::Bounds;
 use crate::types::StorePath;
 
 #[derive(Debug, Default)]
@@ -12,12 +13,14 @@ pub(super) struct Requests {
 
 #[derive(Debug)]
 pub(super) enum Request {
-    /// Protect these paths for this cache.
-    Keep(u16, Vec<StorePath>),
+    /// Protect these paths, with the sizes of their NARs, for this cache.
+    Keep(u16, Vec<(StorePath, u64)>),
     /// The cache does not need this path any more.
     Release(u16, StorePath),
     /// The path's push failed: protect it while it is among the latest failed ones.
     KeepFailed(u16, StorePath),
+    /// The configuration has other bounds.
+    Bounds(Bounds),
     /// All paths of earlier runs are known: remove the other GC roots.
     Restored,
 }

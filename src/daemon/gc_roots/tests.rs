@@ -33,13 +33,19 @@ fn bench() -> Bench {
         piled: 0,
         idle_since: Instant::now(),
         places,
+        bounds: Bounds::default(),
+        unprotected: Unprotected::default(),
+        free: None,
+        measured_at: None,
+        drop_soon: false,
+        dropped_at: None,
     };
     Bench { dir, state }
 }
 
 impl Bench {
     fn take(&mut self, cache: u16, n: usize) {
-        let new = self.state.take(cache, [&path(n)]);
+        let new = self.state.take(cache, [(&path(n), 100)]);
         self.state.guard(&new);
     }
 
@@ -77,7 +83,7 @@ fn the_latest_failed_paths_stay() {
         bench.state.carry_out(Request::KeepFailed(0, path(n)));
     }
     // A path whose push is retried is not among the failed ones any more.
-    bench.state.carry_out(Request::Keep(0, vec![path(5)]));
+    bench.state.carry_out(Request::Keep(0, vec![(path(5), 100)]));
     assert_eq!(bench.state.failed.len(), FAILED_KEPT - 1);
     assert_eq!(bench.links().len(), FAILED_KEPT);
     assert!(!bench.links().contains(&path(1)) && bench.links().contains(&path(2)));
@@ -131,4 +137,71 @@ fn piled_up_temporary_roots_are_dropped_while_others_are_held() {
     }
     bench.state.look_after();
     assert_eq!(bench.temp(), format!("/nix/store/{}\0", path(0)));
+}
+
+#[test]
+fn the_oldest_paths_lose_their_roots_when_a_bound_is_passed() {
+    let mut bench = bench();
+    bench.state.bounds = Bounds { protect_max: Some(1000), min_free: 0 };
+    for n in 0..11 {
+        bench.take(0, n);
+    }
+    bench.take(1, 0);
+    // The push of the youngest path failed, so nothing will push it soon: it goes first.
+    bench.state.carry_out(Request::KeepFailed(0, path(10)));
+    bench.state.enforce();
+    bench.state.look_after();
+    assert_eq!(bench.links(), (1..10).map(path).collect::<Vec<_>>());
+    assert!(
+        !bench.temp().contains(path(0).base()) && bench.temp().contains(path(1).base()),
+        "{}",
+        bench.temp()
+    );
+    let counts = bench.state.unprotected.counts();
+    assert_eq!((counts.paths, counts.bytes, counts.passed), (1, 100, Some("protect_max")));
+    // What begins its push does not get its root back, and does not push another out.
+    bench.state.carry_out(Request::Keep(0, vec![(path(0), 100)]));
+    bench.state.enforce();
+    assert_eq!(bench.links().len(), 9);
+    // It is settled when no cache waits for it.
+    bench.state.carry_out(Request::Release(0, path(0)));
+    assert_eq!(bench.state.unprotected.counts().paths, 1);
+    bench.state.carry_out(Request::Release(1, path(0)));
+    assert_eq!(bench.state.unprotected.counts().paths, 0);
+}
+
+#[test]
+fn paths_get_their_roots_back_when_there_is_room() {
+    let mut bench = bench();
+    for n in 0..10 {
+        bench.take(0, n);
+    }
+    bench.state.carry_out(Request::Bounds(Bounds { protect_max: Some(500), min_free: 0 }));
+    bench.state.enforce();
+    assert_eq!(bench.links(), (6..10).map(path).collect::<Vec<_>>());
+    bench.state.enforce();
+    assert_eq!(bench.links().len(), 4, "one bound is applied once");
+    bench.state.carry_out(Request::Bounds(Bounds { protect_max: Some(2000), min_free: 0 }));
+    bench.state.enforce();
+    assert_eq!(bench.links(), (0..10).map(path).collect::<Vec<_>>());
+    assert!(bench.state.unprotected.is_empty() && bench.temp().contains(path(0).base()));
+}
+
+#[test]
+fn too_little_free_space_lets_go_what_is_missing() {
+    let mut bench = bench();
+    bench.state.bounds = Bounds { protect_max: None, min_free: 1000 };
+    for n in 0..10 {
+        bench.take(0, n);
+    }
+    bench.state.free = Some(750);
+    bench.state.enforce();
+    assert_eq!(bench.links(), (3..10).map(path).collect::<Vec<_>>());
+    // Nothing more is let go while no collection has run.
+    bench.state.enforce();
+    assert_eq!(bench.links().len(), 7);
+    // A collection has deleted them, and something else has taken the space.
+    bench.state.measured(Some(750));
+    bench.state.enforce();
+    assert_eq!(bench.links(), (6..10).map(path).collect::<Vec<_>>());
 }

@@ -104,7 +104,7 @@ impl Intake {
         let cache = terms.cache;
         let open = || found.iter().filter(|push| is_open(push.state));
         // Before the driver learns of the pushes, which relies on the protection.
-        self.gc_roots.protect(cache, open().map(|push| &push.info.path));
+        self.gc_roots.protect(cache, open().map(|push| (&push.info.path, push.info.nar_size)));
         for push in open().filter(|push| push.state == PushState::Failed) {
             self.gc_roots.keep_failed(cache, push.info.path.clone());
         }
@@ -125,7 +125,12 @@ impl Intake {
             closure_at: terms.closure_at,
             ask_after: terms.ask_after,
         };
-        let place = |info: &PathInfo, id| FoundPath { push: id, row: info.id, path: info.path.clone() };
+        let place = |info: &PathInfo, id| FoundPath {
+            push: id,
+            row: info.id,
+            path: info.path.clone(),
+            nar_size: info.nar_size,
+        };
         let mut pushes = Vec::with_capacity(failed.len() + found.len());
         let mut paths = Vec::with_capacity(failed.len() + found.len());
         for (info, id) in failed.iter().rev() {

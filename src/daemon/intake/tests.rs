@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::*;
 use crate::config::Settings;
-use crate::daemon::gc_roots::Places;
+use crate::daemon::gc_roots::{Bounds, Places};
 
 const RECHECK_AFTER: Duration = Duration::from_secs(600);
 
@@ -29,12 +29,15 @@ fn intake(top: &Path) -> (Intake, tokio::sync::mpsc::Receiver<Input>) {
     .unwrap();
     let env = |name: &str| name.ends_with("_DIRECTORY").then(|| top.display().to_string());
     let settings = Arc::new(Settings::load(None, &env).unwrap());
-    let gc_roots = GcRoots::start(Places {
-        state_dir: top.to_owned(),
-        store_dir: store_dir.clone(),
-        socket: top.join("socket"),
-        links: top.join("gcroots"),
-    });
+    let gc_roots = GcRoots::start(
+        Places {
+            state_dir: top.to_owned(),
+            store_dir: store_dir.clone(),
+            socket: top.join("socket"),
+            links: top.join("gcroots"),
+        },
+        Bounds::default(),
+    );
     let (out, inputs) = tokio::sync::mpsc::channel(16);
     let intake = Intake {
         nix_db: CurrentNixDb::new(top, &store_dir, &top.join("socket")),

@@ -18,6 +18,8 @@ pub(super) struct Push {
     pub(super) cache: CacheId,
     /// Its row in the Nix database.
     row: i64,
+    /// The size of its NAR, in bytes.
+    nar_size: u64,
     /// The ledger has it as confirmed, and the cache is asked whether that is still so.
     pub(super) recheck: bool,
     /// When the cache was asked that has its whole closure.
@@ -26,6 +28,12 @@ pub(super) struct Push {
     pub(super) attempts: u32,
     /// The last error. Thousands of pushes may share one.
     pub(super) error: Option<Arc<PushError>>,
+}
+
+impl Push {
+    fn sized(&self) -> (StorePath, u64) {
+        (self.path.clone(), self.nar_size)
+    }
 }
 
 /// Why a question or upload went wrong.
@@ -74,9 +82,9 @@ impl Pushes {
         active: &[PushId],
         rechecks: &HashSet<PushId>,
     ) {
-        for FoundPath { push, row, path } in paths {
+        for FoundPath { push, row, path, nar_size } in paths {
             let recheck = rechecks.contains(&push);
-            let new = Push { path, cache, row, recheck, confirmed: None, attempts: 0, error: None };
+            let new = Push { path, cache, row, nar_size, recheck, confirmed: None, attempts: 0, error: None };
             // A path that was collected and is valid again has another row.
             self.by_id.entry(push).or_insert(new).row = row;
         }
@@ -85,7 +93,7 @@ impl Pushes {
                 push.error = Some(Arc::new(PushError { class, text }));
             }
         }
-        let paths = active.iter().filter_map(|id| Some(self.by_id.get(id)?.path.clone())).collect();
+        let paths = active.iter().filter_map(|id| Some(self.by_id.get(id)?.sized())).collect();
         self.gc_roots.keep(cache.0, paths);
     }
 
@@ -118,11 +126,11 @@ impl Pushes {
     /// paths, or somebody is answered before it is known.
     pub(in crate::daemon) fn unconfirm(&mut self, pushes: &[PushId]) {
         self.ledger.unconfirm(pushes);
-        let mut paths: HashMap<CacheId, Vec<StorePath>> = HashMap::new();
+        let mut paths: HashMap<CacheId, Vec<(StorePath, u64)>> = HashMap::new();
         for id in pushes {
             if let Some(push) = self.by_id.get_mut(id) {
                 push.recheck = false;
-                paths.entry(push.cache).or_default().push(push.path.clone());
+                paths.entry(push.cache).or_default().push(push.sized());
             }
         }
         for (cache, paths) in paths {
@@ -147,7 +155,7 @@ impl Pushes {
     pub(in crate::daemon) fn reopen(&mut self, push: PushId) {
         self.ledger.reopen(&[push]);
         if let Some(push) = self.by_id.get(&push) {
-            self.gc_roots.keep(push.cache.0, vec![push.path.clone()]);
+            self.gc_roots.keep(push.cache.0, vec![push.sized()]);
         }
     }
 

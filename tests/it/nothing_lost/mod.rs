@@ -9,5 +9,6 @@ mod interruptions;
 mod ledger;
 mod multiuser;
 mod nix_db;
+mod protection;
 mod stop;
 mod token;
