@@ -193,9 +193,9 @@ pub struct Progress {
     pub settled: u64,
     /// How many paths it has so far.
     pub total: u64,
-    /// How many uploads run now, for all callers.
+    /// How many of its paths are being uploaded.
     pub uploading: u32,
-    /// How many bytes were sent since the daemon started, for all callers.
+    /// NAR bytes of its paths that were uploaded.
     pub bytes_sent: u64,
     /// A line for people, such as why nothing is uploaded.
     pub note: Option<String>,

@@ -173,9 +173,13 @@ impl CircuitBreaker {
                 false
             }
             // The cache answers, and its answer says nothing about its health:
-            // each push finds out for itself.
+            // each push finds out for itself. It is not away, and no further probe
+            // would say so.
             Err(Failure::NoSuchCache | Failure::Rejected | Failure::TooLarge | Failure::Mismatch) => {
                 self.state = State::Open { strikes: 0 };
+                if !refused {
+                    self.shown = BreakerState::Online;
+                }
                 true
             }
             Err(

@@ -3,7 +3,7 @@
 //!
 //! Must not know: what is done next. The step decides that.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use super::breaker::{BreakerState, CircuitBreaker};
 use super::concurrency::ConcurrencyLimit;
@@ -108,6 +108,8 @@ pub(super) struct Cache {
     pub(super) ask_rest: Option<Mono>,
     /// Uploads that run, of any size.
     pub(super) uploading: u32,
+    /// Their pushes.
+    pub(super) running: BTreeSet<PushId>,
     /// Pushes that are known, failed ones included.
     pub(super) pushes: usize,
     /// Failed pushes that are known.
@@ -137,6 +139,7 @@ impl Cache {
             ask_attempt: 0,
             ask_rest: None,
             uploading: 0,
+            running: BTreeSet::new(),
             pushes: 0,
             failed: 0,
             held: false,
@@ -144,16 +147,18 @@ impl Cache {
     }
 
     /// Counts an upload that begins.
-    pub(super) fn begin_upload(&mut self, push: &Push) {
+    pub(super) fn begin_upload(&mut self, id: PushId, push: &Push) {
         self.uploading += 1;
+        self.running.insert(id);
         if push.is_large() {
             self.large.begin(push.nar_size);
         }
     }
 
     /// Counts an upload that ended, whatever came of it.
-    pub(super) fn end_upload(&mut self, push: &Push) {
+    pub(super) fn end_upload(&mut self, id: PushId, push: &Push) {
         self.uploading -= 1;
+        self.running.remove(&id);
         if push.is_large() {
             self.large.end(push.nar_size);
         }

@@ -18,12 +18,31 @@ pub(super) struct PushGroup {
     pub(super) flushing: bool,
     /// Whether a push of it was uploaded since [`Flow::take_uploaded`].
     pub(super) uploaded: bool,
+    /// NAR bytes of its pushes that were uploaded.
+    pub(super) bytes: u64,
     /// Its pushes that are known, failed ones included. Sorted, so that the same
     /// events lead to the same actions.
     pub(super) pushes: BTreeSet<PushId>,
 }
 
+/// How far the uploads of a session are.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct GroupProgress {
+    /// Its pushes that are being uploaded.
+    pub(crate) uploading: Vec<PushId>,
+    /// NAR bytes of its pushes that were uploaded.
+    pub(crate) bytes: u64,
+}
+
 impl Flow {
+    /// Returns how far the uploads of a session are, without those of other sessions.
+    pub(crate) fn progress(&self, session: SessionId) -> GroupProgress {
+        let Some(group) = self.groups.get(&session) else { return GroupProgress::default() };
+        let running = self.caches.iter().flat_map(|cache| &cache.running);
+        let uploading = running.filter(|id| group.pushes.contains(id)).copied().collect();
+        GroupProgress { uploading, bytes: group.bytes }
+    }
+
     /// Adds a known push to a session.
     pub(super) fn want(&mut self, session: SessionId, id: PushId) {
         let Some(push) = self.pushes.get_mut(&id) else { return };

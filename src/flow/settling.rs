@@ -24,7 +24,7 @@ impl Flow {
                     cache.failed -= 1;
                     self.failed.remove(&id);
                 }
-                Phase::Uploading => cache.end_upload(&push),
+                Phase::Uploading => cache.end_upload(id, &push),
                 Phase::Resting(until) => {
                     self.rests.remove(&(until, id));
                 }
@@ -41,7 +41,10 @@ impl Flow {
             for session in &push.sessions {
                 if let Some(group) = self.groups.get_mut(session) {
                     group.pushes.remove(&id);
-                    group.uploaded |= outcome == Outcome::Pushed;
+                    if outcome == Outcome::Pushed {
+                        group.uploaded = true;
+                        group.bytes += push.nar_size;
+                    }
                 }
             }
             if !push.is_failed() {

@@ -372,7 +372,7 @@ impl Flow {
         push.phase = Phase::Held;
         let index = usize::from(push.cache.0);
         let cache = &mut self.caches[index];
-        cache.end_upload(push);
+        cache.end_upload(id, push);
         Some(index)
     }
 
@@ -482,7 +482,7 @@ impl Flow {
                 push.upload_at = now;
                 push.attempts += 1;
                 push.round = cache.concurrency.began(now, cache.small_uploading());
-                cache.begin_upload(push);
+                cache.begin_upload(id, push);
                 out.push(Action::Upload(id_of_cache(index), id, push.attempts));
             }
         }

@@ -132,7 +132,7 @@ fn take_in(conn: &Connection, cache: i64, new: &NewPushRow, at: i64) -> Result<(
 }
 
 /// Adds a push to a session. The strongest evidence counts. A push that is pending
-/// again is pending for the session as well, unless the session counts it as pushed.
+/// again is pending for the session as well.
 fn attach(
     conn: &Connection,
     session: SessionRow,
@@ -146,9 +146,9 @@ fn attach(
          VALUES (?1, ?2, ?3, ?4, CASE WHEN ?4 = 5 THEN (SELECT reason FROM item WHERE id = ?2) END)
          ON CONFLICT (session, item) DO UPDATE SET
            evidence = min(evidence, excluded.evidence),
-           outcome = CASE WHEN excluded.outcome = 0 AND outcome <> 2 THEN 0 ELSE outcome END,
-           reason = CASE WHEN excluded.outcome = 0 AND outcome <> 2 THEN NULL ELSE reason END
-         WHERE excluded.evidence < evidence OR (excluded.outcome = 0 AND outcome NOT IN (0, 2))",
+           outcome = CASE WHEN excluded.outcome = 0 THEN 0 ELSE outcome END,
+           reason = CASE WHEN excluded.outcome = 0 THEN NULL ELSE reason END
+         WHERE excluded.evidence < evidence OR (excluded.outcome = 0 AND outcome <> 0)",
     )?
     .execute(params![session, push, evidence as i64, outcome as i64])?;
     Ok(())
@@ -167,11 +167,13 @@ fn unfail(conn: &Connection, push: PushId) -> Result<()> {
 }
 
 /// Records the outcome for every session for which the push is pending, also for
-/// sessions that are over.
+/// sessions that are over. A session that pushed the path earlier has pushed it also
+/// when the cache has it without a second upload.
 fn settle_sessions(conn: &Connection, push: PushId, now: PushState, reason: Option<i64>) -> Result<()> {
     if now != PushState::Pushed {
         conn.prepare_cached(
-            "UPDATE session_item SET outcome = ?2, reason = ?3 WHERE item = ?1 AND outcome = 0",
+            "UPDATE session_item SET outcome = CASE WHEN ?2 = 3 AND bytes > 0 THEN 2 ELSE ?2 END, reason = ?3
+             WHERE item = ?1 AND outcome = 0",
         )?
         .execute(params![push, Outcome::on_attach(now) as i64, reason])?;
         return Ok(());
@@ -266,8 +268,8 @@ pub(super) fn reopen(conn: &Connection, pushes: &[PushId]) -> Result<()> {
     Ok(())
 }
 
-/// Makes confirmed pushes pending, for live sessions as well. What a session has pushed
-/// it has pushed, whatever the cache deleted later.
+/// Makes confirmed pushes pending, for live sessions as well, those that pushed the
+/// paths included: a second push may fail.
 pub(super) fn unconfirm(conn: &Connection, pushes: &[PushId]) -> Result<()> {
     let mut push = conn.prepare_cached(
         "UPDATE item SET state = 0, attempts = 0, reason = NULL, settled_at = 0
@@ -275,7 +277,7 @@ pub(super) fn unconfirm(conn: &Connection, pushes: &[PushId]) -> Result<()> {
     )?;
     let mut sessions = conn.prepare_cached(
         "UPDATE session_item SET outcome = 0, reason = NULL
-         WHERE item = ?1 AND outcome IN (3, 4)
+         WHERE item = ?1 AND outcome IN (2, 3, 4)
            AND EXISTS (SELECT 1 FROM session WHERE id = session_item.session AND state IN (0, 1))",
     )?;
     for id in pushes {

@@ -60,6 +60,11 @@ impl Driver {
         }
         caller.asked = Asked::End(row);
         let (cache, paths) = self.destination(cache, paths);
+        // Equal ends are answered together: one naming is for all of them.
+        let caller = match self.parts.sessions.join_naming(row, uid, true, &paths, caller) {
+            Ok(()) => return self.session_step(row, SessionEvent::Join),
+            Err(caller) => caller,
+        };
         // Queued first: a refusal changes nothing.
         if self.name_paths(row, uid, cache, paths, true, caller) {
             self.session_step(row, SessionEvent::End);
@@ -149,8 +154,19 @@ impl Driver {
             }
             SessionAction::Take => {
                 let (cache, paths) = self.destination(cache, Vec::new());
-                let naming = Naming { row, uid, caller: None };
+                let naming = Naming { row, uid, callers: Vec::new() };
                 self.begin_naming(naming, true, cache, paths, false);
+            }
+            SessionAction::Confirm => {
+                let named = session.named.clone();
+                let (cache, paths) = self.destination(cache, named);
+                let naming = Naming { row, uid, callers: Vec::new() };
+                self.begin_naming(naming, false, cache, paths, false);
+            }
+            SessionAction::WarnUnstable => {
+                let text =
+                    "paths of the session were deleted by the cache again and again: some may not be there";
+                session.warn(&self.parts.ledger, text.to_owned());
             }
             SessionAction::Flush => self.step(Event::Flush(row)),
             SessionAction::Close { abandoned } => self.close(row, abandoned),

@@ -40,9 +40,6 @@ fn not_valid(invalid: &[StorePath], store_dir: &StoreDir) -> Option<String> {
     Some(format!("{count} paths are not valid in the store and were not pushed: {}{more}", names.join(", ")))
 }
 
-/// Times that the cache is asked about the paths of a session before it is answered.
-const ROUNDS: u32 = 8;
-
 impl Driver {
     /// Has the intake take in new rows, and the named paths with their closures.
     /// Returns false when too many namings of the user wait: the caller has been
@@ -62,7 +59,7 @@ impl Driver {
             session.named.sort_unstable();
             session.named.dedup();
         }
-        self.begin_naming(Naming { row, uid, caller: Some(caller) }, close_window, cache, paths, retry)
+        self.begin_naming(Naming { row, uid, callers: vec![caller] }, close_window, cache, paths, retry)
     }
 
     /// Queues a naming and sends the intake those that it may have.
@@ -74,12 +71,13 @@ impl Driver {
         paths: Vec<StorePath>,
         retry: bool,
     ) -> bool {
-        let needed = naming.caller.is_none() || (close_window && paths.is_empty());
+        let needed = naming.callers.is_empty() || (close_window && paths.is_empty());
         let (session, uid) = (naming.row, naming.uid);
         let token = self.parts.sessions.add_naming(naming);
         let naming = intake::Naming { token, session, close_window, cache, paths, retry };
         if !self.parts.sessions.queue_naming(naming, needed) {
-            if let Some(Naming { caller: Some(caller), .. }) = self.parts.sessions.drop_naming(token) {
+            let dropped = self.parts.sessions.drop_naming(token);
+            for caller in dropped.into_iter().flat_map(|naming| naming.callers) {
                 let message = format!("uid {uid} names too much at once: try again in a moment");
                 caller.responder.refuse(ErrorCode::Busy, message);
             }
@@ -97,7 +95,7 @@ impl Driver {
 
     /// The intake has finished a naming: from now on its caller waits for pushes.
     pub(super) fn named(&mut self, token: u64, invalid: &[StorePath]) {
-        let Some(Naming { row, caller, .. }) = self.parts.sessions.finish_naming(token) else { return };
+        let Some(Naming { row, callers, .. }) = self.parts.sessions.finish_naming(token) else { return };
         self.send_namings();
         if let Some(session) = self.parts.sessions.get_mut(row) {
             session.incomplete = false;
@@ -113,23 +111,26 @@ impl Driver {
                 session.warn(&self.parts.ledger, text);
             }
         }
-        if matches!(caller, Some(Caller { asked: Asked::Flush, .. })) {
+        if callers.iter().any(|caller| matches!(caller.asked, Asked::Flush)) {
             self.step(Event::WantAll(row));
         }
-        let Some(Caller { asked, responder, wait, since, deadline, patient }) = caller else {
-            return self.flush_named(row);
-        };
-        if wait && !self.stopping.has_begun() {
-            let total = u64::from(self.flow.unsettled(row));
+        let running = !self.stopping.has_begun();
+        let (waiting, others): (Vec<_>, Vec<_>) =
+            callers.into_iter().partition(|caller| caller.wait && running);
+        let total = u64::from(self.flow.unsettled(row));
+        let waits = !waiting.is_empty();
+        for Caller { asked, responder, since, deadline, patient, .. } in waiting {
             let waiter = Waiter { group: row, asked, responder, since, deadline, patient, total };
             self.parts.sessions.add_waiter(waiter);
+        }
+        if waits {
             // At once, because it carries the session's id: a caller that loses its
             // connection asks again by that id.
             self.report_progress();
-            self.flush_named(row);
-        } else {
-            let warnings = self.warnings(asked);
-            self.flush_named(row);
+        }
+        let others: Vec<_> = others.into_iter().map(|other| (self.warnings(other.asked), other)).collect();
+        self.flush_named(row);
+        for (warnings, Caller { asked, responder, since, .. }) in others {
             self.step(Event::Unconfirmed(row));
             self.answer_with(asked, responder, since, true, warnings);
         }
@@ -149,33 +150,14 @@ impl Driver {
     pub(super) fn quiet(&mut self, group: SessionId) {
         if let Some(session) = self.parts.sessions.get(group) {
             // While more is being named, it is flushed again when that is known.
-            let again = session.life.is_settling() && self.confirm_again(group);
-            return self.session_step(group, if again { SessionEvent::Again } else { SessionEvent::Quiet });
+            let uploaded = session.life.is_settling() && self.flow.take_uploaded(group);
+            return self.session_step(group, SessionEvent::Quiet { uploaded });
         }
         let ready = self.parts.sessions.take_waiters(|waiter| waiter.group == group);
         self.step(Event::Forget(group));
         for waiter in ready {
             self.answer_with(waiter.asked, waiter.responder, waiter.since, false, Vec::new());
         }
-    }
-
-    /// Has the cache asked again about a session's paths when some were uploaded since
-    /// it was last asked: an upload takes its time, and the answer is about this moment.
-    /// Returns false when the session can be answered.
-    fn confirm_again(&mut self, row: SessionId) -> bool {
-        let uploaded = self.flow.take_uploaded(row);
-        let default = self.default_cache();
-        let Some(session) = self.parts.sessions.get_mut(row).filter(|_| uploaded) else { return false };
-        session.rounds += 1;
-        if session.rounds >= ROUNDS {
-            let text =
-                "paths of the session were deleted by the cache again and again: some may not be there";
-            session.warn(&self.parts.ledger, text.to_owned());
-            return false;
-        }
-        let (cache, paths) = (session.cache.unwrap_or(default), session.named.clone());
-        let uid = session.uid;
-        self.begin_naming(Naming { row, uid, caller: None }, false, cache, paths, false)
     }
 
     /// Closes a session and answers the callers that wait for it.
@@ -285,32 +267,35 @@ impl Driver {
 
     /// Reports to each caller that waits how far its pushes are.
     pub(super) fn report_progress(&mut self) {
+        self.parts.sessions.forget_gone_waiters();
         self.answer_impatient();
-        let uploading = self.flow.in_flight();
-        let bytes_sent = self.parts.caches.iter().map(|cache| cache.tally.counts.bytes).sum();
-        let mut ids = Vec::new();
-        for waiter in self.parts.sessions.waiters() {
-            let left = u64::from(self.flow.unsettled(waiter.group));
-            waiter.total = waiter.total.max(left);
-            ids.push((waiter.asked, left));
-        }
-        let ids: Vec<_> = ids
+        let waiters = self.parts.sessions.waiters().map(|waiter| (waiter.group, waiter.asked));
+        let waiters: Vec<_> = waiters.collect();
+        let reports: Vec<Progress> = waiters
             .into_iter()
-            .map(|(asked, left)| match asked {
-                Asked::End(row) => {
-                    (left, self.parts.sessions.get(row).map(|s| s.id.clone()), self.holds(asked))
+            .map(|(group, asked)| {
+                let of_group = self.flow.progress(group);
+                let session = match asked {
+                    Asked::End(row) => self.parts.sessions.get(row).map(|session| session.id.clone()),
+                    Asked::Push(_) | Asked::Flush => None,
+                };
+                Progress {
+                    settled: 0,
+                    total: u64::from(self.flow.unsettled(group)),
+                    uploading: u32::try_from(of_group.uploading.len()).unwrap_or(u32::MAX),
+                    bytes_sent: of_group.bytes,
+                    note: self.holds(asked),
+                    session,
                 }
-                Asked::Push(_) | Asked::Flush => (left, None, self.holds(asked)),
             })
             .collect();
-        for (waiter, (left, session, note)) in self.parts.sessions.waiters().zip(ids) {
+        for (waiter, report) in self.parts.sessions.waiters().zip(reports) {
+            let left = report.total;
+            waiter.total = waiter.total.max(left);
             waiter.responder.progress(Progress {
                 settled: waiter.total - left,
                 total: waiter.total,
-                uploading,
-                bytes_sent,
-                note,
-                session,
+                ..report
             });
         }
     }

@@ -75,7 +75,7 @@ impl Intake {
 
     /// Compares the database with the marks. Moves the cursor back to the last row that
     /// is the same, or to the beginning of another database.
-    fn stand(&mut self, cursor: &mut Cursor) -> Result<(), IntakeError> {
+    pub(super) fn stand(&mut self, cursor: &mut Cursor) -> Result<(), IntakeError> {
         let (identity, head, there) = self.look_at_database()?;
         match standing(identity == cursor.identity, cursor.id, head, &self.marks, &there) {
             Standing::Same => return Ok(()),

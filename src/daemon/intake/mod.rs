@@ -36,7 +36,7 @@ use crate::daemon::gc_roots::GcRoots;
 use crate::daemon::inbox::Input;
 use crate::daemon::push::{Settlement, Settlements, UpstreamKeys};
 use crate::ledger::{Cursor, Ledger};
-use crate::observe::event;
+use crate::observe::{detail, event};
 use crate::store::{CurrentNixDb, Mark, NixDbError};
 use crate::types::Heartbeat;
 
@@ -57,6 +57,10 @@ use stuck::Stuck;
 const MOST: usize = 200_000;
 /// Pushes that are written to the ledger and reported to the driver at a time.
 const ITEMS: usize = 1024;
+
+/// Upper bound of the hook calls that wait while the intake is stuck. What further hooks
+/// say counts only for paths that are not taken in yet.
+const HOOKS: usize = 4096;
 
 /// The ledger's key of the marks.
 const MARKS: &str = "intake.marks";
@@ -224,7 +228,13 @@ impl Intake {
             match work {
                 Work::Look => {}
                 Work::Name(naming) => progress.namings.push_back(naming),
-                Work::Hook(paths) => progress.hooked.push_back(paths),
+                Work::Hook(paths) if progress.hooked.len() < HOOKS => progress.hooked.push_back(paths),
+                Work::Hook(paths) => {
+                    detail!(
+                        paths = paths.len(),
+                        "too many hook calls wait: this one is not applied to paths that were taken in"
+                    );
+                }
                 Work::Recheck(recheck) => progress.rechecks.push_back(recheck),
                 Work::Retry => progress.retry = true,
                 Work::Stop => return Ok(()),
@@ -273,6 +283,15 @@ impl Intake {
         if !*restored {
             self.restore(false)?;
         }
+        if !rechecks.is_empty() {
+            // Before new rows: while the driver knows as much as it may, these wait for
+            // pushes to settle, and pushes may wait for a recheck.
+            self.stand(cursor)?;
+            while let Some(recheck) = rechecks.front() {
+                self.recheck(recheck)?;
+                rechecks.pop_front();
+            }
+        }
         self.look(cursor)?;
         let decided = self.decided();
         if !decided.is_empty() {
@@ -295,10 +314,6 @@ impl Intake {
         while let Some(naming) = namings.front() {
             self.name(naming, cursor)?;
             namings.pop_front();
-        }
-        while let Some(recheck) = rechecks.front() {
-            self.recheck(recheck)?;
-            rechecks.pop_front();
         }
         Ok(())
     }

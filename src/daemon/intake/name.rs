@@ -23,6 +23,9 @@ impl Intake {
             self.ledger.session_until(naming.session, head);
             self.look(cursor)?;
         }
+        if !naming.paths.is_empty() {
+            self.room()?;
+        }
         let (cache, session) = (naming.cache.0, naming.session);
         let ask_after = self.now();
         let (named, invalid) = self.rows_of(&naming.paths)?;

@@ -87,3 +87,36 @@ fn while_the_driver_knows_as_much_as_it_may_the_rest_waits_in_the_database() {
     assert_eq!(cursor.id, 1);
     assert!(matches!(inputs.try_recv(), Ok(Input::Found { pushes, .. }) if pushes.len() == 1));
 }
+
+#[test]
+fn with_as_many_paths_as_there_may_be_namings_wait_and_rechecks_do_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut intake, mut inputs) = intake(dir.path());
+    intake.known.store(MOST, Ordering::Relaxed);
+    let path = StorePath::parse(&format!("{:032}-p", 0)).unwrap();
+    let naming =
+        |paths| Naming { token: 7, session: -1, close_window: false, cache: CacheId(0), paths, retry: false };
+    let recheck = Recheck { cache: CacheId(0), pushes: vec![(1, path.clone())] };
+    let mut progress = Progress {
+        first: None,
+        cursor: None,
+        restored: false,
+        namings: VecDeque::from([naming(vec![path])]),
+        hooked: VecDeque::new(),
+        rechecks: VecDeque::from([recheck]),
+        retry: false,
+    };
+    let full = intake.advance(&mut progress).unwrap_err();
+    assert!(matches!(full, IntakeError::Full(MOST)), "{full}");
+    assert!(progress.rechecks.is_empty() && progress.namings.len() == 1);
+    let mut seen = Vec::new();
+    while let Ok(input) = inputs.try_recv() {
+        seen.push(input);
+    }
+    assert!(seen.iter().any(|input| matches!(input, Input::Rechecked { .. })), "{seen:?}");
+    assert!(!seen.iter().any(|input| matches!(input, Input::Named { .. })), "{seen:?}");
+    intake.known.store(MOST - 1, Ordering::Relaxed);
+    intake.advance(&mut progress).unwrap();
+    let mut named = std::iter::from_fn(|| inputs.try_recv().ok());
+    assert!(named.any(|input| matches!(input, Input::Named { token: 7, .. })));
+}

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::{Caller, Naming, Session, Waiter};
 use crate::daemon::intake;
 use crate::flow::{NamingQueue, SessionLimits, TUNING};
-use crate::types::{Mono, SessionId};
+use crate::types::{Mono, SessionId, StorePath};
 
 /// Delay before a naming is sent again that found the intake's queue full.
 const RETRY: Duration = Duration::from_millis(100);
@@ -164,6 +164,29 @@ impl Sessions {
         self.queue.push(known.uid, naming, needed).is_ok()
     }
 
+    /// Adds a caller to a naming of the same session and paths that the intake does not
+    /// have yet. Returns the caller when there is none.
+    pub(in crate::daemon) fn join_naming(
+        &mut self,
+        row: SessionId,
+        uid: u32,
+        close_window: bool,
+        paths: &[StorePath],
+        caller: Caller,
+    ) -> Result<(), Caller> {
+        let equal = |naming: &&intake::Naming| {
+            naming.session == row && naming.close_window == close_window && naming.paths == paths
+        };
+        let waiting = self.queue.waiting_of(uid).find(equal).map(|naming| naming.token);
+        match waiting.and_then(|token| self.namings.get_mut(&token)) {
+            Some(naming) => {
+                naming.callers.push(caller);
+                Ok(())
+            }
+            None => Err(caller),
+        }
+    }
+
     /// Sends the intake the namings that it may have. `send` returns a naming that
     /// it could not send; that is tried again at [`Self::retry_at`].
     pub(in crate::daemon) fn send_namings(
@@ -195,8 +218,15 @@ impl Sessions {
 
     /// Takes the callers from namings where `which` is true. The namings stay.
     pub(in crate::daemon) fn take_callers(&mut self, which: impl Fn(&Caller) -> bool) -> Vec<Caller> {
-        let namings = self.namings.values_mut();
-        namings.filter_map(|naming| naming.caller.take_if(|caller| which(caller))).collect()
+        let mut tokens: Vec<u64> = self.namings.keys().copied().collect();
+        tokens.sort_unstable();
+        let mut taken = Vec::new();
+        for token in tokens {
+            if let Some(naming) = self.namings.get_mut(&token) {
+                taken.extend(naming.callers.extract_if(.., |caller| which(caller)));
+            }
+        }
+        taken
     }
 
     pub(in crate::daemon) fn add_waiter(&mut self, waiter: Waiter) {
@@ -212,15 +242,19 @@ impl Sessions {
         self.waiters.extract_if(.., |waiter| which(waiter)).collect()
     }
 
-    /// The waiters, without those whose caller has closed its connection.
-    pub(in crate::daemon) fn waiters(&mut self) -> impl Iterator<Item = &mut Waiter> {
+    /// Forgets the waiters whose callers have closed their connections.
+    pub(in crate::daemon) fn forget_gone_waiters(&mut self) {
         self.waiters.retain(|waiter| !waiter.responder.is_gone());
+    }
+
+    /// The waiters.
+    pub(in crate::daemon) fn waiters(&mut self) -> impl Iterator<Item = &mut Waiter> {
         self.waiters.iter_mut()
     }
 
     /// When the first caller's time is over.
     pub(in crate::daemon) fn next_deadline(&self) -> Option<Instant> {
-        let namings = self.namings.values().filter_map(|n| Some(n.caller.as_ref()?.deadline));
+        let namings = self.namings.values().flat_map(|n| n.callers.iter().map(|caller| caller.deadline));
         self.waiters.iter().map(|w| w.deadline).chain(namings).min()
     }
 }

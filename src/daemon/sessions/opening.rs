@@ -148,7 +148,6 @@ fn record(
         watch: None,
         warnings: Vec::new(),
         named: Vec::new(),
-        rounds: 0,
         incomplete: false,
     };
     Ok((session, process))

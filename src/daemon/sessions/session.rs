@@ -28,8 +28,6 @@ pub(in crate::daemon) struct Session {
     pub(in crate::daemon) warnings: Vec<String>,
     /// Paths that its job has named.
     pub(in crate::daemon) named: Vec<StorePath>,
-    /// Times that the cache was asked about its paths again, after uploads.
-    pub(in crate::daemon) rounds: u32,
     /// The intake has not finished its naming yet, and a caller was told so.
     pub(in crate::daemon) incomplete: bool,
 }
@@ -57,7 +55,6 @@ impl Session {
             watch: None,
             warnings: info.warnings,
             named: Vec::new(),
-            rounds: 0,
             incomplete: false,
         }
     }

@@ -71,7 +71,7 @@ pub(in crate::daemon) struct Naming {
     pub(in crate::daemon) row: SessionId,
     /// The user whose turn it takes.
     pub(in crate::daemon) uid: u32,
-    /// The caller that waits for it. `None` when the daemon itself asked, or when
-    /// the caller has been answered already.
-    pub(in crate::daemon) caller: Option<Caller>,
+    /// The callers that wait for it. None when the daemon itself asked, or when they have
+    /// been answered already.
+    pub(in crate::daemon) callers: Vec<Caller>,
 }

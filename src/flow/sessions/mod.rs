@@ -37,6 +37,8 @@ pub(crate) struct Tuning {
     pub(crate) grace: Duration,
     /// The same after a restart, when the job may still be looking for the daemon.
     pub(crate) restart_grace: Duration,
+    /// How often the cache is asked about the paths of a session before it is closed.
+    pub(crate) rounds: u32,
 }
 
 /// The bounds of the daemon.
@@ -48,6 +50,7 @@ pub(crate) const TUNING: Tuning = Tuning {
     namings_at_intake: 4,
     grace: Duration::from_secs(2),
     restart_grace: Duration::from_secs(10),
+    rounds: 8,
 };
 
 /// Where a session stands.
@@ -66,11 +69,15 @@ pub(crate) enum SessionState {
         namings: u32,
         /// Its job has not ended it.
         abandoned: bool,
+        /// Rounds of questions before this one.
+        round: u32,
     },
     /// All of its paths are known as pushes, and some may be unsettled.
     Settling {
         /// Its job has not ended it.
         abandoned: bool,
+        /// Rounds of questions before this one.
+        round: u32,
     },
     /// It is over.
     Closed,
@@ -81,17 +88,21 @@ pub(crate) enum SessionState {
 pub(crate) enum SessionEvent {
     /// Its job ends it, or names more paths. A naming begins.
     End,
+    /// Its job ends it in the same way as a naming that waits for the intake: that naming
+    /// is for both.
+    Join,
     /// Its anchor ended.
     AnchorGone,
     /// Its caller left before it learned the session's id, so nobody can end it.
     CallerGone,
     /// The intake finished a naming, or refused it.
     Named,
-    /// Its paths are to be asked for again, because some were uploaded since the cache
-    /// was asked: a naming begins.
-    Again,
     /// None of its pushes is unsettled.
-    Quiet,
+    Quiet {
+        /// Whether some were uploaded since the cache was asked about all of them: an
+        /// upload takes its time, and the answer is about this moment.
+        uploaded: bool,
+    },
     /// Time passed.
     Tick,
 }
@@ -109,6 +120,10 @@ pub(crate) enum SessionAction {
     Rejoined,
     /// Begin a naming without paths, which closes the window.
     Take,
+    /// Begin a naming of everything that its job has named: the cache is asked again.
+    Confirm,
+    /// Warn that the cache deletes its paths again and again.
+    WarnUnstable,
     /// Wait for its pushes: [`SessionEvent::Quiet`] follows.
     Flush,
     /// Record that it is over, and answer who waits.
@@ -123,18 +138,23 @@ pub(crate) enum SessionAction {
 pub(crate) struct SessionLife {
     state: SessionState,
     grace: Duration,
+    rounds: u32,
 }
 
 impl SessionLife {
+    fn new(tuning: &Tuning, state: SessionState) -> Self {
+        Self { state, grace: tuning.grace, rounds: tuning.rounds }
+    }
+
     /// Starts the life of a job's session that has been recorded as open.
     pub(crate) fn open(tuning: &Tuning) -> Self {
-        Self { state: SessionState::Open, grace: tuning.grace }
+        Self::new(tuning, SessionState::Open)
     }
 
     /// Starts the life of a session that has been recorded as draining, with one
     /// naming to come: a push, or a session that its job ends after it was closed.
     pub(crate) fn draining(tuning: &Tuning, abandoned: bool) -> Self {
-        Self { state: SessionState::Taking { namings: 1, abandoned }, grace: tuning.grace }
+        Self::new(tuning, SessionState::Taking { namings: 1, abandoned, round: 0 })
     }
 
     /// Continues the life of an open session after a restart. `orphaned`: its anchor
@@ -145,7 +165,7 @@ impl SessionLife {
         } else {
             SessionState::Open
         };
-        Self { state, grace: tuning.grace }
+        Self::new(tuning, state)
     }
 
     /// Returns whether its window is open.
@@ -174,63 +194,77 @@ impl SessionLife {
     ///
     /// ```text
     ///  start ──► Open ──── end, or the caller left ─────────► Taking ── last naming ──► Settling ── quiet ──► Closed
-    ///             │                                            ▲ ▲ ▲                       │
-    ///             │ anchor gone                                │ │ └── end, again ─────────┘
-    ///             ▼                                            │ │
-    ///          Orphaned ──── end, or grace over ───────────────┘ └── push, or end after it was closed
+    ///             │                                            ▲ ▲ ▲                       │  nothing uploaded,
+    ///             │ anchor gone                                │ │ │                       │  or the last round
+    ///             ▼                                            │ │ └── end ────────────────┤
+    ///          Orphaned ──── end, or grace over ───────────────┘ │     next round ─────────┘
+    ///                                                            └── push, or end after it was closed
     /// ```
+    ///
+    /// A round is one question about everything that the answer reports on. Another one
+    /// follows when a path was uploaded meanwhile.
     pub(crate) fn step(&mut self, event: SessionEvent, now: Mono) -> Vec<SessionAction> {
         use SessionAction as Action;
         use SessionEvent as Event;
         use SessionState as State;
+        let rejoined = |abandoned| if abandoned { vec![Action::Rejoined] } else { Vec::new() };
         let (state, actions) = match (self.state, event) {
             (State::Open | State::Orphaned { .. }, Event::End) => {
-                (State::Taking { namings: 1, abandoned: false }, vec![Action::Drain { abandoned: false }])
+                let state = State::Taking { namings: 1, abandoned: false, round: 0 };
+                (state, vec![Action::Drain { abandoned: false }])
             }
             (State::Open, Event::AnchorGone) => {
                 (State::Orphaned { until: now.after(self.grace) }, Vec::new())
             }
-            (State::Open, Event::CallerGone) => abandon(),
             (State::Orphaned { until }, Event::Tick) if until <= now => abandon(),
-            (State::Orphaned { .. }, Event::CallerGone) => abandon(),
-            (State::Taking { namings, abandoned }, Event::End) => (
-                State::Taking { namings: namings.saturating_add(1), abandoned: false },
-                if abandoned { vec![Action::Rejoined] } else { Vec::new() },
-            ),
-            (State::Taking { namings, abandoned }, Event::Named) if namings > 1 => {
-                (State::Taking { namings: namings - 1, abandoned }, Vec::new())
+            (State::Open | State::Orphaned { .. }, Event::CallerGone) => abandon(),
+            (State::Taking { namings, abandoned, round }, Event::End) => {
+                let namings = namings.saturating_add(1);
+                (State::Taking { namings, abandoned: false, round }, rejoined(abandoned))
             }
-            (State::Taking { abandoned, .. }, Event::Named) => {
-                (State::Settling { abandoned }, vec![Action::Flush])
+            (State::Taking { namings, abandoned, round }, Event::Join) => {
+                (State::Taking { namings, abandoned: false, round }, rejoined(abandoned))
             }
-            (State::Settling { abandoned }, Event::End) => (
-                State::Taking { namings: 1, abandoned: false },
-                if abandoned { vec![Action::Rejoined] } else { Vec::new() },
-            ),
-            (State::Settling { abandoned }, Event::Again) => {
-                (State::Taking { namings: 1, abandoned }, Vec::new())
+            (State::Taking { namings, abandoned, round }, Event::Named) if namings > 1 => {
+                (State::Taking { namings: namings - 1, abandoned, round }, Vec::new())
             }
-            (State::Settling { abandoned }, Event::Quiet) => {
-                (State::Closed, vec![Action::Close { abandoned }])
+            (State::Taking { abandoned, round, .. }, Event::Named) => {
+                (State::Settling { abandoned, round }, vec![Action::Flush])
             }
-            (State::Open, Event::Named | Event::Again | Event::Quiet | Event::Tick)
+            (State::Settling { abandoned, round }, Event::End) => {
+                (State::Taking { namings: 1, abandoned: false, round }, rejoined(abandoned))
+            }
+            (State::Settling { abandoned, round }, Event::Quiet { uploaded: true })
+                if round + 1 < self.rounds =>
+            {
+                let state = State::Taking { namings: 1, abandoned, round: round + 1 };
+                (state, vec![Action::Confirm])
+            }
+            (State::Settling { abandoned, .. }, Event::Quiet { uploaded }) => {
+                let close = Action::Close { abandoned };
+                (State::Closed, if uploaded { vec![Action::WarnUnstable, close] } else { vec![close] })
+            }
+            (State::Open, Event::Join | Event::Named | Event::Quiet { .. } | Event::Tick)
             | (
                 State::Orphaned { .. },
-                Event::AnchorGone | Event::Named | Event::Again | Event::Quiet | Event::Tick,
+                Event::Join | Event::AnchorGone | Event::Named | Event::Quiet { .. } | Event::Tick,
             )
             | (
                 State::Taking { .. },
-                Event::AnchorGone | Event::CallerGone | Event::Again | Event::Quiet | Event::Tick,
+                Event::AnchorGone | Event::CallerGone | Event::Quiet { .. } | Event::Tick,
             )
-            | (State::Settling { .. }, Event::AnchorGone | Event::CallerGone | Event::Named | Event::Tick)
+            | (
+                State::Settling { .. },
+                Event::Join | Event::AnchorGone | Event::CallerGone | Event::Named | Event::Tick,
+            )
             | (
                 State::Closed,
                 Event::End
+                | Event::Join
                 | Event::AnchorGone
                 | Event::CallerGone
                 | Event::Named
-                | Event::Again
-                | Event::Quiet
+                | Event::Quiet { .. }
                 | Event::Tick,
             ) => (self.state, Vec::new()),
         };
@@ -241,6 +275,6 @@ impl SessionLife {
 
 /// Ends a session without its job: the daemon takes in its paths.
 fn abandon() -> (SessionState, Vec<SessionAction>) {
-    let state = SessionState::Taking { namings: 1, abandoned: true };
+    let state = SessionState::Taking { namings: 1, abandoned: true, round: 0 };
     (state, vec![SessionAction::Drain { abandoned: true }, SessionAction::Take])
 }

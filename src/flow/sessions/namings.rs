@@ -39,6 +39,11 @@ impl<T> NamingQueue<T> {
         Ok(())
     }
 
+    /// Returns the namings of a user that wait, in order.
+    pub(crate) fn waiting_of(&self, uid: u32) -> impl Iterator<Item = &T> {
+        self.waiting.get(&uid).into_iter().flatten().map(|(_, naming)| naming)
+    }
+
     /// Removes and returns the next naming that the intake may have.
     pub(crate) fn next(&mut self) -> Option<(u32, T)> {
         if self.at_intake.len() >= self.tuning.namings_at_intake {

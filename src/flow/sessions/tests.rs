@@ -16,10 +16,11 @@ const TUNING: Tuning = Tuning {
     namings_at_intake: 2,
     grace: Duration::from_secs(2),
     restart_grace: Duration::from_secs(10),
+    rounds: 3,
 };
 const NOW: Mono = Mono(100_000);
 
-const STATES: [&str; 9] = [
+const STATES: [&str; 10] = [
     "open",
     "orphaned",
     "overdue",
@@ -28,6 +29,7 @@ const STATES: [&str; 9] = [
     "taking2",
     "settling",
     "settling abandoned",
+    "settling last",
     "closed",
 ];
 
@@ -37,36 +39,47 @@ fn state(name: &str) -> SessionState {
         "open" => SessionState::Open,
         "orphaned" => SessionState::Orphaned { until: Mono(NOW.0 + 1) },
         "overdue" => SessionState::Orphaned { until: NOW },
-        "taking2" => SessionState::Taking { namings: 2, abandoned },
-        "taking1" | "taking1 abandoned" => SessionState::Taking { namings: 1, abandoned },
-        "settling" | "settling abandoned" => SessionState::Settling { abandoned },
+        "taking2" => SessionState::Taking { namings: 2, abandoned, round: 0 },
+        "taking1" | "taking1 abandoned" => SessionState::Taking { namings: 1, abandoned, round: 0 },
+        "settling" | "settling abandoned" => SessionState::Settling { abandoned, round: 0 },
+        "settling last" => SessionState::Settling { abandoned, round: TUNING.rounds - 1 },
         "closed" => SessionState::Closed,
         other => panic!("{other}"),
     }
 }
 
 fn show(state: SessionState) -> String {
-    let suffix = |abandoned| if abandoned { " abandoned" } else { "" };
+    let suffix = |abandoned, round| {
+        let round = match round {
+            0 => String::new(),
+            last if last == TUNING.rounds - 1 => " last".to_owned(),
+            round => format!(" round{round}"),
+        };
+        format!("{}{round}", if abandoned { " abandoned" } else { "" })
+    };
     match state {
         SessionState::Open => "open".into(),
         SessionState::Orphaned { until } if until == NOW => "overdue".into(),
         SessionState::Orphaned { until } => format!("orphaned+{}", until.since(NOW).as_millis()),
-        SessionState::Taking { namings, abandoned } => format!("taking{namings}{}", suffix(abandoned)),
-        SessionState::Settling { abandoned } => format!("settling{}", suffix(abandoned)),
+        SessionState::Taking { namings, abandoned, round } => {
+            format!("taking{namings}{}", suffix(abandoned, round))
+        }
+        SessionState::Settling { abandoned, round } => format!("settling{}", suffix(abandoned, round)),
         SessionState::Closed => "closed".into(),
     }
 }
 
-fn events() -> [(&'static str, SessionEvent); 7] {
+fn events() -> [(&'static str, SessionEvent); 8] {
     use SessionEvent as Event;
     let all = [
         ("end", Event::End),
         ("anchor gone", Event::AnchorGone),
         ("caller gone", Event::CallerGone),
         ("named", Event::Named),
-        ("quiet", Event::Quiet),
+        ("quiet", Event::Quiet { uploaded: false }),
         ("tick", Event::Tick),
-        ("again", Event::Again),
+        ("uploaded", Event::Quiet { uploaded: true }),
+        ("join", Event::Join),
     ];
     // A new event must be added above.
     for (_, event) in all {
@@ -74,9 +87,9 @@ fn events() -> [(&'static str, SessionEvent); 7] {
             Event::End
             | Event::AnchorGone
             | Event::CallerGone
+            | Event::Join
             | Event::Named
-            | Event::Again
-            | Event::Quiet
+            | Event::Quiet { .. }
             | Event::Tick => {}
         }
     }
@@ -101,11 +114,15 @@ taking1 abandoned  | named       | settling abandoned | flush
 taking2            | end         | taking3            |
 taking2            | named       | taking1            |
 settling           | end         | taking1            |
-settling           | again       | taking1            |
+settling           | uploaded    | taking1 round1     | confirm
 settling           | quiet       | closed             | close
 settling abandoned | end         | taking1            | rejoined
-settling abandoned | again       | taking1 abandoned  |
+settling abandoned | uploaded    | taking1 abandoned round1 | confirm
 settling abandoned | quiet       | closed             | close abandoned
+settling last      | end         | taking1 last       |
+settling last      | uploaded    | closed             | unstable close
+settling last      | quiet       | closed             | close
+taking1 abandoned  | join        | taking1            | rejoined
 ";
 
 fn word(action: SessionAction) -> &'static str {
@@ -114,6 +131,8 @@ fn word(action: SessionAction) -> &'static str {
         SessionAction::Drain { abandoned: true } => "abandon",
         SessionAction::Rejoined => "rejoined",
         SessionAction::Take => "take",
+        SessionAction::Confirm => "confirm",
+        SessionAction::WarnUnstable => "unstable",
         SessionAction::Flush => "flush",
         SessionAction::Close { abandoned: false } => "close",
         SessionAction::Close { abandoned: true } => "close abandoned",
@@ -126,7 +145,7 @@ fn the_whole_table() {
         TABLE.trim().lines().map(|line| line.split('|').map(str::trim).collect()).collect();
     for from in STATES {
         for (what, event) in events() {
-            let mut life = SessionLife { state: state(from), grace: TUNING.grace };
+            let mut life = SessionLife::new(&TUNING, state(from));
             let before = show(life.state);
             let actions: Vec<_> = life.step(event, NOW).into_iter().map(word).collect();
             let row = rows.iter().position(|row| row[0] == from && row[1] == what).map(|at| rows.remove(at));
@@ -225,6 +244,7 @@ struct Model {
     ended: bool,
     abandoned: bool,
     namings: u32,
+    round: u32,
     orphan_until: Option<Mono>,
     closed: bool,
 }
@@ -235,13 +255,13 @@ proptest! {
     /// Random events and restarts: a session drains once, is closed once and only after
     /// every naming, and counts as abandoned if and only if its job never ended it.
     #[test]
-    fn random_events_agree_with_the_model(events in prop::collection::vec((0..8_usize, 0..3_000_u64), 0..60)) {
+    fn random_events_agree_with_the_model(events in prop::collection::vec((0..9_usize, 0..3_000_u64), 0..60)) {
         let mut life = SessionLife::open(&TUNING);
-        let mut model = Model { ended: false, abandoned: false, namings: 0, orphan_until: None, closed: false };
+        let mut model = Model { ended: false, abandoned: false, namings: 0, round: 0, orphan_until: None, closed: false };
         let mut now = Mono(0);
         for (event, later) in events {
             now = Mono(now.0 + later);
-            if event == 7 {
+            if event == 8 {
                 // A kill: the ledger has open, or draining with its mark, or closed.
                 if model.closed {
                     continue;
@@ -249,6 +269,7 @@ proptest! {
                 if model.ended {
                     life = SessionLife::draining(&TUNING, model.abandoned);
                     model.namings = 1;
+                    model.round = 0;
                 } else {
                     let orphaned = model.orphan_until.is_some();
                     life = SessionLife::restored(&TUNING, orphaned, now);
@@ -262,7 +283,9 @@ proptest! {
                 continue;
             }
             let open = !model.ended;
-            let expected_close = event == SessionEvent::Quiet && model.ended && model.namings == 0 && !model.closed;
+            let quiet = matches!(event, SessionEvent::Quiet { .. }) && model.ended && model.namings == 0 && !model.closed;
+            let again = quiet && event == SessionEvent::Quiet { uploaded: true } && model.round + 1 < TUNING.rounds;
+            let expected_close = quiet && !again;
             let abandons = open
                 && (event == SessionEvent::CallerGone
                     || (event == SessionEvent::Tick && model.orphan_until.is_some_and(|until| until <= now)));
@@ -275,9 +298,13 @@ proptest! {
                 SessionEvent::AnchorGone if open => {
                     model.orphan_until.get_or_insert(now.after(TUNING.grace));
                 }
-                SessionEvent::Again if model.ended && model.namings == 0 && !model.closed => model.namings = 1,
+                SessionEvent::Join if model.namings > 0 => model.abandoned = false,
                 SessionEvent::Named => model.namings -= 1,
                 _ => {}
+            }
+            if again {
+                model.namings = 1;
+                model.round += 1;
             }
             if abandons {
                 model.ended = true;
@@ -288,6 +315,7 @@ proptest! {
             let drains = actions.iter().filter(|action| matches!(action, SessionAction::Drain { .. })).count();
             prop_assert_eq!(drains, usize::from(open && model.ended), "{:?}", event);
             prop_assert_eq!(actions.contains(&SessionAction::Take), abandons);
+            prop_assert_eq!(actions.contains(&SessionAction::Confirm), again);
             let flush = event == SessionEvent::Named && model.namings == 0;
             prop_assert_eq!(actions.contains(&SessionAction::Flush), flush);
             let close = SessionAction::Close { abandoned: model.abandoned };

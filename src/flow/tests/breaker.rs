@@ -79,17 +79,7 @@ const TABLE: [Row; 7] = {
             "probing offline",
             SAME,
             [".", "."],
-            [
-                "open online",
-                OFF,
-                OFF,
-                REF,
-                "open offline",
-                "open offline",
-                "open offline",
-                "open offline",
-                OFF,
-            ],
+            ["open online", OFF, OFF, REF, "open online", "open online", "open online", "open online", OFF],
         ),
         (
             "refused probing",

@@ -80,11 +80,21 @@ fn what_a_cache_has_deleted_is_pending_again_for_live_sessions() {
     ledger.unconfirm(&[id]);
     let counts = |row| {
         let counts = ledger.summary(row).unwrap();
-        (counts.pushed, counts.already_cached, counts.pending)
+        (counts.pushed, counts.already_cached, counts.pending, counts.failed_total)
     };
-    assert_eq!([counts(maker), counts(needs), counts(over)], [(1, 0, 0), (0, 0, 1), (0, 1, 0)]);
+    let all = || [counts(maker), counts(needs), counts(over)];
+    assert_eq!(all(), [(0, 0, 1, 0), (0, 0, 1, 0), (0, 1, 0, 0)]);
     ledger.settle(id, to(PushState::Pushed));
-    assert_eq!([counts(maker), counts(needs), counts(over)], [(1, 0, 0), (1, 0, 0), (0, 1, 0)]);
+    assert_eq!(all(), [(1, 0, 0, 0), (0, 1, 0, 0), (0, 1, 0, 0)]);
+    // The cache has it without a second upload: who pushed it has pushed it.
+    ledger.unconfirm(&[id]);
+    ledger.settle(id, to(PushState::Cached));
+    assert_eq!(all(), [(1, 0, 0, 0), (0, 1, 0, 0), (0, 1, 0, 0)]);
+    // A second push that fails has failed, whatever the first one was.
+    ledger.unconfirm(&[id]);
+    ledger.settle(id, to(PushState::Failed));
+    assert_eq!(all(), [(0, 0, 0, 1), (0, 0, 0, 1), (0, 1, 0, 0)]);
+    assert_eq!(ledger.summary(maker).unwrap().bytes, 0);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Random operations against a model in memory: after each step the counts of every
 //! session and the state of every push agree.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
@@ -61,6 +61,8 @@ struct Model {
     pushes: BTreeMap<usize, (PushState, i64)>,
     /// By (session, push): evidence and outcome.
     belongs: BTreeMap<(usize, usize), (Evidence, Outcome)>,
+    /// What a session has pushed, and not only needed, as (session, push).
+    has_pushed: BTreeSet<(usize, usize)>,
     sessions: [Option<SessionState>; SESSIONS],
 }
 
@@ -94,12 +96,18 @@ impl Model {
                 PushState::Pending | PushState::Uploading => return,
                 PushState::Pushed if *evidence == Evidence::Closure && maker => Outcome::AlreadyCached,
                 PushState::Pushed => Outcome::Pushed,
+                PushState::Cached if self.has_pushed.contains(&(*s, push)) => Outcome::Pushed,
                 PushState::Cached => Outcome::AlreadyCached,
                 PushState::Upstream => Outcome::Upstream,
                 PushState::Failed => Outcome::Failed,
                 PushState::Skipped => Outcome::Skipped,
                 PushState::Collected => Outcome::Collected,
             };
+            match (state, outcome) {
+                (PushState::Pushed, Outcome::Pushed) => drop(self.has_pushed.insert((*s, push))),
+                (PushState::Pushed, _) => drop(self.has_pushed.remove(&(*s, push))),
+                _ => {}
+            }
             self.belongs.insert((*s, push), (*evidence, outcome));
         }
     }
@@ -111,7 +119,7 @@ impl Model {
         self.pushes.insert(push, (PushState::Pending, at));
         for s in 0..SESSIONS {
             let live = self.live(s);
-            if let Some((_, outcome @ (Outcome::AlreadyCached | Outcome::Upstream))) =
+            if let Some((_, outcome @ (Outcome::Pushed | Outcome::AlreadyCached | Outcome::Upstream))) =
                 self.belongs.get_mut(&(s, push))
                 && live
             {
@@ -150,7 +158,7 @@ impl Model {
                 .entry((s, push))
                 .and_modify(|(e, o)| {
                     *e = evidence.min(*e);
-                    if outcome == Outcome::Pending && *o != Outcome::Pushed {
+                    if outcome == Outcome::Pending {
                         *o = Outcome::Pending;
                     }
                 })

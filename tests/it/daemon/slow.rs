@@ -5,7 +5,9 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use crate::daemon::notify::Stopped;
-use crate::support::daemon::Daemon;
+use crate::support::daemon::MAX_WAIT;
+use crate::support::daemon::{Daemon, EMBEDDED, until};
+use crate::support::nix::PrivateNix;
 
 /// Takes a lease on the file in its first argument (F_SETLEASE in fcntl(2)): whoever
 /// opens the file waits until the lease is given back, for 45 s at most. Prints
@@ -95,5 +97,38 @@ fn status_answers_while_the_ledger_is_slow() {
     drop(stopped);
     let status = daemon.status();
     assert_eq!(status["sessions"][0]["session"], session.as_str(), "{status}");
+    daemon.stop();
+}
+
+#[test]
+fn status_answers_while_the_nix_database_is_slow() {
+    let nix = PrivateNix::new();
+    let db = nix.without_wal();
+    let mut daemon = Daemon::start(nix, EMBEDDED);
+    let session = daemon.session(&[]);
+    db.busy_timeout(MAX_WAIT).unwrap();
+    db.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    // An end, the start of a session, and a push: each reads the database.
+    let end =
+        |args: &[&str]| daemon.client(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let mut waiting = vec![end(&["session", "end", &session]), end(&["session", "end", &session])];
+    for _ in 0..4 {
+        waiting.push(end(&["session", "start"]));
+        waiting.push(end(&["push", "--wait", "/nix/store/0njnh3x9rb4hh40rpc0dwc3w75vjl545-x"]));
+    }
+    until("the intake is stuck", || {
+        daemon.status()["store"]["problem"].as_str().is_some_and(|problem| problem.contains("locked"))
+    });
+    // The lock is still held, by this test.
+    for _ in 0..4 {
+        assert_eq!(daemon.status()["cache"][0]["name"], "main");
+    }
+    assert!(waiting[0].try_wait().unwrap().is_none(), "the session has not been looked through");
+    db.execute_batch("ROLLBACK").unwrap();
+    for mut caller in waiting {
+        caller.wait().unwrap();
+    }
+    let summary = daemon.end(&session, &[]);
+    assert_eq!(summary["outcome"], "complete", "{summary}");
     daemon.stop();
 }
