@@ -17,7 +17,7 @@ use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -37,6 +37,17 @@ const FIRST_HEAD: Duration = Duration::from_secs(10);
 /// the connection. The head of a later request must arrive within this time too.
 const IDLE: Duration = Duration::from_secs(120);
 
+/// Time that a client may leave an answer waiting, without taking any of it, before a new connection may have
+/// its place.
+const SLOW: Duration = Duration::from_secs(10);
+
+/// Longest time that a client may leave an answer waiting without taking any of it. Longer than [`SLOW`], so
+/// that a client on a bad line is ended early only where others need its place.
+const STUCK: Duration = Duration::from_secs(120);
+
+/// Time between two looks for connections that are stuck, or that may give their place to a new one.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// Largest number of connections of one peer other than this host.
 const MOST_OF_A_PEER: usize = MOST_CONNECTIONS / 2;
 
@@ -50,8 +61,10 @@ const BREATH: Duration = Duration::from_millis(100);
 ///
 /// When the server, or one peer, has its largest number of connections, the server
 /// closes the connection that has waited longest for a request in favour of the new
-/// one. So idle connections keep no other out. If every connection has a request,
-/// new ones wait; a new one of a peer at its limit is closed.
+/// one; if there is none, the one whose client has taken nothing of its answer for
+/// the longest time, [`SLOW`] at least. So connections that ask or take nothing keep
+/// no other out. If the server works for every connection, new ones wait; a new one
+/// of a peer at its limit is closed.
 pub(super) async fn serve(listener: TcpListener, router: Router, shutdown: CancellationToken) {
     let connections = TaskTracker::new();
     let places = Arc::new(Semaphore::new(MOST_CONNECTIONS));
@@ -73,11 +86,7 @@ pub(super) async fn serve(listener: TcpListener, router: Router, shutdown: Cance
             crate::observe::detail!(peer = %peer, "built-in cache: a peer has too many connections");
             continue; // closes this one
         }
-        if places.available_permits() == 0 {
-            open.close_one(None);
-        }
-        let place = shutdown.run_until_cancelled(Arc::clone(&places).acquire_owned()).await;
-        let Some(Ok(place)) = place else { break };
+        let Some(place) = shutdown.run_until_cancelled(take_place(&places, &open)).await else { break };
         let entry = open.add(peer, cut_off.child_token());
         let (router, shutdown, open) = (router.clone(), shutdown.clone(), Arc::clone(&open));
         connections.spawn(async move {
@@ -99,6 +108,19 @@ pub(super) async fn serve(listener: TcpListener, router: Router, shutdown: Cance
     }
 }
 
+/// Waits for a place. Closes connections that ask or take nothing while there is none.
+async fn take_place(places: &Arc<Semaphore>, open: &Open) -> OwnedSemaphorePermit {
+    loop {
+        if places.available_permits() == 0 {
+            open.close_one(None);
+        }
+        // The semaphore is never closed.
+        if let Ok(Ok(place)) = tokio::time::timeout(LOOK, Arc::clone(places).acquire_owned()).await {
+            return place;
+        }
+    }
+}
+
 /// The open connections, oldest first.
 #[derive(Default)]
 struct Open(Mutex<Vec<Arc<Entry>>>);
@@ -107,15 +129,26 @@ struct Open(Mutex<Vec<Arc<Entry>>>);
 struct Entry {
     peer: IpAddr,
     end: CancellationToken,
-    requests: Mutex<Requests>,
+    state: Mutex<State>,
 }
 
-/// The state of a connection's requests.
-struct Requests {
-    /// Number of requests whose answer is not sent yet: 0 or 1.
-    under_way: usize,
-    any: bool,
-    idle_since: Instant,
+/// What a connection waits for.
+#[derive(Clone, Copy)]
+struct State {
+    turn: Turn,
+    /// Whether the head of a request has arrived.
+    any_request: bool,
+}
+
+/// Whose turn it is. HTTP/1 has one request at a time.
+#[derive(Clone, Copy)]
+enum Turn {
+    /// The client has no request under way since then.
+    Idle(Instant),
+    /// The server reads a request, or makes its answer.
+    Server,
+    /// The client has an answer to take, and has taken nothing of it since then.
+    Client(Instant),
 }
 
 impl Open {
@@ -124,8 +157,8 @@ impl Open {
     }
 
     fn add(&self, peer: IpAddr, end: CancellationToken) -> Arc<Entry> {
-        let requests = Mutex::new(Requests { under_way: 0, any: false, idle_since: Instant::now() });
-        let entry = Arc::new(Entry { peer, end, requests });
+        let state = Mutex::new(State { turn: Turn::Idle(Instant::now()), any_request: false });
+        let entry = Arc::new(Entry { peer, end, state });
         self.entries().push(Arc::clone(&entry));
         entry
     }
@@ -138,64 +171,80 @@ impl Open {
         self.entries().iter().filter(|entry| entry.peer == peer && !entry.end.is_cancelled()).count()
     }
 
-    /// Ends the connection (of `peer`, if given) that has waited longest for a request. Returns false if every
-    /// connection has a request.
+    /// Ends the connection (of `peer`, if given) that has waited longest for a request, else the one that has
+    /// waited longest, and at least [`SLOW`], for its client to take an answer. Returns false if there is neither.
     fn close_one(&self, peer: Option<IpAddr>) -> bool {
         let entries = self.entries();
-        let waiting = entries.iter().filter(|entry| peer.is_none_or(|peer| peer == entry.peer));
-        let waiting = waiting.filter(|entry| !entry.end.is_cancelled());
-        let idle = waiting.filter_map(|entry| Some((entry.idle_since()?, entry)));
-        let Some((_, entry)) = idle.min_by_key(|(since, _)| *since) else { return false };
+        let candidates = entries.iter().filter(|entry| peer.is_none_or(|peer| peer == entry.peer));
+        let candidates = candidates.filter(|entry| !entry.end.is_cancelled());
+        let waiting = candidates.filter_map(|entry| match entry.state().turn {
+            Turn::Idle(since) => Some(((0, since), entry)),
+            Turn::Client(since) if since.elapsed() >= SLOW => Some(((1, since), entry)),
+            Turn::Client(_) | Turn::Server => None,
+        });
+        let Some((_, entry)) = waiting.min_by_key(|(order, _)| *order) else { return false };
         entry.end.cancel();
         true
     }
 }
 
 impl Entry {
-    fn requests(&self) -> MutexGuard<'_, Requests> {
-        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Returns since when the connection has no request, or `None` while it has one.
-    fn idle_since(&self) -> Option<Instant> {
-        let requests = self.requests();
-        (requests.under_way == 0).then_some(requests.idle_since)
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn begin(self: &Arc<Self>) -> UnderWay {
-        let mut requests = self.requests();
-        requests.under_way += 1;
-        requests.any = true;
+        *self.state() = State { turn: Turn::Server, any_request: true };
         UnderWay(Arc::clone(self))
+    }
+
+    /// Returns whether the client has left the connection waiting for too long.
+    fn is_stuck(&self) -> bool {
+        match self.state().turn {
+            // The connection ends by itself after `IDLE`, unless its client does not take the end of an answer.
+            Turn::Idle(since) => since.elapsed() > IDLE + STUCK,
+            Turn::Client(since) => since.elapsed() > STUCK,
+            Turn::Server => false,
+        }
     }
 }
 
-/// Marks a request as running until its answer is sent or dropped.
+/// A request under way, until its answer is sent or dropped.
 struct UnderWay(Arc<Entry>);
+
+impl UnderWay {
+    fn turn(&self, turn: Turn) {
+        self.0.state().turn = turn;
+    }
+}
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        let mut requests = self.0.requests();
-        requests.under_way = requests.under_way.saturating_sub(1);
-        requests.idle_since = Instant::now();
+        self.turn(Turn::Idle(Instant::now()));
     }
 }
 
-/// An answer's body; the request counts as running until this is dropped.
+/// An answer's body; the request is under way until this is dropped.
 struct AnswerBody {
     body: axum::body::Body,
-    _under_way: UnderWay,
+    under_way: UnderWay,
 }
 
 impl Body for AnswerBody {
     type Data = Bytes;
     type Error = axum::Error;
 
+    /// The connection asks for a frame when the client has taken most of the one before.
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        self.under_way.turn(match &frame {
+            Poll::Ready(_) => Turn::Client(Instant::now()),
+            Poll::Pending => Turn::Server,
+        });
+        frame
     }
 
     fn is_end_stream(&self) -> bool {
@@ -214,7 +263,7 @@ async fn connection(stream: TcpStream, router: Router, shutdown: CancellationTok
         let (under_way, answer) = (entry.begin(), router.call(request));
         async move {
             let answer = answer.await?;
-            Ok::<_, Infallible>(answer.map(|body| AnswerBody { body, _under_way: under_way }))
+            Ok::<_, Infallible>(answer.map(|body| AnswerBody { body, under_way }))
         }
     });
     let mut connection = std::pin::pin!(
@@ -226,12 +275,19 @@ async fn connection(stream: TcpStream, router: Router, shutdown: CancellationTok
     );
     let mut first_head = std::pin::pin!(tokio::time::sleep(FIRST_HEAD));
     let mut looked = false;
+    let mut look = tokio::time::interval(STUCK / 4);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let ended = loop {
         tokio::select! {
             ended = connection.as_mut() => break ended,
             () = &mut first_head, if !looked => {
                 looked = true;
-                if !entry.requests().any {
+                if !entry.state().any_request {
+                    return;
+                }
+            }
+            _ = look.tick() => {
+                if entry.is_stuck() {
                     return;
                 }
             }
