@@ -317,6 +317,14 @@ in
         example = "[::]:8742";
         description = "Where the built-in cache serves Nix.";
       };
+      socket = mkOption {
+        type = types.bool;
+        default = false;
+        description = ''
+          Whether systemd holds the port from boot on: no other process can take it,
+          and a build that reads starts the daemon.
+        '';
+      };
       publicKey = mkOption {
         type = types.nullOr (types.strMatching "[^:[:space:]]+:[A-Za-z0-9+/]{43}=");
         default = null;
@@ -514,6 +522,14 @@ in
         services.flywheel.settings = {
           caches.${cfg.embedded.cache}.endpoints = lib.mkDefault "embedded";
           embedded.listen = cfg.embedded.listen;
+        };
+        systemd.sockets.flywheeld-cache = mkIf cfg.embedded.socket {
+          wantedBy = [ "sockets.target" ];
+          # The empty one takes the address of the unit away.
+          socketConfig.ListenStream = [
+            ""
+            cfg.embedded.listen
+          ];
         };
         networking.firewall.allowedTCPPorts = mkIf (cfg.openFirewall && !isLoopback) [ listenPort ];
         nix.settings = mkIf (cfg.embedded.publicKey != null) {

@@ -51,7 +51,7 @@ impl Cache {
             upstream_cache_key_names: Vec::new(),
         };
         std::fs::create_dir_all(dir).unwrap();
-        let running = runtime.block_on(embedded::start(settings, stop.clone())).unwrap();
+        let running = runtime.block_on(embedded::start(settings, None, stop.clone())).unwrap();
         Self { runtime, stop, running: Some(running), dir: dir.join("cache") }
     }
 

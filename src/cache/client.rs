@@ -11,6 +11,7 @@ use bytes::Bytes;
 use futures_util::Stream;
 use reqwest::RequestBuilder;
 use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
+use tokio::sync::watch;
 
 use super::body::{self, Failure, Stall, Watch};
 use super::discover::{Discovered, Discovery};
@@ -48,6 +49,9 @@ pub struct ClientSettings {
     /// Whether the client may send tokens to hosts that the server names (`api_endpoint`,
     /// `substituter_endpoint`) and that are in none of `endpoints`.
     pub trust_api_endpoint: bool,
+    /// Why the client must not send a request now. While there is a reason, every call fails with it, and
+    /// neither request nor token leaves the process.
+    pub hold: Option<watch::Receiver<Option<String>>>,
 }
 
 impl ClientSettings {
@@ -61,6 +65,7 @@ impl ClientSettings {
             stall_timeout: Duration::from_secs(60),
             user_agent: concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")).to_owned(),
             trust_api_endpoint: false,
+            hold: None,
         }
     }
 }
@@ -77,6 +82,7 @@ pub(super) struct Inner {
     pub(super) transport: Transport,
     pub(super) discovery: Discovery,
     trust_api_endpoint: bool,
+    hold: Option<watch::Receiver<Option<String>>>,
     source: TokenSource,
     token: RwLock<Option<Secret>>,
 }
@@ -114,6 +120,7 @@ impl CacheClient {
             transport: Transport::new(s.user_agent, s.connect_timeout, s.stall_timeout),
             discovery: Discovery::default(),
             trust_api_endpoint: s.trust_api_endpoint,
+            hold: s.hold,
             source: s.token,
             token: RwLock::new(None),
         })))
@@ -235,7 +242,11 @@ impl Inner {
         })
     }
 
+    /// Adds the token to a request. Every request goes through here, so that none is sent while `hold` forbids it.
     fn authorized(&self, request: RequestBuilder) -> Result<RequestBuilder, CacheError> {
+        if let Some(why) = self.hold.as_ref().and_then(|hold| hold.borrow().clone()) {
+            return Err(CacheError::new(ErrorClass::Unreachable, why));
+        }
         let Some(token) = self.token()? else { return Ok(request) };
         // The token contains only visible ASCII: `Secret` has checked that.
         let mut value = HeaderValue::from_str(&format!("Bearer {}", token.expose()))

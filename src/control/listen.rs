@@ -3,6 +3,7 @@
 
 use std::{
     io,
+    net::TcpListener,
     os::unix::{
         fs::{FileTypeExt, PermissionsExt},
         net::UnixListener as StdListener,
@@ -46,18 +47,31 @@ fn numbered(pid: Option<i32>) -> String {
     pid.map(|pid| format!(" (process {pid})")).unwrap_or_default()
 }
 
-/// The `FileDescriptorName=` by which the control socket is found when the service
-/// manager passes several sockets.
-const NAME: &str = "control";
+/// The `FileDescriptorName=` of the control socket.
+const CONTROL: &str = "control";
+/// The `FileDescriptorName=` of the built-in cache's socket.
+const CACHE: &str = "cache";
 
-/// Returns the socket that the service manager passes, if it passes one.
+/// The sockets that the service manager passes.
+#[derive(Debug, Default)]
+pub struct Passed {
+    /// The control socket.
+    pub control: Option<StdListener>,
+    /// The socket on which the built-in cache serves.
+    pub cache: Option<TcpListener>,
+}
+
+/// Returns the sockets that the service manager passes.
+///
+/// A socket named `cache` is the built-in cache's. Of the others, one named `control`
+/// is the control socket; a single one is it under any name.
 ///
 /// Removes the variables from the environment, so it must be called once, before
 /// any other thread exists.
-pub fn passed() -> Result<Option<StdListener>, BindError> {
+pub fn passed() -> Result<Passed, BindError> {
     match sd_notify::listen_fds() {
         // No socket is passed, or it is passed to another process.
-        Ok(fds) if fds.len() == 0 => return Ok(None),
+        Ok(fds) if fds.len() == 0 => return Ok(Passed::default()),
         Ok(_) => {}
         Err(e) => return Err(BindError::Passed(e.to_string())),
     }
@@ -65,21 +79,41 @@ pub fn passed() -> Result<Option<StdListener>, BindError> {
         Ok(named) => named.map(|(_, name)| name).collect(),
         Err(e) => return Err(BindError::Passed(e.to_string())),
     };
-    let which = match (names.len(), names.iter().position(|name| name == NAME)) {
-        (0, _) => return Ok(None),
-        (_, Some(which)) => which,
-        (1, None) => 0,
-        (n, None) => {
-            return Err(BindError::Passed(format!(
-                "there are {n} of them and none is called {NAME:?}: set FileDescriptorName={NAME} in its unit"
-            )));
+    let (control, cache) = assign(&names).map_err(BindError::Passed)?;
+    let mut fds = listenfd::ListenFd::from_env();
+    let unusable =
+        |name: &str, what: &str| BindError::Passed(format!("{name:?} {what}: set ListenStream= in its unit"));
+    let control = control.map(|at| match fds.take_unix_listener(at) {
+        Ok(Some(listener)) if sockopt::socket_acceptconn(&listener).unwrap_or(false) => Ok(listener),
+        Ok(_) => Err(unusable(&names[at], "does not listen")),
+        Err(e) => Err(unusable(&names[at], &format!("is not a socket with a path ({e})"))),
+    });
+    let cache = cache.map(|at| match fds.take_tcp_listener(at) {
+        Ok(Some(listener)) if sockopt::socket_acceptconn(&listener).unwrap_or(false) => Ok(listener),
+        Ok(_) => Err(unusable(&names[at], "does not listen")),
+        Err(e) => Err(unusable(&names[at], &format!("is not a TCP socket ({e})"))),
+    });
+    Ok(Passed { control: control.transpose()?, cache: cache.transpose()? })
+}
+
+/// Finds the position of the control socket and that of the built-in cache's socket.
+fn assign(names: &[String]) -> Result<(Option<usize>, Option<usize>), String> {
+    let position = |wanted: &str| names.iter().position(|name| name == wanted);
+    let cache = position(CACHE);
+    let others: Vec<usize> = (0..names.len()).filter(|at| Some(*at) != cache).collect();
+    let control = match (&others[..], position(CONTROL)) {
+        (_, Some(at)) => Some(at),
+        ([], None) => None,
+        ([only], None) => Some(*only),
+        (several, None) => {
+            return Err(format!(
+                "there are {} beside {CACHE:?} and none is called {CONTROL:?}: set \
+                 FileDescriptorName={CONTROL} in its unit",
+                several.len()
+            ));
         }
     };
-    match listenfd::ListenFd::from_env().take_unix_listener(which) {
-        Ok(Some(listener)) if sockopt::socket_acceptconn(&listener).unwrap_or(false) => Ok(Some(listener)),
-        Ok(_) => Err(BindError::Passed("it does not listen: set ListenStream= in its unit".to_owned())),
-        Err(e) => Err(BindError::Passed(format!("{e}: set ListenStream= with a path in its unit"))),
-    }
+    Ok((control, cache))
 }
 
 /// Listens on a path, with mode 0660. Replaces the socket of a daemon that has
@@ -118,4 +152,25 @@ pub fn bind(path: &Path) -> Result<StdListener, BindError> {
     std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o660)).map_err(io)?;
     std::fs::rename(&new, path).map_err(io)?;
     Ok(listener)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::assign;
+
+    #[test]
+    fn sockets_are_told_apart_by_their_names() {
+        for (names, expected) in [
+            (&[][..], Ok((None, None))),
+            (&["flywheeld.socket"], Ok((Some(0), None))),
+            (&["cache"], Ok((None, Some(0)))),
+            (&["flywheeld.socket", "cache"], Ok((Some(0), Some(1)))),
+            (&["cache", "control"], Ok((Some(1), Some(0)))),
+            (&["other", "control", "cache"], Ok((Some(1), Some(2)))),
+            (&["one", "two", "cache"], Err(())),
+        ] {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            assert_eq!(assign(&names).map_err(|_| ()), expected, "{names:?}");
+        }
+    }
 }

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::types::Heartbeat;
 
-pub use super::listen::{BindError, bind, passed};
+pub use super::listen::{BindError, Passed, bind, passed};
 pub use super::responder::{Answer, Responder};
 use super::{
     codec::{self, ClientHello, CodecError, MINIMUM, PROTOCOL, ServerHello},

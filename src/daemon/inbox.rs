@@ -55,6 +55,8 @@ pub(super) enum Input {
     AnchorGone(SessionId),
     /// A cache has another token now.
     TokenChanged(CacheId),
+    /// The built-in cache cannot listen on its address, or listens on it now.
+    BuiltInPort,
     /// A question to a cache was answered, or failed.
     Asked {
         /// The cache that was asked.

@@ -40,7 +40,6 @@ mod push;
 mod sessions;
 mod start;
 
-use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
@@ -49,8 +48,8 @@ use anyhow::{Result, bail};
 /// say so.
 pub use crate::attic::supervise;
 use crate::config::Settings;
-/// The socket that systemd passes under socket activation.
-pub use crate::control::server::passed;
+/// The sockets that systemd passes under socket activation.
+pub use crate::control::server::{Passed, passed};
 use crate::observe::event;
 #[cfg(any(fuzzing, test))]
 pub(crate) use caches::fuzz_netrc;
@@ -63,9 +62,9 @@ use start::{AtticClient, CacheSet, Ground, IntakeThread, Protection, SavedSessio
 /// Runs the daemon until a signal ends it. An error means that it could not start, or
 /// that a part it cannot do without has failed.
 ///
-/// `load` reads the configuration again for a reload. `passed` is the socket that
-/// systemd listens on for the daemon; without one the daemon makes its own.
-pub async fn run(settings: Settings, load: Load, passed: Option<UnixListener>) -> Result<()> {
+/// `load` reads the configuration again for a reload. `passed` are the sockets that
+/// systemd listens on for the daemon; the daemon makes those that are not passed.
+pub async fn run(settings: Settings, load: Load, passed: Passed) -> Result<()> {
     for warning in &settings.warnings {
         event!(CONFIG_WARNING, "{warning}");
     }
@@ -74,10 +73,10 @@ pub async fn run(settings: Settings, load: Load, passed: Option<UnixListener>) -
 
     let mut signals = Signals::listen()?;
     let ground = Ground::open(&settings)?;
-    let mut caches = CacheSet::start(&settings, &ground, out.clone()).await?;
+    let mut caches = CacheSet::start(&settings, &ground, passed.cache, out.clone()).await?;
     let sessions = SavedSessions::read(&ground, &caches)?;
     let protection = Protection::start(&settings, &ground)?;
-    let (socket, requests) = Socket::open(&settings, &ground, passed)?;
+    let (socket, requests) = Socket::open(&settings, &ground, passed.control)?;
     let client = AtticClient::start(&settings, &mut caches, out.clone());
     let intake =
         IntakeThread::start(&settings, &ground, &caches, &sessions, &protection, &client, out.clone())?;

@@ -2,6 +2,7 @@
 //! already, so a wrong order does not compile. Must not know what the parts do.
 
 use std::fs::DirBuilder;
+use std::net::TcpListener;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -110,10 +111,17 @@ pub(super) struct RunningCache {
 }
 
 impl CacheSet {
-    pub(super) async fn start(settings: &Settings, ground: &Ground, out: Sender<Input>) -> Result<Self> {
+    /// `passed` is the socket that systemd listens on for the built-in cache.
+    pub(super) async fn start(
+        settings: &Settings,
+        ground: &Ground,
+        passed: Option<TcpListener>,
+        out: Sender<Input>,
+    ) -> Result<Self> {
         let store = StoreReader::new(ground.nix_db(settings), ground.store_dir.clone());
         let closing = CancellationToken::new();
-        let running = caches::start_built_in(settings, &ground.store_dir, &closing).await?;
+        let running =
+            caches::start_built_in(settings, &ground.store_dir, passed, &closing, out.clone()).await?;
         let built_in = running.as_ref().map(BuiltIn::of);
         let caches = Caches::new(Connection::all(settings, built_in.as_ref())?);
         let transfers = Transfers::new(store, settings.push.max_rate, out);

@@ -14,20 +14,20 @@ pub(crate) mod fuzz;
 mod host;
 mod narinfo;
 mod nix;
+mod port;
 mod secrets;
 mod serve;
 mod upload;
 mod wire;
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener as StdListener};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::routing::{get, post, put};
-use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -36,6 +36,7 @@ use api::App;
 use cache_store::{CacheStore, Done};
 pub use error::EmbeddedError;
 use host::HostNames;
+use port::Port;
 use secrets::CacheKey;
 
 use crate::types::CacheName;
@@ -82,6 +83,8 @@ pub struct Settings {
 pub struct Running {
     /// The address that it listens on.
     pub addr: SocketAddr,
+    /// Why it does not listen yet, for example because another process has the port; `None` when it listens.
+    pub port_trouble: watch::Receiver<Option<String>>,
     /// The file of the token that may push and read.
     pub push_token_file: PathBuf,
     /// The file of the token that may only read.
@@ -99,20 +102,24 @@ struct Limits {
     stall: Duration,
 }
 
-/// Opens or makes the cache and serves it until `shutdown`. When this returns, the cache answers.
-pub async fn start(settings: Settings, shutdown: CancellationToken) -> Result<Running, EmbeddedError> {
+/// Opens or makes the cache and serves it until `shutdown`. When this returns, the cache answers, or
+/// `port_trouble` says why it does not: then it listens as soon as the address is free.
+///
+/// `passed` is a socket that listens already; without it the server listens on the address in the settings.
+pub async fn start(
+    settings: Settings,
+    passed: Option<StdListener>,
+    shutdown: CancellationToken,
+) -> Result<Running, EmbeddedError> {
     check(&settings)?;
-    let listener = TcpListener::bind(settings.listen)
-        .await
-        .map_err(|source| EmbeddedError::Listen { addr: settings.listen, source })?;
-    let addr =
-        listener.local_addr().map_err(|source| EmbeddedError::Listen { addr: settings.listen, source })?;
+    let port = Port::open(settings.listen, passed)?;
+    let (addr, port_trouble) = (port.addr(), port.trouble());
     let opened = tokio::task::spawn_blocking(move || open(settings, addr)).await;
     let (app, files, done) = opened.unwrap_or(Err(EmbeddedError::Writer))?;
     let public_keys = app.keys.iter().map(|(cache, key)| (cache.clone(), key.public())).collect();
-    let task = tokio::spawn(run(listener, Arc::new(app), done, shutdown));
+    let task = tokio::spawn(run(port, Arc::new(app), done, shutdown));
     let (push_token_file, pull_token_file) = files;
-    Ok(Running { addr, push_token_file, pull_token_file, public_keys, task })
+    Ok(Running { addr, port_trouble, push_token_file, pull_token_file, public_keys, task })
 }
 
 fn check(settings: &Settings) -> Result<(), EmbeddedError> {
@@ -165,7 +172,7 @@ fn open(settings: Settings, addr: SocketAddr) -> Result<(App, TokenFiles, Done),
 }
 
 async fn run(
-    listener: TcpListener,
+    port: Port,
     app: Arc<App>,
     mut done: Done,
     shutdown: CancellationToken,
@@ -174,7 +181,11 @@ async fn run(
     let stop = shutdown.child_token();
     let router = router(Arc::clone(&app));
     drop(app);
-    let mut serving = std::pin::pin!(serve::serve(listener, router, stop.clone()));
+    let mut serving = std::pin::pin!(async {
+        if let Some(listener) = stop.run_until_cancelled(port.listener()).await {
+            serve::serve(listener, router, stop.clone()).await;
+        }
+    });
     tokio::select! {
         () = &mut serving => {}
         _ = &mut done => {

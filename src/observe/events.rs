@@ -137,6 +137,8 @@ kinds! {
     TOKEN_EXPIRES = "712ea8a58fa045dc91a4bfa5aa085347", WARN, [cache, expires];
     /// The built-in cache serves requests.
     BUILT_IN_SERVES = "0c136ca053874958a174e309ccef67f8", INFO, [cache, address, public_key];
+    /// The built-in cache cannot listen on its address yet.
+    BUILT_IN_WAITS = "ac252cb8899a0a9ff8768d418dac08d7", WARN, [address, error];
     /// The built-in cache evicted paths to make room.
     BUILT_IN_EVICTED = "45c68fe3415f496098c0cc592c255017", DEBUG, [paths, bytes];
     /// Files of the built-in cache are missing.

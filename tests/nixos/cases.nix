@@ -151,6 +151,7 @@ in
           enable = true;
           cache = "local";
           listen = "[::]:9000";
+          socket = true;
           publicKey = key;
         };
         openFirewall = true;

@@ -59,6 +59,9 @@ impl Connection {
         let mut settings = ClientSettings::new(endpoints, CacheName::parse(&cache.cache)?, token.clone());
         settings.stall_timeout = cache.stall_timeout;
         settings.trust_api_endpoint = cache.trust_api_endpoint;
+        if let (Target::Embedded, Some(at)) = (&cache.target, built_in) {
+            settings.hold = Some(at.port_trouble().clone());
+        }
         let client = CacheClient::new(settings).with_context(|| format!("the cache {name}"))?;
         let login = CacheLogin { name: name.to_owned(), client, first_endpoint, token };
         Ok(Self { login, token_file })

@@ -35,7 +35,7 @@ use super::host::{Notify, Signal, Signals};
 use super::inbox::Input;
 use super::push::{Pushes, Transfers};
 use super::sessions::{Reports, Restored, Sessions};
-use crate::config::Settings;
+use crate::config::{Settings, Target};
 use crate::control::server::Incoming;
 use crate::daemon::intake::{Recheck, Work};
 use crate::flow::{Action, CacheLimits, Event, Flow, Purpose, SessionEvent};
@@ -242,6 +242,7 @@ impl Driver {
             }
             Input::Stuck(why) => self.parts.intake.set_stuck(why),
             Input::TokenChanged(cache) => self.step(Event::ProbeNow(cache)),
+            Input::BuiltInPort => self.probe_built_in(),
             Input::Named { token, invalid } => self.named(token, &invalid),
             Input::Cursor(cursor) => self.parts.intake.set_cursor(cursor),
             Input::Rechecked { cache, collected } => {
@@ -256,6 +257,17 @@ impl Driver {
             Input::Uploaded { push, result, took } => self.uploaded(push, result, took),
             Input::Probed(cache, result) => self.probed(cache, result),
             Input::Client => self.update_holds(),
+        }
+    }
+
+    /// Probes the caches that the built-in cache holds.
+    fn probe_built_in(&mut self) {
+        let configured = &self.parts.settings.caches;
+        let built_in =
+            |name: &str| configured.get(name).is_some_and(|cache| cache.target == Target::Embedded);
+        let caches = self.parts.caches.iter().filter(|cache| built_in(cache.name()));
+        for cache in caches.map(super::caches::Cache::id).collect::<Vec<_>>() {
+            self.step(Event::ProbeNow(cache));
         }
     }
 

@@ -43,6 +43,7 @@ impl Driver {
             .then(|| health.last_loss.unwrap_or_else(|| "the store is not watched".to_owned()));
         status.store.problem = parts.intake.stuck().map(str::to_owned).or(unwatched);
         status.store.cursor = parts.intake.cursor();
+        status.warnings.extend(parts.built_in.as_ref().and_then(|b| b.port_trouble().borrow().clone()));
         status.warnings.extend(parts.gc_roots.trouble());
         let protection = parts.gc_roots.protection();
         status.store.protected_bytes = protection.bytes;

@@ -3,7 +3,8 @@
 
 use serde_json::Value;
 
-use crate::support::daemon::{Daemon, EMBEDDED};
+use crate::support::cache::StandaloneCache;
+use crate::support::daemon::{Daemon, EMBEDDED, until};
 use crate::support::nix::PrivateNix;
 
 const TWO: &str = "default_cache = \"main\"\n[caches.main]\nendpoints = \"embedded\"\n\
@@ -31,6 +32,47 @@ fn a_session_goes_to_its_cache_and_the_rest_to_the_default() {
     let unknown = daemon.ctl(&["session", "start", "--cache", "nowhere"]);
     assert_eq!(unknown.code, 2, "{unknown:?}");
     assert!(unknown.err.contains("main, other"), "{unknown:?}");
+}
+
+/// Another process has the port of the built-in cache: that costs this cache, and nothing is sent to
+/// that process.
+#[test]
+fn a_port_that_is_taken_costs_that_cache_and_not_the_daemon() {
+    let stranger = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    stranger.set_nonblocking(true).unwrap();
+    let port = stranger.local_addr().unwrap();
+    let nix = PrivateNix::new();
+    let other = StandaloneCache::start(&nix, |_| ());
+    let config = format!(
+        "default_cache = \"own\"\n[caches.own]\nendpoints = \"embedded\"\n[caches.other]\nendpoints = [\"{}\"]\n\
+         cache = \"main\"\ntoken_file = \"{}\"\n[embedded]\nlisten = \"{port}\"\n[client]\nenable = false\n",
+        other.url(),
+        other.token_file().display()
+    );
+    let daemon = Daemon::start(nix, &config);
+    let path = daemon.nix.make("waits");
+    let pushed = daemon.json(&["push", "--wait", "--cache", "other", &path]);
+    assert_eq!(pushed["pushed"], 1, "{pushed}");
+    let own = |status: &Value| {
+        let caches = status["cache"].as_array().unwrap();
+        caches.iter().find(|cache| cache["name"] == "own").unwrap().clone()
+    };
+    until("the status says that the cache is away", || own(&daemon.status())["state"] == "offline");
+    let status = daemon.status();
+    let reason = own(&status)["reason"].as_str().unwrap().to_owned();
+    assert!(reason.contains(&port.to_string()) && reason.contains("flywheeld-cache.socket"), "{status}");
+    assert!(status["warnings"].to_string().contains(&port.to_string()), "{status}");
+    let doctor = daemon.ctl(&["doctor"]);
+    assert!(doctor.code == 3 && doctor.out.contains(&port.to_string()), "{doctor:?}");
+    daemon.assert_logged(1, "the daemon tries again until the address is free");
+    let refused = daemon.ctl(&["--json", "flush", "--timeout", "1s"]);
+    assert_eq!(refused.code, 4, "{refused:?}");
+    assert!(stranger.accept().is_err(), "no connection was made to the other process");
+    drop(stranger);
+    let summary = daemon.flush();
+    assert_eq!(summary["outcome"], "complete", "{summary}");
+    assert!(daemon.cache("own").has(&path));
+    assert_eq!(daemon.status()["warnings"], serde_json::json!([]));
 }
 
 #[test]

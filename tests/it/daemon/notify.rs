@@ -120,6 +120,35 @@ bind($s, sockaddr_un($path)) or die $!; listen($s, 128) if $type eq "stream";
 POSIX::dup2(fileno($s), 3); $ENV{LISTEN_PID} = $pid || $$; $ENV{LISTEN_FDS} = 1;
 $ENV{LISTEN_FDNAMES} = "flywheeld.socket"; exec @ARGV or die $!;"#;
 
+/// As [`PASS`], with a TCP socket for the built-in cache as file descriptor 4. Prints its port first.
+const PASS_TWO: &str = r#"use Socket; use POSIX (); $^F = 10;
+my $path = shift(@ARGV);
+socket(my $s, PF_UNIX, SOCK_STREAM, 0) or die $!;
+bind($s, sockaddr_un($path)) or die $!; listen($s, 128);
+socket(my $t, PF_INET, SOCK_STREAM, 0) or die $!;
+bind($t, pack_sockaddr_in(0, inet_aton("127.0.0.1"))) or die $!; listen($t, 128);
+my ($port) = unpack_sockaddr_in(getsockname($t));
+my ($a, $b) = (POSIX::dup(fileno($s)), POSIX::dup(fileno($t)));
+POSIX::dup2($a, 3); POSIX::dup2($b, 4); $ENV{LISTEN_PID} = $$; $ENV{LISTEN_FDS} = 2;
+$ENV{LISTEN_FDNAMES} = "flywheeld.socket:cache"; exec @ARGV or die $!;"#;
+
+/// The built-in cache serves on the passed socket; `listen` in the configuration does not count then.
+#[test]
+fn a_socket_for_the_built_in_cache_is_taken_over() {
+    let nix = PrivateNix::new();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let config = EMBEDDED.replace("127.0.0.1:0", &taken.local_addr().unwrap().to_string());
+    let mut daemon = Daemon::prepare(nix, &config);
+    let path = daemon.nix.path().join("passed");
+    daemon.wrapper = ["perl", "-e", PASS_TWO, path.to_str().unwrap()].map(str::to_owned).to_vec();
+    daemon.up();
+    let built = daemon.nix.make("passed");
+    let pushed = daemon.client(&["push", "--wait", &built]).env("FLYWHEEL_SOCKET", &path).output().unwrap();
+    assert!(pushed.status.success(), "{pushed:?}");
+    assert!(daemon.main().has(&built));
+    assert_ne!(daemon.main().address(), taken.local_addr().unwrap().to_string());
+}
+
 fn passed(kind: &str, pid: &str) -> (Daemon, PathBuf) {
     let mut daemon = Daemon::prepare(PrivateNix::new(), EMBEDDED);
     let path = daemon.nix.path().join("passed");

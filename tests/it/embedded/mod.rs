@@ -48,7 +48,7 @@ impl Server {
 
     async fn with(settings: Settings) -> Self {
         let shutdown = CancellationToken::new();
-        let running = start(settings, shutdown.clone()).await.unwrap();
+        let running = start(settings, None, shutdown.clone()).await.unwrap();
         Self { running, shutdown, client: client(), dir: None }
     }
 
@@ -114,6 +114,52 @@ async fn connections_that_ask_nothing_keep_nobody_out() {
     let answer = tokio::time::timeout(std::time::Duration::from_secs(8), answer).await;
     assert_eq!(answer.expect("an answer while 300 others hold connections").status(), 200);
     drop(silent);
+    server.stop().await;
+}
+
+/// 300 clients ask for a NAR and take nothing of it, so that the server has to wait for each.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readers_that_take_nothing_keep_nobody_out() {
+    use tokio::io::AsyncWriteExt as _;
+    let server = Server::start(|settings| settings.public = true).await;
+    let nar = noise(1, 6 << 20);
+    assert_eq!(server.upload(&info(&base(1), &[], &nar), nar).await.status(), 200);
+    let ask = format!("GET /main/nar/{}.nar HTTP/1.1\r\nHost: localhost\r\n\r\n", &base(1)[..32]);
+    let mut slow = Vec::new();
+    for _ in 0..256 {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let mut stream = socket.connect(server.running.addr).await.unwrap();
+        stream.write_all(ask.as_bytes()).await.unwrap();
+        // The answer has begun, so this connection has a place and does not only wait for a request.
+        stream.readable().await.unwrap();
+        slow.push(stream);
+    }
+    let fresh = client().get(server.url("/main/nix-cache-info")).send();
+    let answer = tokio::time::timeout(std::time::Duration::from_secs(90), fresh).await;
+    assert_eq!(answer.expect("an answer while 256 others take nothing").unwrap().status(), 200);
+    drop(slow);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_taken_port_is_listened_on_when_it_is_free() {
+    let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = other.local_addr().unwrap();
+    let mut server = Server::start(|settings| {
+        settings.public = true;
+        settings.listen = addr;
+    })
+    .await;
+    let why = server.running.port_trouble.borrow().clone().expect("it does not listen");
+    assert!(why.contains(&addr.to_string()) && why.contains("[embedded] listen"), "{why}");
+    drop(other);
+    server.running.port_trouble.wait_for(Option::is_none).await.unwrap();
+    assert_eq!(server.get("/main/nix-cache-info").await.status(), 200);
+    server.stop().await;
+    // One that never gets its port ends as well.
+    let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let server = Server::start(|settings| settings.listen = other.local_addr().unwrap()).await;
     server.stop().await;
 }
 

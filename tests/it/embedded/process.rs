@@ -18,7 +18,7 @@ async fn child() {
     let Some(dir) = std::env::var_os(CHILD).map(PathBuf::from) else { return };
     let mut wanted = settings(&dir, &["main"], true);
     wanted.dir = dir.join("disk/cache");
-    let running = start(wanted, CancellationToken::new()).await.unwrap();
+    let running = start(wanted, None, CancellationToken::new()).await.unwrap();
     eprintln!("serving {}", running.addr);
     running.task.await.unwrap().unwrap();
 }

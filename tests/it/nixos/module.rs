@@ -173,6 +173,9 @@ fn every_option_reaches_the_configuration() {
     assert_eq!(everything["sockets"]["flywheeld"]["socketConfig"]["SocketGroup"], "ci");
     let socket = &case("minimal")["sockets"]["flywheeld"];
     assert_eq!(*socket, serde_json::json!({"socketConfig": {}, "wantedBy": ["sockets.target"]}));
+    let cache_socket = &everything["sockets"]["flywheeld-cache"]["socketConfig"]["ListenStream"];
+    assert_eq!(strings(cache_socket), ["", "[::]:9000"]);
+    assert!(case("embedded-unknown")["sockets"]["flywheeld-cache"].is_null());
     assert_eq!(strings(&everything["nix"]["substituters"]), ["http://127.0.0.1:9000/local"]);
     assert_eq!(everything["nix"]["post-build-hook"], format!("{OURS}/lib/flywheel/flywheel-hook"));
     assert_eq!(case("private")["nix"]["netrc-file"], case("private")["configuration"]["nix"]["netrc"]);

@@ -163,7 +163,7 @@ impl StandaloneCache {
 
     fn up(&mut self) {
         self.shutdown = CancellationToken::new();
-        let start = embedded::start(self.settings.clone(), self.shutdown.clone());
+        let start = embedded::start(self.settings.clone(), None, self.shutdown.clone());
         let running = self.runtime.as_ref().unwrap().block_on(start).unwrap();
         self.settings.listen = running.addr;
         self.running = Some(running);

@@ -90,6 +90,27 @@ fn the_socket_unit_starts_the_daemon() {
     c.ok_as("job", "flywheelctl --strict status >/dev/null");
 }
 
+/// systemd holds the port of the built-in cache: nobody else can listen there while the daemon is
+/// stopped, and a reader starts it.
+#[test]
+fn the_socket_unit_of_the_built_in_cache_holds_its_port() {
+    let Some(c) = Container::installed() else { return };
+    assert_eq!(c.run("systemctl is-enabled flywheeld-cache.socket").out, "disabled\n");
+    let path = c.build_as("job", "held", "echo held > $out");
+    until("it is in the cache", || c.serves(8742, &path).then_some(()));
+    c.ok("systemctl stop flywheeld.socket flywheeld.service 2>/dev/null");
+    c.ok("systemctl enable --now flywheeld-cache.socket flywheeld.socket 2>/dev/null");
+    assert_eq!(c.run("systemctl is-active flywheeld.service").out, "inactive\n");
+    let stranger = "perl -MIO::Socket::INET -e 'exit !IO::Socket::INET->new(LocalAddr => \"127.0.0.1:8742\", Listen => 1)'";
+    assert_ne!(c.run_as("guest", stranger).code, 0, "the port is taken");
+    assert!(c.serves(8742, &path), "a reader starts the daemon");
+    assert_eq!(c.ok("systemctl is-active flywheeld.service"), "active");
+    // Both sockets were passed, and the daemon tells them apart.
+    c.ok_as("job", "flywheelctl --strict status >/dev/null");
+    let next = c.build_as("job", "next", "echo next > $out");
+    until("it is in the cache as well", || c.serves(8742, &next).then_some(()));
+}
+
 #[test]
 fn systemctl_reload_reports_the_result() {
     let Some(c) = Container::installed() else { return };
