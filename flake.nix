@@ -1,5 +1,5 @@
 {
-  description = "flywheel: streams every path Nix builds to an Attic binary cache, and tells CI jobs the truth about it";
+  description = "flywheel: streams every path Nix builds to an Attic binary cache, and reports to CI jobs what became of their paths";
 
   inputs.nixpkgs.url = "github:NixOS/nixpkgs/nixpkgs-unstable";
 
@@ -19,6 +19,7 @@
       packages = each (
         system: pkgs: {
           default = flywheel system;
+          book = pkgs.callPackage ./packaging/nix/book.nix { };
           flywheel = pkgs.callPackage ./packaging/nix/package.nix { };
         }
       );

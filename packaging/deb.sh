@@ -66,6 +66,8 @@ put 0644 systemd/flywheel.catalog usr/lib/systemd/catalog/flywheel.catalog
 
 # --- configuration, completions, manual, documentation ----------------------------
 put 0644 packaging/flywheel.toml etc/flywheel/flywheel.toml
+# Settings go here, so that the file above stays as it is and upgrades ask nothing.
+mkdir -p "$root/etc/flywheel/flywheel.toml.d"
 ctl=$binaries/flywheelctl
 "$ctl" completions bash | make usr/share/bash-completion/completions/flywheelctl
 "$ctl" completions zsh | make usr/share/zsh/vendor-completions/_flywheelctl
@@ -74,13 +76,14 @@ mkdir -p "$root/usr/share/man/man1" && "$ctl" man "$root/usr/share/man/man1"
 "$binaries/flywheeld" --man | make usr/share/man/man8/flywheeld.8
 packaging/debian/toml-man.sh packaging/flywheel.toml | make usr/share/man/man5/flywheel.toml.5
 put 0644 packaging/debian/copyright usr/share/doc/flywheel/copyright
-put 0644 README.md usr/share/doc/flywheel/README.md
+# The README's links lead to the same places as in the sources, so nothing of it is compressed.
+packaging/pages.sh "$doc"
 put 0644 systemd/notify-reload.conf usr/share/doc/flywheel/examples/notify-reload.conf
-mkdir -p "$doc/examples" && cp -r packaging/ci "$doc/examples/ci"
-find "$doc/examples" -type f -name '*.sh' -exec chmod 0755 {} +
-printf 'flywheel (%s) unstable; urgency=medium\n\n  * Version %s. What is new: CHANGELOG.md of the sources.\n\n -- %s  %s\n' \
+ln -s ../packaging/ci "$doc/examples/ci"
+chmod -R u=rwX,go=rX "$doc"
+printf 'flywheel (%s) unstable; urgency=medium\n\n  * Version %s. What is new: /usr/share/doc/flywheel/CHANGELOG.md\n\n -- %s  %s\n' \
     "$version" "$version" "$maintainer" "$(date -u -R -d "@$when")" | make usr/share/doc/flywheel/changelog
-gzip -9n "$doc/changelog" "$doc/README.md" "$root"/usr/share/man/man?/*
+gzip -9n "$doc/changelog" "$root"/usr/share/man/man?/*
 
 # --- control ----------------------------------------------------------------------
 mkdir -p "$root/DEBIAN" "$work/debian"
@@ -100,7 +103,7 @@ Installed-Size: $(du -sk --apparent-size --exclude=DEBIAN "$root" | cut -f1)
 Description: streams every path Nix builds to an Attic binary cache
  One service per CI host that pushes every path Nix builds to an Attic binary
  cache while the build is still running, keeps its queue on disk, holds the push
- token itself, and tells each job the truth about its own paths.
+ token itself, and reports to each job what became of its paths.
  .
  Jobs of GitLab, GitHub, Gitea, Forgejo, Buildkite and Jenkins runners open and
  close a session with flywheelctl.

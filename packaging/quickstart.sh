@@ -9,7 +9,9 @@
 # Everything happens in a private store below a temporary directory, with the
 # built-in cache on a loopback port; nothing of the host is touched, and all of
 # it is removed at the end. The exit status is 0 only if everything happened as described.
-# Usage: packaging/quickstart.sh      (KEEP=1 keeps the directory)
+# Usage: packaging/quickstart.sh
+#   KEEP=1                  keeps the temporary directory
+#   FLYWHEEL_BIN=DIRECTORY  uses the flywheeld and flywheelctl there, and compiles nothing
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 
@@ -37,12 +39,33 @@ if ! has nix-build; then
     fi
 fi
 
-# FLYWHEEL_BIN: a directory with flywheeld and flywheelctl that are built already.
+# An installed copy of this script uses the installed programs.
+[ -f Cargo.toml ] || FLYWHEEL_BIN=${FLYWHEEL_BIN:-$(dirname "$(command -v flywheeld)")}
+
+# How to get a new enough Rust on this system. Debian 12 has none.
+rust_help() {
+    local id=
+    [ ! -r /etc/os-release ] || id=$(. /etc/os-release 2>/dev/null && echo "$ID ${VERSION_ID:-}")
+    case $id in
+        fedora* | arch*) echo "    $([ "${id%% *}" = fedora ] && echo "dnf install" || echo "pacman -S") cargo gcc" ;;
+        "debian 13"* | "ubuntu 24.04"* | "ubuntu 25"* | "ubuntu 26"*)
+            echo "    apt-get install rustup build-essential && rustup default stable" ;;
+        *) echo "    curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh     (see https://rustup.rs)" ;;
+    esac
+    echo "With programs that are built already: FLYWHEEL_BIN=DIRECTORY packaging/quickstart.sh"
+}
+
 if [ -z "${FLYWHEEL_BIN:-}" ]; then
-    has cargo || die "cargo is missing. Install Rust: https://rustup.rs"
-    has cc || die "a C compiler is missing. On Debian or Ubuntu: sudo apt-get install build-essential"
-    say "Building flywheel"
-    cargo build --release --locked --quiet || die "the build failed"
+    needed=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' Cargo.toml)
+    { has cargo && has rustc; } || die "cargo is missing. flywheel needs Rust $needed or newer:
+$(rust_help)"
+    found=$(rustc --version | cut -d' ' -f2)
+    [ "$(printf '%s\n' "$needed" "$found" | sort -V | head -n 1)" = "$needed" ] ||
+        die "Rust $found is too old: flywheel needs Rust $needed or newer. With rustup: rustup update stable. Without it:
+$(rust_help)"
+    has cc || die "a C compiler is missing. On Debian or Ubuntu: apt-get install build-essential; on Fedora: dnf install gcc"
+    say "Building flywheel (a few minutes the first time)"
+    cargo build --release --locked || die "the build failed: cargo's messages above give the reason"
     FLYWHEEL_BIN=$(cargo metadata --locked --no-deps --format-version 1 |
         sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/release
 fi

@@ -12,6 +12,8 @@ let
     name: tools: command:
     flywheel.overrideAttrs (old: {
       pname = "flywheel-${name}";
+      # The tests also read the documents.
+      src = everything;
       nativeBuildInputs = old.nativeBuildInputs ++ tools;
       dontBuild = true;
       doCheck = true;
@@ -24,6 +26,10 @@ let
       postInstall = "";
       dontFixup = true;
     });
+  everything = lib.fileset.toSource {
+    root = ../..;
+    fileset = lib.fileset.fileFilter (_: true) ../..;
+  };
   nixFiles = lib.fileset.toSource {
     root = ../..;
     fileset = lib.fileset.fileFilter (file: file.hasExt "nix") ../..;
@@ -45,6 +51,8 @@ let
 in
 {
   package = flywheel;
+
+  book = pkgs.callPackage ./book.nix { };
 
   # Those of tests/it that need no builds of Nix and no host.
   tests = cargo "tests" [ pkgs.cargo-nextest ] ''

@@ -7,6 +7,7 @@
   clippy,
   dbus,
   git,
+  mdbook,
   nginx,
   nix,
   nodejs,
@@ -27,6 +28,7 @@ mkShell {
     clippy
     dbus
     git
+    mdbook
     nginx
     nix
     nodejs

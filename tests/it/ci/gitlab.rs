@@ -7,6 +7,7 @@ use std::process::Command;
 
 use crate::support::ci::{Job, expression, text};
 use crate::support::daemon::{CommandResult, Daemon};
+use crate::support::documents::blocks;
 
 /// Newer versions need a newer Node; tests/run.sh has the same number.
 const VERSION: &str = "4.61.0";
@@ -29,10 +30,15 @@ fn runner() -> Option<PathBuf> {
 
 /// The copied file with jobs below it, in a git repository with an origin.
 fn repository(daemon: &Daemon, jobs: &str) -> Job {
+    project(daemon, &format!("{}\n{jobs}", text("gitlab-ci.yml")))
+}
+
+/// A git repository with an origin and this pipeline.
+fn project(daemon: &Daemon, pipeline: &str) -> Job {
     let mut job = Job::on(daemon, &[]);
     let dir = job.dir.join("project");
     fs::create_dir(&dir).unwrap();
-    fs::write(dir.join(".gitlab-ci.yml"), format!("{}\n{jobs}", text("gitlab-ci.yml"))).unwrap();
+    fs::write(dir.join(".gitlab-ci.yml"), pipeline).unwrap();
     job.dir = dir;
     for args in [
         &["init", "-q"][..],
@@ -117,4 +123,18 @@ fn two_jobs_at_once() {
         assert_eq!((&session["pending"], &session["failed"]), (&0.into(), &0.into()), "{session}");
     }
     assert_eq!(daemon.main().all().len(), 5);
+}
+
+/// The lines that the README shows, copied above a job.
+#[test]
+fn the_pipeline_of_the_readme() {
+    let Some(runner) = runner() else { return };
+    let daemon = Daemon::embedded();
+    let shown = blocks("README.md", "yaml").remove(0);
+    let job = project(&daemon, &format!("{shown}\ngood:\n  script:\n    - nix-build good.nix\n"));
+    expression(&job.dir, "good", 3);
+    let said = pipeline(&job, &runner, &["good"]);
+    assert_eq!(said.code, 0, "{said:?}");
+    pushed(&said, "good", 3);
+    assert_eq!(daemon.main().all().len(), 3);
 }

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::support::documents::blocks;
+
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -103,5 +105,45 @@ fn the_book_is_complete_and_closed() {
         for (file, _) in links(&text) {
             assert!(!file.starts_with(".."), "{name} links to {file}, which is not part of the book");
         }
+    }
+}
+
+/// The commands that the README shows, and the tests that run them as they are written.
+const RUN: [(&str, &str); 7] = [
+    ("packaging/quickstart.sh", "quickstart::the_quick_start_prints_what_the_readme_shows"),
+    // It runs this test, so no test runs it.
+    ("tests/run.sh", ""),
+    // systemd::readme has it make the package outside of the container, which has no Rust.
+    ("packaging/deb.sh", "systemd::readme::the_package_is_installed_as_the_readme_says"),
+    (
+        "apt install ./target/debian/flywheel_*.deb",
+        "systemd::readme::the_package_is_installed_as_the_readme_says",
+    ),
+    (
+        "install -D -m 0600 /dev/stdin /etc/credstore/attic-token",
+        "systemd::readme::the_package_is_installed_as_the_readme_says",
+    ),
+    (
+        "printf '[caches.main]\\nendpoints = [\"https://attic.example.com\"]\\n' >/etc/flywheel/flywheel.toml.d/main.toml",
+        "systemd::readme::the_package_is_installed_as_the_readme_says",
+    ),
+    (
+        "systemctl restart flywheeld && usermod -aG flywheel gitlab-runner",
+        "systemd::readme::the_package_is_installed_as_the_readme_says",
+    ),
+];
+
+/// Each command of the README has a test, and each of these tests exists.
+#[test]
+fn every_command_of_the_readme_is_run() {
+    let shown = blocks("README.md", "sh").concat();
+    let shown: BTreeSet<&str> = shown.lines().collect();
+    let tested: BTreeSet<&str> = RUN.iter().map(|(command, _)| *command).collect();
+    assert_eq!(shown, tested);
+    for (command, test) in RUN.iter().filter(|(_, test)| !test.is_empty()) {
+        let (module, function) = test.rsplit_once("::").unwrap();
+        let file = root().join("tests/it").join(module.replace("::", "/")).with_extension("rs");
+        let text = fs::read_to_string(file).unwrap();
+        assert!(text.contains(&format!("fn {function}(")), "{command}: there is no test {test}");
     }
 }

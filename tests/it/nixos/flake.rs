@@ -132,12 +132,12 @@ fn the_flake_has_what_it_should() {
         ["apps", "checks", "devShells", "formatter", "nixosModules", "overlays", "packages"]
     );
     for system in ["x86_64-linux", "aarch64-linux"] {
-        assert_eq!(names(&shown["packages"][system]), ["default", "flywheel"]);
+        assert_eq!(names(&shown["packages"][system]), ["book", "default", "flywheel"]);
         assert_eq!(names(&shown["apps"][system]), ["default"]);
         assert_eq!(names(&shown["devShells"][system]), ["default"]);
         assert_eq!(
             names(&shown["checks"][system]),
-            ["clippy", "format", "format-rust", "module", "package", "tests", "vm"]
+            ["book", "clippy", "format", "format-rust", "module", "package", "tests", "vm"]
         );
         assert_eq!(shown["formatter"][system]["type"], "derivation");
         let version = format!("flywheel-{}", env!("CARGO_PKG_VERSION"));
@@ -188,7 +188,9 @@ fn the_development_shell_has_what_the_checks_use() {
         };
         assert!(shell.contains(&format!("\n    {package}\n")), "packaging/nix/shell.nix lacks {command}");
     }
-    for tool in ["cargo-nextest", "cargo-deny", "rustfmt", "clippy", "shellcheck", "rsync", "nodejs"] {
+    for tool in
+        ["cargo-nextest", "cargo-deny", "mdbook", "rustfmt", "clippy", "shellcheck", "rsync", "nodejs"]
+    {
         assert!(shell.contains(&format!("\n    {tool}\n")), "packaging/nix/shell.nix lacks {tool}");
     }
 }

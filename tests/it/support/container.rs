@@ -58,7 +58,8 @@ pub fn package() -> PathBuf {
     let lock = fs::File::create(target.join("package.lock")).unwrap();
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
     let made = target.join("package.path");
-    let inputs = ["packaging", "systemd", "README.md", "Cargo.toml"].map(|p| sources.join(p));
+    let inputs = ["packaging", "systemd", "docs", "README.md", "CHANGELOG.md", "SECURITY.md", "Cargo.toml"]
+        .map(|p| sources.join(p));
     let programs_changed = ["flywheeld", "flywheelctl"].map(|p| changed(&programs.join(p)));
     let newest = inputs.iter().map(|p| changed(p)).chain(programs_changed).max().unwrap();
     if !fs::metadata(&made).is_ok_and(|m| m.modified().unwrap() > newest) {

@@ -6,6 +6,7 @@ pub mod ci;
 pub mod container;
 pub mod daemon;
 pub mod disk;
+pub mod documents;
 pub mod journald;
 pub mod logind;
 pub mod multiuser;

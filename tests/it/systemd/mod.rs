@@ -3,5 +3,6 @@
 mod credential;
 mod journald;
 mod package;
+mod readme;
 mod sandbox;
 mod supervision;

@@ -72,6 +72,7 @@
               "gnugrep"
               "gnused"
               "installShellFiles"
+              "mdbook"
               "nginx"
               "nix"
               "nixfmt"
@@ -91,6 +92,11 @@
                 hostPlatform = { inherit system; };
                 buildPlatform.canExecute = _: true;
               };
+              stdenvNoCC.mkDerivation =
+                attrs:
+                builtins.deepSeq [ attrs.src attrs.buildPhase attrs.installPhase ] (
+                  thing "${attrs.pname}-${attrs.version}" { }
+                );
               rustPlatform.buildRustPackage =
                 attrs:
                 builtins.deepSeq [ attrs.src attrs.postInstall (named attrs) ] (
