@@ -19,6 +19,16 @@ pub enum Installable {
     Program(PathBuf),
 }
 
+impl std::fmt::Display for Installable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Flake(reference) => f.write_str(reference),
+            Self::Store { path, program } => write!(f, "{}", path.join(program).display()),
+            Self::Program(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
 /// The program's path, relative to its package.
 const PROGRAM: &str = "bin/attic";
 

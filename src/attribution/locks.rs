@@ -53,7 +53,8 @@ pub(super) fn device(proc: &Proc, dir: &Path) -> Option<(u32, u32)> {
         event!(
             LOCKS_BY_STAT,
             path = %dir.display(),
-            "the mount of the store directory is not in /proc/self/mountinfo: locks are matched by the device that stat(2) reports; if it is another one, makers of paths stay unknown"
+            "the mount of {} is not in /proc/self/mountinfo: locks are matched by the device that stat(2) reports; if it is another one, makers of paths stay unknown",
+            dir.display()
         );
     });
     Some((rustix::fs::major(device), rustix::fs::minor(device)))

@@ -317,7 +317,7 @@ impl Inner {
         S: Stream<Item = io::Result<Bytes>> + Send + 'static,
     {
         let base = self.locate().await?;
-        let doing = format!("uploading {} to {base}", info.store_path);
+        let doing = format!("the upload to {base}");
         let json = serde_json::to_vec(info).map_err(|e| unwritable(&e))?;
         let mut request = self.transport.client(&base)?.put(base.api("upload-path")?);
         // The client sends both header names: celler, a fork of Attic, has the same API with its own header
@@ -395,8 +395,9 @@ impl Inner {
 }
 
 fn mismatch(doing: &str, how: &str) -> CacheError {
-    let message =
-        format!("{doing}: its NAR is {how} than what Nix registered; `nix-store --verify-path` tells more");
+    let message = format!(
+        "{doing}: the path's NAR is {how} than what Nix registered; `nix-store --verify-path` tells more"
+    );
     CacheError::new(ErrorClass::Mismatch, message)
 }
 

@@ -116,7 +116,7 @@ impl Inner {
             match self.settle(base.clone()).await {
                 Ok((endpoint, discovered)) => {
                     if remembered.as_ref() != Some(&endpoint) {
-                        crate::observe::event!(ENDPOINT_CHOSEN, cache = %self.cache, endpoint = %endpoint, "the cache answers");
+                        crate::observe::event!(ENDPOINT_CHOSEN, cache = %self.cache, endpoint = %endpoint, "cache {} answers at {endpoint}", self.cache);
                     }
                     let mut known = self.discovery.known();
                     known.current = Some((endpoint.clone(), discovered.clone()));
@@ -164,7 +164,7 @@ impl Inner {
             return Ok(here(Some(why)));
         }
         let refuse = |why: String| {
-            crate::observe::event!(ENDPOINT_FALLBACK, cache = %self.cache, endpoint = %base, error = why, "the configured address is used");
+            crate::observe::event!(ENDPOINT_FALLBACK, cache = %self.cache, endpoint = %base, error = why, "cache {} is reached at {base}, as configured, and not at the API endpoint that the server names: {why}", self.cache);
             self.discovery.known().refused = Some((named.clone(), Instant::now(), why.clone()));
             Ok(here(Some(why)))
         };

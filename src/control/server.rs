@@ -121,7 +121,7 @@ async fn accept(listener: UnixListener, shared: Arc<Shared>, beat: Heartbeat) {
             () = beat.asked() => {}
             Some(ended) = open.join_next() => {
                 if let Err(e) = ended {
-                    event!(CONTROL_FAULT, error = %e, "a control connection failed");
+                    event!(CONTROL_FAULT, error = %e, "a connection to the control socket failed: {e}");
                 }
             }
             accepted = listener.accept() => match accepted {
@@ -131,7 +131,7 @@ async fn accept(listener: UnixListener, shared: Arc<Shared>, beat: Heartbeat) {
                 }
                 Err(e) => {
                     // After EMFILE and the like a file must be closed first, so the loop pauses.
-                    event!(ACCEPT_FAILED, error = %e, "cannot accept a control connection; trying again in {pause:?}");
+                    event!(ACCEPT_FAILED, error = %e, "a connection to the control socket cannot be accepted ({e}); the next try is in {} ms", pause.as_millis());
                     tokio::select! {
                         () = shared.shutdown.cancelled() => break,
                         () = sleep(pause) => pause = (pause * 2).min(Duration::from_secs(1)),
@@ -150,7 +150,7 @@ fn admit(stream: UnixStream, limit: &Arc<ConnectionLimit>, shared: &Arc<Shared>,
     let peer = match stream.peer_cred() {
         Ok(c) => Peer { pid: c.pid(), uid: c.uid(), gid: c.gid() },
         Err(e) => {
-            return event!(CALLER_REFUSED, error = %e, "a connection was closed: the kernel reports no credentials of its caller");
+            return event!(CALLER_REFUSED, error = %e, "a connection was closed, because the kernel does not report who the caller is: {e}");
         }
     };
     match limit.take(peer.uid) {

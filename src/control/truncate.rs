@@ -1,17 +1,26 @@
 //! Shortens replies so that each fits into one frame, however large the daemon's
 //! state is. Lists and free text are cut; totals stay true. Must not know any
-//! other room.
+//! other room but `types`.
 
 use super::messages::{
     ClientInfo, ClientStatus, Failed, MAX_ASKED, MAX_ENTRIES, MAX_FAILED, MAX_PATH, MAX_TEXT, PathStory,
     Reply, SessionEntry, Status, Summary,
 };
+use crate::types::shorten;
 
-/// Shortens free text to [`MAX_TEXT`] bytes; a `…` at its end shows that something is missing.
+/// Shortens free text to [`MAX_TEXT`] bytes. Its end stays, which says what to do; a `…`
+/// shows that something is missing.
 fn text(s: &mut String) {
-    cut(s, MAX_TEXT);
+    shorten_to(s, MAX_TEXT);
 }
 
+fn shorten_to(s: &mut String, most: u32) {
+    if s.len() > most as usize {
+        *s = shorten(s, most as usize);
+    }
+}
+
+/// Shortens a name or a path at its end.
 fn cut(s: &mut String, most: u32) {
     let most = most as usize;
     if s.len() > most {
@@ -153,7 +162,7 @@ pub(super) fn truncated(mut reply: Reply) -> Reply {
             stories.truncate(MAX_STORIES);
             stories.iter_mut().for_each(|s| story(s, most));
         }
-        Reply::Done { message } | Reply::Error { message, .. } => cut(message, 4 * MAX_TEXT),
+        Reply::Done { message } | Reply::Error { message, .. } => shorten_to(message, 4 * MAX_TEXT),
     }
     reply
 }

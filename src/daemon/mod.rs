@@ -100,11 +100,11 @@ pub async fn run(settings: Settings, load: Load, passed: Passed) -> Result<()> {
 /// Logs how the daemon ended. An error when a part has failed.
 fn report(ended: Ended) -> Result<()> {
     match ended {
-        Ended::Drained => event!(STOPPED, "stopped: nothing was left under way"),
+        Ended::Drained => event!(STOPPED, "stopped: no upload was interrupted"),
         Ended::Deadline => {
             event!(
                 STOPPED_EARLY,
-                "stopped at the deadline: what was under way is taken up at the next start"
+                "stopped at the deadline of drain_timeout: interrupted uploads begin again at the next start"
             );
         }
         Ended::Failed(reason) => bail!("{reason}"),

@@ -218,8 +218,11 @@ impl Socket {
             caches = caches.names().join(", "),
             socket = %self.address.display(),
             activated = self.activated,
-            ledger = ?ground.opened,
-            "flywheeld is ready"
+            ledger = %ground.opened,
+            "flywheeld {} is ready at {}; caches: {}",
+            env!("CARGO_PKG_VERSION"),
+            self.address.display(),
+            caches.names().join(", ")
         );
     }
 
@@ -227,7 +230,10 @@ impl Socket {
     pub(super) async fn close(self) {
         self.closing.cancel();
         if timeout(FAREWELL, self.server).await.is_err() {
-            event!(CALLERS_LEFT, "some callers did not take their answer in time");
+            event!(
+                CALLERS_LEFT,
+                "some callers did not read their reply before flywheeld stopped; they ask again when it is back"
+            );
         }
         if !self.activated {
             let _ = std::fs::remove_file(&self.address);

@@ -162,7 +162,7 @@ impl ApiError {
         if is_full(error) {
             return Self::DiskFull;
         }
-        crate::observe::event!(BUILT_IN_FAILED, error = %error, "built-in cache: {doing} failed");
+        crate::observe::event!(BUILT_IN_FAILED, error = %error, "built-in cache: {doing} failed: {error}");
         Self::Internal
     }
 

@@ -71,7 +71,8 @@ pub(super) async fn nar(
                 crate::observe::event!(
                     BUILT_IN_LOST,
                     file = %path.display(),
-                    "built-in cache: a NAR is gone; its paths are dropped"
+                    "built-in cache: the file {} is missing; its paths are removed from the cache",
+                    path.display()
                 );
                 app.cache_store.writer.lost(hash).await;
                 return Err(ApiError::NoSuchObject);

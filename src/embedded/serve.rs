@@ -75,7 +75,7 @@ pub(super) async fn serve(listener: TcpListener, router: Router, shutdown: Cance
             None => break,
             Some(Ok(accepted)) => accepted,
             Some(Err(e)) => {
-                crate::observe::event!(BUILT_IN_TROUBLE, error = %e, "built-in cache: a connection cannot be accepted");
+                crate::observe::event!(BUILT_IN_TROUBLE, error = %e, "built-in cache: a connection cannot be accepted: {e}");
                 shutdown.run_until_cancelled(tokio::time::sleep(BREATH)).await;
                 continue;
             }
@@ -101,7 +101,8 @@ pub(super) async fn serve(listener: TcpListener, router: Router, shutdown: Cance
         crate::observe::event!(
             BUILT_IN_TROUBLE,
             connections = connections.len(),
-            "built-in cache: connections are cut off"
+            "built-in cache: {} connections did not end in time and are closed",
+            connections.len()
         );
         cut_off.cancel();
         connections.wait().await;

@@ -24,6 +24,20 @@ pub(super) enum Note {
 }
 
 impl Note {
+    /// Returns what the change is, for messages.
+    const fn word(&self) -> &'static str {
+        match self {
+            Self::Settle(..) => "the end of a push",
+            Self::Uploading(..) => "the beginning of an upload",
+            Self::Reopen(_) => "failed pushes that are retried",
+            Self::Unconfirm(_) => "pushes that are pending again",
+            Self::SessionState(..) => "the state of a session",
+            Self::SessionDraining(..) => "the end of a session",
+            Self::SessionUntil(..) => "the window of a session",
+            Self::SessionWarnings(..) => "the warnings of a session",
+        }
+    }
+
     /// Makes the change.
     pub(super) fn apply(&self, conn: &Connection) -> Result<(), LedgerError> {
         match self {
@@ -134,7 +148,7 @@ impl Command {
 fn apply(note: &Note, conn: &Connection, lost: &mut u64) -> Result<(), LedgerError> {
     match note.apply(conn) {
         Err(error) if !error.is_storage() => {
-            crate::observe::event!(LEDGER_FAULT, error = %error, note = ?note, "ledger: a change could not be recorded");
+            crate::observe::event!(LEDGER_FAULT, error = %error, note = note.word(), "ledger: a change ({}) could not be recorded: {error}", note.word());
             *lost += 1;
             Ok(())
         }

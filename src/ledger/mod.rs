@@ -119,7 +119,7 @@ impl Ledger {
     /// Sends a change that no caller waits for.
     fn note(&self, note: Note) {
         if let Err(error) = self.send(Command::Note(note)) {
-            crate::observe::event!(LEDGER_FAULT, error = %error, "a change could not be recorded");
+            crate::observe::event!(LEDGER_FAULT, error = %error, "ledger: a change could not be recorded: {error}");
             *self.inner.health.lock().unwrap_or_else(PoisonError::into_inner) =
                 Health::Degraded { since: Wall::now().0, error: error.to_string(), kept: 0, lost: 0 };
         }

@@ -36,6 +36,20 @@ impl PushState {
         !matches!(self, Self::Pending | Self::Uploading)
     }
 
+    /// Returns the word for it in JSON and in messages.
+    pub(crate) const fn word(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Uploading => "uploading",
+            Self::Pushed => "pushed",
+            Self::Cached => "already_cached",
+            Self::Upstream => "upstream",
+            Self::Failed => "failed",
+            Self::Skipped => "skipped",
+            Self::Collected => "collected",
+        }
+    }
+
     pub(super) fn from_file(n: i64) -> Option<Self> {
         Some(match n {
             0 => Self::Pending,
@@ -184,7 +198,7 @@ pub struct Settle {
     pub state: PushState,
     /// The short name of the error's class.
     pub error_class: Option<String>,
-    /// The error's text, cut at 2,000 bytes.
+    /// The error's text, shortened to 2,000 bytes.
     pub error: Option<String>,
     /// Attempts so far.
     pub attempts: u32,

@@ -28,6 +28,18 @@ pub enum Opened {
     },
 }
 
+impl std::fmt::Display for Opened {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Fresh => f.write_str("fresh"),
+            Self::Continued => f.write_str("continued"),
+            Self::Recovered { set_aside } => {
+                write!(f, "recovered, the damaged one is at {}", set_aside.display())
+            }
+        }
+    }
+}
+
 /// Opens or creates the ledger at `path`.
 pub(super) fn open(path: &Path) -> Result<(Connection, Opened), LedgerError> {
     let fresh = prepare_file(path).map_err(|e| cannot(path, &e))?;
@@ -48,7 +60,9 @@ pub(super) fn open(path: &Path) -> Result<(Connection, Opened), LedgerError> {
                 ledger = %path.display(),
                 set_aside = %set_aside.display(),
                 error = reason,
-                "the ledger was damaged and has been moved away; an empty one begins, and its content comes from the Nix database and the caches' answers"
+                "the ledger {} was damaged ({reason}) and has been moved to {}; an empty one begins, and its content comes from the Nix database and the caches' answers",
+                path.display(),
+                set_aside.display()
             );
             prepare_file(path).map_err(|e| cannot(path, &e))?;
             Ok((connect(path, false)?, Opened::Recovered { set_aside }))

@@ -19,6 +19,7 @@ use super::model::{
     SessionState, Settle,
 };
 use super::{MAX_ERROR, number, stored};
+use crate::types::shorten;
 
 type Result<T> = std::result::Result<T, LedgerError>;
 
@@ -202,7 +203,13 @@ pub(super) fn settle(conn: &Connection, push: PushId, to: &Settle) -> Result<()>
     let mut find = conn.prepare_cached("SELECT state FROM item WHERE id = ?1")?;
     let found: Option<i64> = find.query_row([push], |row| row.get(0)).optional()?;
     let Some(old) = found else {
-        crate::observe::event!(LEDGER_FAULT, item = push, state = ?to.state, "ledger: an unknown push was settled; its result is not recorded");
+        crate::observe::event!(
+            LEDGER_FAULT,
+            item = push,
+            state = to.state.word(),
+            "ledger: the unknown push {push} ended as {}; that is not recorded",
+            to.state.word()
+        );
         return Ok(());
     };
     let sent_before = state(old)? == PushState::Uploading && to.state == PushState::Cached;
@@ -232,19 +239,13 @@ fn intern_reason(conn: &Connection, to: &Settle) -> Result<Option<i64>> {
     }
     let class = to.error_class.as_deref().unwrap_or_default();
     let text = to.error.as_deref().unwrap_or_default();
-    let text = cut(text);
+    let text = &shorten(text, MAX_ERROR);
     let mut find = conn.prepare_cached("SELECT id FROM reason WHERE class = ?1 AND text = ?2")?;
     if let Some(id) = find.query_row((class, text), |row| row.get(0)).optional()? {
         return Ok(Some(id));
     }
     conn.prepare_cached("INSERT INTO reason (class, text) VALUES (?1, ?2)")?.execute((class, text))?;
     Ok(Some(conn.last_insert_rowid()))
-}
-
-/// Returns at most [`MAX_ERROR`] bytes of a text, in whole characters.
-fn cut(text: &str) -> &str {
-    let end = (0..=MAX_ERROR.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
-    &text[..end.unwrap_or(0)]
 }
 
 /// Records the beginning of an upload. Does not change a settled push.

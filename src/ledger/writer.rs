@@ -124,7 +124,8 @@ impl Writer {
                 LEDGER_UNWRITABLE,
                 kept = self.kept_rows,
                 lost = self.lost,
-                "ledger: closed while it could not be written; changes that were not recorded are checked again at the next start"
+                "ledger: it could not be written before flywheeld ended; {} changes that were not recorded are looked for again at the next start",
+                self.kept_rows
             );
         }
     }
@@ -323,7 +324,8 @@ impl Writer {
                 LEDGER_WRITABLE,
                 since = since,
                 lost = self.lost,
-                "ledger: it can be written again"
+                "ledger: it can be written again; {} changes could not be recorded",
+                self.lost
             );
         }
         // A failure here costs memory only.
@@ -339,7 +341,7 @@ impl Writer {
         match &mut self.failing {
             Some((_, last)) => *last = error,
             None => {
-                crate::observe::event!(LEDGER_UNWRITABLE, error = %error, "ledger: it cannot be written; changes are kept in memory, and the write is retried; check the file system of state_dir");
+                crate::observe::event!(LEDGER_UNWRITABLE, error = %error, "ledger: it cannot be written ({error}); changes are kept in memory, and the write is retried; check the file system of state_dir");
                 self.failing = Some((Wall::now().0, error));
             }
         }

@@ -108,13 +108,13 @@ kinds! {
     /// A cache has confirmed an upload.
     PATH_PUSHED = "940c3370be334f448adbfe60961d525c", DEBUG, [session, label, cache, store_path, nar_size, duration_ms, attempt, deduplicated];
     /// A path was collected from the store before it was pushed.
-    PATH_COLLECTED = "1938bd9eb0204ee0ac2c51ca450d209d", INFO, [cache, store_path];
+    PATH_COLLECTED = "1938bd9eb0204ee0ac2c51ca450d209d", INFO, [session, label, cache, store_path, paths];
     /// An upload went wrong; it is retried, or the path has failed.
-    UPLOAD_FAILED = "e7a952ef5ec1483990f333de1b6e9e7f", WARN, [session, label, cache, store_path, nar_size, attempt, duration_ms, error_class, error];
+    UPLOAD_FAILED = "e7a952ef5ec1483990f333de1b6e9e7f", WARN, [session, label, cache, store_path, paths, nar_size, attempt, duration_ms, error_class, error];
     /// A push has failed; it is tried again after a reload or when somebody asks.
-    PATH_FAILED = "d3cb334d4a104ec4a4a4b6759d7e4dfa", ERROR, [session, label, cache, store_path, attempt, error_class, error];
+    PATH_FAILED = "d3cb334d4a104ec4a4a4b6759d7e4dfa", ERROR, [session, label, cache, store_path, paths, attempt, error_class, error];
     /// The Nix database could not be read for an upload.
-    PATH_UNREADABLE = "66073ef6fd4f4a439ee59be8d7840c76", WARN, [cache, store_path, attempt, error];
+    PATH_UNREADABLE = "66073ef6fd4f4a439ee59be8d7840c76", WARN, [session, label, cache, store_path, paths, attempt, error];
     /// Pending pushes continue after a restart.
     BACKLOG_RESUMED = "f5a8176542864e08baea3b61859e2620", INFO, [paths];
     /// A cache answers again.
@@ -236,11 +236,11 @@ kinds! {
     /// The attic client reports that it has pushed a path.
     ATTIC_PUSHED = "fb0b6ea736a0456ebb85b9f0a51619a5", DEBUG, [cache, store_path, line];
     /// The attic client reports why it could not push a path.
-    ATTIC_FAILED = "eb4a94795aec4411ba0663d2e6cc35ca", WARN, [cache, store_path, error];
+    ATTIC_FAILED = "eb4a94795aec4411ba0663d2e6cc35ca", DEBUG, [cache, store_path, error];
     /// The attic client ended a run with an error.
     ATTIC_STOPPED = "69ceb39feb7e48a7866a4e920e78acdf", WARN, [cache, error];
     /// The attic client could not be used for a path.
-    UPLOAD_UNDONE = "04294c215138440daf4d7700101a9f91", WARN, [cache, store_path, attempt, error];
+    UPLOAD_UNDONE = "04294c215138440daf4d7700101a9f91", WARN, [session, label, cache, store_path, paths, attempt, error];
     /// The netrc file for Nix was written.
     NETRC_WRITTEN = "52223ccd4c7349bc8ee078997b072669", INFO, [file];
     /// The netrc file for Nix cannot be written or read as it should be.

@@ -66,7 +66,7 @@ pub fn init(target: Target) -> Sink {
         return Sink::Earlier;
     }
     if let Some(error) = no_journal {
-        event!(JOURNALD_AWAY, error = %error, "journald cannot be reached, the log goes to standard error");
+        event!(JOURNALD_AWAY, error = %error, "journald cannot be reached ({error}), the log goes to standard error");
     }
     if let Some(reason) = bad_filter {
         event!(LOG_LEVEL_UNKNOWN, error = reason, "${LEVEL} is not understood, logging from level info on");

@@ -13,6 +13,7 @@ mod heartbeat;
 mod ids;
 mod nar_hash;
 pub mod nix32;
+mod shorten;
 mod store_path;
 mod units;
 
@@ -22,5 +23,6 @@ pub use clock::{Mono, Wall, millis};
 pub use heartbeat::Heartbeat;
 pub use ids::{CacheId, PushId, SessionId};
 pub use nar_hash::{HashError, NarHash};
+pub use shorten::shorten;
 pub use store_path::{ParseError, PathHash, StoreDir, StorePath};
 pub use units::{ByteSize, Period, UnitError};

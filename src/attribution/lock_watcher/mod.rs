@@ -54,7 +54,7 @@ impl LockWatcher {
     /// watch, makers stay unknown; that is logged once and is no error.
     pub fn start(store_dir: &Path) -> std::io::Result<Self> {
         let events = Events::watch(store_dir)
-            .inspect_err(|error| event!(LOCK_WATCHER_BLIND, error = %error, "who makes a path cannot be seen: no watch for locks"))
+            .inspect_err(|error| event!(LOCK_WATCHER_BLIND, error = %error, "the makers of paths stay unknown, because locks in the store directory cannot be watched: {error}; sessions still get their paths by hook, closure and window"))
             .ok();
         let shared = Arc::new(Shared::new(store_dir, Proc::default())?);
         if let Some(events) = events {

@@ -170,8 +170,9 @@ impl Task {
         event!(
             CLIENT_KEPT,
             phase = "1",
-            installable = ?self.installable,
-            "the attic client is kept ready{}",
+            installable = %self.installable,
+            "the attic client {} is kept ready{}",
+            self.installable,
             if left { ": one is there from before" } else { "" }
         );
         let mut work = tokio::task::JoinSet::new();
@@ -185,7 +186,7 @@ impl Task {
                     None => return,
                     Some(Message::Event(event)) => self.step(event, &mut work).await,
                     Some(Message::Lost(why)) => {
-                        event!(CLIENT_LOST, error = why, "the attic client does not work any more");
+                        event!(CLIENT_LOST, error = why, "the attic client does not work any more: {why}; another one is fetched");
                         self.view.send_modify(|view| view.error = Some(why));
                         self.step(ClientEvent::Lost, &mut work).await;
                     }
@@ -266,7 +267,8 @@ impl Task {
                     phase = "2a",
                     client = %program.display(),
                     version = version,
-                    "the attic client of the last run is usable"
+                    "the attic client from before the restart works: {}",
+                    program.display()
                 );
                 let record = self.read_record().filter(|record| record.program == program);
                 let record =
@@ -279,7 +281,7 @@ impl Task {
                 self.step(ClientEvent::Checked(true), work).await;
             }
             Done::Checked(Err(unavailable)) => {
-                event!(CLIENT_STALE, error = %unavailable, "the attic client of the last run does not answer");
+                event!(CLIENT_STALE, error = %unavailable, "the attic client from before the restart does not work: {unavailable}; another one is fetched");
                 self.step(ClientEvent::Checked(false), work).await;
             }
             Done::Looked(result, found) => {
@@ -307,7 +309,8 @@ impl Task {
             version = version,
             duration_ms = record.took_ms,
             waited_ms = record.waited_ms,
-            "the attic client is ready: it has answered and is a garbage collector root"
+            "the attic client is ready: {}",
+            program.display()
         );
         self.without = None;
         self.view.send_modify(|view| {
@@ -325,18 +328,24 @@ impl Task {
                     CLIENT_NOT_REPLACED,
                     client = %path.display(),
                     error = reason,
-                    "no newer attic client: the present one stays in use"
+                    "there is no newer attic client, and {} stays in use: {reason}",
+                    path.display()
                 );
             }
             (None, _) if !news => detail!(phase = "2b", error = reason, "still no attic client"),
             (None, Found::Broken) => {
-                event!(CLIENT_BROKEN, phase = "2b", error = reason, "the attic client does not work");
+                event!(
+                    CLIENT_BROKEN,
+                    phase = "2b",
+                    error = reason,
+                    "the attic client that was fetched does not work: {reason}"
+                );
             }
             (None, _) => event!(
                 CLIENT_MISSING,
                 phase = "2b",
                 error = reason,
-                "no attic client yet, and the daemon builds none: it looks again later, and when a job has built one"
+                "there is no attic client yet: {reason}; flywheeld builds none, and looks again later and when a job has built one"
             ),
         }
         self.view.send_modify(|view| view.error = Some(reason));
@@ -371,7 +380,7 @@ impl Task {
             .and_then(|json| crate::types::replace_file(&self.record_file(), &json, 0o600, None));
         if let Err(error) = written {
             let file = self.record_file();
-            event!(CLIENT_FAULT, file = %file.display(), error = %error, "the record of the attic client cannot be written");
+            event!(CLIENT_FAULT, file = %file.display(), error = %error, "the record of the attic client cannot be written to {}: {error}", file.display());
         }
         record
     }
@@ -387,7 +396,7 @@ async fn logged_in(login: &Login) {
             CLIENT_FAULT,
             file = dir,
             error = format!("{error:#}"),
-            "the attic client cannot be logged in"
+            "the attic client cannot be logged in, because its files in {dir} cannot be written: {error:#}"
         );
     }
 }

@@ -211,13 +211,32 @@ impl Setup {
         let full = |base: &str| format!("{}/{base}", self.transfers.store().dir().as_str());
         let pushed = attic::push(&self.workspace, push, |line| match line {
             Line::Pushed { base, note } => {
-                event!(ATTIC_PUSHED, cache = cache, store_path = full(base), line = note, "attic: pushed");
+                event!(
+                    ATTIC_PUSHED,
+                    cache = cache,
+                    store_path = full(base),
+                    line = note,
+                    "attic has pushed {} to cache {cache}",
+                    full(base)
+                );
             }
             Line::Failed { base, error } => {
-                event!(ATTIC_FAILED, cache = cache, store_path = full(base), error = error, "attic: failed");
+                event!(
+                    ATTIC_FAILED,
+                    cache = cache,
+                    store_path = full(base),
+                    error = error,
+                    "attic could not push {} to cache {cache}: {error}",
+                    full(base)
+                );
             }
             Line::Fatal(error) => {
-                event!(ATTIC_STOPPED, cache = cache, error = error, "attic reports a fatal error");
+                event!(
+                    ATTIC_STOPPED,
+                    cache = cache,
+                    error = error,
+                    "attic ended a run for cache {cache} with an error: {error}"
+                );
             }
             Line::Other(line) => {
                 others += 1;

@@ -68,7 +68,7 @@ impl Login {
         let servers = self.caches().iter().map(|cache| self.server(cache)).collect::<Result<Vec<_>>>()?;
         let dir = self.home.dir().display();
         if self.home.write(&servers).with_context(|| format!("the attic client's configuration in {dir}"))? {
-            event!(CLIENT_LOGGED_IN, dir = %dir, "the attic client is logged in: its configuration is written");
+            event!(CLIENT_LOGGED_IN, dir = %dir, "the attic client is logged in: its configuration is in {dir}");
         }
         Ok(())
     }

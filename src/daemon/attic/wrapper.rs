@@ -22,7 +22,7 @@ pub(in crate::daemon) fn write(settings: &Settings) {
         .and_then(|()| std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755)))
         .and_then(|()| replace_file(&dir.join("attic"), text.as_bytes(), 0o755, None));
     if let Err(error) = written {
-        event!(CLIENT_FAULT, file = %dir.display(), error = %error, "the program `attic` for jobs cannot be written");
+        event!(CLIENT_FAULT, file = %dir.display(), error = %error, "the program `attic` for jobs cannot be written to {}: {error}", dir.display());
     }
 }
 

@@ -66,7 +66,7 @@ pub(in crate::daemon) async fn start(
 
 fn announce(addr: SocketAddr, public_keys: &[(String, String)]) {
     for (name, key) in public_keys {
-        event!(BUILT_IN_SERVES, cache = name, address = %addr, public_key = key, "the built-in cache serves");
+        event!(BUILT_IN_SERVES, cache = name, address = %addr, public_key = key, "the built-in cache serves {name} at {addr}; its key for trusted-public-keys is {key}");
     }
 }
 

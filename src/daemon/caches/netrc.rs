@@ -100,7 +100,7 @@ impl Netrc {
             let mut reported = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
             if *reported != trouble {
                 if let Some(error) = &trouble {
-                    event!(NETRC_TROUBLE, file = %self.file.display(), error = error, "the netrc file is not complete");
+                    event!(NETRC_TROUBLE, file = %self.file.display(), error = error, "the netrc file {} is not complete: {error}", self.file.display());
                 }
                 *reported = trouble;
             }
@@ -165,7 +165,7 @@ impl Netrc {
         replace_file(&self.file, text.as_bytes(), MODE, group).map_err(|e| {
             format!("{shown} cannot be written: {e}; the service's user needs its directory and to be in its group")
         })?;
-        event!(NETRC_WRITTEN, file = %shown, "the netrc file for Nix is written");
+        event!(NETRC_WRITTEN, file = %shown, "the netrc file for Nix is written: {shown}");
         Ok(())
     }
 }

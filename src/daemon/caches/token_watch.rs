@@ -113,7 +113,12 @@ pub(in crate::daemon) async fn watch(mut all: Vec<Watched>, out: Sender<Input>) 
         all = looked;
         for watched in &mut all {
             if changed.contains(&watched.id) {
-                event!(TOKEN_RENEWED, cache = watched.name, "a new token: it is used from now on");
+                event!(
+                    TOKEN_RENEWED,
+                    cache = watched.name,
+                    "cache {} has a new token, which is used from now on",
+                    watched.name
+                );
                 if out.send(Input::TokenChanged(watched.id)).await.is_err() {
                     return;
                 }

@@ -105,7 +105,8 @@ impl Driver {
             SESSION_REJOINED,
             session = info.new.id,
             label = info.new.label,
-            "the session's job ends it after all"
+            "session {} is ended by its job after all",
+            info.new.id
         );
         let uid = info.new.uid;
         self.parts.sessions.insert_known(Session::rejoined(info, cache, caller.since));
@@ -137,7 +138,8 @@ impl Driver {
                         SESSION_ABANDONED,
                         session = session.id,
                         label = session.label,
-                        "the session's job has gone without ending it: what it made is pushed"
+                        "session {} is abandoned: its job ended without `flywheelctl session end`; the paths it made are pushed",
+                        session.id
                     );
                 }
                 self.parts.ledger.session_draining(row, abandoned, Wall::now().0);
@@ -148,7 +150,8 @@ impl Driver {
                     SESSION_REJOINED,
                     session = session.id,
                     label = session.label,
-                    "the session's job ends it after all"
+                    "session {} is ended by its job after all",
+                    session.id
                 );
                 self.parts.ledger.session_draining(row, false, Wall::now().0);
             }

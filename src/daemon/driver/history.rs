@@ -22,12 +22,14 @@ pub(super) async fn prune(ledger: Ledger, keep: Duration) {
                     HISTORY_PRUNED,
                     sessions = pruned.sessions,
                     paths = pruned.pushes,
-                    "old history is pruned"
+                    "{} sessions and {} pushes were deleted from the ledger: they are older than history_keep",
+                    pruned.sessions,
+                    pruned.pushes
                 );
             }
             Ok(_) => detail!("no history is old enough to be pruned"),
             Err(error) => {
-                event!(HISTORY_FAILED, error = %error, "old history cannot be pruned; the next attempt is tomorrow");
+                event!(HISTORY_FAILED, error = %error, "old history cannot be deleted from the ledger: {error}; the next attempt is tomorrow");
             }
         }
     }

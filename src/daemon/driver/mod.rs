@@ -221,6 +221,7 @@ impl Driver {
             sessions.next_deadline(),
             self.stopping.deadline(),
             self.ledger_due(),
+            self.parts.pushes.next_log(),
             life.filter(|_| running),
             sessions.retry_at().filter(|_| running),
         ];
@@ -288,6 +289,7 @@ impl Driver {
     fn step(&mut self, event: Event) {
         let now = self.now();
         if matches!(event, Event::Tick) {
+            self.parts.pushes.log_due(Instant::now());
             self.answer_late_callers();
             if !self.stopping.has_begun() {
                 self.due_sessions();
@@ -322,7 +324,8 @@ impl Driver {
                 event!(
                     CACHE_DELETED,
                     cache = caches[cache].name(),
-                    "the cache has deleted paths that it had: what is remembered of it is asked again"
+                    "cache {} has deleted paths that it had: it is asked again for everything that it had confirmed",
+                    caches[cache].name()
                 );
                 pushes.distrust(cache);
             }

@@ -74,9 +74,13 @@ impl Driver {
                     cache = name,
                     uid = session.uid,
                     anchor = anchor.map(|a| a.pid),
-                    "session {} started{}",
+                    "session {} started{}: {}",
                     session.id,
-                    session.label.as_deref().map(|label| format!(" ({label})")).unwrap_or_default()
+                    session.label.as_deref().map(|label| format!(" ({label})")).unwrap_or_default(),
+                    name.as_deref().map_or_else(
+                        || "a route skips its paths".to_owned(),
+                        |name| format!("its paths go to cache {name}")
+                    )
                 );
                 session.watch = anchor.map(|a| Watch::start(row, a, self.parts.out.clone()));
                 let reply = Reply::Started { session: session.id.clone(), cache: name.unwrap_or_default() };

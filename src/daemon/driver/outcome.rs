@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::{Driver, Parts};
 use crate::cache::{CacheError, Discovered};
 use crate::daemon::inbox::UploadEnd;
-use crate::daemon::push::{Audience, failure_of};
+use crate::daemon::push::{Audience, Listener, failure_of};
 use crate::flow::{BreakerState, Cause, Event, Outcome};
 use crate::observe::{detail, event};
 use crate::types::{CacheId, PushId};
@@ -47,8 +47,10 @@ impl Driver {
 
     pub(super) fn settled(&mut self, push: PushId, outcome: Outcome) {
         let Some(cache) = self.parts.pushes.cache_of(push) else { return };
+        // Nothing else is logged of a settled push.
+        let audience = if outcome == Outcome::Collected { self.audience(push) } else { Audience::default() };
         let name = self.name(cache).to_owned();
-        self.parts.pushes.settle(push, outcome, &name, &mut self.parts.caches[cache].tally);
+        self.parts.pushes.settle(push, outcome, &name, &mut self.parts.caches[cache].tally, &audience);
     }
 
     pub(super) fn failed(&mut self, push: PushId, cause: Cause) {
@@ -122,6 +124,9 @@ impl Driver {
     /// The sessions that wait for a push.
     fn audience(&self, push: PushId) -> Audience {
         let sessions = self.flow.sessions_of(push).iter().filter_map(|row| self.parts.sessions.get(*row));
-        Audience::new(sessions.map(|session| (session.id.clone(), session.label.clone())))
+        Audience::new(
+            sessions
+                .map(|session| Listener { session: Some(session.id.clone()), label: session.label.clone() }),
+        )
     }
 }

@@ -81,7 +81,7 @@ impl Driver {
                 event!(
                     RELOAD_REFUSED,
                     error = error,
-                    "the new configuration cannot be used; nothing is changed"
+                    "the new configuration cannot be used, and the old one stays in use: {error}"
                 );
                 let message = format!("{error}\nnothing is changed: the configuration in use stays");
                 Reply::Error { code: ErrorCode::BadRequest, message }

@@ -7,7 +7,7 @@ use super::{Driver, Ended};
 use crate::daemon::inbox::HostEvent;
 use crate::flow::{BreakerState, Event};
 use crate::observe::event;
-use crate::types::millis;
+use crate::types::{Period, millis};
 
 /// Most time that systemd is asked for at once, while the drain makes progress.
 const EXTENSION: Duration = Duration::from_secs(30);
@@ -45,6 +45,7 @@ impl Driver {
             return None;
         };
         self.answer_waiters(|_| true);
+        self.parts.pushes.log_all();
         Some(ended)
     }
 
@@ -56,7 +57,9 @@ impl Driver {
         event!(
             STOPPING,
             uploading = self.flow.in_flight(),
-            "stopping: what is being uploaded may end, the rest stays in the ledger"
+            "stopping: {} running uploads may end within {}, the rest stays in the ledger",
+            self.flow.in_flight(),
+            Period(self.parts.settings.drain_timeout)
         );
         self.parts.intake.stop();
         self.step(Event::Stop);
@@ -98,20 +101,29 @@ impl Driver {
                 HOST_STOPS,
                 pending = self.pending(),
                 duration_ms = millis(wait),
-                "the host is shutting down, and waits a moment for what is pending"
+                "the host is shutting down; it waits up to {} s for {} pending pushes",
+                wait.as_secs(),
+                self.pending()
             ),
             HostEvent::Sleeping(wait) => {
                 event!(
                     HOST_SLEEPS,
                     pending = self.pending(),
                     duration_ms = millis(wait),
-                    "the host goes to sleep: what is being uploaded may end"
+                    "the host goes to sleep: running uploads may end within {} s, {} pushes are pending",
+                    wait.as_secs(),
+                    self.pending()
                 );
                 self.stopping.asleep = true;
                 self.step(Event::Stop);
             }
             HostEvent::Running if self.stopping.asleep => {
-                event!(HOST_AWAKE, pending = self.pending(), "the host is awake: uploads go on");
+                event!(
+                    HOST_AWAKE,
+                    pending = self.pending(),
+                    "the host is awake: the uploads of {} pending pushes go on",
+                    self.pending()
+                );
                 self.stopping.asleep = false;
                 self.step(Event::Resume);
                 // The network may have changed.

@@ -170,6 +170,7 @@ impl Driver {
         let state = if abandoned { SessionState::Abandoned } else { SessionState::Closed };
         self.parts.ledger.session_state(row, state, Wall::now().0, flush_ms);
         self.parts.intake.forget_window(row);
+        self.parts.pushes.log_session(&session.id);
         self.parts.reports.log_summary(row, session.id, session.label);
         for (waiter, warnings) in ready.into_iter().zip(warnings) {
             self.answer_with(waiter.asked, waiter.responder, waiter.since, false, warnings);

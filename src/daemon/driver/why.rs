@@ -126,7 +126,7 @@ impl Known {
             story.pushes.push(PushStory {
                 next: next(push.state, &push.cache, &story.path, error.is_some(), held),
                 cache: push.cache,
-                state: state_word(push.state).to_owned(),
+                state: push.state.word().to_owned(),
                 attempts: push.attempts,
                 error,
                 class,
@@ -164,19 +164,6 @@ fn next(
         }
         PushState::Collected => Some("it is pushed when it is built again".to_owned()),
         PushState::Pushed | PushState::Cached | PushState::Upstream => None,
-    }
-}
-
-fn state_word(state: PushState) -> &'static str {
-    match state {
-        PushState::Pending => "pending",
-        PushState::Uploading => "uploading",
-        PushState::Pushed => "pushed",
-        PushState::Cached => "already_cached",
-        PushState::Upstream => "upstream",
-        PushState::Failed => "failed",
-        PushState::Skipped => "skipped",
-        PushState::Collected => "collected",
     }
 }
 

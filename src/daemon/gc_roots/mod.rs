@@ -306,7 +306,7 @@ impl State {
             }
             Err(error) => {
                 if !std::mem::replace(&mut self.link_failed, true) {
-                    event!(ROOTS_FAILED, error = %error, "pending paths may not be protected over a restart");
+                    event!(ROOTS_FAILED, error = %error, "pending paths may not be protected from garbage collection while flywheeld restarts: {error}");
                 }
                 // The next path makes them again.
                 self.links =
@@ -323,7 +323,7 @@ impl State {
             event!(
                 ROOTS_LOST,
                 error = why,
-                "the temporary roots of pending paths are lost; they are made again"
+                "the temporary roots of pending paths were lost ({why}) and are made again"
             );
         }
     }
@@ -347,7 +347,8 @@ impl State {
                         ROOTS_RESUMED,
                         paths = self.held.len(),
                         duration_ms = duration_ms,
-                        "pending paths have temporary roots again"
+                        "{} pending paths have temporary roots again, after {duration_ms} ms without",
+                        self.held.len()
                     );
                 }
             }
@@ -392,11 +393,11 @@ impl State {
                         event!(
                             ROOTS_CLEARED,
                             paths = cleared,
-                            "stale GC roots of an earlier run are removed"
+                            "{cleared} GC roots from before the restart were removed: their paths are not pending"
                         );
                     }
                     Err(error) => {
-                        event!(ROOTS_FAILED, error = %error, "stale GC roots of an earlier run cannot be removed");
+                        event!(ROOTS_FAILED, error = %error, "GC roots from before the restart cannot be removed: {error}");
                     }
                 }
             }
@@ -416,7 +417,7 @@ impl State {
         self.piled += 1;
         self.idle_since = Instant::now();
         if let Some(Err(error)) = self.links.as_ref().map(|links| links.remove(path)) {
-            event!(ROOTS_FAILED, error = %error, "a path that was pushed stays protected until the next start");
+            event!(ROOTS_FAILED, error = %error, "a pushed path stays protected from garbage collection until the next start: {error}");
         }
     }
 

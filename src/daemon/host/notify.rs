@@ -49,7 +49,7 @@ impl Notify {
             match thread.spawn(move || write(&notes, ended)) {
                 Ok(_) => Some(out),
                 Err(error) => {
-                    crate::observe::event!(SYSTEMD_NOT_TOLD, error = %error, "the thread that reports to systemd cannot be started: systemd gets no messages");
+                    crate::observe::event!(SYSTEMD_NOT_TOLD, error = %error, "the thread that reports to systemd cannot be started ({error}): systemd gets no messages");
                     None
                 }
             }

@@ -46,7 +46,7 @@ impl Watchdog {
         match (stuck.is_empty(), &self.reported) {
             (true, None) => {}
             (true, Some(part)) => {
-                event!(PART_MOVES, part = part, "this part of the daemon responds again");
+                event!(PART_MOVES, part = part, "this part of flywheeld responds again: {part}");
                 self.reported = None;
             }
             (false, Some(reported)) if *reported == stuck => detail!(part = stuck, "still no response"),
@@ -54,7 +54,7 @@ impl Watchdog {
                 event!(
                     PART_STUCK,
                     part = stuck,
-                    "this part of the daemon does not respond: the watchdog gets no ping"
+                    "this part of flywheeld does not respond: {stuck}; systemd's watchdog gets no ping, and restarts flywheeld if this lasts"
                 );
                 self.reported = Some(stuck.clone());
             }

@@ -16,7 +16,7 @@ pub(in crate::daemon) fn note(state_dir: &Path, cursor: &Cursor) {
     let text = format!("{} {}\n", cursor.id, cursor.identity);
     let written = std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, state_dir.join(NAME)));
     if let Err(error) = written {
-        event!(BEGIN_NOT_NOTED, error = %error, "the row after which paths count as new cannot be noted: if the ledger is lost, `existing` decides again which paths count as new");
+        event!(BEGIN_NOT_NOTED, error = %error, "the row after which paths count as new cannot be noted ({error}): if the ledger is lost, `existing` decides again which paths count as new");
     }
 }
 

@@ -87,7 +87,8 @@ impl Intake {
                     DATABASE_REPLACED,
                     was = cursor.id,
                     now = from,
-                    "the Nix database went back to an earlier state: the rows after the last one that is the same count as new"
+                    "the Nix database went back to an earlier state (row {} was read, row {from} is the last that is the same): the rows after it count as new",
+                    cursor.id
                 );
                 cursor.id = from;
                 self.marks.retain(|mark| mark.id <= from);
@@ -98,7 +99,8 @@ impl Intake {
                     DATABASE_REPLACED,
                     was = cursor.identity,
                     now = identity,
-                    "the Nix database is another one than before: everything in it counts as new"
+                    "the Nix database is another one than before ({identity} after {}): everything in it counts as new",
+                    cursor.identity
                 );
                 *cursor = Cursor { identity, id: 0 };
                 self.marks.clear();

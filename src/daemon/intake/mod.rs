@@ -369,7 +369,11 @@ pub(in crate::daemon) fn start(
             Err(_) => Some("it panicked".to_owned()),
         };
         if let Some(reason) = &reason {
-            event!(INTAKE_ENDED, error = reason, "the intake has ended");
+            event!(
+                INTAKE_ENDED,
+                error = reason,
+                "the intake has ended, and flywheeld ends with it: {reason}"
+            );
         }
         let _ = out.blocking_send(Input::IntakeEnded(reason));
     })

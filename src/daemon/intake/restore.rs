@@ -108,7 +108,7 @@ impl Intake {
             }
         }
         if count > 0 && !retry {
-            event!(BACKLOG_RESUMED, paths = count, "taken up again from before the restart");
+            event!(BACKLOG_RESUMED, paths = count, "{count} pushes from before the restart continue");
         }
         Ok(())
     }

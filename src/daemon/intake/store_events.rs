@@ -39,7 +39,7 @@ fn log(event: &WatchEvent) {
             event!(
                 WATCH_LOST,
                 error = why,
-                "the store directory is not watched any more; until it is again, new paths are looked for by a timer"
+                "the store directory is not watched any more ({why}); until it is again, new paths are looked for by a timer"
             );
         }
         WatchEvent::Remounted => event!(WATCH_RESUMED, "the store directory is watched again"),

@@ -34,7 +34,7 @@ impl Stuck {
                 INTAKE_STUCK,
                 error = text,
                 duration_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX),
-                "newly built paths cannot be taken in for the moment; the intake retries, and nothing is lost"
+                "newly built paths cannot be taken in for the moment: {text}; the intake retries, and nothing is lost"
             );
             self.said = Some((Instant::now(), text.clone()));
         }
@@ -48,7 +48,11 @@ impl Stuck {
     pub(super) fn over(&mut self) -> bool {
         let Some(since) = std::mem::take(self).since else { return false };
         let duration_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
-        event!(INTAKE_RESUMED, duration_ms = duration_ms, "newly built paths are taken in again");
+        event!(
+            INTAKE_RESUMED,
+            duration_ms = duration_ms,
+            "newly built paths are taken in again, after {duration_ms} ms"
+        );
         true
     }
 }

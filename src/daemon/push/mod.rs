@@ -4,6 +4,7 @@
 //! Must not know sessions, nor why a path is pushed. What to do next is decided in
 //! [`crate::flow`].
 
+mod log_groups;
 mod outcome;
 mod pushes;
 mod rate;
@@ -14,7 +15,7 @@ mod target;
 mod transfer;
 mod upstream_keys;
 
-pub(super) use outcome::{Audience, Tally, failure_of};
+pub(super) use outcome::{Audience, Listener, Tally, failure_of};
 pub(super) use pushes::Pushes;
 pub(super) use rate::Rate;
 pub(super) use records::collected;

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::log_groups::{Occurrence, Trouble};
 use super::pushes::{PushError, Pushes};
 use super::records;
 use crate::cache::{CacheError, ErrorClass};
@@ -11,7 +12,7 @@ use crate::control::messages::PathCounts;
 use crate::daemon::inbox::UploadEnd;
 use crate::flow::{Cause, Event, Failure, Outcome};
 use crate::observe::event;
-use crate::types::PushId;
+use crate::types::{PushId, millis};
 
 /// What has become of the pushes to one cache since the daemon started.
 #[derive(Debug, Default)]
@@ -23,18 +24,35 @@ pub(in crate::daemon) struct Tally {
     pub(in crate::daemon) away_since: Option<Instant>,
 }
 
-/// The sessions that wait for a push, for the log: the id and label of each.
+/// A session that waits for a push, for the log.
 #[derive(Debug, Default)]
-pub(in crate::daemon) struct Audience(Vec<(Option<String>, Option<String>)>);
+pub(in crate::daemon) struct Listener {
+    /// Its id. `None`: no session waits.
+    pub(in crate::daemon) session: Option<String>,
+    pub(in crate::daemon) label: Option<String>,
+}
+
+/// The sessions that wait for a push, for the log.
+#[derive(Debug, Default)]
+pub(in crate::daemon) struct Audience(Vec<Listener>);
 
 impl Audience {
     /// These sessions. Without any, a message is logged once, without a session.
-    pub(in crate::daemon) fn new(sessions: impl Iterator<Item = (String, Option<String>)>) -> Self {
-        let mut all: Vec<_> = sessions.map(|(id, label)| (Some(id), label)).collect();
+    pub(in crate::daemon) fn new(sessions: impl Iterator<Item = Listener>) -> Self {
+        let mut all: Vec<_> = sessions.collect();
         if all.is_empty() {
-            all.push((None, None));
+            all.push(Listener::default());
         }
         Self(all)
+    }
+
+    #[cfg(test)]
+    pub(super) fn of(session: &str) -> Self {
+        Self(vec![Listener { session: Some(session.to_owned()), ..Listener::default() }])
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Listener> {
+        self.0.iter()
     }
 }
 
@@ -78,16 +96,27 @@ impl Pushes {
     ) -> Option<Event> {
         let push = self.by_id.get_mut(&id)?;
         let full = || self.store_dir.full(&push.path);
-        let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        let took_ms = millis(took);
+        let now = Instant::now();
+        let occurrence = |trouble, error| Occurrence {
+            trouble,
+            cache: name,
+            path: full(),
+            class: "",
+            error,
+            attempt: push.attempts,
+            nar_size: None,
+            took: None,
+        };
         Some(match result {
             UploadEnd::Confirmed(uploaded, size) => {
                 tally.counts.bytes += size;
                 if tracing::enabled!(tracing::Level::DEBUG) {
-                    for (session, label) in &audience.0 {
+                    for listener in audience.iter() {
                         event!(
                             PATH_PUSHED,
-                            session = session.as_deref(),
-                            label = label.as_deref(),
+                            session = listener.session.as_deref(),
+                            label = listener.label.as_deref(),
                             cache = name,
                             store_path = full(),
                             nar_size = size,
@@ -104,50 +133,25 @@ impl Pushes {
             UploadEnd::InUpstream => Event::InUpstream(id),
             UploadEnd::Collected => Event::Collected(id),
             UploadEnd::Unreadable(reason) => {
-                event!(
-                    PATH_UNREADABLE,
-                    cache = name,
-                    store_path = full(),
-                    attempt = push.attempts,
-                    error = reason,
-                    "{} is not pushed to cache {name} yet: the Nix database cannot be read ({reason}); the upload will be retried",
-                    full()
-                );
+                self.log.add(&occurrence(Trouble::Unreadable, &reason), audience, now);
                 Event::UploadFailed(id, Failure::Store)
             }
             UploadEnd::Engine(reason) => {
-                event!(
-                    UPLOAD_UNDONE,
-                    cache = name,
-                    store_path = full(),
-                    attempt = push.attempts,
-                    error = reason,
-                    "{} is not pushed to cache {name} yet: the attic client has not pushed it ({reason}); the upload will be retried",
-                    full()
-                );
+                self.log.add(&occurrence(Trouble::Engine, &reason), audience, now);
                 push.error = Some(Arc::new(PushError::new("engine", reason)));
                 Event::UploadFailed(id, Failure::Engine)
             }
             UploadEnd::Failed(error, size) => {
                 tally.counts.failures += 1;
                 let text = error.to_string();
-                for (session, label) in &audience.0 {
-                    event!(
-                        UPLOAD_FAILED,
-                        session = session.as_deref(),
-                        label = label.as_deref(),
-                        cache = name,
-                        store_path = full(),
-                        nar_size = size,
-                        attempt = push.attempts,
-                        duration_ms = took_ms,
-                        error_class = error.class.as_str(),
-                        error = text,
-                        "an upload of {} to cache {name} went wrong (attempt {}): {text}",
-                        full(),
-                        push.attempts
-                    );
-                }
+                let class = error.class.as_str();
+                let occurrence = Occurrence {
+                    class,
+                    nar_size: Some(size),
+                    took: Some(took),
+                    ..occurrence(Trouble::Upload, &text)
+                };
+                self.log.add(&occurrence, audience, now);
                 push.error = Some(Arc::new(PushError::new(error.class.as_str(), text.clone())));
                 tally.trouble = Some(text);
                 Event::UploadFailed(id, failure_of(&error))
@@ -156,20 +160,31 @@ impl Pushes {
     }
 
     /// Records that a push is settled, and forgets it.
-    pub(in crate::daemon) fn settle(&mut self, id: PushId, outcome: Outcome, name: &str, tally: &mut Tally) {
+    pub(in crate::daemon) fn settle(
+        &mut self,
+        id: PushId,
+        outcome: Outcome,
+        name: &str,
+        tally: &mut Tally,
+        audience: &Audience,
+    ) {
         let Some(push) = self.take(id) else { return };
         if push.recheck {
             // The ledger says so already, and its path is not protected.
             return;
         }
         if outcome == Outcome::Collected {
-            event!(
-                PATH_COLLECTED,
-                cache = name,
-                store_path = self.store_dir.full(&push.path),
-                "{} was collected from the store before it was pushed to cache {name}",
-                self.store_dir.full(&push.path)
-            );
+            let occurrence = Occurrence {
+                trouble: Trouble::Collected,
+                cache: name,
+                path: self.store_dir.full(&push.path),
+                class: "",
+                error: "",
+                attempt: push.attempts,
+                nar_size: None,
+                took: None,
+            };
+            self.log.add(&occurrence, audience, Instant::now());
         }
         let counts = &mut tally.counts;
         *match outcome {
@@ -180,6 +195,26 @@ impl Pushes {
         } += 1;
         self.ledger.settle(id, records::settled(outcome, push.attempts));
         self.gc_roots.release(push.cache.0, push.path);
+    }
+
+    /// Logs what is due.
+    pub(in crate::daemon) fn log_due(&mut self, now: Instant) {
+        self.log.log_due(now);
+    }
+
+    /// When the next log entry is due.
+    pub(in crate::daemon) fn next_log(&self) -> Option<Instant> {
+        self.log.next_due()
+    }
+
+    /// Logs what is held back about the paths of a session.
+    pub(in crate::daemon) fn log_session(&mut self, session: &str) {
+        self.log.log_session(session, Instant::now());
+    }
+
+    /// Logs everything that is held back.
+    pub(in crate::daemon) fn log_all(&mut self) {
+        self.log.log_all(Instant::now());
     }
 
     /// Records that a push has failed. It stays known, so that it can be retried.
@@ -204,16 +239,15 @@ impl Pushes {
             }
             (Cause::Failed(Failure::Mismatch), Some(PushError { class, text })) => {
                 let text = format!(
-                    "the local store is damaged: {full} is no longer what Nix registered, read twice; \
-                     `nix-store --verify-path {full}` shows it, `nix-store --repair-path {full}` may mend it ({text})"
+                    "the local store is damaged, because the path is no longer what Nix registered, read twice \
+                     ({text}); `nix-store --verify-path {full}` shows it, `nix-store --repair-path {full}` may mend it"
                 );
                 PushError::new(class, text)
             }
             (Cause::Failed(Failure::NoVerdict), Some(PushError { class, text })) => {
                 let text = format!(
-                    "no upload of {full} was answered, and the cache does not have it: look at the time limits of \
-                     the proxy before it (nginx: proxy_read_timeout, proxy_send_timeout) and at the cache's own \
-                     log, then `flywheelctl push {full}` ({text})"
+                    "no upload was answered, and the cache does not have the path ({text}): look at the time limits \
+                     of the proxy before the cache (nginx: proxy_read_timeout, proxy_send_timeout) and at the cache's log"
                 );
                 PushError::new(class, text)
             }
@@ -231,20 +265,17 @@ impl Pushes {
             push.error = Some(Arc::clone(&error));
         }
         tally.counts.failed += 1;
-        for (session, label) in &audience.0 {
-            event!(
-                PATH_FAILED,
-                session = session.as_deref(),
-                label = label.as_deref(),
-                cache = name,
-                store_path = full,
-                attempt = push.attempts,
-                error_class = error.class,
-                error = error.text,
-                "{full} was not pushed to cache {name}: {}; remove the cause, then `flywheelctl push {full}` tries it again",
-                error.text
-            );
-        }
+        let occurrence = Occurrence {
+            trouble: Trouble::Failed,
+            cache: name,
+            path: full,
+            class: &error.class,
+            error: &error.text,
+            attempt: push.attempts,
+            nar_size: None,
+            took: None,
+        };
+        self.log.add(&occurrence, audience, Instant::now());
         if let Some(push) = self.by_id.get(&id) {
             self.record_failed(id, push, &error);
         }

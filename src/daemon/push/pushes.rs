@@ -4,6 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use super::log_groups::LogGroups;
 use super::records;
 use super::settlements::{Settlement, Settlements};
 use crate::daemon::gc_roots::GcRoots;
@@ -56,6 +57,7 @@ pub(in crate::daemon) struct Pushes {
     pub(super) ledger: Ledger,
     pub(super) gc_roots: GcRoots,
     pub(super) store_dir: StoreDir,
+    pub(super) log: LogGroups,
     settlements: Settlements,
 }
 
@@ -68,7 +70,7 @@ impl Pushes {
         store_dir: StoreDir,
         settlements: Settlements,
     ) -> Self {
-        Self { by_id: HashMap::new(), ledger, gc_roots, store_dir, settlements }
+        Self { by_id: HashMap::new(), ledger, gc_roots, store_dir, log: LogGroups::default(), settlements }
     }
 
     /// Remembers pushes to a cache, with the reasons of those that failed earlier.

@@ -74,7 +74,12 @@ pub(in crate::daemon) fn restore(
         sessions.insert_known(Session::restored(info, cache, life, draining.then(Instant::now)));
     }
     if !restored.is_empty() {
-        event!(SESSIONS_RESUMED, sessions = restored.len(), "sessions of the last run continue");
+        event!(
+            SESSIONS_RESUMED,
+            sessions = restored.len(),
+            "{} sessions from before the restart continue",
+            restored.len()
+        );
     }
     Ok(restored)
 }

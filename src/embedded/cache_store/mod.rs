@@ -209,7 +209,7 @@ fn sweep(connection: &mut Connection, dir: &Path, path: &Path) -> Result<(), Emb
         crate::observe::event!(
             BUILT_IN_LOST,
             paths = rows.len(),
-            "built-in cache: {} NARs have lost their file; their paths are dropped",
+            "built-in cache: the files of {} NARs are missing; their paths are removed from the cache",
             rows.len()
         );
         let lost: Vec<i64> = rows.into_values().map(|(id, _)| id).collect();

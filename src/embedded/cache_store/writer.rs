@@ -223,7 +223,9 @@ impl Thread {
                 BUILT_IN_EVICTED,
                 paths = removed.paths,
                 bytes = removed.bytes,
-                "built-in cache: made room"
+                "built-in cache: evicted {} paths ({} bytes) to make room",
+                removed.paths,
+                removed.bytes
             );
             // This returns freed pages to the file system; the next eviction returns the pages that this one leaves.
             let _ = self.connection.execute_batch("PRAGMA incremental_vacuum(4096)");

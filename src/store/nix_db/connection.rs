@@ -266,7 +266,8 @@ fn say_once(path: &Path) {
         event!(
             DATABASE_WITHOUT_WAL,
             path = %path.display(),
-            "Nix writes its database without a write-ahead log (use-sqlite-wal = false): each read is checked, and repeated when Nix wrote meanwhile"
+            "Nix writes {} without a write-ahead log (use-sqlite-wal = false): each read is checked, and repeated when Nix wrote meanwhile",
+            path.display()
         );
     });
 }

@@ -159,7 +159,7 @@ impl NixDb {
                     DATABASE_ROW,
                     row = row,
                     error = error,
-                    "a row of the Nix database is left out"
+                    "row {row} of the Nix database is skipped, because it cannot be read: {error}"
                 );
             }
         }

@@ -48,6 +48,62 @@ fn all_that_is_logged_has_a_kind_and_every_kind_is_logged() {
     assert_eq!(told, kinds);
 }
 
+/// The fields that say what an entry is about, why, and where.
+const TOLD: [&str; 18] = [
+    "cache",
+    "client",
+    "endpoint",
+    "error",
+    "file",
+    "keys",
+    "ledger",
+    "part",
+    "path",
+    "paths",
+    "reason",
+    "row",
+    "session",
+    "sessions",
+    "set_aside",
+    "socket",
+    "store_path",
+    "uid",
+];
+/// The text of each entry has what its fields have, because plain text is what most people see; and
+/// no text is written for programmers.
+#[test]
+fn the_text_of_an_entry_says_what_its_fields_say() {
+    let (mut seen, mut wrong) = (0, Vec::new());
+    for source in sources().iter().filter(|source| source.path != "observe/events.rs") {
+        for (at, _) in source.full.match_indices("event!(") {
+            let call = &source.full[at + "event!(".len()..];
+            // Texts are literals; the sources are formatted, so the first quote at an argument's
+            // beginning starts the text.
+            let Some(start) = argument_text(call) else { continue };
+            seen += 1;
+            let (before, text) = call.split_at(start);
+            let end = text[1..].match_indices('"').find(|(n, _)| !text[..n + 1].ends_with('\\')).unwrap().0;
+            let text = &text[1..=end];
+            let name = before.trim_start().split(',').next().unwrap().trim();
+            let fields = TOLD.iter().filter(|field| {
+                before.match_indices(&format!("{field} = ")).any(|(n, _)| before[..n].ends_with([' ', '\n']))
+            });
+            let about = fields.count();
+            let told = text.matches('{').count() - 2 * text.matches("{{").count();
+            if told < about || before.contains("= ?") || text.contains(":?}") {
+                wrong.push(format!("src/{}: {name}: {text:?} ({told} of {about})", source.path));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(seen > 70, "{seen} calls of event! are read");
+}
+
+/// Where the text of a call of `event!` begins: the first literal that is an argument of its own.
+fn argument_text(call: &str) -> Option<usize> {
+    call.match_indices('"').map(|(at, _)| at).find(|at| call[..*at].trim_end().ends_with(','))
+}
+
 #[test]
 fn ids_are_ids_and_differ() {
     let ids: BTreeSet<&str> = ALL.iter().map(|k| k.id).collect();
@@ -157,6 +213,40 @@ fn an_undisturbed_day_logs_a_few_entries() {
     assert_eq!(day, expected, "{entries:#?}");
 }
 
+/// An entry about each of many paths would hide all others.
+#[test]
+fn many_paths_with_one_reason_share_an_entry() {
+    const PATHS: usize = 24;
+    let Some(journald) = FakeJournald::start() else { return };
+    let nix = PrivateNix::new();
+    let cache = StandaloneCache::start(&nix, |s| s.max_nar_size = 64 << 10);
+    let mut daemon = Daemon::prepare(nix, &cache.config());
+    journald.under(&mut daemon);
+    daemon.up();
+    let id = daemon.session(&["--label", "many"]);
+    let outs: String = (0..PATHS).map(|n| format!("(shell \"large-{n}\") ")).collect();
+    let script = "head -c 200000 /dev/zero > $out";
+    let shell = PrivateNix::shell("NAME", script).replace("\"NAME\"", "name");
+    daemon.nix.build(&format!("let shell = name: {shell}; in [ {outs} ]"));
+    assert_eq!(daemon.end(&id, &[])["failed_total"], PATHS);
+    daemon.stop();
+
+    let entries = journald.entries();
+    for (name, most) in [("UPLOAD_FAILED", PATHS / 4), ("PATH_FAILED", PATHS / 4)] {
+        let told: Vec<&Entry> = entries.iter().filter(|e| name_of(e) == name).collect();
+        let paths: usize = told.iter().map(|e| e["FLYWHEEL_PATHS"].parse::<usize>().unwrap()).sum();
+        assert_eq!(paths, PATHS, "{told:#?}");
+        assert!(told.len() <= most, "{told:#?}");
+        for entry in told {
+            // The path, the cache, the reason and what to do.
+            let text = &entry["MESSAGE"];
+            for part in ["-large-", "cache main", "413", "client_max_body_size"] {
+                assert!(text.contains(part), "{part}: {text}");
+            }
+        }
+    }
+}
+
 /// The entries of one job (`journalctl FLYWHEEL_SESSION=…`), beside another job.
 #[test]
 fn the_journal_entries_of_one_job() {
@@ -200,6 +290,14 @@ fn the_journal_entries_of_one_job() {
     assert!(number(of("UPLOAD_FAILED"), "FLYWHEEL_NAR_SIZE") > 200_000);
     assert_eq!(number(of("SESSION_SUMMARY"), "FLYWHEEL_FAILED"), 1);
     assert!(of("SESSION_SUMMARY").contains_key("FLYWHEEL_DURATION_MS"));
+
+    // Plain text is enough.
+    for entry in &entries {
+        for field in ["CACHE", "STORE_PATH", "ERROR", "FILE"] {
+            let told = entry.get(&format!("FLYWHEEL_{field}")).is_none_or(|v| entry["MESSAGE"].contains(v));
+            assert!(told || entry["PRIORITY"] == "7", "{field} is not in the text: {entry:#?}");
+        }
+    }
 
     // Every entry above debug has an id, and no entry has a field of another event.
     let levels =

@@ -166,15 +166,23 @@ impl Reports {
                 duration_ms = info
                     .as_ref()
                     .map(|info| info.ended_at.unwrap_or_else(|| Wall::now().0) - info.new.started_at),
-                "watch-store pushed {} store paths incrementally",
-                c.pushed
+                "watch-store pushed {} store paths incrementally for session {session}{} to cache {}: \
+                 {} already cached, {} in upstream, {} failed, {} skipped, {} collected",
+                c.pushed,
+                label.as_deref().map(|label| format!(" ({label})")).unwrap_or_default(),
+                info.as_ref().map_or("?", |info| info.new.cache.as_str()),
+                c.already_cached,
+                c.upstream,
+                c.failed_total,
+                c.skipped,
+                c.collected
             ),
             Err::<_, LedgerError>(error) => event!(
                 SESSION_UNREADABLE,
                 session = session,
                 label = label,
                 error = %error,
-                "the session's summary cannot be read"
+                "session {session} has closed, and its summary cannot be read: {error}"
             ),
         });
     }
