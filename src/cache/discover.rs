@@ -22,7 +22,7 @@ use super::wire::CacheConfig;
 const REFUSED_FOR: Duration = Duration::from_secs(300);
 const MAX_REDIRECTS: usize = 3;
 /// Largest configuration that the client reads, in bytes. Real ones are below 1 KiB.
-const LONGEST_CONFIG: usize = 256 * 1024;
+pub(super) const LONGEST_CONFIG: usize = 256 * 1024;
 
 /// The result of a discovery.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -16,12 +16,14 @@
 //! | `discover` | which of several addresses to use |
 //! | `client` | the calls |
 //! | `read` | whether Nix can read the cache |
+//! | `examine` | what each endpoint answers, for `doctor` |
 
 mod body;
 mod client;
 mod discover;
 mod endpoint;
 mod error;
+mod examine;
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzz;
 mod read;

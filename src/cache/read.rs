@@ -3,10 +3,11 @@
 
 use reqwest::Url;
 
-use super::client::CacheClient;
+use super::client::{CacheClient, Inner};
 use super::endpoint::Endpoint;
 use super::error::{CacheError, ErrorClass};
 use super::token::TokenSource;
+use super::transport::Answer;
 
 /// Largest `nix-cache-info` that the client reads, in bytes. Real ones have three lines.
 const LONGEST: usize = 4096;
@@ -19,24 +20,7 @@ impl CacheClient {
         let url = Url::parse(&format!("{}/nix-cache-info", substituter.trim_end_matches('/')))
             .map_err(|e| CacheError::new(ErrorClass::Rejected, format!("{substituter}: {e}")))?;
         let doing = format!("reading {url}");
-        let inner = self.inner();
-        let secret = pull.read()?;
-        if let (Some(_), Some(why)) = (&secret, inner.distrust(&base)) {
-            return Err(CacheError::new(ErrorClass::Rejected, format!("{doing}: {why}")));
-        }
-        let mut request = inner.transport.client(&base)?.get(url);
-        if let Some(secret) = &secret {
-            request = request.basic_auth("flywheel", Some(secret.expose()));
-        }
-        let patience = inner.stall_timeout.min(inner.connect_timeout);
-        let answer = match tokio::time::timeout(patience, request.send()).await {
-            Ok(Ok(response)) => super::transport::Answer::read(response, LONGEST, patience, secret).await,
-            Ok(Err(e)) => return Err(CacheError::from_transport(&e, false, &doing)),
-            Err(_) => {
-                let late = format!("{doing}: no answer for {} s", patience.as_secs());
-                return Err(CacheError::new(ErrorClass::Unreachable, late));
-            }
-        };
+        let answer = get(self.inner(), &base, url, pull, LONGEST, &doing).await?;
         if !answer.status.is_success() {
             return Err(answer.refusal(&doing));
         }
@@ -44,5 +28,34 @@ impl CacheClient {
             return Ok(());
         }
         Err(CacheError::new(ErrorClass::Rejected, format!("{doing}: that is no binary cache")))
+    }
+}
+
+/// Sends a GET to `base` with the token as the password that Nix would send, if there
+/// is one. Reads at most `limit` bytes.
+pub(super) async fn get(
+    inner: &Inner,
+    base: &Endpoint,
+    url: Url,
+    pull: &TokenSource,
+    limit: usize,
+    doing: &str,
+) -> Result<Answer, CacheError> {
+    let secret = pull.read()?;
+    if let (Some(_), Some(why)) = (&secret, inner.distrust(base)) {
+        return Err(CacheError::new(ErrorClass::Rejected, format!("{doing}: {why}")));
+    }
+    let mut request = inner.transport.client(base)?.get(url);
+    if let Some(secret) = &secret {
+        request = request.basic_auth("flywheel", Some(secret.expose()));
+    }
+    let patience = inner.stall_timeout.min(inner.connect_timeout);
+    match tokio::time::timeout(patience, request.send()).await {
+        Ok(Ok(response)) => Ok(Answer::read(response, limit, patience, secret).await),
+        Ok(Err(e)) => Err(CacheError::from_transport(&e, false, doing)),
+        Err(_) => {
+            let late = format!("{doing}: no answer for {} s", patience.as_secs());
+            Err(CacheError::new(ErrorClass::Unreachable, late))
+        }
     }
 }

@@ -40,6 +40,7 @@ pub(super) fn check(request: &Request) -> Result<(), String> {
         | Request::Flush { timeout_ms: _ }
         | Request::Status
         | Request::Reload
+        | Request::Diagnose { push: _ }
         | Request::Client { check: _ } => Ok(()),
     }
 }

@@ -5,12 +5,17 @@
 //! raises the protocol number in [`super::codec`]. The JSON of [`Summary`] and
 //! [`Status`] is documented; fields are only added to it.
 
+mod diagnosis;
 mod sessions;
 mod status;
 mod stories;
 
 use serde::{Deserialize, Serialize};
 
+pub use diagnosis::{
+    CacheDiagnosis, Diagnosis, EndpointDiagnosis, Fault, HostDiagnosis, SpaceDiagnosis, UploadDiagnosis,
+    Usage,
+};
 pub use sessions::{
     Attributed, Failed, Outcome, PathEntry, SessionDetail, SessionEntry, SessionState, Summary,
 };
@@ -121,6 +126,12 @@ pub enum Request {
         /// Store paths in full, or their hashes of 32 characters.
         paths: Vec<String>,
     },
+    /// Asks the caches and the host for what can keep paths from being pushed. Answered
+    /// by [`Reply::Diagnosis`].
+    Diagnose {
+        /// Whether a small path is uploaded to each cache and read back.
+        push: bool,
+    },
 }
 
 /// The CI job of a session, as the job's environment describes it.
@@ -184,6 +195,8 @@ pub enum Reply {
     Client(ClientInfo),
     /// What happened to paths, in the order of the request.
     Why(Vec<PathStory>),
+    /// What can keep paths from being pushed.
+    Diagnosis(Diagnosis),
 }
 
 /// The progress of a request that waits.

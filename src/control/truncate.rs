@@ -3,8 +3,8 @@
 //! other room but `types`.
 
 use super::messages::{
-    ClientInfo, ClientStatus, Failed, MAX_ASKED, MAX_ENTRIES, MAX_FAILED, MAX_PATH, MAX_TEXT, PathStory,
-    Reply, SessionEntry, Status, Summary,
+    ClientInfo, ClientStatus, Diagnosis, Failed, Fault, MAX_ASKED, MAX_ENTRIES, MAX_FAILED, MAX_PATH,
+    MAX_TEXT, PathStory, Reply, SessionEntry, Status, Summary,
 };
 use crate::types::shorten;
 
@@ -128,6 +128,37 @@ fn status(s: &mut Status) {
     s.ledger.detail.iter_mut().for_each(text);
 }
 
+fn fault(fault: &mut Option<Fault>) {
+    if let Some(fault) = fault {
+        cut(&mut fault.class, 32);
+        text(&mut fault.message);
+    }
+}
+
+fn diagnosis(d: &mut Diagnosis) {
+    d.caches.truncate(100);
+    for cache in &mut d.caches {
+        cut(&mut cache.name, 64);
+        cache.endpoints.truncate(32);
+        for endpoint in &mut cache.endpoints {
+            text(&mut endpoint.address);
+            fault(&mut endpoint.fault);
+        }
+        for field in [&mut cache.store_dir, &mut cache.token_source, &mut cache.token_problem] {
+            field.iter_mut().for_each(text);
+        }
+        fault(&mut cache.push_problem);
+        if let Some(upload) = &mut cache.upload {
+            cut(&mut upload.path, MAX_PATH);
+            fault(&mut upload.upload_problem);
+            fault(&mut upload.read_problem);
+        }
+    }
+    cut(&mut d.host.store_dir, MAX_PATH);
+    d.host.space.truncate(8);
+    d.host.space.iter_mut().for_each(|space| cut(&mut space.dir, MAX_PATH));
+}
+
 /// Returns the reply with lists and free text shortened to what one frame holds.
 pub(super) fn truncated(mut reply: Reply) -> Reply {
     match &mut reply {
@@ -162,6 +193,7 @@ pub(super) fn truncated(mut reply: Reply) -> Reply {
             stories.truncate(MAX_STORIES);
             stories.iter_mut().for_each(|s| story(s, most));
         }
+        Reply::Diagnosis(d) => diagnosis(d),
         Reply::Done { message } | Reply::Error { message, .. } => shorten_to(message, 4 * MAX_TEXT),
     }
     reply

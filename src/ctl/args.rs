@@ -62,7 +62,7 @@ impl Command {
             | Self::Client { .. }
             | Self::NixConf { .. }
             | Self::Reload
-            | Self::Doctor
+            | Self::Doctor { .. }
             | Self::Metrics
             | Self::Completions { .. }
             | Self::Man { .. } => false,
@@ -118,7 +118,11 @@ pub(super) enum Command {
     /// Make the daemon read its configuration and tokens again, and try failed paths again
     Reload,
     /// Check what can keep paths out of the cache, or Nix from reading them back
-    Doctor,
+    Doctor {
+        /// Also upload a small path to each cache and read it back; for root and admins
+        #[arg(long)]
+        push: bool,
+    },
     /// Print the daemon's metrics as OpenMetrics text
     Metrics,
     /// Print a shell's completion script

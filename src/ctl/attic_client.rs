@@ -33,11 +33,11 @@ pub(super) fn ask(context: &Context, check: bool) -> Result<ClientInfo, Failure>
 
 pub(super) fn status(context: &Context) -> Result<Exit, Failure> {
     let info = ask(context, true)?;
-    let conf = nix_conf::host();
+    let conf = nix_conf::host(false);
     if let Err(why) = &conf {
         context.render.warn(&format!("this host's Nix cannot be asked for its settings: {why}"));
     }
-    let knows = |server| conf.as_ref().ok().map(|conf| nix_conf::knows(conf, server, info.netrc.as_deref()));
+    let knows = |server| conf.as_ref().ok().map(|conf| conf.knows(server, info.netrc.as_deref()));
     let known: Vec<_> = info.servers.iter().map(knows).collect();
     context.render.client(&info, &known);
     Ok(Exit::Done)

@@ -16,7 +16,15 @@ pub(super) struct Lines {
     pub(super) substituters: Vec<String>,
     pub(super) trusted_public_keys: Vec<String>,
     pub(super) netrc_file: Option<String>,
+    /// Whether a build goes on when a cache fails.
+    pub(super) fallback: bool,
+    /// How long a connection attempt may take, in seconds.
+    pub(super) connect_timeout: Option<u32>,
 }
+
+/// How long Nix is to try to reach a cache that is away, in seconds. Older versions of
+/// Nix try for minutes by default.
+const CONNECT_TIMEOUT: u32 = 5;
 
 /// Which settings for one cache this host's Nix has.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -72,42 +80,62 @@ fn lines(servers: &[&ClientServer], netrc: Option<&str>) -> Lines {
         substituters: known().map(|(_, url, _)| url).collect(),
         trusted_public_keys: known().map(|(_, _, key)| key).collect(),
         netrc_file: netrc.filter(|_| private).map(str::to_owned),
+        fallback: known().next().is_some(),
+        connect_timeout: known().next().map(|_| CONNECT_TIMEOUT),
     }
 }
 
-/// Returns Nix's settings as `nix config show` prints them: `key = value` lines.
-pub(super) fn host() -> Result<String, String> {
+/// Nix's settings, as `nix config show` prints them: `key = value` lines.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Conf(pub(super) String);
+
+impl Conf {
+    /// Returns the value of a setting; none when Nix does not know the setting.
+    pub(super) fn value(&self, key: &str) -> Option<&str> {
+        self.0.lines().find_map(|line| Some(line.strip_prefix(key)?.strip_prefix(" =")?.trim()))
+    }
+
+    /// Returns the words of a setting's value.
+    pub(super) fn words(&self, key: &str) -> Vec<&str> {
+        self.value(key).unwrap_or_default().split_whitespace().collect()
+    }
+
+    /// Finds which settings for a cache are there.
+    pub(super) fn knows(&self, server: &ClientServer, netrc: Option<&str>) -> Knows {
+        let has = |key: &str, wanted: &Option<String>, same: &dyn Fn(&str, &str) -> bool| {
+            wanted.as_deref().is_some_and(|wanted| self.words(key).iter().any(|v| same(v, wanted)))
+        };
+        let address = |url: &str| url.split('?').next().unwrap_or_default().trim_end_matches('/').to_owned();
+        let needed = server.public == Some(false);
+        Knows {
+            substituter: has("substituters", &server.substituter, &|a, b| address(a) == address(b)),
+            public_key: has("trusted-public-keys", &server.public_key, &|a, b| a == b),
+            netrc: needed.then(|| netrc.is_some_and(|file| self.value("netrc-file") == Some(file))),
+        }
+    }
+}
+
+/// Returns Nix's settings; with `system` those that count for every user, without the
+/// caller's own.
+pub(super) fn host(system: bool) -> Result<Conf, String> {
     // Nix 2.20 renamed the command.
     let mut why = String::new();
     for words in [&["config", "show"][..], &["show-config"]] {
         let features = ["--extra-experimental-features", "nix-command"];
-        match Command::new("nix").args(features).args(words).output() {
+        let mut command = Command::new("nix");
+        command.args(features).args(words);
+        if system {
+            command.env("NIX_USER_CONF_FILES", "/dev/null").env_remove("NIX_CONFIG");
+        }
+        match command.output() {
             Ok(output) if output.status.success() => {
-                return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+                return Ok(Conf(String::from_utf8_lossy(&output.stdout).into_owned()));
             }
             Ok(output) => why = String::from_utf8_lossy(&output.stderr).trim().to_owned(),
             Err(e) => return Err(format!("`nix` cannot be started: {e}")),
         }
     }
     Err(why)
-}
-
-/// Finds which settings for a cache are there.
-pub(super) fn knows(conf: &str, server: &ClientServer, netrc: Option<&str>) -> Knows {
-    let values = |key: &str| {
-        let line = conf.lines().filter_map(|line| line.split_once(" = ")).find(|(k, _)| *k == key);
-        line.map_or("", |(_, value)| value)
-    };
-    let has = |key: &str, wanted: &Option<String>, same: &dyn Fn(&str, &str) -> bool| {
-        wanted.as_deref().is_some_and(|wanted| values(key).split_whitespace().any(|v| same(v, wanted)))
-    };
-    let address = |url: &str| url.split('?').next().unwrap_or_default().trim_end_matches('/').to_owned();
-    let needed = server.public == Some(false);
-    Knows {
-        substituter: has("substituters", &server.substituter, &|a, b| address(a) == address(b)),
-        public_key: has("trusted-public-keys", &server.public_key, &|a, b| a == b),
-        netrc: needed.then(|| netrc.is_some_and(|file| values("netrc-file").trim() == file)),
-    }
 }
 
 #[cfg(test)]
@@ -142,7 +170,7 @@ mod tests {
     fn what_nix_knows() {
         let conf = "netrc-file = /run/netrc\nsubstituters = https://x https://a/main/?priority=3\ntrusted-public-keys = x:1 main:key=\n";
         let is = |conf: &str, server: &ClientServer, netrc| {
-            let k = knows(conf, server, netrc);
+            let k = Conf(conf.to_owned()).knows(server, netrc);
             (k.substituter, k.public_key, k.netrc)
         };
         assert_eq!(is(conf, &server(true), None), (true, true, None));

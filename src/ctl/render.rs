@@ -247,8 +247,24 @@ impl Render {
         };
     }
 
-    pub(super) fn findings(&self, findings: &[Finding]) {
-        let _ = if self.json { self.object(&findings) } else { self.out(&text::findings(findings)) };
+    /// Prints the findings of `doctor`, and why the daemon was not asked, if it was not.
+    pub(super) fn findings(&self, findings: &[Finding], bad: bool, failure: Option<&Failure>) {
+        let outcome = failure.map_or(if bad { "bad" } else { "good" }, Failure::outcome);
+        let error = failure.map(ToString::to_string);
+        let _ = if self.json {
+            let version = env!("CARGO_PKG_VERSION");
+            let mut object =
+                serde_json::json!({ "outcome": outcome, "version": version, "findings": findings });
+            if let Some(error) = &error {
+                object["error"] = serde_json::json!(error);
+            }
+            self.object(&object)
+        } else {
+            self.out(&text::findings(findings))
+        };
+        if let Some(error) = error {
+            self.say(Level::Error, &error);
+        }
     }
 
     pub(super) fn nix_conf(&self, lines: &Lines) {

@@ -2,7 +2,7 @@
 
 use std::{fmt::Write, time::Duration};
 
-use super::doctor::Finding;
+use super::doctor::{Finding, Level};
 use super::nix_conf::{Knows, Lines};
 use super::render::Heading;
 use crate::control::messages::{
@@ -279,10 +279,14 @@ fn client(c: &ClientStatus, now_ms: i64) -> String {
 /// Formats the findings of `doctor`, bad ones first.
 pub(super) fn findings(findings: &[Finding]) -> String {
     let mut out = String::new();
-    for good in [false, true] {
-        for f in findings.iter().filter(|f| f.good == good) {
-            let word = if good { "good" } else { "BAD " };
-            let _ = writeln!(out, "{word}  {}: {}", printable(&f.what), printable(&f.text));
+    for (level, word) in
+        [(Level::Bad, "BAD"), (Level::Unchecked, "not checked"), (Level::Note, "note"), (Level::Good, "good")]
+    {
+        for f in findings.iter().filter(|f| f.level == level) {
+            let _ = writeln!(out, "{word:<11}  {}: {}", printable(&f.what), printable(&f.text));
+            if let Some(command) = &f.command {
+                let _ = writeln!(out, "{:<11}  run: {}", "", printable(command));
+            }
         }
     }
     out
@@ -348,6 +352,12 @@ pub(super) fn nix_conf(lines: &Lines) -> String {
     }
     if let Some(file) = &lines.netrc_file {
         let _ = writeln!(out, "netrc-file = {}", printable(file));
+    }
+    if lines.fallback {
+        out.push_str("fallback = true\n");
+    }
+    if let Some(seconds) = lines.connect_timeout {
+        let _ = writeln!(out, "connect-timeout = {seconds}");
     }
     out
 }

@@ -18,10 +18,12 @@ mod nix_db;
 mod root_files;
 mod source_path;
 mod temp_roots;
+mod text_path;
 mod watch;
 
 pub use info::{Origin, PathInfo};
 pub use nix_db::{CurrentNixDb, DbIdentity, Look, Mark, NixDb, NixDbError};
 pub use root_files::{RootFiles, RootFilesError};
 pub use temp_roots::{TempRoots, TempRootsError};
+pub(crate) use text_path::TextPath;
 pub use watch::{Health, StoreWatch, WatchError, WatchEvent};

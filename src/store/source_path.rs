@@ -92,7 +92,7 @@ fn hash_file(path: &Path) -> io::Result<Option<FileHash>> {
     }
 }
 
-fn hash_part(store_dir: &StoreDir, kind: &str, hash: &[u8; 32], name: &str) -> String {
+pub(super) fn hash_part(store_dir: &StoreDir, kind: &str, hash: &[u8; 32], name: &str) -> String {
     let fingerprint = format!("{kind}:sha256:{}:{}:{name}", NarHash(*hash).hex(), store_dir.as_str());
     let digest: [u8; 32] = Sha256::digest(fingerprint).into();
     let mut folded = [0_u8; 20];

@@ -295,6 +295,9 @@ fn without_a_daemon_only_what_jobs_call_in_passing_succeeds() {
         ] {
             let lenient = args[0] == "session" && matches!(args[1], "start" | "end");
             let (code, out, err) = run(&mut ctl(socket, args));
+            // `doctor` checks what it can without a daemon, and fails all the same.
+            let out =
+                if args == ["doctor"] { out.contains("not checked").then(String::new).unwrap() } else { out };
             assert_eq!((code, out.as_str()), (if lenient { 0 } else { 5 }, ""), "{args:?}");
             let level = if lenient { "warning" } else { "error" };
             assert!(

@@ -7,6 +7,7 @@ mod built_in;
 mod cache;
 mod collection;
 mod connection;
+mod examine;
 mod netrc;
 mod token_watch;
 
@@ -14,6 +15,7 @@ pub(super) use built_in::{BuiltIn, start as start_built_in};
 pub(super) use cache::{Cache, EngineParts};
 pub(super) use collection::Caches;
 pub(super) use connection::{Connection, limits};
+pub(super) use examine::Examination;
 pub(super) use netrc::Netrc;
 #[cfg(any(fuzzing, test))]
 pub(crate) use netrc::fuzz as fuzz_netrc;

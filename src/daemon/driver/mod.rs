@@ -7,6 +7,7 @@
 
 mod attic_client;
 mod background;
+mod doctor;
 mod ending;
 mod history;
 mod hooks;
@@ -56,6 +57,9 @@ const PROGRESS: Duration = Duration::from_millis(500);
 /// Reads that `status` requests may have under way at a time. A disk that hangs keeps
 /// these threads, and no more.
 const STATUS_READS: usize = 4;
+
+/// Examinations for `doctor` that may run at a time. Each asks every cache.
+const DIAGNOSES: usize = 4;
 
 /// How the driver ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -123,6 +127,8 @@ pub(super) struct Driver {
     ledger_behind: bool,
     /// Reads of `status` that may wait for the ledger or the Nix database at a time.
     status_reads: Arc<Semaphore>,
+    /// Examinations for `doctor` that may run at a time.
+    diagnoses: Arc<Semaphore>,
     began: Instant,
 }
 
@@ -135,6 +141,7 @@ impl Driver {
             work: JoinSet::new(),
             ledger_behind: false,
             status_reads: Arc::new(Semaphore::new(STATUS_READS)),
+            diagnoses: Arc::new(Semaphore::new(DIAGNOSES)),
             began: parts.began,
             parts,
         }

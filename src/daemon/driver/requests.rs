@@ -54,6 +54,7 @@ impl Driver {
             Request::Hook { derivation, outputs } => self.hook(peer, derivation, outputs, responder),
             Request::Status => self.status(peer, responder),
             Request::Why { paths } => self.why(peer, &paths, responder),
+            Request::Diagnose { push } => self.diagnose(peer, push, responder),
             Request::Reload => self.reload(peer, responder),
             Request::Client { check } => self.client_info(check, responder),
         }

@@ -3,6 +3,7 @@
 //!
 //! Must not know caches, sessions or pushes. It reports to the driver's inbox.
 
+mod examine;
 mod logind;
 mod notify;
 mod parts;
@@ -10,6 +11,7 @@ mod signals;
 mod state_dir_lock;
 mod watchdog;
 
+pub(super) use examine::examine;
 pub(super) use logind::inhibit_while_pending;
 pub(super) use notify::Notify;
 pub(super) use parts::Part;

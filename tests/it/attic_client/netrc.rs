@@ -71,7 +71,7 @@ fn nix_reads_a_private_cache_with_what_is_printed() {
     assert_eq!(
         conf.out,
         format!(
-            "extra-substituters = {}\nextra-trusted-public-keys = {}\nnetrc-file = {}\n",
+            "extra-substituters = {}\nextra-trusted-public-keys = {}\nnetrc-file = {}\nfallback = true\nconnect-timeout = 5\n",
             view.url(),
             view.key,
             rig.netrc.display()
@@ -167,7 +167,8 @@ fn a_public_cache_needs_no_netrc() {
     assert_eq!(
         conf,
         serde_json::json!({
-            "substituters": [daemon.main().url()], "trusted_public_keys": [daemon.main().key], "netrc_file": null
+            "substituters": [daemon.main().url()], "trusted_public_keys": [daemon.main().key], "netrc_file": null,
+            "fallback": true, "connect_timeout": 5
         })
     );
     assert_eq!(daemon.ctl(&["nix-conf", "--netrc"]).code, 2);

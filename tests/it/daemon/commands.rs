@@ -7,7 +7,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::support::cache::{StandaloneCache, UploadGate};
-use crate::support::daemon::{CommandResult, Daemon, EMBEDDED, until};
+use crate::support::daemon::{CommandResult, Daemon, EMBEDDED};
 use crate::support::nix::PrivateNix;
 use crate::support::users::{as_nobody, can_switch_user, open_to_all};
 
@@ -326,33 +326,4 @@ fn metrics_are_printed() {
         assert!(page.out.contains(&format!("\n{name} {value}\n")), "{name} {value} in {}", page.out);
     }
     assert!(page.out.ends_with("# EOF\n"), "{}", page.out);
-}
-
-#[test]
-fn doctor_names_what_is_wrong() {
-    let (daemon, _cache, gate) = gated();
-    daemon.nix.make("first");
-    daemon.flush();
-    let look = || {
-        let mut doctor = daemon.client(&["--json", "--strict", "doctor"]);
-        let said = CommandResult::of(&doctor.envs(daemon.nix.env()).output().unwrap());
-        let findings = said.json();
-        let of =
-            |what: &str| findings.as_array().unwrap().iter().find(|f| f["what"] == what).unwrap().clone();
-        (said.code, of("cache main"), of("reading main"))
-    };
-    // This private Nix uses no cache; doctor says how to make it.
-    let (code, cache, reading) = look();
-    assert_eq!((code, &cache["good"], &reading["good"]), (3, &true.into(), &false.into()), "{reading}");
-    daemon.nix.configure(&daemon.ctl(&["nix-conf"]).out);
-    let (code, _, reading) = look();
-    assert_eq!((code, &reading["good"]), (0, &true.into()), "{reading}");
-    gate.rule(|_| Some(401));
-    daemon.nix.make("second");
-    until("the token is refused", || daemon.status()["cache"][0]["state"] == "unauthorized");
-    let (code, cache, _) = look();
-    assert_eq!((code, &cache["good"]), (3, &false.into()), "{cache}");
-    assert!(cache["text"].as_str().unwrap().contains("Renew the token"), "{cache}");
-    let people = daemon.ctl(&["doctor"]);
-    assert!(people.code == 3 && people.out.starts_with("BAD "), "{people:?}");
 }

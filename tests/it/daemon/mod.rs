@@ -2,6 +2,7 @@
 
 mod caches;
 mod commands;
+mod doctor;
 mod failures;
 mod logind;
 mod notify;
