@@ -23,7 +23,7 @@ use super::driver::{BackgroundTasks, Driver, IntakeLink, Load, Parts, policy};
 use super::gc_roots::{Bounds, GcRoots, Places};
 use super::host::{self, Notify, Part, StateDirLock};
 use super::inbox::Input;
-use super::intake::{self, Bell, Intake, NewPolicy, People, UndecidedPaths, WorkQueue};
+use super::intake::{self, Baseline, Bell, Intake, NewPolicy, People, UndecidedPaths, WorkQueue};
 use super::push::{Pushes, Settlements, StoreReader, Transfers};
 use super::sessions::{self, Reports, Restored, Sessions};
 use crate::attribution::{LockWatcher, Windows};
@@ -313,7 +313,7 @@ impl IntakeThread {
         let intake = Intake {
             nix_db: ground.nix_db(settings),
             client: client.client.clone(),
-            own_dir: settings.state_dir.clone(),
+            baseline: Baseline::read(&settings.state_dir),
             store_dir,
             ledger: ground.ledger.clone(),
             windows: Arc::clone(&sessions.windows),

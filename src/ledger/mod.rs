@@ -174,6 +174,18 @@ impl Ledger {
         self.read(move |conn| pushes::unsettled(conn, after, limit))
     }
 
+    /// Returns the pushes that are recorded as pushed or already cached and have an id
+    /// of at least `from`: each with its cache and path, in the order of their ids.
+    pub fn confirmed(&self, from: PushId, limit: usize) -> Result<Vec<(PushId, String, String)>> {
+        self.read(move |conn| pushes::confirmed(conn, from, limit))
+    }
+
+    /// Returns the id of the first of the latest `count` pushes that are recorded as
+    /// pushed or already cached, 0 when there are fewer.
+    pub fn latest_confirmed(&self, count: usize) -> Result<PushId> {
+        self.read(move |conn| pushes::latest_confirmed(conn, count))
+    }
+
     /// The pushes of all paths with this hash, the 32 characters that a base name begins
     /// with, and the sessions that they belong to.
     pub fn history_of(&self, hash: &str) -> Result<Vec<PushHistory>> {

@@ -145,12 +145,14 @@ impl Outcome {
 }
 
 /// How far a Nix database was read.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cursor {
     /// The identity of the database.
     pub identity: String,
     /// The last row that was read.
     pub id: i64,
+    /// A text of the intake by which it recognizes the rows that it read.
+    pub marks: String,
 }
 
 /// One batch of the intake. All of it is recorded, or nothing.

@@ -31,9 +31,15 @@ pub(super) fn state(n: i64) -> Result<PushState> {
     PushState::from_file(n).ok_or_else(|| LedgerError::Sqlite(format!("no push state {n} in this format")))
 }
 
+/// The key of [`Cursor::marks`] in the table `meta`.
+const MARKS: &str = "intake.marks";
+
 pub(super) fn cursor(conn: &Connection) -> Result<Option<Cursor>> {
-    let mut find = conn.prepare_cached("SELECT identity, id FROM cursor")?;
-    Ok(find.query_row([], |row| Ok(Cursor { identity: row.get(0)?, id: row.get(1)? })).optional()?)
+    let mut find = conn.prepare_cached(
+        "SELECT identity, id, coalesce((SELECT value FROM meta WHERE key = ?1), '') FROM cursor",
+    )?;
+    let cursor = |row: &Row<'_>| Ok(Cursor { identity: row.get(0)?, id: row.get(1)?, marks: row.get(2)? });
+    Ok(find.query_row([MARKS], cursor).optional()?)
 }
 
 /// Records a batch.
@@ -61,6 +67,8 @@ pub(super) fn admit(conn: &Connection, batch: &Admit) -> Result<Admitted> {
     if let Some(cursor) = &batch.cursor {
         conn.prepare_cached("INSERT OR REPLACE INTO cursor (one, identity, id) VALUES (1, ?1, ?2)")?
             .execute((&cursor.identity, cursor.id))?;
+        conn.prepare_cached("INSERT OR REPLACE INTO meta (key, value) VALUES (?1, ?2)")?
+            .execute((MARKS, &cursor.marks))?;
     }
     Ok(Admitted { pushes })
 }
@@ -287,6 +295,32 @@ pub(super) fn unconfirm(conn: &Connection, pushes: &[PushId]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Returns the pushes that are recorded as pushed or already cached and have an id of
+/// at least `from`: each with its cache and path, in the order of their ids.
+pub(super) fn confirmed(
+    conn: &Connection,
+    from: PushId,
+    limit: usize,
+) -> Result<Vec<(PushId, String, String)>> {
+    let mut find = conn.prepare_cached(
+        "SELECT item.id, cache.name, path FROM item JOIN cache ON cache.id = item.cache
+         WHERE state IN (2, 3) AND item.id >= ?1 ORDER BY item.id LIMIT ?2",
+    )?;
+    let rows = find.query_map((from, i64::try_from(limit).unwrap_or(i64::MAX)), |row| {
+        Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+    })?;
+    Ok(rows.collect::<std::result::Result<_, _>>()?)
+}
+
+/// Returns the id of the first of the latest `count` pushes that are recorded as pushed
+/// or already cached, 0 when there are fewer.
+pub(super) fn latest_confirmed(conn: &Connection, count: usize) -> Result<PushId> {
+    let mut find =
+        conn.prepare_cached("SELECT id FROM item WHERE state IN (2, 3) ORDER BY id DESC LIMIT 1 OFFSET ?1")?;
+    let before = i64::try_from(count.saturating_sub(1)).unwrap_or(i64::MAX);
+    Ok(find.query_row([before], |row| row.get(0)).optional()?.unwrap_or(0))
 }
 
 /// Returns the rows of these paths of one cache, in their order.

@@ -53,6 +53,24 @@ pub enum Origin {
 }
 
 impl PathInfo {
+    /// A row without signature, content address and deriver.
+    #[cfg(test)]
+    pub(crate) fn for_tests(id: i64, path: StorePath, nar_hash: NarHash, registered_at: i64) -> Self {
+        Self {
+            id,
+            path,
+            nar_hash,
+            nar_size: 120,
+            deriver: None,
+            ultimate: false,
+            sigs: Vec::new(),
+            ca: None,
+            references: Vec::new(),
+            registered_at,
+            is_source: false,
+        }
+    }
+
     /// Returns the mark of this row, for a later
     /// [`CurrentNixDb::look`](super::CurrentNixDb::look).
     #[must_use]

@@ -22,6 +22,7 @@ mod text_path;
 mod watch;
 
 pub use info::{Origin, PathInfo};
+pub(crate) use nix_db::RowContent;
 pub use nix_db::{CurrentNixDb, DbIdentity, Look, Mark, NixDb, NixDbError};
 pub use root_files::{RootFiles, RootFilesError};
 pub use temp_roots::{TempRoots, TempRootsError};

@@ -24,23 +24,30 @@ pub(super) enum Happened {
 pub(super) struct Events {
     dir: PathBuf,
     inotify: OwnedFd,
-    watch: i32,
+    /// `None` while there is no such directory.
+    watch: Option<i32>,
 }
 
 impl Events {
+    /// Watches a directory. One that does not exist, as before the store is mounted, is
+    /// watched from the next [`Self::renew`] on at which it does.
     pub(super) fn watch(dir: &Path) -> Result<Self, Errno> {
         let inotify = init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-        let watch = add(&inotify, dir)?;
+        let watch = match add(&inotify, dir) {
+            Ok(watch) => Some(watch),
+            Err(Errno::NOENT) => None,
+            Err(error) => return Err(error),
+        };
         Ok(Self { dir: dir.to_owned(), inotify, watch })
     }
 
     /// Watches the directory that the path leads to now.
     pub(super) fn renew(&mut self) {
         if let Ok(watch) = add(&self.inotify, &self.dir) {
-            if watch != self.watch {
-                let _ = remove_watch(&self.inotify, self.watch); // the kernel may have removed it already
+            if let Some(old) = self.watch.filter(|old| *old != watch) {
+                let _ = remove_watch(&self.inotify, old); // the kernel may have removed it already
             }
-            self.watch = watch;
+            self.watch = Some(watch);
         }
     }
 
@@ -62,7 +69,7 @@ impl Events {
             let is = |flag| event.events().contains(flag);
             lost |= is(ReadFlags::QUEUE_OVERFLOW);
             let happened = match () {
-                () if event.wd() != self.watch => continue,
+                () if Some(event.wd()) != self.watch => continue,
                 () if is(ReadFlags::CREATE) => Happened::Created,
                 () if is(ReadFlags::OPEN) => Happened::Opened,
                 () if is(ReadFlags::CLOSE_WRITE) => Happened::Closed,

@@ -8,10 +8,10 @@ use super::closure::{Enter, Roots};
 use super::confirmed::Confirmed;
 use super::hand_over::PlannedPush;
 use super::standing::{self, Standing, standing};
-use super::{ABSENT, Intake, IntakeError, MARKS};
+use super::{ABSENT, Intake, IntakeError};
 use crate::attribution::{Evidence as Why, Owners};
+use crate::config::Existing;
 use crate::daemon::inbox::Input;
-use crate::daemon::intake::begin;
 use crate::daemon::intake::rules::enters_as;
 use crate::ledger::{Admit, Cursor, Evidence, PushState, SessionRow};
 use crate::observe::event;
@@ -47,16 +47,16 @@ impl Intake {
             let rows = self.nix_db.db()?.rows(cursor.id, ROWS)?;
             let Some(last) = rows.last() else { break };
             self.room()?;
-            let next = Cursor { identity: cursor.identity.clone(), id: last.id };
+            let mut marks = self.marks.clone();
+            standing::add(&mut marks, last.mark());
+            let identity = cursor.identity.clone();
+            let next = Cursor { identity, id: last.id, marks: standing::written(&marks) };
             rows.iter().for_each(|row| self.client.sighted(row.path.base()));
             // The events of these paths' locks came before the rows, so the makers are
             // known after this.
             self.lock_watcher.catch_up();
-            let mark = Mark { id: last.id, path: last.path.clone(), registered_at: last.registered_at };
             self.take_rows(rows, Some(&next))?;
-            *cursor = next;
-            standing::add(&mut self.marks, mark);
-            self.ledger.set_meta(MARKS, &standing::written(&self.marks))?;
+            (*cursor, self.marks) = (next, marks);
             self.tell(Input::Cursor(cursor.id))?;
         }
         self.lock_watcher.sweep(began);
@@ -77,40 +77,48 @@ impl Intake {
     /// is the same, or to the beginning of another database.
     pub(super) fn stand(&mut self, cursor: &mut Cursor) -> Result<(), IntakeError> {
         let (identity, head, there) = self.look_at_database()?;
-        match standing(identity == cursor.identity, cursor.id, head, &self.marks, &there) {
+        let (from, marks) = match standing(identity == cursor.identity, cursor.id, head, &self.marks, &there)
+        {
             Standing::Same => return Ok(()),
             Standing::WentBack(from) => {
-                // When no mark matches, rows from before the daemon's first start stay old.
-                let began = begin::noted(&self.own_dir, &identity).filter(|began| *began <= head);
-                let from = if from == 0 { began.unwrap_or(0) } else { from };
                 event!(
                     DATABASE_REPLACED,
                     was = cursor.id,
                     now = from,
-                    "the Nix database went back to an earlier state (row {} was read, row {from} is the last that is the same): the rows after it count as new",
-                    cursor.id
+                    "the Nix database went back to an earlier state (row {} was read, row {from} is the last that is the same): the rows after it count as new{}",
+                    cursor.id,
+                    self.except_old()
                 );
-                cursor.id = from;
-                self.marks.retain(|mark| mark.id <= from);
+                if from == 0 {
+                    self.baseline.renumbered(&identity);
+                }
                 self.windows().cut(from);
+                (from, self.marks.iter().filter(|mark| mark.id <= from).cloned().collect())
             }
             Standing::Another => {
                 event!(
                     DATABASE_REPLACED,
                     was = cursor.identity,
                     now = identity,
-                    "the Nix database is another one than before ({identity} after {}): everything in it counts as new",
-                    cursor.identity
+                    "the Nix database is another one than before ({identity} after {}): everything in it counts as new{}",
+                    cursor.identity,
+                    self.except_old()
                 );
-                *cursor = Cursor { identity, id: 0 };
-                self.marks.clear();
                 self.windows().renumber();
-                begin::note(&self.own_dir, cursor);
+                (0, Vec::new())
             }
-        }
+        };
+        *cursor = Cursor { identity, id: from, marks: standing::written(&marks) };
+        self.marks = marks;
         self.confirmed.iter_mut().for_each(Confirmed::clear);
         self.ledger.admit(Admit { cursor: Some(cursor.clone()), pushes: Vec::new(), at: Wall::now().0 })?;
         self.tell(Input::Cursor(cursor.id))
+    }
+
+    /// The end of the log entry about a database that was replaced.
+    fn except_old(&self) -> &'static str {
+        let has_old = self.existing != Existing::Yes && self.baseline.is_known();
+        if has_old { ", except paths that were valid at the first start" } else { "" }
     }
 
     /// Returns the database's identity, the highest row number that it has given, and for
@@ -140,6 +148,12 @@ impl Intake {
         let makers = self.lock_watcher.makers(&bases);
         let mut caches: Vec<Routed> = self.policy.caches.iter().map(|_| Routed::default()).collect();
         for (info, maker) in rows.into_iter().zip(&makers) {
+            if let (Some(next), None) = (next, maker)
+                && self.existing != Existing::Yes
+                && self.baseline.has(&next.identity, &info)
+            {
+                continue;
+            }
             let owners = windows.owners(info.id, maker.as_ref());
             if next.is_none() {
                 let owner = owners.sessions.first().map_or(0, |(session, _)| *session);

@@ -5,7 +5,7 @@
 //!
 //! Must not know how anything is uploaded.
 
-mod begin;
+mod baseline;
 mod bell;
 mod closure;
 mod confirmed;
@@ -40,6 +40,7 @@ use crate::observe::{detail, event};
 use crate::store::{CurrentNixDb, Mark, NixDbError};
 use crate::types::Heartbeat;
 
+pub(in crate::daemon) use baseline::Baseline;
 pub(in crate::daemon) use bell::{Bell, Naming, Work, WorkQueue};
 pub use name_service::unknown_names;
 pub(in crate::daemon) use people::People;
@@ -61,9 +62,6 @@ const ITEMS: usize = 1024;
 /// Upper bound of the hook calls that wait while the intake is stuck. What further hooks
 /// say counts only for paths that are not taken in yet.
 const HOOKS: usize = 4096;
-
-/// The ledger's key of the marks.
-const MARKS: &str = "intake.marks";
 /// The ledger's key that says that there was no Nix database at some time.
 const ABSENT: &str = "intake.absent";
 
@@ -91,8 +89,8 @@ pub(in crate::daemon) type NewPolicy = Arc<Mutex<Option<PushPolicy>>>;
 /// What the intake works with.
 pub(in crate::daemon) struct Intake {
     pub(in crate::daemon) nix_db: CurrentNixDb,
-    /// The daemon's own state directory.
-    pub(in crate::daemon) own_dir: std::path::PathBuf,
+    /// Which paths were valid at the first start.
+    pub(in crate::daemon) baseline: Baseline,
     pub(in crate::daemon) store_dir: StoreDir,
     pub(in crate::daemon) ledger: Ledger,
     pub(in crate::daemon) windows: Arc<Mutex<Windows>>,
@@ -167,6 +165,8 @@ struct Progress {
     rechecks: VecDeque<Recheck>,
     /// Whether all failed pushes are to be retried.
     retry: bool,
+    /// Whether more is to be done without an event.
+    more: bool,
 }
 
 impl Intake {
@@ -188,6 +188,7 @@ impl Intake {
             hooked: VecDeque::new(),
             rechecks: VecDeque::new(),
             retry: false,
+            more: false,
         };
         let mut stuck = Stuck::default();
         loop {
@@ -200,7 +201,7 @@ impl Intake {
                     if stuck.over() {
                         self.tell(Input::Stuck(None))?;
                     }
-                    None
+                    progress.more.then_some(Duration::ZERO)
                 }
                 Err(error) if error.is_passing() => {
                     if matches!(error, IntakeError::Absent(_)) {
@@ -266,7 +267,7 @@ impl Intake {
     /// Does all work that is due. After an error the next call begins again; nothing that
     /// this one did is lost or counted twice.
     fn advance(&mut self, progress: &mut Progress) -> Result<(), IntakeError> {
-        let Progress { first, cursor, restored, namings, hooked, rechecks, retry } = progress;
+        let Progress { first, cursor, restored, namings, hooked, rechecks, retry, more } = progress;
         let cursor = match cursor {
             Some(cursor) => cursor,
             None => {
@@ -314,6 +315,11 @@ impl Intake {
         while let Some(naming) = namings.front() {
             self.name(naming, cursor)?;
             namings.pop_front();
+        }
+        // Last, and a slice at a time, because nobody waits for it.
+        *more = self.baseline.is_growing(&cursor.identity);
+        if *more {
+            self.baseline.extend(self.nix_db.db()?, &cursor.identity)?;
         }
         Ok(())
     }

@@ -3,14 +3,12 @@
 
 use std::collections::HashMap;
 
-use super::begin;
 use super::hand_over::{LedgerPush, Terms};
-use super::{ABSENT, ITEMS, Intake, IntakeError, MARKS, standing};
+use super::{ABSENT, ITEMS, Intake, IntakeError, standing};
 use crate::config::Existing;
 use crate::daemon::push;
 use crate::ledger::{Admit, Cursor, PushState};
 use crate::observe::{detail, event};
-use crate::store::Mark;
 use crate::types::{Mono, StorePath, Wall};
 
 impl Intake {
@@ -21,39 +19,39 @@ impl Intake {
         // First, because this opens the database.
         let (identity, head, _) = self.look_at_database()?;
         if let Some(cursor) = self.ledger.cursor()? {
-            self.marks = standing::read(&self.ledger.meta(MARKS)?.unwrap_or_default());
+            self.marks = standing::read(&cursor.marks);
             return Ok(cursor);
         }
-        let was_absent = self.was_absent || self.ledger.meta(ABSENT)?.is_some();
-        let id = match begin::noted(&self.own_dir, &identity).filter(|id| *id <= head) {
-            Some(id) => {
-                event!(
-                    LEDGER_NEW,
-                    "the ledger is new: what became valid since the first start counts as new"
-                );
-                id
-            }
-            None if was_absent => 0,
-            None => match self.existing {
-                Existing::Yes => 0,
-                Existing::No => head,
-                Existing::SinceBoot => {
-                    boot_time().map_or(Ok(head), |boot| self.nix_db.db()?.last_before(boot))?
-                }
-            },
+        let id = if let Some(id) = self.baseline.start(&identity, head) {
+            event!(LEDGER_NEW, "the ledger is new: what became valid since the first start counts as new");
+            id
+        } else {
+            let id = self.first_row(head)?;
+            self.baseline.note(&identity, id, Wall::now().seconds());
+            id
         };
-        let cursor = Cursor { identity, id };
-        begin::note(&self.own_dir, &cursor);
-        let first = Admit { cursor: Some(cursor.clone()), pushes: Vec::new(), at: Wall::now().0 };
-        self.ledger.admit(first)?;
-        if let Some(last) =
-            self.nix_db.db()?.rows(id.saturating_sub(1), 1)?.first().filter(|row| row.id == id)
-        {
-            let mark = Mark { id, path: last.path.clone(), registered_at: last.registered_at };
-            standing::add(&mut self.marks, mark);
-            self.ledger.set_meta(MARKS, &standing::written(&self.marks))?;
+        self.marks.clear();
+        let last = self.nix_db.db()?.rows(id.saturating_sub(1), 1)?;
+        if let Some(last) = last.first().filter(|row| row.id == id) {
+            standing::add(&mut self.marks, last.mark());
         }
+        let cursor = Cursor { identity, id, marks: standing::written(&self.marks) };
+        self.ledger.admit(Admit { cursor: Some(cursor.clone()), pushes: Vec::new(), at: Wall::now().0 })?;
         Ok(cursor)
+    }
+
+    /// The last row that is old at the very first start.
+    fn first_row(&self, head: i64) -> Result<i64, IntakeError> {
+        if self.was_absent || self.ledger.meta(ABSENT)?.is_some() {
+            return Ok(0);
+        }
+        Ok(match self.existing {
+            Existing::Yes => 0,
+            Existing::No => head,
+            Existing::SinceBoot => {
+                boot_time().map_or(Ok(head), |boot| self.nix_db.db()?.last_before(boot))?
+            }
+        })
     }
 
     /// Reports the unsettled pushes of an earlier run to the driver. With `retry` it

@@ -41,7 +41,7 @@ fn intake(top: &Path) -> (Intake, tokio::sync::mpsc::Receiver<Input>) {
     let (out, inputs) = tokio::sync::mpsc::channel(16);
     let intake = Intake {
         nix_db: CurrentNixDb::new(top, &store_dir, &top.join("socket")),
-        own_dir: top.to_owned(),
+        baseline: Baseline::read(top),
         lock_watcher: LockWatcher::start(&store).unwrap(),
         store_dir,
         ledger: Ledger::open(&top.join("ledger.sqlite")).unwrap().0,
@@ -75,7 +75,7 @@ fn while_the_driver_knows_as_much_as_it_may_the_rest_waits_in_the_database() {
     let dir = tempfile::tempdir().unwrap();
     let (mut intake, mut inputs) = intake(dir.path());
     let identity = intake.look_at_database().unwrap().0;
-    let mut cursor = Cursor { identity, id: 0 };
+    let mut cursor = Cursor { identity, ..Cursor::default() };
     intake.known.store(MOST, Ordering::Relaxed);
     let full = intake.look(&mut cursor).unwrap_err();
     assert!(matches!(full, IntakeError::Full(MOST)) && full.is_passing(), "{full}");
@@ -105,6 +105,7 @@ fn with_as_many_paths_as_there_may_be_namings_wait_and_rechecks_do_not() {
         hooked: VecDeque::new(),
         rechecks: VecDeque::from([recheck]),
         retry: false,
+        more: false,
     };
     let full = intake.advance(&mut progress).unwrap_err();
     assert!(matches!(full, IntakeError::Full(MOST)), "{full}");

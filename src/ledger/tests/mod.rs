@@ -101,7 +101,7 @@ fn what_a_cache_has_deleted_is_pending_again_for_live_sessions() {
 fn a_push_goes_from_admitted_to_pushed() {
     let (_dir, ledger) = new_ledger();
     let s = session(&ledger, "s");
-    let cursor = Cursor { identity: "db".into(), id: 7 };
+    let cursor = Cursor { identity: "db".into(), id: 7, marks: "7 …".into() };
     let batch =
         Admit { cursor: Some(cursor.clone()), pushes: vec![new_push(1, &[(s, Evidence::Hook)])], at: 1 };
     let admitted = ledger.admit(batch).unwrap();

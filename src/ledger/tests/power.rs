@@ -8,7 +8,7 @@ fn with_any_prefix_of_the_log_the_cursor_fits_the_pushes() {
     let (dir, ledger) = new_ledger();
     const ROUNDS: i64 = 16;
     for n in 1..=ROUNDS {
-        let cursor = Some(Cursor { identity: "db".into(), id: n });
+        let cursor = Some(Cursor { identity: "db".into(), id: n, marks: n.to_string() });
         let pushes = vec![new_push(usize::try_from(n).unwrap(), &[])];
         let (id, ..) = ledger.admit(Admit { cursor, pushes, at: n }).unwrap().pushes[0];
         if n % 2 == 0 {
@@ -28,14 +28,16 @@ fn with_any_prefix_of_the_log_the_cursor_fits_the_pushes() {
         std::fs::write(at.path().join("ledger.db-wal"), &log[..cut]).unwrap();
         let (left, opened) = Ledger::open(&copy).unwrap();
         assert!(!matches!(opened, Opened::Recovered { .. }), "a cut at {cut} is no damage");
-        let known = left.cursor().unwrap().map_or(0, |cursor| cursor.id);
+        let cursor = left.cursor().unwrap().unwrap_or_default();
+        let known = cursor.id;
+        assert_eq!(cursor.marks, if known > 0 { known.to_string() } else { String::new() }, "cut at {cut}");
         let ids = left.read(|conn| {
             let mut all = conn.prepare("SELECT id FROM item ORDER BY id")?;
             Ok(all.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<Vec<i64>>>()?)
         });
         assert_eq!(ids.unwrap(), (1..=known).collect::<Vec<_>>(), "cut at {cut}");
         // The ledger continues from there.
-        let cursor = Some(Cursor { identity: "db".into(), id: known + 1 });
+        let cursor = Some(Cursor { identity: "db".into(), id: known + 1, ..Cursor::default() });
         let pushes = vec![new_push(usize::try_from(known + 1).unwrap(), &[])];
         left.admit(Admit { cursor, pushes, at: known }).unwrap();
         seen.insert(known);

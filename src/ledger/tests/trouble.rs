@@ -126,7 +126,7 @@ fn kill_child() {
     }
     let first = ledger.cursor().unwrap().map_or(0, |c| c.id) + 1;
     for n in first.. {
-        let cursor = Some(Cursor { identity: "db".into(), id: n });
+        let cursor = Some(Cursor { identity: "db".into(), id: n, ..Cursor::default() });
         let pushes = vec![new_push(usize::try_from(n).unwrap(), &[])];
         let (id, ..) = ledger.admit(Admit { cursor, pushes, at: n }).unwrap().pushes[0];
         if writeln!(std::io::stdout(), "answered {n}").is_err() {
@@ -172,7 +172,7 @@ fn no_room_child() {
     let log = || std::fs::metadata(file.with_file_name("ledger.db-wal")).unwrap();
     // A part of a commit can be written, and never all of it.
     limit(Some(log().len() + 8192));
-    let cursor = |id| Some(Cursor { identity: "db".into(), id });
+    let cursor = |id| Some(Cursor { identity: "db".into(), id, ..Cursor::default() });
     let pushes = (1..100).map(|n| new_push(n, &[(first, Evidence::Process)])).collect();
     let ids = ledger.admit(Admit { cursor: cursor(99), pushes, at: 1000 }).unwrap().pushes;
     for (id, ..) in &ids[..50] {

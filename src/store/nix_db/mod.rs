@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 use rusqlite::{Connection, OptionalExtension as _};
 
 use super::info::PathInfo;
-use crate::types::{StoreDir, StorePath};
+use crate::types::{NarHash, StoreDir, StorePath};
 use connection::Reading;
 pub use current::{CurrentNixDb, Look};
 pub use error::NixDbError;
@@ -36,6 +36,9 @@ use rows::Rows;
 /// Rows that were reported as unreadable are remembered, so that each is
 /// reported once; up to this many.
 const REPORTED: usize = 1024;
+
+/// The id of a row, and its path and NAR hash unless it cannot be understood.
+pub(crate) type RowContent = (i64, Option<(StorePath, NarHash)>);
 
 /// One open database file. `Send`, not `Sync`: each thread opens its own.
 ///
@@ -112,6 +115,13 @@ impl NixDb {
     pub fn rows(&self, after: i64, limit: usize) -> Result<Vec<PathInfo>, NixDbError> {
         self.identity()?;
         self.read_rows(|rows, bad| rows.after(after, limit, bad))
+    }
+
+    /// The contents of the rows with ids above `after`, ascending, at most `limit`.
+    /// Cheaper than [`Self::rows`].
+    pub(crate) fn contents(&self, after: i64, limit: usize) -> Result<Vec<RowContent>, NixDbError> {
+        self.identity()?;
+        self.reading.read(|db| Rows { db, store_dir: &self.store_dir }.contents(after, limit))
     }
 
     /// The rows with these ids, in this order, each with its references. A row

@@ -4,6 +4,7 @@
 
 use rusqlite::{CachedStatement, Connection, OptionalExtension as _, Row};
 
+use super::RowContent;
 use super::error::NixDbError;
 use super::identity::Mark;
 use crate::store::PathInfo;
@@ -49,6 +50,21 @@ impl Rows<'_> {
                 Err(NixDbError::Row { id, reason }) => bad.push((id, reason)),
                 Err(other) => return Err(other),
             }
+        }
+        Ok(found)
+    }
+
+    /// The contents of the rows above `after`, ascending, at most `limit`.
+    pub(super) fn contents(&self, after: i64, limit: usize) -> Result<Vec<RowContent>, NixDbError> {
+        let mut query = self
+            .db
+            .prepare_cached("select id, path, hash from ValidPaths where id > ?1 order by id limit ?2")?;
+        let mut rows = query.query((after, i64::try_from(limit).unwrap_or(i64::MAX)))?;
+        let mut found = Vec::with_capacity(limit);
+        while let Some(row) = rows.next()? {
+            let path = row.get_ref(1)?.as_str().ok().and_then(|path| self.store_dir.parse(path).ok());
+            let hash = row.get_ref(2)?.as_str().ok().and_then(|hash| NarHash::parse(hash).ok());
+            found.push((row.get(0)?, path.zip(hash)));
         }
         Ok(found)
     }

@@ -4,6 +4,7 @@ mod bounds;
 mod deleted;
 mod disk;
 mod events;
+mod first_start;
 mod gc_roots;
 mod interruptions;
 mod ledger;
