@@ -29,7 +29,7 @@ mod proc;
 mod windows;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use anchor::{Anchor, AnchorError};
 pub use lineage::Lineage;

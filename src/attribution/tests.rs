@@ -6,16 +6,16 @@ use std::path::PathBuf;
 use super::proc::Proc;
 
 /// The files that are read, in a temporary directory.
-pub(super) struct FakeProc {
+pub(crate) struct FakeProc {
     dir: tempfile::TempDir,
 }
 
 impl FakeProc {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { dir: tempfile::tempdir().unwrap() }
     }
 
-    pub(super) fn proc(&self) -> Proc {
+    pub(crate) fn proc(&self) -> Proc {
         Proc::at(self.dir.path())
     }
 
@@ -30,7 +30,7 @@ impl FakeProc {
     }
 
     /// A process; all are in process session 1, each in a group of its own.
-    pub(super) fn add(&self, pid: i32, ppid: i32, start: u64, comm: &str, uid: u32, cmdline: &[u8]) {
+    pub(crate) fn add(&self, pid: i32, ppid: i32, start: u64, comm: &str, uid: u32, cmdline: &[u8]) {
         self.set(
             pid,
             "stat",
@@ -41,6 +41,11 @@ impl FakeProc {
         self.set(pid, "status", format!("Name:\t{comm}\nUid:\t{uid}\t{uid}\t{uid}\t{uid}\nGid:\t{uid}\t{uid}\t{uid}\t{uid}\nNSpid:\t{pid}\n"));
         self.set(pid, "cmdline", cmdline);
         self.set(pid, "cgroup", format!("0::/of/{pid}\n"));
+    }
+
+    /// Ends a process.
+    pub(crate) fn end(&self, pid: i32) {
+        let _ = fs::remove_dir_all(self.dir.path().join(pid.to_string()));
     }
 
     /// Moves a process into another process session.

@@ -64,6 +64,21 @@ impl Responder {
 }
 
 impl Answer {
+    /// Returns the reply if it has been sent, and otherwise the latest new report.
+    #[cfg(test)]
+    pub(crate) fn try_next(&mut self) -> Option<Reply> {
+        match self.reply.try_recv() {
+            Ok(reply) => Some(reply),
+            Err(oneshot::error::TryRecvError::Closed) => {
+                Some(Reply::Error { code: ErrorCode::Internal, message: "dropped".to_owned() })
+            }
+            Err(oneshot::error::TryRecvError::Empty) => {
+                let news = self.progress.has_changed().unwrap_or(false);
+                news.then(|| Reply::Progress(self.progress.borrow_and_update().clone().unwrap_or_default()))
+            }
+        }
+    }
+
     /// Waits for the next report or the reply. Must not be called again after the
     /// final reply.
     pub async fn next(&mut self) -> Reply {

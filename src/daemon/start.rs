@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use anyhow::{Context, Result};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
@@ -26,7 +28,7 @@ use super::inbox::Input;
 use super::intake::{self, Baseline, Bell, Intake, NewPolicy, People, UndecidedPaths, WorkQueue};
 use super::push::{Pushes, Settlements, StoreReader, Transfers};
 use super::sessions::{self, Reports, Restored, Sessions};
-use crate::attribution::{LockWatcher, Windows};
+use crate::attribution::{LockWatcher, Proc, Windows};
 use crate::config::Settings;
 use crate::control::server::{self, Incoming, Limits};
 use crate::embedded::Running;
@@ -154,7 +156,7 @@ impl SavedSessions {
         let windows = Arc::new(Mutex::new(Windows::default()));
         let mut sessions = Sessions::default();
         let id = |name: &str| caches.caches.id(name);
-        let restored = sessions::restore(&ground.ledger, id, &mut sessions, &windows)?;
+        let restored = sessions::restore(&ground.ledger, id, &mut sessions, &windows, &Proc::default())?;
         Ok(Self { sessions, restored, windows })
     }
 }
@@ -421,6 +423,7 @@ impl Started<'_> {
             transfers,
             sessions,
             restored,
+            proc: Proc::default(),
             reports: Reports::new(ledger.clone(), store_dir, own_uid, intake.people.clone()),
             ledger,
             gc_roots: protection.0.clone(),

@@ -24,8 +24,13 @@ mod pushes;
 mod queue;
 mod schema;
 mod sessions;
+#[cfg(test)]
+mod simulated;
 mod story;
 mod writer;
+
+#[cfg(test)]
+pub(crate) use simulated::Disk;
 
 #[cfg(test)]
 mod tests;
@@ -68,6 +73,9 @@ pub struct Ledger {
 
 struct Inner {
     queue: Option<queue::Sender>,
+    /// Takes the commands in place of the queue and its thread.
+    #[cfg(test)]
+    disk: Option<Disk>,
     writer: Option<JoinHandle<()>>,
     health: Arc<Mutex<Health>>,
 }
@@ -94,7 +102,13 @@ impl Ledger {
             .name("ledger".to_owned())
             .spawn(move || writer.run())
             .map_err(|e| LedgerError::Open { path: path.to_owned(), reason: e.to_string() })?;
-        let inner = Inner { queue: Some(sender), writer: Some(thread), health };
+        let inner = Inner {
+            queue: Some(sender),
+            #[cfg(test)]
+            disk: None,
+            writer: Some(thread),
+            health,
+        };
         Ok((Self { inner: Arc::new(inner) }, opened))
     }
 
@@ -108,10 +122,18 @@ impl Ledger {
     /// few thousand mean that the disk is slow; sending more only takes memory.
     #[must_use]
     pub fn queued(&self) -> usize {
+        #[cfg(test)]
+        if let Some(disk) = &self.inner.disk {
+            return disk.waiting();
+        }
         self.inner.queue.as_ref().map_or(0, queue::Sender::len)
     }
 
     fn send(&self, command: Command) -> Result<()> {
+        #[cfg(test)]
+        if let Some(disk) = &self.inner.disk {
+            return disk.take(command);
+        }
         let queue = self.inner.queue.as_ref().ok_or(LedgerError::Stopped)?;
         queue.send(command).map_err(|()| LedgerError::Stopped)
     }

@@ -21,7 +21,9 @@
 use std::collections::VecDeque;
 use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use rusqlite::Connection;
 
@@ -149,7 +151,7 @@ impl Writer {
     }
 
     /// Runs commands and answers them.
-    fn batch(&mut self, mut batch: Vec<Command>) {
+    pub(super) fn batch(&mut self, mut batch: Vec<Command>) {
         let due = self.in_memory.is_none() || self.next_try <= Instant::now();
         if self.failing.is_some() && !(due && self.catch_up()) {
             return self.hold(batch);

@@ -86,6 +86,12 @@ impl Attempt {
         Self { held: None, holder, changed, closed: None, removed: None, scanned }
     }
 
+    /// An attempt whose holder was seen.
+    #[cfg(test)]
+    pub(super) fn of(lineage: Arc<Lineage>) -> Self {
+        Self { holder: Holder::Seen(0, Some(lineage)), ..Self::new(false) }
+    }
+
     /// Whether the next read of the lock table may say more.
     pub(super) fn is_unsettled(&self) -> bool {
         let open = self.removed.is_none() && self.held.is_some();

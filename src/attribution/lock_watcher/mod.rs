@@ -172,3 +172,19 @@ impl LockWatcher {
         });
     }
 }
+
+/// A watcher that sees what the simulation tells it.
+#[cfg(test)]
+impl LockWatcher {
+    pub(crate) fn simulated(store_dir: &Path) -> std::io::Result<Self> {
+        Ok(Self { owner: Arc::new(Owner(Arc::new(Shared::new(store_dir, Proc::default())?))) })
+    }
+
+    /// A process was seen to hold the path's lock.
+    pub(crate) fn saw(&self, base: &str, lineage: &Arc<Lineage>) {
+        if let Some(entry) = self.shared().state().entry(base) {
+            entry.attempts.clear();
+            entry.attempts.push(attempts::Attempt::of(Arc::clone(lineage)));
+        }
+    }
+}

@@ -8,7 +8,9 @@
 //! because of one path, so the rest of a failed run is run again in halves.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinHandle;

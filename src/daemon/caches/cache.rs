@@ -4,7 +4,7 @@ use super::{Connection, limits};
 use crate::cache::CacheClient;
 use crate::config::{self, Jobs, Settings};
 use crate::daemon::attic::{self, CacheLogin, Client, Engine, EngineSetup, Login};
-use crate::daemon::push::{Tally, Target, Transfers, UpstreamKeys};
+use crate::daemon::push::{CacheApi, Tally, Target, Transfers, UpstreamKeys};
 use crate::flow::CacheLimits;
 use crate::types::{CacheId, PushId, StorePath};
 
@@ -16,6 +16,8 @@ pub(in crate::daemon) struct Cache {
     /// What carries out the uploads. `None`: the daemon itself.
     engine: Option<Engine>,
     pub(in crate::daemon) tally: Tally,
+    #[cfg(test)]
+    simulated: Option<crate::daemon::push::SimulatedCache>,
 }
 
 /// What is needed to start a cache's engine.
@@ -28,7 +30,15 @@ pub(in crate::daemon) struct EngineParts<'a> {
 
 impl Cache {
     pub(super) fn new(id: CacheId, connection: Connection) -> Self {
-        Self { id, connection, upstream_keys: UpstreamKeys::default(), engine: None, tally: Tally::default() }
+        Self {
+            id,
+            connection,
+            upstream_keys: UpstreamKeys::default(),
+            engine: None,
+            tally: Tally::default(),
+            #[cfg(test)]
+            simulated: None,
+        }
     }
 
     /// Replaces the connection, after the configuration has changed.
@@ -89,7 +99,27 @@ impl Cache {
 
     /// The cache as a destination.
     pub(in crate::daemon) fn target(&self) -> Target {
-        Target { id: self.id, client: self.client().clone(), upstream_keys: self.upstream_keys.clone() }
+        Target {
+            id: self.id,
+            name: self.client().cache().clone(),
+            api: self.api(),
+            upstream_keys: self.upstream_keys.clone(),
+        }
+    }
+
+    fn api(&self) -> CacheApi {
+        #[cfg(test)]
+        if let Some(simulated) = &self.simulated {
+            return CacheApi::Simulated(simulated.clone());
+        }
+        CacheApi::Http(self.client().clone())
+    }
+
+    /// Has all calls made of a simulated cache.
+    #[cfg(test)]
+    pub(in crate::daemon) fn simulate(&mut self, board: &crate::daemon::push::Board) {
+        let board = std::sync::Arc::clone(board);
+        self.simulated = Some(crate::daemon::push::SimulatedCache { id: self.id, board });
     }
 
     /// Whether the attic client carries out the uploads.

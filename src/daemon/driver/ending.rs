@@ -1,6 +1,6 @@
 //! Sessions that end: because their job ends them, ends them again, or has gone.
 
-use std::time::Instant;
+use tokio::time::Instant;
 
 use super::{Done, Driver};
 use crate::control::messages::ErrorCode;
@@ -189,9 +189,9 @@ impl Driver {
             self.step(Event::Want(row, pending));
             match next {
                 Next::Open(anchor) => {
-                    let out = self.parts.out.clone();
+                    let (proc, out) = (self.parts.proc.clone(), self.parts.out.clone());
                     if let Some(session) = self.parts.sessions.get_mut(row).filter(|s| s.is_open()) {
-                        session.watch = anchor.map(|anchor| Watch::start(row, anchor, out));
+                        session.watch = anchor.map(|anchor| Watch::start(proc, row, anchor, out));
                     }
                 }
                 Next::Take => self.session_act(row, SessionAction::Take),

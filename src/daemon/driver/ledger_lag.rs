@@ -1,7 +1,9 @@
 //! What the driver does while the ledger is slow: it begins no upload, because each one
 //! adds changes to the ledger's queue.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::Driver;
 use crate::observe::detail;

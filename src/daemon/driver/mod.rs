@@ -17,13 +17,17 @@ mod opening;
 mod outcome;
 mod reload;
 mod requests;
+#[cfg(test)]
+mod simulated;
 mod status;
 mod stopping;
 mod waiting;
 mod why;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use tokio::sync::mpsc::{Receiver, Sender};
 use tokio::sync::{Semaphore, watch};
@@ -36,6 +40,7 @@ use super::host::{Notify, Signal, Signals};
 use super::inbox::Input;
 use super::push::{Pushes, Transfers};
 use super::sessions::{Reports, Restored, Sessions};
+use crate::attribution::Proc;
 use crate::config::{Settings, Target};
 use crate::control::server::Incoming;
 use crate::daemon::intake::{Recheck, Work};
@@ -49,6 +54,8 @@ pub(super) use intake_link::IntakeLink;
 pub use reload::Load;
 use reload::Reloads;
 pub(super) use reload::policy;
+#[cfg(test)]
+pub(super) use simulated::Turn;
 use stopping::Stopping;
 
 /// Time between two progress reports to callers that wait.
@@ -98,6 +105,8 @@ pub(super) struct Parts {
     pub(super) transfers: Transfers,
     pub(super) sessions: Sessions,
     pub(super) restored: Vec<Restored>,
+    /// Where processes are looked up.
+    pub(super) proc: Proc,
     pub(super) reports: Reports,
     pub(super) ledger: Ledger,
     pub(super) gc_roots: GcRoots,
@@ -157,18 +166,12 @@ impl Driver {
         let mut progress = tokio::time::interval(PROGRESS);
         progress.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut requests_open = true;
-        // Each cache is probed once at the start: its upstream keys should be known
-        // before the first upload, and so should an outage.
-        for cache in self.parts.caches.iter() {
-            self.parts.transfers.probe(cache.target());
-        }
-        self.update_holds();
+        self.begin();
         loop {
             if let Some(ended) = self.at_end() {
                 return ended;
             }
-            self.parts.heartbeat.beat();
-            self.parts.intake.attend(self.parts.sessions.any_open(), !self.parts.settings.routes.is_empty());
+            self.before_turn();
             let wake = self.wake_at();
             let running = !self.stopping.has_begun();
             tokio::select! {
@@ -196,15 +199,36 @@ impl Driver {
                     self.report_progress();
                     self.extend();
                 }
-                () = tokio::time::sleep_until(wake.into()) => self.step(Event::Tick),
+                () = tokio::time::sleep_until(wake) => self.step(Event::Tick),
             }
-            self.follow_ledger();
-            let pending = self.holds_host();
-            self.parts.pending.send_if_modified(|before| std::mem::replace(before, pending) != pending);
-            if self.parts.notify.is_due() {
-                let line = self.status_line();
-                self.parts.notify.status(line);
-            }
+            self.after_turn();
+        }
+    }
+
+    /// What is done before the first turn.
+    fn begin(&mut self) {
+        // Each cache is probed once at the start: its upstream keys should be known
+        // before the first upload, and so should an outage.
+        for cache in self.parts.caches.iter() {
+            self.parts.transfers.probe(cache.target());
+        }
+        self.update_holds();
+    }
+
+    /// What is done before each turn.
+    fn before_turn(&self) {
+        self.parts.heartbeat.beat();
+        self.parts.intake.attend(self.parts.sessions.any_open(), !self.parts.settings.routes.is_empty());
+    }
+
+    /// What is done after each turn.
+    fn after_turn(&mut self) {
+        self.follow_ledger();
+        let pending = self.holds_host();
+        self.parts.pending.send_if_modified(|before| std::mem::replace(before, pending) != pending);
+        if self.parts.notify.is_due() {
+            let line = self.status_line();
+            self.parts.notify.status(line);
         }
     }
 

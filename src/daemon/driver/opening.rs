@@ -50,6 +50,7 @@ impl Driver {
             windows: Arc::clone(self.parts.intake.windows()),
             store: self.parts.transfers.store().clone(),
             cursor: self.parts.intake.cursor(),
+            proc: self.parts.proc.clone(),
         };
         self.work.spawn_blocking(move || Done::Opened(Box::new(sessions::open(&parts, peer, request, next))));
     }
@@ -82,7 +83,8 @@ impl Driver {
                         |name| format!("its paths go to cache {name}")
                     )
                 );
-                session.watch = anchor.map(|a| Watch::start(row, a, self.parts.out.clone()));
+                session.watch =
+                    anchor.map(|a| Watch::start(self.parts.proc.clone(), row, a, self.parts.out.clone()));
                 let reply = Reply::Started { session: session.id.clone(), cache: name.unwrap_or_default() };
                 self.parts.sessions.insert(session);
                 if responder.is_gone() {

@@ -2,7 +2,9 @@
 //! decisions say of a push or a cache.
 
 use std::collections::HashSet;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::{Driver, Parts};
 use crate::cache::{CacheError, Discovered};

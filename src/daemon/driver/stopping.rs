@@ -1,7 +1,9 @@
 //! Stopping and sleeping: nothing new is begun, what runs may end until a deadline, and
 //! systemd is asked for as much time as that takes.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::{Driver, Ended};
 use crate::daemon::inbox::HostEvent;

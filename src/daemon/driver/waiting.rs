@@ -1,7 +1,9 @@
 //! Callers that wait: for the intake to take in what they named, then for their pushes
 //! to be settled; and when each is answered.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::Driver;
 use crate::control::messages as m;

@@ -4,7 +4,9 @@
 
 use std::path::Path;
 use std::sync::PoisonError;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::bounds::{Bounds, Figures};
 use super::{GcRoots, State};

@@ -27,7 +27,9 @@ mod unprotected;
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::observe::event;
 pub(in crate::daemon) use bounds::Bounds;
@@ -114,6 +116,13 @@ struct State {
 impl GcRoots {
     /// Opens both kinds of roots, logs which are not available, and starts the thread.
     pub(in crate::daemon) fn start(places: Places, bounds: Bounds) -> std::io::Result<Self> {
+        let gc_roots = Self::open(places, bounds);
+        let thread = gc_roots.clone();
+        std::thread::Builder::new().name("gc-roots".to_owned()).spawn(move || thread.run())?;
+        Ok(gc_roots)
+    }
+
+    fn open(places: Places, bounds: Bounds) -> Self {
         let links = RootFiles::new(&places.links, &places.store_dir);
         let temp = TempRoots::open(&places.state_dir, &places.store_dir, &places.socket);
         let trouble = problems::report(&places.links, links.as_ref().err(), temp.as_ref().err());
@@ -143,10 +152,7 @@ impl GcRoots {
             trouble: Mutex::new(trouble),
             protection: Mutex::default(),
         };
-        let gc_roots = Self(Arc::new(shared));
-        let thread = gc_roots.clone();
-        std::thread::Builder::new().name("gc-roots".to_owned()).spawn(move || thread.run())?;
-        Ok(gc_roots)
+        Self(Arc::new(shared))
     }
 
     /// Protects paths that are wanted in a cache, with the kinds of roots that are
@@ -231,20 +237,58 @@ impl GcRoots {
             }
             let (queue, stop) = (std::mem::take(&mut requests.queue), requests.stop);
             drop(requests);
-            let mut state = self.state();
-            for request in queue {
-                state.carry_out(request);
+            match self.work(queue, stop) {
+                Some(more) => watched = more,
+                None => return,
             }
-            if stop {
-                state.temp = None;
-                return;
-            }
-            drop(state);
-            self.apply_bounds(MEASURE);
-            let mut state = self.state();
-            state.look_after();
-            watched = !state.held.is_empty() || state.temp.is_some() || !state.unprotected.is_empty();
         }
+    }
+
+    /// Carries out requests and looks after the roots. Returns whether they are to be
+    /// looked after again later; none: this was the end.
+    fn work(&self, queue: Vec<Request>, stop: bool) -> Option<bool> {
+        let mut state = self.state();
+        for request in queue {
+            state.carry_out(request);
+        }
+        if stop {
+            state.temp = None;
+            return None;
+        }
+        drop(state);
+        self.apply_bounds(MEASURE);
+        let mut state = self.state();
+        state.look_after();
+        Some(!state.held.is_empty() || state.temp.is_some() || !state.unprotected.is_empty())
+    }
+}
+
+/// The thread's work without its thread, for the simulation.
+#[cfg(test)]
+impl GcRoots {
+    pub(in crate::daemon) fn simulated(places: Places, bounds: Bounds) -> Self {
+        Self::open(places, bounds)
+    }
+
+    /// Whether there are requests that are not carried out.
+    pub(in crate::daemon) fn has_requests(&self) -> bool {
+        !self.requests().queue.is_empty()
+    }
+
+    /// Carries out the requests.
+    pub(in crate::daemon) fn turn(&self) {
+        let queue = std::mem::take(&mut self.requests().queue);
+        self.work(queue, false);
+    }
+
+    /// The paths that are protected.
+    pub(in crate::daemon) fn held(&self) -> Vec<StorePath> {
+        self.state().held.paths().cloned().collect()
+    }
+
+    /// Drops the temporary roots, as the end of the process does.
+    pub(in crate::daemon) fn kill(&self) {
+        self.state().temp = None;
     }
 }
 

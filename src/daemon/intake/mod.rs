@@ -26,9 +26,12 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use tokio::sync::mpsc::Sender;
+use tokio::sync::mpsc::error::TrySendError;
 
 use crate::attribution::{LockWatcher, Windows};
 use crate::config::{Existing, Filter};
@@ -46,6 +49,8 @@ pub use name_service::unknown_names;
 pub(in crate::daemon) use people::People;
 pub(in crate::daemon) use recheck::Recheck;
 pub(in crate::daemon) use routes::{Routes, UndecidedPaths};
+#[cfg(test)]
+pub(in crate::daemon) use simulated::SimulatedIntake;
 pub(in crate::daemon) use store_events::on_watch_event;
 
 use crate::types::{CacheId, Mono, StoreDir, StorePath, millis};
@@ -167,6 +172,28 @@ struct Progress {
     retry: bool,
     /// Whether more is to be done without an event.
     more: bool,
+    stuck: Stuck,
+}
+
+impl Progress {
+    /// Takes a piece of work. Returns false when it is the end.
+    fn take(&mut self, work: Work) -> bool {
+        match work {
+            Work::Look => {}
+            Work::Name(naming) => self.namings.push_back(naming),
+            Work::Hook(paths) if self.hooked.len() < HOOKS => self.hooked.push_back(paths),
+            Work::Hook(paths) => {
+                detail!(
+                    paths = paths.len(),
+                    "too many hook calls wait: this one is not applied to paths that were taken in"
+                );
+            }
+            Work::Recheck(recheck) => self.rechecks.push_back(recheck),
+            Work::Retry => self.retry = true,
+            Work::Stop => return false,
+        }
+        true
+    }
 }
 
 impl Intake {
@@ -178,43 +205,11 @@ impl Intake {
         queue: &WorkQueue,
         first: Option<Cursor>,
     ) -> Result<(), IntakeError> {
-        let recheck_after = self.recheck_after;
-        self.confirmed.resize_with(self.policy.caches.len(), || Confirmed::new(recheck_after));
-        let mut progress = Progress {
-            first,
-            cursor: None,
-            restored: false,
-            namings: VecDeque::new(),
-            hooked: VecDeque::new(),
-            rechecks: VecDeque::new(),
-            retry: false,
-            more: false,
-        };
-        let mut stuck = Stuck::default();
+        let mut progress = self.begin(first);
         loop {
+            // A wake-up since the beginning of a turn has queued a [`Work::Look`].
             queue.woken.store(false, Ordering::Release);
-            self.pulse.beat();
-            self.take_up_policy();
-            self.take_up_settlements();
-            let rest = match self.advance(&mut progress) {
-                Ok(()) => {
-                    if stuck.over() {
-                        self.tell(Input::Stuck(None))?;
-                    }
-                    progress.more.then_some(Duration::ZERO)
-                }
-                Err(error) if error.is_passing() => {
-                    if matches!(error, IntakeError::Absent(_)) {
-                        self.answer_without_database(&mut progress)?;
-                    }
-                    let (rest, text) = stuck.on(&error);
-                    self.tell(Input::Stuck(Some(text)))?;
-                    Some(rest)
-                }
-                Err(error) => return Err(error),
-            };
-            // A wake-up since the beginning of this turn has queued a [`Work::Look`].
-            let work = match rest {
+            let work = match self.turn(&mut progress)? {
                 None => queue.work.recv().map_err(|_| IntakeError::Closed)?,
                 Some(rest) if progress.namings.len() >= QUEUE => {
                     std::thread::sleep(rest);
@@ -226,20 +221,51 @@ impl Intake {
                     Err(RecvTimeoutError::Disconnected) => return Err(IntakeError::Closed),
                 },
             };
-            match work {
-                Work::Look => {}
-                Work::Name(naming) => progress.namings.push_back(naming),
-                Work::Hook(paths) if progress.hooked.len() < HOOKS => progress.hooked.push_back(paths),
-                Work::Hook(paths) => {
-                    detail!(
-                        paths = paths.len(),
-                        "too many hook calls wait: this one is not applied to paths that were taken in"
-                    );
-                }
-                Work::Recheck(recheck) => progress.rechecks.push_back(recheck),
-                Work::Retry => progress.retry = true,
-                Work::Stop => return Ok(()),
+            if !progress.take(work) {
+                return Ok(());
             }
+        }
+    }
+
+    /// Prepares the first turn.
+    fn begin(&mut self, first: Option<Cursor>) -> Progress {
+        let recheck_after = self.recheck_after;
+        self.confirmed.resize_with(self.policy.caches.len(), || Confirmed::new(recheck_after));
+        Progress {
+            first,
+            cursor: None,
+            restored: false,
+            namings: VecDeque::new(),
+            hooked: VecDeque::new(),
+            rechecks: VecDeque::new(),
+            retry: false,
+            more: false,
+            stuck: Stuck::default(),
+        }
+    }
+
+    /// Does all work that is due. Returns the delay before the next try when an error
+    /// that may pass has kept it from some of it.
+    fn turn(&mut self, progress: &mut Progress) -> Result<Option<Duration>, IntakeError> {
+        self.pulse.beat();
+        self.take_up_policy();
+        self.take_up_settlements();
+        match self.advance(progress) {
+            Ok(()) => {
+                if progress.stuck.over() {
+                    self.tell(Input::Stuck(None))?;
+                }
+                Ok(progress.more.then_some(Duration::ZERO))
+            }
+            Err(error) if error.is_passing() => {
+                if matches!(error, IntakeError::Absent(_)) {
+                    self.answer_without_database(progress)?;
+                }
+                let (rest, text) = progress.stuck.on(&error);
+                self.tell(Input::Stuck(Some(text)))?;
+                Ok(Some(rest))
+            }
+            Err(error) => Err(error),
         }
     }
 
@@ -267,7 +293,7 @@ impl Intake {
     /// Does all work that is due. After an error the next call begins again; nothing that
     /// this one did is lost or counted twice.
     fn advance(&mut self, progress: &mut Progress) -> Result<(), IntakeError> {
-        let Progress { first, cursor, restored, namings, hooked, rechecks, retry, more } = progress;
+        let Progress { first, cursor, restored, namings, hooked, rechecks, retry, more, .. } = progress;
         let cursor = match cursor {
             Some(cursor) => cursor,
             None => {
@@ -352,7 +378,13 @@ impl Intake {
     }
 
     fn tell(&self, input: Input) -> Result<(), IntakeError> {
-        self.out.blocking_send(input).map_err(|_| IntakeError::Closed)?;
+        match self.out.try_send(input) {
+            Ok(()) => {}
+            Err(TrySendError::Full(input)) => {
+                self.out.blocking_send(input).map_err(|_| IntakeError::Closed)?;
+            }
+            Err(TrySendError::Closed(_)) => return Err(IntakeError::Closed),
+        }
         self.pulse.beat();
         Ok(())
     }
@@ -385,5 +417,7 @@ pub(in crate::daemon) fn start(
     })
 }
 
+#[cfg(test)]
+mod simulated;
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,9 @@
 //! Times in which the intake cannot take in paths: the delay between its tries, and the
 //! log entries about them.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::IntakeError;
 use crate::observe::event;

@@ -106,6 +106,7 @@ fn with_as_many_paths_as_there_may_be_namings_wait_and_rechecks_do_not() {
         rechecks: VecDeque::from([recheck]),
         retry: false,
         more: false,
+        stuck: Stuck::default(),
     };
     let full = intake.advance(&mut progress).unwrap_err();
     assert!(matches!(full, IntakeError::Full(MOST)), "{full}");

@@ -5,7 +5,9 @@
 //! again and again, the delay doubles, up to [`LONGEST`]. The entries of a session are
 //! logged before the entry with its summary. Must not know what is done about a path.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::outcome::Audience;
 use crate::observe::event;

@@ -4,22 +4,28 @@
 //! Must not know sessions, nor why a path is pushed. What to do next is decided in
 //! [`crate::flow`].
 
+mod cache_api;
 mod log_groups;
 mod outcome;
 mod pushes;
 mod rate;
 mod records;
 mod settlements;
+#[cfg(test)]
+mod simulated;
 mod store_reader;
 mod target;
 mod transfer;
 mod upstream_keys;
 
+pub(super) use cache_api::CacheApi;
 pub(super) use outcome::{Audience, Listener, Tally, failure_of};
 pub(super) use pushes::Pushes;
 pub(super) use rate::Rate;
 pub(super) use records::collected;
 pub(super) use settlements::{Settlement, Settlements};
+#[cfg(test)]
+pub(super) use simulated::{Board, CacheCall, SimulatedCache};
 pub(super) use store_reader::StoreReader;
 pub(super) use target::Target;
 pub(super) use transfer::Transfers;

@@ -2,7 +2,9 @@
 //! log says of it, and how a settled or failed push is recorded.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::log_groups::{Occurrence, Trouble};
 use super::pushes::{PushError, Pushes};

@@ -161,6 +161,15 @@ impl Pushes {
         }
     }
 
+    /// The pushes that are to be in a cache and for which `which` is true.
+    #[cfg(test)]
+    pub(in crate::daemon) fn wanted(&self, which: impl Fn(PushId) -> bool) -> Vec<(PushId, StorePath)> {
+        let wanted = self.by_id.iter().filter(|(id, push)| !push.recheck && which(**id));
+        let mut wanted: Vec<_> = wanted.map(|(id, push)| (*id, push.path.clone())).collect();
+        wanted.sort_unstable();
+        wanted
+    }
+
     /// Forgets a failed push. The ledger keeps it.
     pub(in crate::daemon) fn forget(&mut self, push: PushId) {
         self.take(push);

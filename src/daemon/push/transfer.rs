@@ -5,7 +5,9 @@ use std::future::ready;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use bytes::Bytes;
 use futures_util::future::Either;
@@ -58,7 +60,7 @@ impl Transfers {
         tokio::spawn(async move {
             let hashes = pushes.iter().map(|(_, path)| path.hash_part().to_owned()).collect();
             let begun = Instant::now();
-            let result = target.client.missing(hashes).await;
+            let result = target.api.missing(hashes).await;
             let took = begun.elapsed();
             // The first question makes the client look for the cache. The upstream
             // keys must be known before anything is uploaded.
@@ -76,9 +78,9 @@ impl Transfers {
     pub(in crate::daemon) fn probe(&self, target: Target) {
         let out = self.out.clone();
         tokio::spawn(async move {
-            let client = target.client.clone();
-            let _ = tokio::task::spawn_blocking(move || client.reload_token()).await;
-            let result = target.client.discover().await;
+            let api = target.api.clone();
+            let _ = tokio::task::spawn_blocking(move || api.reload_token()).await;
+            let result = target.api.discover().await;
             let _ = out.send(Input::Probed(target.id, result)).await;
         });
     }
@@ -102,7 +104,7 @@ impl Transfers {
         if target.upstream_keys.have_signed(&info) {
             return UploadEnd::InUpstream;
         }
-        let upload = upload_info(target.client.cache().clone(), self.store.dir(), &info);
+        let upload = upload_info(target.name.clone(), self.store.dir(), &info);
         let nar = match small {
             Some(nar) => Either::Left(stream::once(ready(Ok(Bytes::from(nar))))),
             None => Either::Right(nar::stream(self.store.file(&info.path))),
@@ -113,7 +115,7 @@ impl Transfers {
                 sent.fetch_add(chunk.len() as u64, Ordering::Relaxed);
             }
         });
-        match target.client.upload(&upload, self.paced(nar)).await {
+        match target.api.upload(&upload, self.paced(nar)).await {
             Ok(uploaded) => UploadEnd::Confirmed(uploaded, info.nar_size),
             // Reading the path fails when it was collected meanwhile.
             Err(error) => match self.store.info(info.path.clone()).await {
@@ -141,7 +143,8 @@ impl Transfers {
     {
         let Some(rate) = self.rate.clone() else { return Either::Left(nar) };
         Either::Right(nar.then(move |chunk| {
-            let wait = chunk.as_ref().map_or(Duration::ZERO, |c| rate.reserve(c.len(), Instant::now()));
+            let wait =
+                chunk.as_ref().map_or(Duration::ZERO, |c| rate.reserve(c.len(), std::time::Instant::now()));
             async move {
                 if !wait.is_zero() {
                     tokio::time::sleep(wait).await;

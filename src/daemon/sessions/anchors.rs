@@ -44,17 +44,16 @@ impl Drop for Watch {
 
 impl Watch {
     /// Reports to `out` when the process `anchor` of the session `row` has ended.
-    pub(in crate::daemon) fn start(row: SessionId, anchor: ProcId, out: Sender<Input>) -> Self {
+    pub(in crate::daemon) fn start(proc: Proc, row: SessionId, anchor: ProcId, out: Sender<Input>) -> Self {
         let task = tokio::spawn(async move {
-            wait(anchor).await;
+            wait(&proc, anchor).await;
             let _ = out.send(Input::AnchorGone(row)).await;
         });
         Self(task.abort_handle())
     }
 }
 
-async fn wait(anchor: ProcId) {
-    let proc = Proc::default();
+async fn wait(proc: &Proc, anchor: ProcId) {
     let one = DESCRIPTORS.try_acquire().ok();
     let pid = one.as_ref().and_then(|_| Pid::from_raw(anchor.pid));
     let opened = pid.map(|pid| pidfd_open(pid, PidfdFlags::NONBLOCK));
@@ -104,7 +103,8 @@ mod tests {
         let anchor = Proc::default().stat(pid).unwrap().id;
         let own = descriptors();
         let (out, mut inputs) = tokio::sync::mpsc::channel(1);
-        let watches: Vec<_> = (0..MANY).map(|row| Watch::start(row, anchor, out.clone())).collect();
+        let watches: Vec<_> =
+            (0..MANY).map(|row| Watch::start(Proc::default(), row, anchor, out.clone())).collect();
         // On this one thread each watch has had a turn after this.
         for _ in 0..MANY {
             tokio::task::yield_now().await;

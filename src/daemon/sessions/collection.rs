@@ -2,7 +2,9 @@
 //! not know what is left to push.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::{Caller, Naming, Session, Waiter};
 use crate::daemon::intake;

@@ -80,6 +80,8 @@ pub(in crate::daemon) struct OpenParts {
     pub(in crate::daemon) store: StoreReader,
     /// The last row that the intake has taken in.
     pub(in crate::daemon) cursor: i64,
+    /// Where processes are looked up.
+    pub(in crate::daemon) proc: Proc,
 }
 
 /// Opens a session of `peer`. Blocks.
@@ -103,7 +105,7 @@ fn record(
     let label = label.map(|l| l.chars().take(LABEL).collect::<String>());
     let cache = parts.routes.of_session((peer.uid, peer.gid), label.as_deref(), cache);
     let cache = cache.map_err(|forbidden| (ErrorCode::Denied, forbidden.to_string()))?;
-    let resolve = |pid| Anchor::resolve(&Proc::default(), pid, peer.pid, peer.uid);
+    let resolve = |pid| Anchor::resolve(&parts.proc, pid, peer.pid, peer.uid);
     let anchor = anchor_pid.map(resolve).transpose().map_err(|e| (ErrorCode::BadRequest, e.to_string()))?;
     let anchor = anchor.flatten();
     if anchor.is_none() && anchor_pid.is_some() {

@@ -2,7 +2,7 @@
 //! not know what is left to push.
 
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use tokio::time::Instant;
 
 use super::{Session, Sessions, anchors};
 use crate::attribution::{Anchor, Proc, ProcId, Window, Windows};
@@ -37,13 +37,14 @@ pub(in crate::daemon) fn restore(
     id: impl Fn(&str) -> Option<CacheId>,
     sessions: &mut Sessions,
     windows: &Mutex<Windows>,
+    proc: &Proc,
 ) -> Result<Vec<Restored>, LedgerError> {
     let mut restored = Vec::new();
     let same_boot = anchors::is_same_boot(ledger)?;
     for info in ledger.sessions(false)? {
         let cache = id(&info.new.cache);
         let anchor = info.new.anchor_pid.map(|(pid, start)| ProcId { pid, start });
-        let alive = anchor.filter(|_| same_boot).and_then(|id| Anchor::of(&Proc::default(), id));
+        let alive = anchor.filter(|_| same_boot).and_then(|id| Anchor::of(proc, id));
         let is_job = info.new.kind == SessionKind::Job;
         let draining = info.state != SessionState::Open;
         if is_job {

@@ -1,6 +1,6 @@
 //! One session that is not closed. Must not know the others.
 
-use std::time::Instant;
+use tokio::time::Instant;
 
 use super::Watch;
 use crate::control::messages::CiJob;

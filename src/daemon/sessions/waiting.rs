@@ -1,6 +1,8 @@
 //! Callers that wait, and what for. Must not know how long it takes.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::control::server::Responder;
 use crate::types::SessionId;

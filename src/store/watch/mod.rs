@@ -124,6 +124,14 @@ impl StoreWatch {
         Ok(Self { waker, commands, supervisor: Some(supervisor) })
     }
 
+    /// A watch that sees nothing, for the simulation.
+    #[cfg(test)]
+    pub(crate) fn simulated() -> Self {
+        let health = Mutex::new(Health { watching: true, ..Health::default() });
+        let (commands, _) = sync_channel(1);
+        Self { waker: Arc::new(Waker { callback: Box::new(|_| ()), health }), commands, supervisor: None }
+    }
+
     /// The state of the watch now.
     pub fn health(&self) -> Health {
         self.waker.health().clone()

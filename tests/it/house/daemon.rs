@@ -20,7 +20,7 @@ fn allowed(room: &str) -> Option<&'static [&'static str]> {
         "intake" => &["inbox", "gc_roots", "push", "attic"],
         "sessions" => &["inbox", "push", "intake"],
         // `mod.rs` and `start.rs` put the rooms together.
-        "driver" | "mod" | "start" => &ROOMS,
+        "driver" | "mod" | "start" | "sim" => &ROOMS,
         _ => return None,
     })
 }

@@ -1,0 +1,92 @@
+//! The driver's turns one by one, for the simulation, in place of [`Driver::run`].
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{Driver, Ended};
+use crate::control::server::Incoming;
+use crate::daemon::inbox::Input;
+use crate::flow::Event;
+use crate::types::{PushId, StorePath};
+
+/// What a turn of the driver is about.
+pub(in crate::daemon) enum Turn {
+    /// A report of another room.
+    Input(Input),
+    /// A caller's request.
+    Request(Incoming),
+    /// A task of the driver has ended.
+    Task,
+    /// Something is due.
+    Tick,
+    /// Progress is reported to the callers that wait.
+    Progress,
+    /// A signal has it stop.
+    Stop,
+}
+
+impl Driver {
+    /// What is done before the first turn.
+    pub(in crate::daemon) fn start(&mut self) {
+        self.begin();
+    }
+
+    /// Makes a turn. Returns how the driver ended, once it has.
+    pub(in crate::daemon) fn turn(&mut self, turn: Turn) -> Option<Ended> {
+        self.before_turn();
+        match turn {
+            Turn::Input(Input::IntakeEnded(reason)) if !self.stopping.has_begun() => {
+                return Some(Ended::Failed(format!("the intake: {reason:?}")));
+            }
+            Turn::Input(input) => self.take(input),
+            Turn::Request(request) => self.serve(request),
+            Turn::Task => {
+                if let Some(Ok(done)) = self.work.try_join_next() {
+                    self.done(done);
+                }
+            }
+            Turn::Tick => self.step(Event::Tick),
+            Turn::Progress => {
+                self.report_progress();
+                self.extend();
+            }
+            Turn::Stop => self.stop(),
+        }
+        self.after_turn();
+        self.at_end()
+    }
+
+    /// Whether tasks of the driver run or have ended.
+    pub(in crate::daemon) fn has_tasks(&self) -> bool {
+        !self.work.is_empty()
+    }
+
+    /// When the next [`Turn::Tick`] is due at the latest.
+    pub(in crate::daemon) fn wakes_at(&self) -> Instant {
+        self.wake_at()
+    }
+
+    /// Whether [`Turn::Progress`] has anything to report.
+    pub(in crate::daemon) fn has_waiters(&self) -> bool {
+        self.parts.sessions.has_waiters() || self.stopping.has_begun()
+    }
+
+    /// The paths of pushes that are to be in a cache and are not confirmed.
+    pub(in crate::daemon) fn wanted(&self) -> Vec<(PushId, StorePath)> {
+        self.parts.pushes.wanted(|push| !self.flow.is_failed(push))
+    }
+
+    /// Sessions that are not closed.
+    pub(in crate::daemon) fn live_sessions(&self) -> usize {
+        self.parts.sessions.len()
+    }
+
+    /// Pushes that are neither settled nor failed.
+    pub(in crate::daemon) fn unsettled(&self) -> u64 {
+        self.pending()
+    }
+
+    /// Time between two reports of progress.
+    pub(in crate::daemon) const PROGRESS: Duration = super::PROGRESS;
+}

@@ -1,0 +1,131 @@
+//! A ledger without a thread, for the simulation: the writer's own code runs when the
+//! simulation says so. Calls are carried out at once, with the changes that were sent
+//! before them; changes that nobody waits for stay in a queue until [`Disk::write`]. A
+//! process that is killed loses that queue.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::command::Command;
+use super::queue::{self, queue};
+use super::writer::Writer;
+use super::{Health, Inner, Ledger, LedgerError, Opened, open};
+
+/// The simulated side of the ledger's thread. Clones are the same one.
+#[derive(Clone)]
+pub(crate) struct Disk(Arc<Mutex<State>>);
+
+struct State {
+    writer: Option<Writer>,
+    waiting: Vec<Command>,
+    /// The process is killed after this many further commits.
+    commits_left: Option<u32>,
+    commits: u64,
+    /// Called before each call that is waited for.
+    before_call: Option<Box<dyn FnMut() + Send>>,
+    /// Keeps the writer's own queue open, which nothing is sent to.
+    _queue: queue::Sender,
+}
+
+impl Ledger {
+    /// Opens the ledger at `path` without its thread.
+    pub(crate) fn open_simulated(path: &Path) -> Result<(Self, Disk, Opened), LedgerError> {
+        let (conn, opened) = open::open(path)?;
+        let (sender, receiver) = queue();
+        let health = Arc::new(Mutex::new(Health::Ok));
+        let writer = Writer::new(conn, receiver, Arc::clone(&health));
+        let disk = Disk(Arc::new(Mutex::new(State {
+            writer: Some(writer),
+            waiting: Vec::new(),
+            commits_left: None,
+            commits: 0,
+            before_call: None,
+            _queue: sender,
+        })));
+        let inner = Inner { queue: None, disk: Some(disk.clone()), writer: None, health };
+        Ok((Self { inner: Arc::new(inner) }, disk, opened))
+    }
+}
+
+impl Disk {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a command as the ledger's queue does.
+    pub(super) fn take(&self, command: Command) -> Result<(), LedgerError> {
+        let waits = !matches!(command, Command::Note(_));
+        if waits {
+            let hook = self.state().before_call.take();
+            if let Some(mut hook) = hook {
+                hook();
+                self.state().before_call.get_or_insert(hook);
+            }
+        }
+        let mut state = self.state();
+        if state.writer.is_none() {
+            return Err(LedgerError::Stopped);
+        }
+        state.waiting.push(command);
+        if waits { state.write() } else { Ok(()) }
+    }
+
+    /// How many changes are not written.
+    pub(crate) fn waiting(&self) -> usize {
+        self.state().waiting.len()
+    }
+
+    /// Writes all changes that wait.
+    pub(crate) fn write(&self) {
+        let mut state = self.state();
+        if !state.waiting.is_empty() {
+            // The error says that the process has been killed, which the caller sees.
+            let _ = state.write();
+        }
+    }
+
+    /// Calls `hook` before each call that is waited for.
+    pub(crate) fn before_calls(&self, hook: impl FnMut() + Send + 'static) {
+        self.state().before_call = Some(Box::new(hook));
+    }
+
+    /// Has the process killed after this many further commits: then nothing reaches the
+    /// file any more.
+    pub(crate) fn kill_after(&self, commits: u32) {
+        self.state().commits_left = Some(commits);
+    }
+
+    /// Kills the process now.
+    pub(crate) fn kill(&self) {
+        let mut state = self.state();
+        state.waiting.clear();
+        state.writer = None;
+    }
+
+    /// Whether the process has been killed.
+    pub(crate) fn is_dead(&self) -> bool {
+        self.state().writer.is_none()
+    }
+
+    /// How many commits there were.
+    pub(crate) fn commits(&self) -> u64 {
+        self.state().commits
+    }
+}
+
+impl State {
+    fn write(&mut self) -> Result<(), LedgerError> {
+        if self.commits_left == Some(0) {
+            self.waiting.clear();
+            self.writer = None;
+            return Err(LedgerError::Stopped);
+        }
+        self.commits_left = self.commits_left.map(|left| left - 1);
+        self.commits += 1;
+        let waiting = std::mem::take(&mut self.waiting);
+        if let Some(writer) = &mut self.writer {
+            writer.batch(waiting);
+        }
+        Ok(())
+    }
+}
