@@ -1,9 +1,8 @@
 # services.flywheel: the daemon, its configuration and who may use it.
 #
-# What the daemon does by itself is not said again here. Its own defaults count
-# for every setting left out, and the unit with its hardening is the one of
-# systemd/, taken in with systemd.packages: this module adds to it only what
-# depends on options.
+# The daemon's own defaults are used for every setting that is left out. The unit
+# with its hardening is the one of systemd/, through systemd.packages; this module
+# adds only what depends on options.
 {
   config,
   lib,
@@ -16,8 +15,8 @@ let
   cfg = config.services.flywheel;
   toml = pkgs.formats.toml { };
 
-  # A setting with a place in the manual. Not set is not written, so that the
-  # daemon's own default is the only one.
+  # A setting with a place in the manual. A setting that is not set is not written,
+  # so that the daemon's own default is the only one.
   setting =
     type: example: description:
     mkOption {
@@ -149,9 +148,9 @@ in
 {
   options.services.flywheel = {
     enable = lib.mkEnableOption ''
-      flywheel, the service that pushes every path Nix builds on this host to an
-      Attic binary cache while the build goes on, and tells CI jobs what became of
-      theirs'';
+      flywheel, the service that pushes every path that Nix builds on this host to
+      an Attic binary cache while the build is still running, and reports to each CI
+      job what became of its paths'';
 
     package = mkOption {
       type = types.package;
@@ -169,23 +168,23 @@ in
         }
       '';
       description = ''
-        The daemon's configuration, {file}`flywheel.toml`. Every key of the
-        annotated example (`packaging/flywheel.toml`) may be set, also those that
-        have no option of their own here; what is not set has the daemon's own
-        default. `flywheeld --check-config` looks at the result when the system is
-        built, so that a wrong key or value stops the build and not the service.
+        The daemon's configuration, {file}`flywheel.toml`. Every setting of the
+        annotated example (`packaging/flywheel.toml`) can be set, also those that
+        have no option of their own here. A setting that is left out has the daemon's
+        own default. `flywheeld --check-config` checks the result when the system is
+        built, so that a wrong setting stops the build and not the service.
       '';
       type = types.submodule {
         freeformType = toml.type;
         options = {
           default_cache = setting types.str "main" ''
-            The cache of whatever no route sends elsewhere.
+            The cache for paths that no route sends elsewhere.
           '';
           caches = mkOption {
             default = { };
             description = ''
-              The caches that paths are pushed to, by their names on this host. With
-              none, the built-in one is used.
+              The caches to which paths are pushed, by their names on this host. Without
+              any, the built-in cache is used.
             '';
             type = types.attrsOf (
               types.submodule {
@@ -197,15 +196,15 @@ in
                         URLs of the Attic server; the first that answers is used. `"embedded"`
                         is the built-in cache.
                       '';
-                  cache = setting types.str "main" "The cache's name on the server, if it has another one there.";
+                  cache = setting types.str "main" "The cache's name on the server. Default: the attribute's name.";
                   token_file = setting types.str "/run/keys/attic" ''
-                    A file with the push token that the service's own user can read. Files
-                    that only root reads belong into {option}`services.flywheel.tokenFile`.
+                    A file with the push token, which the service's user can read. For a file
+                    that only root can read, use {option}`services.flywheel.tokenFile`.
                   '';
                   engine = setting (types.enum [
                     "native"
                     "attic"
-                  ]) "native" "Who uploads: the daemon itself, or the attic client that it keeps.";
+                  ]) "native" "What uploads: the daemon itself, or the attic client that it keeps.";
                 };
               }
             );
@@ -216,13 +215,13 @@ in
               "attic"
             ]) "native" "Who uploads to caches that do not say so themselves.";
             jobs = setting (types.either types.ints.positive (types.enum [ "auto" ])) 8 ''
-              How many uploads at a time.
+              The number of uploads at a time.
             '';
             existing = setting (types.either types.bool (types.enum [ "since-boot" ])) true ''
-              Whether to push also what was valid before the first start; `"since-boot"`
-              pushes of that only what was registered since the host booted.
+              Whether paths are pushed that were valid before the first start.
+              `"since-boot"` means those that were registered since the host booted.
             '';
-            max_rate = setting types.str "20MiB" "Bytes per second over all uploads; `\"0\"` is no limit.";
+            max_rate = setting types.str "20MiB" "The rate of all uploads together, in bytes per second; `\"0\"` is no limit.";
             filter = {
               origins = setting (types.listOf (
                 types.enum [
@@ -233,14 +232,14 @@ in
                 ]
               )) [ "built" ] "Which paths are pushed of their own accord, by where they come from.";
               names = setting (types.listOf types.str) [ "!*-doc" ] ''
-                Globs for the name behind the hash; a leading `!` excludes.
+                Globs for the name after the hash. A glob with a leading `!` excludes.
               '';
-              max_size = setting types.str "4GiB" "The largest NAR that is pushed of its own accord.";
+              max_size = setting types.str "4GiB" "The size of the largest NAR that is pushed without being named.";
             };
           };
-          client.enable = setting types.bool false "Whether an attic client is kept ready for jobs.";
-          drain.timeout = setting types.str "90s" "How long a stopping daemon goes on pushing.";
-          history.keep = setting types.str "30d" "How long closed sessions are remembered.";
+          client.enable = setting types.bool false "Whether the daemon keeps an attic client for jobs.";
+          drain.timeout = setting types.str "90s" "How long a stopping daemon continues to upload.";
+          history.keep = setting types.str "30d" "How long closed sessions stay in the ledger.";
           route = mkOption {
             default = [ ];
             example = [
@@ -250,8 +249,9 @@ in
               }
             ];
             description = ''
-              Sends the sessions of a user, of a group or with a label (a glob) to
-              another cache, or nowhere (`action = "skip"`). The first that matches decides.
+              Each route sends the sessions of a user, of a group or with a label (a glob)
+              to another cache, or nowhere (`action = "skip"`). The first route that matches
+              decides.
             '';
             type = types.listOf (types.attrsOf types.str);
           };
@@ -265,10 +265,10 @@ in
       example = lib.literalExpression ''{ main = "/run/secrets/attic-token"; }'';
       description = ''
         The file with the push token: one for all caches, or an attribute set with
-        one for each, by the names of `settings.caches`. systemd hands it to the
-        service as a credential, so it may be readable by root alone and never
-        reaches a job. Give it as text in quotes: a path of the Nix language is
-        copied into the Nix store, where every user of the host can read it.
+        one for each, by the names of `settings.caches`. systemd gives it to the
+        service as a credential, so only root needs to be able to read the file, and
+        no job sees the token. Write it as a string in quotes: a path of the Nix
+        language is copied into the Nix store, where every user of the host can read it.
       '';
     };
 
@@ -277,9 +277,10 @@ in
       default = { };
       example = lib.literalExpression ''{ main = "/run/secrets/attic-pull-token"; }'';
       description = ''
-        For private caches, by the names of `settings.caches`: the file with a token
-        that may only pull. The daemon keeps {file}`/run/flywheel/netrc` from them, and
-        {option}`nix.settings` names it, so that this host's Nix reads what it pushed.
+        For private caches, by the names of `settings.caches`: a file with a token
+        that may only pull. The daemon writes {file}`/run/flywheel/netrc` from these
+        tokens, and {option}`nix.settings` names it, so that this host's Nix can read
+        the caches.
       '';
     };
 
@@ -287,8 +288,8 @@ in
       type = types.str;
       default = "flywheel";
       description = ''
-        The group whose members may open sessions and push: the users that run
-        jobs. Made if it is not there.
+        The group whose members may open sessions and push, for the users that run
+        jobs. The module defines it.
       '';
     };
 
@@ -297,15 +298,15 @@ in
       default = [ ];
       example = [ "buildkite-agent" ];
       description = ''
-        Users that join the group. Those of {option}`services.flywheel.runners` are
-        in it already.
+        Users that become members of the group. Those of
+        {option}`services.flywheel.runners` are members already.
       '';
     };
 
     embedded = {
       enable = lib.mkEnableOption ''
-        pushing to the built-in cache, for a single host or to try it out. A fleet
-        wants an Attic server'';
+        pushing to the built-in cache, for a single host or to try flywheel out.
+        Several hosts need an Attic server'';
       cache = mkOption {
         type = types.str;
         default = "main";
@@ -315,7 +316,7 @@ in
         type = types.strMatching ".+:[0-9]+";
         default = "127.0.0.1:8742";
         example = "[::]:8742";
-        description = "Where the built-in cache serves Nix.";
+        description = "The address on which the built-in cache serves.";
       };
       socket = mkOption {
         type = types.bool;
@@ -330,12 +331,14 @@ in
         default = null;
         example = "main:bKzXeXL8Wtd1jhBrdBAgVhbgFhu0Ly7jQm2vYKJMLMM=";
         description = ''
-          The public key of the built-in cache. With it this host's Nix uses the cache:
-          substituter and key are added to {option}`nix.settings`. The key is made at
-          the first start; then {command}`flywheelctl nix-conf` prints it.
+          The public key of the built-in cache. When it is set, this host's Nix uses
+          the cache: substituter and key are added to {option}`nix.settings`. The
+          daemon makes the key at its first start; {command}`flywheelctl nix-conf`
+          prints it.
 
-          It is not taken over by itself: nix.conf belongs to root, and a file in it
-          that the service writes would make the service's user as good as root.
+          The module does not read the key from the daemon. Root trusts everything in
+          nix.conf, so a file there that the service can write would give the service's
+          user the rights of root.
         '';
       };
     };
@@ -344,8 +347,8 @@ in
       type = types.bool;
       default = false;
       description = ''
-        Whether other hosts may reach the built-in cache. Nothing is opened as long
-        as it listens on the loopback interface.
+        Whether to open the firewall for the built-in cache. No port is opened while
+        it listens on the loopback interface.
       '';
     };
 
@@ -354,23 +357,23 @@ in
       default = null;
       example = lib.literalExpression "pkgs.attic-client";
       description = ''
-        What the attic client that is kept ready for jobs is taken from: a package,
-        which is then part of the system and needs no bootstrap, or text for
-        {command}`nix build`, which is only ever substituted.
+        Where the daemon gets the attic client: a package, which is then part of the
+        system, or a string for {command}`nix build`, which the daemon takes from a
+        substituter and never builds.
       '';
     };
 
     hook = {
       enable = lib.mkEnableOption ''
-        the post-build hook, evidence of who built a path. Without it the daemon
-        finds out through the locks that builds hold, which needs nothing'';
+        the post-build hook, which gives evidence of who built a path. It is not
+        needed: the daemon also sees it from the locks that builds hold'';
       chain = mkOption {
         type = types.nullOr types.path;
         default = null;
         example = lib.literalExpression ''"''${pkgs.my-hook}/bin/hook"'';
         description = ''
-          Another post-build hook, run after flywheel's with the same environment.
-          Its status is the one that Nix sees.
+          Another post-build hook, which is run after flywheel's with the same
+          environment. Nix gets its exit status.
         '';
       };
     };
@@ -378,10 +381,10 @@ in
     runners = {
       gitlab.enable = lib.mkEnableOption ''
         a session around every job of the shell executors in
-        {option}`services.gitlab-runner.services`, without a line in any pipeline'';
+        {option}`services.gitlab-runner.services`. Pipelines need no change'';
       github.enable = lib.mkEnableOption ''
-        a session around every job of {option}`services.github-runners`, without a
-        line in any workflow'';
+        a session around every job of {option}`services.github-runners`. Workflows
+        need no change'';
     };
   };
 

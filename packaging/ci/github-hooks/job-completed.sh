@@ -1,5 +1,6 @@
 #!/bin/sh
-# The counterpart of job-started.sh, which says how both are set up. Waits for
-# the job's uploads for at most four minutes; the daemon finishes the rest.
+# Ends the session that job-started.sh has opened; that file says how to set both
+# up. It waits at most four minutes for the job's uploads; the daemon pushes the
+# rest afterwards.
 flywheelctl session end --timeout 240s || true
 exit 0
