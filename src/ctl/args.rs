@@ -46,6 +46,26 @@ Exit status:
   4  the deadline was reached with paths pending (the daemon goes on)
   5  no daemon, or it refused";
 
+const SETUP_EXAMPLES: &str = "\
+Examples:
+  flywheelctl setup
+      asks for everything
+  flywheelctl setup --server https://attic.example.com --cache ci --user gitlab-runner --token-stdin <token
+      asks nothing
+  flywheelctl setup --token-stdin <token
+      replaces the token only
+  flywheelctl setup --built-in --dry-run
+      says what it would do for the built-in cache";
+
+const DOCTOR_EXAMPLES: &str = "\
+Examples:
+  flywheelctl doctor
+      looks, and uploads nothing
+  flywheelctl doctor --push
+      also uploads a small path and reads it back
+  flywheelctl --json doctor
+      has no secrets: for bug reports";
+
 impl Command {
     /// Returns whether jobs call this command in passing: then failed paths or a
     /// missing daemon do not fail it, unless `--strict` is given.
@@ -62,6 +82,7 @@ impl Command {
             | Self::Client { .. }
             | Self::NixConf { .. }
             | Self::Reload
+            | Self::Setup(_)
             | Self::Doctor { .. }
             | Self::Metrics
             | Self::Completions { .. }
@@ -117,7 +138,11 @@ pub(super) enum Command {
     Hook,
     /// Make the daemon read its configuration and tokens again, and try failed paths again
     Reload,
+    /// Make this host push to a cache and read from it
+    #[command(after_help = SETUP_EXAMPLES)]
+    Setup(Box<SetupArgs>),
     /// Check what can keep paths out of the cache, or Nix from reading them back
+    #[command(after_help = DOCTOR_EXAMPLES)]
     Doctor {
         /// Also upload a small path to each cache and read it back; for root and admins
         #[arg(long)]
@@ -169,6 +194,43 @@ pub(super) enum ClientCommand {
         #[arg(last = true, value_name = "ARGS")]
         args: Vec<OsString>,
     },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct SetupArgs {
+    /// The address of the Attic server; several: the first that answers is used
+    #[arg(long, value_name = "URL")]
+    pub(super) server: Vec<String>,
+    /// Use the built-in cache of this host
+    #[arg(long, conflicts_with = "server")]
+    pub(super) built_in: bool,
+    /// The name of the cache on the server [default: main]
+    #[arg(long, value_name = "NAME")]
+    pub(super) cache: Option<String>,
+    /// Read the token, which may push, from standard input
+    #[arg(long)]
+    pub(super) token_stdin: bool,
+    /// Keep the token in this file, for flywheeld alone [default: the credential attic-token]
+    #[arg(long, value_name = "FILE")]
+    pub(super) token_file: Option<PathBuf>,
+    /// Let the jobs of this user push; may be given several times
+    #[arg(long, value_name = "USER")]
+    pub(super) user: Vec<String>,
+    /// Leave nix.conf alone
+    #[arg(long)]
+    pub(super) no_nix_conf: bool,
+    /// Say what would be done, and do nothing
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// Ask nothing
+    #[arg(long)]
+    pub(super) yes: bool,
+    /// Change the files below this directory, and restart nothing
+    #[arg(long, value_name = "DIR")]
+    pub(super) root: Option<PathBuf>,
+    /// The configuration's main file; settings go into flywheel.toml.d beside it
+    #[arg(long, value_name = "FILE", default_value = "/etc/flywheel/flywheel.toml")]
+    pub(super) config: PathBuf,
 }
 
 #[derive(Debug, Args)]

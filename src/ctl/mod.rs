@@ -25,6 +25,7 @@ mod render;
 mod report;
 mod run;
 mod session;
+mod setup;
 mod text;
 mod why;
 
@@ -106,6 +107,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::NixConf { netrc, cache } => nix_conf::command(&context, netrc, cache.as_deref()),
         Command::Hook => return hook::command(Some(context.socket)),
         Command::Reload => query::reload(&context),
+        Command::Setup(args) => setup::command(&context, &args),
         Command::Doctor { push } => doctor::command(&context, push),
         Command::Metrics => query::metrics(&context),
         Command::Completions { shell } => {

@@ -73,7 +73,8 @@ fn print_netrc(context: &Context, info: &ClientInfo) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-fn lines(servers: &[&ClientServer], netrc: Option<&str>) -> Lines {
+/// Returns the settings for these caches, as far as they have answered.
+pub(super) fn lines(servers: &[&ClientServer], netrc: Option<&str>) -> Lines {
     let known = || servers.iter().filter_map(|s| Some((s, s.substituter.clone()?, s.public_key.clone()?)));
     let private = servers.iter().any(|server| server.public == Some(false));
     Lines {

@@ -19,6 +19,7 @@ use super::{
     exit::{Exit, Failure},
     html,
     nix_conf::{Knows, Lines},
+    setup::Plan,
     text, variable,
 };
 use crate::control::messages::{
@@ -265,6 +266,73 @@ impl Render {
         if let Some(error) = error {
             self.say(Level::Error, &error);
         }
+    }
+
+    /// Prints what `setup` will do.
+    pub(super) fn plan(&self, plan: &Plan, dry_run: bool) {
+        if !self.json && !self.quiet {
+            let _ = self.out(&text::plan(plan, dry_run));
+        }
+    }
+
+    /// Prints what `setup` did and found as an object, if JSON was asked for.
+    pub(super) fn plan_object(
+        &self,
+        plan: &Plan,
+        findings: &[Finding],
+        outcome: &str,
+        failure: Option<&Failure>,
+    ) {
+        let error = failure.map(ToString::to_string);
+        if self.json {
+            let steps: Vec<String> = plan.steps.iter().map(crate::ctl::setup::Step::text).collect();
+            let _ = self.object(&serde_json::json!({
+                "outcome": outcome, "steps": steps, "kept": plan.kept, "findings": findings, "error": error
+            }));
+        }
+        if let Some(error) = error {
+            self.say(Level::Error, &error);
+        }
+    }
+
+    /// Prints the findings at the end of `setup`, which are part of its JSON object.
+    pub(super) fn setup_findings(&self, findings: &[Finding]) {
+        if !self.json {
+            let _ = self.out(&text::findings(findings));
+        }
+    }
+
+    /// Whether a person can be asked.
+    pub(super) fn can_ask(&self) -> bool {
+        !self.json && io::stdin().is_terminal() && self.terminal
+    }
+
+    /// Asks a person for a line; none at the end of the input.
+    pub(super) fn ask(&self, question: &str) -> Option<String> {
+        let _ = io::stderr().write_all(format!("{question}: ").as_bytes());
+        let mut line = String::new();
+        let read = io::stdin().read_line(&mut line);
+        read.is_ok_and(|bytes| bytes > 0).then(|| line.trim().to_owned())
+    }
+
+    /// Asks a person for a line that is not shown.
+    pub(super) fn ask_secret(&self, question: &str) -> Option<zeroize::Zeroizing<String>> {
+        use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
+        let stdin = io::stdin();
+        let before = tcgetattr(&stdin).ok()?;
+        let mut silent = before.clone();
+        silent.local_modes.remove(LocalModes::ECHO);
+        tcsetattr(&stdin, OptionalActions::Flush, &silent).ok()?;
+        let line = self.ask(question).map(zeroize::Zeroizing::new);
+        let _ = tcsetattr(&stdin, OptionalActions::Flush, &before);
+        let _ = io::stderr().write_all(b"\n");
+        line
+    }
+
+    /// Asks a person for a yes; anything else is a no.
+    pub(super) fn confirm(&self, question: &str) -> bool {
+        let answer = self.ask(&format!("{question} [y/N]"));
+        answer.is_some_and(|answer| matches!(answer.to_ascii_lowercase().as_str(), "y" | "yes"))
     }
 
     pub(super) fn nix_conf(&self, lines: &Lines) {

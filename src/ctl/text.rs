@@ -5,6 +5,7 @@ use std::{fmt::Write, time::Duration};
 use super::doctor::{Finding, Level};
 use super::nix_conf::{Knows, Lines};
 use super::render::Heading;
+use super::setup::Plan;
 use crate::control::messages::{
     ClientInfo, ClientServer, ClientStatus, PathStory, Progress, SessionDetail, SessionEntry, SessionState,
     Status, Summary,
@@ -288,6 +289,27 @@ pub(super) fn findings(findings: &[Finding]) -> String {
                 let _ = writeln!(out, "{:<11}  run: {}", "", printable(command));
             }
         }
+    }
+    out
+}
+
+/// Formats what `setup` will do.
+pub(super) fn plan(plan: &Plan, dry_run: bool) -> String {
+    let mut out = String::new();
+    for kept in &plan.kept {
+        let _ = writeln!(out, "  ok  {}", printable(kept));
+    }
+    if plan.steps.is_empty() {
+        out.push_str("Nothing is to be changed.\n");
+    } else {
+        out.push_str(if dry_run { "This would be done:\n" } else { "This will be done:\n" });
+    }
+    for step in &plan.steps {
+        let text: Vec<String> = step.text().lines().map(printable).collect();
+        let _ = writeln!(out, "  -   {}", text.join("\n"));
+    }
+    for later in &plan.later {
+        let _ = writeln!(out, "  -   then {}", printable(later));
     }
     out
 }

@@ -692,3 +692,46 @@ fn run_passes_signals_on() {
         );
     }
 }
+
+/// Without root: below a directory. The token is read from standard input and shown nowhere.
+#[test]
+fn setup_writes_below_a_root_and_says_what_it_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().to_str().unwrap();
+    let setup = |args: &[&str]| {
+        let mut command = ctl(Path::new("/no/socket"), &["setup", "--root", root]);
+        command.args(args).stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+        let mut child = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
+        std::io::Write::write_all(&mut child.stdin.take().unwrap(), b"very-secret-token\n").unwrap();
+        let output = child.wait_with_output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
+    };
+    let all = ["--server", "https://attic.example.com", "--cache", "ci", "--token-stdin"];
+    let fragment = dir.path().join("etc/flywheel/flywheel.toml.d/60-setup.toml");
+    let (code, out, _) = setup(&[&all[..], &["--dry-run"]].concat());
+    assert!(code == 0 && out.starts_with("This would be done:"), "{out}");
+    assert!(!fragment.exists());
+    let (code, out, err) = setup(&all);
+    assert_eq!(code, 0, "{out}{err}");
+    assert!(!format!("{out}{err}").contains("very-secret-token"), "{out}{err}");
+    assert!(
+        std::fs::read_to_string(&fragment).unwrap().contains("endpoints = [\"https://attic.example.com\"]")
+    );
+    let (code, out, _) = setup(&[&all[..], &["--json"]].concat());
+    let object: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(
+        (code, &object["steps"], object["kept"].as_array().unwrap().len()),
+        (0, &serde_json::json!([]), 2)
+    );
+    for wrong in [
+        &["--cache", "ci"][..],
+        &["--server", "attic.example.com"],
+        &["--server", "https://a", "--cache", "a b"],
+        &["--built-in", "--token-stdin"],
+        &["--user", "-G"],
+    ] {
+        let (code, out, err) = setup(wrong);
+        assert!(code == 2 && err.starts_with("error: "), "{wrong:?}: {code} {out} {err}");
+    }
+}

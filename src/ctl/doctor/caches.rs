@@ -114,7 +114,7 @@ fn refused(what: &str, cache: &CacheDiagnosis, fault: &Fault) -> Finding {
         "unauthorized" | "forbidden" => {
             let source = cache.token_source.as_deref().unwrap_or("no token is configured");
             let text = format!("refuses the token ({source}): {message}. Renew the token; paths wait");
-            Finding::bad(what, text, format!("flywheelctl setup --cache {} --token-stdin", cache.name))
+            Finding::bad(what, text, renew(cache))
         }
         "unreachable" | "transient" => {
             let text = format!("answers, but not the question which paths it lacks: {message}. Paths wait");
@@ -141,7 +141,7 @@ fn clock(what: &str, endpoints: &[EndpointDiagnosis]) -> Option<Finding> {
 
 fn token(cache: &CacheDiagnosis, now_s: i64) -> Option<Finding> {
     let what = format!("token of {}", cache.name);
-    let renew = format!("flywheelctl setup --cache {} --token-stdin", cache.name);
+    let renew = renew(cache);
     if let Some(problem) = &cache.token_problem {
         return Some(Finding::bad(what, format!("cannot be read: {problem}"), renew));
     }
@@ -157,6 +157,17 @@ fn token(cache: &CacheDiagnosis, now_s: i64) -> Option<Finding> {
         _ => return Some(Finding::good(what, format!("from {source}, expires in {} days", hours / 24))),
     };
     Some(Finding::bad(what, text, renew))
+}
+
+/// The command that replaces the token where it comes from.
+fn renew(cache: &CacheDiagnosis) -> String {
+    match cache.token_source.as_deref() {
+        Some(source) if source.starts_with('$') => "systemctl edit flywheeld".to_owned(),
+        Some(file) if !file.starts_with("/run/credentials/") => {
+            format!("install -m 0600 -o flywheel /dev/stdin '{file}' <TOKEN")
+        }
+        _ => "flywheelctl setup --token-stdin <TOKEN".to_owned(),
+    }
 }
 
 fn curl(endpoint: &EndpointDiagnosis) -> String {

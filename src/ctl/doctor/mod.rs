@@ -26,6 +26,7 @@ use crate::control::messages::{Diagnosis, Reply, Request, Status};
 use crate::types::Wall;
 pub(super) use finding::{Finding, Level};
 use reading::NixSettings;
+pub(super) use reading::nix_reads_all;
 
 /// A token that expires sooner than this is a finding: a week, in seconds.
 const SOON: i64 = 7 * 24 * 3600;
@@ -49,7 +50,7 @@ pub(super) fn command(context: &Context, push: bool) -> Result<Exit, Failure> {
 }
 
 /// Returns the findings, and why the daemon was not asked, if it was not.
-fn examine(context: &Context, push: bool) -> (Vec<Finding>, Option<Failure>) {
+pub(super) fn examine(context: &Context, push: bool) -> (Vec<Finding>, Option<Failure>) {
     let mut all = groups::of_groups(&context.socket, Path::new("/proc"));
     let nix = NixSettings::of_host();
     let status = context.connect().and_then(|mut connection| status(&mut connection));

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use super::Finding;
+use super::{Finding, Level};
 use crate::control::messages::{CacheDiagnosis, ClientInfo, ClientServer};
 use crate::ctl::nix_conf::{self, Conf};
 
@@ -181,6 +181,16 @@ fn hook(conf: &Conf) -> Finding {
             "grep -n post-build-hook /etc/nix/nix.conf",
         ),
     }
+}
+
+/// Whether nix.conf has all that Nix needs to read every cache.
+pub(in crate::ctl) fn nix_reads_all(info: &ClientInfo, system: &Conf) -> bool {
+    let nix = NixSettings { own: system.clone(), system: system.clone(), trusted: true };
+    let known = info.servers.iter().all(|server| {
+        let knows = system.knows(server, info.netrc.as_deref());
+        knows.substituter && knows.public_key && knows.netrc != Some(false)
+    });
+    known && when_away(&nix).iter().all(|finding| finding.level == Level::Good)
 }
 
 /// Checks what needs no daemon.

@@ -14,15 +14,21 @@ const REMOTE_CONFIG: &str = "socket = \"/var/lib/remote/socket\"\nstate_dir = \"
     [embedded]\nlisten = \"127.0.0.1:9999\"\n[caches.main]\nendpoints = \"embedded\"\n\
     [push.filter]\nnames = [\"!*\"]\n[client]\nenable = false\n";
 
+/// Starts the remote cache on port 9999; returns its token.
+pub(super) fn remote(c: &Container) -> String {
+    c.write("/etc/remote.toml", REMOTE_CONFIG);
+    let token = c.ok(REMOTE);
+    assert!(token.len() > 16, "{token}");
+    token
+}
+
 #[test]
 fn the_token_is_a_systemd_credential() {
     let Some(c) = Container::installed() else { return };
     // Without a token the service runs (the package started it) and reports that the cache needs
     // one.
     assert_eq!(c.ok("systemctl is-active flywheeld; ls /etc/credstore"), "active");
-    c.write("/etc/remote.toml", REMOTE_CONFIG);
-    let token = c.ok(REMOTE);
-    assert!(token.len() > 16, "{token}");
+    let token = remote(&c);
     c.write(
         "/etc/flywheel/flywheel.toml",
         "[caches.main]\nendpoints = \"http://127.0.0.1:9999\"\n[client]\nenable = false\n",

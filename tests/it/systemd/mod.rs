@@ -5,4 +5,5 @@ mod journald;
 mod package;
 mod readme;
 mod sandbox;
+mod setup;
 mod supervision;
