@@ -120,9 +120,8 @@ impl CacheError {
             return self;
         }
         let message = format!(
-            "{}; the cache may have the path, so it is asked before the path is sent again; when this \
-             repeats, raise the time limit of the proxy before the server (nginx: proxy_read_timeout) or \
-             the cache's stall_timeout",
+            "{}; the cache is asked for the path before it is sent again; if this repeats, raise the \
+             proxy's time limit (nginx: proxy_read_timeout) or the cache's stall_timeout",
             self.message
         );
         Self { class: ErrorClass::NoVerdict, message, ..self }

@@ -24,6 +24,7 @@ mod stopping;
 mod waiting;
 mod why;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,7 +49,7 @@ use crate::flow::{Action, CacheLimits, Event, Flow, Purpose, SessionEvent};
 use crate::ledger::Ledger;
 use crate::observe::{detail, event};
 use crate::store::StoreWatch;
-use crate::types::{CacheId, Heartbeat, Mono, PushId};
+use crate::types::{CacheId, Heartbeat, Mono, PushId, SessionId};
 pub(super) use background::BackgroundTasks;
 pub(super) use intake_link::IntakeLink;
 pub use reload::Load;
@@ -131,6 +132,8 @@ pub(super) struct Driver {
     flow: Flow,
     reloads: Reloads,
     stopping: Stopping,
+    /// For each `flush` how often the caches are asked for it, from the second time on.
+    flush_rounds: HashMap<SessionId, u32>,
     work: JoinSet<Done>,
     /// Uploads are held because the ledger is behind.
     ledger_behind: bool,
@@ -147,6 +150,7 @@ impl Driver {
             flow: Flow::new(&parts.limits, parts.seed).with_recheck_after(parts.settings.push.recheck_after),
             reloads: Reloads::default(),
             stopping: Stopping::default(),
+            flush_rounds: HashMap::new(),
             work: JoinSet::new(),
             ledger_behind: false,
             status_reads: Arc::new(Semaphore::new(STATUS_READS)),

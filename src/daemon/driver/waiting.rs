@@ -11,7 +11,7 @@ use crate::control::messages::{ErrorCode, Progress, Reply};
 use crate::control::server::Responder;
 use crate::daemon::intake;
 use crate::daemon::sessions::{Answer, Asked, Caller, Engines, Naming, Waiter};
-use crate::flow::{BreakerState, Event, SessionEvent};
+use crate::flow::{BreakerState, Event, SessionEvent, TUNING};
 use crate::ledger::SessionState;
 use crate::observe::event;
 use crate::types::{CacheId, SessionId, StoreDir, StorePath, Wall, millis};
@@ -76,7 +76,9 @@ impl Driver {
         let needed = naming.callers.is_empty() || (close_window && paths.is_empty());
         let (session, uid) = (naming.row, naming.uid);
         let token = self.parts.sessions.add_naming(naming);
-        let naming = intake::Naming { token, session, close_window, cache, paths, retry };
+        // A group that is no session is one of a `flush`.
+        let everything = self.parts.sessions.get(session).is_none();
+        let naming = intake::Naming { token, session, close_window, cache, paths, retry, everything };
         if !self.parts.sessions.queue_naming(naming, needed) {
             let dropped = self.parts.sessions.drop_naming(token);
             for caller in dropped.into_iter().flat_map(|naming| naming.callers) {
@@ -155,11 +157,31 @@ impl Driver {
             let uploaded = session.life.is_settling() && self.flow.take_uploaded(group);
             return self.session_step(group, SessionEvent::Quiet { uploaded });
         }
+        if self.flush_again(group) {
+            return;
+        }
         let ready = self.parts.sessions.take_waiters(|waiter| waiter.group == group);
         self.step(Event::Forget(group));
         for waiter in ready {
             self.answer_with(waiter.asked, waiter.responder, waiter.since, false, Vec::new());
         }
+    }
+
+    /// Has the caches asked once more for a `flush` if something was uploaded since they
+    /// were asked: an upload takes its time, and the answer is about this moment. What
+    /// such a round uploads was deleted meanwhile, so there are at most as many rounds as
+    /// for a session. Returns false when the callers can be answered.
+    fn flush_again(&mut self, group: SessionId) -> bool {
+        let uploaded = self.flow.take_uploaded(group);
+        let waits = self.parts.sessions.waiters().any(|waiter| waiter.group == group);
+        let rounds = self.flush_rounds.get(&group).map_or(1, |rounds| rounds + 1);
+        if !(uploaded && waits) || rounds >= TUNING.rounds {
+            self.flush_rounds.remove(&group);
+            return false;
+        }
+        self.flush_rounds.insert(group, rounds);
+        let naming = Naming { row: group, uid: 0, callers: Vec::new() };
+        self.begin_naming(naming, false, self.default_cache(), Vec::new(), false)
     }
 
     /// Closes a session and answers the callers that wait for it.
@@ -189,7 +211,9 @@ impl Driver {
     /// Answers the waiters where `which` is true with the present state.
     pub(super) fn answer_waiters(&mut self, which: impl Fn(&Waiter) -> bool) {
         for waiter in self.parts.sessions.take_waiters(which) {
-            self.step(Event::Unconfirmed(waiter.group));
+            if waiter.asked.session().is_some() {
+                self.step(Event::Unconfirmed(waiter.group));
+            }
             self.answer(waiter.asked, waiter.responder, waiter.since);
         }
     }

@@ -42,6 +42,8 @@ pub(in crate::daemon) struct Naming {
     pub(in crate::daemon) paths: Vec<StorePath>,
     /// Whether failed pushes of these paths are retried.
     pub(in crate::daemon) retry: bool,
+    /// Whether it is about everything in all caches, and names no paths.
+    pub(in crate::daemon) everything: bool,
 }
 
 /// A handle that wakes the intake up and gives it work; clones reach the same intake.

@@ -13,6 +13,9 @@ use crate::ledger::{Cursor, Evidence, Outcome, PushState};
 use crate::store::PathInfo;
 use crate::types::{Mono, StorePath};
 
+/// Upper bound of the confirmed paths, of all caches, that a `flush` asks about again.
+const FLUSHED: usize = 16_384;
+
 impl Intake {
     /// Takes in named paths with their whole closures, and asks again about everything
     /// else that the session has in the cache.
@@ -25,6 +28,10 @@ impl Intake {
         }
         if !naming.paths.is_empty() {
             self.room()?;
+        }
+        if naming.everything {
+            self.confirm_latest(naming.session, cursor)?;
+            return self.tell(Input::Named { token: naming.token, invalid: Vec::new() });
         }
         let (cache, session) = (naming.cache.0, naming.session);
         let ask_after = self.now();
@@ -58,6 +65,45 @@ impl Intake {
             self.take_in(roots(rest, ask_after, false), &mut plan, Vec::new(), None)?;
         }
         self.tell(Input::Named { token: naming.token, invalid })
+    }
+
+    /// Asks the caches again about the latest [`FLUSHED`] paths that they confirmed, and
+    /// about what of their closures was not confirmed within `recheck_after`. `group` waits
+    /// for them.
+    fn confirm_latest(&mut self, group: i64, cursor: &mut Cursor) -> Result<(), IntakeError> {
+        let ask_after = self.now();
+        let mut from = self.ledger.latest_confirmed(FLUSHED)?;
+        loop {
+            let pushes = self.ledger.confirmed(from, ITEMS)?;
+            let Some((last, ..)) = pushes.last() else { return Ok(()) };
+            from = last + 1;
+            let is_last = pushes.len() < ITEMS;
+            let mut paths: Vec<Vec<StorePath>> = vec![Vec::new(); self.policy.caches.len()];
+            for (_, cache, path) in &pushes {
+                let cache = self.number_of(cache).and_then(|n| paths.get_mut(usize::from(n)));
+                if let (Some(paths), Ok(path)) = (cache, StorePath::parse(path)) {
+                    paths.push(path);
+                }
+            }
+            for (cache, paths) in (0_u16..).zip(paths).filter(|(_, paths)| !paths.is_empty()) {
+                let (rows, _) = self.rows_of(&paths)?;
+                let in_hand = HashMap::new();
+                let roots =
+                    Roots { cache, rows, in_hand, enter: Enter::Unconfirmed, ask_after, retry: false };
+                let mut plan = |this: &Self, info: PathInfo| PlannedPush {
+                    state: this.wanted(cache, &info),
+                    info,
+                    sessions: Vec::new(),
+                    waits: Some(group),
+                };
+                self.take_in(roots, &mut plan, Vec::new(), None)?;
+            }
+            if is_last {
+                return Ok(());
+            }
+            // New rows do not wait for all of it.
+            self.look(cursor)?;
+        }
     }
 
     /// Returns the state in which a wanted row enters the ledger. The filter does not count.

@@ -111,7 +111,7 @@ impl Intake {
         Ok(())
     }
 
-    fn number_of(&self, cache: &str) -> Option<u16> {
+    pub(super) fn number_of(&self, cache: &str) -> Option<u16> {
         self.policy.caches.iter().position(|c| c.name == cache).and_then(|n| u16::try_from(n).ok())
     }
 }

@@ -94,8 +94,15 @@ fn with_as_many_paths_as_there_may_be_namings_wait_and_rechecks_do_not() {
     let (mut intake, mut inputs) = intake(dir.path());
     intake.known.store(MOST, Ordering::Relaxed);
     let path = StorePath::parse(&format!("{:032}-p", 0)).unwrap();
-    let naming =
-        |paths| Naming { token: 7, session: -1, close_window: false, cache: CacheId(0), paths, retry: false };
+    let naming = |paths| Naming {
+        token: 7,
+        session: -1,
+        close_window: false,
+        cache: CacheId(0),
+        paths,
+        retry: false,
+        everything: false,
+    };
     let recheck = Recheck { cache: CacheId(0), pushes: vec![(1, path.clone())] };
     let mut progress = Progress {
         first: None,

@@ -247,11 +247,8 @@ impl Pushes {
                 PushError::new(class, text)
             }
             (Cause::Failed(Failure::NoVerdict), Some(PushError { class, text })) => {
-                let text = format!(
-                    "no upload was answered, and the cache does not have the path ({text}): look at the time limits \
-                     of the proxy before the cache (nginx: proxy_read_timeout, proxy_send_timeout) and at the cache's log"
-                );
-                PushError::new(class, text)
+                // The text of the last try says which limits to look at.
+                PushError::new(class, format!("not in the cache after several tries; {text}"))
             }
             (Cause::Outdated, _) => {
                 let text = "each time before its upload could begin the confirmations of its references had become \

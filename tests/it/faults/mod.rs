@@ -6,6 +6,7 @@ mod collections;
 mod http;
 mod kills;
 mod nginx;
+mod no_verdict;
 mod proxy;
 mod rig;
 mod watch_store;

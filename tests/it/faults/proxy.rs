@@ -34,6 +34,11 @@ pub enum Fault {
     BadHash,
     /// Passes the request on, sends this number of bytes of the answer, and closes the connection.
     Cut(usize),
+    /// Passes the request on and discards the cache's answer: sends this status instead, or nothing
+    /// until the client gives up.
+    Stored(Option<u16>),
+    /// Reads the body, passes nothing on, and answers with this status.
+    Lost(u16),
     /// Passes the request on and sends the answer twice.
     Double,
     /// Holds the request until the test calls [`Proxy::pass`], then passes it on.
@@ -416,10 +421,14 @@ async fn deal(
             take(client, buffer, head.length).await?;
             return answer(client, 400, "", "General request error: Bad NAR Hash or Size", over).await;
         }
+        Fault::Lost(status) => {
+            take(client, buffer, head.length).await?;
+            return answer(client, status, "", "the gateway waited in vain", over).await;
+        }
         Fault::Hold => {
             let _ = shared.held.subscribe().wait_for(|held| !*held).await;
         }
-        Fault::Pass | Fault::Slow(_) | Fault::Cut(_) | Fault::Double => {}
+        Fault::Pass | Fault::Slow(_) | Fault::Cut(_) | Fault::Double | Fault::Stored(_) => {}
     }
     let rate = if let Fault::Slow(rate) = fault { Some(rate) } else { None };
     let (answer, whole) = forward(shared.to, client, buffer, head, rate).await?;
@@ -428,6 +437,13 @@ async fn deal(
         Fault::Cut(most) => {
             client.write_all(&answer[..most.min(answer.len())]).await?;
             return Ok(Next::Close);
+        }
+        Fault::Stored(Some(status)) => {
+            return self::answer(client, status, "", "the gateway waited in vain", over).await;
+        }
+        Fault::Stored(None) => {
+            while more(client, buffer).await.is_ok() {}
+            return Ok(Next::Reset);
         }
         Fault::Double => {
             client.write_all(&[&answer[..], &answer[..]].concat()).await?;

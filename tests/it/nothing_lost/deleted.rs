@@ -3,8 +3,9 @@
 
 use rusqlite::Connection;
 
+use crate::support::attic::{FakeAttic, environment, substitute_from, until_client};
 use crate::support::cache::{StandaloneCache, base};
-use crate::support::daemon::{Daemon, MAX_WAIT, until};
+use crate::support::daemon::{Daemon, EMBEDDED, MAX_WAIT, until};
 use crate::support::nix::PrivateNix;
 
 /// A daemon with a cache that runs beside it, and that a test can delete from.
@@ -35,14 +36,17 @@ impl Rig {
     }
 
     fn refers_to(&self, name: &str, reference: &str) -> String {
-        let script = format!("echo ${{builtins.storePath \"{reference}\"}} {name} > $out");
-        let built = self.daemon.nix.run(
-            "nix-build",
-            &["--option", "pure-eval", "false", "--no-out-link", "-E", &PrivateNix::shell(name, &script)],
-        );
-        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-        String::from_utf8_lossy(&built.stdout).trim().to_owned()
+        refers_to(&self.daemon, name, reference)
     }
+}
+
+/// Builds a path that refers to another one.
+fn refers_to(daemon: &Daemon, name: &str, reference: &str) -> String {
+    let script = format!("echo ${{builtins.storePath \"{reference}\"}} {name} > $out");
+    let args = ["--option", "pure-eval", "false", "--no-out-link", "-E", &PrivateNix::shell(name, &script)];
+    let built = daemon.nix.run("nix-build", &args);
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    String::from_utf8_lossy(&built.stdout).trim().to_owned()
 }
 
 #[test]
@@ -58,11 +62,10 @@ fn a_reference_that_the_cache_deleted_is_pushed_before_its_referrer() {
     until("what was deleted is there again", || {
         count += 1;
         let top = rig.refers_to(&format!("top-{count}"), &middle);
-        rig.daemon.flush();
-        assert!(rig.cache.main().has(&top));
+        until("it comes without being asked for", || rig.cache.main().has(&top));
         rig.cache.main().has(&deep)
     });
-    assert!(rig.daemon.logs().contains("the cache has deleted paths"), "{}", rig.daemon.logs());
+    rig.daemon.assert_logged(1, "has deleted paths");
 }
 
 #[test]
@@ -76,6 +79,58 @@ fn after_a_restart_nothing_that_the_cache_had_is_taken_for_granted() {
     let top = rig.refers_to("top", &middle);
     rig.daemon.flush();
     assert_eq!(rig.cache.main().having(&[deep, middle, top]), [true; 3]);
+}
+
+/// The attic engine asks for the closure of what it is given, not for the closure of that.
+#[test]
+fn what_the_cache_deleted_is_pushed_through_the_attic_client_as_well() {
+    let nix = PrivateNix::new();
+    let mut database = None;
+    let cache = StandaloneCache::start(&nix, |settings| database = Some(settings.dir.join("cache.sqlite")));
+    let fake = FakeAttic::new(&nix);
+    let config = format!("{}engine = \"attic\"\n{}", cache.caches(&cache.url()), fake.config());
+    let mut daemon = Daemon::prepare(nix, &config);
+    daemon.env = environment(&daemon.nix);
+    substitute_from(&daemon.nix, &cache.main());
+    daemon.up();
+    fake.built(&daemon.nix);
+    until_client(&daemon, "ready");
+    let mut rig = Rig { daemon, cache, database: database.unwrap() };
+    let deep = rig.daemon.nix.make("deep");
+    let middle = rig.refers_to("middle", &deep);
+    rig.daemon.flush();
+    rig.delete(&deep);
+    rig.daemon.restart();
+    until_client(&rig.daemon, "ready");
+    let top = rig.refers_to("top", &middle);
+    until("it comes without being asked for", || rig.cache.main().has(&top));
+    assert_eq!(rig.cache.main().having(&[deep, middle, top]), [true; 3]);
+}
+
+/// The built-in cache makes room: what a newer path refers to is the last to go, and what went is
+/// pushed again before something refers to it.
+#[test]
+fn what_the_built_in_cache_evicted_is_pushed_before_its_referrer() {
+    let config = EMBEDDED.replace("[embedded]\n", "[embedded]\nmax_size = \"2MiB\"\n");
+    let mut daemon = Daemon::start(PrivateNix::new(), &config);
+    let noise = |name: &str| format!("head -c 400000 /dev/urandom > $out; echo {name} >> $out");
+    let deep = daemon.nix.build(&PrivateNix::shell("deep", &noise("deep"))).remove(0);
+    let middle = refers_to(&daemon, "middle", &deep);
+    daemon.flush();
+    let mut fillers = 0;
+    until("the cache makes room", || {
+        fillers += 1;
+        let name = format!("filler-{fillers}");
+        let path = daemon.nix.build(&PrivateNix::shell(&name, &noise(&name))).remove(0);
+        until("it comes without being asked for", || daemon.main().has(&path));
+        !daemon.main().has(&deep)
+    });
+    assert!(fillers > 2, "more than two of them fit");
+    daemon.restart();
+    let top = refers_to(&daemon, "top", &middle);
+    until("it comes without being asked for", || daemon.main().has(&top));
+    assert_eq!(daemon.main().having(&[deep, middle, top]), [true; 3]);
+    daemon.main().assert_closed();
 }
 
 #[test]
@@ -120,6 +175,30 @@ fn a_session_is_answered_from_what_the_cache_says_now() {
     rig.delete(&app);
     assert_eq!(rig.daemon.json(&["push", "--wait", &app])["pushed"], 1);
     assert!(rig.cache.main().has(&app));
+}
+
+/// Nothing is pending, and what is remembered is fresh: the answer of a flush is about what the
+/// caches have now, each of them.
+#[test]
+fn a_flush_asks_about_what_was_confirmed() {
+    let nix = PrivateNix::new();
+    let mut cache = StandaloneCache::start(&nix, |settings| settings.caches.push("other".to_owned()));
+    let other = cache.caches(&cache.url()).replace("caches.main", "caches.other");
+    let config = format!("default_cache = \"main\"\n{}{other}cache = \"other\"\n", cache.config());
+    let daemon = Daemon::start(nix, &config);
+    let paths = ["one", "two"].map(|name| daemon.nix.make(name));
+    daemon.flush();
+    daemon.json(&["push", "--wait", "--cache", "other", &paths[1]]);
+    let has = |cache: &StandaloneCache| {
+        let (main, other) = (cache.view("main"), cache.view("other"));
+        [main.has(&paths[0]), main.has(&paths[1]), other.has(&paths[0]), other.has(&paths[1])]
+    };
+    assert_eq!(has(&cache), [true, true, false, true]);
+    // The cache is set up anew; the daemon does not notice the moment without it.
+    cache.change(|settings| std::fs::remove_file(settings.dir.join("cache.sqlite")).unwrap());
+    assert_eq!(has(&cache), [false; 4]);
+    daemon.flush();
+    assert_eq!(has(&cache), [true, true, false, true]);
 }
 
 #[test]

@@ -241,7 +241,7 @@ fn a_damaged_ledger_is_set_aside_and_a_newer_one_refused() {
     let aside = |name: &str| name.starts_with("ledger.sqlite.corrupt-");
     let mut files = std::fs::read_dir(daemon.state_dir()).unwrap().map(|e| e.unwrap().file_name());
     assert!(files.any(|name| aside(name.to_str().unwrap())));
-    assert!(daemon.log().contains("has been moved away"), "{}", daemon.log());
+    assert!(daemon.log().contains("has been moved to"), "{}", daemon.log());
     // What became valid since the first start counts as new; the cache says what it has.
     daemon.flush();
     assert!(daemon.main().has(&queued));
