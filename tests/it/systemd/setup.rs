@@ -30,10 +30,10 @@ fn setup_makes_a_host_push_and_read_and_changes_nothing_twice() {
     let path = c.build_as("guest", "set-up", "echo x > $out");
     c.ok_as("guest", &format!("flywheelctl push --wait {path}"));
     assert!(c.serves(9999, &path));
-    c.ok_as(
-        "guest",
-        &format!("nix-store --delete {path} && nix-store --realise --option substitute true {path}"),
-    );
+    let conf = c.ok_as("guest", "nix --extra-experimental-features nix-command config show");
+    for line in ["http://127.0.0.1:9999/main", "fallback = true"] {
+        assert!(conf.contains(line), "{line}: {conf}");
+    }
 
     let pid = c.show("flywheeld.service", "MainPID");
     let again = c.run(SETUP);
