@@ -343,6 +343,29 @@ in
       };
     };
 
+    verify = {
+      enable = lib.mkEnableOption ''
+        verifying every day that the caches can serve what flywheel pushed:
+        {command}`flywheelctl verify --sample`, whose findings are in the journal and
+        in the metrics'';
+      sample = mkOption {
+        type = types.ints.between 1 2000;
+        default = 50;
+        description = "How many paths are fetched and checked, chosen at random.";
+      };
+      repair = mkOption {
+        type = types.bool;
+        default = false;
+        description = "Whether paths that a cache does not have any more are pushed again.";
+      };
+      calendar = mkOption {
+        type = types.str;
+        default = "daily";
+        example = "weekly";
+        description = "When to verify, in the format of {manpage}`systemd.time(7)`.";
+      };
+    };
+
     openFirewall = mkOption {
       type = types.bool;
       default = false;
@@ -499,6 +522,19 @@ in
           lib.optionals (builtins.isAttrs cfg.tokenFile) (known "tokenFile" cfg.tokenFile)
           ++ known "pullTokenFile" cfg.pullTokenFile;
       }
+
+      (mkIf cfg.verify.enable {
+        systemd.services.flywheel-verify.environment.FLYWHEEL_VERIFY =
+          "--sample=${toString cfg.verify.sample}" + lib.optionalString cfg.verify.repair " --repair";
+        systemd.timers.flywheel-verify = {
+          wantedBy = [ "timers.target" ];
+          # The empty value takes the unit's own away.
+          timerConfig.OnCalendar = [
+            ""
+            cfg.verify.calendar
+          ];
+        };
+      })
 
       (mkIf (cfg.pullTokenFile != { }) {
         services.flywheel.settings = {

@@ -54,7 +54,7 @@ for program in flywheeld flywheelctl; do
 done
 # Nix runs its post-build hook without arguments: the name says what is meant.
 mkdir -p "$root/usr/lib/flywheel" && ln -s ../../bin/flywheelctl "$root/usr/lib/flywheel/flywheel-hook"
-for unit in systemd/*.service systemd/*.socket; do
+for unit in systemd/*.service systemd/*.socket systemd/*.timer; do
     put 0644 "$unit" "usr/lib/systemd/system/${unit##*/}"
 done
 put 0644 systemd/flywheel.sysusers.conf usr/lib/sysusers.d/flywheel.conf

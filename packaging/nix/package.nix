@@ -48,11 +48,11 @@ rustPlatform.buildRustPackage {
   ];
 
   postInstall = ''
-    for unit in systemd/*.service systemd/*.socket; do
+    for unit in systemd/*.service systemd/*.socket systemd/*.timer; do
       [ -e "$unit" ] || continue
       install -Dm0644 "$unit" -t $out/lib/systemd/system
     done
-    substituteInPlace $out/lib/systemd/system/flywheeld.service \
+    substituteInPlace $out/lib/systemd/system/*.service \
       --replace-fail /usr/bin/ $out/bin/
     install -Dm0644 systemd/flywheel.sysusers.conf $out/lib/sysusers.d/flywheel.conf
     install -Dm0644 systemd/flywheel.tmpfiles.conf $out/lib/tmpfiles.d/flywheel.conf

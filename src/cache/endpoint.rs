@@ -42,6 +42,22 @@ impl Endpoint {
         Ok(Self(url))
     }
 
+    /// The host that a URL leads to. `None` for another scheme, and for a URL with a login.
+    pub(super) fn of(url: &Url) -> Option<Self> {
+        let mut url = url.clone();
+        url.set_path("/");
+        url.set_query(None);
+        url.set_fragment(None);
+        Self::parse(url.as_str()).ok()
+    }
+
+    /// The same host without a path.
+    pub(super) fn host_only(&self) -> Self {
+        let mut url = self.0.clone();
+        url.set_path("/");
+        Self(url)
+    }
+
     pub(super) fn api(&self, call: &str) -> Result<Url, CacheError> {
         let url = self.0.join("_api/v1/").and_then(|api| api.join(call));
         url.map_err(|e| CacheError::new(ErrorClass::Rejected, format!("no URL for {call} at {self}: {e}")))

@@ -6,7 +6,9 @@ use reqwest::StatusCode;
 use reqwest::header::{HeaderMap, HeaderValue, RETRY_AFTER};
 
 use super::error::{CacheError, retry_after};
+use super::narinfo::{NarInfo, PublicKey};
 use super::wire::{CacheConfig, ErrorAnswer, MissingAnswer, UploadAnswer};
+use crate::types::StoreDir;
 
 /// Parses arbitrary bytes as each kind of answer.
 pub(crate) fn decode(bytes: &[u8]) {
@@ -22,6 +24,15 @@ pub(crate) fn decode(bytes: &[u8]) {
     }
     if let Ok(answer) = serde_json::from_slice::<ErrorAnswer>(bytes) {
         assert!(answer.error.len() + answer.message.len() <= bytes.len());
+    }
+    let text = String::from_utf8_lossy(bytes);
+    if let Ok(store_dir) = StoreDir::new("/nix/store")
+        && let Ok(info) = NarInfo::parse(&text, &store_dir)
+        && let Some(key) = PublicKey::parse("main:11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=")
+    {
+        // Nobody has signed it.
+        assert!(info.check_signature(&key, &store_dir).is_err());
+        assert!(info.references.len() <= bytes.len());
     }
     let mut headers = HeaderMap::new();
     let first = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();

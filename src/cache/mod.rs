@@ -17,15 +17,21 @@
 //! | `client` | the calls |
 //! | `read` | whether Nix can read the cache |
 //! | `examine` | what each endpoint answers, for `doctor` |
+//! | `check` | whether the cache can serve a path, as Nix would fetch it |
+//! | `narinfo` | a narinfo and its signature |
+//! | `decode` | decompressing and hashing a served NAR |
 
 mod body;
+mod check;
 mod client;
+mod decode;
 mod discover;
 mod endpoint;
 mod error;
 mod examine;
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzz;
+mod narinfo;
 mod read;
 mod token;
 mod transport;
@@ -34,6 +40,7 @@ mod wire;
 #[cfg(test)]
 mod tests;
 
+pub use check::{Expected, Fault, FaultKind, Substituter};
 pub use client::{CacheClient, ClientSettings};
 pub use discover::Discovered;
 pub use error::{CacheError, ErrorClass};

@@ -2,7 +2,7 @@
 //! of paths. A request beyond them is refused before the daemon sees it, so that
 //! what the daemon keeps for a caller is small. Must not know what a request does.
 
-use super::messages::{CiJob, MAX_ASKED, MAX_FIELD, MAX_PATH, MAX_PATHS, Request};
+use super::messages::{CiJob, MAX_ASKED, MAX_FIELD, MAX_PATH, MAX_PATHS, MAX_VERIFIED, Request, VerifyScope};
 
 /// Checks a request. The error says which field is too long, and the limit.
 pub(super) fn check(request: &Request) -> Result<(), String> {
@@ -27,14 +27,19 @@ pub(super) fn check(request: &Request) -> Result<(), String> {
             paths(outputs)
         }
         Request::Why { paths: list } => {
-            let most = MAX_ASKED as usize;
-            if list.len() > most {
-                return Err(format!(
-                    "{} paths in one request, at most {most} are allowed: name fewer",
-                    list.len()
-                ));
-            }
+            at_most(list.len() as u64, MAX_ASKED)?;
             paths(list)
+        }
+        Request::Verify { scope, cache, timeout_ms: _ } => {
+            optional("cache", cache)?;
+            match scope {
+                VerifyScope::Paths(list) => {
+                    at_most(list.len() as u64, MAX_VERIFIED)?;
+                    paths(list)
+                }
+                VerifyScope::Session(session) => text("session", session),
+                VerifyScope::Sample(count) => at_most(u64::from(*count), MAX_VERIFIED),
+            }
         }
         Request::SessionList { all: _ }
         | Request::Flush { timeout_ms: _ }
@@ -72,6 +77,14 @@ fn paths(list: &[String]) -> Result<(), String> {
         return Err(format!("{} paths in one request, at most {most} are allowed: name fewer", list.len()));
     }
     list.iter().try_for_each(|path| one_path(path))
+}
+
+fn at_most(count: u64, most: u32) -> Result<(), String> {
+    if count <= u64::from(most) {
+        Ok(())
+    } else {
+        Err(format!("{count} paths in one request, at most {most} are allowed: name fewer"))
+    }
 }
 
 fn one_path(path: &str) -> Result<(), String> {

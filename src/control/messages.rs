@@ -9,6 +9,7 @@ mod diagnosis;
 mod sessions;
 mod status;
 mod stories;
+mod verify;
 
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +25,7 @@ pub use status::{
     SessionCounts, Status, StoreStatus,
 };
 pub use stories::{PathStory, PushStory, SessionRef};
+pub use verify::{Problem, Verification, VerifyScope};
 
 /// The most failures that one summary lists; `failed_total` has the true number.
 pub const MAX_FAILED: u32 = 1000;
@@ -41,6 +43,10 @@ pub const MAX_FIELD: u32 = 2048;
 pub const MAX_PATHS: u32 = 10_000;
 /// The most paths in one [`Request::Why`].
 pub const MAX_ASKED: u32 = 100;
+/// The most paths in one [`Request::Verify`].
+pub const MAX_VERIFIED: u32 = 2000;
+/// The most problems in one [`Verification`]; `problems_total` has the true number.
+pub const MAX_PROBLEMS: u32 = 400;
 
 /// What a caller asks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -132,6 +138,17 @@ pub enum Request {
         /// Whether a small path is uploaded to each cache and read back.
         push: bool,
     },
+    /// Fetches paths from their caches as Nix would, and checks them. Answered by
+    /// [`Reply::Verified`].
+    Verify {
+        /// Which paths.
+        scope: VerifyScope,
+        /// The cache; without one, each path is fetched from the caches that have
+        /// confirmed it.
+        cache: Option<String>,
+        /// How long it may take.
+        timeout_ms: u64,
+    },
 }
 
 /// The CI job of a session, as the job's environment describes it.
@@ -197,6 +214,8 @@ pub enum Reply {
     Why(Vec<PathStory>),
     /// What can keep paths from being pushed.
     Diagnosis(Diagnosis),
+    /// What a verification found.
+    Verified(Verification),
 }
 
 /// The progress of a request that waits.

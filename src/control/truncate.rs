@@ -4,7 +4,7 @@
 
 use super::messages::{
     ClientInfo, ClientStatus, Diagnosis, Failed, Fault, MAX_ASKED, MAX_ENTRIES, MAX_FAILED, MAX_PATH,
-    MAX_TEXT, PathStory, Reply, SessionEntry, Status, Summary,
+    MAX_PROBLEMS, MAX_TEXT, PathStory, Reply, SessionEntry, Status, Summary, Verification,
 };
 use crate::types::shorten;
 
@@ -112,6 +112,16 @@ fn story(story: &mut PathStory, most: usize) {
     }
 }
 
+fn verification(v: &mut Verification) {
+    v.problems.truncate(MAX_PROBLEMS as usize);
+    for problem in &mut v.problems {
+        cut(&mut problem.path, MAX_PATH);
+        cut(&mut problem.cache, 64);
+        cut(&mut problem.problem, 32);
+        shorten_to(&mut problem.detail, 4 * MAX_TEXT);
+    }
+}
+
 fn status(s: &mut Status) {
     client(&mut s.client);
     s.cache.truncate(100);
@@ -119,6 +129,9 @@ fn status(s: &mut Status) {
         text(&mut cache.name);
         cache.endpoint.iter_mut().for_each(text);
         cache.reason.iter_mut().for_each(text);
+        while cache.verified.len() > 20 {
+            cache.verified.pop_last();
+        }
     }
     s.sessions.truncate(500);
     s.sessions.iter_mut().for_each(entry);
@@ -194,6 +207,7 @@ pub(super) fn truncated(mut reply: Reply) -> Reply {
             stories.iter_mut().for_each(|s| story(s, most));
         }
         Reply::Diagnosis(d) => diagnosis(d),
+        Reply::Verified(v) => verification(v),
         Reply::Done { message } | Reply::Error { message, .. } => shorten_to(message, 4 * MAX_TEXT),
     }
     reply

@@ -42,7 +42,7 @@ Exit status:
      `hook`, also when paths failed or there is no daemon
   1  internal error
   2  usage, bad input
-  3  at least one path failed; `doctor`: something is bad
+  3  at least one path failed; `doctor`, `verify`: something is bad
   4  the deadline was reached with paths pending (the daemon goes on)
   5  no daemon, or it refused";
 
@@ -78,6 +78,7 @@ impl Command {
             Self::Push(_)
             | Self::Flush { .. }
             | Self::Why { .. }
+            | Self::Verify(_)
             | Self::Status { .. }
             | Self::Client { .. }
             | Self::NixConf { .. }
@@ -114,6 +115,8 @@ pub(super) enum Command {
         #[arg(required = true, value_name = "PATH")]
         paths: Vec<String>,
     },
+    /// Fetch paths from the cache as Nix would, and say what is wrong with them
+    Verify(VerifyArgs),
     /// Show the state of the daemon, its caches and sessions
     Status {
         /// Repeat every two seconds
@@ -297,4 +300,33 @@ pub(super) struct PushArgs {
     /// How long to wait
     #[arg(long, value_parser = wait, default_value = "240s")]
     pub(super) timeout: Duration,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct VerifyArgs {
+    #[command(flatten)]
+    pub(super) scope: VerifyScopeArgs,
+    /// The cache to read from [default: those that have confirmed the path]
+    #[arg(long, value_name = "NAME")]
+    pub(super) cache: Option<String>,
+    /// Push what is absent again
+    #[arg(long)]
+    pub(super) repair: bool,
+    /// How long it may take
+    #[arg(long, value_parser = wait, default_value = "10m")]
+    pub(super) timeout: Duration,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(super) struct VerifyScopeArgs {
+    /// Store paths, or links to them, such as 'result*'
+    #[arg(value_name = "PATH")]
+    pub(super) paths: Vec<String>,
+    /// The paths of this session that are in the cache
+    #[arg(long, value_name = "ID")]
+    pub(super) session: Option<String>,
+    /// This many paths that caches have confirmed, chosen at random
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=2000))]
+    pub(super) sample: Option<u32>,
 }

@@ -83,6 +83,11 @@ fn caches(registry: &mut Registry, all: &[CacheStatus]) {
         expires.clone(),
     );
     let paths = counters(registry, "paths", "Pushes that have an outcome, by cache and outcome");
+    let verified = counters(
+        registry,
+        "verified_paths",
+        "Paths that were fetched to verify the cache, by cache and result",
+    );
     let failures = counters(registry, "upload_failures", "Uploads that went wrong, retried or not, by cache");
     let bytes = Counters::default();
     registry.register_with_unit(
@@ -108,6 +113,9 @@ fn caches(registry: &mut Registry, all: &[CacheStatus]) {
             ("failed", counts.failed),
         ] {
             paths.get_or_create(&vec![name(), ("outcome", outcome.to_owned())]).inc_by(n);
+        }
+        for (result, n) in &cache.verified {
+            verified.get_or_create(&vec![name(), ("result", result.clone())]).inc_by(*n);
         }
         failures.get_or_create(&vec![name()]).inc_by(counts.failures);
         bytes.get_or_create(&vec![name()]).inc_by(counts.bytes);

@@ -27,6 +27,7 @@ mod run;
 mod session;
 mod setup;
 mod text;
+mod verify;
 mod why;
 
 #[cfg(test)]
@@ -99,6 +100,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Push(args) => query::push(&context, args),
         Command::Flush { timeout } => query::flush(&context, timeout),
         Command::Why { paths } => why::command(&context, &paths),
+        Command::Verify(args) => verify::command(&context, args),
         Command::Status { watch } => query::status(&context, watch),
         Command::Client { command } => match command.unwrap_or(ClientCommand::Status) {
             ClientCommand::Status => attic_client::status(&context),

@@ -21,6 +21,7 @@ use super::{
     nix_conf::{Knows, Lines},
     setup::Plan,
     text, variable,
+    verify::Report,
 };
 use crate::control::messages::{
     ClientInfo, PathStory, Progress, SessionDetail, SessionEntry, Status, Summary,
@@ -333,6 +334,20 @@ impl Render {
     pub(super) fn confirm(&self, question: &str) -> bool {
         let answer = self.ask(&format!("{question} [y/N]"));
         answer.is_some_and(|answer| matches!(answer.to_ascii_lowercase().as_str(), "y" | "yes"))
+    }
+
+    /// Prints what a verification found.
+    pub(super) fn verification(&self, report: &Report) {
+        if self.json {
+            let _ = self.object(report);
+            return;
+        }
+        if !self.quiet || report.found.problems_total > 0 {
+            let _ = self.out(&text::verification(report));
+        }
+        for error in &report.repair_errors {
+            self.warn(&format!("not repaired: {error}"));
+        }
     }
 
     pub(super) fn nix_conf(&self, lines: &Lines) {

@@ -6,6 +6,7 @@ use super::doctor::{Finding, Level};
 use super::nix_conf::{Knows, Lines};
 use super::render::Heading;
 use super::setup::Plan;
+use super::verify::Report;
 use crate::control::messages::{
     ClientInfo, ClientServer, ClientStatus, PathStory, Progress, SessionDetail, SessionEntry, SessionState,
     Status, Summary,
@@ -88,6 +89,37 @@ pub(super) fn summary(s: &Summary, heading: Heading) -> String {
     if s.failed_total > listed {
         let _ = writeln!(out, "failed: {} more, not listed", paths(s.failed_total - listed));
     }
+    out
+}
+
+/// Formats what a verification found.
+pub(super) fn verification(report: &Report) -> String {
+    let found = &report.found;
+    let mut out = String::new();
+    for problem in &found.problems {
+        let kind = printable(&problem.problem).replace('_', " ");
+        let (path, cache) = (printable(&problem.path), printable(&problem.cache));
+        let _ = writeln!(out, "{kind}: {path} (cache {cache}): {}", printable(&problem.detail));
+    }
+    let listed = found.problems.len() as u64;
+    if found.problems_total > listed {
+        let _ = writeln!(out, "and {} more, not listed", paths(found.problems_total - listed));
+    }
+    let _ = write!(
+        out,
+        "verified {}: {} good, {} with a problem",
+        paths(found.verified),
+        found.good,
+        found.problems_total
+    );
+    if !report.repaired.is_empty() {
+        let _ = write!(out, ", {} repaired", report.repaired.len());
+    }
+    if found.unchecked > 0 {
+        let _ = write!(out, ", {} not checked before the deadline", found.unchecked);
+    }
+    let took = duration(Duration::from_millis(found.duration_ms));
+    let _ = writeln!(out, " ({} in {took})", bytes(found.bytes));
     out
 }
 

@@ -20,6 +20,7 @@
 //! | [`push`] | questions, uploads, probes, and how the ledger records them | sessions |
 //! | [`attic`] | the attic client that the daemon keeps | sessions |
 //! | [`caches`] | each cache: connection, upstream keys, engine, counts; tokens, netrc | sessions |
+//! | [`verify`] | whether caches can serve paths | who asked, sessions |
 //! | [`intake`] | new rows of the Nix database: whose they are and where they go | how a path is uploaded |
 //! | [`sessions`] | sessions, anchors, callers that wait, reports | how a path is pushed |
 //! | [`driver`] | the decisions, as their only owner; it names every room | – |
@@ -39,6 +40,7 @@ mod intake;
 mod push;
 mod sessions;
 mod start;
+mod verify;
 
 use std::sync::Arc;
 

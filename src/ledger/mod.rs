@@ -215,6 +215,12 @@ impl Ledger {
         self.read(move |conn| story::of_hash(conn, &hash))
     }
 
+    /// Returns cache and base name of up to `count` pushes that a cache has confirmed,
+    /// chosen at random. Pushes after a gap of the ids are chosen more often.
+    pub fn sample(&self, count: usize) -> Result<Vec<(String, String)>> {
+        self.read(move |conn| pushes::sample(conn, count))
+    }
+
     /// Returns the number of failed pushes over all caches.
     pub fn failed(&self) -> Result<u64> {
         // The index of unsettled pushes has these and few others.

@@ -358,3 +358,24 @@ pub(super) fn push_row(row: &Row<'_>) -> Result<PushRow> {
         settled_at: row.get(8)?,
     })
 }
+
+/// See [`super::Ledger::sample`].
+pub(super) fn sample(conn: &Connection, count: usize) -> Result<Vec<(String, String)>> {
+    // By id, so that a large ledger is not read as a whole.
+    let mut next = conn.prepare_cached(
+        "WITH pick(start) AS MATERIALIZED (SELECT abs(random() % (max(id) + 1)) FROM item)
+         SELECT item.id, cache.name, path FROM pick
+         JOIN item ON item.id >= start AND item.id < start + 1000 JOIN cache ON cache.id = item.cache
+         WHERE state IN (2, 3) ORDER BY item.id LIMIT 1",
+    )?;
+    let mut found = std::collections::BTreeMap::new();
+    for _ in 0..count.saturating_mul(4) {
+        let row =
+            next.query_row([], |row| Ok((row.get::<_, i64>(0)?, (row.get(1)?, row.get(2)?)))).optional()?;
+        found.extend(row);
+        if found.len() >= count {
+            break;
+        }
+    }
+    Ok(found.into_values().collect())
+}

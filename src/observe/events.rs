@@ -205,6 +205,12 @@ kinds! {
     PROTECTION_LIMITED = "51de44b4a22f32805d8aa836483a89a1", WARN, [limit, paths, protected_bytes, free_bytes];
     /// All pending paths are protected from garbage collection again.
     PROTECTION_WHOLE = "20d4188880a3181f8d46d8fd9bfe9fb3", INFO, [paths, bytes];
+    /// A verification found a path that cannot be read from its cache as it should.
+    PATH_NOT_READABLE = "2e7a58716b01051a028eee2cd74bf6c8", WARN, [cache, store_path, problem, error];
+    /// A verification has read all its paths from the cache.
+    CACHE_VERIFIED = "01d9e14cfb7e1c59a26c09122bfe3de5", INFO, [cache, paths, bytes, duration_ms];
+    /// A verification found paths that cannot be read from the cache as they should.
+    CACHE_FAULTY = "16d256974ce62c4ef514e51cdc88cdc2", WARN, [cache, paths, problems, bytes, duration_ms];
     /// Some callers did not read their reply before the daemon stopped.
     CALLERS_LEFT = "8f45975c4f754e8d90655a10eca7c951", WARN, [];
     /// A connection is refused.

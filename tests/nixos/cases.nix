@@ -155,6 +155,12 @@ in
           publicKey = key;
         };
         openFirewall = true;
+        verify = {
+          enable = true;
+          sample = 200;
+          repair = true;
+          calendar = "weekly";
+        };
         client.installable = "github:zhaofengli/attic#attic-client";
         hook.enable = true;
         runners.gitlab.enable = true;

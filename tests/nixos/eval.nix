@@ -142,6 +142,14 @@ let
           };
         }
       )) { };
+      systemd.timers = option (types.attrsOf (
+        types.submodule {
+          options = {
+            wantedBy = option (types.listOf types.str) [ ];
+            timerConfig = option (types.attrsOf types.raw) { };
+          };
+        }
+      )) { };
       users.users = option (types.attrsOf types.raw) { };
       users.groups = option (types.attrsOf (
         types.submodule { options.members = option (types.listOf types.str) [ ]; }
@@ -177,7 +185,7 @@ let
       packages = config.systemd.packages;
       tmpfiles = config.systemd.tmpfiles.packages;
       directories = lib.attrNames config.systemd.tmpfiles.settings.flywheel;
-      inherit (config.systemd) services sockets;
+      inherit (config.systemd) services sockets timers;
       inherit (config.users) users groups;
       ports = config.networking.firewall.allowedTCPPorts;
       nix = config.nix.settings;

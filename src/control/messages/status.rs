@@ -1,6 +1,8 @@
 //! Replies about the daemon, its caches and the attic client. Must not know where
 //! the values come from.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Failed, SessionEntry};
@@ -86,6 +88,9 @@ pub struct CacheStatus {
     pub token_expires: Option<i64>,
     /// The outcomes of pushes since the daemon started.
     pub counts: PathCounts,
+    /// How many paths `verify` found in each state since the daemon started: `good`, or the
+    /// kind of the problem.
+    pub verified: BTreeMap<String, u64>,
 }
 
 /// The outcomes of pushes to one cache since the daemon started. The numbers only grow.

@@ -16,7 +16,7 @@ pub(super) use cache::{Cache, EngineParts};
 pub(super) use collection::Caches;
 pub(super) use connection::{Connection, limits};
 pub(super) use examine::Examination;
-pub(super) use netrc::Netrc;
 #[cfg(any(fuzzing, test))]
 pub(crate) use netrc::fuzz as fuzz_netrc;
+pub(super) use netrc::{Netrc, pull_token};
 pub(super) use token_watch::{Watched, watch as watch_tokens};

@@ -32,6 +32,21 @@ struct Reading {
     pull: TokenSource,
 }
 
+/// Where the token for reading a cache is.
+pub(in crate::daemon) fn pull_token(
+    cache: &config::Cache,
+    settings: &Settings,
+    built_in: Option<&BuiltIn>,
+) -> TokenSource {
+    match (&cache.target, &cache.pull_token, built_in, &settings.embedded) {
+        (Target::Remote(_), Some(file), ..) => TokenSource::File(file.clone()),
+        (Target::Embedded, _, Some(at), Some(own)) if !own.public => {
+            TokenSource::File(at.pull_token_file().to_owned())
+        }
+        _ => TokenSource::None,
+    }
+}
+
 /// The file. Clones share its state.
 #[derive(Debug, Clone)]
 pub(in crate::daemon) struct Netrc {
@@ -50,16 +65,8 @@ impl Netrc {
         built_in: Option<&BuiltIn>,
         caches: &Caches,
     ) -> Option<Self> {
-        let pull =
-            |cache: &config::Cache| match (&cache.target, &cache.pull_token, built_in, &settings.embedded) {
-                (Target::Remote(_), Some(file), ..) => TokenSource::File(file.clone()),
-                (Target::Embedded, _, Some(at), Some(own)) if !own.public => {
-                    TokenSource::File(at.pull_token_file().to_owned())
-                }
-                _ => TokenSource::None,
-            };
         let reading = |cache: &Cache| {
-            let pull = pull(settings.caches.get(cache.name())?);
+            let pull = pull_token(settings.caches.get(cache.name())?, settings, built_in);
             Some(Reading { name: cache.name().to_owned(), client: cache.client().clone(), pull })
         };
         let file = settings.nix.netrc.clone()?;

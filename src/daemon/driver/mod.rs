@@ -21,6 +21,7 @@ mod requests;
 mod simulated;
 mod status;
 mod stopping;
+mod verify;
 mod waiting;
 mod why;
 
@@ -41,6 +42,7 @@ use super::host::{Notify, Signal, Signals};
 use super::inbox::Input;
 use super::push::{Pushes, Transfers};
 use super::sessions::{Reports, Restored, Sessions};
+use super::verify::Verifier;
 use crate::attribution::Proc;
 use crate::config::{Settings, Target};
 use crate::control::server::Incoming;
@@ -141,6 +143,7 @@ pub(super) struct Driver {
     status_reads: Arc<Semaphore>,
     /// Examinations for `doctor` that may run at a time.
     diagnoses: Arc<Semaphore>,
+    verifier: Verifier,
     began: Instant,
 }
 
@@ -155,6 +158,7 @@ impl Driver {
             ledger_behind: false,
             status_reads: Arc::new(Semaphore::new(STATUS_READS)),
             diagnoses: Arc::new(Semaphore::new(DIAGNOSES)),
+            verifier: Verifier::default(),
             began: parts.began,
             parts,
         }

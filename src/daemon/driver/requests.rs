@@ -55,6 +55,9 @@ impl Driver {
             Request::Status => self.status(peer, responder),
             Request::Why { paths } => self.why(peer, &paths, responder),
             Request::Diagnose { push } => self.diagnose(peer, push, responder),
+            Request::Verify { scope, cache, timeout_ms } => {
+                self.verify(peer, scope, cache.as_deref(), timeout_ms, responder);
+            }
             Request::Reload => self.reload(peer, responder),
             Request::Client { check } => self.client_info(check, responder),
         }

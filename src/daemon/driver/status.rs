@@ -116,6 +116,7 @@ impl Driver {
                     .or_else(|| self.waits_for_client(cache.id())),
                 token_expires: cache.client().token_expiry(),
                 counts: cache.tally.counts,
+                verified: self.verifier.found(cache.name()),
             });
         }
     }

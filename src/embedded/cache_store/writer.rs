@@ -62,7 +62,8 @@ pub(in super::super) enum Stored {
 enum Job {
     Store(Box<NewPath>, oneshot::Sender<Result<Stored, ApiError>>),
     Touch(Vec<i64>),
-    Lost(NarHash),
+    /// The sender is told or dropped when the job has ended.
+    Lost(NarHash, oneshot::Sender<()>),
 }
 
 /// Handle of the writing thread, which ends when the last handle is dropped.
@@ -108,9 +109,12 @@ impl Writer {
         }
     }
 
-    /// Reports that this NAR's file is missing, so that the thread removes its row.
+    /// Reports that this NAR's file is missing, and waits until the thread has removed its row, so that the
+    /// reader who is refused does not hear next that the cache has the path.
     pub(in super::super) async fn lost(&self, hash: NarHash) {
-        let _ = self.0.send(Job::Lost(hash)).await;
+        let (removed, until_removed) = oneshot::channel();
+        let _ = self.0.send(Job::Lost(hash, removed)).await;
+        let _ = until_removed.await;
     }
 }
 
@@ -189,7 +193,7 @@ impl Thread {
                     added += bytes;
                 }
                 Job::Touch(rows) => touch(&tx, rows)?,
-                Job::Lost(hash) => {
+                Job::Lost(hash, _) => {
                     let id: Option<i64> = tx
                         .query_row("SELECT id FROM nar WHERE hash = ?1", [hash.0], |r| r.get(0))
                         .optional()?;
@@ -237,7 +241,11 @@ impl Thread {
 fn reply(batch: Vec<Job>, answers: impl Iterator<Item = Result<Stored, ApiError>>) {
     let waiting = batch.into_iter().filter_map(|job| match job {
         Job::Store(_, answer) => Some(answer),
-        Job::Touch(_) | Job::Lost(_) => None,
+        Job::Touch(_) => None,
+        Job::Lost(_, removed) => {
+            let _ = removed.send(());
+            None
+        }
     });
     for (waiting, answer) in waiting.zip(answers) {
         let _ = waiting.send(answer); // the client may have closed its connection
@@ -293,7 +301,7 @@ fn store(tx: &Transaction<'_>, new: &NewPath) -> rusqlite::Result<(Stored, u64)>
 fn still_there(tx: &Transaction<'_>, batch: &[Job], answers: &mut [Stored]) -> rusqlite::Result<()> {
     let stores = batch.iter().filter_map(|job| match job {
         Job::Store(new, _) => Some(new),
-        Job::Touch(_) | Job::Lost(_) => None,
+        Job::Touch(_) | Job::Lost(..) => None,
     });
     let mut query = tx.prepare_cached("SELECT 1 FROM path WHERE cache = ?1 AND hash = ?2")?;
     for (new, answer) in stores.zip(answers) {

@@ -12,3 +12,4 @@ mod reload;
 mod restart;
 mod slow;
 mod strangers;
+mod verify;

@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use crate::house::{self, Source};
 
 /// The rooms of the daemon. A room names only rooms before it in this list.
-pub(super) const ROOMS: [&str; 9] =
-    ["inbox", "host", "gc_roots", "push", "attic", "caches", "intake", "sessions", "driver"];
+pub(super) const ROOMS: [&str; 10] =
+    ["inbox", "host", "gc_roots", "push", "attic", "caches", "verify", "intake", "sessions", "driver"];
 
 /// Who may name whom. `None`: there is no such room.
 fn allowed(room: &str) -> Option<&'static [&'static str]> {
@@ -17,6 +17,7 @@ fn allowed(room: &str) -> Option<&'static [&'static str]> {
         "push" => &["inbox", "gc_roots"],
         "attic" => &["inbox", "push"],
         "caches" => &["inbox", "push", "attic"],
+        "verify" => &["push"],
         "intake" => &["inbox", "gc_roots", "push", "attic"],
         "sessions" => &["inbox", "push", "intake"],
         // `mod.rs` and `start.rs` put the rooms together.

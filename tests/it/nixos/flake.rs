@@ -237,6 +237,8 @@ fn the_package_installs_the_files_of_this_repository() {
     for file in [
         "completions/flywheelctl.bash",
         "lib/flywheel/flywheel-hook",
+        "lib/systemd/system/flywheel-verify.service",
+        "lib/systemd/system/flywheel-verify.timer",
         "lib/systemd/system/flywheeld.service",
         "lib/systemd/system/flywheeld.socket",
         "lib/sysusers.d/flywheel.conf",

@@ -183,6 +183,13 @@ fn every_option_reaches_the_configuration() {
     assert_eq!(case("embedded-closed")["ports"], serde_json::json!([]));
     assert!(case("embedded-unknown")["nix"]["substituters"].is_null());
     assert!(case("minimal")["nix"]["post-build-hook"].is_null());
+    let verify = &everything["services"]["flywheel-verify"]["environment"]["FLYWHEEL_VERIFY"];
+    assert_eq!(*verify, "--sample=200 --repair");
+    assert_eq!(
+        strings(&everything["timers"]["flywheel-verify"]["timerConfig"]["OnCalendar"]),
+        ["", "weekly"]
+    );
+    assert!(case("minimal")["timers"]["flywheel-verify"].is_null());
     let elsewhere = &case("elsewhere")["services"]["flywheeld"];
     for (section, key) in [("serviceConfig", "ReadWritePaths"), ("unitConfig", "RequiresMountsFor")] {
         assert_eq!(strings(&elsewhere[section][key]), ["/srv/flywheel", "/srv/cache"]);

@@ -248,6 +248,9 @@ impl Drop for StandaloneCache {
 /// on.
 type Rule = Box<dyn Fn(&str) -> Option<u16> + Send + Sync>;
 
+/// Changes the answer to a GET: its path, its status and its body.
+type Rewrite = Box<dyn Fn(&str, &mut u16, &mut Vec<u8>) + Send + Sync>;
+
 struct Shared {
     to: SocketAddr,
     client: reqwest::Client,
@@ -256,6 +259,7 @@ struct Shared {
     /// Base names of the uploads that have arrived, in order.
     came: watch::Sender<Vec<String>>,
     rule: Mutex<Rule>,
+    rewrite: Mutex<Rewrite>,
 }
 
 /// A proxy between a daemon and a cache that can hold uploads or fail them.
@@ -276,6 +280,7 @@ impl UploadGate {
             open: watch::Sender::new(true),
             came: watch::Sender::new(Vec::new()),
             rule: Mutex::new(Box::new(|_| None)),
+            rewrite: Mutex::new(Box::new(|_, _, _| ())),
         });
         let app = axum::Router::new().fallback(pass).with_state(Arc::clone(&shared));
         tokio::spawn(async move { axum::serve(listener, app).await });
@@ -299,6 +304,11 @@ impl UploadGate {
     /// Answers an upload with the status that `rule` returns for it.
     pub fn rule(&self, rule: impl Fn(&str) -> Option<u16> + Send + Sync + 'static) {
         *self.shared.rule.lock().unwrap() = Box::new(rule);
+    }
+
+    /// Changes the answers to reads from now on.
+    pub fn rewrite(&self, rewrite: impl Fn(&str, &mut u16, &mut Vec<u8>) + Send + Sync + 'static) {
+        *self.shared.rewrite.lock().unwrap() = Box::new(rewrite);
     }
 
     /// Base names of the uploads that have arrived so far.
@@ -337,7 +347,8 @@ async fn pass(State(shared): State<Arc<Shared>>, request: Request) -> Response {
     } else if head.method == "GET" {
         stream = reqwest::Body::default();
     }
-    let path = head.uri.path_and_query().map_or("/", |p| p.as_str());
+    let path = head.uri.path_and_query().map_or("/", |p| p.as_str()).to_owned();
+    let is_get = head.method == "GET";
     let mut forward = shared.client.request(head.method, format!("http://{}{path}", shared.to));
     for (name, value) in &head.headers {
         if name != "transfer-encoding" && name != "connection" {
@@ -346,11 +357,17 @@ async fn pass(State(shared): State<Arc<Shared>>, request: Request) -> Response {
     }
     match forward.body(stream).send().await {
         Ok(answer) => {
-            let mut back = Response::builder().status(answer.status());
-            if let Some(kind) = answer.headers().get("content-type") {
+            let mut status = answer.status().as_u16();
+            let kind = answer.headers().get("content-type").cloned();
+            let mut body = answer.bytes().await.unwrap_or_default().to_vec();
+            if is_get {
+                (shared.rewrite.lock().unwrap())(&path, &mut status, &mut body);
+            }
+            let mut back = Response::builder().status(status);
+            if let Some(kind) = kind {
                 back = back.header("content-type", kind);
             }
-            back.body(Body::from(answer.bytes().await.unwrap_or_default())).unwrap()
+            back.body(Body::from(body)).unwrap()
         }
         Err(_) => StatusCode::BAD_GATEWAY.into_response(),
     }

@@ -12,7 +12,7 @@ use crate::support::container::{Container, package};
 fn units_are_sound(c: &Container) {
     assert_eq!(
         c.run(
-            "systemd-analyze verify --man=no flywheeld.service flywheeld.socket flywheeld-cache.socket 2>&1"
+            "systemd-analyze verify --man=no flywheeld.service flywheeld.socket flywheeld-cache.socket flywheel-verify.service flywheel-verify.timer 2>&1"
         )
         .out,
         ""

@@ -1,0 +1,223 @@
+//! Verification: fetches paths from caches as Nix would, and says what is wrong with each.
+//! It runs beside the driver, few paths at a time and until a deadline, so that it costs
+//! the uploads little.
+//!
+//! Must not know who asked, nor which sessions the paths belong to.
+
+mod counts;
+
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt as _;
+use tokio::time::timeout_at;
+
+pub(in crate::daemon) use counts::Verifier;
+
+use crate::cache::{
+    CacheClient, CacheError, ErrorClass, Expected, Fault, FaultKind, Substituter, TokenSource,
+};
+use crate::control::messages::{MAX_PROBLEMS, Problem, Verification};
+use crate::daemon::push::StoreReader;
+use crate::observe::event;
+use crate::types::{StorePath, millis};
+
+/// Paths that are fetched at a time. A decompressor takes 128 MiB at most.
+const PARALLEL: usize = 2;
+/// Most log entries about single paths in one verification.
+const LOGGED: usize = 100;
+
+/// A cache to read from.
+#[derive(Debug, Clone)]
+pub(in crate::daemon) struct Source {
+    pub(in crate::daemon) name: String,
+    pub(in crate::daemon) client: CacheClient,
+    /// The token for reading.
+    pub(in crate::daemon) pull: TokenSource,
+}
+
+/// A path in a cache.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::daemon) struct Target {
+    /// Position of the cache among the sources.
+    pub(in crate::daemon) source: usize,
+    pub(in crate::daemon) path: StorePath,
+}
+
+/// A path that was checked.
+struct Checked {
+    target: Target,
+    /// Whether the path is valid in the store.
+    valid: bool,
+    /// Bytes that were fetched.
+    result: Result<u64, Fault>,
+}
+
+/// Checks all targets within `limit`. Ends early when dropped.
+pub(in crate::daemon) async fn run(
+    verifier: &Verifier,
+    store: &StoreReader,
+    sources: &[Source],
+    targets: Vec<Target>,
+    limit: Duration,
+) -> Verification {
+    let began = Instant::now();
+    let deadline = tokio::time::Instant::now() + limit;
+    // A cache that does not answer is asked once, not for each path.
+    let mut substituters = Vec::new();
+    for (n, source) in sources.iter().enumerate() {
+        let used = targets.iter().any(|target| target.source == n);
+        let opened = match used {
+            true => timeout_at(deadline, source.client.substituter(&source.pull, store.dir())).await,
+            false => continue_unused(),
+        };
+        substituters.push(opened.unwrap_or_else(|_| Err(late())));
+    }
+    let total = targets.len() as u64;
+    let checks = targets.into_iter().map(|target| check(store, sources, &substituters, target));
+    let mut checks = futures_util::stream::iter(checks).buffer_unordered(PARALLEL);
+    let mut tally = Tally::new(sources.len());
+    while let Ok(Some(checked)) = timeout_at(deadline, checks.next()).await {
+        tally.add(&checked, sources, store);
+    }
+    drop(checks);
+    tally.end(verifier, sources, total, began)
+}
+
+/// A source that no target names is not opened.
+fn continue_unused() -> Result<Result<Substituter, CacheError>, tokio::time::error::Elapsed> {
+    Ok(Err(late()))
+}
+
+fn late() -> CacheError {
+    CacheError {
+        class: ErrorClass::Unreachable,
+        message: "the cache gave no answer before the deadline".to_owned(),
+        status: None,
+        retry_after: None,
+    }
+}
+
+async fn check(
+    store: &StoreReader,
+    sources: &[Source],
+    substituters: &[Result<Substituter, CacheError>],
+    target: Target,
+) -> Checked {
+    let info = store.infos(vec![target.path.clone()]).await.pop();
+    // Without the Nix database the cache is compared with itself.
+    let info = info.and_then(Result::ok).flatten();
+    let valid = info.is_some();
+    let expected = info.filter(|info| info.nar_size > 0).map(|info| Expected {
+        nar_hash: info.nar_hash,
+        nar_size: info.nar_size,
+        references: info.references,
+    });
+    let result = match &substituters[target.source] {
+        Ok(from) => sources[target.source].client.check(from, &target.path, expected.as_ref()).await,
+        Err(error) => {
+            let kind = match error.class {
+                ErrorClass::Unauthorized | ErrorClass::Forbidden => FaultKind::Refused,
+                _ => FaultKind::Unreachable,
+            };
+            Err(Fault { kind, detail: error.to_string() })
+        }
+    };
+    Checked { target, valid, result }
+}
+
+/// What was found so far.
+struct Tally {
+    report: Verification,
+    /// For each source: verified, good, bytes, and the counts by kind.
+    caches: Vec<CacheTally>,
+    logged: usize,
+}
+
+#[derive(Debug, Clone, Default)]
+struct CacheTally {
+    verified: u64,
+    good: u64,
+    bytes: u64,
+    faults: Vec<FaultKind>,
+}
+
+impl Tally {
+    fn new(sources: usize) -> Self {
+        Self { report: Verification::default(), caches: vec![CacheTally::default(); sources], logged: 0 }
+    }
+
+    fn add(&mut self, checked: &Checked, sources: &[Source], store: &StoreReader) {
+        let Checked { target, valid, result } = checked;
+        let (cache, name) = (&mut self.caches[target.source], &sources[target.source].name);
+        cache.verified += 1;
+        self.report.verified += 1;
+        let fault = match result {
+            Ok(bytes) => {
+                cache.good += 1;
+                cache.bytes += bytes;
+                self.report.good += 1;
+                self.report.bytes += bytes;
+                return;
+            }
+            Err(fault) => fault,
+        };
+        cache.faults.push(fault.kind);
+        let path = store.dir().full(&target.path);
+        if self.logged < LOGGED {
+            self.logged += 1;
+            event!(
+                PATH_NOT_READABLE,
+                cache = name,
+                store_path = path,
+                problem = fault.kind.as_str(),
+                error = fault.detail,
+                "{path} cannot be read from the cache {name} ({}): {}",
+                fault.kind.as_str(),
+                fault.detail
+            );
+        }
+        self.report.problems_total += 1;
+        if self.report.problems.len() < MAX_PROBLEMS as usize {
+            self.report.problems.push(Problem {
+                path,
+                cache: name.clone(),
+                problem: fault.kind.as_str().to_owned(),
+                detail: fault.detail.clone(),
+                valid: *valid,
+            });
+        }
+    }
+
+    /// Logs what was found of each cache, and adds it to the counts.
+    fn end(mut self, verifier: &Verifier, sources: &[Source], total: u64, began: Instant) -> Verification {
+        self.report.duration_ms = millis(began.elapsed());
+        self.report.unchecked = total - self.report.verified;
+        for (cache, source) in self.caches.iter().zip(sources).filter(|(cache, _)| cache.verified > 0) {
+            verifier.count(&source.name, cache.good, &cache.faults);
+            let (verified, problems) = (cache.verified, cache.faults.len());
+            if problems == 0 {
+                event!(
+                    CACHE_VERIFIED,
+                    cache = source.name,
+                    paths = verified,
+                    bytes = cache.bytes,
+                    duration_ms = self.report.duration_ms,
+                    "verified {verified} paths of the cache {}: all can be read",
+                    source.name
+                );
+            } else {
+                event!(
+                    CACHE_FAULTY,
+                    cache = source.name,
+                    paths = verified,
+                    problems = problems,
+                    bytes = cache.bytes,
+                    duration_ms = self.report.duration_ms,
+                    "verified {verified} paths of the cache {}: {problems} cannot be read as they should",
+                    source.name
+                );
+            }
+        }
+        self.report
+    }
+}
