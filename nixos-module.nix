@@ -489,7 +489,7 @@ in
             wantedBy = [ "multi-user.target" ];
             # The attic client is fetched with Nix.
             path = [ config.nix.package ];
-            # A reload takes up the rest.
+            # A reload is enough for the rest.
             restartTriggers = [ (builtins.hashString "sha256" (builtins.toJSON fixed)) ];
             reloadTriggers = [ checkedConfig ];
             unitConfig = lib.optionalAttrs (elsewhere != [ ]) { RequiresMountsFor = elsewhere; };
@@ -544,7 +544,7 @@ in
             pull_token_file = "/run/credentials/flywheeld.service/attic-pull-token-${cache}";
           }) cfg.pullTokenFile;
         };
-        # One that stands there already wins over this default, and is told of.
+        # A file that is set already wins over this default; the assertion reports it.
         nix.settings.netrc-file = lib.mkDefault netrc;
         assertions = [
           {
@@ -609,7 +609,7 @@ in
       })
 
       (mkIf cfg.hook.enable {
-        # A hook that stands there already wins over this default, and is told of.
+        # A hook that is set already wins over this default; the assertion reports it.
         nix.settings.post-build-hook = lib.mkDefault hook;
         assertions = [
           {

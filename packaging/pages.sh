@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 
 mkdir -p "$to/docs/examples" "$to/packaging"
 cp README.md SECURITY.md CHANGELOG.md "$to"
-cp docs/*.svg docs/*.png "$to/docs"
+cp docs/*.svg docs/*.png docs/*.json "$to/docs"
 cp docs/examples/* "$to/docs/examples"
 cp -R packaging/ci packaging/monitoring packaging/quickstart.sh packaging/flywheel.toml "$to/packaging"
 for page in docs/*.md; do

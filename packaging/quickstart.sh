@@ -3,7 +3,7 @@
 # survive a failure, and come back out of it.
 #
 #   pipeline 1   80 outputs, the 60th fails: 1 to 59 are in the cache when nix-build ends
-#   pipeline 2   the store is gone, the failure repaired: 59 come from the cache, 21 are built
+#   pipeline 2   the store is deleted, the failure repaired: 59 come from the cache, 21 are built
 #   pipeline 3   nothing is left to build
 #
 # Everything happens in a private store below a temporary directory, with the
@@ -225,7 +225,7 @@ echo "the last of $pushed uploads ended $flush ms after the build: $((took * 100
 
 # --- pipeline 2 -------------------------------------------------------------
 
-say "Pipeline 2: the store is thrown away, output $FAILING repaired"
+say "Pipeline 2: the store is deleted, output $FAILING repaired"
 fresh_store || die "the private store cannot be made"
 substitute=(--option substitute true --option substituters "http://127.0.0.1:$port/main"
     --option trusted-public-keys "$key")
@@ -249,7 +249,7 @@ echo "the last of $pushed uploads ended $flush ms after the build: $((took * 100
 
 # --- pipeline 3 -------------------------------------------------------------
 
-say "Pipeline 3: the store is thrown away once more"
+say "Pipeline 3: the store is deleted once more"
 fresh_store || die "the private store cannot be made"
 start=$(now_ms)
 (cd "$top/work" && nix-build tree.nix "${substitute[@]}" --no-out-link >out3 2>log3) || die "nix-build failed"
