@@ -366,6 +366,17 @@ in
       };
     };
 
+    metrics.listen = mkOption {
+      type = types.nullOr (types.strMatching ".+:[0-9]+");
+      default = null;
+      example = "127.0.0.1:9799";
+      description = ''
+        Where a Prometheus scrapes the daemon's metrics; nowhere by default. An address
+        that other hosts reach also needs
+        {option}`services.flywheel.settings.metrics.allow_remote`.
+      '';
+    };
+
     openFirewall = mkOption {
       type = types.bool;
       default = false;
@@ -555,6 +566,10 @@ in
               or leave out pullTokenFile and keep the cache's entry there yourself.'';
           }
         ];
+      })
+
+      (mkIf (cfg.metrics.listen != null) {
+        services.flywheel.settings.metrics.listen = cfg.metrics.listen;
       })
 
       (mkIf cfg.embedded.enable {

@@ -2,7 +2,9 @@
 
 use std::time::Instant;
 
-use flywheel::ledger::{Admit, Evidence, Ledger, NewPushRow, NewSession, PushState, SessionKind, Settle};
+use flywheel::ledger::{
+    Admit, Evidence, Ledger, NewPushRow, NewSession, PushState, SessionKind, Settle, Steps,
+};
 use flywheel::store::NixDb;
 
 use crate::nix::PrivateNix;
@@ -67,6 +69,7 @@ pub fn ledger() {
         let (ledger, _) = Ledger::open(&dir.path().join(format!("{round}.sqlite"))).unwrap();
         let session = |id: &str| {
             let session = NewSession {
+                log_paths: false,
                 id: id.to_owned(),
                 kind: SessionKind::Job,
                 label: None,
@@ -86,6 +89,7 @@ pub fn ledger() {
             at: 1,
             pushes: (0..2001)
                 .map(|n| NewPushRow {
+                    valid_at: 0,
                     cache: "main".to_owned(),
                     path: base(n),
                     nar_size: 120,
@@ -102,7 +106,10 @@ pub fn ledger() {
         let began = Instant::now();
         for (id, ..) in &admitted.pushes {
             let state = PushState::Pushed;
-            ledger.settle(*id, Settle { state, error_class: None, error: None, attempts: 1, at: 2 });
+            ledger.settle(
+                *id,
+                Settle { state, error_class: None, error: None, attempts: 1, steps: Steps::default(), at: 2 },
+            );
         }
         ledger.sync().unwrap();
         settle.push(ms(began));

@@ -176,8 +176,8 @@ workflows() {
     fi
 }
 
-# The alert rules of packaging/monitoring. promtool is taken out of Debian's
-# package, which would start a server if it were installed.
+# The alert rules of packaging/monitoring. promtool and prometheus (for the tests of the
+# metrics) are taken out of Debian's package, which would start a server if it were installed.
 monitoring() {
     local promtool=$cache/promtool
     if has promtool; then
@@ -185,6 +185,7 @@ monitoring() {
     elif [ ! -x "$promtool" ]; then
         rm -rf "$promtool.part" && mkdir -p "$promtool.part"
         (cd "$promtool.part" && apt-get download -qq prometheus && dpkg-deb -x prometheus_*.deb .) >/dev/null 2>&1 &&
+            mv "$promtool.part/usr/bin/prometheus" "$cache/prometheus" &&
             mv "$promtool.part/usr/bin/promtool" "$promtool"
         rm -rf "$promtool.part"
     fi

@@ -69,7 +69,8 @@ fn main() -> ExitCode {
         }
     };
     if check_config {
-        let warnings = [settings.warnings.clone(), daemon::unknown_names(&settings)].concat();
+        let missing = settings.missing_token_files();
+        let warnings = [settings.warnings.clone(), missing, daemon::unknown_names(&settings)].concat();
         observe::configuration_good(&warnings, settings.caches.len());
         return ExitCode::SUCCESS;
     }

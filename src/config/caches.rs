@@ -3,6 +3,7 @@
 //! environment variables name one, else it is the built-in cache.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::Duration;
@@ -40,7 +41,7 @@ pub(super) fn caches(
     let named = &merged.raw.caches.0;
     if named.is_empty() {
         let (name, cache) = from_environment(env, engine, warnings)?;
-        warn_of_token(&name, &cache, nix, warnings);
+        warn_of_token(&name, &cache, env, nix, warnings);
         return Ok(BTreeMap::from([(name, cache)]));
     }
     let mut caches = Caches::new();
@@ -54,7 +55,7 @@ pub(super) fn caches(
             return Err(ConfigError::invalid(merged.place(spot), found, expected)
                 .hint("set `cache` to its name on the server"));
         }
-        warn_of_token(name, &cache, nix, warnings);
+        warn_of_token(name, &cache, env, nix, warnings);
         caches.insert(name.clone(), cache);
     }
     Ok(caches)
@@ -233,12 +234,14 @@ fn target(merged: &Merged, name: &str, at: &At<OneOrMany>) -> Result<Target, Con
 }
 
 /// Warns of settings that may disclose the token.
-fn warn_of_token(name: &str, cache: &Cache, nix: &Nix, warnings: &mut Vec<String>) {
+fn warn_of_token(name: &str, cache: &Cache, env: Env<'_>, nix: &Nix, warnings: &mut Vec<String>) {
     let Target::Remote(urls) = &cache.target else { return };
     if let Some(file) = &cache.pull_token {
         warnings.extend(readable_by_all(name, "pull_token_file", file));
     }
     match &cache.token {
+        // Outside of the service the credential is not passed, and the service has it.
+        Token::None if env("CREDENTIALS_DIRECTORY").is_none() && is_stored(name) => {}
         Token::None => warnings.push(format!(
             "cache {name}: no token (no token_file, no credential \"attic-token\", no $ATTIC_TOKEN); pushing needs one"
         )),
@@ -256,6 +259,14 @@ fn warn_of_token(name: &str, cache: &Cache, nix: &Nix, warnings: &mut Vec<String
             }
         }
     }
+}
+
+/// Whether the service will have a credential with the token, from one of the directories that systemd looks in
+/// (systemd.exec(5), `LoadCredential=`).
+fn is_stored(name: &str) -> bool {
+    let dirs = ["/etc/credstore", "/etc/credstore.encrypted", "/run/credstore", "/run/credstore.encrypted"];
+    let files = [format!("attic-token-{name}"), "attic-token".to_owned()];
+    dirs.iter().any(|dir| files.iter().any(|file| Path::new(dir).join(file).exists()))
 }
 
 /// The warning of a token's file that every user of the host may read: the file's mode allows it, and the
@@ -304,6 +315,28 @@ fn one_of(caches: &Caches) -> String {
     format!("the name of a cache: {}", names.join(" or "))
 }
 
+/// Validates where metrics are served; none: nowhere. What they say of paths and users is
+/// little, and still nobody but this host reads it unless the configuration says so.
+pub(super) fn metrics(merged: &Merged) -> Result<Option<SocketAddr>, ConfigError> {
+    let raw = &merged.raw.metrics;
+    let Some(at) = &raw.listen else { return Ok(None) };
+    let found = || format!("metrics.listen: found {:?}", at.value);
+    let listen: SocketAddr = at.value.parse().map_err(|_| {
+        let expected = "an address and port like \"127.0.0.1:9799\"";
+        ConfigError::invalid(merged.place(&at.spot), found(), expected)
+    })?;
+    let is_allowed = raw.allow_remote.as_ref().is_some_and(|at| at.value);
+    if !listen.ip().is_loopback() && !is_allowed {
+        return Err(ConfigError::invalid(
+            merged.place(&at.spot),
+            found(),
+            "a loopback address, because everyone who reaches another one can read the metrics",
+        )
+        .hint("if that is intended, set allow_remote = true in [metrics]"));
+    }
+    Ok(Some(listen))
+}
+
 /// Validates the settings of the built-in cache; none when no cache is built in.
 pub(super) fn embedded(
     merged: &Merged,
@@ -313,7 +346,7 @@ pub(super) fn embedded(
 ) -> Result<Option<Embedded>, ConfigError> {
     let raw = &merged.raw.embedded;
     let listen = match &raw.listen {
-        None => std::net::SocketAddr::from(([127, 0, 0, 1], 8742)),
+        None => SocketAddr::from(([127, 0, 0, 1], 8742)),
         Some(at) => at.value.parse().map_err(|_| {
             let found = format!("embedded.listen: found {:?}", at.value);
             ConfigError::invalid(merged.place(&at.spot), found, "an address and port like \"127.0.0.1:8742\"")

@@ -38,6 +38,7 @@ impl Change {
                 },
             caches,
             embedded,
+            metrics,
             push: Push { engine, jobs, existing, recheck_after, filter, max_rate },
             client,
             drain_timeout,
@@ -62,6 +63,7 @@ impl Change {
         note(*admins != old.admins, &mut live, "admins");
         note(*embedded != old.embedded, &mut restart, "embedded");
         note(*client != old.client, &mut restart, "client");
+        note(*metrics != old.metrics, &mut live, "metrics");
         note(*netrc != old.nix.netrc, &mut live, "nix.netrc");
         note(*netrc_group != old.nix.netrc_group, &mut live, "nix.netrc_group");
         note(*engine != old.push.engine, &mut live, "push.engine");

@@ -63,6 +63,7 @@ table! {
         nix: RawNix,
         caches: Named<RawCache>,
         embedded: RawEmbedded,
+        metrics: RawMetrics,
         push: RawPush,
         client: RawClient,
         drain: RawDrain,
@@ -135,6 +136,7 @@ table! {
         memory: Option<At<ByteSize>>,
     }
 }
+table! { RawMetrics { listen: Option<At<String>>, allow_remote: Option<At<bool>>, } }
 table! { RawDrain { timeout: Option<At<Period>>, } }
 table! { RawHistory { keep: Option<At<Period>>, } }
 

@@ -29,6 +29,8 @@ pub struct Settings {
     pub caches: BTreeMap<String, Cache>,
     /// The built-in cache; set when a cache of `caches` is built in.
     pub embedded: Option<Embedded>,
+    /// Where metrics are served over HTTP; none: nowhere.
+    pub metrics: Option<SocketAddr>,
     /// How paths are pushed, and which.
     pub push: Push,
     /// The attic client that is kept ready for jobs.
@@ -46,6 +48,29 @@ pub struct Settings {
     pub warnings: Vec<String>,
     /// The files that were read, in order.
     pub files: Vec<PathBuf>,
+}
+
+impl Settings {
+    /// Returns a warning for each token's file that does not exist. A file may come later,
+    /// so this is for who checks a configuration, not for the daemon.
+    #[must_use]
+    pub fn missing_token_files(&self) -> Vec<String> {
+        let mut missing = Vec::new();
+        for (name, cache) in &self.caches {
+            let push = match &cache.token {
+                Token::File(file) => Some(("token_file", file)),
+                Token::Env(_) | Token::None => None,
+            };
+            let pull = cache.pull_token.as_ref().map(|file| ("pull_token_file", file));
+            for (key, file) in push.into_iter().chain(pull).filter(|(_, file)| !file.exists()) {
+                let file = file.display();
+                missing.push(format!(
+                    "cache {name}: {key} {file} does not exist, or this user may not see it: write the token into it"
+                ));
+            }
+        }
+        missing
+    }
 }
 
 /// The store that is watched.

@@ -413,10 +413,10 @@ fn what_is_wrong_is_said() {
     let path = "expected an absolute path without `..`";
     let url = "expected a URL like \"https://attic.example.com\"";
     let cases: Vec<(String, String)> = vec![
-        ("sokcet = \"/a\"".into(), "1:1: unknown field `sokcet`, expected one of `socket`, `state_dir`, `default_cache`, `admins`, `nix`, `caches`, `embedded`, `push`, `client`, `drain`, `history`, `route` (did you mean `socket`?)".into()),
+        ("sokcet = \"/a\"".into(), "1:1: unknown field `sokcet`, expected one of `socket`, `state_dir`, `default_cache`, `admins`, `nix`, `caches`, `embedded`, `metrics`, `push`, `client`, `drain`, `history`, `route` (did you mean `socket`?)".into()),
         (main_with("token = \"s3cret\""), "3:1: unknown field `token`, expected one of `endpoints`, `cache`, `token_file`, `pull_token_file`, `engine`, `stall_timeout`, `trust_api_endpoint` (did you mean `token_file`?)".into()),
         ("[drain]\nx = 1".into(), "2:1: unknown field `x`, expected `timeout`".into()),
-        ("[limits]".into(), "1:2: unknown field `limits`, expected one of `socket`, `state_dir`, `default_cache`, `admins`, `nix`, `caches`, `embedded`, `push`, `client`, `drain`, `history`, `route`".into()),
+        ("[limits]".into(), "1:2: unknown field `limits`, expected one of `socket`, `state_dir`, `default_cache`, `admins`, `nix`, `caches`, `embedded`, `metrics`, `push`, `client`, `drain`, `history`, `route`".into()),
         ("socket = 3".into(), "1:10: invalid type: integer `3`, expected a string".into()),
         ("socket".into(), "1:7: key with no value, expected `=`".into()),
         ("socket = \"/a\"\nsocket = \"/b\"".into(), "2:1: duplicate key, expected valid TOML".into()),
@@ -457,6 +457,8 @@ fn what_is_wrong_is_said() {
         ("[push.filter]\nnames = [\"![\"]".into(), "2:10: push.filter.names: found \"[\", expected a glob like \"*-doc\" (invalid range pattern at character 1)".into()),
         ("[push.filter]\nnames = [\"!\"]".into(), "2:10: push.filter.names: found \"\", expected a glob like \"*-doc\" (it is empty)".into()),
         ("[embedded]\nlisten = \"8742\"".into(), "2:10: embedded.listen: found \"8742\", expected an address and port like \"127.0.0.1:8742\"".into()),
+        ("[metrics]\nlisten = \"9799\"".into(), "2:10: metrics.listen: found \"9799\", expected an address and port like \"127.0.0.1:9799\"".into()),
+        ("[metrics]\nlisten = \"0.0.0.0:9799\"".into(), "2:10: metrics.listen: found \"0.0.0.0:9799\", expected a loopback address, because everyone who reaches another one can read the metrics (if that is intended, set allow_remote = true in [metrics])".into()),
         ("[embedded]\npriority = -1".into(), "2:12: embedded.priority: found -1, expected a number from 0 to 4294967295".into()),
         ("[embedded]\ndir = \"c\"".into(), format!("2:7: embedded.dir: found \"c\", {path}")),
         ("[client]\ninstallable = \"--impure\"".into(), "2:15: client.installable: found \"--impure\", expected an installable like \"github:zhaofengli/attic#attic-client\"".into()),
@@ -556,6 +558,7 @@ fn the_example_shows_the_defaults() {
     (push.filter.include, push.filter.exclude) = (vec![], vec![]);
     assert_eq!(s.caches["main"].pull_token, Some("/run/secrets/attic-pull".into()));
     assert_eq!(s.nix.netrc, Some("/run/flywheel/netrc".into()));
+    assert_eq!(s.metrics.unwrap().to_string(), "127.0.0.1:9799");
     let embedded = Embedded { caches: vec!["main".into()], ..s.embedded.clone().unwrap() };
     let nix = Nix { netrc: None, netrc_group: None, ..s.nix.clone() };
     let examples_aside = Settings {
@@ -565,6 +568,7 @@ fn the_example_shows_the_defaults() {
         nix,
         routes: vec![],
         admins: None,
+        metrics: None,
         files: vec![],
         ..s
     };

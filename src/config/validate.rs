@@ -125,6 +125,7 @@ pub(super) fn settings(merged: &Merged, env: Env<'_>) -> Result<Settings, Config
         admins,
         default_cache,
         embedded,
+        metrics: caches::metrics(merged)?,
         push,
         client,
         drain_timeout: raw.drain.timeout.as_ref().map_or(Period(Duration::from_secs(90)), |at| at.value).0,

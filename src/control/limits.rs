@@ -7,7 +7,7 @@ use super::messages::{CiJob, MAX_ASKED, MAX_FIELD, MAX_PATH, MAX_PATHS, MAX_VERI
 /// Checks a request. The error says which field is too long, and the limit.
 pub(super) fn check(request: &Request) -> Result<(), String> {
     match request {
-        Request::SessionStart { label, cache, anchor_pid: _, strict: _, ci } => {
+        Request::SessionStart { label, cache, anchor_pid: _, strict: _, ci, log_paths: _ } => {
             optional("label", label)?;
             optional("cache", cache)?;
             ci.as_ref().map_or(Ok(()), ci_job)
@@ -44,6 +44,7 @@ pub(super) fn check(request: &Request) -> Result<(), String> {
         Request::SessionList { all: _ }
         | Request::Flush { timeout_ms: _ }
         | Request::Status
+        | Request::Metrics
         | Request::Reload
         | Request::Diagnose { push: _ }
         | Request::Client { check: _ } => Ok(()),
@@ -115,6 +116,7 @@ mod tests {
                 project: Some("x".repeat(size)),
                 git_ref: None,
             }),
+            log_paths: false,
         };
         assert_eq!(check(&start(most)), Ok(()));
         assert_eq!(

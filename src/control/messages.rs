@@ -21,8 +21,8 @@ pub use sessions::{
     Attributed, Failed, Outcome, PathEntry, SessionDetail, SessionEntry, SessionState, Summary,
 };
 pub use status::{
-    CacheState, CacheStatus, ClientInfo, ClientServer, ClientStatus, LedgerStatus, PathCounts, QueueStatus,
-    SessionCounts, Status, StoreStatus,
+    CacheState, CacheStatus, ClientInfo, ClientServer, ClientStatus, LedgerStatus, LogLine, PathCounts,
+    QueueStatus, SessionCounts, Status, StoreStatus, UploadStatus,
 };
 pub use stories::{PathStory, PushStory, SessionRef};
 pub use verify::{Problem, Verification, VerifyScope};
@@ -31,6 +31,10 @@ pub use verify::{Problem, Verification, VerifyScope};
 pub const MAX_FAILED: u32 = 1000;
 /// The most paths, sessions or failures in one reply.
 pub const MAX_ENTRIES: u32 = 1000;
+/// The most uploads in a progress report.
+pub const MAX_SLOW: u32 = 3;
+/// The most running uploads in a status.
+pub const MAX_UPLOADS: u32 = 100;
 /// The longest free text (an error's reason, a label) in a reply, in bytes.
 pub const MAX_TEXT: u32 = 300;
 /// The longest path in a reply, in bytes. The name of a store path has at most 211
@@ -63,6 +67,8 @@ pub enum Request {
         strict: bool,
         /// The CI job of the session. It labels the session and authorizes nothing.
         ci: Option<CiJob>,
+        /// Whether the journal has an entry at level info for each pushed path.
+        log_paths: bool,
     },
     /// Ends a session; one that has ended already gets the same answer again.
     /// Answered by [`Reply::Ended`].
@@ -149,6 +155,8 @@ pub enum Request {
         /// How long it may take.
         timeout_ms: u64,
     },
+    /// Asks for the daemon's metrics. Answered by [`Reply::Metrics`].
+    Metrics,
 }
 
 /// The CI job of a session, as the job's environment describes it.
@@ -216,6 +224,8 @@ pub enum Reply {
     Diagnosis(Diagnosis),
     /// What a verification found.
     Verified(Verification),
+    /// The page of metrics, in Prometheus' text format.
+    Metrics(String),
 }
 
 /// The progress of a request that waits.
@@ -233,6 +243,10 @@ pub struct Progress {
     pub note: Option<String>,
     /// The session that ends. A caller that lost the connection asks again by this id.
     pub session: Option<String>,
+    /// NAR bytes of its paths that are still to be uploaded, or found in the cache.
+    pub bytes_left: u64,
+    /// Those of its uploads that run longest, at most [`MAX_SLOW`].
+    pub slow: Vec<UploadStatus>,
 }
 
 /// Why a request was not carried out.

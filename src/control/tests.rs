@@ -50,6 +50,7 @@ fn message_bytes_are_pinned() {
             project: None,
             git_ref: Some("r".into()),
         }),
+        log_paths: true,
     };
     let end = Request::SessionEnd {
         session: None,
@@ -66,7 +67,10 @@ fn message_bytes_are_pinned() {
     let table: [(Vec<u8>, &[u8]); 8] = [
         (codec::encode(&client).unwrap(), b"\0\0\0\x02\x09\x01"),
         (codec::encode(&hook).unwrap(), b"\0\0\0\x07\x08\x01\x01d\x01\x01o"),
-        (codec::encode(&start).unwrap(), b"\0\0\0\x12\0\x01\x01a\0\x01\x07\x01\x01\x01s\x01i\0\0\x01\x01r"),
+        (
+            codec::encode(&start).unwrap(),
+            b"\0\0\0\x13\0\x01\x01a\0\x01\x07\x01\x01\x01s\x01i\0\0\x01\x01r\x01",
+        ),
         (codec::encode(&end).unwrap(), b"\0\0\0\x0d\x01\0\0\x01\x01p\xfc\x80\xa9\x03\0\x01\x01"),
         (codec::encode(&Request::Status).unwrap(), b"\0\0\0\x01\x06"),
         (codec::encode(&Request::Reload).unwrap(), b"\0\0\0\x01\x07"),
@@ -183,7 +187,21 @@ fn bounded_replies_fit_a_frame() {
         started_at: i64::MAX,
         ..SessionEntry::default()
     };
-    let path = PathEntry { path: long(), state: long(), evidence: long(), bytes: u64::MAX };
+    let at = Some(i64::MAX);
+    let path = PathEntry {
+        path: long(),
+        state: long(),
+        evidence: long(),
+        bytes: u64::MAX,
+        attempts: u32::MAX,
+        valid_at: at,
+        seen_at: at,
+        asked_at: at,
+        begun_at: at,
+        settled_at: at,
+    };
+    let upload = UploadStatus { path: long(), cache: long(), ..UploadStatus::default() };
+    let event = LogLine { at: i64::MAX, level: long(), text: long() };
     let cache =
         CacheStatus { name: long(), endpoint: Some(long()), reason: Some(long()), ..CacheStatus::default() };
     let replies = [
@@ -195,12 +213,16 @@ fn bounded_replies_fit_a_frame() {
             summary: summary(),
             paths: vec![path; 3000],
             paths_total: 3000,
+            host: long(),
+            user: Some(long()),
         }),
         Reply::Status(Status {
             cache: vec![cache; 500],
             sessions: vec![entry; 3000],
             failed: failed(),
             warnings: vec![long(); 500],
+            uploads: vec![upload; 500],
+            events: vec![event; 500],
             ..Status::default()
         }),
         Reply::Why(vec![
@@ -261,7 +283,7 @@ proptest! {
     #[test]
     fn what_is_written_is_read(label in proptest::option::of(".{0,40}"), pid in any::<Option<u32>>(), timeout_ms in any::<u64>(),
                                push in proptest::collection::vec(".{0,40}", 0..20)) {
-        let start = Request::SessionStart { label, cache: None, anchor_pid: pid, strict: false, ci: None };
+        let start = Request::SessionStart { label, cache: None, anchor_pid: pid, strict: false, ci: None, log_paths: false };
         let end = Request::SessionEnd { session: None, ci_job: None, push, timeout_ms, wait: true, patient: false };
         let mut wire = Vec::new();
         codec::write(&mut wire, &start).unwrap();

@@ -3,8 +3,9 @@
 //! other room but `types`.
 
 use super::messages::{
-    ClientInfo, ClientStatus, Diagnosis, Failed, Fault, MAX_ASKED, MAX_ENTRIES, MAX_FAILED, MAX_PATH,
-    MAX_PROBLEMS, MAX_TEXT, PathStory, Reply, SessionEntry, Status, Summary, Verification,
+    ClientInfo, ClientStatus, Diagnosis, ErrorCode, Failed, Fault, MAX_ASKED, MAX_ENTRIES, MAX_FAILED,
+    MAX_PATH, MAX_PROBLEMS, MAX_SLOW, MAX_TEXT, MAX_UPLOADS, PathStory, Reply, SessionEntry, Status, Summary,
+    UploadStatus, Verification,
 };
 use crate::types::shorten;
 
@@ -88,6 +89,9 @@ fn client_info(info: &mut ClientInfo) {
     }
 }
 
+/// The longest page of metrics that fits into a frame, in bytes.
+const MAX_PAGE: usize = (1 << 20) - 16;
+
 /// The most paths whose stories are in one reply.
 const MAX_STORIES: usize = MAX_ASKED as usize;
 
@@ -122,6 +126,14 @@ fn verification(v: &mut Verification) {
     }
 }
 
+fn uploads(list: &mut Vec<UploadStatus>, most: u32) {
+    list.truncate(most as usize);
+    for upload in list {
+        cut(&mut upload.path, MAX_PATH);
+        cut(&mut upload.cache, 64);
+    }
+}
+
 fn status(s: &mut Status) {
     client(&mut s.client);
     s.cache.truncate(100);
@@ -139,6 +151,12 @@ fn status(s: &mut Status) {
     warnings(&mut s.warnings);
     s.store.problem.iter_mut().for_each(text);
     s.ledger.detail.iter_mut().for_each(text);
+    uploads(&mut s.uploads, MAX_UPLOADS);
+    s.events.truncate(100);
+    for event in &mut s.events {
+        cut(&mut event.level, 8);
+        text(&mut event.text);
+    }
 }
 
 fn fault(fault: &mut Option<Fault>) {
@@ -178,6 +196,7 @@ pub(super) fn truncated(mut reply: Reply) -> Reply {
         Reply::Progress(p) => {
             p.note.iter_mut().for_each(text);
             p.session.iter_mut().for_each(text);
+            uploads(&mut p.slow, MAX_SLOW);
         }
         Reply::Started { session, cache } => {
             text(session);
@@ -191,6 +210,8 @@ pub(super) fn truncated(mut reply: Reply) -> Reply {
         Reply::Session(detail) => {
             entry(&mut detail.session);
             summary(&mut detail.summary, MAX_FAILED / 4);
+            cut(&mut detail.host, 255);
+            detail.user.iter_mut().for_each(|user| cut(user, 255));
             detail.paths.truncate(MAX_ENTRIES as usize);
             for p in &mut detail.paths {
                 cut(&mut p.path, MAX_PATH);
@@ -208,6 +229,15 @@ pub(super) fn truncated(mut reply: Reply) -> Reply {
         }
         Reply::Diagnosis(d) => diagnosis(d),
         Reply::Verified(v) => verification(v),
+        // Its length depends on the number of configured caches only. A part of a page would
+        // be taken for the whole.
+        Reply::Metrics(page) => {
+            if page.len() > MAX_PAGE {
+                let message =
+                    "there are too many caches for one page of metrics: scrape [metrics] listen".into();
+                reply = Reply::Error { code: ErrorCode::Internal, message };
+            }
+        }
         Reply::Done { message } | Reply::Error { message, .. } => shorten_to(message, 4 * MAX_TEXT),
     }
     reply

@@ -119,7 +119,7 @@ pub(super) enum Command {
     Verify(VerifyArgs),
     /// Show the state of the daemon, its caches and sessions
     Status {
-        /// Repeat every two seconds
+        /// Show a screen that follows the daemon, ended by q; without a terminal, print every two seconds
         #[arg(long)]
         watch: bool,
     },
@@ -151,7 +151,7 @@ pub(super) enum Command {
         #[arg(long)]
         push: bool,
     },
-    /// Print the daemon's metrics as OpenMetrics text
+    /// Print the daemon's metrics in Prometheus' text format
     Metrics,
     /// Print a shell's completion script
     Completions { shell: Shell },
@@ -176,13 +176,16 @@ pub(super) enum SessionCommand {
     Show {
         /// The session's id
         session: String,
+        /// Show when each of its paths became valid, was asked about, uploaded and confirmed
+        #[arg(long)]
+        paths: bool,
     },
-    /// Write an HTML report about one session
+    /// Write a report about one session, as HTML or as Markdown
     Report {
         /// The session's id
         session: String,
-        /// Write the report to this file [default: standard output]
-        #[arg(long, value_name = "FILE.html")]
+        /// Write the report to this file, as Markdown if it ends in .md [default: HTML on standard output]
+        #[arg(long, value_name = "FILE")]
         output: Option<PathBuf>,
     },
 }
@@ -247,6 +250,9 @@ pub(super) struct StartArgs {
     /// The process whose descendants belong to the session [default: the runner's, else the job's shell]
     #[arg(long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..=i64::from(i32::MAX)))]
     pub(super) anchor_pid: Option<u32>,
+    /// Log each pushed path of the session at level info
+    #[arg(long)]
+    pub(super) log_paths: bool,
 }
 
 #[derive(Debug, Args)]
@@ -262,9 +268,9 @@ pub(super) struct EndArgs {
     /// Do not wait for uploads; the daemon goes on
     #[arg(long)]
     pub(super) no_wait: bool,
-    /// Write an HTML report about the session to this file
-    #[arg(long, value_name = "FILE.html")]
-    pub(super) report: Option<PathBuf>,
+    /// Write a report about the session to this file: HTML, or Markdown if it ends in .md
+    #[arg(long, value_name = "FILE")]
+    pub(super) report: Vec<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -275,6 +281,9 @@ pub(super) struct RunArgs {
     /// The cache to push to [default: as the daemon's routes decide]
     #[arg(long, value_name = "NAME")]
     pub(super) cache: Option<String>,
+    /// Log each pushed path of the session at level info
+    #[arg(long)]
+    pub(super) log_paths: bool,
     /// Push these too afterwards: store paths, or links to them, such as 'result*'
     #[arg(long, value_name = "GLOB", num_args = 1..)]
     pub(super) push: Vec<String>,

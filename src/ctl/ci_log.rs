@@ -7,13 +7,11 @@
 
 use std::fmt::Write;
 
-use super::{ci, html, text};
+use super::{ci, report::markdown, text};
 use crate::control::messages::Summary;
 
 /// The most annotations of one kind that GitHub shows for a step; it drops the rest.
 const ANNOTATIONS: usize = 10;
-/// The most failures in a step summary, which may have 1 MiB.
-const ROWS: usize = 100;
 
 /// The CI system whose log standard error is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,7 +97,7 @@ impl CiLog {
 
     /// Returns the text for the file named by `GITHUB_STEP_SUMMARY`, if there is one.
     pub(super) fn step_summary(self, summary: &Summary) -> Option<String> {
-        (self == Self::Actions).then(|| markdown(summary))
+        (self == Self::Actions).then(|| markdown::summary(summary))
     }
 
     /// Returns the line for the file named by `GITHUB_ENV`, which sets the session for
@@ -128,58 +126,6 @@ fn counts(s: &Summary) -> String {
     for (n, what) in [(s.failed_total, "failed"), (s.pending, "pending")] {
         if n > 0 {
             let _ = write!(out, ", {n} {what}");
-        }
-    }
-    out
-}
-
-fn markdown(s: &Summary) -> String {
-    let mut out = String::from("### flywheel");
-    if let Some(label) = &s.label {
-        let _ = write!(out, ": {}", cell(label));
-    }
-    if let Some(shortfall) = text::shortfall(s) {
-        let _ = write!(out, "\n\n**{}**", cell(&shortfall));
-    }
-    out.push_str("\n\n| | |\n|---|---:|\n");
-    let mut row = |name: &str, value: String| {
-        let _ = writeln!(out, "| {name} | {value} |");
-    };
-    row("pushed", s.pushed.to_string());
-    row("already cached", s.already_cached.to_string());
-    row("in upstream", s.upstream.to_string());
-    row("failed", s.failed_total.to_string());
-    row("pending", s.pending.to_string());
-    for (name, n) in [("skipped", s.skipped), ("collected", s.collected)] {
-        if n > 0 {
-            row(name, n.to_string());
-        }
-    }
-    row("uploaded", text::bytes(s.bytes));
-    row("flush", text::duration(std::time::Duration::from_millis(s.flush_ms)));
-    if !s.failed.is_empty() {
-        out.push_str("\n| failed | reason |\n|---|---|\n");
-        for f in s.failed.iter().take(ROWS) {
-            let _ = writeln!(out, "| <code>{}</code> | {} |", cell(&f.path), cell(&f.error));
-        }
-        let listed = s.failed.len().min(ROWS) as u64;
-        if s.failed_total > listed {
-            let _ = writeln!(out, "\n{} more, not listed", text::paths(s.failed_total - listed));
-        }
-    }
-    out.push('\n');
-    out
-}
-
-/// Escapes text for a Markdown table: characters of markup become entities.
-fn cell(text: &str) -> String {
-    let mut out = String::new();
-    for c in html::escape(&text::printable(text)).chars() {
-        match c {
-            '|' | '`' | '*' | '_' | '[' | ']' | '\\' | '~' | '@' | '!' => {
-                let _ = write!(out, "&#{};", u32::from(c));
-            }
-            c => out.push(c),
         }
     }
     out

@@ -43,7 +43,7 @@ pub(super) fn command(context: &Context, args: EndArgs) -> Result<Exit, Failure>
         wait: !args.no_wait,
         patient: args.timeout.is_some(),
     };
-    let page = args.report;
+    let pages = args.report;
     let (summary, unmatched) = end_session(context, ending).map_err(|failure| match failure {
         // A job whose `session start` found no daemon has no session to end.
         Failure::Refused { code: ErrorCode::NotFound, message } if !named => Failure::NoSession(message),
@@ -51,19 +51,18 @@ pub(super) fn command(context: &Context, args: EndArgs) -> Result<Exit, Failure>
     })?;
     let exit = Exit::of_session(&summary, context.strict, !args.no_wait, unmatched);
     context.render.summary(&summary, Heading::Session, exit);
-    let Some((page, id)) = page.zip(summary.session.clone()) else { return Ok(exit) };
-    match report::command(context, id, Some(&page)) {
-        Ok(_) => Ok(exit),
-        // The session has ended all the same; only a strict caller fails for the report.
-        Err(failure) => {
-            let exit = match exit {
-                Exit::Done if context.strict || summary.strict => failure.exit(true),
-                exit => exit,
-            };
+    let Some(id) = summary.session.clone() else { return Ok(exit) };
+    let mut exit = exit;
+    for page in pages {
+        if let Err(failure) = report::command(context, id.clone(), Some(&page)) {
+            // The session has ended all the same; only a strict caller fails for the report.
+            if exit == Exit::Done && (context.strict || summary.strict) {
+                exit = failure.exit(true);
+            }
             context.render.report_failure(&failure, exit);
-            Ok(exit)
         }
     }
+    Ok(exit)
 }
 
 /// Ends a session. Repeats the request while the daemon restarts or has no room,

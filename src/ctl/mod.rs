@@ -15,15 +15,15 @@ mod doctor;
 mod end;
 mod exit;
 mod hook;
-mod html;
 mod manual;
-mod metrics;
 mod nix_conf;
+mod pace;
 mod paths;
 mod query;
 mod render;
 mod report;
 mod run;
+mod screen;
 mod session;
 mod setup;
 mod text;
@@ -91,7 +91,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             SessionCommand::Start(args) => session::start(&context, args),
             SessionCommand::End(args) => end::command(&context, args),
             SessionCommand::List { all } => session::list(&context, all),
-            SessionCommand::Show { session } => session::show(&context, session),
+            SessionCommand::Show { session, paths } => session::show(&context, session, paths),
             SessionCommand::Report { session, output } => {
                 report::command(&context, session, output.as_deref())
             }

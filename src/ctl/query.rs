@@ -6,13 +6,13 @@ use std::{thread::sleep, time::Duration};
 use super::{
     Context,
     args::PushArgs,
-    connection::REPLY_TIMEOUT,
+    connection::{Connection, REPLY_TIMEOUT},
     end::{milliseconds, resolve, unexpected},
     exit::{Exit, Failure},
-    metrics,
     render::Heading,
+    screen,
 };
-use crate::control::messages::{Reply, Request};
+use crate::control::messages::{Reply, Request, Status};
 
 /// The time between two requests of `status --watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
@@ -58,22 +58,48 @@ fn print_result(context: &Context, reply: Reply, heading: Heading, waited: bool)
 }
 
 pub(super) fn status(context: &Context, watch: bool) -> Result<Exit, Failure> {
-    let mut connection = context.connect()?;
+    let connection = context.connect()?;
+    if watch && context.render.has_screen() {
+        return screen::run(&context.socket, connection);
+    }
+    let mut connection = Some(connection);
+    let mut lost = false;
     loop {
-        let reader_left = match connection.ask(&Request::Status, REPLY_TIMEOUT, &mut |_| ())? {
-            Reply::Status(status) => context.render.status(&status, watch).is_err(),
-            other => return Err(unexpected(other)),
-        };
-        if !watch || reader_left {
-            return Ok(Exit::Done);
+        match ask_status(context, &mut connection) {
+            Ok(status) => {
+                lost = false;
+                let reader_left = context.render.status(&status).is_err();
+                if !watch || reader_left {
+                    return Ok(Exit::Done);
+                }
+            }
+            Err(failure) if !watch => return Err(failure),
+            // The daemon may be restarting.
+            Err(failure) => {
+                connection = None;
+                if !std::mem::replace(&mut lost, true) {
+                    context.render.warn(&format!("{failure}; waiting until the daemon is back"));
+                }
+            }
         }
         sleep(WATCH_INTERVAL);
     }
 }
 
+fn ask_status(context: &Context, connection: &mut Option<Connection>) -> Result<Status, Failure> {
+    let open = match connection {
+        Some(open) => open,
+        None => connection.insert(context.connect()?),
+    };
+    match open.ask(&Request::Status, REPLY_TIMEOUT, &mut |_| ())? {
+        Reply::Status(status) => Ok(status),
+        other => Err(unexpected(other)),
+    }
+}
+
 pub(super) fn metrics(context: &Context) -> Result<Exit, Failure> {
-    match context.connect()?.ask(&Request::Status, REPLY_TIMEOUT, &mut |_| ())? {
-        Reply::Status(status) => context.render.raw(metrics::page(&status).as_bytes()),
+    match context.connect()?.ask(&Request::Metrics, REPLY_TIMEOUT, &mut |_| ())? {
+        Reply::Metrics(page) => context.render.raw(page.as_bytes()),
         other => return Err(unexpected(other)),
     }
     Ok(Exit::Done)

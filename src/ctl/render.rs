@@ -17,8 +17,9 @@ use super::{
     ci_log::{self, CiLog, Level},
     doctor::Finding,
     exit::{Exit, Failure},
-    html,
     nix_conf::{Knows, Lines},
+    pace::Pace,
+    report,
     setup::Plan,
     text, variable,
     verify::Report,
@@ -184,17 +185,22 @@ impl Render {
         let _ = if self.json { self.object(&list) } else { self.out(&text::sessions(list, Wall::now().0)) };
     }
 
-    pub(super) fn session(&self, detail: &SessionDetail) {
-        let _ = if self.json { self.object(detail) } else { self.out(&text::session(detail, Wall::now().0)) };
+    /// Prints a session; with `paths` also when each step of each path was.
+    pub(super) fn session(&self, detail: &SessionDetail, paths: bool) {
+        let _ = if self.json {
+            self.object(detail)
+        } else {
+            self.out(&text::session(detail, paths, Wall::now().0))
+        };
     }
 
-    /// Writes the HTML report of a session to a file, or prints it. With `--json` the
-    /// printed form is JSON.
+    /// Writes the report of a session to a file, as Markdown when it is called `*.md` and
+    /// else as HTML, or prints the page. With `--json` the printed form is JSON.
     pub(super) fn report(&self, detail: &SessionDetail, output: Option<&Path>) -> io::Result<()> {
         match output {
-            Some(file) => std::fs::write(file, html::page(detail)),
+            Some(file) => std::fs::write(file, report::page(detail, Some(file))),
             None if self.json => self.object(detail),
-            None => self.out(&html::page(detail)),
+            None => self.out(&report::page(detail, None)),
         }
     }
 
@@ -212,13 +218,15 @@ impl Render {
         }
     }
 
+    /// Whether a screen can be drawn: the result goes to a terminal that somebody types at.
+    pub(super) fn has_screen(&self) -> bool {
+        !self.json && !self.quiet && io::stdout().is_terminal() && io::stdin().is_terminal()
+    }
+
     /// Prints the state of the daemon. An error means that nobody reads standard output.
-    pub(super) fn status(&self, status: &Status, again: bool) -> io::Result<()> {
+    pub(super) fn status(&self, status: &Status) -> io::Result<()> {
         if self.json {
             return self.object(&status_json(status));
-        }
-        if again && io::stdout().is_terminal() {
-            self.out("\x1b[H\x1b[2J")?;
         }
         self.out(&text::status(status, Wall::now().0))?;
         for warning in &status.warnings {
@@ -369,7 +377,7 @@ impl Render {
             (false, true) => Style::Bar,
             (false, false) => Style::Lines,
         };
-        Bar { style, last: Instant::now(), drawn: false, note: None }
+        Bar { style, last: Instant::now(), drawn: false, note: None, pace: Pace::default() }
     }
 }
 
@@ -395,12 +403,14 @@ pub(super) struct Bar {
     drawn: bool,
     /// The last reason why nothing is uploaded that was printed.
     note: Option<String>,
+    pace: Pace,
 }
 
 impl Bar {
     /// Shows the progress of a wait, at intervals. The reason why nothing is uploaded is
     /// printed at once, when it is a new one.
     pub(super) fn show(&mut self, p: &Progress) {
+        self.pace.take(Instant::now(), p.bytes_sent);
         let topic = p.note.as_deref().map(topic);
         if self.style != Style::Nothing
             && let (Some(topic), Some(note)) = (topic, &p.note)
@@ -426,9 +436,9 @@ impl Bar {
         self.last = Instant::now();
         let line = if self.style == Style::Bar {
             self.drawn = true;
-            format!("\r\x1b[K{} {}", text::bar(p), text::progress(p))
+            format!("\r\x1b[K{} {}", text::bar(p), text::progress(p, &self.pace))
         } else {
-            format!("flywheel: {}\n", text::progress(p))
+            format!("flywheel: {}\n", text::progress(p, &self.pace))
         };
         let _ = io::stderr().write_all(line.as_bytes());
     }

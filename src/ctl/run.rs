@@ -54,6 +54,7 @@ async fn run_in_session(context: Context, args: RunArgs) -> Result<Exit, Failure
     };
     let anchor_pid = child.id();
     let opening = StartRequest {
+        log_paths: args.log_paths,
         label: args
             .label
             .or_else(|| Some(program.to_string_lossy().into_owned()).filter(|_| !super::in_ci())),

@@ -24,13 +24,15 @@ pub(super) struct StartRequest {
     pub(super) label: Option<String>,
     pub(super) cache: Option<String>,
     pub(super) anchor_pid: Option<u32>,
+    pub(super) log_paths: bool,
 }
 
 pub(super) fn start(context: &Context, args: StartArgs) -> Result<Exit, Failure> {
     let detected = ci::detect(variable);
     let system = detected.as_ref().map(|d| d.job.system.as_str());
     let anchor_pid = args.anchor_pid.or_else(|| anchor::find(system));
-    let opening = StartRequest { label: args.label, cache: args.cache, anchor_pid };
+    let opening =
+        StartRequest { label: args.label, cache: args.cache, anchor_pid, log_paths: args.log_paths };
     let (session, cache) = open(context, &opening)?;
     context.render.started(&session, &cache);
     Ok(Exit::Done)
@@ -62,6 +64,7 @@ pub(super) fn open(context: &Context, opening: &StartRequest) -> Result<(String,
         anchor_pid: opening.anchor_pid,
         strict: context.strict,
         ci,
+        log_paths: opening.log_paths,
     };
     let until = Instant::now() + BUSY;
     loop {
@@ -86,10 +89,10 @@ pub(super) fn list(context: &Context, all: bool) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-pub(super) fn show(context: &Context, session: String) -> Result<Exit, Failure> {
+pub(super) fn show(context: &Context, session: String, paths: bool) -> Result<Exit, Failure> {
     let mut connection = context.connect()?;
     match connection.ask(&Request::SessionShow { session }, REPLY_TIMEOUT, &mut |_| ())? {
-        Reply::Session(detail) => context.render.session(&detail),
+        Reply::Session(detail) => context.render.session(&detail, paths),
         other => return Err(unexpected(other)),
     }
     Ok(Exit::Done)

@@ -1,6 +1,12 @@
 //! The pure parts of flywheelctl.
 
-use std::{cell::RefCell, collections::HashMap, os::unix::fs::symlink, path::Path, time::Duration};
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    os::unix::fs::symlink,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use clap::{CommandFactory, Parser};
 
@@ -9,9 +15,10 @@ use super::{
     ci,
     ci_log::{CiLog, Level},
     exit::{Exit, Failure},
+    pace::Pace,
     paths, text,
 };
-use crate::control::messages::{ErrorCode, Failed, Progress, Summary};
+use crate::control::messages::{ErrorCode, Failed, Progress, Summary, UploadStatus};
 
 #[test]
 fn the_command_line_is_consistent() {
@@ -214,8 +221,15 @@ const READ: [&str; 42] = [
 #[test]
 fn the_environment_is_read_in_one_place() {
     let mut readers = Vec::new();
-    for file in std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/ctl")).unwrap() {
-        let file = file.unwrap();
+    let mut dirs = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src/ctl")];
+    let mut files = Vec::new();
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let entry = entry.unwrap();
+            if entry.path().is_dir() { dirs.push(entry.path()) } else { files.push(entry) }
+        }
+    }
+    for file in files {
         if file.file_name() == "tests.rs" {
             continue;
         }
@@ -343,9 +357,26 @@ fn numbers_for_people() {
         uploading: 2,
         bytes_sent: 2048,
         note: Some("offline\x1b".into()),
-        session: None,
+        ..Progress::default()
     };
-    assert_eq!(text::progress(&p), "5/10 paths, 2 uploading, 2.0 KiB sent, offline ");
+    let mut pace = Pace::default();
+    assert_eq!(text::progress(&p, &pace), "5/10 paths, 2 uploading, 2.0 KiB sent, offline ");
+    let start = Instant::now();
+    pace.take(start, 0);
+    pace.take(start + Duration::from_secs(2), 2048);
+    let upload = UploadStatus {
+        path: "/nix/store/00000000000000000000000000000000-glibc".into(),
+        nar_size: 4096,
+        sent: 1024,
+        running_ms: 7400,
+        ..UploadStatus::default()
+    };
+    let p = Progress { bytes_left: 3072, slow: vec![upload], note: None, ..p };
+    assert_eq!(
+        text::progress(&p, &pace),
+        "5/10 paths, 2 uploading, 2.0 KiB of 5.0 KiB sent, 1.0 KiB/s, about 3.0 s left; \
+         slow: glibc (1.0 KiB of 4.0 KiB, 7.0 s)"
+    );
     assert_eq!(text::bar(&p), "[##########----------]");
     assert_eq!(text::bar(&Progress::default()), "[--------------------]");
 }

@@ -4,22 +4,16 @@ use std::{fmt::Write, time::Duration};
 
 use super::doctor::{Finding, Level};
 use super::nix_conf::{Knows, Lines};
+use super::pace::Pace;
 use super::render::Heading;
+use super::report::steps;
 use super::setup::Plan;
 use super::verify::Report;
 use crate::control::messages::{
     ClientInfo, ClientServer, ClientStatus, PathStory, Progress, SessionDetail, SessionEntry, SessionState,
     Status, Summary,
 };
-
-/// Replaces control characters and those that change the direction of text by
-/// spaces: labels, names and reasons come from others and must not move the cursor
-/// or reorder a line.
-pub(super) fn printable(text: &str) -> String {
-    // Bidirectional formatting characters, Unicode Standard Annex 9.
-    let reorders = |c: char| matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    text.chars().map(|c| if c.is_control() || reorders(c) { ' ' } else { c }).collect()
-}
+pub(super) use crate::types::printable;
 
 pub(super) fn duration(d: Duration) -> String {
     match d.as_millis() {
@@ -70,10 +64,10 @@ pub(super) fn summary(s: &Summary, heading: Heading) -> String {
     line("failed:", s.failed_total.to_string());
     line("pending:", s.pending.to_string());
     if s.skipped > 0 {
-        line("skipped:", s.skipped.to_string());
+        line("skipped:", format!("{} (left out by a filter or a route)", s.skipped));
     }
     if s.collected > 0 {
-        line("collected:", s.collected.to_string());
+        line("collected:", format!("{} (deleted from the store before they were pushed)", s.collected));
     }
     line("bytes:", if s.bytes < 1024 { bytes(s.bytes) } else { format!("{} ({})", s.bytes, bytes(s.bytes)) });
     line("flush:", duration(Duration::from_millis(s.flush_ms)));
@@ -180,18 +174,44 @@ pub(super) fn shortfall(s: &Summary) -> Option<String> {
     }
 }
 
-pub(super) fn progress(p: &Progress) -> String {
+/// Formats how far a wait is: its paths and bytes, the rate, the time left and the slow ones.
+pub(super) fn progress(p: &Progress, pace: &Pace) -> String {
     let mut out = format!("{}/{} paths", p.settled, p.total);
     if p.uploading > 0 {
         let _ = write!(out, ", {} uploading", p.uploading);
     }
-    if p.bytes_sent > 0 {
-        let _ = write!(out, ", {} sent", bytes(p.bytes_sent));
+    match (p.bytes_sent, p.bytes_left) {
+        (0, 0) => {}
+        (sent, 0) => {
+            let _ = write!(out, ", {} sent", bytes(sent));
+        }
+        (sent, left) => {
+            let _ = write!(out, ", {} of {} sent", bytes(sent), bytes(sent + left));
+        }
+    }
+    if let Some(rate) = pace.rate().filter(|_| p.bytes_left > 0) {
+        let _ = write!(out, ", {}/s", bytes(rate));
+    }
+    if let Some(left) = pace.left(p.bytes_left) {
+        let _ = write!(out, ", about {} left", duration(left));
+    }
+    if !p.slow.is_empty() {
+        let slow = p.slow.iter().map(|u| {
+            let running = duration(Duration::from_secs(u.running_ms / 1000));
+            format!("{} ({} of {}, {running})", name(&u.path), bytes(u.sent), bytes(u.nar_size))
+        });
+        let _ = write!(out, "; slow: {}", slow.collect::<Vec<_>>().join(", "));
     }
     if let Some(note) = &p.note {
         let _ = write!(out, ", {}", printable(note));
     }
     out
+}
+
+/// The name of a store path without its directory and hash, which say little to people.
+pub(super) fn name(path: &str) -> String {
+    let base = path.rsplit('/').next().unwrap_or(path);
+    printable(base.split_once('-').map_or(base, |(_, name)| name))
 }
 
 /// `[#####---------------]`
@@ -218,7 +238,7 @@ pub(super) fn sessions(list: &[SessionEntry], now_ms: i64) -> String {
     table(["SESSION", "STATE", "CACHE", "SETTLED", "PENDING", "FAILED", "AGE", "LABEL"], rows)
 }
 
-pub(super) fn session(d: &SessionDetail, now_ms: i64) -> String {
+pub(super) fn session(d: &SessionDetail, with_steps: bool, now_ms: i64) -> String {
     let mut out = sessions(std::slice::from_ref(&d.session), now_ms);
     if let Some(ci) = &d.session.ci {
         let _ = writeln!(out, "job: {}", printable(&ci.key()));
@@ -235,7 +255,9 @@ pub(super) fn session(d: &SessionDetail, now_ms: i64) -> String {
         "attributed: process {}, hook {}, closure {}, window {}, shared {}, named {}",
         a.process, a.hook, a.closure, a.window, a.shared, a.named
     );
-    if !d.paths.is_empty() {
+    if with_steps {
+        out.push_str(&story(d));
+    } else if !d.paths.is_empty() {
         let rows = d
             .paths
             .iter()
@@ -245,6 +267,32 @@ pub(super) fn session(d: &SessionDetail, now_ms: i64) -> String {
     let listed = d.paths.len() as u64;
     if d.paths_total > listed {
         let _ = writeln!(out, "{} more, not listed", paths(d.paths_total - listed));
+    }
+    out
+}
+
+/// Formats the steps of each path of a session, counted from the session's start.
+fn story(d: &SessionDetail) -> String {
+    let mut out = String::new();
+    let start = d.session.started_at;
+    for p in &d.paths {
+        let _ = writeln!(
+            out,
+            "{}\n  {} ({}, evidence {})",
+            printable(&p.path),
+            printable(&p.state).replace('_', " "),
+            bytes(p.bytes),
+            printable(&p.evidence)
+        );
+        let steps = steps(p).into_iter().map(|(what, at)| match u64::try_from(at - start) {
+            Ok(ms) => format!("{what} after {}", duration(Duration::from_millis(ms))),
+            Err(_) => format!("{what} before the session"),
+        });
+        let steps = steps.collect::<Vec<_>>().join(", ");
+        let tries = if p.attempts > 1 { format!(", {} tries", p.attempts) } else { String::new() };
+        if !steps.is_empty() {
+            let _ = writeln!(out, "  {steps}{tries}");
+        }
     }
     out
 }

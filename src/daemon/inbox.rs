@@ -81,6 +81,8 @@ pub(super) enum Input {
     Probed(CacheId, Result<Discovered, CacheError>),
     /// The attic client became usable, or stopped being usable.
     Client,
+    /// Somebody wants the page of metrics.
+    Metrics(tokio::sync::oneshot::Sender<String>),
 }
 
 /// What a push stands for.
@@ -90,6 +92,8 @@ pub(super) struct FoundPath {
     /// Its row in the Nix database.
     pub(super) row: i64,
     pub(super) path: StorePath,
+    /// When it was taken in, in ms since 1970; 0 if it is not known.
+    pub(super) seen_at: i64,
     /// The size of its NAR, in bytes.
     pub(super) nar_size: u64,
 }

@@ -16,6 +16,7 @@
 //! |---|---|---|
 //! | [`inbox`] | what can be reported to the driver | any room |
 //! | [`host`] | systemd, logind, signals, the lock of the state directory | caches, sessions, pushes |
+//! | [`metrics`] | what is counted and timed, and the page that Prometheus scrapes | how anything is decided |
 //! | [`gc_roots`] | which paths Nix must not collect yet | why a path is pending |
 //! | [`push`] | questions, uploads, probes, and how the ledger records them | sessions |
 //! | [`attic`] | the attic client that the daemon keeps | sessions |
@@ -37,6 +38,7 @@ mod gc_roots;
 mod host;
 mod inbox;
 mod intake;
+mod metrics;
 mod push;
 mod sessions;
 mod start;
@@ -84,7 +86,7 @@ pub async fn run(settings: Settings, load: Load, passed: Passed) -> Result<()> {
         IntakeThread::start(&settings, &ground, &caches, &sessions, &protection, &client, out.clone())?;
     let built_in = caches.take_built_in();
     let driver = Started { ground: &ground, protection: &protection, client: &client, socket: &socket }
-        .driver(settings, load, caches, sessions, &intake, out);
+        .driver(settings, load, caches, sessions, &intake, out)?;
 
     let ended = driver.run(inputs, requests, &mut signals).await;
 

@@ -20,12 +20,13 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::attic::{self, Client, Login};
-use super::caches::{self, BuiltIn, Caches, Connection, EngineParts, Netrc};
+use super::caches::{self, BuiltIn, Cache, Caches, Connection, EngineParts, Netrc};
 use super::driver::{BackgroundTasks, Driver, IntakeLink, Load, Parts, policy};
 use super::gc_roots::{Bounds, GcRoots, Places};
 use super::host::{self, Notify, Part, StateDirLock};
 use super::inbox::Input;
 use super::intake::{self, Baseline, Bell, Intake, NewPolicy, People, UndecidedPaths, WorkQueue};
+use super::metrics::Metrics;
 use super::push::{Pushes, Settlements, StoreReader, Transfers};
 use super::sessions::{self, Reports, Restored, Sessions};
 use crate::attribution::{LockWatcher, Proc, Windows};
@@ -387,17 +388,19 @@ impl Started<'_> {
         sessions: SavedSessions,
         intake: &IntakeThread,
         out: Sender<Input>,
-    ) -> Driver {
+    ) -> Result<Driver> {
         let Self { ground, protection, client, socket } = self;
         let CacheSet { caches, limits, transfers, built_in, .. } = caches;
         let SavedSessions { sessions, restored, windows } = sessions;
         let ledger = ground.ledger.clone();
         let netrc = Netrc::of(&settings, built_in.as_ref(), &caches);
+        let metrics = Metrics::new(caches.iter().map(Cache::name)).context("the metrics")?;
         let (pending, pending_seen) = tokio::sync::watch::channel(false);
         let mut background = BackgroundTasks::default();
         background.tokens(&caches, out.clone());
         background.netrc(netrc.as_ref());
         background.history(ledger.clone(), settings.history_keep);
+        background.metrics(settings.metrics, &metrics, out.clone());
         background.logind(host::inhibit_while_pending(pending_seen, out.clone()));
         let heartbeat = Heartbeat::default();
         let mut notify = Notify::new();
@@ -406,7 +409,7 @@ impl Started<'_> {
         socket.announce(ground, &caches);
         let store_dir = ground.store_dir.clone();
         let own_uid = rustix::process::geteuid().as_raw();
-        Driver::new(Parts {
+        Ok(Driver::new(Parts {
             settings,
             load,
             built_in,
@@ -443,8 +446,9 @@ impl Started<'_> {
             client: client.client.clone(),
             login: client.login.clone(),
             netrc,
+            metrics,
             out,
-        })
+        }))
     }
 }
 

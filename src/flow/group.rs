@@ -32,6 +32,8 @@ pub(crate) struct GroupProgress {
     pub(crate) uploading: Vec<PushId>,
     /// NAR bytes of its pushes that were uploaded.
     pub(crate) bytes: u64,
+    /// NAR bytes of its pushes that are neither settled nor failed.
+    pub(crate) left: u64,
 }
 
 impl Flow {
@@ -40,7 +42,8 @@ impl Flow {
         let Some(group) = self.groups.get(&session) else { return GroupProgress::default() };
         let running = self.caches.iter().flat_map(|cache| &cache.running);
         let uploading = running.filter(|id| group.pushes.contains(id)).copied().collect();
-        GroupProgress { uploading, bytes: group.bytes }
+        let left = group.pushes.iter().filter_map(|id| self.pushes.get(id)).filter(|push| !push.is_failed());
+        GroupProgress { uploading, bytes: group.bytes, left: left.map(|push| push.nar_size).sum() }
     }
 
     /// Adds a known push to a session.

@@ -45,7 +45,7 @@ use rusqlite::{Connection, OptionalExtension};
 pub use error::LedgerError;
 pub use model::{
     Admit, Admitted, Counts, Cursor, Evidence, Failure, NewPushRow, NewSession, Outcome, Pruned, PushId,
-    PushRow, PushState, SessionInfo, SessionKind, SessionPush, SessionRow, SessionState, Settle,
+    PushRow, PushState, SessionInfo, SessionKind, SessionPush, SessionRow, SessionState, Settle, Steps,
 };
 pub use open::Opened;
 pub use story::{PushHistory, SessionShare};

@@ -175,6 +175,8 @@ pub struct NewPushRow {
     pub path: String,
     /// Size of its NAR.
     pub nar_size: u64,
+    /// When the path became valid, unix ms; 0 if it is not known.
+    pub valid_at: i64,
     /// The state of a push that is not known yet: pending, upstream or skipped.
     pub state: PushState,
     /// Whether a failed push becomes pending again.
@@ -204,8 +206,19 @@ pub struct Settle {
     pub error: Option<String>,
     /// Attempts so far.
     pub attempts: u32,
+    /// When its last steps were.
+    pub steps: Steps,
     /// The current time, unix ms.
     pub at: i64,
+}
+
+/// When the steps of a push were, in unix ms; 0: not known, or not yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Steps {
+    /// When the cache last answered whether it has the path.
+    pub asked_at: i64,
+    /// When the last upload began.
+    pub begun_at: i64,
 }
 
 /// A push as the ledger has it.
@@ -229,6 +242,8 @@ pub struct PushRow {
     pub error: Option<String>,
     /// When it settled, unix ms; 0 before.
     pub settled_at: i64,
+    /// When it was admitted, unix ms; 0 if it is not known.
+    pub seen_at: i64,
 }
 
 /// The state of a session.
@@ -308,6 +323,8 @@ pub struct NewSession {
     pub anchor_pid: Option<(i32, u64)>,
     /// Whether a failure fails the job.
     pub strict: bool,
+    /// Whether each of its paths is logged at level info.
+    pub log_paths: bool,
     /// What is known about the CI job, as JSON.
     pub ci: Option<String>,
     /// When it started, unix ms.
@@ -357,6 +374,16 @@ pub struct SessionPush {
     pub error_class: Option<String>,
     /// The error, if it counts as failed.
     pub error: Option<String>,
+    /// Attempts so far.
+    pub attempts: u32,
+    /// When the path became valid, unix ms; 0 if it is not known.
+    pub valid_at: i64,
+    /// When it was admitted, unix ms; 0 if it is not known.
+    pub seen_at: i64,
+    /// When its last steps were.
+    pub steps: Steps,
+    /// When it settled, unix ms; 0 before.
+    pub settled_at: i64,
 }
 
 /// A path whose push failed, and the reason.

@@ -110,9 +110,18 @@ fn take_in(conn: &Connection, cache: i64, new: &NewPushRow, at: i64) -> Result<(
     let pending = !new.state.is_settled();
     let Some((id, old, _)) = find(conn, cache, &new.path)? else {
         conn.prepare_cached(
-            "INSERT INTO item (cache, path, nar_size, state, settled_at) VALUES (?1, ?2, ?3, ?4, ?5)",
+            "INSERT INTO item (cache, path, nar_size, state, settled_at, valid_at, seen_at)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
         )?
-        .execute(params![cache, new.path, stored(new.nar_size), new.state as i64, settled_at])?;
+        .execute(params![
+            cache,
+            new.path,
+            stored(new.nar_size),
+            new.state as i64,
+            settled_at,
+            new.valid_at,
+            at
+        ])?;
         return Ok((conn.last_insert_rowid(), new.state, pending));
     };
     let again = match old {
@@ -127,10 +136,11 @@ fn take_in(conn: &Connection, cache: i64, new: &NewPushRow, at: i64) -> Result<(
         return Ok((id, old, false));
     }
     conn.prepare_cached(
-        "UPDATE item SET state = ?2, nar_size = ?3, settled_at = ?4, attempts = 0, reason = NULL
+        "UPDATE item SET state = ?2, nar_size = ?3, settled_at = ?4, attempts = 0, reason = NULL,
+           valid_at = ?5, seen_at = ?6, asked_at = 0, begun_at = 0
          WHERE id = ?1",
     )?
-    .execute(params![id, new.state as i64, stored(new.nar_size), settled_at])?;
+    .execute(params![id, new.state as i64, stored(new.nar_size), settled_at, new.valid_at, at])?;
     if old == PushState::Failed {
         unfail(conn, id)?;
         if !pending {
@@ -224,14 +234,19 @@ pub(super) fn settle(conn: &Connection, push: PushId, to: &Settle) -> Result<()>
     let now = if sent_before { PushState::Pushed } else { to.state };
     let reason = intern_reason(conn, to)?;
     conn.prepare_cached(
-        "UPDATE item SET state = ?2, attempts = ?3, reason = ?4, settled_at = ?5 WHERE id = ?1",
+        "UPDATE item SET state = ?2, attempts = ?3, reason = ?4, settled_at = ?5,
+           asked_at = CASE WHEN ?6 > 0 THEN ?6 ELSE asked_at END,
+           begun_at = CASE WHEN ?7 > 0 THEN ?7 ELSE begun_at END
+         WHERE id = ?1",
     )?
     .execute(params![
         push,
         now as i64,
         to.attempts,
         reason,
-        if now.is_settled() { to.at } else { 0 }
+        if now.is_settled() { to.at } else { 0 },
+        to.steps.asked_at,
+        to.steps.begun_at
     ])?;
     if now.is_settled() {
         settle_sessions(conn, push, now, if now == PushState::Failed { reason } else { None })?;
@@ -334,7 +349,7 @@ pub(super) fn lookup(conn: &Connection, cache: &str, paths: &[String]) -> Result
 /// Finds the unsettled pushes. INDEXED BY, because a queue of ten must not cost a scan
 /// of a month of history.
 pub(super) const UNSETTLED: &str = "
-SELECT item.id, cache.name, path, nar_size, state, attempts, class, text, settled_at
+SELECT item.id, cache.name, path, nar_size, state, attempts, class, text, settled_at, seen_at
 FROM item INDEXED BY item_unsettled
 JOIN cache ON cache.id = item.cache LEFT JOIN reason ON reason.id = item.reason
 WHERE item.state IN (0, 1, 5) AND item.id > ?1 ORDER BY item.id LIMIT ?2";
@@ -356,6 +371,7 @@ pub(super) fn push_row(row: &Row<'_>) -> Result<PushRow> {
         error_class: row.get(6)?,
         error: row.get(7)?,
         settled_at: row.get(8)?,
+        seen_at: row.get(9)?,
     })
 }
 

@@ -19,6 +19,7 @@ pub(super) const MIGRATIONS: &[&str] = &[
     SESSIONS_HAVE_A_WINDOW,
     SESSIONS_KEEP_THEIR_WARNINGS,
     SESSIONS_HAVE_A_KIND,
+    PUSHES_HAVE_TIMES,
 ];
 
 /// Ids are AUTOINCREMENT because the daemon keeps them in memory: a removed id must
@@ -103,6 +104,16 @@ ALTER TABLE session ADD COLUMN abandoned INTEGER NOT NULL DEFAULT 0;
 UPDATE session SET kind = 1 WHERE name GLOB 'push-*';
 UPDATE session SET state = 1, ended_at = coalesce(ended_at, started_at) WHERE kind = 1 AND state = 0;
 UPDATE session SET abandoned = 1 WHERE state = 3;
+";
+
+/// When each step of a push was, in milliseconds since 1970; 0: not known. A session may
+/// ask for each of its paths in the journal.
+const PUSHES_HAVE_TIMES: &str = "
+ALTER TABLE item ADD COLUMN valid_at INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE item ADD COLUMN seen_at INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE item ADD COLUMN asked_at INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE item ADD COLUMN begun_at INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE session ADD COLUMN log_paths INTEGER NOT NULL DEFAULT 0;
 ";
 
 /// Returns the format of the file, 0 for an empty one.

@@ -6,7 +6,7 @@ use rusqlite::{Connection, OptionalExtension, Row, named_params};
 use super::error::LedgerError;
 use super::model::{
     Counts, Evidence, Failure, NewSession, Outcome, PushId, SessionInfo, SessionKind, SessionPush,
-    SessionRow, SessionState,
+    SessionRow, SessionState, Steps,
 };
 use super::{MAX_FAILURES, MAX_SESSIONS, number, stored};
 
@@ -21,9 +21,9 @@ fn strange(what: &str, n: i64) -> LedgerError {
 pub(super) fn open(conn: &Connection, new: &NewSession) -> Result<SessionRow> {
     let mut insert = conn.prepare_cached(
         "INSERT INTO session (name, label, cache, uid, gid, anchor_pid, anchor_start, strict, ci, started_at, after_number,
-           kind, state, ended_at)
+           kind, state, ended_at, log_paths)
          VALUES (:name, :label, :cache, :uid, :gid, :pid, :start, :strict, :ci, :at, :after, :kind, :state,
-           CASE WHEN :state > 0 THEN :at END)
+           CASE WHEN :state > 0 THEN :at END, :log_paths)
          ON CONFLICT (name) DO NOTHING",
     )?;
     let inserted = insert.execute(named_params! {
@@ -40,6 +40,7 @@ pub(super) fn open(conn: &Connection, new: &NewSession) -> Result<SessionRow> {
         ":after": new.after,
         ":kind": new.kind as i64,
         ":state": new.kind.first_state() as i64,
+        ":log_paths": new.log_paths,
     })?;
     if inserted == 0 { Err(LedgerError::SessionExists(new.id.clone())) } else { Ok(conn.last_insert_rowid()) }
 }
@@ -98,7 +99,7 @@ pub(super) fn claim(conn: &Connection, owner: SessionRow, paths: &[String]) -> R
 
 const COLUMNS: &str =
     "SELECT id, name, label, cache, uid, gid, anchor_pid, anchor_start, strict, ci, started_at,
-  state, ended_at, closed_at, flush_ms, after_number, until_number, warnings, kind, abandoned FROM session";
+  state, ended_at, closed_at, flush_ms, after_number, until_number, warnings, kind, abandoned, log_paths FROM session";
 
 fn info(row: &Row<'_>) -> Result<SessionInfo> {
     let pid: Option<i32> = row.get(6)?;
@@ -116,6 +117,7 @@ fn info(row: &Row<'_>) -> Result<SessionInfo> {
             gid: row.get(5)?,
             anchor_pid: pid.zip(start.map(number)),
             strict: row.get(8)?,
+            log_paths: row.get(20)?,
             ci: row.get(9)?,
             started_at: row.get(10)?,
             after: row.get(15)?,
@@ -235,7 +237,8 @@ pub(super) fn pushes(
     limit: usize,
 ) -> Result<Vec<SessionPush>> {
     let mut find = conn.prepare_cached(
-        "SELECT session_item.item, path, nar_size, evidence, outcome, class, text
+        "SELECT session_item.item, path, nar_size, evidence, outcome, class, text,
+           attempts, valid_at, seen_at, asked_at, begun_at, settled_at
          FROM session_item JOIN item ON item.id = session_item.item
          LEFT JOIN reason ON reason.id = session_item.reason
          WHERE session = ?1 AND session_item.item > ?2 ORDER BY session_item.item LIMIT ?3",
@@ -251,6 +254,11 @@ pub(super) fn pushes(
             outcome: Outcome::from_file(outcome).ok_or_else(|| strange("outcome", outcome))?,
             error_class: row.get(5)?,
             error: row.get(6)?,
+            attempts: row.get(7)?,
+            valid_at: row.get(8)?,
+            seen_at: row.get(9)?,
+            steps: Steps { asked_at: row.get(10)?, begun_at: row.get(11)? },
+            settled_at: row.get(12)?,
         })
     })?;
     rows.collect()

@@ -41,7 +41,7 @@ pub struct SessionShare {
 pub(super) fn of_hash(conn: &Connection, hash: &str) -> Result<Vec<PushHistory>, LedgerError> {
     // `.` follows `-`, so the range has the names `hash-…`.
     let mut find = conn.prepare_cached(
-        "SELECT item.id, cache.name, path, nar_size, state, attempts, class, text, settled_at
+        "SELECT item.id, cache.name, path, nar_size, state, attempts, class, text, settled_at, seen_at
          FROM cache JOIN item ON item.cache = cache.id AND path >= ?1 AND path < ?2
          LEFT JOIN reason ON reason.id = item.reason ORDER BY item.id",
     )?;

@@ -107,6 +107,8 @@ kinds! {
     NAMED_INVALID = "dddcea798cc14e21b92107a160c0efe4", WARN, [session, label, store_path];
     /// A cache has confirmed an upload.
     PATH_PUSHED = "940c3370be334f448adbfe60961d525c", DEBUG, [session, label, cache, store_path, nar_size, duration_ms, attempt, deduplicated];
+    /// A cache has confirmed an upload of a session that was started with `--log-paths`.
+    PATH_LOGGED = "58ff577fdb6e5ce8d4d9222232b6e748", INFO, [session, label, cache, store_path, nar_size, queued_ms, duration_ms, attempt, deduplicated];
     /// A path was collected from the store before it was pushed.
     PATH_COLLECTED = "1938bd9eb0204ee0ac2c51ca450d209d", INFO, [session, label, cache, store_path, paths];
     /// An upload went wrong; it is retried, or the path has failed.
@@ -251,6 +253,10 @@ kinds! {
     NETRC_WRITTEN = "52223ccd4c7349bc8ee078997b072669", INFO, [file];
     /// The netrc file for Nix cannot be written or read as it should be.
     NETRC_TROUBLE = "cadf9d6dd9644ae9806ba8b8f4345bf0", WARN, [file, error];
+    /// Metrics are served over HTTP.
+    METRICS_SERVED = "e6e97f89f9948dc2a2bafb0ef7c6cb06", INFO, [address];
+    /// The address for metrics cannot be used; it is tried again.
+    METRICS_REFUSED = "ad259e6b2a62dc7cb95c17a2dfaf6a96", WARN, [address, error];
     /// The host shuts down; logind waits a moment for pending pushes.
     HOST_STOPS = "81014c486894400585bf601175531ab8", INFO, [pending, duration_ms];
     /// The host goes to sleep.

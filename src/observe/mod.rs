@@ -6,18 +6,20 @@
 //! on standard error have neither.
 
 pub mod events;
+mod recent;
 
 use std::fmt::{self, Debug, Display};
 use std::io;
 
-use tracing::Subscriber;
 use tracing::field::Field;
 use tracing_journald::{Priority, PriorityMappings};
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::format::{FieldFn, Format, Writer, debug_fn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry};
 
 pub(crate) use events::{detail, event};
+pub(crate) use recent::recent;
 
 /// The environment variable with the levels to log, such as `info,flywheel::flow=debug`.
 pub const LEVEL: &str = "FLYWHEEL_LOG";
@@ -77,13 +79,9 @@ pub fn init(target: Target) -> Sink {
 fn install<L>(layer: L, filter: EnvFilter) -> Result<(), tracing::subscriber::SetGlobalDefaultError>
 where
     L: Layer<Registry> + Send + Sync,
-    tracing_subscriber::filter::Filtered<L, EnvFilter, Registry>: Layer<Registry> + Send + Sync,
-    tracing_subscriber::layer::Layered<
-        tracing_subscriber::filter::Filtered<L, EnvFilter, Registry>,
-        Registry,
-    >: Subscriber + Send + Sync,
 {
-    tracing::subscriber::set_global_default(tracing_subscriber::registry().with(layer.with_filter(filter)))
+    let layers = vec![layer.with_filter(filter).boxed(), recent::Keep.with_filter(LevelFilter::INFO).boxed()];
+    tracing::subscriber::set_global_default(tracing_subscriber::registry().with(layers))
 }
 
 type Fields = FieldFn<fn(&mut Writer<'_>, &Field, &dyn Debug) -> fmt::Result>;

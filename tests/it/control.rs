@@ -175,7 +175,8 @@ fn start_prints_only_the_id_and_says_who_asks() {
             cache: None,
             anchor_pid: Some(7),
             strict: true,
-            ci: Some(ci)
+            ci: Some(ci),
+            log_paths: false,
         }
     );
     let ours = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
@@ -414,7 +415,14 @@ fn too_much_and_nonsense_are_refused_and_the_rest_goes_on() {
     // A string that is too long is refused by its name, and the connection goes on.
     let mut stream = daemon.dial();
     let label = Some("x".repeat(3000));
-    let long = Request::SessionStart { label, cache: None, anchor_pid: None, strict: false, ci: None };
+    let long = Request::SessionStart {
+        label,
+        cache: None,
+        anchor_pid: None,
+        strict: false,
+        ci: None,
+        log_paths: false,
+    };
     codec::write(&mut stream, &long).unwrap();
     let reply: Option<Reply> = codec::read(&mut stream).unwrap();
     let Some(Reply::Error { code: ErrorCode::BadRequest, message }) = reply else { panic!("{reply:?}") };

@@ -23,6 +23,7 @@ mod nixos;
 mod nothing_lost;
 mod observe;
 mod quickstart;
+mod screen;
 mod store;
 mod support;
 mod systemd;

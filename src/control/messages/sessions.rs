@@ -162,6 +162,10 @@ pub struct SessionDetail {
     pub paths: Vec<PathEntry>,
     /// How many paths it has.
     pub paths_total: u64,
+    /// The name of the host.
+    pub host: String,
+    /// The name of the user who opened it, if it is known.
+    pub user: Option<String>,
 }
 
 /// One path of a session.
@@ -175,4 +179,16 @@ pub struct PathEntry {
     pub evidence: String,
     /// The size of its NAR, in bytes.
     pub bytes: u64,
+    /// How many uploads were tried.
+    pub attempts: u32,
+    /// When it became valid, in milliseconds since 1970.
+    pub valid_at: Option<i64>,
+    /// When the daemon saw it.
+    pub seen_at: Option<i64>,
+    /// When the cache last answered whether it has the path.
+    pub asked_at: Option<i64>,
+    /// When its last upload began.
+    pub begun_at: Option<i64>,
+    /// When its state became final.
+    pub settled_at: Option<i64>,
 }

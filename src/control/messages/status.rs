@@ -35,6 +35,42 @@ pub struct Status {
     pub warnings: Vec<String>,
     /// How many sessions there are, of all users.
     pub session_counts: SessionCounts,
+    /// Uploads that run now, as far as the caller may see them; at most
+    /// [`super::MAX_UPLOADS`] are listed.
+    pub uploads: Vec<UploadStatus>,
+    /// The last entries of the log, oldest first, as far as the caller may see them.
+    pub events: Vec<LogLine>,
+    /// Bytes of NARs that were read for uploads since the daemon started, those of
+    /// running uploads included.
+    pub sent_bytes: u64,
+}
+
+/// An upload that runs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UploadStatus {
+    /// The store path, in full.
+    pub path: String,
+    /// The cache.
+    pub cache: String,
+    /// The size of the NAR, in bytes.
+    pub nar_size: u64,
+    /// How many bytes of it were read so far.
+    pub sent: u64,
+    /// How long the upload runs, in milliseconds.
+    pub running_ms: u64,
+    /// Which try it is, from 1.
+    pub attempt: u32,
+}
+
+/// An entry of the log.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLine {
+    /// When it was logged, in milliseconds since 1970.
+    pub at: i64,
+    /// `error`, `warn` or `info`.
+    pub level: String,
+    /// The entry's text.
+    pub text: String,
 }
 
 /// How many sessions there are, of all users.

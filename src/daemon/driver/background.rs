@@ -1,7 +1,8 @@
 //! Background tasks of the driver: watching the tokens, keeping the netrc file, holding
-//! the host's shutdown, pruning history. They are started again when the configuration
+//! the host's shutdown, pruning history, serving metrics. They are started again when the configuration
 //! changes. Must not know what they report.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::sync::mpsc::Sender;
@@ -10,6 +11,7 @@ use tokio::task::JoinHandle;
 use super::history;
 use crate::daemon::caches::{Caches, Netrc, Watched, watch_tokens};
 use crate::daemon::inbox::Input;
+use crate::daemon::metrics::{self, Metrics};
 use crate::ledger::Ledger;
 
 /// A task that is aborted when this is dropped.
@@ -35,6 +37,7 @@ pub(in crate::daemon) struct BackgroundTasks {
     history: Option<Task>,
     netrc: Option<Task>,
     logind: Option<Task>,
+    metrics: Option<Task>,
 }
 
 impl BackgroundTasks {
@@ -51,6 +54,19 @@ impl BackgroundTasks {
     /// Delays the host's shutdown, as `inhibit` does.
     pub(in crate::daemon) fn logind(&mut self, inhibit: impl Future<Output = ()> + Send + 'static) {
         self.logind = Some(Task::start(inhibit));
+    }
+
+    /// Serves the page of metrics at this address, if there is one.
+    pub(in crate::daemon) fn metrics(
+        &mut self,
+        listen: Option<SocketAddr>,
+        metrics: &Metrics,
+        out: Sender<Input>,
+    ) {
+        // The port is free again before the next task wants it.
+        self.metrics = None;
+        metrics.set_trouble(None);
+        self.metrics = listen.map(|listen| Task::start(metrics::serve(listen, metrics.clone(), out)));
     }
 
     /// Prunes history that is older than `keep`.

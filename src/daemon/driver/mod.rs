@@ -40,6 +40,7 @@ use super::caches::{BuiltIn, Caches, Netrc};
 use super::gc_roots::GcRoots;
 use super::host::{Notify, Signal, Signals};
 use super::inbox::Input;
+use super::metrics::Metrics;
 use super::push::{Pushes, Transfers};
 use super::sessions::{Reports, Restored, Sessions};
 use super::verify::Verifier;
@@ -121,6 +122,7 @@ pub(super) struct Parts {
     /// Counts the driver's turns.
     pub(super) heartbeat: Heartbeat,
     pub(super) background: BackgroundTasks,
+    pub(super) metrics: Metrics,
     pub(super) client: Client,
     pub(super) login: Login,
     pub(super) netrc: Option<Netrc>,
@@ -297,6 +299,7 @@ impl Driver {
             Input::Uploaded { push, result, took } => self.uploaded(push, result, took),
             Input::Probed(cache, result) => self.probed(cache, result),
             Input::Client => self.update_holds(),
+            Input::Metrics(reply) => self.metrics_page(move |page| drop(reply.send(page))),
         }
     }
 
@@ -342,10 +345,11 @@ impl Driver {
     }
 
     fn act(&mut self, action: Action) {
-        let Parts { caches, pushes, transfers, .. } = &mut self.parts;
+        let Parts { caches, pushes, transfers, metrics, .. } = &mut self.parts;
         match action {
             Action::Ask(cache, asked) => transfers.ask(caches[cache].target(), pushes.paths(asked)),
             Action::Upload(cache, push, attempt) => {
+                metrics.begins(caches[cache].name(), attempt);
                 if let Some(path) = pushes.begin(push, attempt) {
                     caches[cache].upload(transfers, push, path);
                 }

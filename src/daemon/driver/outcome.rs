@@ -24,12 +24,14 @@ impl Driver {
     ) {
         match result {
             Ok(missing) => {
+                self.parts.pushes.asked(&pushes);
                 self.step(Event::RoundTrip(cache, took));
                 let absent: HashSet<_> = missing.iter().copied().collect();
                 let present = pushes.into_iter().filter(|push| !absent.contains(push)).collect();
                 self.step(Event::Asked { cache, present, missing });
             }
             Err(error) => {
+                self.parts.metrics.failed(self.parts.caches[cache].name(), error.class.as_str());
                 self.parts.pushes.ask_failed(&pushes, &error, &mut self.parts.caches[cache].tally);
                 self.step(Event::AskFailed { cache, failure: failure_of(&error) });
             }
@@ -39,8 +41,15 @@ impl Driver {
     pub(super) fn uploaded(&mut self, push: PushId, result: UploadEnd, took: Duration) {
         let Some(cache) = self.parts.pushes.cache_of(push) else { return };
         let audience = self.audience(push);
-        let Parts { pushes, caches, .. } = &mut self.parts;
+        let Parts { pushes, caches, metrics, .. } = &mut self.parts;
         let name = caches[cache].name().to_owned();
+        match &result {
+            UploadEnd::Confirmed(..) => metrics.uploaded(&name, took),
+            UploadEnd::Failed(error, _) => metrics.failed(&name, error.class.as_str()),
+            UploadEnd::Engine(_) => metrics.failed(&name, "engine"),
+            UploadEnd::Unreadable(_) => metrics.failed(&name, "nix-database"),
+            UploadEnd::InUpstream | UploadEnd::Collected => {}
+        }
         let event = pushes.uploaded(push, result, took, &name, &mut caches[cache].tally, &audience);
         if let Some(event) = event {
             self.step(event);
@@ -52,7 +61,10 @@ impl Driver {
         // Nothing else is logged of a settled push.
         let audience = if outcome == Outcome::Collected { self.audience(push) } else { Audience::default() };
         let name = self.name(cache).to_owned();
-        self.parts.pushes.settle(push, outcome, &name, &mut self.parts.caches[cache].tally, &audience);
+        let Parts { pushes, caches, metrics, .. } = &mut self.parts;
+        if let Some(age) = pushes.settle(push, outcome, &name, &mut caches[cache].tally, &audience) {
+            metrics.settled(&name, age);
+        }
     }
 
     pub(super) fn failed(&mut self, push: PushId, cause: Cause) {
@@ -126,9 +138,10 @@ impl Driver {
     /// The sessions that wait for a push.
     fn audience(&self, push: PushId) -> Audience {
         let sessions = self.flow.sessions_of(push).iter().filter_map(|row| self.parts.sessions.get(*row));
-        Audience::new(
-            sessions
-                .map(|session| Listener { session: Some(session.id.clone()), label: session.label.clone() }),
-        )
+        Audience::new(sessions.map(|session| Listener {
+            session: Some(session.id.clone()),
+            label: session.label.clone(),
+            log_paths: session.log_paths,
+        }))
     }
 }

@@ -124,6 +124,9 @@ impl Driver {
         self.parts.netrc = Netrc::of(&settings, self.parts.built_in.as_ref(), &self.parts.caches);
         self.parts.background.netrc(self.parts.netrc.as_ref());
         self.parts.background.tokens(&self.parts.caches, self.parts.out.clone());
+        if settings.metrics != old.metrics {
+            self.parts.background.metrics(settings.metrics, &self.parts.metrics, self.parts.out.clone());
+        }
         if settings.history_keep != old.history_keep {
             self.parts.background.history(self.parts.ledger.clone(), settings.history_keep);
         }
@@ -161,6 +164,7 @@ impl Driver {
             client: &self.parts.client,
             login: &self.parts.login,
         };
+        self.parts.caches.iter().for_each(|cache| self.parts.metrics.know(cache.name()));
         for limits in self.parts.caches.start_engines(before, &engine_parts) {
             self.flow.add_cache(limits);
         }

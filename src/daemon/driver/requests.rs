@@ -1,7 +1,7 @@
 //! Requests on the control socket: who may make them, and what they set in motion.
 
 use super::Driver;
-use crate::control::messages::{ErrorCode, MAX_PATHS, Request};
+use crate::control::messages::{ErrorCode, MAX_PATHS, Reply, Request};
 use crate::control::server::{Incoming, Peer};
 use crate::daemon::sessions::{Caller, OpenRequest};
 use crate::types::{CacheId, StorePath};
@@ -27,8 +27,9 @@ impl Driver {
             {
                 responder.refuse(ErrorCode::Draining, STOPPING);
             }
-            Request::SessionStart { label, cache, anchor_pid, strict, ci } => {
-                let request = OpenRequest { label, anchor_pid, strict, ci, ..OpenRequest::default() };
+            Request::SessionStart { label, cache, anchor_pid, strict, ci, log_paths } => {
+                let request =
+                    OpenRequest { label, anchor_pid, strict, ci, log_paths, ..OpenRequest::default() };
                 self.session_start(peer, responder, cache.as_deref(), request);
             }
             Request::SessionEnd { session, ci_job, push, timeout_ms, wait, patient } => {
@@ -53,6 +54,7 @@ impl Driver {
             }
             Request::Hook { derivation, outputs } => self.hook(peer, derivation, outputs, responder),
             Request::Status => self.status(peer, responder),
+            Request::Metrics => self.metrics_page(move |page| responder.reply(Reply::Metrics(page))),
             Request::Why { paths } => self.why(peer, &paths, responder),
             Request::Diagnose { push } => self.diagnose(peer, push, responder),
             Request::Verify { scope, cache, timeout_ms } => {

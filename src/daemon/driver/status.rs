@@ -12,10 +12,12 @@ use crate::control::messages as m;
 use crate::control::messages::Reply;
 use crate::control::server::{Peer, Responder};
 use crate::daemon::caches::Netrc;
+use crate::daemon::metrics::{CacheNumbers, Numbers};
 use crate::daemon::sessions::{Engines, PATHS_MOST, Sight};
 use crate::flow::BreakerState;
 use crate::ledger::{Health, LedgerError};
-use crate::types::millis;
+use crate::observe::recent;
+use crate::types::{Wall, millis};
 
 /// How long `status` waits for the Nix database, and then for the ledger. It leaves out
 /// what it could not read in time.
@@ -25,8 +27,8 @@ const LEDGER_SLOW: &str = "the ledger does not answer: sessions are not shown; \
      the disk with the state directory may be slow (`journalctl -k`, `iostat -x 1`)";
 
 impl Driver {
-    /// Serves `status`.
-    pub(super) fn status(&self, peer: Peer, responder: Responder) {
+    /// What `status` and the metrics have without reading a file.
+    fn present(&self) -> m::Status {
         let parts = &self.parts;
         let mut status = m::Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -51,6 +53,7 @@ impl Driver {
         status.store.let_go = protection.let_go;
         status.warnings.extend(protection.warning);
         status.warnings.extend(parts.netrc.as_ref().and_then(Netrc::trouble));
+        status.warnings.extend(parts.metrics.trouble());
         status.ledger = match parts.ledger.health() {
             Health::Ok => m::LedgerStatus { state: "ok".to_owned(), detail: None },
             Health::Degraded { error, kept, .. } => m::LedgerStatus {
@@ -58,8 +61,57 @@ impl Driver {
                 detail: Some(format!("{error}; {kept} changes are kept in memory until it can be written")),
             },
         };
+        status
+    }
+
+    /// Makes the page of metrics, and hands it to `then`.
+    pub(super) fn metrics_page(&self, then: impl FnOnce(String) + Send + 'static) {
+        let parts = &self.parts;
+        let mut status = self.present();
+        let oldest = parts.pushes.oldest(|push| !self.flow.is_failed(push));
+        let now = Wall::now().0;
+        let caches = parts.caches.iter().filter_map(|cache| {
+            let view = self.flow.view(cache.id())?;
+            let age = oldest.get(&cache.id()).map_or(0, |at| now.saturating_sub(*at).max(0));
+            Some(CacheNumbers {
+                pending: view.pending as u64,
+                oldest_pending_s: age.unsigned_abs() / 1000,
+                upload_limit: u64::from(view.limit),
+            })
+        });
+        let numbers = Numbers {
+            sent_bytes: parts.transfers.sent(),
+            ledger_queued: parts.ledger.queued() as u64,
+            caches: caches.collect(),
+        };
         let (store, reports, cursor) =
             (parts.transfers.store().clone(), parts.reports.clone(), parts.intake.cursor());
+        let (reads, metrics) = (Arc::clone(&self.status_reads), parts.metrics.clone());
+        let forgotten = self.flow.has_forgotten();
+        tokio::spawn(async move {
+            if let Some(Ok(head)) = read(&reads, move || store.head()).await {
+                status.store.lag = u64::try_from(head - cursor).unwrap_or(0);
+            }
+            let from_ledger = move || {
+                let failed = forgotten.then(|| reports.ledger().failed().ok()).flatten();
+                (failed, reports.session_counts())
+            };
+            if let Some((failed, Ok(counts))) = read(&reads, from_ledger).await {
+                status.queue.failed = status.queue.failed.max(failed.unwrap_or(0));
+                status.session_counts = counts;
+            }
+            then(metrics.page(&status, &numbers));
+        });
+    }
+
+    /// Serves `status`.
+    pub(super) fn status(&self, peer: Peer, responder: Responder) {
+        let parts = &self.parts;
+        let mut status = self.present();
+        let (store, reports, cursor) =
+            (parts.transfers.store().clone(), parts.reports.clone(), parts.intake.cursor());
+        status.sent_bytes = parts.transfers.sent();
+        let uploads = self.running_uploads();
         let (reads, forgotten) = (Arc::clone(&self.status_reads), self.flow.has_forgotten());
         let admins = parts.settings.admins.clone();
         tokio::spawn(async move {
@@ -74,12 +126,16 @@ impl Driver {
                     let counts = reports.session_counts()?;
                     // Paths and reasons are for their users; others see the numbers.
                     let own = if let Sight::Own(uid) = sight { Some(reports.failed_of(uid)?) } else { None };
-                    Ok::<_, LedgerError>((sessions, counts, own))
+                    Ok::<_, LedgerError>((sessions, counts, own, sight))
                 };
                 (failed, read())
             };
             match read(&reads, from_ledger).await {
-                Some((failed, Ok((sessions, counts, own)))) => {
+                Some((failed, Ok((sessions, counts, own, sight)))) => {
+                    let seen = |owners: &[u32]| sight == Sight::All || owners.iter().any(|o| sight.sees(*o));
+                    let uploads = uploads.into_iter().filter(|(_, owners)| seen(owners));
+                    status.uploads = uploads.map(|(upload, _)| upload).collect();
+                    status.events = visible_events(sight, &sessions);
                     status.queue.failed = status.queue.failed.max(failed.unwrap_or(0));
                     status.sessions = sessions;
                     status.session_counts = counts;
@@ -121,6 +177,23 @@ impl Driver {
         }
     }
 
+    /// The running uploads, the longest first, each with the users whose sessions it is for.
+    fn running_uploads(&self) -> Vec<(m::UploadStatus, Vec<u32>)> {
+        let parts = &self.parts;
+        let owners = |push| {
+            let sessions = self.flow.sessions_of(push).iter();
+            sessions.filter_map(|row| Some(parts.sessions.get(*row)?.uid)).collect()
+        };
+        let name = |cache| self.name(cache).to_owned();
+        let running = parts.transfers.running();
+        let running = running.iter().filter_map(|(push, running)| {
+            Some((parts.pushes.upload_status(*push, running, name)?, owners(*push)))
+        });
+        let mut uploads: Vec<(m::UploadStatus, Vec<u32>)> = running.collect();
+        uploads.sort_by_key(|(upload, _)| std::cmp::Reverse(upload.running_ms));
+        uploads
+    }
+
     fn fill_failed(&self, status: &mut m::Status) {
         if status.queue.failed == 0 {
             return;
@@ -149,6 +222,17 @@ impl Driver {
             caches.join(", ")
         )
     }
+}
+
+/// The last entries of the log that a caller may see. Those who may not see everything
+/// see what is about the daemon and its caches, and about their own sessions.
+fn visible_events(sight: Sight, sessions: &[m::SessionEntry]) -> Vec<m::LogLine> {
+    let own = |id: &str| sessions.iter().any(|session| session.session == id);
+    recent()
+        .into_iter()
+        .filter(|entry| sight == Sight::All || entry.public || entry.session.as_deref().is_some_and(own))
+        .map(|entry| m::LogLine { at: entry.at, level: entry.level.to_owned(), text: entry.text })
+        .collect()
 }
 
 /// Reads on a thread that may block. `None`: the read takes longer than [`PATIENCE`], or

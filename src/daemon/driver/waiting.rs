@@ -18,6 +18,8 @@ use crate::types::{CacheId, SessionId, StoreDir, StorePath, Wall, millis};
 
 /// How long a caller waits that has not chosen a timeout, while its cache is away.
 const SHORT_WAIT: Duration = Duration::from_secs(10);
+/// How long an upload runs before progress names it.
+const SLOW: Duration = Duration::from_secs(5);
 /// How many of the paths that are not valid a warning names.
 const NAMED: usize = 3;
 
@@ -194,6 +196,9 @@ impl Driver {
         let state = if abandoned { SessionState::Abandoned } else { SessionState::Closed };
         self.parts.ledger.session_state(row, state, Wall::now().0, flush_ms);
         self.parts.intake.forget_window(row);
+        if let Some(since) = session.draining_since {
+            self.parts.metrics.closed(since.elapsed());
+        }
         self.parts.pushes.log_session(&session.id);
         self.parts.reports.log_summary(row, session.id, session.label);
         for (waiter, warnings) in ready.into_iter().zip(warnings) {
@@ -298,10 +303,20 @@ impl Driver {
         self.answer_impatient();
         let waiters = self.parts.sessions.waiters().map(|waiter| (waiter.group, waiter.asked));
         let waiters: Vec<_> = waiters.collect();
+        let running = self.parts.transfers.running();
         let reports: Vec<Progress> = waiters
             .into_iter()
             .map(|(group, asked)| {
                 let of_group = self.flow.progress(group);
+                let mine = || of_group.uploading.iter().filter_map(|push| Some((*push, running.get(push)?)));
+                let under_way: u64 = mine().map(|(_, running)| running.sent()).sum();
+                let slow = mine().filter(|(_, running)| running.elapsed() >= SLOW);
+                let name = |cache| self.name(cache).to_owned();
+                let mut slow: Vec<_> = slow
+                    .filter_map(|(push, running)| self.parts.pushes.upload_status(push, running, name))
+                    .collect();
+                slow.sort_by_key(|upload| std::cmp::Reverse(upload.running_ms));
+                slow.truncate(m::MAX_SLOW as usize);
                 let session = match asked {
                     Asked::End(row) => self.parts.sessions.get(row).map(|session| session.id.clone()),
                     Asked::Push(_) | Asked::Flush => None,
@@ -310,7 +325,9 @@ impl Driver {
                     settled: 0,
                     total: u64::from(self.flow.unsettled(group)),
                     uploading: u32::try_from(of_group.uploading.len()).unwrap_or(u32::MAX),
-                    bytes_sent: of_group.bytes,
+                    bytes_sent: of_group.bytes + under_way,
+                    bytes_left: of_group.left.saturating_sub(under_way),
+                    slow,
                     note: self.holds(asked),
                     session,
                 }

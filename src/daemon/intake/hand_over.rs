@@ -39,6 +39,8 @@ pub(super) struct LedgerPush {
     pub(super) id: PushId,
     pub(super) state: PushState,
     pub(super) sessions: Vec<SessionRow>,
+    /// When it was taken in, in ms since 1970; 0 if it is not known.
+    pub(super) seen_at: i64,
 }
 
 impl Intake {
@@ -55,12 +57,14 @@ impl Intake {
             cache: cache.clone(),
             path: push.info.path.base().to_owned(),
             nar_size: push.info.nar_size,
+            valid_at: push.info.registered_at.saturating_mul(1000),
             state: push.state,
             retry_failed: terms.retry,
             sessions: push.sessions.clone(),
         };
         let pushes = planned.iter().map(item).collect();
-        let admitted = self.ledger.admit(Admit { cursor: cursor.cloned(), pushes, at: Wall::now().0 })?;
+        let at = Wall::now().0;
+        let admitted = self.ledger.admit(Admit { cursor: cursor.cloned(), pushes, at })?;
         let mut found = Vec::with_capacity(planned.len());
         let mut upstream = Vec::new();
         for (push, (id, state, _)) in planned.into_iter().zip(admitted.pushes) {
@@ -68,7 +72,13 @@ impl Intake {
                 upstream.push(push.info);
             } else if push.state == PushState::Pending || is_open(state) {
                 let sessions = push.sessions.iter().map(|(session, _)| *session).chain(push.waits);
-                found.push(LedgerPush { info: push.info, id, state, sessions: sessions.collect() });
+                found.push(LedgerPush {
+                    info: push.info,
+                    id,
+                    state,
+                    sessions: sessions.collect(),
+                    seen_at: at,
+                });
             }
         }
         self.confirm_upstream(terms, &upstream, &found);
@@ -125,7 +135,8 @@ impl Intake {
             closure_at: terms.closure_at,
             ask_after: terms.ask_after,
         };
-        let place = |info: &PathInfo, id| FoundPath {
+        let place = |info: &PathInfo, id, seen_at| FoundPath {
+            seen_at,
             push: id,
             row: info.id,
             path: info.path.clone(),
@@ -135,9 +146,9 @@ impl Intake {
         let mut paths = Vec::with_capacity(failed.len() + found.len());
         for (info, id) in failed.iter().rev() {
             pushes.push(new(info, *id, Purpose::Failed, Vec::new()));
-            paths.push(place(info, *id));
+            paths.push(place(info, *id, 0));
         }
-        for LedgerPush { info, id, state, sessions } in found {
+        for LedgerPush { info, id, state, sessions, seen_at } in found {
             let purpose = match state {
                 PushState::Pending | PushState::Uploading => Purpose::Wanted,
                 PushState::Failed => Purpose::Failed,
@@ -148,7 +159,7 @@ impl Intake {
                 | PushState::Collected => Purpose::Recheck,
             };
             pushes.push(new(info, *id, purpose, sessions.clone()));
-            paths.push(place(info, *id));
+            paths.push(place(info, *id, *seen_at));
         }
         for path in &paths {
             self.confirmed[usize::from(cache)].hand_on(path.row);

@@ -87,7 +87,8 @@ impl Intake {
                             let class = row.error_class.unwrap_or_default();
                             reasons.push((row.id, class, row.error.unwrap_or_else(unknown)));
                         }
-                        let push = LedgerPush { info, id: row.id, state, sessions: Vec::new() };
+                        let sessions = Vec::new();
+                        let push = LedgerPush { info, id: row.id, state, sessions, seen_at: row.seen_at };
                         found.entry(cache).or_default().push(push);
                     }
                     None => self.ledger.settle(row.id, push::collected(row.attempts)),

@@ -14,7 +14,7 @@ use crate::control::messages::PathCounts;
 use crate::daemon::inbox::UploadEnd;
 use crate::flow::{Cause, Event, Failure, Outcome};
 use crate::observe::event;
-use crate::types::{PushId, millis};
+use crate::types::{PushId, Wall, millis};
 
 /// What has become of the pushes to one cache since the daemon started.
 #[derive(Debug, Default)]
@@ -32,6 +32,8 @@ pub(in crate::daemon) struct Listener {
     /// Its id. `None`: no session waits.
     pub(in crate::daemon) session: Option<String>,
     pub(in crate::daemon) label: Option<String>,
+    /// It wants each pushed path in the journal.
+    pub(in crate::daemon) log_paths: bool,
 }
 
 /// The sessions that wait for a push, for the log.
@@ -56,6 +58,11 @@ impl Audience {
     pub(super) fn iter(&self) -> impl Iterator<Item = &Listener> {
         self.0.iter()
     }
+}
+
+/// How long ago that was, in ms; 0 when it is not known.
+fn millis_since(at: i64) -> u64 {
+    if at > 0 { u64::try_from(Wall::now().0 - at).unwrap_or(0) } else { 0 }
 }
 
 /// What an error of a cache means for the decisions.
@@ -113,8 +120,27 @@ impl Pushes {
         Some(match result {
             UploadEnd::Confirmed(uploaded, size) => {
                 tally.counts.bytes += size;
-                if tracing::enabled!(tracing::Level::DEBUG) {
-                    for listener in audience.iter() {
+                let queued_ms = millis_since(push.seen_at).saturating_sub(took_ms);
+                for listener in audience.iter() {
+                    if listener.log_paths {
+                        event!(
+                            PATH_LOGGED,
+                            session = listener.session.as_deref(),
+                            label = listener.label.as_deref(),
+                            cache = name,
+                            store_path = full(),
+                            nar_size = size,
+                            queued_ms = queued_ms,
+                            duration_ms = took_ms,
+                            attempt = push.attempts,
+                            deduplicated = uploaded.deduplicated,
+                            "pushed {} to cache {name} for session {} ({size} bytes of NAR, {queued_ms} ms waiting, \
+                             {took_ms} ms uploading, attempt {})",
+                            full(),
+                            listener.session.as_deref().unwrap_or_default(),
+                            push.attempts
+                        );
+                    } else if tracing::enabled!(tracing::Level::DEBUG) {
                         event!(
                             PATH_PUSHED,
                             session = listener.session.as_deref(),
@@ -161,7 +187,8 @@ impl Pushes {
         })
     }
 
-    /// Records that a push is settled, and forgets it.
+    /// Records that a push is settled, and forgets it. Returns its age, unless the ledger
+    /// had it as settled before.
     pub(in crate::daemon) fn settle(
         &mut self,
         id: PushId,
@@ -169,11 +196,11 @@ impl Pushes {
         name: &str,
         tally: &mut Tally,
         audience: &Audience,
-    ) {
-        let Some(push) = self.take(id) else { return };
+    ) -> Option<Duration> {
+        let push = self.take(id)?;
         if push.recheck {
             // The ledger says so already, and its path is not protected.
-            return;
+            return None;
         }
         if outcome == Outcome::Collected {
             let occurrence = Occurrence {
@@ -195,8 +222,9 @@ impl Pushes {
             Outcome::Upstream => &mut counts.upstream,
             Outcome::Collected => &mut counts.collected,
         } += 1;
-        self.ledger.settle(id, records::settled(outcome, push.attempts));
+        self.ledger.settle(id, records::settled(outcome, push.attempts, push.steps));
         self.gc_roots.release(push.cache.0, push.path);
+        (push.seen_at > 0).then(|| Duration::from_millis(millis_since(push.seen_at)))
     }
 
     /// Logs what is due.

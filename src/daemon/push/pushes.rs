@@ -7,10 +7,12 @@ use std::sync::Arc;
 use super::log_groups::LogGroups;
 use super::records;
 use super::settlements::{Settlement, Settlements};
+use super::transfer::Running;
+use crate::control::messages::UploadStatus;
 use crate::daemon::gc_roots::GcRoots;
 use crate::daemon::inbox::FoundPath;
-use crate::ledger::Ledger;
-use crate::types::{CacheId, Mono, PushId, StoreDir, StorePath};
+use crate::ledger::{Ledger, Steps};
+use crate::types::{CacheId, Mono, PushId, StoreDir, StorePath, Wall, millis};
 
 /// A push that is not settled.
 #[derive(Debug)]
@@ -25,6 +27,9 @@ pub(super) struct Push {
     pub(super) recheck: bool,
     /// When the cache was asked that has its whole closure.
     confirmed: Option<Mono>,
+    /// When it was taken in, in ms since 1970; 0 if it is not known.
+    pub(super) seen_at: i64,
+    pub(super) steps: Steps,
     /// The number of uploads so far.
     pub(super) attempts: u32,
     /// The last error. Thousands of pushes may share one.
@@ -84,9 +89,20 @@ impl Pushes {
         active: &[PushId],
         rechecks: &HashSet<PushId>,
     ) {
-        for FoundPath { push, row, path, nar_size } in paths {
+        for FoundPath { push, row, path, nar_size, seen_at } in paths {
             let recheck = rechecks.contains(&push);
-            let new = Push { path, cache, row, nar_size, recheck, confirmed: None, attempts: 0, error: None };
+            let new = Push {
+                path,
+                cache,
+                row,
+                nar_size,
+                recheck,
+                confirmed: None,
+                seen_at,
+                steps: Steps::default(),
+                attempts: 0,
+                error: None,
+            };
             // A path that was collected and is valid again has another row.
             self.by_id.entry(push).or_insert(new).row = row;
         }
@@ -113,8 +129,50 @@ impl Pushes {
     pub(in crate::daemon) fn begin(&mut self, push: PushId, attempt: u32) -> Option<StorePath> {
         let known = self.by_id.get_mut(&push)?;
         known.attempts = attempt;
+        known.steps.begun_at = Wall::now().0;
         self.ledger.uploading(push, attempt);
         Some(known.path.clone())
+    }
+
+    /// A running upload as `status` shows it.
+    pub(in crate::daemon) fn upload_status(
+        &self,
+        id: PushId,
+        running: &Running,
+        name: impl Fn(CacheId) -> String,
+    ) -> Option<UploadStatus> {
+        let push = self.by_id.get(&id)?;
+        Some(UploadStatus {
+            path: self.store_dir.full(&push.path),
+            cache: name(push.cache),
+            nar_size: push.nar_size,
+            sent: running.sent(),
+            running_ms: millis(running.elapsed()),
+            attempt: push.attempts,
+        })
+    }
+
+    /// Notes that the cache has answered whether it has these paths.
+    pub(in crate::daemon) fn asked(&mut self, pushes: &[PushId]) {
+        let now = Wall::now().0;
+        for id in pushes {
+            if let Some(push) = self.by_id.get_mut(id) {
+                push.steps.asked_at = now;
+            }
+        }
+    }
+
+    /// For each cache, when the oldest push was taken in for which `pending` is true, in
+    /// ms since 1970. Pushes that are only asked about again do not count.
+    pub(in crate::daemon) fn oldest(&self, pending: impl Fn(PushId) -> bool) -> HashMap<CacheId, i64> {
+        let mut oldest: HashMap<CacheId, i64> = HashMap::new();
+        for (id, push) in &self.by_id {
+            if !push.recheck && push.seen_at > 0 && pending(*id) {
+                let at = oldest.entry(push.cache).or_insert(push.seen_at);
+                *at = push.seen_at.min(*at);
+            }
+        }
+        oldest
     }
 
     /// Notes that the cache has the whole closure of a push that is about to settle.
@@ -189,7 +247,7 @@ impl Pushes {
 
     /// Records a failed push.
     pub(super) fn record_failed(&self, id: PushId, push: &Push, error: &PushError) {
-        self.ledger.settle(id, records::failed(&error.class, error.text.clone(), push.attempts));
+        self.ledger.settle(id, records::failed(&error.class, error.text.clone(), push.attempts, push.steps));
         self.gc_roots.keep_failed(push.cache.0, push.path.clone());
     }
 }

@@ -2,33 +2,34 @@
 //! how it came to that.
 
 use crate::flow::Outcome;
-use crate::ledger::{PushState, Settle};
+use crate::ledger::{PushState, Settle, Steps};
 use crate::types::Wall;
 
 /// The record of a settled push after `attempts` uploads.
-pub(super) fn settled(outcome: Outcome, attempts: u32) -> Settle {
+pub(super) fn settled(outcome: Outcome, attempts: u32, steps: Steps) -> Settle {
     let state = match outcome {
         Outcome::Pushed => PushState::Pushed,
         Outcome::Cached => PushState::Cached,
         Outcome::Upstream => PushState::Upstream,
         Outcome::Collected => PushState::Collected,
     };
-    Settle { state, error_class: None, error: None, attempts, at: Wall::now().0 }
+    Settle { state, error_class: None, error: None, attempts, steps, at: Wall::now().0 }
 }
 
 /// The record of a push whose path the garbage collector removed while the daemon
 /// did not run.
 pub(in crate::daemon) fn collected(attempts: u32) -> Settle {
-    settled(Outcome::Collected, attempts)
+    settled(Outcome::Collected, attempts, Steps::default())
 }
 
 /// The record of a failed push.
-pub(super) fn failed(class: &str, error: String, attempts: u32) -> Settle {
+pub(super) fn failed(class: &str, error: String, attempts: u32, steps: Steps) -> Settle {
     Settle {
         state: PushState::Failed,
         error_class: Some(class.to_owned()),
         error: Some(error),
         attempts,
+        steps,
         at: Wall::now().0,
     }
 }

@@ -1,10 +1,11 @@
 //! Carries out questions, uploads and probes. Each is a task of its own that
 //! reports to the driver's inbox and decides nothing.
 
+use std::collections::HashMap;
 use std::future::ready;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -20,6 +21,24 @@ use crate::daemon::inbox::{Input, UploadEnd};
 use crate::store::{PathInfo, nar};
 use crate::types::{CacheName, PushId, StoreDir, StorePath};
 
+/// An upload that runs.
+#[derive(Debug, Clone)]
+pub(in crate::daemon) struct Running {
+    sent: Arc<AtomicU64>,
+    begun: Instant,
+}
+
+impl Running {
+    /// Bytes of its NAR that were read so far.
+    pub(in crate::daemon) fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    pub(in crate::daemon) fn elapsed(&self) -> Duration {
+        self.begun.elapsed()
+    }
+}
+
 /// What the tasks need. Clones share it.
 #[derive(Clone)]
 pub(in crate::daemon) struct Transfers {
@@ -28,6 +47,8 @@ pub(in crate::daemon) struct Transfers {
     rate: Option<Arc<Rate>>,
     /// Bytes read for uploads since the daemon started.
     sent: Arc<AtomicU64>,
+    /// The uploads that run, without those of the attic client.
+    running: Arc<Mutex<HashMap<PushId, Running>>>,
     out: Sender<Input>,
 }
 
@@ -35,7 +56,7 @@ impl Transfers {
     /// Reads paths from `store` and reports to `out`. `max_rate`: bytes per second
     /// over all uploads.
     pub(in crate::daemon) fn new(store: StoreReader, max_rate: Option<u64>, out: Sender<Input>) -> Self {
-        let mut this = Self { store, rate: None, sent: Arc::default(), out };
+        let mut this = Self { store, rate: None, sent: Arc::default(), running: Arc::default(), out };
         this.limit(max_rate);
         this
     }
@@ -51,6 +72,7 @@ impl Transfers {
 
     /// Reports that an upload which began at `begun` has ended.
     pub(in crate::daemon) async fn report(&self, push: PushId, result: UploadEnd, begun: Instant) {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&push);
         let _ = self.out.send(Input::Uploaded { push, result, took: begun.elapsed() }).await;
     }
 
@@ -88,14 +110,18 @@ impl Transfers {
     /// Uploads one path.
     pub(in crate::daemon) fn upload(&self, target: Target, push: PushId, path: StorePath) {
         let this = self.clone();
+        let begun = Instant::now();
+        let own = Arc::new(AtomicU64::new(0));
+        let running = Running { sent: Arc::clone(&own), begun };
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).insert(push, running);
         tokio::spawn(async move {
-            let begun = Instant::now();
-            let result = this.send(&target, path).await;
+            let result = this.send(&target, path, own).await;
             this.report(push, result, begun).await;
         });
     }
 
-    async fn send(&self, target: &Target, path: StorePath) -> UploadEnd {
+    /// Sends one path, and counts its bytes in `own`.
+    async fn send(&self, target: &Target, path: StorePath, own: Arc<AtomicU64>) -> UploadEnd {
         let (info, small) = match self.store.read(path).await {
             Ok(Some(read)) => read,
             Ok(None) => return UploadEnd::Collected,
@@ -113,6 +139,7 @@ impl Transfers {
         let nar = nar.inspect(move |chunk| {
             if let Ok(chunk) = chunk {
                 sent.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+                own.fetch_add(chunk.len() as u64, Ordering::Relaxed);
             }
         });
         match target.api.upload(&upload, self.paced(nar)).await {
@@ -123,6 +150,11 @@ impl Transfers {
                 Ok(Some(_)) | Err(_) => UploadEnd::Failed(error, info.nar_size),
             },
         }
+    }
+
+    /// The uploads that run now, without those of the attic client.
+    pub(in crate::daemon) fn running(&self) -> HashMap<PushId, Running> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Bytes read for uploads since the daemon started, those of running uploads

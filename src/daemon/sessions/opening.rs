@@ -14,7 +14,7 @@ use crate::daemon::push::StoreReader;
 use crate::flow::{SessionLife, TUNING};
 use crate::ledger::{Ledger, NewSession, SessionKind};
 use crate::observe::detail;
-use crate::types::{CacheId, StorePath, Wall};
+use crate::types::{CacheId, StorePath, Wall, printable};
 
 /// Characters of a label that are kept.
 const LABEL: usize = 200;
@@ -30,6 +30,7 @@ pub(in crate::daemon) struct OpenRequest {
     pub(in crate::daemon) anchor_pid: Option<u32>,
     pub(in crate::daemon) strict: bool,
     pub(in crate::daemon) ci: Option<CiJob>,
+    pub(in crate::daemon) log_paths: bool,
 }
 
 /// What follows when the session is open.
@@ -101,8 +102,9 @@ fn record(
     request: OpenRequest,
     with_window: bool,
 ) -> Result<(Session, Option<ProcId>), (ErrorCode, String)> {
-    let OpenRequest { prefix, label, cache, anchor_pid, strict, ci } = request;
-    let label = label.map(|l| l.chars().take(LABEL).collect::<String>());
+    let OpenRequest { prefix, label, cache, anchor_pid, strict, ci, log_paths } = request;
+    // It is in the text of log entries, and must not forge another one.
+    let label = label.map(|l| printable(&l.chars().take(LABEL).collect::<String>()));
     let cache = parts.routes.of_session((peer.uid, peer.gid), label.as_deref(), cache);
     let cache = cache.map_err(|forbidden| (ErrorCode::Denied, forbidden.to_string()))?;
     let resolve = |pid| Anchor::resolve(&parts.proc, pid, peer.pid, peer.uid);
@@ -128,6 +130,7 @@ fn record(
         gid: peer.gid,
         anchor_pid: process.map(|id| (id.pid, id.start)),
         strict,
+        log_paths,
         ci: ci.as_ref().and_then(|ci| serde_json::to_string(ci).ok()),
         started_at: Wall::now().0,
         after,
@@ -145,6 +148,7 @@ fn record(
         cache,
         uid: peer.uid,
         ci,
+        log_paths,
         life: if with_window { SessionLife::open(&TUNING) } else { SessionLife::draining(&TUNING, false) },
         draining_since: None,
         watch: None,

@@ -18,6 +18,8 @@ pub(in crate::daemon) struct Session {
     pub(in crate::daemon) cache: Option<CacheId>,
     pub(in crate::daemon) uid: u32,
     pub(in crate::daemon) ci: Option<CiJob>,
+    /// Each of its pushed paths is logged at level info.
+    pub(in crate::daemon) log_paths: bool,
     /// Where it stands.
     pub(in crate::daemon) life: SessionLife,
     /// When it began to drain. `None` while it is open.
@@ -50,6 +52,7 @@ impl Session {
             label: info.new.label,
             cache,
             uid: info.new.uid,
+            log_paths: info.new.log_paths,
             ci: info.new.ci.as_deref().and_then(|ci| serde_json::from_str(ci).ok()),
             draining_since,
             watch: None,

@@ -23,6 +23,7 @@ pub(super) fn path(n: usize) -> String {
 
 pub(super) fn new_push(n: usize, sessions: &[(SessionRow, Evidence)]) -> NewPushRow {
     NewPushRow {
+        valid_at: 7,
         cache: "main".into(),
         path: path(n),
         nar_size: 100,
@@ -39,6 +40,7 @@ pub(super) fn admit(pushes: Vec<NewPushRow>) -> Admit {
 pub(super) fn to(state: PushState) -> Settle {
     let failed = state == PushState::Failed;
     Settle {
+        steps: Steps::default(),
         state,
         error_class: failed.then(|| "rejected".into()),
         error: failed.then(|| "the server said no".into()),
@@ -49,6 +51,7 @@ pub(super) fn to(state: PushState) -> Settle {
 
 pub(super) fn session(ledger: &Ledger, id: &str) -> SessionRow {
     let new = NewSession {
+        log_paths: false,
         id: id.into(),
         kind: SessionKind::Job,
         label: Some("test".into()),

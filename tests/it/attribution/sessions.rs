@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use flywheel::control::codec::{self, ClientHello, PROTOCOL};
 use flywheel::control::dial::dial;
-use flywheel::control::messages::{Reply, Request};
+use flywheel::control::messages::{Progress, Reply, Request};
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::Value;
 
@@ -371,14 +371,48 @@ impl Client {
     }
 
     pub fn ask(&mut self, request: &Request) -> Reply {
+        self.ask_with(request, |_| ())
+    }
+
+    /// Asks, and hands on each report of the progress.
+    pub fn ask_with(&mut self, request: &Request, mut progress: impl FnMut(Progress)) -> Reply {
         codec::write(&mut self.0, request).unwrap();
         loop {
             match codec::read::<Reply>(&mut self.0).unwrap().unwrap() {
-                Reply::Progress(_) => {}
+                Reply::Progress(report) => progress(report),
                 reply => return reply,
             }
         }
     }
+}
+
+/// What a job waits for is its own: its paths and bytes, and the uploads that take long.
+#[test]
+fn progress_has_the_bytes_of_the_job_and_names_slow_uploads() {
+    const SIZE: u64 = 1_200_000;
+    let nix = PrivateNix::new();
+    let cache = StandaloneCache::start(&nix, |_| {});
+    let daemon = Daemon::start(nix, &format!("{}\n[push]\nmax_rate = \"150KiB\"\n", cache.config()));
+    let session = daemon.session(&[]);
+    daemon.nix.build(&PrivateNix::shell("slow", &format!("head -c {SIZE} /dev/urandom > $out")));
+    let end = Request::SessionEnd {
+        session: Some(session),
+        ci_job: None,
+        push: Vec::new(),
+        timeout_ms: 120_000,
+        wait: true,
+        patient: true,
+    };
+    let mut reports = Vec::new();
+    let reply = Client::open(&daemon).ask_with(&end, |report| reports.push(report));
+    let Reply::Ended(summary) = reply else { panic!("{reply:?}") };
+    assert_eq!((summary.pushed, summary.pending), (1, 0));
+    assert!(reports.iter().any(|r| r.bytes_sent > 0 && r.bytes_left > 0), "{reports:?}");
+    for report in &reports {
+        assert!(report.bytes_sent + report.bytes_left <= SIZE + 4096, "{report:?}");
+    }
+    let slow = reports.iter().find_map(|r| r.slow.first()).expect("a slow upload is named");
+    assert!(slow.path.ends_with("-slow") && slow.nar_size >= SIZE && slow.running_ms >= 5000, "{slow:?}");
 }
 
 #[test]
@@ -396,6 +430,7 @@ fn a_thousand_short_sessions() {
                         anchor_pid: Some(std::process::id()),
                         strict: false,
                         ci: None,
+                        log_paths: false,
                     };
                     let Reply::Started { session, .. } = client.ask(&start) else { panic!("not started") };
                     let end = Request::SessionEnd {

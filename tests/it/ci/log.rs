@@ -216,6 +216,10 @@ fn detail() -> SessionDetail {
         state: state.into(),
         evidence: evidence.into(),
         bytes: 1536,
+        seen_at: Some(1_700_000_000_100),
+        begun_at: Some(1_700_000_000_200),
+        settled_at: Some(1_700_000_002_500),
+        ..PathEntry::default()
     };
     let ci = CiJob {
         system: "gitlab".into(),
@@ -230,11 +234,15 @@ fn detail() -> SessionDetail {
             label: Some("<script>\"&'".into()),
             cache: "main".into(),
             ci: Some(ci),
+            started_at: 1_700_000_000_000,
+            ended_at: Some(1_700_000_001_000),
             ..SessionEntry::default()
         },
         summary: partial(),
         paths: vec![path("b", "already_cached", "closure"), path("a", "failed", "process")],
         paths_total: 3,
+        host: "builder<7>".into(),
+        user: Some("c\u{202e}i".into()),
     }
 }
 
@@ -263,17 +271,30 @@ fn a_report_is_one_page_that_needs_and_runs_nothing() {
         "g/&lt;p&gt;",
         "<b class=\"pushed\">47</b>pushed",
         "413 too [31m large",
-        "<td>process</td><td class=\"n\">1.5 KiB</td>",
-        "<td class=\"already_cached\">already cached</td><td>closure</td>",
+        "<td data-name=\"evidence\">process</td><td class=\"n\" data-name=\"size\">1.5 KiB</td>",
+        "<td class=\"already_cached\">already cached</td><td data-name=\"evidence\">closure</td>",
+        "host builder&lt;7&gt;, user c i",
+        "What delayed the end",
+        "1.5 KiB, 1.5 s after the job",
+        "seen 100 ms, upload 200 ms, failed 2.5 s",
+        "<div class=\"lane\">",
         "1 path more, not listed",
     ] {
         assert!(page.contains(wanted), "{wanted} is not in {page}");
     }
-    for bad in ["<script", "javascript:alert(1)\"", " src=", "<link", "@import", "url("] {
+    for bad in ["\u{202e}", "<script", "javascript:alert(1)\"", " src=", "<link", "@import", "url("] {
         assert!(!page.contains(bad), "{bad} is in {page}");
     }
-    let failed = page.find("-a</code>").unwrap();
-    assert!(failed < page.find("-b</code>").unwrap(), "what failed comes first");
+    let all = page.split_once("All paths").unwrap().1;
+    assert!(all.find("-a</code>").unwrap() < all.find("-b</code>").unwrap(), "what failed comes first");
+
+    // A second file, in Markdown.
+    let comment = dir.path().join("comment.md");
+    let mut end = daemon.ctl(&["session", "end", "--report"]);
+    assert_eq!(run(end.arg(&to_end).arg("--report").arg(&comment)).0, 0);
+    let comment = fs::read_to_string(&comment).unwrap();
+    assert!(comment.starts_with("### flywheel"), "{comment}");
+    assert!(comment.contains("What delayed the end") && !comment.contains("<script"), "{comment}");
 
     // A report that cannot be written fails only the caller that asked for it.
     let nowhere = "/nonexistent/page.html";

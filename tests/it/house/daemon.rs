@@ -6,14 +6,16 @@ use std::collections::BTreeSet;
 use crate::house::{self, Source};
 
 /// The rooms of the daemon. A room names only rooms before it in this list.
-pub(super) const ROOMS: [&str; 10] =
-    ["inbox", "host", "gc_roots", "push", "attic", "caches", "verify", "intake", "sessions", "driver"];
+pub(super) const ROOMS: [&str; 11] = [
+    "inbox", "host", "metrics", "gc_roots", "push", "attic", "caches", "verify", "intake", "sessions",
+    "driver",
+];
 
 /// Who may name whom. `None`: there is no such room.
 fn allowed(room: &str) -> Option<&'static [&'static str]> {
     Some(match room {
         "inbox" | "gc_roots" => &[],
-        "host" => &["inbox"],
+        "host" | "metrics" => &["inbox"],
         "push" => &["inbox", "gc_roots"],
         "attic" => &["inbox", "push"],
         "caches" => &["inbox", "push", "attic"],

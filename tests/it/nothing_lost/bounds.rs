@@ -3,7 +3,7 @@
 
 use flywheel::control::messages::{Reply, Request};
 use flywheel::ledger::{
-    Admit, Evidence, Ledger, NewPushRow, NewSession, PushState, SessionKind, SessionState, Settle,
+    Admit, Evidence, Ledger, NewPushRow, NewSession, PushState, SessionKind, SessionState, Settle, Steps,
 };
 
 use crate::attribution::sessions::Client;
@@ -40,6 +40,7 @@ fn history(ledger: &Ledger, jobs: usize, paths: usize) {
     let at = i64::try_from(at.as_millis()).unwrap() - 86_400_000;
     for job in 0..jobs {
         let new = NewSession {
+            log_paths: false,
             id: format!("past-{job}"),
             kind: SessionKind::Job,
             label: None,
@@ -54,6 +55,7 @@ fn history(ledger: &Ledger, jobs: usize, paths: usize) {
         };
         let row = ledger.session_open(new).unwrap();
         let push = |n: usize| NewPushRow {
+            valid_at: 0,
             cache: "main".into(),
             path: format!("{:032}-past", job * paths + n),
             nar_size: 1000,
@@ -64,7 +66,7 @@ fn history(ledger: &Ledger, jobs: usize, paths: usize) {
         let pushes = (0..paths).map(push).collect();
         for (id, ..) in ledger.admit(Admit { cursor: None, pushes, at }).unwrap().pushes {
             let (state, error_class, error) = (PushState::Pushed, None, None);
-            ledger.settle(id, Settle { state, error_class, error, attempts: 1, at });
+            ledger.settle(id, Settle { state, error_class, error, attempts: 1, steps: Steps::default(), at });
         }
         ledger.session_state(row, SessionState::Closed, at, Some(1));
     }
@@ -97,7 +99,14 @@ fn a_month_of_history_and_a_thousand_sessions() {
     let mut client = Client::open(&daemon);
     let mut start = || {
         let anchor_pid = Some(std::process::id());
-        let start = Request::SessionStart { label: None, cache: None, anchor_pid, strict: false, ci: None };
+        let start = Request::SessionStart {
+            label: None,
+            cache: None,
+            anchor_pid,
+            strict: false,
+            ci: None,
+            log_paths: false,
+        };
         match client.ask(&start) {
             Reply::Started { session, .. } => Ok(session),
             other => Err(format!("{other:?}")),

@@ -260,7 +260,9 @@ impl Reports {
             let sight = this.sight(peer, admins.as_deref());
             let reply = match this.ledger.session(&id) {
                 Ok(Some(info)) if sight.sees(info.new.uid) => {
-                    detail(&this.ledger, &this.store_dir, &engines, &info).unwrap_or_else(|e| internal(&e))
+                    let user = this.people.who_is(info.new.uid, info.new.gid, LOOK_UP).name.clone();
+                    detail(&this.ledger, &this.store_dir, &engines, &info, user)
+                        .unwrap_or_else(|e| internal(&e))
                 }
                 Ok(Some(_)) => Reply::Error {
                     code: ErrorCode::Denied,

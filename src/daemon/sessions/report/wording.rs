@@ -97,6 +97,7 @@ pub(super) fn detail(
     store_dir: &StoreDir,
     engines: &Engines,
     info: &SessionInfo,
+    user: Option<String>,
 ) -> Result<Reply, LedgerError> {
     let counts = ledger.summary(info.row)?;
     let pushes = ledger.session_pushes(info.row, 0, PATHS_MOST)?;
@@ -107,12 +108,24 @@ pub(super) fn detail(
             state: outcome_word(push.outcome).to_owned(),
             evidence: evidence_word(push.evidence).to_owned(),
             bytes: push.nar_size,
+            attempts: push.attempts,
+            valid_at: known(push.valid_at),
+            seen_at: known(push.seen_at),
+            asked_at: known(push.steps.asked_at),
+            begun_at: known(push.steps.begun_at),
+            settled_at: known(push.settled_at),
         })
         .collect();
     let session = entry(info, &counts);
     let paths_total = counts.total();
     let summary = summary(store_dir, engines, info, counts, Vec::new());
-    Ok(Reply::Session(m::SessionDetail { session, summary, paths, paths_total }))
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    Ok(Reply::Session(m::SessionDetail { session, summary, paths, paths_total, host, user }))
+}
+
+/// A time of the ledger, where 0 stands for none.
+fn known(at: i64) -> Option<i64> {
+    (at > 0).then_some(at)
 }
 
 /// An outcome as the JSON has it.

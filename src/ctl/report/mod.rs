@@ -1,4 +1,9 @@
-//! The command `session report`. Must not know what the report looks like.
+//! The command `session report`, and what reports contain. Must not know where the
+//! values come from.
+
+mod digest;
+pub(super) mod html;
+pub(super) mod markdown;
 
 use std::path::Path;
 
@@ -8,7 +13,9 @@ use super::{
     end::unexpected,
     exit::{Exit, Failure},
 };
-use crate::control::messages::{Reply, Request};
+use crate::control::messages::{Reply, Request, SessionDetail};
+
+pub(super) use digest::steps;
 
 /// Writes the report of a session to a file or to standard output.
 pub(super) fn command(context: &Context, session: String, output: Option<&Path>) -> Result<Exit, Failure> {
@@ -20,4 +27,13 @@ pub(super) fn command(context: &Context, session: String, output: Option<&Path>)
         other => return Err(unexpected(other)),
     }
     Ok(Exit::Done)
+}
+
+/// Returns the report for a file of this name: Markdown for `.md`, else HTML.
+pub(super) fn page(detail: &SessionDetail, file: Option<&Path>) -> String {
+    let extension = file.and_then(Path::extension);
+    match extension.is_some_and(|extension| extension.eq_ignore_ascii_case("md")) {
+        true => markdown::page(detail),
+        false => html::page(detail),
+    }
 }
