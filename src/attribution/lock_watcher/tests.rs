@@ -288,3 +288,16 @@ fn memory_has_a_bound() {
     }
     drop(files);
 }
+
+/// The store is mounted after the daemon has started.
+#[test]
+fn a_directory_that_appears_later_is_watched_after_a_rescan() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::remove_dir(dir.path()).unwrap();
+    let lock_watcher = LockWatcher::start(dir.path()).unwrap();
+    std::fs::create_dir(dir.path()).unwrap();
+    lock_watcher.rescan();
+    let store = Store { dir, lock_watcher };
+    store.caught_up();
+    let _lock = store.make("p");
+}

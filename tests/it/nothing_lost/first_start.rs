@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 
 use rusqlite::Connection;
+use rustix::process::Signal;
 
 use crate::support::daemon::{Daemon, EMBEDDED, MAX_WAIT, until};
 use crate::support::multiuser::NixDaemon;
@@ -118,6 +119,15 @@ fn since_boot_takes_what_was_registered_since_the_machine_booted() {
     assert_eq!(daemon.main().having(&paths), [false, true]);
 }
 
+fn build_through(nix_daemon: &NixDaemon, nix: &PrivateNix, name: &str) -> String {
+    let expression = PrivateNix::shell(name, &format!("echo {name} > $out"));
+    let mut build = nix.command("nix-build");
+    build.args(["--no-out-link", "-E", &expression]).env("NIX_REMOTE", nix_daemon.remote());
+    let out = build.output().unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8_lossy(&out.stdout).trim().to_owned()
+}
+
 /// An autoscaled host: the daemon starts before Nix was ever used. The nix-daemon makes its database
 /// with the first client, while a session is open.
 #[test]
@@ -137,15 +147,24 @@ fn a_nix_daemon_makes_the_database_while_a_session_is_open() {
         std::fs::create_dir_all(dir).unwrap();
     }
     let nix_daemon = NixDaemon::start(&daemon.nix, &[]);
-    let built = ["one", "two"].map(|name| {
-        let expression = PrivateNix::shell(name, &format!("echo {name} > $out"));
-        let mut build = daemon.nix.command("nix-build");
-        build.args(["--no-out-link", "-E", &expression]).env("NIX_REMOTE", nix_daemon.remote());
-        let out = build.output().unwrap();
-        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-        String::from_utf8_lossy(&out.stdout).trim().to_owned()
-    });
+    // The first look at the database comes after the first build.
+    daemon.signal(Signal::STOP);
+    let one = build_through(&nix_daemon, &daemon.nix, "one");
+    daemon.signal(Signal::CONT);
+    let two = build_through(&nix_daemon, &daemon.nix, "two");
     let end = daemon.end(&session, &[]);
     assert_eq!((&end["pushed"], &end["outcome"]), (&2.into(), &"complete".into()), "{end}");
-    assert_eq!(daemon.main().having(&built), [true; 2]);
+    assert_eq!(daemon.main().having(&[one, two]), [true; 2]);
+}
+
+/// The same while the daemon is restarted: that there was no database is not forgotten.
+#[test]
+fn a_database_that_is_made_while_the_daemon_is_away() {
+    let nix = PrivateNix::new();
+    std::fs::remove_dir_all(nix.state_dir().join("db")).unwrap();
+    let mut daemon = Daemon::start(nix, EMBEDDED);
+    daemon.stop();
+    let path = daemon.nix.make("meanwhile");
+    daemon.up();
+    until("it comes without being asked for", || daemon.main().has(&path));
 }
