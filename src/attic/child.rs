@@ -64,8 +64,8 @@ impl std::fmt::Display for Ended {
         match self {
             Self::Exited(status @ 129..=192) => write!(f, "it was ended by signal {}", status - 128),
             Self::Exited(status) => write!(f, "it ended with status {status}"),
-            Self::Stalled(after) => write!(f, "nothing moved for {} s", after.as_secs_f32()),
-            Self::TimedOut(after) => write!(f, "it was not done after {} s", after.as_secs_f32()),
+            Self::Stalled(after) => write!(f, "it made no progress for {} s", after.as_secs_f32()),
+            Self::TimedOut(after) => write!(f, "it did not finish within {} s", after.as_secs_f32()),
             Self::NotRun(error) => write!(f, "it could not be run: {error}"),
         }
     }

@@ -1,6 +1,7 @@
 //! `flywheeld`: reads the command line and the configuration, runs the daemon, and
 //! logs why it ended.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -23,26 +24,40 @@ struct Args {
     man: bool,
 }
 
-/// The text of `--help` and the manual page after the options.
+/// The text of `--help` after the options.
 const MORE: &str = "\
 Files:
   /etc/flywheel/flywheel.toml        the configuration, see flywheel.toml(5)
-  /etc/flywheel/flywheel.toml.d/     more files of it, read afterwards
+  /etc/flywheel/flywheel.toml.d/     this host's settings, read afterwards
   /var/lib/flywheel/                 the ledger and other state
   /run/flywheel/control.sock         the socket of flywheelctl(1)
 
 Signals:
-  SIGTERM, SIGINT  lets uploads finish until a deadline, keeps the rest for the next start, and ends;
-                   a second one ends at once
+  SIGTERM, SIGINT  stop: running uploads may finish until a deadline, and the rest
+                   waits for the next start; a second signal ends the daemon at once
   SIGHUP           reads configuration and tokens again, like `flywheelctl reload`
 
 Exit status:
-  0  ended after a signal
-  1  cannot start or continue; the last message says why
+  0  stopped by a signal
+  1  cannot start or continue; the last message gives the reason
   2  the configuration cannot be used";
+
+/// The sections of the manual page after the options.
+const MANUAL: &str = include_str!("flywheeld.roff");
 
 /// Exit status of a configuration that cannot be used.
 const BAD_CONFIG: u8 = 2;
+
+/// Writes the manual page.
+fn manual(out: &mut dyn Write) -> std::io::Result<()> {
+    let page = clap_mangen::Man::new(Args::command()).section("8").manual("System administration");
+    page.render_title(out)?;
+    page.render_name_section(out)?;
+    page.render_synopsis_section(out)?;
+    page.render_description_section(out)?;
+    page.render_options_section(out)?;
+    out.write_all(MANUAL.as_bytes())
+}
 
 fn main() -> ExitCode {
     let words: Vec<_> = std::env::args_os().collect();
@@ -51,8 +66,7 @@ fn main() -> ExitCode {
     }
     let args = Args::parse();
     if args.man {
-        let page = clap_mangen::Man::new(Args::command()).section("8").manual("System administration");
-        return page.render(&mut std::io::stdout()).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
+        return manual(&mut std::io::stdout()).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
     }
     // This changes the environment, so it must come before any thread is started.
     let passed = daemon::passed();

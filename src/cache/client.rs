@@ -396,7 +396,7 @@ impl Inner {
 
 fn mismatch(doing: &str, how: &str) -> CacheError {
     let message = format!(
-        "{doing}: the path's NAR is {how} than what Nix registered; `nix-store --verify-path` tells more"
+        "{doing}: the path's NAR is {how} than what Nix registered; `nix-store --verify-path` shows more"
     );
     CacheError::new(ErrorClass::Mismatch, message)
 }
@@ -404,10 +404,10 @@ fn mismatch(doing: &str, how: &str) -> CacheError {
 fn stall_error(stall: &Stall, after: Duration, doing: &str) -> CacheError {
     let seconds = after.as_secs_f32();
     let (class, what) = match stall {
-        Stall::Connecting => (ErrorClass::Unreachable, "no connection came about".to_owned()),
-        Stall::Sending => (ErrorClass::Transient, format!("the server took nothing for {seconds} s")),
+        Stall::Connecting => (ErrorClass::Unreachable, "no connection could be made in time".to_owned()),
+        Stall::Sending => (ErrorClass::Transient, format!("the server accepted no data for {seconds} s")),
         Stall::Answer => (ErrorClass::Transient, format!("no answer for {seconds} s")),
-        Stall::Source => (ErrorClass::Local, "reading the path gave nothing for minutes".to_owned()),
+        Stall::Source => (ErrorClass::Local, "reading the path made no progress for minutes".to_owned()),
     };
     CacheError::new(class, format!("{doing}: {what}"))
 }

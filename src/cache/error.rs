@@ -178,9 +178,9 @@ fn classify(status: StatusCode, structured: bool, said: &str) -> (ErrorClass, &'
         403 => (ErrorClass::Forbidden, ": the token is expired or lacks the right to push to this cache"),
         // A server that knows the API answers in JSON; any other body most likely comes from a proxy or another site.
         404 if structured => (ErrorClass::NoSuchCache, ": create the cache or correct its name"),
-        404 => (ErrorClass::NoSuchCache, ": that is not how an Attic server says it, check the address"),
+        404 => (ErrorClass::NoSuchCache, ": the answer is not from an Attic server; check the address"),
         // Every request passes the proxy, so the failure does not depend on the path.
-        407 => (ErrorClass::Unreachable, ": the HTTP proxy wants a login, put it into the proxy's URL"),
+        407 => (ErrorClass::Unreachable, ": the HTTP proxy needs a login; put it into the proxy's URL"),
         408 | 409 | 421 | 423 | 425 | 429 | 460 | 499 | 500..=599 => (ErrorClass::Transient, ""),
         413 => (
             ErrorClass::TooLarge,
@@ -189,10 +189,10 @@ fn classify(status: StatusCode, structured: bool, said: &str) -> (ErrorClass, &'
         // Attic's `server/src/api/v1/upload_path.rs` has these two texts for it.
         400 if said.contains("Bad chunk hash or size") || said.contains("Bad NAR Hash or Size") => (
             ErrorClass::Mismatch,
-            ": the files are no longer what Nix registered, `nix-store --verify-path` tells",
+            ": the files are no longer what Nix registered; `nix-store --verify-path` shows it",
         ),
         300..=399 => {
-            (ErrorClass::Rejected, ": redirects are not followed with a token, use the final address")
+            (ErrorClass::Rejected, ": flywheel follows no redirect with a token; configure the final address")
         }
         _ => (ErrorClass::Rejected, ""),
     }

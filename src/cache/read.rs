@@ -27,7 +27,7 @@ impl CacheClient {
         if String::from_utf8_lossy(&answer.body).contains("StoreDir:") {
             return Ok(());
         }
-        Err(CacheError::new(ErrorClass::Rejected, format!("{doing}: that is no binary cache")))
+        Err(CacheError::new(ErrorClass::Rejected, format!("{doing}: the answer is not from a binary cache")))
     }
 }
 

@@ -109,8 +109,8 @@ impl Answer {
                 Ok(Ok(Some(piece))) if body.len() + piece.len() <= limit => body.extend_from_slice(&piece),
                 Ok(Ok(Some(_))) => break Some(format!("it is longer than {limit} bytes")),
                 Ok(Ok(None)) => break None,
-                Ok(Err(_)) => break Some("the connection broke amid it".to_owned()),
-                Err(_) => break Some(format!("nothing came for {} s amid it", stall.as_secs())),
+                Ok(Err(_)) => break Some("the connection broke before its end".to_owned()),
+                Err(_) => break Some(format!("nothing more was received for {} s", stall.as_secs())),
             }
         };
         Self { status, headers, body, cut, token }
@@ -131,7 +131,7 @@ impl Answer {
             ..CacheError::new(
                 ErrorClass::Transient,
                 format!(
-                    "{doing}: the server answered {} but not how an Attic server does: {why}",
+                    "{doing}: the server answered {}, but not as an Attic server does: {why}",
                     self.status
                 ),
             )

@@ -29,21 +29,21 @@ pub(super) struct Cli {
     /// Print warnings and errors only, no progress and no summary
     #[arg(long, short, global = true)]
     pub(super) quiet: bool,
-    /// Make session and run fail, too, for failed or pending paths or without a daemon
+    /// Make session start, session end and run fail for failed or pending paths or without a daemon
     #[arg(long, global = true)]
     pub(super) strict: bool,
     #[command(subcommand)]
     pub(super) command: Command,
 }
 
-const EXITS: &str = "\
+pub(super) const EXITS: &str = "\
 Exit status:
   0  done; for `session start`, `session end` and `run` without --strict, and for
      `hook`, also when paths failed or there is no daemon
   1  internal error
-  2  usage, bad input
+  2  usage or bad input
   3  at least one path failed; `doctor`, `verify`: something is bad
-  4  the deadline was reached with paths pending (the daemon goes on)
+  4  the deadline was reached with paths pending (the daemon continues)
   5  no daemon, or it refused";
 
 const SETUP_EXAMPLES: &str = "\
@@ -55,16 +55,16 @@ Examples:
   flywheelctl setup --token-stdin <token
       replaces the token only
   flywheelctl setup --built-in --dry-run
-      says what it would do for the built-in cache";
+      prints what it would do for the built-in cache";
 
 const DOCTOR_EXAMPLES: &str = "\
 Examples:
   flywheelctl doctor
-      looks, and uploads nothing
+      checks everything without uploading
   flywheelctl doctor --push
       also uploads a small path and reads it back
   flywheelctl --json doctor
-      has no secrets: for bug reports";
+      for bug reports; it contains no secrets";
 
 impl Command {
     /// Returns whether jobs call this command in passing: then failed paths or a
@@ -115,7 +115,7 @@ pub(super) enum Command {
         #[arg(required = true, value_name = "PATH")]
         paths: Vec<String>,
     },
-    /// Fetch paths from the cache as Nix would, and say what is wrong with them
+    /// Fetch paths from the cache as Nix would, and report what is wrong with them
     Verify(VerifyArgs),
     /// Show the state of the daemon, its caches and sessions
     Status {
@@ -137,9 +137,9 @@ pub(super) enum Command {
         #[arg(long, value_name = "NAME", conflicts_with = "netrc")]
         cache: Option<String>,
     },
-    /// Tell the daemon what was built, for Nix's post-build-hook; never blocks or fails a build
+    /// Report what was built, as Nix's post-build-hook; never blocks or fails a build
     Hook,
-    /// Make the daemon read its configuration and tokens again, and try failed paths again
+    /// Make the daemon read its configuration and tokens again, and retry failed paths
     Reload,
     /// Make this host push to a cache and read from it
     #[command(after_help = SETUP_EXAMPLES)]
@@ -204,7 +204,7 @@ pub(super) enum ClientCommand {
 
 #[derive(Debug, Args)]
 pub(super) struct SetupArgs {
-    /// The address of the Attic server; several: the first that answers is used
+    /// The address of the Attic server; of several, the first that answers is used
     #[arg(long, value_name = "URL")]
     pub(super) server: Vec<String>,
     /// Use the built-in cache of this host
@@ -213,22 +213,22 @@ pub(super) struct SetupArgs {
     /// The name of the cache on the server [default: main]
     #[arg(long, value_name = "NAME")]
     pub(super) cache: Option<String>,
-    /// Read the token, which may push, from standard input
+    /// Read the push token from standard input
     #[arg(long)]
     pub(super) token_stdin: bool,
-    /// Keep the token in this file, for flywheeld alone [default: the credential attic-token]
+    /// Write the token to this file, which only flywheeld can read [default: the credential attic-token]
     #[arg(long, value_name = "FILE")]
     pub(super) token_file: Option<PathBuf>,
     /// Let the jobs of this user push; may be given several times
     #[arg(long, value_name = "USER")]
     pub(super) user: Vec<String>,
-    /// Leave nix.conf alone
+    /// Do not change nix.conf
     #[arg(long)]
     pub(super) no_nix_conf: bool,
-    /// Say what would be done, and do nothing
+    /// Print what would be done, and change nothing
     #[arg(long)]
     pub(super) dry_run: bool,
-    /// Ask nothing
+    /// Do not ask
     #[arg(long)]
     pub(super) yes: bool,
     /// Change the files below this directory, and restart nothing
@@ -259,13 +259,13 @@ pub(super) struct StartArgs {
 pub(super) struct EndArgs {
     /// The session's id [default: $FLYWHEEL_SESSION, else this CI job's, else the only open one]
     pub(super) session: Option<String>,
-    /// Push these too: store paths, or links to them, such as 'result*'
+    /// Also push these store paths, or links to them, such as 'result*'
     #[arg(long, value_name = "GLOB", num_args = 1..)]
     pub(super) push: Vec<String>,
     /// How long to wait, such as 90s or 1h30m [default: 240s; 10s while the cache is away]
     #[arg(long, value_parser = wait)]
     pub(super) timeout: Option<Duration>,
-    /// Do not wait for uploads; the daemon goes on
+    /// Do not wait for uploads; the daemon continues
     #[arg(long)]
     pub(super) no_wait: bool,
     /// Write a report about the session to this file: HTML, or Markdown if it ends in .md
@@ -284,7 +284,7 @@ pub(super) struct RunArgs {
     /// Log each pushed path of the session at level info
     #[arg(long)]
     pub(super) log_paths: bool,
-    /// Push these too afterwards: store paths, or links to them, such as 'result*'
+    /// Afterwards also push these store paths, or links to them, such as 'result*'
     #[arg(long, value_name = "GLOB", num_args = 1..)]
     pub(super) push: Vec<String>,
     /// How long to wait for uploads afterwards [default: 240s; 10s while the cache is away]
@@ -318,7 +318,7 @@ pub(super) struct VerifyArgs {
     /// The cache to read from [default: those that have confirmed the path]
     #[arg(long, value_name = "NAME")]
     pub(super) cache: Option<String>,
-    /// Push what is absent again
+    /// Push paths again that are absent
     #[arg(long)]
     pub(super) repair: bool,
     /// How long it may take

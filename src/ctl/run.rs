@@ -93,7 +93,7 @@ async fn run_in_session(context: Context, args: RunArgs) -> Result<Exit, Failure
     let ended = tokio::select! {
         ended = ending => ended,
         _ = signals.next() => {
-            context.render.note("not waiting any longer; the daemon goes on");
+            context.render.note("flywheelctl no longer waits for uploads; the daemon continues");
             return Ok(own);
         }
     };

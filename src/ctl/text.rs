@@ -160,17 +160,15 @@ pub(super) fn stories(stories: &[PathStory], now_ms: i64) -> String {
 /// Returns how many paths are failed or pending, in words; none when all are in the
 /// cache.
 pub(super) fn shortfall(s: &Summary) -> Option<String> {
-    let whose = if s.cache.is_empty() { String::new() } else { format!(" to cache {}", printable(&s.cache)) };
-    let goes_on = "the daemon goes on";
+    let cache = if s.cache.is_empty() { String::new() } else { format!(" to cache {}", printable(&s.cache)) };
+    let failed = format!("pushing {}{cache} failed", paths(s.failed_total));
+    let verb = if s.pending == 1 { "is" } else { "are" };
+    let waits = "and the daemon continues";
     match (s.failed_total, s.pending) {
         (0, 0) => None,
-        (0, p) => Some(format!("{} still to be pushed{whose}; {goes_on}", paths(p))),
-        (f, 0) => Some(format!("{} could not be pushed{whose}", paths(f))),
-        (f, p) => Some(format!(
-            "{} could not be pushed{whose}, {} still to be pushed; {goes_on}",
-            paths(f),
-            paths(p)
-        )),
+        (0, p) => Some(format!("pushing {}{cache} is not finished: the daemon continues", paths(p))),
+        (_, 0) => Some(failed),
+        (_, p) => Some(format!("{failed}; {} {verb} pending, {waits}", paths(p))),
     }
 }
 

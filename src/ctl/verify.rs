@@ -125,7 +125,7 @@ fn push_again(
             if summary.pending > 0 {
                 let pending = summary.pending;
                 let why =
-                    format!("cache {cache}: {pending} pushes are pending; the daemon goes on with them");
+                    format!("cache {cache}: {pending} pushes are pending; the daemon continues to push them");
                 report.repair_errors.push(why);
             }
         }

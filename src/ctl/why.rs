@@ -22,7 +22,7 @@ pub(super) fn command(context: &Context, names: &[String]) -> Result<Exit, Failu
         let (found, unmatched) = resolve(context, std::slice::from_ref(name), &connection.server.store_dir)?;
         if unmatched {
             return Err(Failure::Usage(format!(
-                "`{name}` is no store path, no hash of one and no link to one"
+                "`{name}` is not a store path, nor the hash of one, nor a link to one"
             )));
         }
         paths.extend(found);

@@ -116,7 +116,7 @@ pub(super) enum ApiError {
     FixedCaches,
     #[error("General request error: {0}")]
     Request(String),
-    #[error("The NAR is too large: {size} bytes, this cache takes up to {limit}.")]
+    #[error("The NAR is too large: {size} bytes, this cache accepts at most {limit}.")]
     TooLarge { size: u64, limit: u64 },
     #[error("The cache's disk is full.")]
     DiskFull,

@@ -218,10 +218,10 @@ fn end_tells_failures_and_the_exit_status_follows_strict() {
     let (code, out, err) = run(&mut daemon.ctl(&["session", "end"]));
     assert_eq!(code, 0);
     assert!(out.ends_with(&format!("failed: {PATH}: 413 too [31m large\n")), "{out}");
-    assert_eq!(err, "warning: token ends soon\nwarning: 1 path could not be pushed to cache main\n");
+    assert_eq!(err, "warning: token ends soon\nwarning: pushing 1 path to cache main failed\n");
     let (code, _, err) = run(&mut daemon.ctl(&["session", "end", "--strict"]));
     assert_eq!(code, 3);
-    assert!(err.ends_with("error: 1 path could not be pushed to cache main\n"), "{err}");
+    assert!(err.ends_with("error: pushing 1 path to cache main failed\n"), "{err}");
     let (code, out, _) = run(&mut daemon.ctl(&["session", "end", "--quiet"]));
     assert_eq!((code, out.as_str()), (0, ""));
     let (code, out, _) = run(&mut daemon.ctl(&["session", "end", "--json"]));
@@ -241,7 +241,7 @@ fn strict_may_have_been_said_at_the_start() {
     let (code, _, err) = run(&mut pending.ctl(&["session", "end"]));
     assert_eq!(
         (code, err.as_str()),
-        (4, "error: 2 paths still to be pushed to cache main; the daemon goes on\n")
+        (4, "error: pushing 2 paths to cache main is not finished: the daemon continues\n")
     );
     assert_eq!(run(&mut pending.ctl(&["session", "end", "--no-wait"])).0, 0, "no deadline was missed");
 }

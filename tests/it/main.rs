@@ -13,6 +13,7 @@
 mod attic_client;
 mod attribution;
 mod ci;
+mod contracts;
 mod control;
 mod daemon;
 mod embedded;

@@ -66,7 +66,7 @@ fn of_server(
     let Some(url) = &server.substituter else { return not_known(&what, server, examined, nix) };
     let (own, system) = (nix.own.knows(server, netrc), nix.system.knows(server, netrc));
     if !own.substituter {
-        return Finding::bad(what, format!("{url} is no substituter of this host's Nix"), ADD);
+        return Finding::bad(what, format!("this host's Nix does not use the substituter {url}"), ADD);
     }
     if !own.public_key {
         return Finding::bad(what, format!("the key of {url} is not trusted by this host's Nix"), ADD);

@@ -50,7 +50,7 @@ fn service(properties: Result<&BTreeMap<String, String>, &String>) -> Finding {
         (_, "failed") if of("ExecMainStatus") == BAD_CONFIG => Finding::bad(
             what,
             format!(
-                "{UNIT} does not start: its configuration cannot be used, and it waits until that is mended"
+                "{UNIT} does not start: its configuration cannot be used, and it waits until that is corrected"
             ),
             "flywheeld --check-config && systemctl restart flywheeld.socket flywheeld",
         ),

@@ -82,7 +82,12 @@ impl Driver {
             BreakerState::Online => {
                 cache.tally.trouble = None;
                 cache.tally.away_since = None;
-                event!(CACHE_ONLINE, cache = cache.name(), "cache {} is back: uploads go on", cache.name());
+                event!(
+                    CACHE_ONLINE,
+                    cache = cache.name(),
+                    "cache {} answers again: uploads continue",
+                    cache.name()
+                );
                 self.parts.client.cache_back();
             }
             BreakerState::Offline => {

@@ -123,7 +123,7 @@ impl Driver {
                 event!(
                     HOST_AWAKE,
                     pending = self.pending(),
-                    "the host is awake: the uploads of {} pending pushes go on",
+                    "the host is awake: the uploads of {} pending pushes continue",
                     self.pending()
                 );
                 self.stopping.asleep = false;

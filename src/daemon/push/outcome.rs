@@ -265,7 +265,7 @@ impl Pushes {
         let error = match (cause, push.error.as_deref()) {
             (Cause::Reference(_), _) => {
                 let reference = reference.unwrap_or_default();
-                PushError::new("reference", format!("its reference {reference} could not be pushed"))
+                PushError::new("reference", format!("its reference {reference} has failed"))
             }
             (Cause::Failed(Failure::Mismatch), Some(PushError { class, text })) => {
                 let text = format!(

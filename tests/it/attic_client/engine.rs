@@ -219,7 +219,7 @@ fn a_client_that_hangs_is_killed_and_the_paths_go_with_the_next() {
     let session = rig.daemon.session(&[]);
     let paths = rig.build(4, "slow");
     until("a run that hangs and is killed", || {
-        rig.daemon.log().contains("nothing moved for 2 s").then_some(())
+        rig.daemon.log().contains("it made no progress for 2 s").then_some(())
     });
     rig.fake.mode("");
     let summary = rig.daemon.end(&session, &[]);

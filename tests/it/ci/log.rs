@@ -68,7 +68,7 @@ fn github_groups_annotates_and_tells_the_runner() {
     let annotations = [
         format!("::warning title=flywheel::{path}: 100%25 ##[error]wrong%0A::error::no|`x`\n"),
         "::warning title=flywheel::token ends soon\n".to_owned(),
-        "::warning title=flywheel::1 path could not be pushed to cache main\n".to_owned(),
+        "::warning title=flywheel::pushing 1 path to cache main failed\n".to_owned(),
     ];
     assert_eq!(err, annotations.concat().replace("##[", "## ["));
     let table = fs::read_to_string(&step).unwrap();
@@ -80,7 +80,7 @@ fn github_groups_annotates_and_tells_the_runner() {
 
     let (code, _, err) = with(&daemon, &["session", "end", "--strict"]);
     assert_eq!(code, 3);
-    assert!(err.ends_with("::error title=flywheel::1 path could not be pushed to cache main\n"), "{err}");
+    assert!(err.ends_with("::error title=flywheel::pushing 1 path to cache main failed\n"), "{err}");
     assert_eq!(fs::read_to_string(&step).unwrap(), table.repeat(2), "appended");
 
     // With --json or --quiet nothing is added.

@@ -4,6 +4,7 @@
 mod daemon;
 mod documents;
 mod picture;
+mod prose;
 
 use std::collections::BTreeSet;
 use std::fs;

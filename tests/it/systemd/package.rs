@@ -42,7 +42,7 @@ fn files_are_of_use(c: &Container) {
         assert!(pages.contains(page), "{page}: {pages}");
     }
     let end = c.ok("gunzip -c /usr/share/man/man1/flywheelctl-session-end.1.gz");
-    assert!(end.contains("Push these too"), "{end}");
+    assert!(end.contains("Also push these store paths"), "{end}");
     c.ok("bash -n /usr/share/bash-completion/completions/flywheelctl");
     c.ok("grep -q session /usr/share/zsh/vendor-completions/_flywheelctl");
     c.ok("grep -q session /usr/share/fish/vendor_completions.d/flywheelctl.fish");
