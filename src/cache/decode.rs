@@ -137,7 +137,7 @@ mod tests {
 
     #[test]
     fn every_compression_gives_the_nar_and_its_faults() {
-        let nar: Vec<u8> = (0..200_000_u32).flat_map(|n| (n * n).to_le_bytes()).collect();
+        let nar: Vec<u8> = (0..200_000_u32).flat_map(|n| n.wrapping_mul(n).to_le_bytes()).collect();
         let (size, hash) = (nar.len() as u64, NarHash(Sha256::digest(&nar).into()));
         let zstd = zstd::encode_all(nar.as_slice(), 3).unwrap();
         for (compression, file) in [("none", nar.clone()), ("zstd", zstd), ("xz", xz(&nar))] {

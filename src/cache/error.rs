@@ -368,7 +368,7 @@ mod tests {
             for sent in [Sent::Part, Sent::All] {
                 let error = error.clone().of_upload(sent);
                 assert_eq!(error.class, if open { NoVerdict } else { Transient }, "{status} {sent:?}");
-                assert_eq!(error.message.contains("may have the path"), open, "{}", error.message);
+                assert_eq!(error.message.contains("is asked for the path before"), open, "{}", error.message);
             }
         }
     }

@@ -159,7 +159,7 @@ fn what_keeps_nix_from_reading() {
         (&server, nix(READS, READS, false), None),
         (&server, nix("", READS, true), None),
         (&server, nix("", READS, false), Some("ignores")),
-        (&server, nix("", "", true), Some("no substituter")),
+        (&server, nix("", "", true), Some("does not use the substituter")),
         (&server, nix("", "substituters = https://a/main/?priority=1", true), Some("not trusted")),
         (&private, nix(READS, READS, true), Some("netrc")),
         // nix.conf is not to blame when the cache is away.

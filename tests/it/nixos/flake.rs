@@ -218,8 +218,12 @@ fn the_package_installs_the_files_of_this_repository() {
     let helpers = r#"
         set -eu
         substituteInPlace() {
-            [ "$2" = --replace-fail ] && grep -q -- "$3" "$1" || { echo "$1: no $3" >&2; exit 1; }
-            sed -i "s|$3|$4|g" "$1"
+            local files=() file
+            while [ "$1" != --replace-fail ]; do files+=("$1"); shift; done
+            for file in "${files[@]}"; do
+                grep -q -- "$2" "$file" || { echo "$file: no $2" >&2; exit 1; }
+                sed -i "s|$2|$3|g" "$file"
+            done
         }
         installShellCompletion() { mkdir -p $out/completions && cp "$@" $out/completions; }
         installManPage() { mkdir -p $out/man && cp "$@" $out/man; }
