@@ -57,6 +57,17 @@ Examples:
   flywheelctl setup --built-in --dry-run
       prints what it would do for the built-in cache";
 
+const LOGS_EXAMPLES: &str = "\
+Examples:
+  flywheelctl logs
+      the daemon's journal; within a job that of its session
+  flywheelctl logs r6mm67amzq4vnc1r --explain
+      a session's, with an explanation beside each entry that has one
+  flywheelctl logs --warnings --explain --since -1h
+      what somebody should look at
+  flywheelctl logs -f
+      goes on with new entries";
+
 const DOCTOR_EXAMPLES: &str = "\
 Examples:
   flywheelctl doctor
@@ -84,6 +95,7 @@ impl Command {
             | Self::NixConf { .. }
             | Self::Reload
             | Self::Setup(_)
+            | Self::Logs(_)
             | Self::Doctor { .. }
             | Self::Metrics
             | Self::Completions { .. }
@@ -141,6 +153,9 @@ pub(super) enum Command {
     Hook,
     /// Make the daemon read its configuration and tokens again, and retry failed paths
     Reload,
+    /// Show the journal of a session or of the daemon
+    #[command(after_help = LOGS_EXAMPLES)]
+    Logs(LogsArgs),
     /// Make this host push to a cache and read from it
     #[command(after_help = SETUP_EXAMPLES)]
     Setup(Box<SetupArgs>),
@@ -166,24 +181,24 @@ pub(super) enum SessionCommand {
     Start(StartArgs),
     /// End a session, wait for its uploads and print their outcomes
     End(EndArgs),
-    /// List sessions
+    /// List sessions that are open or ended within the last hour
     List {
-        /// Include closed sessions
+        /// Include all closed sessions; without it JSON has the open ones only
         #[arg(long)]
         all: bool,
     },
     /// Show one session
     Show {
-        /// The session's id
-        session: String,
+        /// The session's id [default: $FLYWHEEL_SESSION, else this CI job's, else the only open one]
+        session: Option<String>,
         /// Show when each of its paths became valid, was asked about, uploaded and confirmed
         #[arg(long)]
         paths: bool,
     },
     /// Write a report about one session, as HTML or as Markdown
     Report {
-        /// The session's id
-        session: String,
+        /// The session's id [default: $FLYWHEEL_SESSION, else this CI job's, else the only open one]
+        session: Option<String>,
         /// Write the report to this file, as Markdown if it ends in .md [default: HTML on standard output]
         #[arg(long, value_name = "FILE")]
         output: Option<PathBuf>,
@@ -200,6 +215,27 @@ pub(super) enum ClientCommand {
         #[arg(last = true, value_name = "ARGS")]
         args: Vec<OsString>,
     },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct LogsArgs {
+    /// The session's id [default: $FLYWHEEL_SESSION, else this CI job's, else the daemon's journal]
+    pub(super) session: Option<String>,
+    /// Show the daemon's journal, also within a job
+    #[arg(long, conflicts_with = "session")]
+    pub(super) daemon: bool,
+    /// Print the catalog's explanation beside the entries
+    #[arg(long, short = 'x')]
+    pub(super) explain: bool,
+    /// Go on with new entries
+    #[arg(long, short)]
+    pub(super) follow: bool,
+    /// Show warnings and errors only
+    #[arg(long)]
+    pub(super) warnings: bool,
+    /// Begin at this time, as journalctl reads it, such as -1h or 2026-05-01
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    pub(super) since: Option<String>,
 }
 
 #[derive(Debug, Args)]

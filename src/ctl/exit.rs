@@ -51,11 +51,11 @@ impl Exit {
 }
 
 impl Exit {
-    /// Returns the status for the end of a session, for which `unmatched` says that a
-    /// pattern of `--push` matched nothing.
-    pub(super) fn of_session(summary: &Summary, strict: bool, waited: bool, unmatched: bool) -> Self {
+    /// Returns the status for the end of a session, for which `bad_input` says that a
+    /// pattern of `--push` matched nothing or named a path that is not valid.
+    pub(super) fn of_session(summary: &Summary, strict: bool, waited: bool, bad_input: bool) -> Self {
         match Self::of(summary, strict, waited) {
-            Self::Done if unmatched && (strict || summary.strict) => Self::Usage,
+            Self::Done if bad_input && (strict || summary.strict) => Self::Usage,
             exit => exit,
         }
     }

@@ -15,6 +15,7 @@ mod doctor;
 mod end;
 mod exit;
 mod hook;
+mod logs;
 mod manual;
 mod nix_conf;
 mod pace;
@@ -93,7 +94,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             SessionCommand::List { all } => session::list(&context, all),
             SessionCommand::Show { session, paths } => session::show(&context, session, paths),
             SessionCommand::Report { session, output } => {
-                report::command(&context, session, output.as_deref())
+                report::for_session(&context, session, output.as_deref())
             }
         },
         Command::Run(args) => run::command(&context, args),
@@ -109,6 +110,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::NixConf { netrc, cache } => nix_conf::command(&context, netrc, cache.as_deref()),
         Command::Hook => return hook::command(Some(context.socket)),
         Command::Reload => query::reload(&context),
+        Command::Logs(args) => logs::command(&context, args),
         Command::Setup(args) => setup::command(&context, &args),
         Command::Doctor { push } => doctor::command(&context, push),
         Command::Metrics => query::metrics(&context),

@@ -12,7 +12,7 @@ use super::{
     render::Heading,
     screen,
 };
-use crate::control::messages::{Reply, Request, Status};
+use crate::control::messages::{NOT_VALID, Reply, Request, Status, Summary};
 
 /// The time between two requests of `status --watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
@@ -29,8 +29,14 @@ pub(super) fn push(context: &Context, args: PushArgs) -> Result<Exit, Failure> {
     let mut bar = context.render.bar();
     let reply = connection.ask(&request, patience, &mut |p| bar.show(p))?;
     bar.clear();
+    let invalid = matches!(&reply, Reply::Pushed(summary) if names_invalid(summary));
     let exit = print_result(context, reply, Heading::Push, args.wait)?;
-    Ok(if exit == Exit::Done && unmatched { Exit::Usage } else { exit })
+    Ok(if exit == Exit::Done && (unmatched || invalid) { Exit::Usage } else { exit })
+}
+
+/// Returns whether a path that the caller named is not valid.
+pub(super) fn names_invalid(summary: &Summary) -> bool {
+    summary.warnings.iter().any(|warning| warning.contains(NOT_VALID))
 }
 
 pub(super) fn flush(context: &Context, timeout: Duration) -> Result<Exit, Failure> {

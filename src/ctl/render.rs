@@ -81,6 +81,10 @@ impl Render {
         Self { to_stderr: true, ..self.clone() }
     }
 
+    pub(super) fn is_json(&self) -> bool {
+        self.json
+    }
+
     fn out(&self, text: &str) -> io::Result<()> {
         if self.to_stderr {
             return io::stderr().write_all(text.as_bytes());

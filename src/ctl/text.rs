@@ -64,7 +64,7 @@ pub(super) fn summary(s: &Summary, heading: Heading) -> String {
     line("failed:", s.failed_total.to_string());
     line("pending:", s.pending.to_string());
     if s.skipped > 0 {
-        line("skipped:", format!("{} (left out by a filter or a route)", s.skipped));
+        line("skipped:", format!("{} (left out by a filter or a route: `flywheelctl why PATH`)", s.skipped));
     }
     if s.collected > 0 {
         line("collected:", format!("{} (deleted from the store before they were pushed)", s.collected));
@@ -225,6 +225,7 @@ pub(super) fn sessions(list: &[SessionEntry], now_ms: i64) -> String {
         [
             printable(&s.session),
             state(s.state).to_owned(),
+            user(s.uid),
             printable(&s.cache),
             s.settled.to_string(),
             s.pending.to_string(),
@@ -233,7 +234,13 @@ pub(super) fn sessions(list: &[SessionEntry], now_ms: i64) -> String {
             printable(s.label.as_deref().unwrap_or("-")),
         ]
     });
-    table(["SESSION", "STATE", "CACHE", "SETTLED", "PENDING", "FAILED", "AGE", "LABEL"], rows)
+    table(["SESSION", "STATE", "USER", "CACHE", "SETTLED", "PENDING", "FAILED", "AGE", "LABEL"], rows)
+}
+
+/// The name of a user, or the number where there is none.
+fn user(uid: u32) -> String {
+    let user = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid)).ok().flatten();
+    user.map_or_else(|| uid.to_string(), |user| printable(&user.name))
 }
 
 pub(super) fn session(d: &SessionDetail, with_steps: bool, now_ms: i64) -> String {

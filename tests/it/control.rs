@@ -328,6 +328,9 @@ fn push_and_flush_fail_with_their_paths() {
     }
     let daemon = ScriptedDaemon::saying(Reply::Pushed(summary()));
     assert_eq!(run(&mut daemon.ctl(&["push", "--wait", PATH, "none*"])).0, 2, "a pattern matches nothing");
+    let warnings = vec![format!("{PATH} is {NOT_VALID}: it was not pushed")];
+    let daemon = ScriptedDaemon::saying(Reply::Pushed(Summary { warnings, ..summary() }));
+    assert_eq!(run(&mut daemon.ctl(&["push", PATH])).0, 2, "a path that is not valid");
 }
 
 #[test]
@@ -599,7 +602,7 @@ fn status_push_flush_list_and_show() {
     let table: [(&[&str], &str); 7] = [
         (&["status"], "cache main: online, https://c, engine native\n"),
         (&["status", "--json"], &json),
-        (&["session", "list"], "SESSION  STATE  CACHE  SETTLED"),
+        (&["session", "list"], "SESSION  STATE  USER  CACHE  SETTLED"),
         (&["session", "show", "s1"], "watch-store pushed 47"),
         (&["push", PATH], "1 path queued\n"),
         (&["push", "--wait", PATH], "pushed 47 store paths\n"),
@@ -710,7 +713,8 @@ fn setup_writes_below_a_root_and_says_what_it_does() {
         let mut command = ctl(Path::new("/no/socket"), &["setup", "--root", root]);
         command.args(args).stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
         let mut child = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
-        std::io::Write::write_all(&mut child.stdin.take().unwrap(), b"very-secret-token\n").unwrap();
+        // A command that refuses its options does not read it.
+        let _ = child.stdin.take().unwrap().write_all(b"very-secret-token\n");
         let output = child.wait_with_output().unwrap();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))

@@ -12,10 +12,21 @@ use super::{
     connection::REPLY_TIMEOUT,
     end::unexpected,
     exit::{Exit, Failure},
+    session::find_session,
 };
 use crate::control::messages::{Reply, Request, SessionDetail};
 
 pub(super) use digest::steps;
+
+/// Writes the report of the session that is meant, see [`find_session`].
+pub(super) fn for_session(
+    context: &Context,
+    session: Option<String>,
+    output: Option<&Path>,
+) -> Result<Exit, Failure> {
+    let session = find_session(context, session)?;
+    command(context, session, output)
+}
 
 /// Writes the report of a session to a file or to standard output.
 pub(super) fn command(context: &Context, session: String, output: Option<&Path>) -> Result<Exit, Failure> {

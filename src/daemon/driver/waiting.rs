@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::Driver;
 use crate::control::messages as m;
-use crate::control::messages::{ErrorCode, Progress, Reply};
+use crate::control::messages::{ErrorCode, NOT_VALID, Progress, Reply};
 use crate::control::server::Responder;
 use crate::daemon::intake;
 use crate::daemon::sessions::{Answer, Asked, Caller, Engines, Naming, Waiter};
@@ -36,12 +36,12 @@ fn span(duration: Duration) -> String {
 fn not_valid(invalid: &[StorePath], store_dir: &StoreDir) -> Option<String> {
     let (first, rest) = invalid.split_first()?;
     if rest.is_empty() {
-        return Some(format!("{} is not valid in the store: it was not pushed", store_dir.full(first)));
+        return Some(format!("{} is {NOT_VALID}: it was not pushed", store_dir.full(first)));
     }
     let names: Vec<String> = invalid.iter().take(NAMED).map(|path| store_dir.full(path)).collect();
     let more = if invalid.len() > NAMED { ", …" } else { "" };
     let count = invalid.len();
-    Some(format!("{count} paths are not valid in the store and were not pushed: {}{more}", names.join(", ")))
+    Some(format!("{count} paths are {NOT_VALID} and were not pushed: {}{more}", names.join(", ")))
 }
 
 impl Driver {

@@ -111,6 +111,60 @@ fn the_socket_unit_of_the_built_in_cache_holds_its_port() {
     until("it is in the cache as well", || c.serves(8742, &next).then_some(()));
 }
 
+/// Jobs that connect do not start it again and again.
+#[test]
+fn a_bad_configuration_waits_for_the_administrator() {
+    let Some(c) = Container::installed() else { return };
+    c.write("/etc/flywheel/flywheel.toml.d/mine.toml", "nonsense = 1\n");
+    c.run("systemctl restart flywheeld.service");
+    let starts = || {
+        c.ok("journalctl --sync; journalctl -u flywheeld.service -o cat")
+            .matches("Starting flywheeld.service")
+            .count()
+    };
+    until("it has failed", || (c.show("flywheeld.service", "ActiveState") == "failed").then_some(()));
+    until("the socket is closed", || (c.show("flywheeld.socket", "ActiveState") == "inactive").then_some(()));
+    let before = starts();
+    assert!(before <= 4, "{}", c.log());
+    for _ in 0..5 {
+        let said = c.run_as("job", "flywheelctl session start");
+        assert!(said.code == 0 && said.err.contains("no flywheel daemon"), "{said:?}");
+    }
+    assert_eq!(starts(), before, "{}", c.log());
+    let doctor = c.run("flywheelctl doctor");
+    assert_eq!(doctor.code, 5, "{doctor:?}");
+    assert!(
+        doctor.out.contains("its configuration cannot be used") && doctor.out.contains("nonsense"),
+        "{doctor:?}"
+    );
+    // One command of the administrator starts both again.
+    c.ok("rm /etc/flywheel/flywheel.toml.d/mine.toml && systemctl restart flywheeld");
+    assert_eq!(c.show("flywheeld.socket", "ActiveState"), "active");
+    c.ok_as("job", "flywheelctl status >/dev/null");
+}
+
+/// Who may read the journal sees a session's entries with their explanations.
+#[test]
+fn logs_shows_the_journal_of_a_session() {
+    let Some(c) = Container::installed() else { return };
+    let session = c.ok_as(
+        "job",
+        "flywheelctl session start --label of-logs --anchor-pid $$ && flywheelctl session end >/dev/null",
+    );
+    let shown = until("it is written", || {
+        let shown = c.ok(&format!("journalctl --sync; flywheelctl logs {session} --explain"));
+        shown.contains("watch-store pushed 0").then_some(shown)
+    });
+    assert!(shown.contains(&session) && shown.contains("Subject: Session"), "{shown}");
+    assert!(!shown.contains("is ready at"), "only its own entries: {shown}");
+    assert!(c.ok("flywheelctl logs").contains("is ready at"));
+    let refused = c.run_as("job", "flywheelctl logs");
+    assert_eq!(refused.code, 5, "{refused:?}");
+    assert!(refused.err.contains("systemd-journal"), "{refused:?}");
+    c.ok("usermod -aG systemd-journal job");
+    assert!(c.ok_as("job", "flywheelctl logs").contains("is ready at"));
+}
+
 #[test]
 fn systemctl_reload_reports_the_result() {
     let Some(c) = Container::installed() else { return };
