@@ -64,7 +64,8 @@ pub(super) fn summary(s: &Summary, heading: Heading) -> String {
     line("failed:", s.failed_total.to_string());
     line("pending:", s.pending.to_string());
     if s.skipped > 0 {
-        line("skipped:", format!("{} (left out by a filter or a route: `flywheelctl why PATH`)", s.skipped));
+        let why = "sources, .drv files, or left out by a filter or route: `flywheelctl why PATH`";
+        line("skipped:", format!("{} ({why})", s.skipped));
     }
     if s.collected > 0 {
         line("collected:", format!("{} (deleted from the store before they were pushed)", s.collected));
