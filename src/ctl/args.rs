@@ -227,7 +227,7 @@ pub(super) struct LogsArgs {
     /// Print the catalog's explanation beside the entries
     #[arg(long, short = 'x')]
     pub(super) explain: bool,
-    /// Go on with new entries
+    /// Continue with new entries
     #[arg(long, short)]
     pub(super) follow: bool,
     /// Show warnings and errors only

@@ -133,6 +133,16 @@ const EXAMPLES: &[(&str, &[Example])] = &[
         ],
     ),
     (
+        "flywheelctl-logs",
+        &[
+            ("Show the journal of the job's session:", "flywheelctl logs"),
+            (
+                "Show the daemon's warnings with their explanations:",
+                "flywheelctl logs --daemon --explain --warnings",
+            ),
+        ],
+    ),
+    (
         "flywheelctl-setup",
         &[
             (
