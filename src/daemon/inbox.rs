@@ -85,12 +85,19 @@ pub(super) enum Input {
     Metrics(tokio::sync::oneshot::Sender<String>),
 }
 
+/// A row of the Nix database. When the database went back, or is another one, its numbers
+/// stand for other paths: that begins a new generation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct DbRow {
+    pub(super) generation: u32,
+    pub(super) id: i64,
+}
+
 /// What a push stands for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct FoundPath {
     pub(super) push: PushId,
-    /// Its row in the Nix database.
-    pub(super) row: i64,
+    pub(super) row: DbRow,
     pub(super) path: StorePath,
     /// When it was taken in, in ms since 1970; 0 if it is not known.
     pub(super) seen_at: i64,

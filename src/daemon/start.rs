@@ -335,6 +335,7 @@ impl IntakeThread {
             recheck_after: settings.push.recheck_after,
             settlements: settlements.clone(),
             began,
+            generation: 0,
         };
         let thread = intake::start(intake, queue)?;
         let store_watch = Arc::new(store_watch);

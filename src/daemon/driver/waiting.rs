@@ -230,10 +230,12 @@ impl Driver {
             let why = self.parts.intake.stuck().unwrap_or("it is being read");
             let text =
                 format!("the store could not be looked through in time ({why}): there may be more to push");
-            if let Some(row) = caller.asked.session() {
-                self.step(Event::Unconfirmed(row));
-            }
-            if let Some(session) = caller.asked.session().and_then(|row| self.parts.sessions.get_mut(row)) {
+            let Some(row) = caller.asked.session() else {
+                self.answer_with(caller.asked, caller.responder, caller.since, true, vec![text]);
+                continue;
+            };
+            self.step(Event::Unconfirmed(row));
+            if let Some(session) = self.parts.sessions.get_mut(row) {
                 session.warn(&self.parts.ledger, text);
                 session.incomplete = true;
             }
@@ -374,24 +376,26 @@ impl Driver {
         let (row, is_push) = match asked {
             Asked::End(row) => (row, false),
             Asked::Push(row) => (row, true),
-            Asked::Flush => return responder.reply(Reply::Pushed(self.flush_summary(since, early))),
+            Asked::Flush => {
+                return responder.reply(Reply::Pushed(self.flush_summary(since, early, warnings)));
+            }
         };
         let incomplete = self.parts.sessions.get(row).is_some_and(|s| s.incomplete);
         let answer = Answer { row, is_push, incomplete, waited: since.elapsed(), warnings };
         self.parts.reports.answer(answer, self.engines(), responder);
     }
 
-    fn flush_summary(&self, since: Instant, early: bool) -> m::Summary {
+    fn flush_summary(&self, since: Instant, early: bool, warnings: Vec<String>) -> m::Summary {
         let left = if early { self.pending() } else { 0 };
         let stuck = self.parts.intake.stuck().filter(|_| early);
-        // While the intake is stuck nobody knows what is left.
-        let unknown = left == 0 && stuck.is_some();
+        // While the intake is stuck, or has not finished, nobody knows what is left.
+        let unknown = left == 0 && (stuck.is_some() || !warnings.is_empty());
         m::Summary {
             outcome: if unknown { m::Outcome::Pending } else { m::Outcome::of(0, left) },
             pending: left,
             flush_ms: millis(since.elapsed()),
             duration_ms: millis(since.elapsed()),
-            warnings: stuck.map(str::to_owned).into_iter().collect(),
+            warnings: stuck.map(str::to_owned).into_iter().chain(warnings).collect(),
             ..m::Summary::default()
         }
     }

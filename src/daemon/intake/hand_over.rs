@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::{Intake, IntakeError};
-use crate::daemon::inbox::{FoundPath, Input};
+use crate::daemon::inbox::{DbRow, FoundPath, Input};
 use crate::flow::{NewPush, Purpose};
 use crate::ledger::{Admit, Cursor, Evidence, NewPushRow, PushState, SessionRow};
 use crate::store::PathInfo;
@@ -138,7 +138,7 @@ impl Intake {
         let place = |info: &PathInfo, id, seen_at| FoundPath {
             seen_at,
             push: id,
-            row: info.id,
+            row: DbRow { generation: self.generation, id: info.id },
             path: info.path.clone(),
             nar_size: info.nar_size,
         };
@@ -162,7 +162,7 @@ impl Intake {
             paths.push(place(info, *id, *seen_at));
         }
         for path in &paths {
-            self.confirmed[usize::from(cache)].hand_on(path.row);
+            self.confirmed[usize::from(cache)].hand_on(path.row.id);
         }
         self.tell(Input::Found { cache: CacheId(cache), pushes, paths, reasons, retry: terms.retry })
     }

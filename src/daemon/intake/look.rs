@@ -111,6 +111,7 @@ impl Intake {
         *cursor = Cursor { identity, id: from, marks: standing::written(&marks) };
         self.marks = marks;
         self.confirmed.iter_mut().for_each(Confirmed::clear);
+        self.generation = self.generation.wrapping_add(1);
         self.ledger.admit(Admit { cursor: Some(cursor.clone()), pushes: Vec::new(), at: Wall::now().0 })?;
         self.tell(Input::Cursor(cursor.id))
     }

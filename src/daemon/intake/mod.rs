@@ -123,6 +123,8 @@ pub(in crate::daemon) struct Intake {
     pub(in crate::daemon) settlements: Settlements,
     /// Zero of the clock that the driver's decisions use.
     pub(in crate::daemon) began: Instant,
+    /// Counts how often the row numbers of this run have changed their meaning.
+    pub(in crate::daemon) generation: u32,
     /// How many paths the driver knows.
     pub(in crate::daemon) known: Arc<AtomicUsize>,
 }
@@ -273,8 +275,10 @@ impl Intake {
     fn take_up_settlements(&mut self) {
         for settlement in self.settlements.take() {
             match settlement {
+                // The number stands for another path by now.
+                Settlement::Settled { row, .. } if row.generation != self.generation => {}
                 Settlement::Settled { cache, row, confirmed } => {
-                    self.confirmed[usize::from(cache.0)].settled(row, confirmed);
+                    self.confirmed[usize::from(cache.0)].settled(row.id, confirmed);
                 }
                 Settlement::Distrust(cache) => self.confirmed[usize::from(cache.0)].distrust(),
             }

@@ -66,6 +66,7 @@ fn intake(top: &Path) -> (Intake, tokio::sync::mpsc::Receiver<Input>) {
         recheck_after: RECHECK_AFTER,
         settlements: Settlements::default(),
         began: Instant::now(),
+        generation: 0,
     };
     (intake, inputs)
 }

@@ -10,7 +10,7 @@ use super::settlements::{Settlement, Settlements};
 use super::transfer::Running;
 use crate::control::messages::UploadStatus;
 use crate::daemon::gc_roots::GcRoots;
-use crate::daemon::inbox::FoundPath;
+use crate::daemon::inbox::{DbRow, FoundPath};
 use crate::ledger::{Ledger, Steps};
 use crate::types::{CacheId, Mono, PushId, StoreDir, StorePath, Wall, millis};
 
@@ -20,7 +20,7 @@ pub(super) struct Push {
     pub(super) path: StorePath,
     pub(super) cache: CacheId,
     /// Its row in the Nix database.
-    row: i64,
+    row: DbRow,
     /// The size of its NAR, in bytes.
     nar_size: u64,
     /// The ledger has it as confirmed, and the cache is asked whether that is still so.

@@ -4,6 +4,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::daemon::inbox::DbRow;
 use crate::types::{CacheId, Mono};
 
 /// One entry.
@@ -13,7 +14,7 @@ pub(in crate::daemon) enum Settlement {
     Settled {
         cache: CacheId,
         /// The row of the Nix database.
-        row: i64,
+        row: DbRow,
         /// When the question or upload began that showed the cache to have the whole
         /// closure, if one did.
         confirmed: Option<Mono>,
