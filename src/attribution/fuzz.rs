@@ -18,8 +18,8 @@ pub(crate) fn decode(bytes: &[u8]) {
         let _ = proc::field(&text, name);
     }
     assert!(proc::parse_cgroup(&text).is_none_or(|path| path != "/" && text.contains(&path)));
-    let locks = locks::parse(&text);
-    assert!(locks.len() <= text.lines().count() && locks.values().all(|pid| *pid > 0));
+    let locks: Vec<_> = locks::parse(&text).collect();
+    assert!(locks.len() <= text.lines().count() && locks.iter().all(|(_, pid)| *pid > 0));
     let _ = locks::parse_mounts(&text, "40");
     lineage::fuzz(bytes);
 }

@@ -6,7 +6,6 @@
 //! When the holder is in another process namespace, the kernel leaves its lock out
 //! or lists it with the process number 0.
 
-use std::collections::HashMap;
 use std::os::fd::AsRawFd as _;
 use std::path::Path;
 use std::sync::Once;
@@ -17,23 +16,35 @@ use crate::observe::event;
 /// A file, as `/proc/locks` names it: major and minor number of the device, inode.
 pub(super) type FileId = (u32, u32, u64);
 
-/// Returns the holder of each exclusive flock(2) lock. Leaves out lines with `->`,
-/// whose processes wait for a lock and hold none.
-pub(super) fn parse(text: &str) -> HashMap<FileId, i32> {
-    text.lines()
-        .filter_map(|line| {
-            let mut words = line.split_whitespace().skip(1);
-            let (kind, _, mode, pid, file) =
-                (words.next()?, words.next()?, words.next()?, words.next()?, words.next()?);
-            let pid = pid.parse().ok().filter(|pid| *pid > 0)?;
-            if (kind, mode) != ("FLOCK", "WRITE") {
-                return None;
-            }
-            let mut parts = file.split(':');
-            let device = |part: Option<&str>| u32::from_str_radix(part?, 16).ok();
-            Some(((device(parts.next())?, device(parts.next())?, parts.next()?.parse().ok()?), pid))
-        })
-        .collect()
+/// Returns the holder of each exclusive flock(2) lock, on all devices.
+#[cfg(any(fuzzing, test))]
+pub(super) fn parse(text: &str) -> impl Iterator<Item = (FileId, i32)> {
+    text.lines().filter_map(parse_line)
+}
+
+/// Returns inode and holder of each exclusive flock(2) lock of a file on this device.
+/// Leaves out lines with `->`, whose processes wait for a lock and hold none.
+pub(super) fn parse_device(text: &str, (major, minor): (u32, u32)) -> impl Iterator<Item = (u64, i32)> {
+    let device = format!(" {major:02x}:{minor:02x}:");
+    let lines = text.lines().filter(move |line| line.contains(&device));
+    lines.filter_map(parse_line).filter_map(
+        move |((a, b, inode), pid)| {
+            if (a, b) == (major, minor) { Some((inode, pid)) } else { None }
+        },
+    )
+}
+
+fn parse_line(line: &str) -> Option<(FileId, i32)> {
+    let mut words = line.split_ascii_whitespace().skip(1);
+    let (kind, _, mode, pid, file) =
+        (words.next()?, words.next()?, words.next()?, words.next()?, words.next()?);
+    if (kind, mode) != ("FLOCK", "WRITE") {
+        return None;
+    }
+    let pid = pid.parse().ok().filter(|pid| *pid > 0)?;
+    let mut parts = file.split(':');
+    let device = |part: Option<&str>| u32::from_str_radix(part?, 16).ok();
+    Some(((device(parts.next())?, device(parts.next())?, parts.next()?.parse().ok()?), pid))
 }
 
 /// Returns the device of a directory as `/proc/locks` writes it: that of the
@@ -75,6 +86,8 @@ pub(super) fn parse_mounts(text: &str, mount: &str) -> Option<(u32, u32)> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use super::*;
 
     #[test]
@@ -90,8 +103,10 @@ mod tests {
 7: FLOCK  ADVISORY  WRITE nonsense
 ";
         let expected = [((0xfe, 0, 10_010_895), 10420), ((0, 0x2a, 10_010_636), 4701)];
-        assert_eq!(parse(text), HashMap::from(expected));
-        assert!(parse("").is_empty());
+        assert_eq!(parse(text).collect::<HashMap<_, _>>(), HashMap::from(expected));
+        assert_eq!(parse("").count(), 0);
+        assert_eq!(parse_device(text, (0xfe, 0)).collect::<Vec<_>>(), [(10_010_895, 10420)]);
+        assert_eq!(parse_device(text, (0, 0x2a)).collect::<Vec<_>>(), [(10_010_636, 4701)]);
     }
 
     #[test]
@@ -122,7 +137,10 @@ mod tests {
         let (major, minor) = device(&Proc::default(), dir.path()).unwrap();
         let id = (major, minor, file.metadata().unwrap().ino());
         let me = i32::try_from(std::process::id()).unwrap();
-        let holder = || parse(&std::fs::read_to_string("/proc/locks").unwrap()).get(&id).copied();
+        let holder = || {
+            let text = std::fs::read_to_string("/proc/locks").unwrap();
+            parse(&text).find(|(file, _)| *file == id).map(|(_, pid)| pid)
+        };
         assert_eq!(holder(), Some(me));
         drop(file);
         assert_eq!(holder(), None);

@@ -1,13 +1,12 @@
 //! The attempts at each path, and what may be concluded from events and from
 //! reads of the lock table. Must not know: inotify, `/proc`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::super::lineage::Lineage;
-use super::super::proc::ProcId;
 use super::super::windows::Maker;
 use super::events::Happened;
 use crate::observe::detail;
@@ -18,13 +17,8 @@ pub(super) const PATHS: usize = 16_384;
 pub(super) const ATTEMPTS: usize = 8;
 /// Upper bound of the lock files that are held open at a time.
 pub(super) const HELD_FILES: usize = 256;
-/// How long after an event of a lock file its holder is looked for.
-const WATCHED: Duration = Duration::from_millis(40);
-/// How long after the event the lock table is read without a pause: on a busy
-/// machine a thread that pauses runs again too late. Later the pause grows.
-const WITHOUT_PAUSE: Duration = Duration::from_micros(150);
-/// Upper bound of that pause.
-pub(super) const LONGEST_PAUSE: Duration = Duration::from_millis(5);
+/// How long the file of a new lock is held open that no process locks.
+const FRESH: Duration = Duration::from_millis(40);
 /// The kernel reports that a file is closed a moment before it removes the lock:
 /// a holder that is seen this soon afterwards may hold it no longer.
 const SETTLES: Duration = Duration::from_micros(100);
@@ -32,13 +26,18 @@ const SETTLES: Duration = Duration::from_micros(100);
 #[derive(Default)]
 pub(super) struct State {
     pub(super) paths: HashMap<String, Entry>,
-    pub(super) lineages: HashMap<ProcId, Arc<Lineage>>,
-    /// The paths with an unsettled attempt.
-    pub(super) unsettled: Vec<String>,
+    /// The open attempts by the inodes of their files.
+    inodes: HashMap<u64, Arc<str>>,
+    /// The attempts whose files are held open, oldest first.
+    fresh: VecDeque<(Instant, String)>,
+    /// The paths whose holders were to be looked for at once.
+    urgent: Vec<String>,
     /// The store's device as `/proc/locks` writes it.
     pub(super) device: Option<(u32, u32)>,
     /// The number of the last `catch_up` that is answered.
     pub(super) done: u64,
+    /// How many times the lock table was read.
+    pub(super) reads: u64,
     /// Whether the thread runs.
     pub(super) watches: bool,
 }
@@ -62,17 +61,23 @@ pub(super) enum Holder {
 /// the kernel gives its inode to no other file.
 pub(super) struct HeldFile {
     pub(super) file: OwnedFd,
-    pub(super) inode: u64,
     /// Counts the held files.
     pub(super) _counted: Arc<()>,
 }
 
+/// The lock file that has a name at the moment.
+pub(super) struct LockFile {
+    pub(super) inode: u64,
+    /// `None` when [`HELD_FILES`] others are held open.
+    pub(super) held: Option<HeldFile>,
+}
+
 /// One lock file from its creation to its removal.
 pub(super) struct Attempt {
-    pub(super) held: Option<HeldFile>,
+    /// The inode of the file, when it was last looked at.
+    pub(super) inode: Option<u64>,
+    held: Option<HeldFile>,
     pub(super) holder: Holder,
-    /// When an event last made another holder possible.
-    pub(super) changed: Instant,
     /// When a process that may have held the lock last closed the file.
     closed: Option<Instant>,
     pub(super) removed: Option<Instant>,
@@ -80,10 +85,28 @@ pub(super) struct Attempt {
     scanned: bool,
 }
 
+/// What an event asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Next {
+    /// A look at the lock table at once: the lock may be released in a moment.
+    Urgent,
+    /// A look soon: a build may have started.
+    Soon,
+    Nothing,
+}
+
+/// What a read of the lock table says about an attempt whose file was not held open
+/// when the read began. It counts when the events until then show no removal.
+#[derive(Debug)]
+pub(super) struct Tentative {
+    base: Arc<str>,
+    inode: u64,
+    pid: i32,
+}
+
 impl Attempt {
     fn new(scanned: bool) -> Self {
-        let (holder, changed) = (Holder::Unknown, Instant::now());
-        Self { held: None, holder, changed, closed: None, removed: None, scanned }
+        Self { inode: None, held: None, holder: Holder::Unknown, closed: None, removed: None, scanned }
     }
 
     /// An attempt whose holder was seen.
@@ -94,8 +117,7 @@ impl Attempt {
 
     /// Whether the next read of the lock table may say more.
     pub(super) fn is_unsettled(&self) -> bool {
-        let open = self.removed.is_none() && self.held.is_some();
-        open && !matches!(self.holder, Holder::Seen(_, Some(_)))
+        self.removed.is_none() && !matches!(self.holder, Holder::Seen(_, Some(_)))
     }
 
     /// The maker of the path, if this attempt made it.
@@ -106,22 +128,25 @@ impl Attempt {
         }
     }
 
-    /// Whether a read of the lock table that began at `at` and shows this holder
-    /// says something new.
-    pub(super) fn held_by(&mut self, pid: i32, at: Instant) -> bool {
+    /// Takes in that a read of the lock table that began at `at` shows this holder.
+    fn held_by(&mut self, pid: i32, at: Instant, lineage: impl FnOnce(i32) -> Option<Arc<Lineage>>) {
         if self.closed.is_some_and(|closed| at < closed + SETTLES) {
-            return false;
+            return;
         }
-        match &self.holder {
+        let is_new = match &self.holder {
             Holder::Unknown => true,
             Holder::Seen(known, lineage) => *known != pid || lineage.is_none(),
+        };
+        if is_new {
+            self.holder = Holder::Seen(pid, lineage(pid));
         }
+        // From now on an event says when another process may hold the lock.
+        self.held = None;
     }
 
     /// A process closed the file: the holder, or one that did not get the lock.
     fn set_closed(&mut self) {
-        self.changed = Instant::now();
-        self.closed = Some(self.changed);
+        self.closed = Some(Instant::now());
         self.holder = Holder::Unknown;
     }
 }
@@ -129,114 +154,211 @@ impl Attempt {
 impl State {
     /// A path's entry; `None` when [`PATHS`] others are remembered.
     pub(super) fn entry(&mut self, base: &str) -> Option<&mut Entry> {
-        if self.paths.len() >= PATHS && !self.paths.contains_key(base) {
-            detail!(base = base, "too many locks are watched: who makes this path stays unknown");
-            return None;
+        if !self.paths.contains_key(base) {
+            if self.paths.len() >= PATHS {
+                detail!(base = base, "too many locks are watched: who makes this path stays unknown");
+                return None;
+            }
+            self.paths.insert(base.to_owned(), Entry::default());
         }
-        Some(self.paths.entry(base.to_owned()).or_default())
+        self.paths.get_mut(base)
     }
 
-    /// Takes in one event. Events from before `held` opened a file are taken in
-    /// before the next read of the lock table, so that an attempt is never judged
-    /// by another attempt's file.
-    pub(super) fn happened(&mut self, base: &str, what: Happened, held: impl Fn() -> Option<HeldFile>) {
+    /// Takes in one event. `file` returns the lock file that has a path's name now.
+    pub(super) fn happened(
+        &mut self,
+        base: &str,
+        what: Happened,
+        file: impl Fn() -> Option<LockFile>,
+    ) -> Next {
         match what {
-            Happened::Created => self.created(base, false, held),
-            Happened::Opened => {
-                if !self.paths.get(base).is_some_and(|e| e.attempts.iter().any(|t| t.removed.is_none())) {
-                    return; // removed before, or older than this daemon
-                }
-                self.look_at(base, held);
+            Happened::Created => {
+                self.created(base, false, file);
+                self.urgent(base)
             }
+            Happened::Appeared if self.open(base).is_some_and(|open| open.is_unsettled()) => {
+                self.urgent(base)
+            }
+            Happened::Appeared => Next::Soon,
             Happened::Closed => {
                 if let Some(open) = self.open(base) {
                     open.set_closed();
-                    if open.is_unsettled() {
-                        self.unsettle(base);
-                    }
                 }
+                Next::Nothing
             }
             Happened::Removed => {
                 if let Some(ended) = self.open(base) {
                     ended.removed = Some(Instant::now());
+                    let inode = ended.inode;
                     let there = |p: &HeldFile| rustix::fs::fstat(&p.file).is_ok_and(|s| s.st_nlink > 0);
                     if ended.held.take().is_some_and(|held| there(&held)) {
                         // It was the next attempt's file already.
                         ended.holder = Holder::Unknown;
                     }
+                    self.forget_inode(inode, base);
                 }
+                Next::Soon
             }
         }
     }
 
-    /// A lock file exists.
-    pub(super) fn created(&mut self, base: &str, scanned: bool, held: impl Fn() -> Option<HeldFile>) {
+    /// A lock file exists. An attempt is not judged by another attempt's file: the
+    /// events from before `file` looked at it are taken in before the next read of
+    /// the lock table.
+    pub(super) fn created(&mut self, base: &str, scanned: bool, file: impl Fn() -> Option<LockFile>) {
         let Some(entry) = self.entry(base) else { return };
         let known = entry.attempts.iter_mut().find(|t| t.removed.is_none());
-        if let Some(known) = known {
-            if known.scanned || scanned {
+        let mut last = None;
+        match known {
+            Some(known) if known.scanned || scanned => {
                 known.scanned = scanned;
-                return self.look_at(base, held);
+                if known.inode.is_some() {
+                    return;
+                }
             }
-            // The event of its removal was lost.
-            known.removed = Some(Instant::now());
-            known.holder = Holder::Unknown;
-            known.held = None;
+            Some(known) => {
+                // The event of its removal was lost.
+                known.removed = Some(Instant::now());
+                known.holder = Holder::Unknown;
+                known.held = None;
+                last = known.inode;
+                entry.push(Attempt::new(scanned));
+            }
+            None => entry.push(Attempt::new(scanned)),
         }
-        if entry.attempts.len() < ATTEMPTS {
-            entry.attempts.push(Attempt::new(scanned));
+        self.forget_inode(last, base);
+        self.identify(base, file());
+    }
+
+    /// Notes which file is the open attempt's.
+    fn identify(&mut self, base: &str, file: Option<LockFile>) {
+        let (Some(open), Some(LockFile { inode, held })) = (self.open(base), file) else { return };
+        open.inode = Some(inode);
+        if held.is_some() {
+            open.held = held;
+            self.fresh.push_back((Instant::now(), base.to_owned()));
         }
-        self.look_at(base, held);
+        self.inodes.insert(inode, base.into());
+    }
+
+    fn forget_inode(&mut self, inode: Option<u64>, base: &str) {
+        if let Some(inode) = inode
+            && self.inodes.get(&inode).is_some_and(|of| **of == *base)
+        {
+            self.inodes.remove(&inode);
+        }
     }
 
     fn open(&mut self, base: &str) -> Option<&mut Attempt> {
         self.paths.get_mut(base)?.attempts.iter_mut().find(|t| t.removed.is_none())
     }
 
-    /// A process may take the lock now: looks for its holder for a while.
-    fn look_at(&mut self, base: &str, held: impl Fn() -> Option<HeldFile>) {
-        let Some(open) = self.open(base) else { return };
-        if matches!(open.holder, Holder::Seen(_, Some(_))) {
-            return; // it is held, and an event follows when that ends
+    /// Takes in a read of the lock table that began at `at`: process numbers of
+    /// holders by inode. `lineage` returns a process's ancestors. Returns what is to be
+    /// taken in by [`Self::settle`] after the events until now.
+    pub(super) fn learn(
+        &mut self,
+        holders: &[(u64, i32)],
+        at: Instant,
+        mut lineage: impl FnMut(i32) -> Option<Arc<Lineage>>,
+    ) -> Vec<Tentative> {
+        self.reads += 1;
+        let mut tentative = Vec::new();
+        for (inode, pid) in holders.iter().copied() {
+            let Some(base) = self.inodes.get(&inode).cloned() else { continue };
+            let Some(open) = self.open(&base).filter(|open| open.is_unsettled()) else { continue };
+            if open.held.is_some() {
+                open.held_by(pid, at, &mut lineage);
+            } else {
+                tentative.push(Tentative { base, inode, pid });
+            }
         }
-        open.changed = Instant::now();
-        if open.held.is_none() {
-            open.held = held();
-        }
-        if open.held.is_some() {
-            self.unsettle(base);
+        tentative
+    }
+
+    /// Takes in what was tentative. All events until after the read have been taken in:
+    /// an attempt that is still open had the same file all the time.
+    pub(super) fn settle(
+        &mut self,
+        tentative: &[Tentative],
+        at: Instant,
+        mut lineage: impl FnMut(i32) -> Option<Arc<Lineage>>,
+    ) {
+        for Tentative { base, inode, pid } in tentative {
+            if let Some(open) = self.open(base).filter(|open| open.inode == Some(*inode)) {
+                open.held_by(*pid, at, &mut lineage);
+            }
         }
     }
 
-    fn unsettle(&mut self, base: &str) {
-        if !self.unsettled.iter().any(|known| known == base) {
-            self.unsettled.push(base.to_owned());
+    /// Known holders become unknown, since events may be missing.
+    pub(super) fn doubt(&mut self) {
+        let attempts = self.paths.values_mut().flat_map(|entry| &mut entry.attempts);
+        attempts.filter(|t| t.removed.is_none()).for_each(Attempt::set_closed);
+    }
+
+    /// Takes in that events were lost: `there` says which lock file has a path's
+    /// name now. Attempts with another file have ended.
+    pub(super) fn recount(&mut self, there: impl Fn(&str) -> Option<u64>) {
+        self.doubt();
+        self.inodes.clear();
+        for (base, entry) in &mut self.paths {
+            for open in entry.attempts.iter_mut().filter(|t| t.removed.is_none()) {
+                match there(base).filter(|inode| open.inode.is_none_or(|known| known == *inode)) {
+                    Some(inode) => {
+                        open.inode = Some(inode);
+                        self.inodes.insert(inode, base.as_str().into());
+                    }
+                    None => open.removed = Some(Instant::now()),
+                }
+            }
         }
     }
 
-    /// Closes the files of settled attempts, and those that no process locks: an
-    /// event follows when one opens them.
+    fn urgent(&mut self, base: &str) -> Next {
+        if self.urgent.len() < HELD_FILES {
+            self.urgent.push(base.to_owned());
+        }
+        Next::Urgent
+    }
+
+    /// Whether the holder of an urgent lock is still unknown.
+    pub(super) fn is_urgent(&mut self) -> bool {
+        let mut urgent = std::mem::take(&mut self.urgent);
+        urgent.retain(|base| self.open(base).is_some_and(|open| open.is_unsettled()));
+        self.urgent = urgent;
+        !self.urgent.is_empty()
+    }
+
+    /// Stops to look for the holders of urgent locks at once.
+    pub(super) fn calm(&mut self) {
+        self.urgent.clear();
+    }
+
+    /// Whether there are lock files.
+    pub(super) fn has_open(&self) -> bool {
+        !self.inodes.is_empty()
+    }
+
+    /// Closes the files of attempts that are settled, removed or no longer fresh.
     pub(super) fn tidy(&mut self, now: Instant) {
-        let mut unsettled = std::mem::take(&mut self.unsettled);
-        unsettled.retain(|base| {
-            let Some(open) = self.open(base).filter(|t| t.is_unsettled()) else { return false };
-            let fresh = now.duration_since(open.changed) < WATCHED;
-            if !fresh {
+        let mut fresh = std::mem::take(&mut self.fresh);
+        fresh.retain(|(since, base)| {
+            let Some(open) = self.open(base).filter(|open| open.held.is_some()) else { return false };
+            let keeps = now.duration_since(*since) < FRESH;
+            if !keeps {
                 open.held = None;
             }
-            fresh
+            keeps
         });
-        self.unsettled = unsettled;
+        self.fresh = fresh;
     }
+}
 
-    /// The pause before the next read of the lock table; `None`: until an event.
-    pub(super) fn pause(&mut self, now: Instant) -> Option<Duration> {
-        let bases = std::mem::take(&mut self.unsettled);
-        let ages = bases.iter().filter_map(|base| Some(now.duration_since(self.open(base)?.changed)));
-        let pause = ages
-            .map(|age| if age < WITHOUT_PAUSE { Duration::ZERO } else { (age / 2).min(LONGEST_PAUSE) })
-            .min();
-        self.unsettled = bases;
-        pause
+impl Entry {
+    fn push(&mut self, attempt: Attempt) {
+        if self.attempts.len() < ATTEMPTS {
+            self.attempts.push(attempt);
+        }
     }
 }

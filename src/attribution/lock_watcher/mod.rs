@@ -11,6 +11,8 @@
 
 mod attempts;
 mod events;
+mod lineages;
+mod pace;
 mod table;
 mod watcher;
 
@@ -31,6 +33,8 @@ use watcher::Shared;
 
 /// Upper bound of the time that a caller waits for the thread.
 const MAX_WAIT: Duration = Duration::from_millis(100);
+/// How long after a lock was closed its holder is certainly not listed any more.
+const SETTLED: Duration = Duration::from_micros(200);
 /// How long a hook's report is kept for a path that does not become valid.
 const HOOKED: Duration = Duration::from_secs(60);
 
@@ -116,7 +120,8 @@ impl LockWatcher {
 
     /// Who made each of these paths, which are valid now; see [`Self::maker`].
     pub fn makers(&self, bases: &[String]) -> Vec<Option<Maker>> {
-        bases.iter().map(|base| self.maker(base)).collect()
+        let mut waits = true;
+        bases.iter().map(|base| self.maker_now(base, &mut waits)).collect()
     }
 
     /// Forgets who made these paths, when that is in the ledger; `makers`: what was
@@ -138,18 +143,41 @@ impl LockWatcher {
     /// [`Self::catch_up`]: the process that holds the lock of a valid path, and held it
     /// before the path was valid, made it.
     pub fn maker(&self, base: &str) -> Option<Maker> {
-        let until = Instant::now() + MAX_WAIT;
-        let mut state = self.shared().state();
-        loop {
-            let entry = state.paths.get(base)?;
-            let is_open = entry.attempts.first().is_some_and(attempts::Attempt::is_unsettled);
-            // A read of the lock table is due: it tells, or the removal of the file.
-            if entry.hook.is_some() || !is_open || !state.watches || Instant::now() >= until {
-                break;
+        self.maker_now(base, &mut true)
+    }
+
+    /// As [`Self::maker`]. `waits`: whether the lock table is read for a lock that is
+    /// still held and whose holder is unknown. False afterwards: all locks were looked at.
+    fn maker_now(&self, base: &str, waits: &mut bool) -> Option<Maker> {
+        let shared = self.shared();
+        let mut state = shared.state();
+        let known = |state: &attempts::State| {
+            state.paths.get(base).is_none_or(|entry| {
+                entry.hook.is_some() || !entry.attempts.first().is_some_and(attempts::Attempt::is_unsettled)
+            })
+        };
+        if *waits && state.watches && !known(&state) {
+            *waits = false;
+            // A process that closed the lock just now may still be listed: the second
+            // time the table is read some time after that.
+            for pause in [Duration::ZERO, SETTLED] {
+                if !pause.is_zero() {
+                    drop(state);
+                    std::thread::sleep(pause);
+                    state = shared.state();
+                }
+                // A read may have begun before: the next one counts.
+                let (until, reads) = (Instant::now() + MAX_WAIT, state.reads + 2);
+                while state.watches && !known(&state) && state.reads < reads && Instant::now() < until {
+                    shared.wanted.store(true, Ordering::Release);
+                    shared.wake();
+                    let turn = shared.worked.wait_timeout(state, MAX_WAIT);
+                    state = turn.unwrap_or_else(PoisonError::into_inner).0;
+                }
+                if known(&state) {
+                    break;
+                }
             }
-            let wait = Duration::from_millis(1);
-            let turn = self.shared().worked.wait_timeout(state, wait);
-            state = turn.unwrap_or_else(PoisonError::into_inner).0;
         }
         let entry = state.paths.get(base)?;
         if let Some((maker, _)) = &entry.hook {

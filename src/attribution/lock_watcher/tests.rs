@@ -95,6 +95,12 @@ impl Store {
         drop(shared.worked.wait_while(shared.state(), |s| s.done < asked).unwrap());
     }
 
+    fn until_no_file_is_held(&self) {
+        while Arc::strong_count(&self.lock_watcher.shared().held_files) > 1 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     fn remove(&self, base: &str) {
         std::fs::remove_file(self.file(base)).unwrap();
     }
@@ -158,14 +164,57 @@ fn a_lock_is_taken_again() {
     let store = Store::new();
     drop(store.make("a"));
     store.until_held("a", None);
-    // Long after: nothing is looked at any more until somebody opens the file.
-    let settled = || store.lock_watcher.shared().state().unsettled.is_empty();
-    while !settled() {
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    // Long after, when the file is not held open any more.
+    store.until_no_file_is_held();
     let lock = store.make("a");
     store.remove("a");
     drop(lock);
+    assert_eq!(store.maker("a"), me());
+}
+
+/// As Nix does with a goal that waits for a build slot, again and again: the lock is
+/// opened, taken and closed.
+#[test]
+fn opens_of_a_waiting_lock_cost_no_reads_of_the_table() {
+    let store = Store::new();
+    store.lock_watcher.attend(true, false);
+    let bases: Vec<String> = (0..300).map(|n| format!("w{n}")).collect();
+    bases.iter().for_each(|base| drop(store.open(base)));
+    store.caught_up();
+    let reads = || store.lock_watcher.shared().state().reads;
+    let (before, began, mut opens) = (reads(), Instant::now(), 0_u64);
+    for _ in 0..40 {
+        for base in &bases {
+            let file = store.open(base);
+            flock(&file, FlockOperation::LockExclusive).unwrap();
+            opens += 1;
+        }
+    }
+    let made = reads() - before;
+    let per_second = pace::PER_SECOND + 1000 / u32::try_from(pace::SHORTEST.as_millis()).unwrap();
+    let most = f64::from(pace::BURST + 2) + began.elapsed().as_secs_f64() * f64::from(per_second);
+    assert!((made as f64) < most, "{made} reads for {opens} opens, at most {most}");
+    // A lock among them that is kept is seen nevertheless.
+    let kept = store.make("w150");
+    store.remove("w150");
+    drop(kept);
+    assert_eq!(store.maker("w150"), me());
+    assert_eq!(store.maker("w151"), None);
+}
+
+/// The lock was held before, and the daemon knows nothing of the file but its name: the
+/// path itself shows that it is being made.
+#[test]
+fn a_path_that_appears_is_looked_at_at_once() {
+    let store = Store::new();
+    drop(store.open("a"));
+    store.caught_up();
+    store.until_no_file_is_held();
+    let lock = store.open("a");
+    flock(&lock, FlockOperation::LockExclusive).unwrap();
+    std::fs::write(store.dir.path().join("a"), "made").unwrap();
+    store.until_held("a", me());
+    store.remove("a");
     assert_eq!(store.maker("a"), me());
 }
 
@@ -280,12 +329,9 @@ fn memory_has_a_bound() {
     store.lock_watcher.hooked(&many, &lineage);
     assert_eq!(store.lock_watcher.shared().state().paths.len(), PATHS);
     // Files that nobody takes are not held open.
-    let held = || Arc::strong_count(&store.lock_watcher.shared().held_files) - 1;
     let files: Vec<File> = (0..20).map(|n| store.open(&format!("{n}"))).collect();
     store.caught_up();
-    while held() > 0 {
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    store.until_no_file_is_held();
     drop(files);
 }
 

@@ -1,28 +1,29 @@
 //! The thread that reads events of lock files and the kernel's lock table, and
 //! turns them into attempts.
 
-use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::super::lineage::Lineage;
 use super::super::locks;
-use super::super::proc::{Proc, ProcId};
-use super::attempts::{HELD_FILES, HeldFile, Holder, LONGEST_PAUSE, State};
+use super::super::proc::Proc;
+use super::attempts::{HELD_FILES, HeldFile, LockFile, Next, State};
 use super::events::Events;
+use super::lineages::Lineages;
+use super::pace::{Bucket, Pace};
 use super::table::Table;
-use crate::observe::detail;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::{Mode, OFlags};
 
-/// Upper bound of the processes whose ancestors are remembered.
-const LINEAGES: usize = 1024;
-/// How long after a lock the next one is expected.
-const BUSY: Duration = Duration::from_secs(1);
+/// Pause between two reads that keep the lock table fast to read.
+const WARM: Duration = Duration::from_millis(5);
+/// Upper bound of the times that events wake the thread up: that many at once and in
+/// each second. More events than these are read together, after [`DEAF`].
+const WAKES: (u32, u32) = (2000, 1000);
+/// How long events wait when too many have woken the thread up.
+const DEAF: Duration = Duration::from_millis(2);
 
 pub(super) struct Shared {
     dir: PathBuf,
@@ -33,6 +34,8 @@ pub(super) struct Shared {
     pub(super) worked: Condvar,
     /// How often `catch_up` was called.
     pub(super) asked: AtomicU64,
+    /// A caller waits for a read of the lock table.
+    pub(super) wanted: AtomicBool,
     /// There are sessions: the table is read all the time, which keeps it fast.
     pub(super) attended: AtomicBool,
     /// Paths of no session are routed by their makers: the table is read while
@@ -61,6 +64,7 @@ impl Shared {
             state: Mutex::default(),
             worked: Condvar::new(),
             asked: AtomicU64::new(0),
+            wanted: AtomicBool::new(false),
             attended: AtomicBool::new(false),
             unowned: AtomicBool::new(false),
             rescan: AtomicBool::new(true),
@@ -80,119 +84,128 @@ impl Shared {
     pub(super) fn run(&self, mut events: Events) {
         let _gone = EndGuard(self);
         let mut table = Table::open(&self.proc);
-        let mut busy_until = Instant::now();
+        let mut lineages = Lineages::default();
+        let mut pace = Pace::new(Instant::now());
+        let mut wakes = Bucket::new(WAKES, Instant::now());
         while !self.ended.load(Ordering::Acquire) {
             let mut drained = [0; 8];
             let _ = rustix::io::read(&self.wake, &mut drained);
             // Before the events: those from before the call are among them.
             let asked = self.asked.load(Ordering::Acquire);
+            let wanted = self.wanted.swap(false, Ordering::AcqRel);
             let mut state = self.state();
             if self.rescan.swap(false, Ordering::AcqRel) {
                 events.renew();
                 self.scan(&mut state);
+                pace.event(Instant::now());
             }
-            let lost = events.drain(|base, what| {
-                busy_until = Instant::now() + BUSY;
-                state.happened(base, what, || self.held(base));
-            });
-            if lost {
-                self.rescan.store(true, Ordering::Release);
+            if self.drain(&mut events, &mut state, &mut pace) {
                 continue;
             }
-            let due = !state.unsettled.is_empty();
-            if due {
-                drop(state);
+            if !pace.is_urgent() {
+                state.calm();
+            }
+            let attended = self.attended.load(Ordering::Acquire);
+            let now = Instant::now();
+            let due = pace.next(now, attended) == Some(Duration::ZERO);
+            let reads = state.has_open() && (wanted || due);
+            if wanted && !reads {
+                state.reads += 1; // it would show nothing
+            }
+            if reads {
                 // Without the lock on the state, since it may take long; before the
                 // read, which is fast then.
-                table.touch();
+                let device = state.device;
+                drop(state);
+                table.warm(now);
                 let at = Instant::now();
-                let holders = table.holders();
+                let holders = table.holders(device, at);
+                pace.read(at, holders.len());
                 state = self.state();
-                self.learn(&mut state, &holders, at);
-            }
-            state.tidy(Instant::now());
-            state.done = asked;
-            let mut pause = state.pause(Instant::now());
-            drop(state);
-            self.worked.notify_all();
-            let unowned = self.unowned.load(Ordering::Acquire) && Instant::now() < busy_until;
-            if unowned || self.attended.load(Ordering::Acquire) {
-                if !due {
-                    table.touch();
+                let mut ancestors = |pid| lineages.of(&self.proc, pid, at);
+                let tentative = state.learn(holders, at, &mut ancestors);
+                let lost = self.drain(&mut events, &mut state, &mut pace);
+                if !lost {
+                    state.settle(&tentative, at, &mut ancestors);
                 }
-                pause = Some(pause.unwrap_or(LONGEST_PAUSE));
+                if !state.is_urgent() {
+                    pace.calm();
+                }
+                if lost {
+                    continue;
+                }
             }
-            self.rest(&events, pause);
+            let now = Instant::now();
+            state.tidy(now);
+            let answers = state.done < asked || wanted;
+            state.done = asked;
+            let open = state.has_open();
+            drop(state);
+            if answers {
+                self.worked.notify_all();
+            }
+            let mut pause = open.then(|| pace.next(now, attended)).flatten();
+            let unowned = self.unowned.load(Ordering::Acquire) && pace.is_busy(now);
+            if attended || unowned {
+                table.warm(now);
+                pause = Some(pause.map_or(WARM, |pause| pause.min(WARM)));
+            }
+            self.rest(&events, pause, wakes.take(now));
         }
     }
 
-    fn rest(&self, events: &Events, pause: Option<Duration>) {
-        let pause = pause.and_then(|pause| Timespec::try_from(pause).ok());
-        let mut fds = [PollFd::new(events.fd(), PollFlags::IN), PollFd::new(&self.wake, PollFlags::IN)];
-        let _ = poll(&mut fds, pause.as_ref());
+    /// Takes in all events so far; true when some were lost and all locks are to be
+    /// read again.
+    fn drain(&self, events: &mut Events, state: &mut State, pace: &mut Pace) -> bool {
+        let lost = events.drain(|base, what| match state.happened(base, what, || self.file_to_hold(base)) {
+            Next::Urgent => pace.urgent(Instant::now()),
+            Next::Soon => pace.event(Instant::now()),
+            Next::Nothing => {}
+        });
+        if lost.closes {
+            state.doubt();
+        }
+        if lost.changes {
+            self.rescan.store(true, Ordering::Release);
+        }
+        lost.changes
     }
 
-    fn held(&self, base: &str) -> Option<HeldFile> {
+    /// Waits for the pause, and for an event as well when `listens`.
+    fn rest(&self, events: &Events, pause: Option<Duration>, listens: bool) {
+        let pause = if listens { pause } else { Some(pause.map_or(DEAF, |pause| pause.min(DEAF))) };
+        let pause = pause.and_then(|pause| Timespec::try_from(pause).ok());
+        let wake = PollFd::new(&self.wake, PollFlags::IN);
+        let mut both = [wake.clone(), PollFd::new(events.fd(), PollFlags::IN)];
+        let fds = if listens { &mut both[..] } else { &mut both[..1] };
+        let _ = poll(fds, pause.as_ref());
+    }
+
+    fn file(&self, base: &str) -> Option<LockFile> {
+        let file = rustix::fs::lstat(self.dir.join(format!("{base}.lock"))).ok()?;
+        Some(LockFile { inode: file.st_ino, held: None })
+    }
+
+    fn file_to_hold(&self, base: &str) -> Option<LockFile> {
         if Arc::strong_count(&self.held_files) > HELD_FILES {
-            return None;
+            return self.file(base);
         }
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::open(self.dir.join(format!("{base}.lock")), flags, Mode::empty()).ok()?;
         let inode = rustix::fs::fstat(&file).ok()?.st_ino;
-        Some(HeldFile { file, inode, _counted: Arc::clone(&self.held_files) })
+        Some(LockFile { inode, held: Some(HeldFile { file, _counted: Arc::clone(&self.held_files) }) })
     }
 
     /// Finds the lock files that exist and those that were removed. Known holders
     /// become unknown, since events may be missing.
     fn scan(&self, state: &mut State) {
         state.device = locks::device(&self.proc, &self.dir);
-        for (base, entry) in &mut state.paths {
-            for open in entry.attempts.iter_mut().filter(|t| t.removed.is_none()) {
-                let there = std::fs::symlink_metadata(self.dir.join(format!("{base}.lock")));
-                let same = there.is_ok_and(|m| open.held.as_ref().is_none_or(|held| held.inode == m.ino()));
-                open.holder = Holder::Unknown;
-                open.removed = (!same).then(Instant::now);
-            }
-        }
+        state.recount(|base| self.file(base).map(|file| file.inode));
         let Ok(files) = std::fs::read_dir(&self.dir) else { return };
         for file in files.filter_map(Result::ok) {
             if let Some(base) = file.file_name().to_str().and_then(|name| name.strip_suffix(".lock")) {
-                state.created(base, true, || self.held(base));
+                state.created(base, true, || self.file_to_hold(base));
             }
         }
-    }
-
-    /// Takes in a read of the lock table that began at `at`.
-    fn learn(&self, state: &mut State, holders: &HashMap<locks::FileId, i32>, at: Instant) {
-        let Some((major, minor)) = state.device else { return };
-        let State { paths, lineages, unsettled, .. } = state;
-        for base in unsettled.iter() {
-            let Some(entry) = paths.get_mut(base) else { continue };
-            for open in entry.attempts.iter_mut().filter(|t| t.is_unsettled()) {
-                let Some(inode) = open.held.as_ref().map(|held| held.inode) else { continue };
-                if let Some(pid) = holders.get(&(major, minor, inode)).copied()
-                    && open.held_by(pid, at)
-                {
-                    open.holder = Holder::Seen(pid, self.lineage(lineages, pid));
-                }
-            }
-        }
-    }
-
-    fn lineage(&self, known: &mut HashMap<ProcId, Arc<Lineage>>, pid: i32) -> Option<Arc<Lineage>> {
-        let id = self.proc.stat(pid)?.id;
-        if let Some(lineage) = known.get(&id) {
-            return Some(Arc::clone(lineage));
-        }
-        let Some(lineage) = Lineage::of(&self.proc, pid) else {
-            detail!(pid = pid, "what holds a lock of the store does not show whom it works for");
-            return None;
-        };
-        if known.len() >= LINEAGES {
-            known.clear();
-        }
-        let lineage = Arc::new(lineage);
-        known.insert(id, Arc::clone(&lineage));
-        Some(lineage)
     }
 }

@@ -5,3 +5,4 @@ mod jobs;
 mod routes;
 mod session_end;
 pub(crate) mod sessions;
+mod wide;
