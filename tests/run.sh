@@ -182,7 +182,7 @@ monitoring() {
     local promtool=$cache/promtool
     if has promtool; then
         promtool=$(command -v promtool)
-    elif [ ! -x "$promtool" ]; then
+    elif [ ! -x "$promtool" ] || [ ! -x "$cache/prometheus" ]; then
         rm -rf "$promtool.part" && mkdir -p "$promtool.part"
         (cd "$promtool.part" && apt-get download -qq prometheus && dpkg-deb -x prometheus_*.deb .) >/dev/null 2>&1 &&
             mv "$promtool.part/usr/bin/prometheus" "$cache/prometheus" &&

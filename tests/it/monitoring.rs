@@ -56,7 +56,7 @@ fn tool(name: &str) -> Option<PathBuf> {
     let found =
         std::env::split_paths(&path).chain(cache).map(|dir| dir.join(name)).find(|file| file.exists());
     if found.is_none() {
-        eprintln!("skipped: {name} is not there; `tests/run.sh monitoring` fetches it");
+        eprintln!("skipped: {name} is not there; `tests/run.sh` fetches it");
     }
     found
 }
@@ -92,12 +92,16 @@ fn promtool_finds_the_page_clean() {
 #[test]
 fn the_server_has_one_page_and_outlives_bad_callers() {
     let (daemon, address) = served();
-    daemon.nix.make("one");
-    daemon.flush();
+    let session = daemon.session(&["--label", "secret-project"]);
+    daemon.nix.make("secret-path");
+    daemon.end(&session, &[]);
     let (status, page) = get(&address, "/metrics");
     assert_eq!(status, 200);
     assert_eq!(names(&page), names(&daemon.ctl(&["metrics"]).out), "the same page");
     assert!(page.contains("flywheel_queue_age_seconds_count{cache=\"main\"} 1\n"), "{page}");
+    for secret in ["secret", session.as_str(), "root"] {
+        assert!(!page.contains(secret), "{secret}: {page}");
+    }
     assert_eq!(get(&address, "/").0, 404);
     // More callers than there are places, which say nothing: they lose their places after a while,
     // and the daemon works meanwhile.

@@ -54,7 +54,7 @@ code{font:13px ui-monospace,monospace}code,span.failed,h1{overflow-wrap:anywhere
 @media(max-width:45rem){body{margin:1rem auto;padding:0 .7rem}thead{display:none}table,tbody,tr,td{display:block}\
 tr{border-bottom:1px solid var(--line);padding:.4rem 0}td{border:0;padding:.1rem 0}.n{text-align:left}\
 td[data-name]::before{content:attr(data-name) ' ';color:var(--dim)}td[data-name]:empty{display:none}}\
-@media print{:root{color-scheme:light}body{margin:0;max-width:none;font-size:11px}code{font-size:9px}\
+@media print{:root{color-scheme:light}body{margin:0;max-width:none;font-size:11px}code,.when{font-size:9px}\
 tr,li{break-inside:avoid}.lane,.lane i,.counts li{print-color-adjust:exact;-webkit-print-color-adjust:exact}a{color:inherit}}";
 
 /// Returns the page.

@@ -213,6 +213,36 @@ fn an_undisturbed_day_logs_a_few_entries() {
     assert_eq!(day, expected, "{entries:#?}");
 }
 
+/// A job that asks for it has each pushed path in the journal, at the default level; a label cannot
+/// begin another line.
+#[test]
+fn a_job_that_asks_has_its_paths_in_the_journal() {
+    let Some(journald) = FakeJournald::start() else { return };
+    let mut daemon = Daemon::prepare(PrivateNix::new(), EMBEDDED);
+    journald.under(&mut daemon);
+    daemon.up();
+    let quiet = daemon.session(&["--label", "quiet"]);
+    daemon.nix.make("unsaid");
+    daemon.end(&quiet, &[]);
+    let asks = daemon.session(&["--label", "a\nERROR forged\u{202e}", "--log-paths"]);
+    let path = daemon.nix.make("said");
+    daemon.end(&asks, &[]);
+    let shown = daemon.ctl(&["session", "show", &asks, "--paths"]).out;
+    assert!(
+        shown.contains(&path) && shown.contains(", asked after ") && shown.contains(", confirmed after "),
+        "{shown}"
+    );
+    daemon.stop();
+
+    let entries = journald.entries();
+    let told: Vec<&Entry> = entries.iter().filter(|e| name_of(e) == "PATH_LOGGED").collect();
+    let [entry] = told.as_slice() else { panic!("{told:#?}") };
+    assert_eq!((&entry["FLYWHEEL_SESSION"], &entry["FLYWHEEL_STORE_PATH"]), (&asks, &path));
+    assert!(entry["MESSAGE"].contains(&path) && entry["MESSAGE"].contains("cache main"), "{entry:#?}");
+    let started = entries.iter().rfind(|e| name_of(e) == "SESSION_STARTED").unwrap();
+    assert!(started["MESSAGE"].contains("(a ERROR forged )"), "{started:#?}");
+}
+
 /// An entry about each of many paths would hide all others.
 #[test]
 fn many_paths_with_one_reason_share_an_entry() {
