@@ -44,8 +44,9 @@ use rusqlite::{Connection, OptionalExtension};
 
 pub use error::LedgerError;
 pub use model::{
-    Admit, Admitted, Counts, Cursor, Evidence, Failure, NewPushRow, NewSession, Outcome, Pruned, PushId,
-    PushRow, PushState, SessionInfo, SessionKind, SessionPush, SessionRow, SessionState, Settle, Steps,
+    Admit, Admitted, Counts, Cursor, Evidence, Failure, ListedSession, NewPushRow, NewSession, Outcome,
+    Pruned, PushId, PushRow, PushState, SessionInfo, SessionKind, SessionPush, SessionRow, SessionState,
+    Settle, Steps,
 };
 pub use open::Opened;
 pub use story::{PushHistory, SessionShare};
@@ -59,8 +60,12 @@ use writer::Writer;
 const MAX_ERROR: usize = 2000;
 /// Most failures that [`Counts`] lists.
 const MAX_FAILURES: usize = 1000;
-/// Most sessions that [`Ledger::sessions`] lists; the latest ones are listed.
+/// Most sessions that [`Ledger::list_sessions`] lists; the latest ones are listed.
 const MAX_SESSIONS: usize = 1000;
+/// Bytes of labels and CI jobs after which [`Ledger::list_sessions`] lists no more.
+const MAX_LISTED_TEXT: usize = 512 * 1024;
+/// Pushes of the listed sessions after which [`Ledger::list_sessions`] lists no more: counting them takes time.
+const MAX_LISTED_PUSHES: u64 = 200_000;
 
 type Result<T> = std::result::Result<T, LedgerError>;
 
@@ -282,10 +287,25 @@ impl Ledger {
         self.write(move |conn| sessions::claim(conn, owner, &paths))
     }
 
-    /// Returns the open and draining sessions, or with `all` the latest
-    /// [`MAX_SESSIONS`], the oldest first.
-    pub fn sessions(&self, all: bool) -> Result<Vec<SessionInfo>> {
-        self.read(move |conn| sessions::list(conn, all))
+    /// Returns all open and draining sessions, the oldest first.
+    pub fn live_sessions(&self) -> Result<Vec<SessionInfo>> {
+        self.read(sessions::live)
+    }
+
+    /// Returns the numbers of open and of draining sessions.
+    pub fn live_session_counts(&self) -> Result<(u64, u64)> {
+        self.read(sessions::live_counts)
+    }
+
+    /// Returns the latest sessions, the oldest first: at most [`MAX_SESSIONS`], and fewer when their texts are
+    /// long or their pushes are many. `all`: also those that are over. `uid`: only those of this user.
+    pub fn list_sessions(&self, all: bool, uid: Option<u32>) -> Result<Vec<ListedSession>> {
+        self.read(move |conn| sessions::list(conn, all, uid))
+    }
+
+    /// Returns a session's failed pushes, at most [`MAX_FAILURES`].
+    pub fn session_failures(&self, row: SessionRow) -> Result<Vec<Failure>> {
+        self.read(move |conn| sessions::failures(conn, row))
     }
 
     /// Returns the session with an id.

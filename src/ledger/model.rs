@@ -357,6 +357,19 @@ pub struct SessionInfo {
     pub warnings: Vec<String>,
 }
 
+/// A session of a list, with the numbers of its pushes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListedSession {
+    /// The session.
+    pub info: SessionInfo,
+    /// Pushes that are not settled.
+    pub pending: u64,
+    /// Pushes whose paths are in the cache or in its upstream.
+    pub settled: u64,
+    /// Pushes that have failed.
+    pub failed: u64,
+}
+
 /// One push of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionPush {

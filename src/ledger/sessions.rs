@@ -5,10 +5,10 @@ use rusqlite::{Connection, OptionalExtension, Row, named_params};
 
 use super::error::LedgerError;
 use super::model::{
-    Counts, Evidence, Failure, NewSession, Outcome, PushId, SessionInfo, SessionKind, SessionPush,
-    SessionRow, SessionState, Steps,
+    Counts, Evidence, Failure, ListedSession, NewSession, Outcome, PushId, SessionInfo, SessionKind,
+    SessionPush, SessionRow, SessionState, Steps,
 };
-use super::{MAX_FAILURES, MAX_SESSIONS, number, stored};
+use super::{MAX_FAILURES, MAX_LISTED_PUSHES, MAX_LISTED_TEXT, MAX_SESSIONS, number, stored};
 
 type Result<T> = std::result::Result<T, LedgerError>;
 
@@ -132,13 +132,44 @@ fn info(row: &Row<'_>) -> Result<SessionInfo> {
     })
 }
 
-pub(super) fn list(conn: &Connection, all: bool) -> Result<Vec<SessionInfo>> {
-    if !all {
-        let mut find = conn.prepare_cached(&format!("{COLUMNS} WHERE state IN (0, 1) ORDER BY id"))?;
-        return find.query_and_then([], info)?.collect();
+/// Returns all open and draining sessions, the oldest first.
+pub(super) fn live(conn: &Connection) -> Result<Vec<SessionInfo>> {
+    let mut find = conn.prepare_cached(&format!("{COLUMNS} WHERE state IN (0, 1) ORDER BY id"))?;
+    find.query_and_then([], info)?.collect()
+}
+
+/// Returns the numbers of open and of draining sessions.
+pub(super) fn live_counts(conn: &Connection) -> Result<(u64, u64)> {
+    let count = "SELECT count(*) FILTER (WHERE state = 0), count(*) FILTER (WHERE state = 1)
+       FROM session INDEXED BY session_live WHERE state IN (0, 1)";
+    let mut find = conn.prepare_cached(count)?;
+    Ok(find.query_row([], |row| Ok((number(row.get(0)?), number(row.get(1)?))))?)
+}
+
+/// Returns the latest sessions, the oldest first, as far as the bounds allow. `all`: also those that are over.
+/// `uid`: only those of this user.
+pub(super) fn list(conn: &Connection, all: bool, uid: Option<u32>) -> Result<Vec<ListedSession>> {
+    let live = if all { "" } else { "state IN (0, 1) AND" };
+    let sql =
+        format!("{COLUMNS} WHERE {live} (?1 IS NULL OR uid = ?1) ORDER BY id DESC LIMIT {MAX_SESSIONS}");
+    let mut find = conn.prepare_cached(&sql)?;
+    let mut count = conn.prepare_cached(
+        "SELECT count(*) FILTER (WHERE outcome = 0), count(*) FILTER (WHERE outcome IN (2, 3, 4)),
+           count(*) FILTER (WHERE outcome = 5), count(*) FROM session_item WHERE session = ?1",
+    )?;
+    let (mut found, mut text, mut pushes) = (Vec::new(), 0, 0);
+    for session in find.query_and_then([uid], info)? {
+        let info = session?;
+        let counts =
+            |row: &Row<'_>| Ok([row.get::<_, i64>(0)?, row.get(1)?, row.get(2)?, row.get(3)?].map(number));
+        let [pending, settled, failed, total] = count.query_row([info.row], counts)?;
+        text += [&info.new.label, &info.new.ci].into_iter().flatten().map(String::len).sum::<usize>();
+        pushes += total;
+        found.push(ListedSession { info, pending, settled, failed });
+        if text >= MAX_LISTED_TEXT || pushes >= MAX_LISTED_PUSHES {
+            break;
+        }
     }
-    let mut find = conn.prepare_cached(&format!("{COLUMNS} ORDER BY id DESC LIMIT {MAX_SESSIONS}"))?;
-    let mut found = find.query_and_then([], info)?.collect::<Result<Vec<_>>>()?;
     found.reverse();
     Ok(found)
 }
@@ -216,7 +247,8 @@ pub(super) fn summary(conn: &Connection, session: SessionRow) -> Result<Counts> 
     Ok(counts)
 }
 
-fn failures(conn: &Connection, session: SessionRow) -> Result<Vec<Failure>> {
+/// Returns a session's failed pushes, at most [`MAX_FAILURES`].
+pub(super) fn failures(conn: &Connection, session: SessionRow) -> Result<Vec<Failure>> {
     let mut find = conn.prepare_cached(&format!(
         "SELECT path, coalesce(class, ''), coalesce(text, '')
          FROM session_item JOIN item ON item.id = session_item.item

@@ -122,7 +122,7 @@ impl Driver {
                 let failed = forgotten.then(|| reports.ledger().failed().ok()).flatten();
                 let sight = reports.sight(peer, admins.as_deref());
                 let read = || {
-                    let sessions = reports.entries(false, |owner| sight.sees(owner))?;
+                    let sessions = reports.entries(false, sight)?;
                     let counts = reports.session_counts()?;
                     // Paths and reasons are for their users; others see the numbers.
                     let own = if let Sight::Own(uid) = sight { Some(reports.failed_of(uid)?) } else { None };

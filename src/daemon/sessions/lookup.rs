@@ -35,9 +35,9 @@ pub(in crate::daemon) fn lookup(reports: &Reports, engines: &Engines, uid: u32, 
             (ledger.session(&id), hint)
         }
         Name::Job { key, otherwise } => {
-            let of_job = |s: &SessionInfo| s.new.uid == uid && is_of_job(s, &key);
-            let all = ledger.sessions(true);
-            (all.map(|all| all.into_iter().rev().find(of_job)), otherwise)
+            let all = ledger.list_sessions(true, Some(uid));
+            let infos = all.map(|all| all.into_iter().rev().map(|session| session.info));
+            (infos.map(|mut infos| infos.find(|info| is_of_job(info, &key))), otherwise)
         }
     };
     let refuse = |code, message: String| Found::Reply(Box::new(Reply::Error { code, message }));

@@ -41,7 +41,7 @@ pub(in crate::daemon) fn restore(
 ) -> Result<Vec<Restored>, LedgerError> {
     let mut restored = Vec::new();
     let same_boot = anchors::is_same_boot(ledger)?;
-    for info in ledger.sessions(false)? {
+    for info in ledger.live_sessions()? {
         let cache = id(&info.new.cache);
         let anchor = info.new.anchor_pid.map(|(pid, start)| ProcId { pid, start });
         let alive = anchor.filter(|_| same_boot).and_then(|id| Anchor::of(proc, id));

@@ -203,7 +203,8 @@ fn a_push_is_recorded_as_draining_and_an_abandoned_session_stays_so() {
 fn sessions_end_once() {
     let (_dir, ledger) = new_ledger();
     let row = session(&ledger, "s");
-    assert_eq!(ledger.sessions(false).unwrap().len(), 1);
+    assert_eq!(ledger.list_sessions(false, None).unwrap().len(), 1);
+    assert_eq!(ledger.live_session_counts().unwrap(), (1, 0));
     ledger.session_state(row, SessionState::Draining, 10, None);
     ledger.session_state(row, SessionState::Closed, 20, Some(10));
     ledger.session_state(row, SessionState::Abandoned, 30, Some(99));
@@ -211,8 +212,13 @@ fn sessions_end_once() {
     assert_eq!(info.state, SessionState::Closed);
     assert_eq!((info.ended_at, info.closed_at, info.flush_ms), (Some(10), Some(20), Some(10)));
     assert_eq!(info.new.anchor_pid, Some((42, 77)));
-    assert_eq!(ledger.sessions(true).unwrap(), std::slice::from_ref(&info));
-    assert!(ledger.sessions(false).unwrap().is_empty());
+    assert_eq!(ledger.list_sessions(true, None).unwrap()[0].info, info);
+    assert_eq!(ledger.list_sessions(true, Some(info.new.uid)).unwrap().len(), 1);
+    assert!(ledger.list_sessions(true, Some(info.new.uid + 1)).unwrap().is_empty());
+    assert!(
+        ledger.list_sessions(false, None).unwrap().is_empty() && ledger.live_sessions().unwrap().is_empty()
+    );
+    assert_eq!(ledger.live_session_counts().unwrap(), (0, 0));
     assert_eq!(ledger.session_open(info.new), Err(LedgerError::SessionExists("s".into())));
     assert_eq!(ledger.summary(row + 1), Err(LedgerError::NoSession(row + 1)));
 }

@@ -1,5 +1,6 @@
 //! The daemon as a whole: its commands, its configuration, its start and its end.
 
+mod attacks;
 mod caches;
 mod commands;
 mod doctor;

@@ -4,6 +4,7 @@
 mod engines;
 mod wording;
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use tokio::task::spawn_blocking;
@@ -12,7 +13,7 @@ use crate::control::messages as m;
 use crate::control::messages::{ErrorCode, Reply};
 use crate::control::server::{Peer, Responder};
 use crate::daemon::intake::People;
-use crate::ledger::{Ledger, LedgerError, SessionInfo, SessionState};
+use crate::ledger::{Ledger, LedgerError, SessionInfo};
 use crate::observe::event;
 use crate::types::{SessionId, StoreDir, Wall, millis};
 
@@ -46,6 +47,14 @@ pub(in crate::daemon) enum Sight {
 }
 
 impl Sight {
+    /// The only user whose sessions the caller may see; `None` when it may see all.
+    fn only(self) -> Option<u32> {
+        match self {
+            Self::All => None,
+            Self::Own(uid) => Some(uid),
+        }
+    }
+
     /// Whether the caller may see what belongs to the user `owner`.
     pub(in crate::daemon) fn sees(self, owner: u32) -> bool {
         match self {
@@ -199,46 +208,36 @@ impl Reports {
         let this = self.clone();
         spawn_blocking(move || {
             let sight = this.sight(peer, admins.as_deref());
-            let reply = this.entries(all, |owner| sight.sees(owner));
+            let reply = this.entries(all, sight);
             responder.reply(reply.map_or_else(|e| internal(&e), Reply::Sessions));
         });
     }
 
-    /// One entry for each session whose user `which` admits. Blocks.
+    /// One entry for each session that the caller may see, as far as the ledger's bounds
+    /// allow. Blocks.
     pub(in crate::daemon) fn entries(
         &self,
         all: bool,
-        which: impl Fn(u32) -> bool,
+        sight: Sight,
     ) -> Result<Vec<m::SessionEntry>, LedgerError> {
-        let sessions = self.ledger.sessions(all)?;
-        let sessions = sessions.iter().filter(|s| which(s.new.uid));
-        let entry_of = |s: &SessionInfo| match self.ledger.summary(s.row) {
-            Ok(counts) => Some(Ok(entry(s, &counts))),
-            // It was pruned after the list was read.
-            Err(LedgerError::NoSession(_)) => None,
-            Err(error) => Some(Err(error)),
-        };
-        sessions.filter_map(entry_of).collect()
+        Ok(self.ledger.list_sessions(all, sight.only())?.iter().map(entry).collect())
     }
 
     /// How many sessions of all users are open, and how many are draining. Blocks.
     pub(in crate::daemon) fn session_counts(&self) -> Result<m::SessionCounts, LedgerError> {
-        let sessions = self.ledger.sessions(false)?;
-        let in_state = |state| sessions.iter().filter(|s| s.state == state).count() as u64;
-        Ok(m::SessionCounts {
-            open: in_state(SessionState::Open),
-            draining: in_state(SessionState::Draining),
-        })
+        let (open, draining) = self.ledger.live_session_counts()?;
+        Ok(m::SessionCounts { open, draining })
     }
 
     /// The failed paths of a user's open and draining sessions, at most [`PATHS_MOST`].
     /// Blocks.
     pub(in crate::daemon) fn failed_of(&self, uid: u32) -> Result<Vec<m::Failed>, LedgerError> {
         let mut all: Vec<m::Failed> = Vec::new();
-        for session in self.ledger.sessions(false)?.iter().filter(|s| s.new.uid == uid) {
-            for failure in self.ledger.summary(session.row)?.failed {
+        let mut known = HashSet::new();
+        for session in self.ledger.list_sessions(false, Some(uid))?.iter().filter(|s| s.failed > 0) {
+            for failure in self.ledger.session_failures(session.info.row)? {
                 let path = format!("{}/{}", self.store_dir.as_str(), failure.path);
-                if all.len() < PATHS_MOST && all.iter().all(|known| known.path != path) {
+                if all.len() < PATHS_MOST && known.insert(path.clone()) {
                     all.push(m::Failed { path, error: failure.error, class: Some(failure.class) });
                 }
             }

@@ -5,7 +5,9 @@ use super::Engines;
 use super::PATHS_MOST;
 use crate::control::messages as m;
 use crate::control::messages::{ErrorCode, Reply};
-use crate::ledger::{Counts, Evidence, Ledger, LedgerError, Outcome, SessionInfo, SessionState};
+use crate::ledger::{
+    Counts, Evidence, Ledger, LedgerError, ListedSession, Outcome, SessionInfo, SessionState,
+};
 use crate::types::{StoreDir, Wall};
 
 /// The answer when the ledger cannot be read.
@@ -74,7 +76,8 @@ pub(super) fn summary(
 }
 
 /// A session as an entry of a list.
-pub(super) fn entry(info: &SessionInfo, c: &Counts) -> m::SessionEntry {
+pub(super) fn entry(listed: &ListedSession) -> m::SessionEntry {
+    let ListedSession { info, pending, settled, failed } = listed;
     m::SessionEntry {
         session: info.new.id.clone(),
         label: info.new.label.clone(),
@@ -84,9 +87,9 @@ pub(super) fn entry(info: &SessionInfo, c: &Counts) -> m::SessionEntry {
         strict: info.new.strict,
         started_at: info.new.started_at,
         ended_at: info.ended_at,
-        settled: c.pushed + c.already_cached + c.upstream,
-        pending: c.pending,
-        failed: c.failed_total,
+        settled: *settled,
+        pending: *pending,
+        failed: *failed,
         ci: info.new.ci.as_deref().and_then(|ci| serde_json::from_str(ci).ok()),
     }
 }
@@ -116,7 +119,9 @@ pub(super) fn detail(
             settled_at: known(push.settled_at),
         })
         .collect();
-    let session = entry(info, &counts);
+    let settled = counts.pushed + counts.already_cached + counts.upstream;
+    let (pending, failed) = (counts.pending, counts.failed_total);
+    let session = entry(&ListedSession { info: info.clone(), pending, settled, failed });
     let paths_total = counts.total();
     let summary = summary(store_dir, engines, info, counts, Vec::new());
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
