@@ -78,7 +78,9 @@ packaging/debian/toml-man.sh packaging/flywheel.toml | make usr/share/man/man5/f
 put 0644 packaging/debian/copyright usr/share/doc/flywheel/copyright
 # The README's links lead to the same places as in the sources, so nothing of it is compressed.
 packaging/pages.sh "$doc"
-put 0644 systemd/notify-reload.conf usr/share/doc/flywheel/examples/notify-reload.conf
+for dropin in notify-reload refresh-credentials; do
+    put 0644 "systemd/$dropin.conf" "usr/share/doc/flywheel/examples/$dropin.conf"
+done
 ln -s ../packaging/ci "$doc/examples/ci"
 chmod -R u=rwX,go=rX "$doc"
 printf 'flywheel (%s) unstable; urgency=medium\n\n  * Version %s. What is new: /usr/share/doc/flywheel/CHANGELOG.md\n\n -- %s  %s\n' \

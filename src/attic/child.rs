@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -14,8 +15,9 @@ use tokio::sync::mpsc;
 
 use super::supervise::CALLED_AS;
 
-/// Longest line in bytes; the rest of a longer line becomes another line.
-const LINE: usize = 2048;
+/// Longest line in bytes; the rest of a longer line is dropped. It must not become a line of its own: half a
+/// token could not be recognized in it.
+const LINE: usize = 4096;
 /// Number of lines that may wait for the reader; when they are there, the program's next write blocks.
 const LINES: usize = 256;
 
@@ -26,6 +28,33 @@ pub struct Runner {
     pub supervisor: PathBuf,
     /// The whole environment of the program.
     pub env: Vec<(OsString, OsString)>,
+    /// Removes tokens from what the program writes, which may repeat what a server said.
+    pub scrub: Scrub,
+}
+
+/// A function that removes tokens from a text.
+#[derive(Clone)]
+pub struct Scrub(Arc<dyn Fn(&str) -> String + Send + Sync>);
+
+impl Scrub {
+    /// Wraps the function.
+    pub fn new(scrub: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
+        Self(Arc::new(scrub))
+    }
+
+    /// Removes control characters and tokens from a line. In this order, because a control character may be
+    /// in the middle of a token.
+    fn line(&self, line: &str) -> String {
+        let plain: String =
+            line.chars().map(|c| if c == '\t' { ' ' } else { c }).filter(|c| !c.is_control()).collect();
+        (self.0)(&plain)
+    }
+}
+
+impl std::fmt::Debug for Scrub {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Scrub")
+    }
 }
 
 /// Limits of one run of a program.
@@ -138,7 +167,7 @@ impl Runner {
                 line = lines.recv() => match line {
                     Some((stream, line)) => {
                         moved.0 = Instant::now();
-                        said(stream, &line);
+                        said(stream, &self.scrub.line(&line));
                     }
                     // Both streams are closed, so only the exit status is missing.
                     None => match tokio::time::timeout(limits.time, child.wait()).await {
@@ -179,10 +208,10 @@ async fn read(from: impl AsyncRead + Unpin, stream: Stream, sender: mpsc::Sender
         }
         let end = piece.iter().position(|b| matches!(b, b'\n' | b'\r'));
         let take = end.unwrap_or(piece.len());
-        line.extend_from_slice(&piece[..take]);
+        line.extend_from_slice(&piece[..take.min(LINE - line.len())]);
         let used = end.map_or(take, |end| end + 1);
         from.consume(used);
-        if (end.is_some() || line.len() >= LINE) && !tell(&mut line, stream, &sender).await {
+        if end.is_some() && !tell(&mut line, stream, &sender).await {
             return;
         }
     }
@@ -239,6 +268,12 @@ mod tests {
             assert_eq!(stream, Stream::Err);
             lengths.push(line.chars().count());
         }
-        assert_eq!((lengths.iter().take(3).sum::<usize>(), &lengths[3..]), (5000, &[5, 4][..]));
+        assert_eq!(lengths, [LINE, 5, 4]);
+    }
+
+    #[test]
+    fn tokens_are_removed_before_anything_else() {
+        let scrub = Scrub::new(|text| text.replace("secret", "[token]"));
+        assert_eq!(scrub.line("a\tse\u{1b}cret\u{7}!"), "a [token]!");
     }
 }

@@ -26,7 +26,7 @@ mod push;
 mod supervise;
 
 pub use bootstrap::{Obtained, Unavailable, Workspace, check, obtain, present};
-pub use child::{Ended, Limits, Runner};
+pub use child::{Ended, Limits, Runner, Scrub};
 pub use home::{Home, Server};
 pub use installable::Installable;
 pub use lines::{Line, Meaning, meaning, parse};

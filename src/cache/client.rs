@@ -4,6 +4,7 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::io;
+use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -193,6 +194,19 @@ impl CacheClient {
         self.0.reload_token()
     }
 
+    /// The file that the token is read from, if it is in a file.
+    pub fn token_file(&self) -> Option<&Path> {
+        match &self.0.source {
+            TokenSource::File(file) => Some(file),
+            TokenSource::Env(_) | TokenSource::None => None,
+        }
+    }
+
+    /// Removes the token in use from the text of another program, as [`Secret::scrub`] does.
+    pub fn scrub(&self, text: &str) -> String {
+        self.0.current_token().map_or_else(|| text.to_owned(), |token| token.scrub(text))
+    }
+
     /// Returns when the token expires (seconds since 1970), if the token says so. Only a warning depends on it.
     pub fn token_expiry(&self) -> Option<i64> {
         self.0.token().ok().flatten()?.expiry()
@@ -227,7 +241,7 @@ impl Inner {
     }
 
     /// Returns the token in use without reading its source.
-    fn current_token(&self) -> Option<Secret> {
+    pub(super) fn current_token(&self) -> Option<Secret> {
         self.token.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 

@@ -206,7 +206,7 @@ impl Inner {
                 return Err(self.scrubbed(e));
             }
             let config: CacheConfig = answer.json(&doing).map_err(|e| self.scrubbed(e))?;
-            return Ok((base, config.checked()));
+            return Ok((base, config.checked(self.current_token().as_ref())));
         }
         Err(CacheError::new(ErrorClass::Rejected, format!("{base} redirects in a circle")))
     }

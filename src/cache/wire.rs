@@ -6,6 +6,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
 use super::error::{CacheError, ErrorClass};
+use super::token::Secret;
 use crate::types::{CacheName, StoreDir, StorePath};
 
 /// The fields of a cache's configuration that the daemon uses. Every field may be
@@ -33,9 +34,21 @@ pub struct CacheConfig {
 const MOST_KEY_NAMES: usize = 256;
 
 impl CacheConfig {
-    /// Returns the configuration without malformed values. The values become lines of a netrc file, options of
-    /// Nix and text on a terminal, and the server may be hostile.
-    pub(super) fn checked(mut self) -> Self {
+    /// Returns the configuration without malformed values, and without those that repeat the token. The values
+    /// become lines of a netrc file, options of Nix and text on a terminal, and the server may be hostile.
+    pub(super) fn checked(mut self, token: Option<&Secret>) -> Self {
+        let repeats = |text: &String| token.is_some_and(|token| token.scrub(text) != *text);
+        for value in [
+            &mut self.substituter_endpoint,
+            &mut self.api_endpoint,
+            &mut self.public_key,
+            &mut self.store_dir,
+        ] {
+            value.take_if(|text| repeats(text));
+        }
+        if let Some(names) = &mut self.upstream_cache_key_names {
+            names.retain(|name| !repeats(name));
+        }
         self.substituter_endpoint = self.substituter_endpoint.filter(|url| is_plain_url(url));
         self.public_key = self.public_key.filter(|key| is_public_key(key));
         self.store_dir = self.store_dir.filter(|dir| is_word(dir) && StoreDir::new(dir).is_ok());
@@ -215,7 +228,7 @@ mod tests {
             priority: Some(3),
             ..CacheConfig::default()
         };
-        let checked = config.checked();
+        let checked = config.checked(None);
         assert_eq!((checked.store_dir, checked.priority), (None, Some(3)));
         assert_eq!(checked.upstream_cache_key_names, Some(vec!["cache.nixos.org-1".to_owned()]));
     }

@@ -91,6 +91,15 @@ fn client(reference: &str) -> Result<CacheClient, String> {
     CacheClient::new(settings).map_err(|e| e.to_string())
 }
 
+/// The token of `SERVER:CACHE`.
+fn token(reference: &str) -> String {
+    let text = std::fs::read_to_string(config_file()).unwrap();
+    let config: toml::Table = text.parse().unwrap();
+    let server = reference.split_once(':').unwrap().0;
+    let file = config["servers"][server]["token-file"].as_str().unwrap();
+    std::fs::read_to_string(file).unwrap().trim().to_owned()
+}
+
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
@@ -136,6 +145,17 @@ fn push(args: &[&str], mode: &str) -> ExitCode {
         ("poison", name) if lines.iter().any(|path| path.contains(name)) => {
             eprintln!("Error: something about one of the paths");
             return ExitCode::FAILURE;
+        }
+        // As a server that repeats the request's header in its error, with a control character in the middle of
+        // the token, and the token where a long line is cut.
+        ("echo", _) => {
+            let token = token(reference.unwrap_or_default());
+            let (begin, end) = token.split_at(token.len() / 2);
+            for path in &lines {
+                eprintln!("❌ {}: HTTP 413 Payload Too Large: Bearer {begin}\u{7}{end}", base(path));
+            }
+            eprintln!("{}{token}", "x".repeat(4096 - token.len() / 2));
+            return answer(Err(format!("HTTP 413 Payload Too Large: {token}")));
         }
         ("garbage", _) => {
             let mut noise: Vec<u8> = (0..=255).cycle().take(100_000).collect();

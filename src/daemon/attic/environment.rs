@@ -4,14 +4,18 @@
 use std::ffi::OsString;
 
 use super::Login;
-use crate::attic::{Runner, Workspace};
+use crate::attic::{Runner, Scrub, Workspace};
 use crate::config::Settings;
 
 /// Where and how the attic client and Nix are run.
 pub(in crate::daemon) fn workspace(settings: &Settings, login: &Login) -> Workspace {
+    let caches = login.clone();
+    let scrub = Scrub::new(move |text| {
+        caches.caches().iter().fold(text.to_owned(), |text, cache| cache.client.scrub(&text))
+    });
     Workspace {
         // This very program, even if an update has replaced its file.
-        runner: Runner { supervisor: "/proc/self/exe".into(), env: environment(settings) },
+        runner: Runner { supervisor: "/proc/self/exe".into(), env: environment(settings), scrub },
         state_dir: settings.state_dir.clone(),
         home: login.home().clone(),
         timeout: settings.client.timeout,

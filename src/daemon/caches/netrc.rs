@@ -4,9 +4,9 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use zeroize::Zeroizing;
 
@@ -22,6 +22,8 @@ const LOOK: Duration = Duration::from_secs(5);
 /// daemon.
 const MARK: &str = "# Written by flywheeld, again and again: changes are lost.\n";
 const MODE: u32 = 0o640;
+/// How long the name service may take to say which group a name is.
+const LOOK_UP: Duration = Duration::from_secs(5);
 
 /// How Nix reads a cache.
 #[derive(Debug, Clone)]
@@ -232,12 +234,29 @@ pub(crate) fn fuzz(bytes: &[u8]) {
     }
 }
 
-/// The number of a group. Asks the name service for a name.
+/// The number of a group. Asks the name service for a name, at most [`LOOK_UP`].
 fn group_number(name: &str) -> Result<u32, String> {
     if let Ok(number) = name.parse() {
         return Ok(number);
     }
-    let output = Command::new("getent").args(["group", "--", name]).output();
+    let mut getent = Command::new("getent");
+    getent.args(["group", "--", name]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = getent.spawn().map_err(|e| format!("getent cannot be run: {e}"))?;
+    let until = Instant::now() + LOOK_UP;
+    // A group's line is short enough for the pipe, so the process does not wait for a reader.
+    while child.try_wait().is_ok_and(|ended| ended.is_none()) {
+        if Instant::now() >= until {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(format!(
+                "the name service does not say which group {name:?} is within {} s: the file stays as it is; a number \
+                 as [nix] netrc_group needs no name service",
+                LOOK_UP.as_secs()
+            ));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let output = child.wait_with_output();
     let text = output.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default();
     let number = text.split(':').nth(2).and_then(|number| number.trim().parse().ok());
     number.ok_or_else(|| format!("there is no group {name:?}: correct [nix] netrc_group"))

@@ -4,6 +4,7 @@
 //! anything is changed. Keys that need a restart are named and left as they are. The
 //! driver's settings are the ones in use; each room gets the part it needs from here.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -209,12 +210,22 @@ fn prepare(
     Ok(Ready { connections, change, tokens })
 }
 
+/// Whether systemd has put this file into the service's directory of credentials.
+fn is_credential(file: &Path) -> bool {
+    std::env::var_os("CREDENTIALS_DIRECTORY").is_some_and(|dir| file.starts_with(dir))
+}
+
 /// Reads the tokens of unchanged caches again. Returns what became of them.
 fn read_tokens(clients: impl Iterator<Item = (String, CacheClient)>) -> Vec<String> {
     let mut notes = Vec::new();
     for (name, client) in clients {
         match client.reload_token() {
             Ok(true) => notes.push(format!("{name}: a new token")),
+            Ok(false) if client.token_file().is_some_and(is_credential) => notes.push(format!(
+                "{name}: the token is a systemd credential, and it is the same; if you have renewed it, systemd renews \
+                 it here by `systemctl restart flywheeld`, or by a reload from systemd 260 on with \
+                 RefreshOnReload=credentials in the unit"
+            )),
             Ok(false) => {}
             Err(error) => notes.push(format!("{name}: {error}")),
         }

@@ -327,6 +327,27 @@ fn a_token_is_renewed_and_never_seen() {
     }
 }
 
+/// The client repeats the token in its errors: neither the log nor any answer has it, or a half of it.
+#[test]
+fn a_token_that_the_client_repeats_is_taken_out() {
+    let rig = Rig::ready("");
+    rig.fake.mode("echo");
+    let session = rig.daemon.session(&[]);
+    let path = rig.build(1, "odd").remove(0);
+    let summary = rig.daemon.ctl(&["--json", "session", "end", &session]);
+    assert_eq!(summary.json()["failed_total"].as_u64().or(Some(1)), Some(1), "{summary:?}");
+    let token = rig.cache.token();
+    let why = rig.daemon.ctl(&["why", &path]);
+    assert!(why.out.contains("Payload Too Large: Bearer [token]"), "{why:?}");
+    let said = [rig.daemon.log(), rig.daemon.status().to_string(), summary.out, summary.err, why.out];
+    let (begin, end) = token.split_at(token.len() / 2);
+    for said in said {
+        for part in [&token, begin, end] {
+            assert!(!said.contains(part), "{said}");
+        }
+    }
+}
+
 /// A token that is in no file is written to one that only the service can read, and to no other
 /// place.
 #[test]

@@ -4,7 +4,7 @@
 use rustix::process::Signal;
 
 use crate::support::cache::StandaloneCache;
-use crate::support::daemon::{Daemon, EMBEDDED, until};
+use crate::support::daemon::{Daemon, EMBEDDED, secret_file, until};
 use crate::support::nix::PrivateNix;
 
 #[test]
@@ -38,6 +38,32 @@ fn a_bad_configuration_changes_nothing_and_says_why() {
     let time = told[at + 1].strip_prefix("MONOTONIC_USEC=").unwrap_or_else(|| panic!("{told:?}"));
     assert!(time.parse::<u64>().unwrap() > 0);
     daemon.stop();
+}
+
+/// A credential that systemd has not renewed is named in the answer to a reload; a renewed one is used.
+#[test]
+fn a_reload_says_that_a_credential_is_the_same() {
+    let nix = PrivateNix::new();
+    let cache = StandaloneCache::start(&nix, |_| ());
+    let config = format!("[caches.main]\nendpoints = [\"{}\"]\n[client]\nenable = false\n", cache.url());
+    let mut daemon = Daemon::prepare(nix, &config);
+    let credentials = daemon.nix.path().join("credentials");
+    std::fs::create_dir(&credentials).unwrap();
+    secret_file(&credentials.join("attic-token"), "first-token");
+    let dir = credentials.to_str().unwrap().to_owned();
+    daemon.env.push(("CREDENTIALS_DIRECTORY".to_owned(), dir));
+    daemon.up();
+    // The first reload reads the token, if nothing has asked the cache before.
+    daemon.ctl(&["reload"]);
+    let same = daemon.ctl(&["reload"]);
+    assert!(same.out.contains("main: the token is a systemd credential, and it is the same"), "{same:?}");
+    assert!(same.out.contains("systemctl restart flywheeld"), "{same:?}");
+    secret_file(&credentials.join("attic-token"), &cache.token());
+    let renewed = daemon.ctl(&["reload"]);
+    assert!(!renewed.out.contains("it is the same") || daemon.log().contains("a new token"), "{renewed:?}");
+    let path = daemon.nix.make("credential");
+    let pushed = daemon.json(&["push", "--wait", &path]);
+    assert_eq!(pushed["pushed"], 1, "{pushed}");
 }
 
 #[test]
