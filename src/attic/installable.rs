@@ -58,6 +58,28 @@ impl Installable {
         }
     }
 
+    /// Returns whether this names one client for ever: a store path, or a flake reference with a revision or a
+    /// hash. There is no newer one to look for then.
+    pub fn is_fixed(&self) -> bool {
+        match self {
+            Self::Flake(reference) => {
+                let reference = reference.split('#').next().unwrap_or_default();
+                let (path, query) = reference.split_once('?').unwrap_or((reference, ""));
+                let is_revision =
+                    |text: &str| text.len() == 40 && text.bytes().all(|b| b.is_ascii_hexdigit());
+                let fixes =
+                    |(key, value): (&str, &str)| key == "narHash" || (key == "rev" && is_revision(value));
+                // The third part of `github:OWNER/REPOSITORY/REVISION`.
+                let of_forge =
+                    ["github:", "gitlab:", "sourcehut:"].iter().any(|forge| path.starts_with(forge));
+                query.split('&').filter_map(|pair| pair.split_once('=')).any(fixes)
+                    || (of_forge && path.split('/').nth(2).is_some_and(is_revision))
+            }
+            Self::Store { .. } => true,
+            Self::Program(_) => false,
+        }
+    }
+
     /// Returns whether a store path with this base name (`HASH-attic-0.1.0`) may be the
     /// client. It is a hint and no proof: a flake's attribute and its package can have
     /// different names.
@@ -119,6 +141,23 @@ mod tests {
             Installable::Program("/usr/bin/attic".into()).program_in(root),
             Path::new("/usr/bin/attic")
         );
+    }
+
+    #[test]
+    fn what_names_one_client_for_ever() {
+        let rev = "b7c905657cb81b8ec9c26b0d9f53aa2e4f231810";
+        for (text, fixed) in [
+            (format!("github:a/b/{rev}#c"), true),
+            (format!("git+https://example.com/a?rev={rev}#c"), true),
+            ("https://example.com/a.tar.gz?narHash=sha256-x#c".to_owned(), true),
+            (format!("/nix/store/{BASE}-attic"), true),
+            ("github:a/b#c".to_owned(), false),
+            ("github:a/b/main#c".to_owned(), false),
+            ("git+https://example.com/a?ref=main#c".to_owned(), false),
+            ("/usr/bin/attic".to_owned(), false),
+        ] {
+            assert_eq!(Installable::parse(&text, Path::new("/nix/store")).is_fixed(), fixed, "{text}");
+        }
     }
 
     #[test]

@@ -137,8 +137,13 @@ impl Route {
 
     /// Whether this route limits users or groups, and not only labels, which a
     /// job chooses itself.
-    fn confines(&self) -> bool {
+    pub(super) fn confines(&self) -> bool {
         matches!(&self.subject, Subject::Person { user, group, .. } if user.is_some() || group.is_some())
+    }
+
+    /// Whether only the session's label decides whether this route matches.
+    pub(super) fn is_by_label_alone(&self) -> bool {
+        matches!(&self.subject, Subject::Person { user: None, group: None, .. })
     }
 }
 

@@ -322,6 +322,24 @@ fn paths_of_an_unknown_maker_go_where_a_route_says_or_wait() {
 }
 
 #[test]
+fn a_route_by_label_before_one_that_confines_is_a_warning() {
+    let label = "[[route]]\nlabel = \"nightly-*\"\ncache = \"main\"\n";
+    let user = "[[route]]\nuser = \"u\"\naction = \"skip\"\n";
+    let both = "[[route]]\nuser = \"v\"\nlabel = \"x\"\ncache = \"main\"\n";
+    let warning = "[[route]] 1 (label = \"nightly-*\") matches before [[route]] 2 (user = \"u\"): a job chooses its \
+                   own label";
+    for (routes, warned) in [
+        (format!("{label}{user}"), true),
+        (format!("{user}{label}"), false),
+        (label.to_owned(), false),
+        (format!("{both}{user}"), false),
+    ] {
+        let s = load(&format!("[caches.main]\nendpoints = \"http://a\"\n{routes}")).unwrap();
+        assert_eq!(s.warnings.iter().any(|w| w.starts_with(warning)), warned, "{routes}: {:?}", s.warnings);
+    }
+}
+
+#[test]
 fn keys_of_freshness_and_protection() {
     let s = load("admins = \"ops\"\n[push]\nexisting = \"since-boot\"\nrecheck_after = \"5s\"\n[nix]\nprotect_max = \"10GiB\"\nmin_free = 0").unwrap();
     assert_eq!((s.push.existing, s.push.recheck_after), (Existing::SinceBoot, Duration::from_secs(5)));

@@ -139,7 +139,26 @@ pub(super) fn settings(merged: &Merged, env: Env<'_>) -> Result<Settings, Config
         caches,
         warnings,
     };
-    Ok(warn_of_unknown_makers(settings))
+    Ok(warn_of_labels(warn_of_unknown_makers(settings)))
+}
+
+/// Adds a warning for each route by label alone that stands before a route by user or group: a job chooses its
+/// label, and the first route that matches counts.
+fn warn_of_labels(mut settings: Settings) -> Settings {
+    let confines: Vec<usize> =
+        (0..settings.routes.len()).filter(|at| settings.routes[*at].confines()).collect();
+    for at in 0..settings.routes.len() {
+        let Some(after) = confines.iter().find(|confining| **confining > at) else { break };
+        if settings.routes[at].is_by_label_alone() {
+            settings.warnings.push(format!(
+                "{} matches before {}: a job chooses its own label, so the people of the second can use the cache \
+                 of the first; put the route by label after it, or add a user or group to it",
+                settings.describe_route(at),
+                settings.describe_route(*after)
+            ));
+        }
+    }
+    settings
 }
 
 /// Adds the warning that paths of an unknown maker wait.
@@ -321,9 +340,15 @@ pub(super) fn glob(place: Place, key: &str, text: &str) -> Result<Glob, ConfigEr
     Glob::new(text).map_err(wrong)
 }
 
+/// The attic client when the configuration names none: one revision, whose sources must have this hash. As the
+/// address of an archive with a hash, Nix takes the sources from the store or a substituter if one has them, and
+/// asks no forge which revision is the latest.
+const CLIENT: &str = "https://github.com/zhaofengli/attic/archive/b7c905657cb81b8ec9c26b0d9f53aa2e4f231810.tar.gz\
+    ?narHash=sha256-%2F%2FgQFVLVFhwHyI9yrpPqX0MQJGYqS6nE%2FiLV872K%2BPU%3D#attic-client";
+
 fn client(merged: &Merged) -> Result<Client, ConfigError> {
     let raw = &merged.raw.client;
-    let mut installable = "github:zhaofengli/attic#attic-client".to_owned();
+    let mut installable = CLIENT.to_owned();
     if let Some(at) = &raw.installable {
         // The text becomes an argument of `nix build`, so it must not be an option.
         let text = &at.value;

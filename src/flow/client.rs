@@ -115,12 +115,15 @@ pub(crate) struct ClientLife {
     /// Looks in a row that found no usable client.
     misses: u32,
     due: Option<Mono>,
+    /// The configuration names one client for ever, so there is no newer one.
+    fixed: bool,
     rng: Rng,
 }
 
 impl ClientLife {
-    /// Starts without a client. `seed` decides every jitter.
-    pub(crate) fn new(seed: u64) -> Self {
+    /// Starts without a client. `seed` decides every jitter. `fixed`: the configuration names one client for
+    /// ever, so none is looked for while that one is usable.
+    pub(crate) fn new(seed: u64, fixed: bool) -> Self {
         Self {
             usable: false,
             broken: false,
@@ -129,6 +132,7 @@ impl ClientLife {
             untried: false,
             misses: 0,
             due: None,
+            fixed,
             rng: Rng::new(seed),
         }
     }
@@ -174,6 +178,7 @@ impl ClientLife {
             // A look follows the check anyway.
             (ClientEvent::Wanted | ClientEvent::Sighted | ClientEvent::CacheBack, Work::Checking) => {}
             (ClientEvent::Sighted, Work::Looking) => self.again |= !self.usable,
+            (ClientEvent::Sighted, Work::Idle) if self.usable && self.fixed => {}
             (ClientEvent::Sighted, Work::Idle) if self.usable => {
                 let soon = now.after(SETTLE);
                 self.due = Some(self.due.map_or(soon, |due| due.min(soon)));
@@ -214,7 +219,8 @@ impl ClientLife {
         } else {
             SEARCH.wait(self.misses, &mut self.rng)
         };
-        self.due = Some(now.after(wait));
+        let is_done = self.fixed && found == Found::Usable;
+        self.due = (!is_done).then(|| now.after(wait));
         if again {
             self.look(out);
         }

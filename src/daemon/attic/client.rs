@@ -150,7 +150,7 @@ pub(in crate::daemon) fn start(
     let cache = login.caches().iter().position(|c| c.name == settings.default_cache).unwrap_or(0);
     let client = Client { messages, view: seen, installable: Some(installable.clone()) };
     let task = Task {
-        life: ClientLife::new(seed),
+        life: ClientLife::new(seed, installable.is_fixed()),
         workspace,
         installable,
         login,

@@ -11,11 +11,23 @@ use ClientState::{Absent, Broken, Ready, Trying, Updating};
 
 /// Returns a life after these events, all at time 0.
 fn after(events: &[ClientEvent]) -> ClientLife {
-    let mut life = ClientLife::new(1);
+    let mut life = ClientLife::new(1, false);
     for event in events {
         life.step(*event, Mono(0));
     }
     life
+}
+
+#[test]
+fn a_fixed_client_is_looked_for_until_it_is_usable() {
+    let mut life = ClientLife::new(1, true);
+    life.step(Begin { left: false }, Mono(0));
+    life.step(Looked(Found::Missing), Mono(0));
+    assert!(life.due().is_some());
+    life.step(Wanted, Mono(0));
+    assert_eq!(life.step(Looked(Found::Usable), Mono(0)), [Usable(true)]);
+    assert_eq!((life.due(), life.step(Sighted, Mono(0)), life.due()), (None, vec![], None));
+    assert_eq!(life.step(Lost, Mono(0)), [Usable(false), Look]);
 }
 
 #[test]
@@ -199,7 +211,7 @@ proptest! {
         events in proptest::collection::vec((any_event(), 0u64..100_000_000), 0..200),
         seed in any::<u64>(),
     ) {
-        let mut life = ClientLife::new(seed);
+        let mut life = ClientLife::new(seed, false);
         let (mut now, mut said) = (0, false);
         for (event, later) in std::iter::once((Begin { left }, 0)).chain(events) {
             now += later;
