@@ -258,6 +258,14 @@ tests() {
     return $status
 }
 
+# Some seconds for each target; FLYWHEEL_FUZZ_SECONDS for longer.
+fuzzing() {
+    local said
+    tests/fuzz.sh "${FLYWHEEL_FUZZ_SECONDS:-10}" | tee "$log" || return 1
+    said=$(sed -n 's/^fuzzing skipped: //p' "$log")
+    [ -z "$said" ] || skip "$said"
+}
+
 documentation() {
     # These pages are for people who have the sources: a link may name a private item.
     RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" cargo doc --locked --no-deps
@@ -310,6 +318,7 @@ if [ ${#failed[@]} = 0 ]; then
     step "alert rules" monitoring
     step "tests" tests
     step "tests with other versions of Nix" other_nix
+    step "fuzzing" fuzzing
     step "documentation of the code" documentation
     step "book" book
     step "dependencies: licences, bans, sources" dependencies
