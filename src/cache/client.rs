@@ -256,11 +256,17 @@ impl Inner {
         })
     }
 
+    /// Fails while `hold` forbids to send anything. To be called before each request.
+    pub(super) fn check_hold(&self) -> Result<(), CacheError> {
+        match self.hold.as_ref().and_then(|hold| hold.borrow().clone()) {
+            Some(why) => Err(CacheError::new(ErrorClass::Unreachable, why)),
+            None => Ok(()),
+        }
+    }
+
     /// Adds the token to a request. Every request goes through here, so that none is sent while `hold` forbids it.
     fn authorized(&self, request: RequestBuilder) -> Result<RequestBuilder, CacheError> {
-        if let Some(why) = self.hold.as_ref().and_then(|hold| hold.borrow().clone()) {
-            return Err(CacheError::new(ErrorClass::Unreachable, why));
-        }
+        self.check_hold()?;
         let Some(token) = self.token()? else { return Ok(request) };
         // The token contains only visible ASCII: `Secret` has checked that.
         let mut value = HeaderValue::from_str(&format!("Bearer {}", token.expose()))

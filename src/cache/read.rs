@@ -41,6 +41,7 @@ pub(super) async fn get(
     limit: usize,
     doing: &str,
 ) -> Result<Answer, CacheError> {
+    inner.check_hold()?;
     let secret = pull.read()?;
     if let (Some(_), Some(why)) = (&secret, inner.distrust(base)) {
         return Err(CacheError::new(ErrorClass::Rejected, format!("{doing}: {why}")));

@@ -27,6 +27,7 @@ mod sessions;
 #[cfg(test)]
 mod simulated;
 mod story;
+mod undecided;
 mod writer;
 
 #[cfg(test)]
@@ -306,6 +307,26 @@ impl Ledger {
     /// Returns a session's failed pushes, at most [`MAX_FAILURES`].
     pub fn session_failures(&self, row: SessionRow) -> Result<Vec<Failure>> {
         self.read(move |conn| sessions::failures(conn, row))
+    }
+
+    /// Keeps paths (base names) whose maker, the user with these numbers, the name service has not told yet.
+    pub fn keep_undecided(&self, paths: Vec<(String, (u32, u32))>) -> Result<()> {
+        self.write(move |conn| undecided::keep(conn, &paths))
+    }
+
+    /// Returns the users of paths that [`Self::keep_undecided`] has kept.
+    pub fn undecided_people(&self) -> Result<Vec<(u32, u32)>> {
+        self.read(undecided::people)
+    }
+
+    /// Returns the kept paths of a user, at most `limit`.
+    pub fn undecided_of(&self, person: (u32, u32), limit: usize) -> Result<Vec<String>> {
+        self.read(move |conn| undecided::of(conn, person, limit))
+    }
+
+    /// Forgets kept paths.
+    pub fn forget_undecided(&self, paths: Vec<String>) -> Result<()> {
+        self.write(move |conn| undecided::forget(conn, &paths))
     }
 
     /// Returns the session with an id.

@@ -20,6 +20,7 @@ pub(super) const MIGRATIONS: &[&str] = &[
     SESSIONS_KEEP_THEIR_WARNINGS,
     SESSIONS_HAVE_A_KIND,
     PUSHES_HAVE_TIMES,
+    PATHS_WAIT_FOR_A_ROUTE,
 ];
 
 /// Ids are AUTOINCREMENT because the daemon keeps them in memory: a removed id must
@@ -114,6 +115,13 @@ ALTER TABLE item ADD COLUMN seen_at INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE item ADD COLUMN asked_at INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE item ADD COLUMN begun_at INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE session ADD COLUMN log_paths INTEGER NOT NULL DEFAULT 0;
+";
+
+/// Paths of no session whose makers the name service has not told: the cursor is past
+/// them, so they must survive a restart.
+const PATHS_WAIT_FOR_A_ROUTE: &str = "
+CREATE TABLE undecided (path TEXT PRIMARY KEY, uid INTEGER NOT NULL, gid INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX undecided_person ON undecided (uid, gid);
 ";
 
 /// Returns the format of the file, 0 for an empty one.

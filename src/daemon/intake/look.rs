@@ -70,7 +70,10 @@ impl Intake {
         for path in paths.iter().filter(|p| self.lock_watcher.is_hooked(p.base())) {
             rows.extend(self.nix_db.db()?.info(path)?);
         }
-        if rows.is_empty() { Ok(()) } else { self.take_rows(rows, None) }
+        if !rows.is_empty() {
+            self.take_rows(rows, None)?;
+        }
+        Ok(())
     }
 
     /// Compares the database with the marks. Moves the cursor back to the last row that
@@ -143,7 +146,12 @@ impl Intake {
 
     /// Takes in rows: the maker of each decides to which cache it goes, and for which
     /// session. The cursor moves with the last chunk; the makers are forgotten after it.
-    fn take_rows(&mut self, rows: Vec<PathInfo>, next: Option<&Cursor>) -> Result<(), IntakeError> {
+    /// Returns how many rows wait for the name service.
+    pub(super) fn take_rows(
+        &mut self,
+        rows: Vec<PathInfo>,
+        next: Option<&Cursor>,
+    ) -> Result<usize, IntakeError> {
         let windows = self.windows().clone();
         let bases: Vec<String> = rows.iter().map(|row| row.path.base().to_owned()).collect();
         let makers = self.lock_watcher.makers(&bases);
@@ -173,6 +181,7 @@ impl Intake {
                 routed.aside.push(PlannedPush { info, state, sessions, waits: None });
             }
         }
+        let undecided = self.keep_undecided()?;
         // The cache is asked about each new row, even if an earlier row with the same path
         // was confirmed.
         let ask_after = self.now();
@@ -200,7 +209,7 @@ impl Intake {
             self.ledger.admit(Admit { cursor: Some(next.clone()), pushes: Vec::new(), at: Wall::now().0 })?;
         }
         self.lock_watcher.forget(&bases, &makers);
-        Ok(())
+        Ok(undecided)
     }
 
     /// The sessions of a path that goes to this cache on behalf of another path.

@@ -324,10 +324,7 @@ impl Intake {
             }
         }
         self.look(cursor)?;
-        let decided = self.decided();
-        if !decided.is_empty() {
-            hooked.push_back(decided);
-        }
+        self.take_decided()?;
         if !std::mem::replace(restored, true) {
             // After the first look, because paths that the ledger does not have may be
             // protected too.

@@ -2,14 +2,14 @@
 //! caches the user may name: for a session when it opens, and for the maker of a path of
 //! no session.
 
-use std::collections::HashMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::Intake;
 use super::name_service::look_up;
 use super::people::People;
 use super::rules::enters_as;
+use super::{Intake, IntakeError};
 use crate::attribution::{Lineage, Maker};
 use crate::config::{Destination, Forbidden, Settings, Undecided, UnknownMaker, Who};
 use crate::ledger::PushState;
@@ -21,8 +21,8 @@ use crate::types::{CacheId, StorePath};
 const SESSION: Duration = Duration::from_secs(5);
 /// How long the intake waits for the name service. The paths wait then, not the intake.
 const INTAKE: Duration = Duration::from_secs(1);
-/// Paths that are kept until the name service answers.
-const UNDECIDED: usize = 10_000;
+/// Paths of a user that are taken in at a time when the name service has answered.
+const UNDECIDED: usize = 500;
 /// The time between two log entries about paths that are not pushed yet.
 const APART: Duration = Duration::from_secs(60);
 
@@ -124,27 +124,20 @@ enum Waits {
     Undecided((u32, u32), Undecided),
 }
 
-/// A path, and the process that made it.
-type MadePath = (StorePath, Arc<Lineage>);
-
-/// Paths of no session about whose maker the name service has not answered yet.
+/// Paths of no session about whose maker the name service has not answered yet. They
+/// are in the ledger, since the cursor is past them.
 #[derive(Debug, Default)]
 pub(in crate::daemon) struct UndecidedPaths {
-    of: HashMap<(u32, u32), Vec<MadePath>>,
-    count: usize,
+    /// The users that have paths in the ledger; none before it was read.
+    people: Option<BTreeSet<(u32, u32)>>,
+    /// Paths that are not in the ledger yet, and their makers.
+    new: Vec<(String, (u32, u32))>,
     /// Paths since the last log entry, and the time of that entry.
     unsaid: usize,
     said: Option<Instant>,
 }
 
 impl UndecidedPaths {
-    fn keep(&mut self, person: (u32, u32), path: &StorePath, lineage: &Arc<Lineage>) {
-        if self.count < UNDECIDED {
-            self.count += 1;
-            self.of.entry(person).or_default().push((path.clone(), Arc::clone(lineage)));
-        }
-    }
-
     /// Logs that paths wait, at most once a minute.
     fn say(&mut self, path: &StorePath, why: &str) {
         self.unsaid += 1;
@@ -158,14 +151,6 @@ impl UndecidedPaths {
                 "{paths} paths of no session wait, {path} the last of them: {why}"
             );
         }
-    }
-
-    /// Returns the paths of those whose route is decided now, and their makers.
-    fn decided(&mut self, routes: &Routes) -> Vec<MadePath> {
-        let decided = self.of.extract_if(|person, _| routes.is_decided(*person));
-        let paths: Vec<_> = decided.flat_map(|(_, paths)| paths).collect();
-        self.count -= paths.len();
-        paths
     }
 }
 
@@ -193,22 +178,61 @@ impl Intake {
                     person.0, undecided.route
                 );
                 self.undecided.say(path, &why);
-                if let Some(maker) = maker {
-                    self.undecided.keep(person, path, &maker.lineage);
-                }
+                self.undecided.new.push((path.base().to_owned(), person));
                 None
             }
         }
     }
 
-    /// Returns paths that waited for the name service and need not any more. Who made
-    /// them is noted with the lock watcher again.
-    pub(super) fn decided(&mut self) -> Vec<StorePath> {
-        let decided = self.undecided.decided(&self.policy.routes);
-        for (path, lineage) in &decided {
-            self.lock_watcher.hooked(&[path.base().to_owned()], lineage);
+    /// Writes the paths to the ledger that [`Self::unowned`] could not decide about.
+    /// To be called before the cursor moves past them. Returns how many there were.
+    pub(super) fn keep_undecided(&mut self) -> Result<usize, IntakeError> {
+        let paths = std::mem::take(&mut self.undecided.new);
+        let count = paths.len();
+        if count > 0 {
+            let people: Vec<_> = paths.iter().map(|(_, person)| *person).collect();
+            self.ledger.keep_undecided(paths)?;
+            self.undecided_people()?.extend(people);
         }
-        decided.into_iter().map(|(path, _)| path).collect()
+        Ok(count)
+    }
+
+    fn undecided_people(&mut self) -> Result<&mut BTreeSet<(u32, u32)>, IntakeError> {
+        if self.undecided.people.is_none() {
+            self.undecided.people = Some(self.ledger.undecided_people()?.into_iter().collect());
+        }
+        Ok(self.undecided.people.get_or_insert_default())
+    }
+
+    /// Takes in the paths that waited for the name service and need not any more.
+    pub(super) fn take_decided(&mut self) -> Result<(), IntakeError> {
+        let mut people = self.undecided_people()?.clone();
+        people.retain(|person| self.policy.routes.is_decided(*person));
+        for person in people {
+            // All that is known of the maker is who it is: the path is no session's.
+            let lineage =
+                Arc::new(Lineage { line: Vec::new(), session: -1, cgroup: None, person: Some(person) });
+            loop {
+                self.room()?;
+                let paths = self.ledger.undecided_of(person, UNDECIDED)?;
+                if paths.is_empty() {
+                    self.undecided_people()?.remove(&person);
+                    break;
+                }
+                let mut rows = Vec::new();
+                for path in paths.iter().filter_map(|base| StorePath::parse(base).ok()) {
+                    rows.extend(self.nix_db.db()?.info(&path)?);
+                }
+                let valid: Vec<_> = rows.iter().map(|row| row.path.base().to_owned()).collect();
+                self.lock_watcher.hooked(&valid, &lineage);
+                if self.take_rows(rows, None)? > 0 {
+                    // The name service does not answer any more: these were kept again.
+                    break;
+                }
+                self.ledger.forget_undecided(paths)?;
+            }
+        }
+        Ok(())
     }
 }
 

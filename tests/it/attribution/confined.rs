@@ -223,6 +223,11 @@ fn a_name_service_that_hangs_opens_nothing_and_stops_nobody_else() {
     let refused = as_nobody(&daemon, &["--strict", "session", "start", "--cache", "main"]);
     let why = "it is not known whether [[route]] 1 (group = \"domain users\") is for you";
     assert!(refused.code == 5 && refused.err.contains(why), "{refused:?}");
+    // The path waits over a restart as well.
+    daemon.restart();
+    open_to_all(&daemon);
+    daemon.flush();
+    assert!(!daemon.cache("main").has(&theirs) && !daemon.cache("untrusted").has(&theirs));
     answer(fifo);
     // The name service says now that the user is not a member: the path goes to the default
     // cache.
