@@ -100,7 +100,14 @@ fn sessions_with_large_fields_cost_little_memory() {
         };
         let anchor_pid = Some(std::process::id());
         let label = Some(field());
-        let start = Request::SessionStart { label, cache: None, anchor_pid, strict: false, ci: Some(ci) };
+        let start = Request::SessionStart {
+            label,
+            cache: None,
+            anchor_pid,
+            strict: false,
+            ci: Some(ci),
+            log_paths: false,
+        };
         let reply = client.ask(&start);
         assert!(matches!(reply, Reply::Started { .. }), "{reply:?}");
     }

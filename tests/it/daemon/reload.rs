@@ -63,7 +63,8 @@ fn a_reload_says_that_a_credential_is_the_same() {
     assert!(!renewed.out.contains("it is the same") || daemon.log().contains("a new token"), "{renewed:?}");
     let path = daemon.nix.make("credential");
     let pushed = daemon.json(&["push", "--wait", &path]);
-    assert_eq!(pushed["pushed"], 1, "{pushed}");
+    assert_eq!(pushed["outcome"], "complete", "{pushed}");
+    assert!(cache.main().has(&path));
 }
 
 #[test]
