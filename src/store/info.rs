@@ -28,6 +28,8 @@ pub struct PathInfo {
     pub ca: Option<String>,
     /// Its references, sorted. They may include the path itself.
     pub references: Vec<StorePath>,
+    /// The row ids of [`Self::references`], in any order.
+    pub(crate) reference_ids: Vec<i64>,
     /// When it was registered, in Unix seconds.
     pub registered_at: i64,
     /// Whether the path was made from added files or an added text. Either its hash
@@ -66,6 +68,7 @@ impl PathInfo {
             sigs: Vec::new(),
             ca: None,
             references: Vec::new(),
+            reference_ids: Vec::new(),
             registered_at,
             is_source: false,
         }
@@ -110,6 +113,7 @@ mod tests {
             sigs: vec!["k:s".to_owned()],
             ca: None,
             references: vec![],
+            reference_ids: vec![],
             registered_at: 0,
             is_source,
         };

@@ -50,7 +50,8 @@ impl Intake {
         memory.turn(now);
         let chosen: HashSet<i64> = rows.iter().copied().collect();
         let mut closure_at = Mono::MAX;
-        let entered = self.nix_db.db()?.closure(&rows, &mut |row| {
+        let known = |row| in_hand.get(&row).map(|info| &info.reference_ids[..]);
+        let entered = self.nix_db.db()?.closure_beyond(&rows, &known, &mut |row| {
             if enter == Enter::Everything || chosen.contains(&row) {
                 return true;
             }

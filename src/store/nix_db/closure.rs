@@ -19,13 +19,25 @@ impl NixDb {
     /// [`Self::infos`] reads the rows; ids alone keep a closure of tens of
     /// thousands of paths small.
     pub fn closure(&self, roots: &[i64], enter: &mut dyn FnMut(i64) -> bool) -> Result<Vec<i64>, NixDbError> {
-        self.reading.read(|db| traverse(db, roots, enter))
+        self.closure_beyond(roots, &|_| None, enter)
+    }
+
+    /// The same where `known` returns the references of rows that were read already:
+    /// these are not read again.
+    pub(crate) fn closure_beyond<'a>(
+        &self,
+        roots: &[i64],
+        known: &dyn Fn(i64) -> Option<&'a [i64]>,
+        enter: &mut dyn FnMut(i64) -> bool,
+    ) -> Result<Vec<i64>, NixDbError> {
+        self.reading.read(|db| traverse(db, roots, known, enter))
     }
 }
 
-fn traverse(
+fn traverse<'a>(
     db: &Connection,
     roots: &[i64],
+    known: &dyn Fn(i64) -> Option<&'a [i64]>,
     enter: &mut dyn FnMut(i64) -> bool,
 ) -> Result<Vec<i64>, NixDbError> {
     let mut graph = Graph { enter, known: HashMap::new(), entered: Vec::new(), references: Vec::new() };
@@ -35,10 +47,14 @@ fn traverse(
     let mut query = db.prepare_cached("select reference from Refs where referrer = ?1")?;
     let mut at = 0;
     while at < graph.entered.len() {
-        let mut rows = query.query([graph.entered[at]])?;
         let mut references = Vec::new();
-        while let Some(row) = rows.next()? {
-            references.extend(graph.node(row.get(0)?));
+        if let Some(ids) = known(graph.entered[at]) {
+            references.extend(ids.iter().filter_map(|id| graph.node(*id)));
+        } else {
+            let mut rows = query.query([graph.entered[at]])?;
+            while let Some(row) = rows.next()? {
+                references.extend(graph.node(row.get(0)?));
+            }
         }
         graph.references[at] = references;
         at += 1;

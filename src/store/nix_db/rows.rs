@@ -22,7 +22,7 @@ macro_rules! rows {
 }
 
 const REFERENCES: &str =
-    "select v.path from Refs r join ValidPaths v on v.id = r.reference where r.referrer = ?1";
+    "select v.path, v.id from Refs r join ValidPaths v on v.id = r.reference where r.referrer = ?1";
 
 /// Reads rows within the caller's transaction.
 pub(super) struct Rows<'a> {
@@ -124,6 +124,7 @@ impl Rows<'_> {
         let mut rows = query.query([info.id])?;
         while let Some(row) = rows.next()? {
             info.references.push(self.path_in(info.id, row.get_ref(0)?.as_str().unwrap_or_default())?);
+            info.reference_ids.push(row.get(1)?);
         }
         drop(rows);
         info.references.sort_unstable();
@@ -160,6 +161,7 @@ impl Rows<'_> {
             sigs: text(6)?.unwrap_or_default().split_ascii_whitespace().map(str::to_owned).collect(),
             ca: text(7)?.filter(|ca| !ca.is_empty()).map(str::to_owned),
             references: Vec::new(),
+            reference_ids: Vec::new(),
             registered_at: row.get(8).map_err(|e| bad(e.to_string()))?,
             is_source: false,
         })
