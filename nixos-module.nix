@@ -534,6 +534,14 @@ in
           ++ known "pullTokenFile" cfg.pullTokenFile;
       }
 
+      {
+        # A cache that is away must not fail a build, which Nix would otherwise do.
+        nix.settings = {
+          fallback = lib.mkDefault true;
+          connect-timeout = lib.mkDefault 5;
+        };
+      }
+
       (mkIf cfg.verify.enable {
         systemd.services.flywheel-verify.environment.FLYWHEEL_VERIFY =
           "--sample=${toString cfg.verify.sample}" + lib.optionalString cfg.verify.repair " --repair";

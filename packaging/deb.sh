@@ -66,6 +66,8 @@ put 0644 systemd/flywheel.catalog usr/lib/systemd/catalog/flywheel.catalog
 
 # --- configuration, completions, manual, documentation ----------------------------
 put 0644 packaging/flywheel.toml etc/flywheel/flywheel.toml
+# Other post-build hooks, which flywheel's runs after itself.
+mkdir -p "$root/etc/flywheel/hook.d"
 # Settings go here, so that the file above stays as it is and upgrades ask nothing.
 mkdir -p "$root/etc/flywheel/flywheel.toml.d"
 ctl=$binaries/flywheelctl

@@ -52,8 +52,10 @@ rustPlatform.buildRustPackage {
       [ -e "$unit" ] || continue
       install -Dm0644 "$unit" -t $out/lib/systemd/system
     done
-    substituteInPlace $out/lib/systemd/system/*.service \
-      --replace-fail /usr/bin/ $out/bin/
+    for unit in flywheeld flywheel-verify; do
+      substituteInPlace $out/lib/systemd/system/$unit.service \
+        --replace-fail /usr/bin/ $out/bin/
+    done
     install -Dm0644 systemd/flywheel.sysusers.conf $out/lib/sysusers.d/flywheel.conf
     install -Dm0644 systemd/flywheel.tmpfiles.conf $out/lib/tmpfiles.d/flywheel.conf
     if [ -e systemd/flywheel.catalog ]; then

@@ -300,6 +300,7 @@ impl CacheClient {
             }
             let own = url.origin() == from.base.origin();
             let request = || -> Result<_, CacheError> {
+                inner.check_hold()?;
                 let request = inner.transport.client(&to)?.get(url.clone());
                 Ok(match &from.login {
                     Login::Basic(secret) if own => request.basic_auth("flywheel", Some(secret.expose())),

@@ -19,7 +19,7 @@ use super::discover::{Discovered, Discovery};
 use super::endpoint::Endpoint;
 use super::error::{CacheError, ErrorClass, Sent};
 use super::token::{Secret, TokenSource};
-use super::transport::{Answer, Transport};
+use super::transport::{Answer, TlsFiles, Transport};
 use super::wire::{CacheConfig, MissingAnswer, MissingRequest, UploadAnswer, UploadInfo, Uploaded};
 use crate::types::CacheName;
 
@@ -53,6 +53,8 @@ pub struct ClientSettings {
     /// Why the client must not send a request now. While there is a reason, every call fails with it, and
     /// neither request nor token leaves the process.
     pub hold: Option<watch::Receiver<Option<String>>>,
+    /// The certificates for TLS.
+    pub tls: TlsFiles,
 }
 
 impl ClientSettings {
@@ -67,6 +69,7 @@ impl ClientSettings {
             user_agent: concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")).to_owned(),
             trust_api_endpoint: false,
             hold: None,
+            tls: TlsFiles::default(),
         }
     }
 }
@@ -118,7 +121,7 @@ impl CacheClient {
             candidates,
             connect_timeout: s.connect_timeout,
             stall_timeout: s.stall_timeout,
-            transport: Transport::new(s.user_agent, s.connect_timeout, s.stall_timeout),
+            transport: Transport::new(s.user_agent, s.connect_timeout, s.stall_timeout, s.tls),
             discovery: Discovery::default(),
             trust_api_endpoint: s.trust_api_endpoint,
             hold: s.hold,
@@ -190,6 +193,7 @@ impl CacheClient {
     }
 
     /// Reads the token again and returns whether it has changed. After an error the old one stays in use.
+    /// Certificates that have changed are read before the next connection.
     pub fn reload_token(&self) -> Result<bool, CacheError> {
         self.0.reload_token()
     }
@@ -225,6 +229,7 @@ impl Inner {
     }
 
     pub(super) fn reload_token(&self) -> Result<bool, CacheError> {
+        self.transport.refresh();
         let fresh = self.source.read()?;
         let mut token = self.token.write().unwrap_or_else(PoisonError::into_inner);
         let changed = *token != fresh;

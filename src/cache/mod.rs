@@ -45,4 +45,5 @@ pub use client::{CacheClient, ClientSettings};
 pub use discover::Discovered;
 pub use error::{CacheError, ErrorClass};
 pub use token::{Secret, TokenSource};
+pub use transport::TlsFiles;
 pub use wire::{CacheConfig, UploadInfo, Uploaded};

@@ -1,11 +1,14 @@
 //! HTTP clients and their limits. The first request that needs a client makes it, so a
 //! daemon that only uploads to its own host loads no certificates. Must not know the API.
 
-use std::sync::{Mutex, PoisonError};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use reqwest::redirect::Policy;
-use reqwest::{Client, Response};
+use reqwest::{Certificate, Client, Identity, Response};
+use zeroize::Zeroizing;
 
 use super::endpoint::Endpoint;
 use super::error::{CacheError, ErrorClass, quote};
@@ -21,17 +24,76 @@ const IDLE_TIME: Duration = Duration::from_secs(30);
 /// own message about the stall.
 const KERNEL_MARGIN: Duration = Duration::from_secs(5);
 
+/// Largest file with certificates that the client reads, in bytes. A system's has 250 KB.
+const LONGEST_PEM: u64 = 16 * 1024 * 1024;
+
+/// For each file, metadata that differ when it was replaced or written.
+type Fingerprint = Vec<Option<(u64, u64, u64, i64, i64)>>;
+
+/// The files with the certificates for TLS, as PEM.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The certificates of the authorities that are trusted. `None`: the system's.
+    pub ca: Option<PathBuf>,
+    /// The certificate that the client shows to servers that ask for one.
+    pub cert: Option<PathBuf>,
+    /// Its private key. `None`: it is in the same file.
+    pub key: Option<PathBuf>,
+}
+
+impl TlsFiles {
+    fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        self.ca.iter().chain(&self.cert).chain(&self.key)
+    }
+
+    /// What the files are now.
+    fn fingerprint(&self) -> Fingerprint {
+        let of = |file: &PathBuf| {
+            let meta = std::fs::metadata(file).ok()?;
+            Some((meta.dev(), meta.ino(), meta.size(), meta.mtime(), meta.mtime_nsec()))
+        };
+        self.files().map(of).collect()
+    }
+}
+
+/// The clients that were made, and what the certificates' files were then.
+#[derive(Default)]
+struct Made {
+    /// The clients for plain HTTP on this host, for TLS on this host, and for other hosts.
+    clients: [Option<Client>; 3],
+    files: Fingerprint,
+}
+
 pub(super) struct Transport {
+    tls: TlsFiles,
     user_agent: String,
     connect_timeout: Duration,
     stall_timeout: Duration,
-    /// The clients for plain HTTP on this host, for TLS on this host, and for other hosts.
-    clients: Mutex<[Option<Client>; 3]>,
+    made: Mutex<Made>,
 }
 
 impl Transport {
-    pub(super) fn new(user_agent: String, connect_timeout: Duration, stall_timeout: Duration) -> Self {
-        Self { user_agent, connect_timeout, stall_timeout, clients: Mutex::default() }
+    pub(super) fn new(
+        user_agent: String,
+        connect_timeout: Duration,
+        stall_timeout: Duration,
+        tls: TlsFiles,
+    ) -> Self {
+        Self { tls, user_agent, connect_timeout, stall_timeout, made: Mutex::default() }
+    }
+
+    fn made(&self) -> MutexGuard<'_, Made> {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Drops the clients if a file with certificates has changed, so that the next
+    /// connection reads it. Requests under way keep theirs.
+    pub(super) fn refresh(&self) {
+        let now = self.tls.fingerprint();
+        let mut made = self.made();
+        if made.files != now {
+            made.clients = [None, None, None];
+        }
     }
 
     pub(super) fn client(&self, to: &Endpoint) -> Result<Client, CacheError> {
@@ -40,26 +102,25 @@ impl Transport {
             (true, false) => 1,
             (false, _) => 2,
         };
-        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(client) = &clients[kind] {
+        let mut made = self.made();
+        if let Some(client) = &made.clients[kind] {
             return Ok(client.clone());
         }
+        made.files = self.tls.fingerprint();
         let mut built = self.build(!to.is_loopback(), kind != 0);
         if built.is_err() && to.is_plain() {
             // A host without CA certificates can still use plain HTTP.
             built = self.build(!to.is_loopback(), false);
         }
-        let client = built.map_err(|e| {
-            let why = std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string);
-            let message =
-                format!("no HTTP client for {to}: {why}; are CA certificates installed on this host?");
-            CacheError::new(ErrorClass::Unreachable, message)
+        let client = built.map_err(|why| {
+            CacheError::new(ErrorClass::Unreachable, format!("no HTTP client for {to}: {why}"))
         })?;
-        clients[kind] = Some(client.clone());
+        made.clients[kind] = Some(client.clone());
         Ok(client)
     }
 
-    fn build(&self, proxied: bool, certificates: bool) -> reqwest::Result<Client> {
+    /// The error says which file cannot be used.
+    fn build(&self, proxied: bool, certificates: bool) -> Result<Client, String> {
         // The only possible error is that the process has a provider already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let builder = Client::builder()
@@ -76,9 +137,49 @@ impl Transport {
             .referer(false)
             .retry(reqwest::retry::never());
         let builder = if proxied { builder } else { builder.no_proxy() };
-        let builder = if certificates { builder } else { builder.tls_certs_only([]) };
-        builder.build()
+        let builder = match (certificates, &self.tls.ca) {
+            (false, _) => builder.tls_certs_only([]),
+            (true, None) => builder,
+            (true, Some(file)) => {
+                let certs = Certificate::from_pem_bundle(&pem(file)?).map_err(|e| unusable(file, &e))?;
+                if certs.is_empty() {
+                    return Err(format!("{} has no certificate in PEM format", file.display()));
+                }
+                builder.tls_certs_only(certs)
+            }
+        };
+        let builder = match &self.tls.cert {
+            Some(file) if certificates => {
+                let mut both = pem(file)?;
+                if let Some(key) = &self.tls.key {
+                    both.push(b'\n');
+                    both.extend_from_slice(&pem(key)?);
+                }
+                builder.identity(Identity::from_pem(&both).map_err(|e| unusable(file, &e))?)
+            }
+            _ => builder,
+        };
+        builder.build().map_err(|e| {
+            let why = std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string);
+            format!("{why}; are CA certificates installed on this host?")
+        })
     }
+}
+
+/// Reads a file with certificates or a key.
+fn pem(file: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
+    use std::io::Read as _;
+    let mut text = Zeroizing::new(Vec::new());
+    let read = std::fs::File::open(file).and_then(|opened| opened.take(LONGEST_PEM).read_to_end(&mut text));
+    read.map_err(|e| {
+        format!("{} cannot be read: {e}; the service's user must be able to read it", file.display())
+    })?;
+    Ok(text)
+}
+
+fn unusable(file: &Path, error: &reqwest::Error) -> String {
+    let why = std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string);
+    format!("{} cannot be used: {why}; it must be in PEM format", file.display())
 }
 
 /// An answer with its body, as far as the body could be read.

@@ -14,7 +14,7 @@ use super::merge::Merged;
 use super::names;
 use super::raw::{At, OneOrMany, RawCache, RawRoute, Spot};
 use super::route::{Route, Subject};
-use super::settings::{Cache, Embedded, Engine, Nix, Target};
+use super::settings::{Cache, Embedded, Engine, Nix, Target, Tls};
 use super::token::Token;
 use super::validate::{self, Env};
 use crate::types::CacheName;
@@ -91,6 +91,7 @@ fn from_environment(
             engine,
             stall_timeout: STALL,
             trust_api_endpoint: false,
+            tls: Tls::default(),
         };
         return Ok(("main".to_owned(), cache));
     };
@@ -117,6 +118,7 @@ fn from_environment(
             engine,
             stall_timeout: STALL,
             trust_api_endpoint: false,
+            tls: Tls::default(),
         },
     ))
 }
@@ -191,6 +193,7 @@ fn cache(
     };
     let engine = own_engine.unwrap_or(engine);
     let trust_api_endpoint = raw.trust_api_endpoint.as_ref().is_some_and(|at| at.value);
+    let tls = tls(merged, name, &target, raw)?;
     Ok(Cache {
         cache: on_server.to_owned(),
         target,
@@ -199,7 +202,32 @@ fn cache(
         engine,
         stall_timeout,
         trust_api_endpoint,
+        tls,
     })
+}
+
+fn tls(merged: &Merged, name: &str, target: &Target, raw: &RawCache) -> Result<Tls, ConfigError> {
+    let file = |key: &str, at: &Option<At<String>>| {
+        let Some(given) = at else { return Ok(None) };
+        let key = format!("caches.{name}.{key}");
+        if *target == Target::Embedded {
+            let found = format!("{key}: found a certificate for the built-in cache");
+            return Err(ConfigError::invalid(merged.place(&given.spot), found, "none"));
+        }
+        validate::path(merged, &key, at, || (Place::Absent, String::new())).map(Some)
+    };
+    let tls = Tls {
+        ca_file: file("ca_file", &raw.ca_file)?,
+        client_cert: file("client_cert", &raw.client_cert)?,
+        client_key: file("client_key", &raw.client_key)?,
+    };
+    match &raw.client_key {
+        Some(at) if tls.client_cert.is_none() => {
+            let found = format!("caches.{name}.client_key: found a key without a certificate");
+            Err(ConfigError::invalid(merged.place(&at.spot), found, "client_cert too"))
+        }
+        _ => Ok(tls),
+    }
 }
 
 fn target(merged: &Merged, name: &str, at: &At<OneOrMany>) -> Result<Target, ConfigError> {

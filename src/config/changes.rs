@@ -33,6 +33,7 @@ impl Change {
                     poll,
                     netrc,
                     netrc_group,
+                    netrc_include,
                     protect_max,
                     min_free,
                 },
@@ -66,6 +67,7 @@ impl Change {
         note(*metrics != old.metrics, &mut live, "metrics");
         note(*netrc != old.nix.netrc, &mut live, "nix.netrc");
         note(*netrc_group != old.nix.netrc_group, &mut live, "nix.netrc_group");
+        note(*netrc_include != old.nix.netrc_include, &mut live, "nix.netrc_include");
         note(*engine != old.push.engine, &mut live, "push.engine");
         note(*jobs != old.push.jobs, &mut live, "push.jobs");
         // A run of the attic client is started with its number of uploads.
@@ -114,6 +116,7 @@ impl Change {
             nix: Nix {
                 netrc: netrc.clone(),
                 netrc_group: netrc_group.clone(),
+                netrc_include: netrc_include.clone(),
                 protect_max: *protect_max,
                 min_free: *min_free,
                 ..old.nix.clone()

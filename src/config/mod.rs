@@ -33,6 +33,6 @@ pub use glob::Glob;
 pub(crate) use route::is_number;
 pub use route::{Destination, Forbidden, Route, Subject, Undecided, UnknownMaker, Who};
 pub use settings::{
-    Cache, Client, Embedded, Engine, Existing, Filter, Jobs, Nix, Origin, Push, Settings, Target,
+    Cache, Client, Embedded, Engine, Existing, Filter, Jobs, Nix, Origin, Push, Settings, Target, Tls,
 };
 pub use token::Token;

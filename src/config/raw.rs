@@ -80,6 +80,7 @@ table! {
         poll: Option<At<Period>>,
         netrc: Option<At<String>>,
         netrc_group: Option<At<String>>,
+        netrc_include: Option<At<Vec<Spanned<String>>>>,
         protect_max: Option<At<ByteSize>>,
         min_free: Option<At<ByteSize>>,
     }
@@ -94,6 +95,9 @@ table! {
         engine: Option<At<String>>,
         stall_timeout: Option<At<Period>>,
         trust_api_endpoint: Option<At<bool>>,
+        ca_file: Option<At<String>>,
+        client_cert: Option<At<String>>,
+        client_key: Option<At<String>>,
     }
 }
 

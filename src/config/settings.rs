@@ -89,6 +89,8 @@ pub struct Nix {
     pub netrc: Option<PathBuf>,
     /// The group of the netrc file, by name or number; none: the service's.
     pub netrc_group: Option<String>,
+    /// Files of other programs whose entries the netrc file has before the daemon's own.
+    pub netrc_include: Vec<PathBuf>,
     /// The most bytes of NARs that are kept from collection while their pushes are
     /// pending; beyond it the oldest lose their protection. None: no limit.
     pub protect_max: Option<u64>,
@@ -114,6 +116,19 @@ pub struct Cache {
     pub stall_timeout: Duration,
     /// Whether tokens may go to hosts that the server names and that no endpoint has.
     pub trust_api_endpoint: bool,
+    /// The certificates for connections to the cache.
+    pub tls: Tls,
+}
+
+/// Files with the certificates for connections to a cache, as PEM.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tls {
+    /// The certificates of the authorities that are trusted; none: the system's.
+    pub ca_file: Option<PathBuf>,
+    /// The certificate that the daemon shows to servers that ask for one.
+    pub client_cert: Option<PathBuf>,
+    /// Its private key; none: it is in the same file.
+    pub client_key: Option<PathBuf>,
 }
 
 /// Where a cache is.

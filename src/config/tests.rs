@@ -52,6 +52,7 @@ fn nothing_at_all_is_the_embedded_cache() {
             poll: Duration::from_secs(30),
             netrc: None,
             netrc_group: None,
+            netrc_include: vec![],
             protect_max: None,
             min_free: 1 << 30,
         }
@@ -67,7 +68,8 @@ fn nothing_at_all_is_the_embedded_cache() {
             pull_token: None,
             engine: Engine::Native,
             stall_timeout: std::time::Duration::from_secs(60),
-            trust_api_endpoint: false
+            trust_api_endpoint: false,
+            tls: Tls::default()
         }
     );
     let embedded = s.embedded.unwrap();
@@ -102,6 +104,7 @@ fn the_environment_when_no_cache_is_configured() {
             poll: Duration::from_secs(30),
             netrc: None,
             netrc_group: None,
+            netrc_include: vec![],
             protect_max: None,
             min_free: 1 << 30,
         }
@@ -432,7 +435,7 @@ fn what_is_wrong_is_said() {
     let url = "expected a URL like \"https://attic.example.com\"";
     let cases: Vec<(String, String)> = vec![
         ("sokcet = \"/a\"".into(), "1:1: unknown field `sokcet`, expected one of `socket`, `state_dir`, `default_cache`, `admins`, `nix`, `caches`, `embedded`, `metrics`, `push`, `client`, `drain`, `history`, `route` (did you mean `socket`?)".into()),
-        (main_with("token = \"s3cret\""), "3:1: unknown field `token`, expected one of `endpoints`, `cache`, `token_file`, `pull_token_file`, `engine`, `stall_timeout`, `trust_api_endpoint` (did you mean `token_file`?)".into()),
+        (main_with("token = \"s3cret\""), "3:1: unknown field `token`, expected one of `endpoints`, `cache`, `token_file`, `pull_token_file`, `engine`, `stall_timeout`, `trust_api_endpoint`, `ca_file`, `client_cert`, `client_key` (did you mean `token_file`?)".into()),
         ("[drain]\nx = 1".into(), "2:1: unknown field `x`, expected `timeout`".into()),
         ("[limits]".into(), "1:2: unknown field `limits`, expected one of `socket`, `state_dir`, `default_cache`, `admins`, `nix`, `caches`, `embedded`, `metrics`, `push`, `client`, `drain`, `history`, `route`".into()),
         ("socket = 3".into(), "1:10: invalid type: integer `3`, expected a string".into()),
@@ -578,7 +581,8 @@ fn the_example_shows_the_defaults() {
     assert_eq!(s.nix.netrc, Some("/run/flywheel/netrc".into()));
     assert_eq!(s.metrics.unwrap().to_string(), "127.0.0.1:9799");
     let embedded = Embedded { caches: vec!["main".into()], ..s.embedded.clone().unwrap() };
-    let nix = Nix { netrc: None, netrc_group: None, ..s.nix.clone() };
+    assert_eq!(s.nix.netrc_include, [std::path::PathBuf::from("/etc/nix/netrc")]);
+    let nix = Nix { netrc: None, netrc_group: None, netrc_include: vec![], ..s.nix.clone() };
     let examples_aside = Settings {
         caches: plain.caches.clone(),
         embedded: Some(embedded),

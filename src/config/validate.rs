@@ -78,6 +78,7 @@ pub(super) fn settings(merged: &Merged, env: Env<'_>) -> Result<Settings, Config
             at => Some(path(merged, "nix.netrc", at, || (Place::Absent, String::new()))?),
         },
         netrc_group: raw.nix.netrc_group.as_ref().map(|at| at.value.clone()),
+        netrc_include: includes(merged)?,
         protect_max: limit(raw.nix.protect_max.as_ref()),
         min_free: raw.nix.min_free.as_ref().map_or(MIN_FREE, |at| at.value.0),
         state_dir: nix_state,
@@ -234,6 +235,16 @@ pub(super) fn path(
     }
     let trimmed = text.trim_end_matches('/');
     Ok(PathBuf::from(if trimmed.is_empty() { "/" } else { trimmed }))
+}
+
+/// Returns the files of `nix.netrc_include`.
+fn includes(merged: &Merged) -> Result<Vec<PathBuf>, ConfigError> {
+    let Some(at) = &merged.raw.nix.netrc_include else { return Ok(Vec::new()) };
+    let file = |name: &toml::Spanned<String>| {
+        let one = Some(At { spot: at.spot.clone(), value: name.get_ref().clone() });
+        path(merged, "nix.netrc_include", &one, || (Place::Absent, String::new()))
+    };
+    at.value.iter().map(file).collect()
 }
 
 /// Returns a size of which 0 means that there is no limit.

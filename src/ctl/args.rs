@@ -85,7 +85,7 @@ impl Command {
             Self::Session { command } => {
                 matches!(command, SessionCommand::Start(_) | SessionCommand::End(_))
             }
-            Self::Run(_) | Self::Hook => true,
+            Self::Run(_) | Self::Hook { .. } => true,
             Self::Push(_)
             | Self::Flush { .. }
             | Self::Why { .. }
@@ -150,7 +150,11 @@ pub(super) enum Command {
         cache: Option<String>,
     },
     /// Report what was built, as Nix's post-build-hook; never blocks or fails a build
-    Hook,
+    Hook {
+        /// Run this command afterwards, with its arguments, and exit with its status
+        #[arg(long, value_name = "COMMAND", num_args = 1.., allow_hyphen_values = true)]
+        then: Vec<OsString>,
+    },
     /// Make the daemon read its configuration and tokens again, and retry failed paths
     Reload,
     /// Show the journal of a session or of the daemon
@@ -334,8 +338,11 @@ pub(super) struct RunArgs {
 #[derive(Debug, Args)]
 pub(super) struct PushArgs {
     /// Store paths, or links to them, such as 'result*'
-    #[arg(required = true, value_name = "PATH")]
+    #[arg(required_unless_present = "stdin", conflicts_with = "stdin", value_name = "PATH")]
     pub(super) paths: Vec<String>,
+    /// Read the paths from standard input, one in a line, and print a line for each when it settles
+    #[arg(long)]
+    pub(super) stdin: bool,
     /// The cache to push to [default: as the daemon's routes decide]
     #[arg(long, value_name = "NAME")]
     pub(super) cache: Option<String>,

@@ -20,6 +20,7 @@ mod manual;
 mod nix_conf;
 mod pace;
 mod paths;
+mod push_stdin;
 mod query;
 mod render;
 mod report;
@@ -73,8 +74,8 @@ fn in_ci() -> bool {
 /// Runs the program with these arguments, the first of which is its name.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args: Vec<OsString> = args.into_iter().collect();
-    if hook::is_called(&args) {
-        return hook::command(variable("FLYWHEEL_SOCKET").map(PathBuf::from));
+    if let Some(then) = hook::is_called(&args) {
+        return hook::command(variable("FLYWHEEL_SOCKET").map(PathBuf::from), then);
     }
     let json = args.iter().take_while(|word| *word != "--").any(|word| word == "--json");
     let cli = match Cli::try_parse_from(args) {
@@ -108,7 +109,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             ClientCommand::Exec { args } => attic_client::exec(&context, &args),
         },
         Command::NixConf { netrc, cache } => nix_conf::command(&context, netrc, cache.as_deref()),
-        Command::Hook => return hook::command(Some(context.socket)),
+        Command::Hook { then } => return hook::command(Some(context.socket), &then),
         Command::Reload => query::reload(&context),
         Command::Logs(args) => logs::command(&context, args),
         Command::Setup(args) => setup::command(&context, &args),

@@ -9,6 +9,7 @@ use super::{
     connection::{Connection, REPLY_TIMEOUT},
     end::{milliseconds, resolve, unexpected},
     exit::{Exit, Failure},
+    push_stdin,
     render::Heading,
     screen,
 };
@@ -18,6 +19,9 @@ use crate::control::messages::{NOT_VALID, Reply, Request, Status, Summary};
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 
 pub(super) fn push(context: &Context, args: PushArgs) -> Result<Exit, Failure> {
+    if args.stdin {
+        return push_stdin::command(context, args.cache.as_deref(), args.timeout);
+    }
     let mut connection = context.connect()?;
     let (paths, unmatched) = resolve(context, &args.paths, &connection.server.store_dir)?;
     if paths.is_empty() {

@@ -19,6 +19,7 @@ use super::{
     exit::{Exit, Failure},
     nix_conf::{Knows, Lines},
     pace::Pace,
+    push_stdin::Settled,
     report,
     setup::Plan,
     text, variable,
@@ -346,6 +347,17 @@ impl Render {
     pub(super) fn confirm(&self, question: &str) -> bool {
         let answer = self.ask(&format!("{question} [y/N]"));
         answer.is_some_and(|answer| matches!(answer.to_ascii_lowercase().as_str(), "y" | "yes"))
+    }
+
+    /// Prints what became of one path: as JSON one object in a line.
+    pub(super) fn settled(&self, settled: &Settled) {
+        let _ = if self.json {
+            self.object(settled)
+        } else if !self.quiet || settled.error.is_some() {
+            self.out(&text::settled(settled))
+        } else {
+            Ok(())
+        };
     }
 
     /// Prints what a verification found.

@@ -5,6 +5,7 @@ use std::{fmt::Write, time::Duration};
 use super::doctor::{Finding, Level};
 use super::nix_conf::{Knows, Lines};
 use super::pace::Pace;
+use super::push_stdin::Settled;
 use super::render::Heading;
 use super::report::steps;
 use super::setup::Plan;
@@ -85,6 +86,13 @@ pub(super) fn summary(s: &Summary, heading: Heading) -> String {
         let _ = writeln!(out, "failed: {} more, not listed", paths(s.failed_total - listed));
     }
     out
+}
+
+/// Formats what became of one path.
+pub(super) fn settled(settled: &Settled) -> String {
+    let outcome = printable(&settled.outcome).replace('_', " ");
+    let error = settled.error.as_deref().map(|e| format!(": {}", printable(e))).unwrap_or_default();
+    format!("{outcome}: {}{error}\n", printable(&settled.path))
 }
 
 /// Formats what a verification found.
@@ -462,6 +470,9 @@ pub(super) fn nix_conf(lines: &Lines) -> String {
         let _ = writeln!(out, "netrc-file = {}", printable(file));
     }
     if lines.fallback {
+        out.push_str(
+            "# Builds go on while a cache is away. Restart the nix-daemon to make it read nix.conf.\n",
+        );
         out.push_str("fallback = true\n");
     }
     if let Some(seconds) = lines.connect_timeout {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 use super::BuiltIn;
-use crate::cache::{CacheClient, ClientSettings, TokenSource};
+use crate::cache::{CacheClient, ClientSettings, TlsFiles, TokenSource};
 use crate::config::{Cache, Jobs, Settings, Target, Token};
 use crate::daemon::attic::CacheLogin;
 use crate::flow::CacheLimits;
@@ -59,6 +59,16 @@ impl Connection {
         let mut settings = ClientSettings::new(endpoints, CacheName::parse(&cache.cache)?, token.clone());
         settings.stall_timeout = cache.stall_timeout;
         settings.trust_api_endpoint = cache.trust_api_endpoint;
+        settings.tls = TlsFiles {
+            // $SSL_CERT_FILE is read with the system's certificates.
+            ca: cache
+                .tls
+                .ca_file
+                .clone()
+                .or_else(|| std::env::var_os("NIX_SSL_CERT_FILE").map(PathBuf::from)),
+            cert: cache.tls.client_cert.clone(),
+            key: cache.tls.client_key.clone(),
+        };
         if let (Target::Embedded, Some(at)) = (&cache.target, built_in) {
             settings.hold = Some(at.port_trouble().clone());
         }

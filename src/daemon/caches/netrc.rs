@@ -21,9 +21,13 @@ const LOOK: Duration = Duration::from_secs(5);
 /// The first line of the file. A file that begins otherwise was not written by the
 /// daemon.
 const MARK: &str = "# Written by flywheeld, again and again: changes are lost.\n";
+/// The line between the entries of other files and the daemon's own.
+const OWN: &str = "# Entries of flywheel:\n";
 const MODE: u32 = 0o640;
 /// How long the name service may take to say which group a name is.
 const LOOK_UP: Duration = Duration::from_secs(5);
+/// Largest file of another program that is included, in bytes.
+const LONGEST_INCLUDE: u64 = 1024 * 1024;
 
 /// How Nix reads a cache.
 #[derive(Debug, Clone)]
@@ -55,6 +59,8 @@ pub(in crate::daemon) struct Netrc {
     file: PathBuf,
     /// The group that may read the file.
     group: Option<String>,
+    /// Files of other programs whose entries come first.
+    include: Vec<PathBuf>,
     readings: Vec<Reading>,
     /// Why the file is not complete, if it is not.
     trouble: Arc<Mutex<Option<String>>>,
@@ -72,11 +78,13 @@ impl Netrc {
             Some(Reading { name: cache.name().to_owned(), client: cache.client().clone(), pull })
         };
         let file = settings.nix.netrc.clone()?;
-        Some(Self::new(file, settings.nix.netrc_group.clone(), caches.iter().filter_map(reading).collect()))
+        let readings = caches.iter().filter_map(reading).collect();
+        let (group, include) = (settings.nix.netrc_group.clone(), settings.nix.netrc_include.clone());
+        Some(Self { include, ..Self::new(file, group, readings) })
     }
 
     fn new(file: PathBuf, group: Option<String>, readings: Vec<Reading>) -> Self {
-        Self { file, group, readings, trouble: Arc::default() }
+        Self { file, group, include: Vec::new(), readings, trouble: Arc::default() }
     }
 
     pub(in crate::daemon) fn file(&self) -> &Path {
@@ -152,10 +160,42 @@ impl Netrc {
             let earlier: Vec<_> = earlier.collect();
             entries.extend(earlier);
         }
-        let (text, clash) = render(entries);
+        let foreign = self.foreign(&mut troubles);
+        troubles.extend(shadowed(&foreign, &entries));
+        let (text, clash) = render(&foreign, entries);
         troubles.extend(clash);
         self.write(&text)?;
         if troubles.is_empty() { Ok(()) } else { Err(troubles.join("; ")) }
+    }
+
+    /// The text of the included files. While one cannot be read, the text that the netrc
+    /// file has of all of them stays.
+    fn foreign(&self, troubles: &mut Vec<String>) -> Zeroizing<String> {
+        let mut text = Zeroizing::new(String::new());
+        let before = troubles.len();
+        for file in &self.include {
+            match read_include(file) {
+                Ok(included) => {
+                    // One allocation at a time, so that no copy of a password stays in memory.
+                    let mut more = Zeroizing::new(String::with_capacity(text.len() + included.len() + 1));
+                    more.push_str(&text);
+                    more.push_str(&included);
+                    if !more.ends_with('\n') && !more.is_empty() {
+                        more.push('\n');
+                    }
+                    text = more;
+                }
+                Err(why) => troubles.push(format!("netrc_include: {}: {why}", file.display())),
+            }
+        }
+        if troubles.len() > before {
+            let now = Zeroizing::new(std::fs::read_to_string(&self.file).unwrap_or_default());
+            let known = now.strip_prefix(MARK).and_then(|rest| rest.split_once(OWN));
+            if let Some((earlier, _)) = known {
+                return Zeroizing::new(earlier.to_owned());
+            }
+        }
+        text
     }
 
     fn write(&self, text: &str) -> Result<(), String> {
@@ -179,9 +219,47 @@ impl Netrc {
     }
 }
 
-/// The text of the file, and the problem if an entry cannot be part of it.
-fn render(entries: Vec<(String, Zeroizing<String>)>) -> (Zeroizing<String>, Option<String>) {
-    let mut text = Zeroizing::new(String::from(MARK));
+/// Reads a netrc file of another program.
+fn read_include(file: &Path) -> Result<Zeroizing<String>, String> {
+    use std::io::Read as _;
+    let mut text = Zeroizing::new(String::new());
+    let opened = std::fs::File::open(file).and_then(|file| match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(std::io::Error::other("it is not a regular file")),
+    });
+    let read = opened.and_then(|file| file.take(LONGEST_INCLUDE + 1).read_to_string(&mut text));
+    read.map_err(|e| format!("{e}; the service's user must be able to read it"))?;
+    if text.len() as u64 > LONGEST_INCLUDE {
+        return Err(format!("it has more than {LONGEST_INCLUDE} bytes"));
+    }
+    Ok(text)
+}
+
+/// Names own entries that Nix does not use, because an entry of an included file comes
+/// first.
+fn shadowed(foreign: &str, own: &[(String, Zeroizing<String>)]) -> Vec<String> {
+    let words: Vec<&str> = foreign.split_whitespace().collect();
+    let first = |host: &str| words.windows(2).any(|pair| pair[0] == "machine" && pair[1] == host);
+    let catches_all = words.contains(&"default");
+    let shadowed = own.iter().filter(|(host, _)| catches_all || first(host));
+    let why = |(host, _): &(String, Zeroizing<String>)| {
+        format!(
+            "a file of netrc_include has an entry for {host} or `default`, which Nix uses instead of flywheel's: \
+             remove it there"
+        )
+    };
+    shadowed.map(why).collect()
+}
+
+/// The text of the file, and the problem if an entry cannot be part of it. `foreign`: the
+/// entries of other files, which come first.
+fn render(foreign: &str, entries: Vec<(String, Zeroizing<String>)>) -> (Zeroizing<String>, Option<String>) {
+    let mut text = Zeroizing::new(String::with_capacity(MARK.len() + foreign.len() + OWN.len()));
+    text.push_str(MARK);
+    if !foreign.is_empty() {
+        text.push_str(foreign);
+        text.push_str(OWN);
+    }
     let mut known: Vec<(String, Zeroizing<String>)> = Vec::new();
     let mut clash = None;
     for (host, token) in entries {
@@ -214,7 +292,9 @@ fn parse(text: &str) -> Vec<(String, Zeroizing<String>)> {
         let (host, token) = entry.split_once("\nlogin flywheel\npassword ")?;
         Some((host.to_owned(), Zeroizing::new(token.trim_end().to_owned())))
     };
-    text.strip_prefix(MARK).map_or_else(Vec::new, |rest| rest.split("machine ").filter_map(entry).collect())
+    let own = |rest: &str| rest.split_once(OWN).map_or(rest, |(_, own)| own).to_owned();
+    let own = text.strip_prefix(MARK).map(own).map(Zeroizing::new);
+    own.map_or_else(Vec::new, |own| own.split("machine ").filter_map(entry).collect())
 }
 
 /// Reads bytes as the file.
@@ -228,7 +308,7 @@ pub(crate) fn fuzz(bytes: &[u8]) {
         };
         let plain = |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic());
         if read.iter().all(|(host, token)| plain(host) && plain(token)) {
-            let (written, _) = render(read.clone());
+            let (written, _) = render("", read.clone());
             assert_eq!(hosts(&parse(&written)), hosts(&read));
         }
     }
@@ -270,11 +350,11 @@ mod tests {
     #[test]
     fn a_host_has_one_token() {
         let entry = |host: &str, token: &str| (host.to_owned(), Zeroizing::new(token.to_owned()));
-        let (text, clash) = render(vec![entry("a", "1"), entry("b", "2"), entry("a", "1")]);
+        let (text, clash) = render("", vec![entry("a", "1"), entry("b", "2"), entry("a", "1")]);
         let expected =
             format!("{MARK}machine a\nlogin flywheel\npassword 1\nmachine b\nlogin flywheel\npassword 2\n");
         assert_eq!((text.as_str(), clash), (expected.as_str(), None));
-        let (text, clash) = render(vec![entry("a", "1"), entry("a", "3")]);
+        let (text, clash) = render("", vec![entry("a", "1"), entry("a", "3")]);
         assert!(text.contains("password 1") && !text.contains("password 3"));
         assert!(clash.unwrap().contains("different pull tokens"));
     }
@@ -303,6 +383,31 @@ mod tests {
         // When no cache is private any more, no entry stays.
         netrc(TokenSource::None).look().unwrap();
         assert_eq!(std::fs::read_to_string(&file).unwrap(), MARK);
+    }
+
+    #[test]
+    fn entries_of_other_files_come_first_and_stay_while_a_file_cannot_be_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, other) = (dir.path().join("netrc"), dir.path().join("other"));
+        let netrc = Netrc { include: vec![other.clone()], ..Netrc::new(file.clone(), None, Vec::new()) };
+        std::fs::write(&other, "machine b login me password secret").unwrap();
+        netrc.look().unwrap();
+        let text = format!("{MARK}machine b login me password secret\n{OWN}");
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), text);
+        std::fs::remove_file(&other).unwrap();
+        assert!(netrc.look().unwrap_err().contains("netrc_include"));
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), text);
+        std::fs::write(&other, "").unwrap();
+        netrc.look().unwrap();
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), MARK);
+        // Own entries are found behind those of others.
+        let own = vec![("a".to_owned(), Zeroizing::new("1".to_owned()))];
+        let (text, _) = render("machine x\nlogin flywheel\npassword theirs\n", own.clone());
+        assert_eq!(parse(&text), own);
+        assert!(shadowed("machine b login x", &own).is_empty());
+        for foreign in ["machine a login x password y", "default login x password y"] {
+            assert!(shadowed(foreign, &own)[0].contains("entry for a"));
+        }
     }
 
     #[test]

@@ -71,7 +71,7 @@ fn nix_reads_a_private_cache_with_what_is_printed() {
     assert_eq!(
         conf.out,
         format!(
-            "extra-substituters = {}\nextra-trusted-public-keys = {}\nnetrc-file = {}\nfallback = true\nconnect-timeout = 5\n",
+            "extra-substituters = {}\nextra-trusted-public-keys = {}\nnetrc-file = {}\n# Builds go on while a cache is away. Restart the nix-daemon to make it read nix.conf.\nfallback = true\nconnect-timeout = 5\n",
             view.url(),
             view.key,
             rig.netrc.display()
@@ -174,4 +174,45 @@ fn a_public_cache_needs_no_netrc() {
     assert_eq!(daemon.ctl(&["nix-conf", "--netrc"]).code, 2);
     let unknown = daemon.ctl(&["nix-conf", "--cache", "nowhere"]);
     assert!(unknown.code == 2 && unknown.err.contains("configured: main"), "{unknown:?}");
+}
+
+/// Without `fallback`, Nix fails a build when a cache of its configuration fails.
+#[test]
+fn a_build_goes_on_while_the_cache_is_away() {
+    let nix = PrivateNix::new();
+    let mut cache = StandaloneCache::start(&nix, |_| {});
+    let daemon = Daemon::start(nix, &cache.config());
+    daemon.nix.make("before");
+    daemon.flush();
+    let conf = daemon.ctl(&["nix-conf"]).out;
+    for line in ["fallback = true", "connect-timeout = 5"] {
+        assert!(conf.lines().any(|l| l == line), "{conf}");
+    }
+    assert!(conf.contains("Restart the nix-daemon"), "{conf}");
+    cache.stop();
+    daemon.nix.configure(&format!("substitute = true\nsubstituters =\n{conf}"));
+    daemon.nix.make("after");
+}
+
+#[test]
+fn entries_of_other_netrc_files_stay() {
+    let mut rig = Rig::new("");
+    let other = rig.daemon.nix.path().join("other-netrc");
+    secret_file(&other, "machine example.com login me password theirs\n");
+    rig.configure(&format!("netrc_include = [\"{}\"]\n", other.display()));
+    rig.up();
+    let text = until("flywheel's own entry", || {
+        std::fs::read_to_string(&rig.netrc).ok().filter(|text| text.contains("login flywheel"))
+    });
+    let theirs = text.find("machine example.com login me password theirs").unwrap();
+    let ours = text.find("machine 127.0.0.1\nlogin flywheel").unwrap();
+    assert!(theirs < ours, "{text}");
+    // An entry for the same host hides flywheel's, which is reported.
+    std::fs::write(&other, "machine 127.0.0.1 login me password theirs\n").unwrap();
+    until("the warning", || {
+        rig.daemon.status()["warnings"]
+            .to_string()
+            .contains("netrc_include has an entry for 127.0.0.1")
+            .then_some(())
+    });
 }

@@ -9,6 +9,7 @@ mod nginx;
 mod no_verdict;
 mod proxy;
 mod rig;
+mod tls;
 mod watch_store;
 
 pub use rig::set;

@@ -183,6 +183,14 @@ fn every_option_reaches_the_configuration() {
     assert_eq!(case("embedded-closed")["ports"], serde_json::json!([]));
     assert!(case("embedded-unknown")["nix"]["substituters"].is_null());
     assert!(case("minimal")["nix"]["post-build-hook"].is_null());
+    for name in ["minimal", "everything"] {
+        let nix = &case(name)["nix"];
+        assert_eq!(
+            (&nix["fallback"], &nix["connect-timeout"]),
+            (&Value::from(true), &Value::from(5)),
+            "{name}"
+        );
+    }
     let verify = &everything["services"]["flywheel-verify"]["environment"]["FLYWHEEL_VERIFY"];
     assert_eq!(*verify, "--sample=200 --repair");
     assert_eq!(

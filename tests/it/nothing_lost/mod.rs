@@ -5,7 +5,7 @@ mod deleted;
 mod disk;
 mod events;
 mod first_start;
-mod gc_roots;
+pub mod gc_roots;
 mod interruptions;
 mod ledger;
 mod multiuser;

@@ -1,0 +1,129 @@
+//! The post-build hook beside other hooks: `hook.d`, `--then`, their order, environment and status.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use crate::support::daemon::Daemon;
+use crate::support::nix::{PrivateNix, in_chroot};
+
+/// A directory with a link `flywheel-hook`, a `hook.d`, and a log that the hooks write.
+struct Hooks(tempfile::TempDir);
+
+impl Hooks {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_flywheelctl"), dir.path().join("flywheel-hook"))
+            .unwrap();
+        let hooks = Self(dir);
+        std::fs::create_dir(hooks.dir()).unwrap();
+        hooks.set_mode(&hooks.dir(), 0o755);
+        hooks
+    }
+
+    fn dir(&self) -> PathBuf {
+        self.0.path().join("hook.d")
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.0.path().join("log")).unwrap_or_default()
+    }
+
+    fn set_mode(&self, path: &Path, mode: u32) {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    /// A hook that logs its name, its arguments and the outputs, and ends with this status.
+    fn add(&self, name: &str, status: u8) -> PathBuf {
+        let file = self.dir().join(name);
+        let log = self.0.path().join("log");
+        let script =
+            format!("#!/bin/sh\necho \"{name}$*: $OUT_PATHS\" >> '{}'\nexit {status}\n", log.display());
+        std::fs::write(&file, script).unwrap();
+        self.set_mode(&file, 0o755);
+        file
+    }
+
+    /// Calls the hook as Nix does, with these arguments.
+    fn call(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(self.0.path().join("flywheel-hook"));
+        command
+            .args(args)
+            .env("OUT_PATHS", "/nix/store/a /nix/store/b")
+            .env("FLYWHEEL_SOCKET", "/nonexistent");
+        command.env("FLYWHEEL_HOOK_DIR", self.dir()).output().unwrap()
+    }
+}
+
+#[test]
+fn other_hooks_run_in_order_with_nixs_environment_and_their_status_counts() {
+    let hooks = Hooks::new();
+    assert_eq!(
+        hooks.call(&[]).status.code(),
+        Some(0),
+        "without another hook it succeeds, also without a daemon"
+    );
+    hooks.add("20-second", 0);
+    hooks.add("10-first", 0);
+    hooks.add("skipped~", 1);
+    hooks.set_mode(&hooks.add("30-not-executable", 1), 0o644);
+    let aside = hooks.add("then", 0);
+    let then = hooks.0.path().join("then");
+    std::fs::rename(aside, &then).unwrap();
+    let out = hooks.call(&["--then", then.to_str().unwrap(), " --with", "args"]);
+    assert_eq!((out.status.code(), out.stderr.len()), (Some(0), 0), "{out:?}");
+    let paths = "/nix/store/a /nix/store/b";
+    assert_eq!(hooks.log(), format!("10-first: {paths}\n20-second: {paths}\nthen --with args: {paths}\n"));
+    // The first status that is not 0 is the hook's, and the others run all the same.
+    hooks.add("10-first", 7);
+    hooks.add("20-second", 9);
+    assert_eq!(hooks.call(&["--then", then.to_str().unwrap()]).status.code(), Some(7));
+    assert_eq!(hooks.log().lines().count(), 6);
+    let missing = hooks.call(&["--then", "/nonexistent/hook"]);
+    assert!(
+        String::from_utf8_lossy(&missing.stderr).contains("/nonexistent/hook cannot be started"),
+        "{missing:?}"
+    );
+}
+
+/// The nix-daemon runs hooks as root.
+#[test]
+fn a_hook_that_others_may_change_is_left_out_with_a_warning() {
+    let hooks = Hooks::new();
+    hooks.add("good", 0);
+    hooks.set_mode(&hooks.add("writable", 5), 0o775);
+    let out = hooks.call(&[]);
+    assert_eq!(out.status.code(), Some(0));
+    assert!(String::from_utf8_lossy(&out.stderr).contains("writable is left out"), "{out:?}");
+    assert_eq!(hooks.log().lines().count(), 1);
+    hooks.set_mode(&hooks.dir(), 0o777);
+    let out = hooks.call(&[]);
+    assert!(String::from_utf8_lossy(&out.stderr).contains("is left alone"), "{out:?}");
+    assert_eq!(hooks.log().lines().count(), 1);
+}
+
+#[test]
+fn nix_runs_both_hooks_and_fails_a_build_whose_other_hook_fails() {
+    if in_chroot() {
+        eprintln!("skipped: Nix runs no post-build hook in a chroot");
+        return;
+    }
+    let daemon = Daemon::embedded();
+    let hooks = Hooks::new();
+    hooks.add("other", 0);
+    daemon.nix.configure(&format!("post-build-hook = {}", hooks.0.path().join("flywheel-hook").display()));
+    let build = |name: &str| {
+        let mut command = daemon.nix.command("nix-build");
+        command.args(["--no-out-link", "-E", &PrivateNix::shell(name, "echo > $out")]);
+        command
+            .env("FLYWHEEL_SOCKET", daemon.socket())
+            .env("FLYWHEEL_HOOK_DIR", hooks.dir())
+            .output()
+            .unwrap()
+    };
+    let out = build("hooked");
+    assert!(out.status.success(), "{out:?}");
+    assert_eq!(hooks.log().lines().count(), 1, "{}", hooks.log());
+    hooks.add("other", 3);
+    assert!(!build("refused").status.success());
+}

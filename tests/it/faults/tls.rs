@@ -1,0 +1,197 @@
+//! Caches behind TLS with certificates of a private authority: nginx with certificates that the test
+//! makes with openssl.
+
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use super::proxy::own_address;
+use super::{has, until};
+use crate::support::cache::StandaloneCache;
+use crate::support::daemon::Daemon;
+use crate::support::nix::PrivateNix;
+
+/// nginx with TLS before a cache, and the files of its authority.
+struct TlsCache {
+    dir: tempfile::TempDir,
+    nginx: PathBuf,
+    address: SocketAddr,
+    cache: StandaloneCache,
+    child: Option<Child>,
+}
+
+impl TlsCache {
+    /// `None`, with a line that says so, where nginx or openssl is not installed.
+    fn start(nix: &PrivateNix, directives: &str) -> Option<Self> {
+        let (Some(nginx), Some(_)) = (has("nginx"), has("openssl")) else {
+            eprintln!("skipped: nginx or openssl is not installed");
+            return None;
+        };
+        let dir = tempfile::Builder::new().prefix("fwt").tempdir().unwrap();
+        let cache = StandaloneCache::start(nix, |_| {});
+        let address = SocketAddr::from((own_address(), 8443));
+        let mut this = Self { dir, nginx, address, cache, child: None };
+        this.authority();
+        this.certificate("server");
+        this.certificate("client");
+        this.up(directives);
+        Some(this)
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.dir.path().join(name).display().to_string()
+    }
+
+    fn openssl(&self, args: &str) {
+        let out =
+            Command::new("openssl").current_dir(self.dir.path()).args(args.split(' ')).output().unwrap();
+        assert!(out.status.success(), "openssl {args}: {}", String::from_utf8_lossy(&out.stderr));
+    }
+
+    /// Makes a new authority.
+    fn authority(&self) {
+        self.openssl("ecparam -name prime256v1 -genkey -noout -out ca.key");
+        self.openssl("req -x509 -new -key ca.key -out ca.pem -days 2 -subj /CN=authority");
+    }
+
+    /// Makes a key and a certificate of the authority, for this address.
+    fn certificate(&self, name: &str) {
+        self.openssl(&format!("ecparam -name prime256v1 -genkey -noout -out {name}.ec"));
+        self.openssl(&format!("pkcs8 -topk8 -nocrypt -in {name}.ec -out {name}.key"));
+        self.openssl(&format!("req -new -key {name}.key -out {name}.csr -subj /CN={name}"));
+        let extensions = format!("subjectAltName=IP:{}\n", self.address.ip());
+        std::fs::write(self.dir.path().join("extensions"), extensions).unwrap();
+        self.openssl(&format!(
+            "x509 -req -in {name}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile extensions -out {name}.pem"
+        ));
+    }
+
+    fn up(&mut self, directives: &str) {
+        let (dir, address, behind) = (self.dir.path().display(), self.address, self.cache.url());
+        let user = if rustix::process::geteuid().is_root() { "user root root;" } else { "" };
+        let temp: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+            .iter()
+            .map(|what| format!("    {what}_temp_path {dir}/{what};\n"))
+            .collect();
+        let pass = format!(
+            "proxy_pass {behind}; proxy_http_version 1.1; proxy_set_header Host $http_host; \
+             proxy_set_header X-Forwarded-Proto https;"
+        );
+        let text = format!(
+            "daemon off;\n{user}\nworker_processes 1;\npid {dir}/pid;\nerror_log {dir}/error.log warn;\n\
+             events {{ worker_connections 256; }}\nhttp {{\n    access_log off;\n{temp}    server {{\n        \
+             listen {address} ssl;\n        ssl_certificate {dir}/server.pem;\n        \
+             ssl_certificate_key {dir}/server.key;\n        {directives}\n        location / {{ {pass} }}\n    }}\n}}\n"
+        );
+        std::fs::write(self.dir.path().join("nginx.conf"), text).unwrap();
+        let dir = self.dir.path();
+        let mut command = Command::new(&self.nginx);
+        command.arg("-p").arg(dir).arg("-c").arg(dir.join("nginx.conf")).arg("-e").arg(dir.join("error.log"));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = self.child.insert(command.spawn().unwrap());
+        until("nginx listens", || {
+            let ended = child.try_wait().unwrap();
+            let log = || std::fs::read_to_string(dir.join("error.log")).unwrap_or_default();
+            assert!(ended.is_none(), "{}", log());
+            TcpStream::connect(address).ok()
+        });
+    }
+
+    fn down(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// The daemon's configuration, with further keys of the cache.
+    fn config(&self, keys: &str) -> String {
+        let url = format!("https://{}", self.address);
+        format!("{}{keys}[client]\nenable = false\n", self.cache.caches(&url))
+    }
+
+    fn ca_file(&self) -> String {
+        format!("ca_file = \"{}\"\n", self.file("ca.pem"))
+    }
+}
+
+impl Drop for TlsCache {
+    fn drop(&mut self) {
+        self.down();
+    }
+}
+
+/// The state of the cache and its reason.
+fn state(daemon: &Daemon) -> (String, String) {
+    let status = daemon.status();
+    let text = |key: &str| status["cache"][0][key].as_str().unwrap_or_default().to_owned();
+    (text("state"), text("reason"))
+}
+
+fn until_state(daemon: &Daemon, wanted: &str, reason: &str) {
+    until(wanted, || {
+        let (state, why) = state(daemon);
+        (state == wanted && why.contains(reason)).then_some(())
+    });
+}
+
+/// Pushes a new path, which must arrive.
+fn pushes(daemon: &Daemon, tls: &TlsCache, name: &str) {
+    let path = daemon.nix.make(name);
+    daemon.flush();
+    assert!(tls.cache.main().has(&path), "{name}");
+}
+
+fn reload(daemon: &Daemon, config: &str) {
+    daemon.configure(config);
+    let result = daemon.ctl(&["reload"]);
+    assert_eq!(result.code, 0, "{result:?}");
+}
+
+#[test]
+fn a_private_authority_is_trusted_by_ca_file_and_by_nixs_variable() {
+    let nix = PrivateNix::new();
+    let Some(mut tls) = TlsCache::start(&nix, "") else { return };
+    let mut daemon = Daemon::start(nix, &tls.config(""));
+    daemon.nix.make("untrusted");
+    until_state(&daemon, "offline", "certificate");
+    reload(&daemon, &tls.config(&tls.ca_file()));
+    until_state(&daemon, "online", "");
+    pushes(&daemon, &tls, "trusted");
+    // Server and authority get new certificates; the files are read again.
+    tls.down();
+    tls.authority();
+    tls.certificate("server");
+    tls.up("");
+    reload(&daemon, &tls.config(&tls.ca_file()));
+    pushes(&daemon, &tls, "renewed");
+    // The variable that Nix reads too.
+    daemon.stop();
+    daemon.configure(&tls.config(""));
+    daemon.env.push(("NIX_SSL_CERT_FILE".to_owned(), tls.file("ca.pem")));
+    daemon.up();
+    pushes(&daemon, &tls, "by-variable");
+}
+
+#[test]
+fn a_client_certificate_is_sent_where_the_server_asks_for_one() {
+    let nix = PrivateNix::new();
+    let directives = "ssl_client_certificate ca.pem; ssl_verify_client on;";
+    let Some(tls) = TlsCache::start(&nix, directives) else { return };
+    let daemon = Daemon::start(nix, &tls.config(&tls.ca_file()));
+    daemon.nix.make("anonymous");
+    until("the server refuses", || {
+        let said = format!("{}{}", daemon.log(), state(&daemon).1);
+        said.contains("No required SSL certificate").then_some(())
+    });
+    let keys = |cert: &str, key: &str| {
+        format!("{}client_cert = \"{cert}\"\nclient_key = \"{key}\"\n", tls.ca_file())
+    };
+    reload(&daemon, &tls.config(&keys(&tls.file("client.pem"), &tls.file("client.key"))));
+    pushes(&daemon, &tls, "known");
+    // A file that is missing is named.
+    reload(&daemon, &tls.config(&keys(&tls.file("gone.pem"), &tls.file("client.key"))));
+    daemon.nix.make("without");
+    until_state(&daemon, "offline", "gone.pem");
+    assert!(!Path::new(&tls.file("gone.pem")).exists());
+}
