@@ -66,7 +66,7 @@ Examples:
   flywheelctl logs --warnings --explain --since -1h
       what somebody should look at
   flywheelctl logs -f
-      goes on with new entries";
+      continues with new entries";
 
 const DOCTOR_EXAMPLES: &str = "\
 Examples:
