@@ -155,6 +155,19 @@ pub(super) fn stories(stories: &[PathStory], now_ms: i64) -> String {
                 }
             }
             out.push('\n');
+            let steps = [
+                ("valid", push.valid_at),
+                ("seen", push.seen_at),
+                ("asked about", push.asked_at),
+                ("last upload begun", push.begun_at),
+            ];
+            let steps: Vec<String> = steps
+                .iter()
+                .filter_map(|(what, at)| Some(format!("{what} {} ago", age((*at)?, now_ms))))
+                .collect();
+            if !steps.is_empty() {
+                let _ = writeln!(out, "    {}", steps.join(", "));
+            }
             if let Some(error) = &push.error {
                 let _ = writeln!(out, "    last error: {}", printable(error));
             }

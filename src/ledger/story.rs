@@ -4,7 +4,7 @@
 use rusqlite::Connection;
 
 use super::error::LedgerError;
-use super::model::{Evidence, Outcome, PushRow, SessionRow};
+use super::model::{Evidence, Outcome, PushRow, SessionRow, Steps};
 use super::{number, pushes};
 
 /// The most sessions of one push.
@@ -15,6 +15,10 @@ const SESSIONS: usize = 100;
 pub struct PushHistory {
     /// The push.
     pub push: PushRow,
+    /// When the path became valid, unix ms; 0 if it is not known.
+    pub valid_at: i64,
+    /// When its last steps were.
+    pub steps: Steps,
     /// Its sessions, the latest first, at most a hundred.
     pub sessions: Vec<SessionShare>,
 }
@@ -41,14 +45,19 @@ pub struct SessionShare {
 pub(super) fn of_hash(conn: &Connection, hash: &str) -> Result<Vec<PushHistory>, LedgerError> {
     // `.` follows `-`, so the range has the names `hash-…`.
     let mut find = conn.prepare_cached(
-        "SELECT item.id, cache.name, path, nar_size, state, attempts, class, text, settled_at, seen_at
+        "SELECT item.id, cache.name, path, nar_size, state, attempts, class, text, settled_at, seen_at, valid_at,
+                asked_at, begun_at
          FROM cache JOIN item ON item.cache = cache.id AND path >= ?1 AND path < ?2
          LEFT JOIN reason ON reason.id = item.reason ORDER BY item.id",
     )?;
-    let rows = find.query_and_then((format!("{hash}-"), format!("{hash}.")), pushes::push_row)?;
-    rows.map(|push| {
-        let push = push?;
-        Ok(PushHistory { sessions: sessions(conn, push.id)?, push })
+    let range = (format!("{hash}-"), format!("{hash}."));
+    let rows = find.query_and_then(range, |row| {
+        let steps = Steps { asked_at: row.get(11)?, begun_at: row.get(12)? };
+        Ok::<_, LedgerError>((pushes::push_row(row)?, row.get::<_, i64>(10)?, steps))
+    })?;
+    rows.map(|found| {
+        let (push, valid_at, steps) = found?;
+        Ok(PushHistory { sessions: sessions(conn, push.id)?, push, valid_at, steps })
     })
     .collect()
 }

@@ -52,7 +52,15 @@ pub struct PushStory {
     pub error: Option<String>,
     /// The class of the last error, for programs.
     pub class: Option<String>,
-    /// When the state became final, in milliseconds since 1970.
+    /// When the path became valid, in milliseconds since 1970.
+    pub valid_at: Option<i64>,
+    /// When the daemon saw it.
+    pub seen_at: Option<i64>,
+    /// When the cache last answered whether it has the path.
+    pub asked_at: Option<i64>,
+    /// When its last upload began.
+    pub begun_at: Option<i64>,
+    /// When the state became final.
     pub settled_at: Option<i64>,
     /// What the push waits for, or what makes it go on; none when nothing is to be done.
     pub next: Option<String>,

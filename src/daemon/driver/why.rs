@@ -106,7 +106,8 @@ impl Known {
             ..PathStory::default()
         };
         let mut hidden = std::collections::BTreeSet::new();
-        for PushHistory { push, sessions } in self.history {
+        let known = |at: i64| (at > 0).then_some(at);
+        for PushHistory { push, valid_at, steps, sessions } in self.history {
             let visible = sessions.is_empty() || sessions.iter().any(|s| sight.sees(s.uid));
             for share in sessions {
                 if !sight.sees(share.uid) {
@@ -130,7 +131,11 @@ impl Known {
                 attempts: push.attempts,
                 error,
                 class,
-                settled_at: (push.settled_at > 0).then_some(push.settled_at),
+                valid_at: known(valid_at),
+                seen_at: known(push.seen_at),
+                asked_at: known(steps.asked_at),
+                begun_at: known(steps.begun_at),
+                settled_at: known(push.settled_at),
             });
         }
         story.hidden_sessions = hidden.len() as u64;

@@ -2,6 +2,7 @@
 
 mod credential;
 mod journald;
+mod newcomer;
 mod package;
 mod readme;
 mod sandbox;
