@@ -139,7 +139,13 @@ fn push(
                 named
                     .extend(found.paths.into_iter().filter(|path| !named.contains(path)).collect::<Vec<_>>());
             }
-            Ok(_) => settled.push(Settled::failed(line, "invalid", "it is no store path and no link to one")),
+            Ok(_) => {
+                settled.push(Settled::failed(
+                    line,
+                    "invalid",
+                    "it is neither a store path nor a link to one",
+                ));
+            }
             Err(error) => settled.push(Settled::failed(line, "invalid", error)),
         }
     }

@@ -484,7 +484,7 @@ pub(super) fn nix_conf(lines: &Lines) -> String {
     }
     if lines.fallback {
         out.push_str(
-            "# Builds go on while a cache is away. Restart the nix-daemon to make it read nix.conf.\n",
+            "# Builds continue while a cache is away. Restart the nix-daemon to make it read nix.conf.\n",
         );
         out.push_str("fallback = true\n");
     }
