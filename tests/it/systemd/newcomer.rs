@@ -20,6 +20,8 @@ fn plain(text: &str) -> String {
         for unit in ["MiB", "GiB", "TiB"] {
             line = line.replace(&format!("N {unit} left"), "N SIZE left");
         }
+        // Either question may be the first that gets no answer.
+        line = line.replace("which of N paths it lacks", "for the cache main");
         if let Some((what, _)) = line.split_once("attic client: ") {
             line = format!("{what}attic client: STATE");
         }
