@@ -141,11 +141,9 @@ fn take_in(conn: &Connection, cache: i64, new: &NewPushRow, at: i64) -> Result<(
          WHERE id = ?1",
     )?
     .execute(params![id, new.state as i64, stored(new.nar_size), settled_at, new.valid_at, at])?;
-    if old == PushState::Failed {
-        unfail(conn, id)?;
-        if !pending {
-            settle_sessions(conn, id, new.state, None)?;
-        }
+    wait_again(conn, id)?;
+    if !pending {
+        settle_sessions(conn, id, new.state, None)?;
     }
     Ok((id, new.state, pending))
 }
@@ -173,12 +171,12 @@ fn attach(
     Ok(())
 }
 
-/// Makes a failed push pending for live sessions. The summary of a session that is
-/// over does not change.
-fn unfail(conn: &Connection, push: PushId) -> Result<()> {
+/// Makes a push that has failed, was skipped or collected pending for live sessions. The
+/// summary of a session that is over does not change.
+fn wait_again(conn: &Connection, push: PushId) -> Result<()> {
     conn.prepare_cached(
         "UPDATE session_item SET outcome = 0, reason = NULL
-         WHERE item = ?1 AND outcome = 5
+         WHERE item = ?1 AND outcome IN (5, 6, 7)
            AND EXISTS (SELECT 1 FROM session WHERE id = session_item.session AND state IN (0, 1))",
     )?
     .execute([push])?;
@@ -286,7 +284,7 @@ pub(super) fn reopen(conn: &Connection, pushes: &[PushId]) -> Result<()> {
     )?;
     for push in pushes {
         if again.execute([push])? > 0 {
-            unfail(conn, *push)?;
+            wait_again(conn, *push)?;
         }
     }
     Ok(())

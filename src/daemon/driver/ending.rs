@@ -195,7 +195,6 @@ impl Driver {
                     }
                 }
                 Next::Take => self.session_act(row, SessionAction::Take),
-                Next::Flush => self.session_step(row, SessionEvent::Named),
             }
         }
     }

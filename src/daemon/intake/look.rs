@@ -153,6 +153,7 @@ impl Intake {
         next: Option<&Cursor>,
     ) -> Result<usize, IntakeError> {
         let windows = self.windows().clone();
+        let first_new = next.and(rows.first()).map_or(i64::MAX, |row| row.id);
         let bases: Vec<String> = rows.iter().map(|row| row.path.base().to_owned()).collect();
         let makers = self.lock_watcher.makers(&bases);
         let mut caches: Vec<Routed> = self.policy.caches.iter().map(|_| Routed::default()).collect();
@@ -192,6 +193,11 @@ impl Intake {
             rows.sort_unstable();
             let mut plan = |this: &Self, info: PathInfo| match sessions.remove(&info.id) {
                 Some(sessions) => PlannedPush { info, state: PushState::Pending, sessions, waits: None },
+                // A row that was taken in earlier has its sessions. Its maker is forgotten,
+                // and the windows of that time may be too, so nothing is said of it again.
+                None if info.id < first_new => {
+                    PlannedPush { state: this.wanted(cache, &info), info, sessions: Vec::new(), waits: None }
+                }
                 // A row that was not wanted by itself and is now, as a reference: it belongs
                 // to the sessions of its own maker.
                 None => {

@@ -1,7 +1,7 @@
 //! The intake's first steps after a start: it finds the cursor, and reports the pushes
 //! that an earlier run left unsettled.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use super::hand_over::{LedgerPush, Terms};
 use super::{ABSENT, ITEMS, Intake, IntakeError, standing};
@@ -64,7 +64,7 @@ impl Intake {
             let Some(last) = rows.last() else { break };
             after = last.id;
             let rows = rows.into_iter().filter(|row| !retry || row.state == PushState::Failed);
-            let mut found: HashMap<u16, Vec<LedgerPush>> = HashMap::new();
+            let mut found: BTreeMap<u16, Vec<LedgerPush>> = BTreeMap::new();
             let mut reasons = Vec::new();
             for row in rows {
                 let Some(cache) = self.number_of(&row.cache) else {

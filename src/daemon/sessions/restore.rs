@@ -24,10 +24,9 @@ pub(in crate::daemon) struct Restored {
 pub(in crate::daemon) enum Next {
     /// It is open. Its anchor, if it has one that runs, is watched.
     Open(Option<ProcId>),
-    /// It drains, and its window may not have been closed.
+    /// It drains. Its window may not have been closed, and what the cache said about its
+    /// paths is only remembered, so the cache is asked again.
     Take,
-    /// It drains, and the intake has all of its paths.
-    Flush,
 }
 
 /// Reads the sessions from the ledger into `sessions` and opens their windows.
@@ -59,12 +58,7 @@ pub(in crate::daemon) fn restore(
             windows.lock().unwrap_or_else(PoisonError::into_inner).open(window);
         }
         let orphaned = anchor.is_some() && alive.is_none();
-        let next = match draining {
-            false => Next::Open(anchor.filter(|_| !orphaned)),
-            // A kill between the record that it drains and the end of its window.
-            true if is_job && info.until.is_none() => Next::Take,
-            true => Next::Flush,
-        };
+        let next = if draining { Next::Take } else { Next::Open(anchor.filter(|_| !orphaned)) };
         restored.push(Restored { row: info.row, pending: ledger.session_pending(info.row)?, next });
         let life = if draining {
             SessionLife::draining(&TUNING, info.abandoned)

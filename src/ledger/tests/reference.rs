@@ -71,10 +71,11 @@ impl Model {
         self.sessions[s].is_none_or(SessionState::is_live)
     }
 
-    fn wait_again_after_failure(&mut self, push: usize) {
+    fn wait_again(&mut self, push: usize) {
         for s in 0..SESSIONS {
             let live = self.live(s);
-            if let Some((_, outcome @ Outcome::Failed)) = self.belongs.get_mut(&(s, push))
+            if let Some((_, outcome @ (Outcome::Failed | Outcome::Skipped | Outcome::Collected))) =
+                self.belongs.get_mut(&(s, push))
                 && live
             {
                 *outcome = Outcome::Pending;
@@ -139,8 +140,8 @@ impl Model {
         };
         if again {
             let old = self.pushes.insert(push, (new, at));
-            if matches!(old, Some((S::Failed, _))) {
-                self.wait_again_after_failure(push);
+            if old.is_some() {
+                self.wait_again(push);
                 self.settle(push, new);
             }
         }
@@ -225,7 +226,7 @@ proptest! {
                     ledger.reopen(&[*id]);
                     if model.pushes[&n].0 == PushState::Failed {
                         model.pushes.insert(n, (PushState::Pending, at));
-                        model.wait_again_after_failure(n);
+                        model.wait_again(n);
                     }
                 },
                 Op::Unconfirm(n) => if let Some(id) = ids.get(&n) {
