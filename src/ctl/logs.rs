@@ -117,7 +117,7 @@ mod tests {
         let file = machine.join("system.journal");
         std::fs::write(&file, "").unwrap();
         assert!(may_read(&[dir.path().to_owned()]));
-        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0)).unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o0)).unwrap();
         // Root may read everything.
         assert_eq!(may_read(&[dir.path().to_owned()]), rustix::process::geteuid().is_root());
     }

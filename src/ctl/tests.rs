@@ -172,7 +172,7 @@ fn ci_systems() {
 }
 
 /// Every variable that flywheelctl reads. None holds a credential.
-const READ: [&str; 42] = [
+const READ: [&str; 43] = [
     "BRANCH_NAME",
     "BUILDKITE",
     "BUILDKITE_BRANCH",
@@ -190,6 +190,7 @@ const READ: [&str; 42] = [
     "CI_JOB_URL",
     "CI_PROJECT_PATH",
     "DRV_PATH",
+    "FLYWHEEL_HOOK_DIR",
     "FLYWHEEL_SESSION",
     "FLYWHEEL_SOCKET",
     "FORGEJO_ACTIONS",

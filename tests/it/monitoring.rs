@@ -25,6 +25,8 @@ fn every_metric_that_is_asked_for_exists() {
     let daemon = Daemon::embedded();
     daemon.nix.make("one");
     daemon.flush();
+    let checked = daemon.ctl(&["verify", "--sample", "1"]);
+    assert_eq!(checked.code, 0, "{checked:?}");
     let page = daemon.ctl(&["metrics"]);
     assert_eq!(page.code, 0, "{page:?}");
     let mut known = names(&page.out);

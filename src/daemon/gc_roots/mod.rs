@@ -281,11 +281,6 @@ impl GcRoots {
         self.work(queue, false);
     }
 
-    /// The paths that are protected.
-    pub(in crate::daemon) fn held(&self) -> Vec<StorePath> {
-        self.state().held.paths().cloned().collect()
-    }
-
     /// Drops the temporary roots, as the end of the process does.
     pub(in crate::daemon) fn kill(&self) {
         self.state().temp = None;

@@ -5,6 +5,8 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use super::proxy::own_address;
 use super::{has, until};
 use crate::support::cache::StandaloneCache;
@@ -99,7 +101,12 @@ impl TlsCache {
 
     fn down(&mut self) {
         if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
+            // Not SIGKILL: nginx's worker would outlive it, and keep the port and its certificate.
+            if let Ok(pid) = i32::try_from(child.id())
+                && let Some(pid) = Pid::from_raw(pid)
+            {
+                let _ = kill_process(pid, Signal::TERM);
+            }
             let _ = child.wait();
         }
     }

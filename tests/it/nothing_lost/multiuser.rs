@@ -165,7 +165,7 @@ fn the_nix_daemon_is_restarted() {
     }
     host.collect();
     assert!(Path::new(&path).exists(), "collected after the restart of the nix-daemon");
-    assert_eq!(told("the temporary roots of pending paths are lost"), 1);
+    assert_eq!(told("the temporary roots of pending paths were lost"), 1);
     host.gate.open();
     host.daemon.flush();
     assert!(host.cache.main().has(&path));
