@@ -41,6 +41,8 @@ mod intake;
 mod metrics;
 mod push;
 mod sessions;
+#[cfg(test)]
+mod sim;
 mod start;
 mod verify;
 

@@ -20,7 +20,6 @@ struct State {
     waiting: Vec<Command>,
     /// The process is killed after this many further commits.
     commits_left: Option<u32>,
-    commits: u64,
     /// Called before each call that is waited for.
     before_call: Option<Box<dyn FnMut() + Send>>,
     /// Keeps the writer's own queue open, which nothing is sent to.
@@ -38,7 +37,6 @@ impl Ledger {
             writer: Some(writer),
             waiting: Vec::new(),
             commits_left: None,
-            commits: 0,
             before_call: None,
             _queue: sender,
         })));
@@ -106,11 +104,6 @@ impl Disk {
     pub(crate) fn is_dead(&self) -> bool {
         self.state().writer.is_none()
     }
-
-    /// How many commits there were.
-    pub(crate) fn commits(&self) -> u64 {
-        self.state().commits
-    }
 }
 
 impl State {
@@ -121,7 +114,6 @@ impl State {
             return Err(LedgerError::Stopped);
         }
         self.commits_left = self.commits_left.map(|left| left - 1);
-        self.commits += 1;
         let waiting = std::mem::take(&mut self.waiting);
         if let Some(writer) = &mut self.writer {
             writer.batch(waiting);

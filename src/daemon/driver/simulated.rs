@@ -77,6 +77,11 @@ impl Driver {
         self.parts.pushes.wanted(|push| !self.flow.is_failed(push))
     }
 
+    /// Whether the session with this id is not closed.
+    pub(in crate::daemon) fn is_live(&self, id: &str) -> bool {
+        self.parts.sessions.by_id(id).is_some()
+    }
+
     /// Sessions that are not closed.
     pub(in crate::daemon) fn live_sessions(&self) -> usize {
         self.parts.sessions.len()

@@ -1,0 +1,170 @@
+//! The simulated caches: what they have, when they last said so, and how they fail.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::time::Duration;
+
+use super::trace::Rng;
+use crate::cache::{CacheConfig, CacheError, Discovered, ErrorClass, Uploaded};
+use crate::daemon::push::CacheCall;
+
+/// How a cache fails for a while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fault {
+    Unreachable,
+    ServerError,
+    Unauthorized,
+    /// Uploads are stored, or not, and no answer comes.
+    NoVerdict,
+    /// 429 with a time to wait.
+    Busy,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Cache {
+    /// The hashes of the paths that it has.
+    pub(super) has: BTreeSet<String>,
+    /// When it last said that it has a path, or stored it. Simulated milliseconds.
+    pub(super) confirmed: BTreeMap<String, u64>,
+    pub(super) fault: Option<(Fault, u64)>,
+    /// Answers take up to this many milliseconds.
+    pub(super) slow: u64,
+    /// Paths that it refuses for good.
+    pub(super) too_large: BTreeSet<String>,
+    pub(super) uploads: u64,
+    pub(super) questions: u64,
+}
+
+/// A call on its way: it is processed at one time and answered at a later one.
+pub(super) struct Request {
+    pub(super) cache: u16,
+    pub(super) process_at: u64,
+    pub(super) answer_at: u64,
+    pub(super) call: CacheCall,
+    pub(super) result: Option<Answer>,
+}
+
+pub(super) enum Answer {
+    Missing(Result<HashSet<String>, CacheError>),
+    Upload(Result<Uploaded, CacheError>),
+    Discover(Result<Discovered, CacheError>),
+}
+
+fn error(class: ErrorClass, retry: Option<u64>) -> CacheError {
+    CacheError {
+        class,
+        message: format!("simulated: {class}"),
+        status: None,
+        retry_after: retry.map(Duration::from_millis),
+    }
+}
+
+impl Cache {
+    pub(super) fn request(&self, cache: u16, call: CacheCall, now: u64, rng: &mut Rng) -> Request {
+        let process_at = now + rng.below(self.slow + 2);
+        let answer_at = process_at + rng.below(self.slow + 2);
+        Request { cache, process_at, answer_at, call, result: None }
+    }
+
+    fn failure(&self, now: u64) -> Option<CacheError> {
+        let (fault, until) = self.fault?;
+        if now >= until {
+            return None;
+        }
+        Some(match fault {
+            Fault::Unreachable => error(ErrorClass::Unreachable, None),
+            Fault::ServerError => error(ErrorClass::Transient, None),
+            Fault::Unauthorized => error(ErrorClass::Unauthorized, None),
+            Fault::Busy => error(ErrorClass::Transient, Some(2_000)),
+            Fault::NoVerdict => error(ErrorClass::NoVerdict, None),
+        })
+    }
+
+    /// Does what the call asks for. Returns the hash that was stored, if one was.
+    pub(super) fn process(&mut self, request: &mut Request, now: u64, rng: &mut Rng) -> Option<String> {
+        let failure = self.failure(now);
+        let no_verdict = matches!(&failure, Some(error) if error.class == ErrorClass::NoVerdict);
+        match &request.call {
+            CacheCall::Missing(hashes, _) => {
+                self.questions += 1;
+                request.result = Some(Answer::Missing(match failure.filter(|_| !no_verdict) {
+                    Some(error) => Err(error),
+                    None => {
+                        for hash in hashes.iter().filter(|hash| self.has.contains(*hash)) {
+                            self.confirmed.insert(hash.clone(), now);
+                        }
+                        Ok(hashes.iter().filter(|hash| !self.has.contains(*hash)).cloned().collect())
+                    }
+                }));
+                None
+            }
+            CacheCall::Upload(hash, _) => {
+                let hash = hash.clone();
+                if self.too_large.contains(&hash) {
+                    request.result = Some(Answer::Upload(Err(error(ErrorClass::TooLarge, None))));
+                    return None;
+                }
+                let stores = failure.is_none() || (no_verdict && rng.one_in(2));
+                request.result = Some(Answer::Upload(match failure {
+                    Some(error) => Err(error),
+                    None => Ok(Uploaded { deduplicated: false, file_size: None }),
+                }));
+                if !stores {
+                    return None;
+                }
+                self.uploads += 1;
+                self.has.insert(hash.clone());
+                self.confirmed.insert(hash.clone(), now);
+                Some(hash)
+            }
+            CacheCall::Discover(_) => {
+                request.result = Some(Answer::Discover(match failure.filter(|_| !no_verdict) {
+                    Some(error) => Err(error),
+                    None => Ok(Discovered {
+                        endpoint: "http://simulated".to_owned(),
+                        config: CacheConfig::default(),
+                        named_unusable: None,
+                    }),
+                }));
+                None
+            }
+        }
+    }
+
+    /// Deletes paths for which `which` is true.
+    pub(super) fn delete(&mut self, mut which: impl FnMut() -> bool) -> usize {
+        let before = self.has.len();
+        self.has.retain(|_| !which());
+        before - self.has.len()
+    }
+}
+
+impl Request {
+    /// Sends the answer. Returns what it was, in words.
+    pub(super) fn answer(self) -> String {
+        let words = |ok: bool| if ok { "ok" } else { "error" };
+        match (self.call, self.result) {
+            (CacheCall::Missing(hashes, answer), Some(Answer::Missing(result))) => {
+                let missing = result.as_ref().map_or("error".to_owned(), |missing| missing.len().to_string());
+                let _ = answer.send(result);
+                format!("cache {}: {missing} of {} missing", self.cache, hashes.len())
+            }
+            (CacheCall::Upload(hash, answer), Some(Answer::Upload(result))) => {
+                let text =
+                    format!("cache {}: upload of {} {}", self.cache, short(&hash), words(result.is_ok()));
+                let _ = answer.send(result);
+                text
+            }
+            (CacheCall::Discover(answer), Some(Answer::Discover(result))) => {
+                let text = format!("cache {}: probe {}", self.cache, words(result.is_ok()));
+                let _ = answer.send(result);
+                text
+            }
+            _ => unreachable!("an answer fits its call"),
+        }
+    }
+}
+
+/// The number in a simulated path's hash part.
+pub(super) fn short(hash: &str) -> String {
+    format!("p{}", hash.trim_start_matches('0').split('-').next().unwrap_or_default())
+}
