@@ -204,7 +204,9 @@ fn what_is_named_while_a_collection_runs_is_kept() {
         .collect();
     let mut args = vec!["push"];
     args.extend(some.iter().map(String::as_str));
-    assert_eq!(host.daemon.ctl(&args).code, 0);
+    // The collector may have removed some of them since: then the status is 2.
+    let code = host.daemon.ctl(&args).code;
+    assert!(matches!(code, 0 | 2), "{code}");
     // The daemon has taken the paths in and protects them: the first one is being uploaded.
     host.gate.until_came(1);
     let kept = there(&some);
