@@ -45,8 +45,8 @@ MUTANTS = {
         "        self.gc_roots.release(push.cache.0, push.path);",
         "        if !M { self.gc_roots.release(push.cache.0, push.path); }"),
     "not-recorded": ("a settled push is not recorded", "src/daemon/push/outcome.rs",
-        "        self.ledger.settle(id, records::settled(outcome, push.attempts));",
-        "        if !M { self.ledger.settle(id, records::settled(outcome, push.attempts)); }"),
+        "        self.ledger.settle(id, records::settled(outcome, push.attempts, push.steps));",
+        "        if !M { self.ledger.settle(id, records::settled(outcome, push.attempts, push.steps)); }"),
     "remembered": ("the end of a session does not ask the cache again", "src/daemon/intake/name.rs",
         "let confirmed = self.confirmed_paths(session)?;",
         "let confirmed = if M { Vec::new() } else { self.confirmed_paths(session)? };"),
@@ -109,7 +109,7 @@ def main():
         for name in ["", *chosen]:
             env = dict(os.environ, FLYWHEEL_MUTANT=name, FLYWHEEL_SIM_ALL="1", FLYWHEEL_SIM_SEEDS=seeds,
                        RUST_BACKTRACE="0")
-            ran = subprocess.run([binary, "daemon::sim::seeds_keep_every_invariant", "--exact", "--nocapture"],
+            ran = subprocess.run([binary, "daemon::sim::the_simulation_runs", "--exact", "--nocapture"],
                                  env=env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
             counted = re.search(r"(\d+) runs, \d+ turns, (\d+) failed", ran.stderr)
             first = re.search(r"^seed \d+: (.*)", ran.stderr, re.M)

@@ -18,4 +18,4 @@ while [ $# -gt 0 ]; do
 done
 : "${FLYWHEEL_SIM_SEEDS:=10000}"
 export FLYWHEEL_SIM_SEEDS
-exec cargo test --locked --lib daemon::sim::seeds_keep_every_invariant -- --exact --nocapture
+exec cargo test --locked --lib daemon::sim::the_simulation_runs -- --exact --nocapture

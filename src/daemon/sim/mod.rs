@@ -80,12 +80,12 @@ fn run_all(first: u64, count: u64, threads: u64) -> Report {
     total.into_inner().unwrap()
 }
 
-/// `tests/simulate.sh` says how many seeds are run, and then each must keep every invariant.
-/// Without it, as in every run of the tests, this shows that the simulation still runs: not
-/// all seeds keep every invariant yet, see docs/simulation.md.
+/// In a run of the tests this shows that the simulation runs, and no more: not all seeds
+/// keep every invariant yet, see docs/simulation.md. `tests/simulate.sh` names seeds in the
+/// environment, and each of these must keep every invariant.
 #[test]
 #[allow(clippy::print_stderr)]
-fn seeds_keep_every_invariant() {
+fn the_simulation_runs() {
     if let Some(seed) = number("FLYWHEEL_SIM_SEED") {
         let report = run(seed, true);
         eprintln!("hash of the trace: {:016x}", report.trace_hash);

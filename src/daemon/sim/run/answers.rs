@@ -1,0 +1,188 @@
+//! The answers of the daemon, and the invariants that hold after each turn and at the
+//! end of a run.
+
+use rusqlite::Connection;
+
+use super::super::checks::{self, Check, hash};
+use super::super::jobs::{Asked, Call, LATE, cache_of};
+use super::Run;
+use super::world::lock;
+use crate::control::messages::{ErrorCode, Outcome, Reply, Summary};
+
+impl Run {
+    pub(super) fn ledger(&self) -> Connection {
+        let path = lock(&self.world).store.dir.join("state/ledger.sqlite");
+        Connection::open_with_flags(path, rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap()
+    }
+
+    /// Hears the answers to calls.
+    pub(super) fn hear(&mut self) -> Check {
+        let mut n = 0;
+        while n < self.calls.len() {
+            match self.calls[n].answer.try_next() {
+                None => n += 1,
+                Some(Reply::Progress(progress)) => {
+                    if progress.settled > progress.total {
+                        return Err(format!("progress of {} of {}", progress.settled, progress.total));
+                    }
+                    n += 1;
+                }
+                Some(reply) => {
+                    let call = self.calls.remove(n);
+                    self.answered(call, reply)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn answered(&mut self, call: Call, reply: Reply) -> Check {
+        let Call { asked, at, number, .. } = call;
+        self.line(&format!("call {number}: {}", said(&reply)));
+        match (asked, reply) {
+            (Asked::Start { job }, Reply::Started { session, .. }) => {
+                lock(&self.world).jobs[job].id = Some(session);
+                self.count("sessions");
+            }
+            (Asked::Start { job }, Reply::Error { .. }) => {
+                let mut world = lock(&self.world);
+                (world.jobs[job].finished, world.jobs[job].dead) = (true, true);
+            }
+            (Asked::End { job, again, recorded, .. }, Reply::Ended(summary)) => {
+                self.count("ends");
+                let id = lock(&self.world).jobs[job].id.clone().unwrap();
+                let ledger = self.ledger();
+                checks::adds_up(&ledger, &id, &summary)?;
+                let mut world = lock(&self.world);
+                let before = world.jobs[job].ended.clone();
+                if let Some(before) = before.filter(|before| before.outcome == Outcome::Complete && again) {
+                    let counts =
+                        |s: &Summary| (s.pushed, s.already_cached, s.upstream, s.failed_total, s.skipped);
+                    if counts(&before) != counts(&summary) {
+                        return Err(format!("session {id} was answered {before:?}, and then {summary:?}"));
+                    }
+                    return Ok(());
+                }
+                let uncertain = summary.warnings.iter().any(|warning| warning.contains("again and again"));
+                if summary.outcome == Outcome::Complete && !uncertain && world.jobs[job].ended.is_none() {
+                    let cache = cache_of(world.jobs[job].uid);
+                    let mut there = checks::there(&ledger, &id);
+                    // What is not in the store any more cannot be pushed again.
+                    there.retain(|base| world.store.made[base].valid);
+                    let at = if recorded { world.jobs[job].first_end.unwrap_or(at) } else { at };
+                    checks::answer_is_fresh(&world.store, &world.caches, &there, cache, at)?;
+                    world.count("complete ends");
+                }
+                world.jobs[job].ended.get_or_insert(*Box::new(summary));
+            }
+            (Asked::End { job, .. }, Reply::Error { code: ErrorCode::Draining | ErrorCode::Busy, .. }) => {
+                lock(&self.world).jobs[job].finished = false;
+            }
+            (Asked::Push { uid, paths, wait }, Reply::Pushed(summary)) => {
+                self.count("pushes");
+                if wait
+                    && summary.outcome == Outcome::Complete
+                    && summary.warnings.is_empty()
+                    && summary.collected == 0
+                {
+                    let world = lock(&self.world);
+                    let paths = paths.into_iter().filter(|base| world.store.made[base].valid).collect();
+                    checks::answer_is_fresh(&world.store, &world.caches, &paths, cache_of(uid), at)?;
+                }
+            }
+            (Asked::Flush { before }, Reply::Pushed(summary)) => {
+                self.count("flushes");
+                if summary.outcome == Outcome::Complete && summary.warnings.is_empty() {
+                    let world = lock(&self.world);
+                    for base in before {
+                        let made = &world.store.made[&base];
+                        let confirmed = world.caches.iter().any(|c| c.confirmed.contains_key(hash(&base)));
+                        let refused = world
+                            .store
+                            .closure(&base)
+                            .iter()
+                            .any(|part| world.caches.iter().any(|c| c.too_large.contains(hash(part))));
+                        if made.valid && made.job != Some(usize::MAX) && !confirmed && !refused {
+                            return Err(format!("a flush is complete without {base}"));
+                        }
+                    }
+                }
+            }
+            (Asked::Status, Reply::Status(_)) => self.count("status"),
+            (
+                Asked::Push { .. } | Asked::Flush { .. } | Asked::Status,
+                Reply::Error { code: ErrorCode::Draining | ErrorCode::Busy, .. },
+            ) => {}
+            (asked, reply) => return Err(format!("{asked:?} was answered {reply:?}")),
+        }
+        Ok(())
+    }
+
+    /// The invariants that hold after every turn.
+    pub(super) fn check(&mut self) -> Check {
+        let now = self.now();
+        let frozen = self.frozen.iter().any(|until| until + LATE > now);
+        if let Some(life) = &self.life {
+            for call in &self.calls {
+                let late = call.deadline.is_some_and(|deadline| now > deadline.max(life.began) + LATE);
+                if late && !frozen {
+                    return Err(format!(
+                        "call {} of {} ms is not answered at {now} ms",
+                        call.number, call.at
+                    ));
+                }
+            }
+            let world = lock(&self.world);
+            let roots = world.store.roots();
+            if !life.gc_roots.has_requests() && world.store.rollbacks == 0 {
+                for (_, path) in life.driver.wanted() {
+                    let valid = world.store.made.get(path.base()).is_some_and(|made| made.valid);
+                    if valid && !roots.contains(path.base()) {
+                        return Err(format!("{path} is pending and not protected"));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn final_checks(&mut self) -> Check {
+        if let Some(life) = &self.life {
+            life.gc_roots.turn();
+            life.disk.write();
+        }
+        let ledger = self.ledger();
+        let world = lock(&self.world);
+        checks::all_is_settled(&ledger, self.lost_sessions)?;
+        if world.store.rollbacks == 0 {
+            checks::nothing_is_forgotten(&ledger, &world.store, &world.caches)?;
+            checks::belongs(&ledger, &world.store)?;
+        }
+        let failed: i64 =
+            ledger.query_row("SELECT count(*) FROM item WHERE state = 5", [], |row| row.get(0)).unwrap();
+        let roots = world.store.roots();
+        if i64::try_from(roots.len()).unwrap() > failed {
+            return Err(format!(
+                "at the end {} paths are protected, and {failed} pushes have failed",
+                roots.len()
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// A reply in words that do not differ between two runs.
+pub(super) fn said(reply: &Reply) -> String {
+    match reply {
+        Reply::Started { .. } => "started".to_owned(),
+        Reply::Ended(s) | Reply::Pushed(s) => format!(
+            "{:?}: {} pushed, {} cached, {} failed, {} pending, {} collected, {} skipped",
+            s.outcome, s.pushed, s.already_cached, s.failed_total, s.pending, s.collected, s.skipped
+        ),
+        Reply::Error { code, message } => {
+            format!("{code:?} {}", message.split(['/', '"']).next().unwrap_or_default())
+        }
+        Reply::Status(_) => "status".to_owned(),
+        _ => "another reply".to_owned(),
+    }
+}

@@ -1,0 +1,302 @@
+//! What users do in a run: they build, start and end jobs, push, flush, and leave.
+
+use std::collections::BTreeSet;
+
+use super::super::caches::Fault;
+use super::super::jobs::{Asked, Call, Job, UIDS, cache_of};
+use super::world::lock;
+use super::{PIDS, Run};
+use crate::control::messages::Request as Ask;
+use crate::control::server::{Incoming, Peer, Responder};
+use crate::daemon::driver::Turn;
+
+impl Run {
+    pub(super) fn ask(
+        &mut self,
+        uid: u32,
+        pid: Option<i32>,
+        asked: Asked,
+        request: Ask,
+        deadline: Option<u64>,
+    ) {
+        let now = self.now();
+        self.calls_made += 1;
+        let number = self.calls_made;
+        self.line(&format!("call {number} of {uid}: {asked:?}"));
+        let (responder, answer) = Responder::pair();
+        let peer = Peer { pid, uid, gid: uid };
+        let incoming = Incoming { request, peer, responder };
+        if let Some(life) = &mut self.life {
+            self.calls.push(Call { asked, at: now, deadline, answer, number });
+            life.driver.turn(Turn::Request(incoming));
+        }
+    }
+
+    /// The world does something.
+    pub(super) fn world_acts(&mut self, now: u64) {
+        let faults = lock(&self.world).faults;
+        match self.rng.below(40) {
+            0..=12 => lock(&self.world).build(),
+            13..=15 => self.start_job(),
+            16..=19 => self.end_job(),
+            20 | 21 => self.push(),
+            22 => self.flush(),
+            23 => {
+                let deadline = now + 3_000;
+                self.ask(UIDS[0], None, Asked::Status, Ask::Status, Some(deadline));
+            }
+            24 if faults.anchors_end => {
+                let running: Vec<usize> = {
+                    let world = lock(&self.world);
+                    (0..world.jobs.len()).filter(|n| !world.jobs[*n].dead).collect()
+                };
+                if let Some(job) = self.rng.pick(&running).copied() {
+                    self.kill_job(job);
+                }
+            }
+            25 if faults.callers_leave && !self.calls.is_empty() => {
+                let n = self.rng.index(self.calls.len());
+                let call = self.calls.remove(n);
+                self.line(&format!("call {}: the caller leaves", call.number));
+                self.count("callers that left");
+                match call.asked {
+                    Asked::End { job, .. } => lock(&self.world).jobs[job].finished = false,
+                    Asked::Start { job } => {
+                        let mut world = lock(&self.world);
+                        (world.jobs[job].dead, world.jobs[job].finished) = (true, true);
+                    }
+                    _ => {}
+                }
+            }
+            26 | 27 if faults.outages => {
+                let fault = *self
+                    .rng
+                    .pick(&[
+                        Fault::Unreachable,
+                        Fault::ServerError,
+                        Fault::Unauthorized,
+                        Fault::NoVerdict,
+                        Fault::Busy,
+                    ])
+                    .unwrap();
+                let until = now + self.rng.below(40_000);
+                let mut world = lock(&self.world);
+                let cache = self.rng.index(world.caches.len());
+                world.caches[cache].fault = Some((fault, until));
+                world.line(&format!("world: cache {cache} {fault:?} until {until}"));
+                world.count("outages");
+            }
+            28 | 29 if faults.deletions => {
+                let mut world = lock(&self.world);
+                let cache = self.rng.index(world.caches.len());
+                let all = self.rng.one_in(3);
+                let deleted = world.caches[cache].delete(|| all || self.rng.one_in(3));
+                world.line(&format!("world: cache {cache} deletes {deleted} paths"));
+                world.count("deletions");
+            }
+            30 | 31 if faults.collections => {
+                lock(&self.world).collect();
+            }
+            32 if faults.rollbacks => {
+                let mut world = lock(&self.world);
+                if world.rng.one_in(2) {
+                    world.store.back_up();
+                    world.line("world: backup of the Nix database");
+                } else if let Some(removed) = world.store.roll_back() {
+                    world.line(&format!("world: the Nix database goes back, {} paths", removed.len()));
+                    world.count("rollbacks");
+                    world.ring = true;
+                }
+            }
+            33 if faults.no_database && self.away_until.is_none() => {
+                let until = now + self.rng.below(20_000);
+                lock(&self.world).store.set_away(true);
+                self.away_until = Some(until);
+                self.line("world: the Nix database is away");
+                self.count("databases away");
+            }
+            34 | 35 if faults.slow_ledger => {
+                let which = self.rng.index(3);
+                self.frozen[which] = now + self.rng.below(5_000);
+                self.line(&format!("world: {} hangs", ["intake", "ledger", "roots"][which]));
+            }
+            36 if faults.crashes && self.life.is_some() => self.crash("now"),
+            37 if faults.crashes => {
+                if let Some(life) = &self.life {
+                    life.disk.kill_after(u32::try_from(self.rng.below(6)).unwrap());
+                }
+            }
+            38 if faults.stops => {
+                if let Some(life) = &mut self.life
+                    && !std::mem::replace(&mut life.stopping, true)
+                {
+                    self.line("world: SIGTERM");
+                    self.count("stops");
+                    // The end of the driver is seen at its next turn.
+                    let _ = self.turn(Turn::Stop);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn kill_job(&self, job: usize) {
+        let mut world = lock(&self.world);
+        world.jobs[job].dead = true;
+        if let Some(pid) = world.jobs[job].anchor {
+            self.proc.end(pid);
+        }
+        world.line(&format!("world: job {job} dies"));
+        world.count("jobs that died");
+    }
+
+    pub(super) fn start_job(&mut self) {
+        let mut world = lock(&self.world);
+        if self.life.is_none() || world.jobs.iter().filter(|job| !job.finished).count() >= 5 {
+            return;
+        }
+        let uid = UIDS[self.rng.index(UIDS.len())];
+        let job = world.jobs.len();
+        let pid = PIDS + 10 * i32::try_from(job).unwrap();
+        let has_anchor = !self.rng.one_in(3);
+        let start = u64::from(pid.unsigned_abs());
+        self.proc.add(pid, 1, start, "job", uid, b"job\0");
+        self.proc.add(pid + 1, pid, start + 1, "flywheelctl", uid, b"flywheelctl\0");
+        world.jobs.push(Job {
+            uid,
+            id: None,
+            anchor: has_anchor.then_some(pid),
+            dead: false,
+            finished: false,
+            ended: None,
+            end_asked: false,
+            first_end: None,
+            named: BTreeSet::new(),
+        });
+        drop(world);
+        let request = Ask::SessionStart {
+            label: None,
+            cache: None,
+            anchor_pid: has_anchor.then_some(pid.unsigned_abs()),
+            strict: false,
+            ci: None,
+            log_paths: false,
+        };
+        if self.away_until.is_some() {
+            // The window begins after the last row that was read.
+            let cursor = self.ledger().query_row("SELECT id FROM cursor", [], |row| row.get(0)).unwrap_or(0);
+            let mut world = lock(&self.world);
+            for made in world.store.made.values_mut().filter(|made| made.row > cursor) {
+                made.allowed.insert(cache_of(uid));
+            }
+        }
+        self.ask(uid, Some(pid + 1), Asked::Start { job }, request, None);
+    }
+
+    pub(super) fn some_paths(&mut self) -> Vec<String> {
+        let mut world = lock(&self.world);
+        let valid = world.store.valid();
+        let mut paths = BTreeSet::new();
+        for _ in 0..world.rng.below(3) {
+            paths.extend(world.rng.pick(&valid).cloned());
+        }
+        paths.into_iter().collect()
+    }
+
+    pub(super) fn name(&self, paths: &[String], cache: u16) -> Vec<String> {
+        let mut world = lock(&self.world);
+        for base in paths {
+            if let Some(made) = world.store.made.get_mut(base) {
+                made.allowed.insert(cache);
+            }
+        }
+        paths.iter().map(|base| world.store.full(base)).collect()
+    }
+
+    pub(super) fn end_job(&mut self) {
+        let jobs: Vec<usize> = {
+            let world = lock(&self.world);
+            (0..world.jobs.len())
+                .filter(|n| world.jobs[*n].id.is_some() && !world.jobs[*n].finished)
+                .collect()
+        };
+        // Sometimes one that has ended is ended again.
+        let again = self.rng.one_in(8);
+        let job = if again {
+            let ended: Vec<usize> = {
+                let world = lock(&self.world);
+                (0..world.jobs.len()).filter(|n| world.jobs[*n].ended.is_some()).collect()
+            };
+            self.rng.pick(&ended).copied()
+        } else {
+            self.rng.pick(&jobs).copied()
+        };
+        if let Some(job) = job {
+            let paths = if again || self.rng.one_in(2) { Vec::new() } else { self.some_paths() };
+            let wait = !self.rng.one_in(6);
+            let timeout = *self.rng.pick(&[500, 5_000, 60_000, 240_000]).unwrap();
+            self.end(job, paths, wait, timeout, again);
+        }
+    }
+
+    pub(super) fn end(&mut self, job: usize, paths: Vec<String>, wait: bool, timeout: u64, again: bool) {
+        if self.life.is_none() {
+            return;
+        }
+        let now = self.now();
+        let (uid, id) = {
+            let mut world = lock(&self.world);
+            let job = &mut world.jobs[job];
+            job.finished = true;
+            job.end_asked = true;
+            job.first_end.get_or_insert(now);
+            job.named.extend(paths.iter().cloned());
+            (job.uid, job.id.clone())
+        };
+        let live =
+            self.life.as_ref().is_some_and(|life| id.as_ref().is_some_and(|id| life.driver.is_live(id)));
+        let recorded = !live;
+        let push = self.name(&paths, cache_of(uid));
+        let request =
+            Ask::SessionEnd { session: id, ci_job: None, push, timeout_ms: timeout, wait, patient: true };
+        let deadline = Some(self.now() + timeout);
+        self.ask(uid, None, Asked::End { job, wait, timeout, paths, again, recorded }, request, deadline);
+    }
+
+    /// All jobs end their sessions.
+    pub(super) fn end_jobs(&mut self) {
+        let open: Vec<usize> = {
+            let world = lock(&self.world);
+            (0..world.jobs.len())
+                .filter(|n| world.jobs[*n].id.is_some() && !world.jobs[*n].finished)
+                .collect()
+        };
+        for job in open {
+            self.end(job, Vec::new(), true, 240_000, false);
+        }
+    }
+
+    pub(super) fn push(&mut self) {
+        if self.life.is_none() {
+            return;
+        }
+        let uid = UIDS[self.rng.index(UIDS.len())];
+        let paths = self.some_paths();
+        let full = self.name(&paths, cache_of(uid));
+        let wait = !self.rng.one_in(3);
+        let timeout = *self.rng.pick(&[500, 5_000, 60_000]).unwrap();
+        let request = Ask::Push { paths: full, cache: None, wait, timeout_ms: timeout };
+        let deadline = Some(self.now() + timeout);
+        self.ask(uid, None, Asked::Push { uid, paths, wait }, request, deadline);
+    }
+
+    pub(super) fn flush(&mut self) {
+        if self.life.is_none() {
+            return;
+        }
+        let before: BTreeSet<String> = lock(&self.world).store.valid().into_iter().collect();
+        let timeout = *self.rng.pick(&[500, 60_000]).unwrap();
+        let deadline = Some(self.now() + timeout);
+        self.ask(UIDS[0], None, Asked::Flush { before }, Ask::Flush { timeout_ms: timeout }, deadline);
+    }
+}

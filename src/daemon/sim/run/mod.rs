@@ -1,0 +1,357 @@
+//! One run: the world acts, the daemon's parts take turns, and the invariants are checked
+//! after each turn. At the end the faults stop, and everything must settle.
+
+mod answers;
+mod callers;
+mod report;
+mod turns;
+mod world;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::caches::{Cache, Request, short};
+use super::checks::{self, Check, hash};
+use super::jobs::{Asked, Call, UIDS};
+use super::life::Life;
+use super::store::Store;
+use super::trace::{Rng, Trace};
+use crate::attribution::tests::FakeProc;
+use crate::config::Settings;
+pub(super) use report::Report;
+use world::{Faults, Shared, World, lock};
+
+/// Turns after which a run that does not settle is broken off.
+const TURNS: u64 = 60_000;
+/// How long everything may take to settle when the faults have stopped, in milliseconds.
+const CALM: u64 = 600_000;
+/// The first process number of the simulated processes, above what a kernel gives.
+const PIDS: i32 = 5_000_000;
+
+/// The whole run.
+struct Run {
+    world: Shared,
+    rng: Rng,
+    life: Option<Life>,
+    /// When the daemon is started again.
+    start_at: u64,
+    proc: FakeProc,
+    settings: Arc<Settings>,
+    calls: Vec<Call>,
+    calls_made: u64,
+    requests: Vec<Request>,
+    next_op: u64,
+    ops: u64,
+    next_progress: u64,
+    frozen: [u64; 3],
+    away_until: Option<u64>,
+    lives: u64,
+    /// Sessions without an anchor whose job never learned of them.
+    lost_sessions: usize,
+    turns: u64,
+    origin: Instant,
+}
+
+/// Runs one seed. `print`: prints the trace.
+pub(super) fn run(seed: u64, print: bool) -> Report {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .max_blocking_threads(1)
+        .build()
+        .unwrap();
+    let top = ["/dev/shm", "/tmp"].into_iter().find(|dir| std::path::Path::new(dir).is_dir()).unwrap();
+    let dir = tempfile::Builder::new().prefix("flywheel-sim").tempdir_in(top).unwrap();
+    runtime.block_on(async {
+        let mut run = Run::new(seed, dir.path(), print);
+        let ended = run.go().await;
+        if let Some(life) = run.life.take() {
+            life.kill();
+        }
+        let world = lock(&run.world);
+        Report {
+            violation: ended.err(),
+            trace_hash: world.trace.hash(),
+            tail: world.trace.tail(),
+            failed: Vec::new(),
+            runs: 1,
+            turns: run.turns,
+            seen: world.seen.clone(),
+        }
+    })
+}
+
+impl Run {
+    fn new(seed: u64, dir: &std::path::Path, print: bool) -> Self {
+        let mut rng = Rng::new(seed);
+        let mut store = Store::new(dir);
+        let fresh = *rng.pick(&[5_u64, 20, 600]).unwrap();
+        let jobs = *rng.pick(&["\"auto\"", "1", "4"]).unwrap();
+        let config = dir.join("flywheel.toml");
+        let cache = |name: &str| format!("[caches.{name}]\nendpoints = [\"http://127.0.0.1:9\"]\n");
+        let text = format!(
+            "default_cache = \"a\"\nstate_dir = \"{0}/state\"\n{1}{2}[nix]\nstore_dir = \"{0}/store\"\n\
+             state_dir = \"{0}/nix\"\nmin_free = \"0\"\n[client]\nenable = false\n[push]\nrecheck_after = \"{fresh}s\"\n\
+             jobs = {jobs}\n[[route]]\nuser = \"{3}\"\ncache = \"b\"\nallow = [\"a\"]\n[[route]]\nmaker = \"unknown\"\ncache = \"a\"\n",
+            dir.display(),
+            cache("a"),
+            cache("b"),
+            UIDS[1],
+        );
+        std::fs::write(&config, text).unwrap();
+        let env = |name: &str| match name {
+            "RUNTIME_DIRECTORY" => Some(dir.join("runtime").display().to_string()),
+            _ => None,
+        };
+        let settings = Arc::new(Settings::load(Some(&config), &env).unwrap());
+        let proc = FakeProc::new();
+        proc.add(1, 0, 1, "init", 0, b"init\0");
+        let origin = Instant::now();
+        let faults = Faults::draw(&mut rng);
+        store.back_up();
+        let mut caches: Vec<Cache> = (0..2).map(|_| Cache::default()).collect();
+        for cache in &mut caches {
+            cache.slow = *rng.pick(&[0, 20, 400]).unwrap();
+        }
+        let mut world = World {
+            store,
+            caches,
+            jobs: Vec::new(),
+            rng: Rng::new(seed ^ 0x5555),
+            trace: Trace::new(print),
+            seen: BTreeMap::new(),
+            origin,
+            faults,
+            calm: false,
+            ring: false,
+            fresh: fresh * 1_000,
+            lock_watcher: None,
+        };
+        world.line(&format!("seed {seed}: {faults:?}, recheck_after {fresh} s, jobs {jobs}"));
+        // The daemon's first start is on a host with some paths.
+        for _ in 0..rng.below(4) {
+            world.build();
+        }
+        for made in world.store.made.values_mut() {
+            // They are old, and nothing is to be done about them.
+            made.job = Some(usize::MAX);
+        }
+        world.ring = false;
+        Self {
+            world: Arc::new(Mutex::new(world)),
+            rng,
+            life: None,
+            start_at: 0,
+            proc,
+            settings,
+            calls: Vec::new(),
+            calls_made: 0,
+            requests: Vec::new(),
+            next_op: 500,
+            ops: 0,
+            next_progress: 0,
+            frozen: [0; 3],
+            away_until: None,
+            lives: 0,
+            lost_sessions: 0,
+            turns: 0,
+            origin,
+        }
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.origin.elapsed().as_millis()).unwrap()
+    }
+
+    fn line(&self, text: &str) {
+        lock(&self.world).line(text);
+    }
+
+    fn count(&self, what: &'static str) {
+        lock(&self.world).count(what);
+    }
+
+    async fn go(&mut self) -> Check {
+        let ops = 40 + self.rng.below(80);
+        while self.ops < ops {
+            self.step().await?;
+        }
+        self.calm();
+        let until = self.now() + CALM;
+        // Until nothing has happened for a while.
+        let mut quiet_since = self.now();
+        loop {
+            self.step().await?;
+            let settled = self.life.as_ref().is_some_and(|life| {
+                life.driver.unsettled() == 0
+                    && life.driver.live_sessions() <= self.lost_sessions
+                    && self.calls.is_empty()
+            });
+            if !settled {
+                quiet_since = self.now();
+                self.end_jobs();
+            } else if self.now() > quiet_since + 15_000 {
+                break;
+            }
+            if self.now() > until {
+                let life =
+                    self.life.as_ref().map(|life| (life.driver.unsettled(), life.driver.live_sessions()));
+                return Err(format!(
+                    "does not settle: unsettled and live {life:?}, {} calls",
+                    self.calls.len()
+                ));
+            }
+        }
+        self.final_checks()
+    }
+
+    /// The faults stop.
+    fn calm(&mut self) {
+        self.line("world: calm");
+        let mut world = lock(&self.world);
+        world.calm = true;
+        for cache in &mut world.caches {
+            cache.fault = None;
+        }
+        drop(world);
+        self.frozen = [0; 3];
+        if let Some(life) = &self.life {
+            life.disk.kill_after(u32::MAX);
+        }
+        if self.away_until.is_some() {
+            self.away_until = Some(self.now());
+        }
+        self.start_at = self.start_at.min(self.now());
+    }
+
+    /// One turn of something, or time passes.
+    async fn step(&mut self) -> Check {
+        self.turns += 1;
+        if self.turns > TURNS {
+            return Err(format!("{TURNS} turns, and no end"));
+        }
+        let now = self.now();
+        let (ready, next) = self.choices(now);
+        let Some(choice) = self.rng.pick(&ready).copied() else {
+            // Processes are looked at every second.
+            let step = next.saturating_sub(now).clamp(1, 1_000);
+            tokio::time::advance(Duration::from_millis(step)).await;
+            settle().await;
+            self.tell();
+            return self.check();
+        };
+        self.act(choice, now)?;
+        settle().await;
+        self.tell();
+        self.collect_requests(now);
+        if self.life.as_ref().is_some_and(|life| life.disk.is_dead()) {
+            self.crash("between two commits");
+        }
+        self.hear()?;
+        self.check()
+    }
+
+    fn start(&mut self, now: u64) {
+        self.lives += 1;
+        self.line(&format!("daemon: start {}", self.lives));
+        let (dir, store_dir) = {
+            let world = lock(&self.world);
+            (world.store.dir.clone(), world.store.store_dir.clone())
+        };
+        let life = Life::start(&dir, &store_dir, &self.settings, &self.proc.proc(), self.rng.next(), now);
+        let world = Arc::clone(&self.world);
+        life.disk.before_calls(move || lock(&world).interfere());
+        lock(&self.world).lock_watcher = Some(life.lock_watcher.clone());
+        self.life = Some(life);
+        if self.lives > 1 {
+            self.count("restarts");
+        }
+    }
+
+    fn crash(&mut self, how: &'static str) {
+        self.line(&format!("world: kill -9 {how}"));
+        self.count("crashes");
+        self.down("killed");
+    }
+
+    /// The daemon's process has ended: its callers lose their connections.
+    fn down(&mut self, how: &str) {
+        let Some(life) = self.life.take() else { return };
+        life.kill();
+        let cursor =
+            self.ledger().query_row("SELECT id FROM cursor", [], |row| row.get(0)).unwrap_or_default();
+        lock(&self.world).forget_makers(cursor);
+        self.requests.clear();
+        self.line(&format!("daemon: {how}"));
+        self.start_at = self.now() + self.rng.below(3_000);
+        let calls = std::mem::take(&mut self.calls);
+        for call in calls {
+            if let Asked::Start { job } = call.asked {
+                // Nobody knows the session's id, and without an anchor nothing ends it.
+                let has_anchor = lock(&self.world).jobs[job].anchor.is_some();
+                self.lost_sessions += usize::from(!has_anchor);
+                self.kill_job(job);
+            }
+            // Whoever ends a session asks again when the daemon is back.
+            if let Asked::End { job, .. } = call.asked {
+                lock(&self.world).jobs[job].finished = false;
+            }
+        }
+    }
+
+    /// Calls of the caches that have been made.
+    fn collect_requests(&mut self, now: u64) {
+        let Some(life) = &self.life else { return };
+        let calls = std::mem::take(&mut *life.board.lock().unwrap_or_else(PoisonError::into_inner));
+        for (cache, call) in calls {
+            let request = lock(&self.world).caches[cache.index()].request(cache.0, call, now, &mut self.rng);
+            self.requests.push(request);
+        }
+    }
+
+    fn cache(&mut self, n: usize, now: u64) -> Check {
+        if self.requests[n].result.is_some() {
+            let request = self.requests.remove(n);
+            let text = request.answer();
+            self.line(&text);
+            return Ok(());
+        }
+        let mut world = lock(&self.world);
+        let request = &mut self.requests[n];
+        let cache = usize::from(request.cache);
+        let stored = world.caches[cache].process(request, now, &mut self.rng);
+        if let Some(stored) = stored {
+            let base = world.store.made.keys().find(|base| hash(base) == stored).cloned().unwrap();
+            world.count("uploads");
+            world.line(&format!("cache {cache}: stores {}", short(&stored)));
+            checks::may_go_there(&world.store, request.cache, &base)?;
+            // An upload begins within this time of its confirmation, and then takes a while.
+            let fresh = world.fresh + 2 * world.caches[cache].slow + 1_000;
+            checks::closure_is_there(&world.store, &world.caches[cache], &base, now, fresh)?;
+        }
+        Ok(())
+    }
+
+    /// Tells the daemon what it would see of the world.
+    fn tell(&mut self) {
+        if let Some(life) = &self.life
+            && std::mem::take(&mut lock(&self.world).ring)
+        {
+            life.bell.ring();
+        }
+    }
+}
+
+/// Lets tasks and threads do what they can.
+async fn settle() {
+    for _ in 0..3 {
+        for _ in 0..4 {
+            tokio::task::yield_now().await;
+        }
+        // There is one thread for blocking work, which does it in order.
+        tokio::task::spawn_blocking(|| ()).await.unwrap();
+    }
+}

@@ -1,0 +1,201 @@
+//! The world of a run: the Nix store, the caches and the users, as the calls of the
+//! ledger, too, may change them. Must not know the daemon.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::time::Instant;
+
+use super::super::caches::{Cache, short};
+use super::super::checks::hash;
+use super::super::jobs::{Job, UIDS, cache_of};
+use super::super::store::{Made, Store};
+use super::super::trace::{Rng, Trace};
+use super::PIDS;
+use crate::attribution::{Lineage, LockWatcher, ProcId};
+
+/// Which faults a run has, drawn from its seed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Faults {
+    pub(super) crashes: bool,
+    pub(super) stops: bool,
+    pub(super) outages: bool,
+    pub(super) deletions: bool,
+    pub(super) collections: bool,
+    pub(super) rollbacks: bool,
+    pub(super) no_database: bool,
+    pub(super) slow_ledger: bool,
+    pub(super) anchors_end: bool,
+    pub(super) callers_leave: bool,
+    pub(super) interleaved: bool,
+}
+
+impl Faults {
+    pub(super) fn draw(rng: &mut Rng) -> Self {
+        let mut some = || rng.one_in(2);
+        Self {
+            crashes: some(),
+            stops: some(),
+            outages: some(),
+            deletions: some(),
+            collections: some(),
+            rollbacks: some() && some(),
+            no_database: some() && some(),
+            slow_ledger: some(),
+            anchors_end: some(),
+            callers_leave: some(),
+            interleaved: some(),
+        }
+    }
+}
+
+/// What the ledger's calls, too, may act on.
+pub(super) struct World {
+    pub(super) store: Store,
+    pub(super) caches: Vec<Cache>,
+    pub(super) jobs: Vec<Job>,
+    pub(super) rng: Rng,
+    pub(super) trace: Trace,
+    pub(super) seen: BTreeMap<&'static str, u64>,
+    pub(super) origin: Instant,
+    pub(super) faults: Faults,
+    /// The world does not act between calls of the ledger any more.
+    pub(super) calm: bool,
+    /// The daemon is to be woken up: a path may have become valid.
+    pub(super) ring: bool,
+    pub(super) fresh: u64,
+    /// What the running daemon sees of makers.
+    pub(super) lock_watcher: Option<LockWatcher>,
+}
+
+impl World {
+    pub(super) fn now(&self) -> u64 {
+        u64::try_from(self.origin.elapsed().as_millis()).unwrap()
+    }
+
+    pub(super) fn line(&mut self, text: &str) {
+        let now = self.now();
+        self.trace.line(now, text);
+    }
+
+    pub(super) fn count(&mut self, what: &'static str) {
+        *self.seen.entry(what).or_default() += 1;
+    }
+
+    /// A build: one path becomes valid, made by a job or by nobody's job.
+    pub(super) fn build(&mut self) {
+        let running: Vec<usize> = (0..self.jobs.len()).filter(|n| !self.jobs[*n].dead).collect();
+        let job = if self.rng.one_in(3) { None } else { self.rng.pick(&running).copied() };
+        let maker = job.map_or_else(|| UIDS[self.rng.index(UIDS.len())], |job| self.jobs[job].uid);
+        // Without a daemon nobody sees who holds a lock.
+        let seen = !self.rng.one_in(4) && self.lock_watcher.is_some();
+        let valid = self.store.valid();
+        let mut references = BTreeSet::new();
+        for _ in 0..self.rng.below(4) {
+            references.extend(self.rng.pick(&valid).cloned());
+        }
+        // Most builds are new; some make a path again that was collected.
+        let gone: Vec<String> =
+            self.store.made.iter().filter(|(_, made)| !made.valid).map(|(base, _)| base.clone()).collect();
+        let again = if self.rng.one_in(5) { self.rng.pick(&gone).cloned() } else { None };
+        let base = again.unwrap_or_else(|| self.store.new_name());
+        if let Some(before) = self.store.made.get(&base) {
+            references = before.references.iter().filter(|r| self.store.made[*r].valid).cloned().collect();
+            if references.len() < before.references.len() {
+                return;
+            }
+        }
+        // Users who surely have an open session, and those who may have one.
+        let is_open = |job: &&Job| job.id.is_some() && !job.finished && !job.end_asked && !job.dead;
+        let open: BTreeSet<u32> = self.jobs.iter().filter(is_open).map(|job| job.uid).collect();
+        let mut allowed: BTreeSet<u16> =
+            self.store.made.get(&base).map(|made| made.allowed.clone()).unwrap_or_default();
+        allowed.extend(if seen { vec![cache_of(maker)] } else { self.caches_of_nobody() });
+        let before = self.store.made.get(&base).map_or_else(Vec::new, |made| {
+            let mut before = made.before.clone();
+            before.push((made.seen, made.open.clone()));
+            before
+        });
+        let made = Made {
+            references: references.into_iter().collect(),
+            seen: seen.then_some(maker),
+            maker,
+            job,
+            allowed,
+            row: 0,
+            at: self.now(),
+            valid: true,
+            open,
+            before,
+        };
+        if seen {
+            let anchor = job.and_then(|job| self.jobs[job].anchor);
+            let mut line = vec![ProcId { pid: PIDS - 1, start: 1_000_000 }];
+            line.extend(anchor.map(|pid| ProcId { pid, start: u64::from(pid.unsigned_abs()) }));
+            let lineage = Lineage { line, session: 1, cgroup: None, person: Some((maker, maker)) };
+            if let Some(watcher) = &self.lock_watcher {
+                watcher.saw(&base, &Arc::new(lineage));
+            }
+        }
+        let size = 100 + self.rng.below(1 << 21);
+        let text = format!(
+            "world: build {} by {maker} of job {job:?}, seen {seen}, refers to {:?}",
+            short(hash(&base)),
+            made.references.iter().map(|r| short(hash(r))).collect::<Vec<_>>()
+        );
+        self.store.register(&base, made, size);
+        if self.rng.one_in(30) {
+            let cache = self.rng.index(self.caches.len());
+            self.caches[cache].too_large.insert(hash(&base).to_owned());
+        }
+        self.line(&text);
+        self.count("builds");
+        self.ring = true;
+    }
+
+    /// Caches that a path may go to whose maker was not seen.
+    pub(super) fn caches_of_nobody(&self) -> Vec<u16> {
+        let sessions = self.jobs.iter().filter(|job| job.ended.is_none()).map(|job| cache_of(job.uid));
+        sessions.chain([0]).collect()
+    }
+
+    /// The daemon has ended: what it knew of the makers of rows above the cursor is lost.
+    pub(super) fn forget_makers(&mut self, cursor: i64) {
+        self.lock_watcher = None;
+        let caches = self.caches_of_nobody();
+        for made in self.store.made.values_mut().filter(|made| made.row > cursor) {
+            made.seen = None;
+            made.allowed.extend(caches.iter().copied());
+        }
+    }
+
+    pub(super) fn collect(&mut self) -> Vec<String> {
+        let kept = self.store.roots();
+        let mut rng = self.rng.clone();
+        let removed = self.store.collect(&kept, |_| rng.one_in(2));
+        self.rng = rng;
+        let names: Vec<String> = removed.iter().map(|base| short(hash(base))).collect();
+        self.line(&format!("world: collection removes {names:?}"));
+        self.count("collections");
+        removed
+    }
+
+    /// What may happen between two calls of the ledger.
+    pub(super) fn interfere(&mut self) {
+        if self.calm || !self.faults.interleaved || !self.rng.one_in(12) {
+            return;
+        }
+        self.count("events within a turn");
+        if self.faults.collections && self.rng.one_in(2) {
+            self.collect();
+        } else {
+            self.build();
+        }
+    }
+}
+
+pub(super) type Shared = Arc<Mutex<World>>;
+
+pub(super) fn lock(world: &Shared) -> MutexGuard<'_, World> {
+    world.lock().unwrap_or_else(PoisonError::into_inner)
+}
