@@ -5,7 +5,6 @@
 use std::fmt;
 use std::time::Duration;
 
-use bytes::Bytes;
 use reqwest::header::LOCATION;
 use reqwest::{Response, Url};
 
@@ -238,7 +237,7 @@ impl CacheClient {
                 Ok(Ok(Some(piece))) => {
                     received += piece.len() as u64;
                     // The decoder reads no further when the NAR is too long.
-                    if send(&sender, piece).await.is_err() {
+                    if sender.send(piece).await.is_err() {
                         break Ok(());
                     }
                 }
@@ -351,11 +350,6 @@ impl Refusal {
             Self::Status(_, error) | Self::Failed(error) => fault(FaultKind::Unreachable, error.to_string()),
         }
     }
-}
-
-/// Sends a piece to the decoder. An error means that it reads no further.
-async fn send(to: &tokio::sync::mpsc::Sender<Bytes>, piece: Bytes) -> Result<(), ()> {
-    to.send(piece).await.map_err(drop)
 }
 
 /// Sends a request, and once more when the connection broke before an answer.

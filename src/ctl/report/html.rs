@@ -202,7 +202,7 @@ fn largest(out: &mut String, title: &str, paths: &[&PathEntry]) {
     out.push_str("</ol>\n");
 }
 
-/// The times that the lanes of all paths share, in ms since 1970.
+/// The period that the bars of all paths are drawn on, in ms since 1970.
 #[derive(Debug, Clone, Copy)]
 struct Scale {
     begin: i64,

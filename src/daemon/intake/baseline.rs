@@ -26,7 +26,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::observe::event;
 use crate::store::{NixDb, NixDbError, PathInfo, RowContent};
-use crate::types::{NarHash, StorePath};
+use crate::types::{NarHash, StorePath, replace_file, sync_dir};
 
 const BEGIN: &str = "begin";
 const FINGERPRINTS: &str = "baseline";
@@ -125,10 +125,8 @@ impl Baseline {
     }
 
     fn write(&mut self, begin: Begin) {
-        let new = self.dir.join(format!("{BEGIN}~"));
         let text = format!("{} {}\n{}\n", begin.id, begin.identity, begin.at);
-        let written = std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, self.dir.join(BEGIN)));
-        if let Err(error) = written {
+        if let Err(error) = replace_file(&self.dir.join(BEGIN), text.as_bytes(), 0o600, None) {
             complain(&error);
         }
         self.begin = Some(begin);
@@ -180,6 +178,7 @@ impl Baseline {
             growing.end()?;
             let place = self.dir.join(FINGERPRINTS);
             std::fs::rename(&new, &place)?;
+            sync_dir(&self.dir)?;
             Fingerprints::Complete(Runs::open(&place)?)
         } else {
             Fingerprints::Growing(growing)

@@ -65,11 +65,12 @@ pub(in crate::daemon) async fn run(
     // A cache that does not answer is asked once, not for each path.
     let mut substituters = Vec::new();
     for (n, source) in sources.iter().enumerate() {
-        let used = targets.iter().any(|target| target.source == n);
-        let opened = match used {
-            true => timeout_at(deadline, source.client.substituter(&source.pull, store.dir())).await,
-            false => continue_unused(),
-        };
+        // A source that no target names is not opened.
+        if !targets.iter().any(|target| target.source == n) {
+            substituters.push(Err(late()));
+            continue;
+        }
+        let opened = timeout_at(deadline, source.client.substituter(&source.pull, store.dir())).await;
         substituters.push(opened.unwrap_or_else(|_| Err(late())));
     }
     let total = targets.len() as u64;
@@ -81,11 +82,6 @@ pub(in crate::daemon) async fn run(
     }
     drop(checks);
     tally.end(verifier, sources, total, began)
-}
-
-/// A source that no target names is not opened.
-fn continue_unused() -> Result<Result<Substituter, CacheError>, tokio::time::error::Elapsed> {
-    Ok(Err(late()))
 }
 
 fn late() -> CacheError {
