@@ -181,10 +181,12 @@ impl State {
             }
             Happened::Appeared => Next::Soon,
             Happened::Closed => {
-                if let Some(open) = self.open(base) {
-                    open.set_closed();
-                }
-                Next::Nothing
+                let Some(open) = self.open(base) else { return Next::Nothing };
+                // A process that tried to take a lock closes its file too. The holder, known
+                // until then, is looked for again before it ends.
+                let was_known = open.seen().is_some();
+                open.set_closed();
+                if was_known { Next::Soon } else { Next::Nothing }
             }
             Happened::Removed => {
                 if let Some(ended) = self.open(base) {
