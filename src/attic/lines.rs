@@ -92,7 +92,7 @@ mod tests {
     const BASE: &str = "0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c-hello-2.12";
 
     #[test]
-    fn lines_are_told_apart() {
+    fn each_kind_of_line_is_recognized() {
         let pushed = format!("✅ {BASE} (1.2 MiB/s, 3.0% deduplicated)\r");
         let failed = format!("❌ {BASE}: HTTP 413 Payload Too Large: <html>");
         let odd = format!("✅ {BASE}");

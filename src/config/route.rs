@@ -102,7 +102,7 @@ pub enum Forbidden {
 }
 
 impl Route {
-    /// Whether this route is for `who`; none when that cannot be told without a
+    /// Whether this route is for `who`; none when that cannot be decided without a
     /// name or groups that are not known. A route for unknown makers is for nobody.
     fn matches(&self, who: &Who<'_>) -> Option<bool> {
         let Subject::Person { user, group, label } = &self.subject else { return Some(false) };

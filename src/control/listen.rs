@@ -159,7 +159,7 @@ mod tests {
     use super::assign;
 
     #[test]
-    fn sockets_are_told_apart_by_their_names() {
+    fn sockets_are_known_by_their_names() {
         for (names, expected) in [
             (&[][..], Ok((None, None))),
             (&["flywheeld.socket"], Ok((Some(0), None))),

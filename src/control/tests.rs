@@ -27,7 +27,7 @@ fn hello_bytes_are_pinned() {
 }
 
 #[test]
-fn a_hello_from_elsewhere_is_told_apart_from_a_short_one() {
+fn a_hello_from_elsewhere_differs_from_a_short_one() {
     assert!(matches!(ClientHello::parse(b"GET / HTTP/1.1"), Err(CodecError::NotFlywheel)));
     for cut in 4..13 {
         let frame = ClientHello { protocol: 1, version: "0.1.0".into() }.frame();

@@ -7,7 +7,7 @@
 //! `flywheel-hook` (a link), it is this command.
 //!
 //! Nix knows one post-build hook. A host that has another one keeps it: after the daemon
-//! was told, the programs in `/etc/flywheel/hook.d` run in the order of their names, and
+//! has answered, the programs in `/etc/flywheel/hook.d` run in the order of their names, and
 //! then the command behind `--then`. Each has the environment that Nix gave, and the first
 //! status that is not 0 is the hook's.
 

@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_journal_that_cannot_be_opened_is_told() {
+    fn a_journal_that_cannot_be_opened_is_reported() {
         use std::os::unix::fs::PermissionsExt as _;
         let dir = tempfile::tempdir().unwrap();
         assert!(may_read(&[dir.path().to_owned()]), "without a journal journalctl says what is the matter");

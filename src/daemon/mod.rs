@@ -2,7 +2,7 @@
 //! started and stopped.
 //!
 //! ```text
-//!  store watch ──ring──► intake (thread) ──Found, Named──► driver ──► transfers ──► caches
+//!  store watch ──wake──► intake (thread) ──Found, Named──► driver ──► transfers ──► caches
 //!                           │ admit                          │ ▲          │
 //!                           ▼                                │ └──────────┘ Asked, Uploaded
 //!                        ledger (thread) ◄──settle───────────┘

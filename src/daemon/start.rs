@@ -25,7 +25,7 @@ use super::driver::{BackgroundTasks, Driver, IntakeLink, Load, Parts, policy};
 use super::gc_roots::{Bounds, GcRoots, Places};
 use super::host::{self, Notify, Part, StateDirLock};
 use super::inbox::Input;
-use super::intake::{self, Baseline, Bell, Intake, NewPolicy, People, UndecidedPaths, WorkQueue};
+use super::intake::{self, Baseline, Intake, IntakeHandle, NewPolicy, People, UndecidedPaths, WorkQueue};
 use super::metrics::Metrics;
 use super::push::{Pushes, Settlements, StoreReader, Transfers};
 use super::sessions::{self, Reports, Restored, Sessions};
@@ -272,12 +272,12 @@ impl AtticClient {
 /// The intake on its thread, and the watches that wake it.
 pub(super) struct IntakeThread {
     thread: JoinHandle<()>,
-    bell: Bell,
+    handle: IntakeHandle,
     new_policy: NewPolicy,
     lock_watcher: LockWatcher,
     people: People,
     /// Rung after an answer of the name service.
-    on_answer: Arc<Bell>,
+    on_answer: Arc<IntakeHandle>,
     known: Arc<AtomicUsize>,
     heartbeat: Heartbeat,
     store_watch: Arc<StoreWatch>,
@@ -299,15 +299,15 @@ impl IntakeThread {
         let store_dir = ground.store_dir.clone();
         let lock_watcher =
             LockWatcher::start(store_dir.as_path()).context("the thread that watches the store's locks")?;
-        let (bell, queue): (Bell, WorkQueue) = Bell::new();
-        let on_event = intake::on_watch_event(lock_watcher.clone(), bell.clone());
+        let (handle, queue): (IntakeHandle, WorkQueue) = IntakeHandle::new();
+        let on_event = intake::on_watch_event(lock_watcher.clone(), handle.clone());
         let store_watch = StoreWatch::start(&store_dir, settings.nix.poll, on_event)?;
         // Weak: the intake has the people, and must not keep its own queue open.
-        let on_answer = Arc::new(bell.clone());
+        let on_answer = Arc::new(handle.clone());
         let answered = Arc::downgrade(&on_answer);
         let people = People::of(settings, move || {
-            if let Some(bell) = answered.upgrade() {
-                bell.ring();
+            if let Some(handle) = answered.upgrade() {
+                handle.wake();
             }
         });
         let (new_policy, heartbeat) = (NewPolicy::default(), Heartbeat::default());
@@ -341,7 +341,7 @@ impl IntakeThread {
         let store_watch = Arc::new(store_watch);
         Ok(Self {
             thread,
-            bell,
+            handle,
             new_policy,
             lock_watcher,
             people,
@@ -357,9 +357,9 @@ impl IntakeThread {
     /// Waits until the thread has ended, which it does when the driver has. Returns
     /// whether it has ended in time.
     pub(super) async fn join(self) -> bool {
-        let Self { thread, bell, on_answer, store_watch, .. } = self;
-        bell.stop();
-        drop((bell, on_answer, store_watch));
+        let Self { thread, handle, on_answer, store_watch, .. } = self;
+        handle.stop();
+        drop((handle, on_answer, store_watch));
         let ended = timeout(INTAKE_END, spawn_blocking(move || thread.join())).await.is_ok();
         if !ended {
             detail!(
@@ -432,7 +432,7 @@ impl Started<'_> {
             ledger,
             gc_roots: protection.0.clone(),
             intake: IntakeLink::new(
-                intake.bell.clone(),
+                intake.handle.clone(),
                 Arc::clone(&intake.new_policy),
                 windows,
                 intake.lock_watcher.clone(),
@@ -455,10 +455,10 @@ impl Started<'_> {
 
 /// The parts that the watchdog observes.
 fn watched(intake: &IntakeThread, socket: &Socket, driver: Heartbeat, out: Sender<Input>) -> Vec<Part> {
-    let (bell, turns) = (intake.bell.clone(), intake.heartbeat.clone());
+    let (handle, turns) = (intake.handle.clone(), intake.heartbeat.clone());
     let (asked, served) = (socket.heartbeat.clone(), socket.heartbeat.clone());
     vec![
-        Part::new(host::INTAKE, move || bell.ring(), move || turns.count()),
+        Part::new(host::INTAKE, move || handle.wake(), move || turns.count()),
         // With a full inbox the driver has turns to take anyway.
         Part::new("driver", move || drop(out.try_send(Input::Beat)), move || driver.count()),
         Part::new("socket", move || asked.ask(), move || served.count()),

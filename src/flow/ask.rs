@@ -61,8 +61,8 @@ impl Flow {
         }
     }
 
-    /// Handles that the cache does not have these: of those that it once had, the
-    /// ledger is told, and older confirmations of this cache count no longer.
+    /// Handles that the cache does not have these: the ledger records those that it
+    /// once had as deleted, and older confirmations of this cache count no longer.
     fn deleted(&mut self, cache_id: CacheId, missing: &[PushId], asked_at: Mono) {
         let mut deleted = Vec::new();
         for &id in missing {

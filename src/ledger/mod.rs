@@ -309,7 +309,7 @@ impl Ledger {
         self.read(move |conn| sessions::failures(conn, row))
     }
 
-    /// Keeps paths (base names) whose maker, the user with these numbers, the name service has not told yet.
+    /// Keeps paths (base names) whose maker, the user with these numbers, the name service has not named yet.
     pub fn keep_undecided(&self, paths: Vec<(String, (u32, u32))>) -> Result<()> {
         self.write(move |conn| undecided::keep(conn, &paths))
     }

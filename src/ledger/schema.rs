@@ -117,7 +117,7 @@ ALTER TABLE item ADD COLUMN begun_at INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE session ADD COLUMN log_paths INTEGER NOT NULL DEFAULT 0;
 ";
 
-/// Paths of no session whose makers the name service has not told: the cursor is past
+/// Paths of no session whose makers the name service has not named: the cursor is past
 /// them, so they must survive a restart.
 const PATHS_WAIT_FOR_A_ROUTE: &str = "
 CREATE TABLE undecided (path TEXT PRIMARY KEY, uid INTEGER NOT NULL, gid INTEGER NOT NULL) WITHOUT ROWID;

@@ -1,4 +1,4 @@
-//! Paths whose makers the name service has not told yet, in SQL. Runs inside the
+//! Paths whose makers the name service has not named yet, in SQL. Runs inside the
 //! writer's transaction and must not begin or end one. Must not know what a route is.
 
 use rusqlite::Connection;

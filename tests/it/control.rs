@@ -376,7 +376,7 @@ fn a_hanging_daemon_is_no_daemon() {
 }
 
 #[test]
-fn a_daemon_of_another_version_is_told_apart() {
+fn a_daemon_of_another_version_is_recognized() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("s");
     let listener = UnixListener::bind(&socket).unwrap();
@@ -395,7 +395,7 @@ fn a_daemon_of_another_version_is_told_apart() {
 }
 
 #[test]
-fn a_client_of_another_version_is_told_so() {
+fn a_client_of_another_version_gets_an_error_that_says_so() {
     let daemon = ScriptedDaemon::saying(Reply::Done { message: String::new() });
     let mut stream = UnixStream::connect(daemon.socket()).unwrap();
     stream.write_all(&ClientHello { protocol: 0, version: "0.0.1".into() }.frame()).unwrap();
@@ -436,7 +436,7 @@ fn too_much_and_nonsense_are_refused_and_the_rest_goes_on() {
     stranger.write_all(b"\0\0\0\x04GET ").unwrap();
     let mut rest = Vec::new();
     let _ = stranger.read_to_end(&mut rest);
-    assert!(rest.is_empty(), "nothing is told to strangers");
+    assert!(rest.is_empty(), "strangers get no answer");
     // Several requests on one connection, in sequence.
     let mut stream = daemon.dial();
     for _ in 0..3 {
@@ -482,7 +482,7 @@ fn refusals_and_their_exit_statuses() {
 
 #[test]
 fn the_daemon_learns_that_a_caller_left() {
-    let (left, told) = mpsc::channel();
+    let (left, result) = mpsc::channel();
     let daemon = ScriptedDaemon::new(move |incoming| {
         let left = left.clone();
         tokio::spawn(async move {
@@ -495,7 +495,7 @@ fn the_daemon_learns_that_a_caller_left() {
     codec::write(&mut stream, &Request::Flush { timeout_ms: 1 }).unwrap();
     assert!(matches!(codec::read(&mut stream).unwrap(), Some(Reply::Progress(_))));
     drop(stream);
-    assert!(told.recv_timeout(Duration::from_secs(30)).unwrap());
+    assert!(result.recv_timeout(Duration::from_secs(30)).unwrap());
 }
 
 #[test]
@@ -523,7 +523,7 @@ fn a_restarted_daemon_is_asked_again() {
     assert!(err.contains("waiting until the daemon is back"), "{err}");
     let requests = next.requests();
     let [Request::SessionEnd { session, .. }] = &requests[..] else { panic!("asked once") };
-    assert_eq!(session.as_deref(), Some("s7"), "by the id that the first one told");
+    assert_eq!(session.as_deref(), Some("s7"), "by the id that the first one printed");
 }
 
 #[test]
@@ -699,7 +699,7 @@ fn run_passes_signals_on() {
         let last = daemon.requests().pop();
         assert!(
             matches!(last, Some(Request::SessionEnd { wait: false, .. })),
-            "who is told to stop does not wait: {last:?}"
+            "a program that is asked to stop does not wait: {last:?}"
         );
     }
 }

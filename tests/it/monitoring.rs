@@ -120,7 +120,7 @@ fn a_port_that_is_taken_costs_the_metrics_only() {
     let address = taken.local_addr().unwrap();
     let config = format!("{EMBEDDED}\n[metrics]\nlisten = \"{address}\"\n");
     let daemon = Daemon::start(PrivateNix::new(), &config);
-    until("the reason is told", || {
+    until("the reason is reported", || {
         daemon.status()["warnings"].to_string().contains("choose another port, or end the process")
     });
     daemon.assert_logged(1, "metrics are not served");

@@ -149,7 +149,7 @@ in
         runner.wait_until_succeeds("flywheelctl client exec -- --version")
         runner.succeed("test -e ${client}")
 
-    with subtest("two jobs at once: each is told of its own paths"):
+    with subtest("two jobs at once: each gets a summary of its own paths"):
         runner.succeed(
             "su - alice -c 'job left 4' > left.json & su - bob -c 'job right 5' > right.json & wait"
         )

@@ -156,7 +156,7 @@ pub(super) mod tests {
         assert_eq!((digest.late_total, digest.there), (3, (1, 7 << 20)));
         let largest: Vec<u64> = digest.largest.iter().map(|path| path.bytes).collect();
         assert_eq!(largest, [2 << 30, 300 << 20, 5 << 20, 1 << 20]);
-        let told: Vec<&str> = steps(&detail.paths[0]).iter().map(|(what, _)| *what).collect();
-        assert_eq!(told, ["valid", "seen", "asked", "upload", "confirmed"]);
+        let names: Vec<&str> = steps(&detail.paths[0]).iter().map(|(what, _)| *what).collect();
+        assert_eq!(names, ["valid", "seen", "asked", "upload", "confirmed"]);
     }
 }

@@ -155,7 +155,7 @@ fn ask(socket: &Path, connection: &mut Option<Connection>) -> Result<Status, Fai
 /// Is set when a signal asks the program to end; the terminal must be given back before.
 fn stopped_by_signal() -> Arc<AtomicBool> {
     let stopped = Arc::new(AtomicBool::new(false));
-    let told = Arc::clone(&stopped);
+    let set_stopped = Arc::clone(&stopped);
     std::thread::spawn(move || {
         let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
         runtime.block_on(async {
@@ -170,7 +170,7 @@ fn stopped_by_signal() -> Arc<AtomicBool> {
                 _ = hang_up.recv() => {}
                 _ = interrupt.recv() => {}
             }
-            told.store(true, Ordering::Relaxed);
+            set_stopped.store(true, Ordering::Relaxed);
         });
     });
     stopped

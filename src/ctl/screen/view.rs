@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn stale_values_are_told_apart() {
+    fn stale_values_are_marked() {
         let mut lost = screen();
         lost.trouble = Some("flywheeld does not answer; these values are 7 s old".into());
         let rows = shown(&lost, 80, 24);

@@ -27,7 +27,7 @@ impl Driver {
             return responder.refuse(ErrorCode::BadRequest, "too many paths in one request");
         }
         let intake = &self.parts.intake;
-        let (lock_watcher, bell) = (intake.lock_watcher().clone(), intake.bell().clone());
+        let (lock_watcher, handle) = (intake.lock_watcher().clone(), intake.handle().clone());
         let store_dir = self.parts.transfers.store().dir().clone();
         tokio::task::spawn_blocking(move || {
             let owner =
@@ -46,7 +46,7 @@ impl Driver {
             if let Some(lineage) = peer.pid.and_then(|pid| Lineage::of(&Proc::default(), pid)) {
                 let bases: Vec<String> = paths.iter().map(|p| p.base().to_owned()).collect();
                 lock_watcher.hooked(&bases, &Arc::new(lineage));
-                bell.ask(Work::Hook(paths));
+                handle.ask(Work::Hook(paths));
             }
             responder.reply(Reply::Done { message: "noted".to_owned() });
         });

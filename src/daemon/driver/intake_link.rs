@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::attribution::{LockWatcher, Windows};
-use crate::daemon::intake::{Bell, Naming, NewPolicy, People, PushPolicy, Work};
+use crate::daemon::intake::{IntakeHandle, Naming, NewPolicy, People, PushPolicy, Work};
 use crate::types::SessionId;
 
 /// The intake as the driver reaches it.
 pub(in crate::daemon) struct IntakeLink {
-    bell: Bell,
+    handle: IntakeHandle,
     new_policy: NewPolicy,
     windows: Arc<Mutex<Windows>>,
     lock_watcher: LockWatcher,
@@ -25,39 +25,39 @@ pub(in crate::daemon) struct IntakeLink {
 
 impl IntakeLink {
     pub(in crate::daemon) fn new(
-        bell: Bell,
+        handle: IntakeHandle,
         new_policy: NewPolicy,
         windows: Arc<Mutex<Windows>>,
         lock_watcher: LockWatcher,
         people: People,
         known: Arc<AtomicUsize>,
     ) -> Self {
-        Self { bell, new_policy, windows, lock_watcher, people, known, stuck: None, cursor: 0 }
+        Self { handle, new_policy, windows, lock_watcher, people, known, stuck: None, cursor: 0 }
     }
 
     /// Queues work. Returns false when the queue is full.
     pub(super) fn ask(&self, work: Work) -> bool {
-        self.bell.ask(work)
+        self.handle.ask(work)
     }
 
     /// Queues a naming. Returns it when the queue is full.
     pub(super) fn name(&self, naming: Naming) -> Result<(), Naming> {
-        self.bell.name(naming)
+        self.handle.name(naming)
     }
 
     /// Replaces the policy on new paths, from the intake's next turn on.
     pub(super) fn set_policy(&self, policy: PushPolicy) {
         *self.new_policy.lock().unwrap_or_else(PoisonError::into_inner) = Some(policy);
-        self.bell.ring();
+        self.handle.wake();
     }
 
     /// Ends the intake.
     pub(super) fn stop(&self) {
-        self.bell.stop();
+        self.handle.stop();
     }
 
-    pub(super) fn bell(&self) -> &Bell {
-        &self.bell
+    pub(super) fn handle(&self) -> &IntakeHandle {
+        &self.handle
     }
 
     pub(super) fn lock_watcher(&self) -> &LockWatcher {

@@ -65,8 +65,8 @@ impl Driver {
         );
         self.parts.intake.stop();
         self.step(Event::Stop);
-        // The requests under way may be all that some callers wait for. The others
-        // are told now how much is left.
+        // The running requests may be all that some callers wait for. The others
+        // get an answer now that says how much is left.
         let in_flight = self.flow.in_flight();
         let never: Vec<_> = self
             .parts

@@ -6,10 +6,10 @@
 //! Must not know how anything is uploaded.
 
 mod baseline;
-mod bell;
 mod closure;
 mod confirmed;
 mod hand_over;
+mod handle;
 mod look;
 mod name;
 mod name_service;
@@ -44,7 +44,7 @@ use crate::store::{CurrentNixDb, Mark, NixDbError};
 use crate::types::Heartbeat;
 
 pub(in crate::daemon) use baseline::Baseline;
-pub(in crate::daemon) use bell::{Bell, Naming, Work, WorkQueue};
+pub(in crate::daemon) use handle::{IntakeHandle, Naming, Work, WorkQueue};
 pub use name_service::unknown_names;
 pub(in crate::daemon) use people::People;
 pub(in crate::daemon) use recheck::Recheck;
@@ -54,8 +54,8 @@ pub(in crate::daemon) use simulated::SimulatedIntake;
 pub(in crate::daemon) use store_events::on_watch_event;
 
 use crate::types::{CacheId, Mono, StoreDir, StorePath, millis};
-use bell::QUEUE;
 use confirmed::Confirmed;
+use handle::QUEUE;
 use stuck::Stuck;
 
 /// Upper bound of the paths that the driver knows. A path takes half a kilobyte. Further

@@ -4,9 +4,9 @@
 
 use std::collections::HashMap;
 
-use super::bell::Naming;
 use super::closure::{Enter, Roots};
 use super::hand_over::PlannedPush;
+use super::handle::Naming;
 use super::{ITEMS, Intake, IntakeError};
 use crate::daemon::inbox::Input;
 use crate::ledger::{Cursor, Evidence, Outcome, PushState};

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use crate::attribution::LockWatcher;
-use crate::daemon::intake::Bell;
+use crate::daemon::intake::IntakeHandle;
 use crate::observe::event;
 use crate::store::WatchEvent;
 
@@ -17,7 +17,10 @@ static OVERFLOW_LOGGED: Mutex<Option<Instant>> = Mutex::new(None);
 
 /// Returns the watcher's callback. It logs the event, has all locks read again after a
 /// remount, and wakes the intake up to read the Nix database.
-pub(in crate::daemon) fn on_watch_event(lock_watcher: LockWatcher, bell: Bell) -> impl Fn(WatchEvent) {
+pub(in crate::daemon) fn on_watch_event(
+    lock_watcher: LockWatcher,
+    handle: IntakeHandle,
+) -> impl Fn(WatchEvent) {
     move |event| {
         log(&event);
         match &event {
@@ -28,7 +31,7 @@ pub(in crate::daemon) fn on_watch_event(lock_watcher: LockWatcher, bell: Bell) -
             | WatchEvent::Timer
             | WatchEvent::WatchLost(_) => {}
         }
-        bell.ring();
+        handle.wake();
     }
 }
 

@@ -30,7 +30,7 @@ pub(in crate::daemon) struct Session {
     pub(in crate::daemon) warnings: Vec<String>,
     /// Paths that its job has named.
     pub(in crate::daemon) named: Vec<StorePath>,
-    /// The intake has not finished its naming yet, and a caller was told so.
+    /// The intake has not finished its naming yet, and a caller has got an answer that says so.
     pub(in crate::daemon) incomplete: bool,
 }
 

@@ -19,7 +19,7 @@ pub(super) fn cache_of(uid: u32) -> u16 {
 #[derive(Debug)]
 pub(super) struct Job {
     pub(super) uid: u32,
-    /// The session's id, once it was told.
+    /// The session's id, once it is known.
     pub(super) id: Option<String>,
     /// The number of its anchor's process. None: it has none.
     pub(super) anchor: Option<i32>,

@@ -16,7 +16,9 @@ use crate::daemon::driver::{BackgroundTasks, Driver, IntakeLink, Parts, policy};
 use crate::daemon::gc_roots::{Bounds, GcRoots, Places};
 use crate::daemon::host::Notify;
 use crate::daemon::inbox::Input;
-use crate::daemon::intake::{Baseline, Bell, Intake, NewPolicy, People, SimulatedIntake, UndecidedPaths};
+use crate::daemon::intake::{
+    Baseline, Intake, IntakeHandle, NewPolicy, People, SimulatedIntake, UndecidedPaths,
+};
 use crate::daemon::push::{Board, Pushes, Settlements, StoreReader, Transfers};
 use crate::daemon::sessions::{self, Reports, Sessions};
 use crate::ledger::{Disk, Ledger};
@@ -30,7 +32,7 @@ pub(super) struct Life {
     pub(super) intake: Option<SimulatedIntake>,
     pub(super) gc_roots: GcRoots,
     pub(super) inputs: Receiver<Input>,
-    pub(super) bell: Bell,
+    pub(super) handle: IntakeHandle,
     pub(super) lock_watcher: LockWatcher,
     pub(super) board: Board,
     /// When it began, in simulated milliseconds.
@@ -77,7 +79,7 @@ impl Life {
             &EngineParts { settings, transfers: &transfers, client: &client, login: &login },
         );
         let lock_watcher = LockWatcher::simulated(store_dir.as_path()).unwrap();
-        let (bell, queue) = Bell::new();
+        let (handle, queue) = IntakeHandle::new();
         let people = People::simulated(&super::jobs::UIDS);
         let (new_policy, settlements) = (NewPolicy::default(), Settlements::default());
         let (known, began) = (Arc::new(AtomicUsize::new(0)), Instant::now());
@@ -124,7 +126,7 @@ impl Life {
             reports: Reports::new(ledger.clone(), store_dir.clone(), 0, people.clone()),
             ledger,
             gc_roots: gc_roots.clone(),
-            intake: IntakeLink::new(bell.clone(), new_policy, windows, lock_watcher.clone(), people, known),
+            intake: IntakeLink::new(handle.clone(), new_policy, windows, lock_watcher.clone(), people, known),
             store_watch: Arc::new(StoreWatch::simulated()),
             notify: Notify::new(),
             pending: tokio::sync::watch::channel(false).0,
@@ -143,7 +145,7 @@ impl Life {
             intake: Some(intake),
             gc_roots,
             inputs,
-            bell,
+            handle,
             lock_watcher,
             board,
             began: now,

@@ -62,7 +62,7 @@ pub(in super::super) enum Stored {
 enum Job {
     Store(Box<NewPath>, oneshot::Sender<Result<Stored, ApiError>>),
     Touch(Vec<i64>),
-    /// The sender is told or dropped when the job has ended.
+    /// The sender gets a message, or is dropped, when the job has ended.
     Lost(NarHash, oneshot::Sender<()>),
 }
 

@@ -73,9 +73,13 @@ fn without_a_client_the_queue_holds_until_a_job_builds_it() {
     let reason = status["cache"][0]["reason"].as_str().unwrap();
     assert!(reason.starts_with("waiting for the attic client"), "{status}");
     // A session end that does not wait says so, and that nothing is lost.
-    let told = rig.daemon.end(&session, &["--timeout", "1s"]);
-    assert_eq!((&told["outcome"], &told["waited_for_client"]), (&"pending".into(), &true.into()), "{told}");
-    assert!(told["warnings"][0].as_str().unwrap().starts_with("waiting for the attic client"), "{told}");
+    let ended = rig.daemon.end(&session, &["--timeout", "1s"]);
+    assert_eq!(
+        (&ended["outcome"], &ended["waited_for_client"]),
+        (&"pending".into(), &true.into()),
+        "{ended}"
+    );
+    assert!(ended["warnings"][0].as_str().unwrap().starts_with("waiting for the attic client"), "{ended}");
     assert_eq!(rig.gate.came().len(), 0);
     // The queue waits; there are no repeated tries.
     assert!(
@@ -164,7 +168,7 @@ fn one_bad_path_in_fifty_costs_itself_only() {
 }
 
 #[test]
-fn a_path_that_the_server_refuses_is_told_by_its_own_line() {
+fn a_path_that_the_server_refuses_is_reported_by_its_own_line() {
     let rig = Rig::ready("");
     rig.gate.rule(|base| base.ends_with("-huge").then_some(413));
     let session = rig.daemon.session(&[]);

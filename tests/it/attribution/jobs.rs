@@ -121,7 +121,7 @@ impl Site {
         self.daemon.nix.path().join("binary")
     }
 
-    /// The outputs that Nix told job `k` it builds.
+    /// The outputs that Nix reported to job `k` it builds.
     fn built_for(&self, k: usize) -> BTreeSet<String> {
         let mut outputs = BTreeSet::new();
         for round in 1..=2 {

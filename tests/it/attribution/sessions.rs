@@ -342,9 +342,9 @@ fn the_hook_tells_who_built() {
     let mut hooked = 0;
     for job in jobs {
         let summary = CommandResult::of(&job.wait_with_output().unwrap()).json();
-        let told = |why: &str| summary["attributed"][why].as_u64().unwrap();
-        assert!(summary["pushed"] == 1 && told("hook") + told("process") >= 1, "{summary}");
-        hooked += told("hook");
+        let attributed = |why: &str| summary["attributed"][why].as_u64().unwrap();
+        assert!(summary["pushed"] == 1 && attributed("hook") + attributed("process") >= 1, "{summary}");
+        hooked += attributed("hook");
     }
     assert!((1..=3).contains(&hooked), "{hooked} of 3 by their hook");
     // The daemon does not believe a hook of a user who builds nothing in this

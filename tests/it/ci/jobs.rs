@@ -77,7 +77,7 @@ fn gitlab_runner_wide_scripts() {
         let said = job.bash(&script);
         assert_eq!(said.code, status, "{said:?}");
         pushed(&said, 2);
-        assert_eq!(said.out.matches("watch-store pushed").count(), 1, "told once: {said:?}");
+        assert_eq!(said.out.matches("watch-store pushed").count(), 1, "once: {said:?}");
     }
 }
 

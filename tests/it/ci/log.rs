@@ -92,7 +92,7 @@ fn github_groups_annotates_and_tells_the_runner() {
 }
 
 #[test]
-fn gitea_and_forgejo_are_told_in_githubs_words() {
+fn gitea_and_forgejo_get_githubs_commands() {
     for own in ["GITEA_ACTIONS", "FORGEJO_ACTIONS"] {
         let daemon = ScriptedDaemon::saying(Reply::Ended(summary()));
         let (_, out, _) = run(daemon.ctl(&["session", "end"]).envs(GITHUB).env(own, "true"));

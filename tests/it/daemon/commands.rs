@@ -208,13 +208,13 @@ fn a_configuration_is_checked() {
             );
         }
     }
-    // A token's file that does not exist is told by name.
+    // A token's file that does not exist is named.
     let (config, file) = (daemon.nix.path().join("token.toml"), daemon.nix.path().join("token"));
     let text = format!("[caches.main]\nendpoints = [\"https://a\"]\ntoken_file = \"{}\"\n", file.display());
     std::fs::write(&config, text).unwrap();
-    let told = check(&config);
+    let checked = check(&config);
     let missing = format!("token_file {} does not exist", file.display());
-    assert!(told.code == 0 && told.err.contains(&missing), "{told:?}");
+    assert!(checked.code == 0 && checked.err.contains(&missing), "{checked:?}");
     crate::support::daemon::secret_file(&file, "token");
     assert!(!check(&config).err.contains(&missing));
 

@@ -57,7 +57,7 @@ fn a_rejected_path_fails_its_referrers_and_nothing_else() {
     cache.main().assert_closed();
     assert_eq!(daemon.status()["queue"]["parked"], 3);
 
-    // Only a job that asked for it fails, and it is told why.
+    // Only a job that asked for it fails, and its output says why.
     let strict = daemon.ctl(&["--strict", "session", "end", &session]);
     assert_eq!(strict.code, 3, "{strict:?}");
     let lenient = daemon.ctl(&["session", "end", &session]);

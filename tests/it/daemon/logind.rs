@@ -51,7 +51,7 @@ fn a_shutdown_waits_for_what_is_pending() {
     let path = daemon.nix.make("slow");
     let lock = bus.lock();
     bus.shutdown(true);
-    until("it is told", || daemon.log().contains("the host is shutting down"));
+    until("it is logged", || daemon.log().contains("the host is shutting down"));
     gate.open();
     // The lock is released when everything is pushed, not when the delay is over.
     lock.until_released();
@@ -88,7 +88,7 @@ fn before_a_sleep_uploads_may_end_and_none_begins() {
     let lock = bus.lock();
     let first = gate.until_came(1);
     bus.sleep(true);
-    until("it is told", || daemon.log().contains("the host goes to sleep"));
+    until("it is logged", || daemon.log().contains("the host goes to sleep"));
     gate.open();
     lock.until_released();
     assert_eq!(gate.came(), first, "no other upload began");
@@ -106,8 +106,8 @@ fn without_a_bus_everything_works_and_one_that_comes_is_used() {
     let (mut daemon, cache, gate) = start(&bus, "");
     gate.close();
     let path = daemon.nix.make("slow");
-    let told = |daemon: &Daemon| daemon.log().matches("logind cannot be reached").count();
-    until("it is said, quietly", || told(&daemon) == 1);
+    let times = |daemon: &Daemon| daemon.log().matches("logind cannot be reached").count();
+    until("it is said, quietly", || times(&daemon) == 1);
     let said =
         daemon.log().lines().find(|line| line.contains("logind cannot be reached")).unwrap().to_owned();
     assert!(said.contains("DEBUG"), "{said}");

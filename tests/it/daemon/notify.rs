@@ -18,8 +18,8 @@ const ABSENT: &str = "[caches.main]\nendpoints = \"http://127.0.0.1:9\"\n[client
 fn ready_says_that_it_serves_whether_or_not_a_cache_answers() {
     let mut daemon = Daemon::prepare(PrivateNix::new(), ABSENT);
     daemon.up();
-    let told = daemon.told();
-    assert_eq!(told[0], "READY=1", "nothing before it: {told:?}");
+    let notified = daemon.notified();
+    assert_eq!(notified[0], "READY=1", "nothing before it: {notified:?}");
     assert!(daemon.state_dir().join("ledger.sqlite").exists());
     assert_eq!(daemon.ctl(&["status"]).code, 0);
     // The status line says something useful, also when something is wrong.
@@ -27,8 +27,8 @@ fn ready_says_that_it_serves_whether_or_not_a_cache_answers() {
     daemon.nix.build(&PrivateNix::shell("waits", "echo hi > $out"));
     daemon.until_notified(|line| line == "STATUS=1 session, 1 queued, 0 uploading, main offline");
     daemon.stop();
-    let told = daemon.told();
-    assert!(told.iter().any(|line| line == "STOPPING=1"), "{told:?}");
+    let notified = daemon.notified();
+    assert!(notified.iter().any(|line| line == "STOPPING=1"), "{notified:?}");
 }
 
 /// Threads of the daemon, found by name and stopped one by one as SIGSTOP stops a process. They go
@@ -72,7 +72,7 @@ fn a_stopped_thread_ends_the_watchdog_messages() {
     daemon.env.push(("FLYWHEEL_LOG".to_owned(), "debug".to_owned()));
     daemon.env.push(("WATCHDOG_USEC".to_owned(), "2000000".to_owned()));
     daemon.up();
-    let pings = |daemon: &Daemon| daemon.told().iter().filter(|line| *line == "WATCHDOG=1").count();
+    let pings = |daemon: &Daemon| daemon.notified().iter().filter(|line| *line == "WATCHDOG=1").count();
     until("it pings", || pings(&daemon) >= 2);
     for (thread, part) in [("intake", "intake"), ("tokio-rt-worker", "driver, socket")] {
         let said = |what: &str| {
@@ -109,7 +109,7 @@ fn no_watchdog_message_without_a_watchdog() {
     daemon.nix.build(&PrivateNix::shell("one", "echo hi > $out"));
     daemon.flush();
     daemon.stop();
-    assert!(!daemon.told().iter().any(|line| line.starts_with("WATCHDOG")), "{:?}", daemon.told());
+    assert!(!daemon.notified().iter().any(|line| line.starts_with("WATCHDOG")), "{:?}", daemon.notified());
 }
 
 /// Binds a socket and executes the remaining arguments with it as file descriptor 3.

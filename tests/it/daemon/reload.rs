@@ -26,16 +26,16 @@ fn a_bad_configuration_changes_nothing_and_says_why() {
     assert!(daemon.log().contains("cannot be used") && daemon.log().contains(&place), "{}", daemon.log());
     // The same after SIGHUP.
     daemon.signal(Signal::HUP);
-    until("it is told again", || daemon.log().matches("the new configuration cannot be used").count() == 2);
+    until("it is logged again", || daemon.log().matches("the new configuration cannot be used").count() == 2);
 
     let kept = daemon.nix.make("kept");
     assert_eq!(daemon.end(&session, &[])["pushed"], 1);
     assert!(daemon.main().has(&kept));
     // systemd was notified of both reloads.
-    until("it is ready again", || daemon.told().iter().filter(|l| *l == "READY=1").count() == 3);
-    let told = daemon.told();
-    let at = told.iter().position(|l| l == "RELOADING=1").unwrap();
-    let time = told[at + 1].strip_prefix("MONOTONIC_USEC=").unwrap_or_else(|| panic!("{told:?}"));
+    until("it is ready again", || daemon.notified().iter().filter(|l| *l == "READY=1").count() == 3);
+    let notified = daemon.notified();
+    let at = notified.iter().position(|l| l == "RELOADING=1").unwrap();
+    let time = notified[at + 1].strip_prefix("MONOTONIC_USEC=").unwrap_or_else(|| panic!("{notified:?}"));
     assert!(time.parse::<u64>().unwrap() > 0);
     daemon.stop();
 }
@@ -158,8 +158,8 @@ fn what_needs_a_restart_is_named_and_left_alone() {
     .unwrap();
     let said = daemon.ctl(&["reload"]);
     assert_eq!(said.code, 0, "{said:?}");
-    let told = format!("{}{}", said.out, said.err);
-    assert!(told.contains("restart flywheeld to apply: socket, nix.gc_roots, embedded"), "{told}");
+    let printed = format!("{}{}", said.out, said.err);
+    assert!(printed.contains("restart flywheeld to apply: socket, nix.gc_roots, embedded"), "{printed}");
     assert!(daemon.log().contains("restart flywheeld to apply"), "{}", daemon.log());
     daemon.nix.make("one");
     assert_eq!(daemon.flush()["outcome"], "complete", "on the same socket");

@@ -154,8 +154,8 @@ fn systemd_is_notified_of_each_state() {
     daemon.signal(rustix::process::Signal::INT);
     daemon.until_notified(|line| line == "STOPPING=1");
     assert_eq!(daemon.ended().code(), Some(0));
-    let told = daemon.told();
-    assert_eq!(told.iter().filter(|l| *l == "READY=1").count(), 1, "{told:?}");
+    let notified = daemon.notified();
+    assert_eq!(notified.iter().filter(|l| *l == "READY=1").count(), 1, "{notified:?}");
 }
 
 #[test]

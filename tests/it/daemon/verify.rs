@@ -210,7 +210,7 @@ fn a_file_that_is_shorter_than_its_narinfo_says_is_cut() {
 
 /// As Attic does after it lost its bucket: narinfo and `get-missing-paths` say that the path is there.
 #[test]
-fn a_server_that_claims_what_it_does_not_serve_is_named_and_its_operator_told() {
+fn a_server_that_claims_what_it_does_not_serve_is_named_with_advice_for_its_operator() {
     let bench = bench(true);
     for status in [404, 500] {
         bench.gate.rewrite(move |path, answer, _| {

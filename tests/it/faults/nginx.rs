@@ -136,7 +136,7 @@ fn proxy_read_timeout_504_is_tried_again() {
     rig.site.build(&set("slow", 2, 10, 20_000));
     rig.proxy.until("nginx gives up on the cache", met(4));
     rig.whole(|_| None);
-    assert!(rig.daemon.log().contains("504"), "the daemon was told: {}", rig.daemon.log());
+    assert!(rig.daemon.log().contains("504"), "the daemon got the status: {}", rig.daemon.log());
 }
 
 #[test]

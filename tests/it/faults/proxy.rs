@@ -64,7 +64,7 @@ pub struct Call {
     pub before: usize,
     pub fault: Fault,
     /// The status that the client received, when it received a whole answer.
-    pub told: Option<u16>,
+    pub answered: Option<u16>,
     /// Whether the request has ended.
     pub over: bool,
 }
@@ -88,7 +88,7 @@ impl Tally {
 
     /// The number of uploads that the client knows to have succeeded.
     pub fn done(&self) -> usize {
-        self.uploads().filter(|c| c.told == Some(200)).count()
+        self.uploads().filter(|c| c.answered == Some(200)).count()
     }
 }
 
@@ -172,7 +172,7 @@ impl Proxy {
     /// Waits until the recorded requests satisfy the condition.
     pub fn until(&self, what: &str, wanted: impl Fn(&Tally) -> bool) -> Tally {
         let seen = self.until_or(MAX_WAIT, &wanted);
-        assert!(wanted(&seen), "not seen: {what}; {}", told(&seen));
+        assert!(wanted(&seen), "not seen: {what}; {}", describe(&seen));
         seen
     }
 
@@ -198,17 +198,18 @@ impl Drop for Proxy {
             runtime.shutdown_background();
         }
         if std::thread::panicking() {
-            eprintln!("--- the proxy saw {}---", told(&self.shared.tally()));
+            eprintln!("--- the proxy saw {}---", describe(&self.shared.tally()));
         }
     }
 }
 
-fn told(tally: &Tally) -> String {
+fn describe(tally: &Tally) -> String {
     let mut text = format!("{} connections, {} requests:\n", tally.connections, tally.calls.len());
     let most = 200;
     for call in tally.calls.iter().skip(tally.calls.len().saturating_sub(most)) {
-        let Call { kind, path, before, fault, told, over } = call;
-        let _ = writeln!(text, "  {kind:?} {path} before {before} {fault:?} told {told:?} over {over}");
+        let Call { kind, path, before, fault, answered, over } = call;
+        let _ =
+            writeln!(text, "  {kind:?} {path} before {before} {fault:?} answered {answered:?} over {over}");
     }
     text
 }
@@ -356,7 +357,7 @@ async fn request(shared: &Shared, client: &mut TcpStream, buffer: &mut Vec<u8>) 
         let info: serde_json::Value = serde_json::from_slice(info).unwrap_or_default();
         path = crate::support::cache::base(info["store_path"].as_str().unwrap_or_default()).to_owned();
     }
-    let mut call = Call { kind, path, before: 0, fault: Fault::Pass, told: None, over: false };
+    let mut call = Call { kind, path, before: 0, fault: Fault::Pass, answered: None, over: false };
     let index = {
         // Under the lock of the recorded requests, so that rules see requests in the recorded
         // order.
@@ -368,7 +369,7 @@ async fn request(shared: &Shared, client: &mut TcpStream, buffer: &mut Vec<u8>) 
     };
     shared.changed.notify_all();
     // Runs on drop as well, so that a request that is cut off is recorded as ended.
-    let over = Over { shared, index, told: None };
+    let over = Over { shared, index, answered: None };
     deal(shared, client, buffer, &head, call.fault, over).await
 }
 
@@ -376,15 +377,15 @@ async fn request(shared: &Shared, client: &mut TcpStream, buffer: &mut Vec<u8>) 
 struct Over<'a> {
     shared: &'a Shared,
     index: usize,
-    told: Option<u16>,
+    answered: Option<u16>,
 }
 
 impl Drop for Over<'_> {
     fn drop(&mut self) {
-        let (index, told) = (self.index, self.told);
+        let (index, answered) = (self.index, self.answered);
         self.shared.note(|tally| {
             if let Some(call) = tally.calls.get_mut(index) {
-                (call.told, call.over) = (told, true);
+                (call.answered, call.over) = (answered, true);
             }
         });
     }
@@ -450,7 +451,7 @@ async fn deal(
         }
         _ => client.write_all(&answer).await?,
     }
-    over.told = status;
+    over.answered = status;
     let last = head.field("connection").is_some_and(|c| c.eq_ignore_ascii_case("close"));
     Ok(if whole && !last { Next::Request } else { Next::Close })
 }
@@ -481,7 +482,7 @@ async fn answer(
         body.len()
     );
     client.write_all(text.as_bytes()).await?;
-    over.told = Some(status);
+    over.answered = Some(status);
     Ok(Next::Close)
 }
 

@@ -222,7 +222,7 @@ impl Rig {
         let mut known: BTreeMap<&str, &proxy::Call> = BTreeMap::new();
         for call in seen.uploads() {
             if let Some(last) = known.insert(&call.path, call) {
-                assert_ne!(last.told, Some(200), "{} was uploaded again", call.path);
+                assert_ne!(last.answered, Some(200), "{} was uploaded again", call.path);
                 // The proxy does not see that the client gave up while nothing is read.
                 let over = last.over || matches!(last.fault, proxy::Fault::Stall(_));
                 assert!(over, "{} was uploaded while it was being uploaded", call.path);

@@ -36,10 +36,10 @@ fn the_kernel_drops_events() {
         daemon.signal(Signal::CONT);
         until("it comes without being asked for", || daemon.main().has(&path));
     }
-    until("it is told", || daemon.log().contains("the kernel dropped events"));
+    until("it is logged", || daemon.log().contains("the kernel dropped events"));
     daemon.assert_logged(1, "the kernel dropped events of the store directory");
     let next = daemon.nix.make("next");
-    until("the bell goes on ringing", || daemon.main().has(&next));
+    until("the watch still reports new paths", || daemon.main().has(&next));
 }
 
 #[test]

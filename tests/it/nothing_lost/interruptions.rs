@@ -216,7 +216,7 @@ fn a_ledger_that_cannot_be_written_for_a_while() {
     let locked = rusqlite::Connection::open(daemon.state_dir().join("ledger.sqlite")).unwrap();
     locked.execute_batch("BEGIN IMMEDIATE").unwrap();
     let path = daemon.nix.build(&PrivateNix::shell("one", "echo 1 > $out")).remove(0);
-    until("it is told", || times(&daemon.log(), "ledger: it cannot be written") == 1);
+    until("it is logged", || times(&daemon.log(), "ledger: it cannot be written") == 1);
     until("status tells", || daemon.status()["ledger"]["state"] == "degraded");
     until("the intake waits", || times(&daemon.log(), "cannot be taken in for the moment") == 1);
     locked.execute_batch("ROLLBACK").unwrap();

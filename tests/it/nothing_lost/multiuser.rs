@@ -157,19 +157,19 @@ fn the_nix_daemon_is_restarted() {
     let path = host.build("pending");
     host.gate.until_came(1);
     host.nix_daemon.restart();
-    let told = |what: &str| host.daemon.log().lines().filter(|line| line.contains(what)).count();
+    let times = |what: &str| host.daemon.log().lines().filter(|line| line.contains(what)).count();
     let patience = std::time::Instant::now() + MAX_WAIT;
-    while told("pending paths have temporary roots again") == 0 {
+    while times("pending paths have temporary roots again") == 0 {
         assert!(patience > std::time::Instant::now(), "{}", host.daemon.log());
         std::thread::yield_now();
     }
     host.collect();
     assert!(Path::new(&path).exists(), "collected after the restart of the nix-daemon");
-    assert_eq!(told("the temporary roots of pending paths were lost"), 1);
+    assert_eq!(times("the temporary roots of pending paths were lost"), 1);
     host.gate.open();
     host.daemon.flush();
     assert!(host.cache.main().has(&path));
-    assert_eq!(told("temporary roots"), 2, "once each");
+    assert_eq!(times("temporary roots"), 2, "once each");
 }
 
 /// A collection has read all roots already and will delete these paths.

@@ -42,8 +42,8 @@ fn a_403_says_that_it_may_have_expired() {
     let path = daemon.nix.make("one");
     until("refused", || daemon.status()["cache"][0]["state"] == "unauthorized");
     let log = daemon.log();
-    let told = log.lines().find(|line| line.contains("refuses the token")).unwrap();
-    assert!(told.contains("expired or lacks the right to push"), "{told}");
+    let warning = log.lines().find(|line| line.contains("refuses the token")).unwrap();
+    assert!(warning.contains("expired or lacks the right to push"), "{warning}");
     assert_eq!(daemon.status()["queue"]["parked"], 0);
     gate.rule(|_| None);
     assert_eq!(daemon.ctl(&["reload"]).code, 0);

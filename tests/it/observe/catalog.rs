@@ -21,7 +21,7 @@ fn read(file: &str) -> String {
 /// The events that the sources name, and all other calls that log.
 #[test]
 fn all_that_is_logged_has_a_kind_and_every_kind_is_logged() {
-    let (mut told, mut other) = (BTreeSet::new(), Vec::new());
+    let (mut listed, mut other) = (BTreeSet::new(), Vec::new());
     for source in sources() {
         for (at, _) in source.code.match_indices("event!(") {
             let before = source.code[..at].trim_end_matches(':');
@@ -32,7 +32,7 @@ fn all_that_is_logged_has_a_kind_and_every_kind_is_logged() {
                 .collect();
             if source.path != "observe/events.rs" {
                 assert!(!before.ends_with("tracing"), "src/{}: tracing::event!", source.path);
-                told.insert(name);
+                listed.insert(name);
             }
         }
         for level in ["error", "warn", "info", "debug", "trace"] {
@@ -45,7 +45,7 @@ fn all_that_is_logged_has_a_kind_and_every_kind_is_logged() {
     }
     assert!(other.is_empty(), "use event! or detail!: {other:?}");
     let kinds: BTreeSet<String> = ALL.iter().map(|k| k.name.to_owned()).collect();
-    assert_eq!(told, kinds);
+    assert_eq!(listed, kinds);
 }
 
 /// The fields that say what an entry is about, why, and where.
@@ -89,9 +89,9 @@ fn the_text_of_an_entry_says_what_its_fields_say() {
                 before.match_indices(&format!("{field} = ")).any(|(n, _)| before[..n].ends_with([' ', '\n']))
             });
             let about = fields.count();
-            let told = text.matches('{').count() - 2 * text.matches("{{").count();
-            if told < about || before.contains("= ?") || text.contains(":?}") {
-                wrong.push(format!("src/{}: {name}: {text:?} ({told} of {about})", source.path));
+            let named = text.matches('{').count() - 2 * text.matches("{{").count();
+            if named < about || before.contains("= ?") || text.contains(":?}") {
+                wrong.push(format!("src/{}: {name}: {text:?} ({named} of {about})", source.path));
             }
         }
     }
@@ -235,8 +235,8 @@ fn a_job_that_asks_has_its_paths_in_the_journal() {
     daemon.stop();
 
     let entries = journald.entries();
-    let told: Vec<&Entry> = entries.iter().filter(|e| name_of(e) == "PATH_LOGGED").collect();
-    let [entry] = told.as_slice() else { panic!("{told:#?}") };
+    let logged: Vec<&Entry> = entries.iter().filter(|e| name_of(e) == "PATH_LOGGED").collect();
+    let [entry] = logged.as_slice() else { panic!("{logged:#?}") };
     assert_eq!((&entry["FLYWHEEL_SESSION"], &entry["FLYWHEEL_STORE_PATH"]), (&asks, &path));
     assert!(entry["MESSAGE"].contains(&path) && entry["MESSAGE"].contains("cache main"), "{entry:#?}");
     let started = entries.iter().rfind(|e| name_of(e) == "SESSION_STARTED").unwrap();
@@ -263,11 +263,11 @@ fn many_paths_with_one_reason_share_an_entry() {
 
     let entries = journald.entries();
     for (name, most) in [("UPLOAD_FAILED", PATHS / 4), ("PATH_FAILED", PATHS / 4)] {
-        let told: Vec<&Entry> = entries.iter().filter(|e| name_of(e) == name).collect();
-        let paths: usize = told.iter().map(|e| e["FLYWHEEL_PATHS"].parse::<usize>().unwrap()).sum();
-        assert_eq!(paths, PATHS, "{told:#?}");
-        assert!(told.len() <= most, "{told:#?}");
-        for entry in told {
+        let logged: Vec<&Entry> = entries.iter().filter(|e| name_of(e) == name).collect();
+        let paths: usize = logged.iter().map(|e| e["FLYWHEEL_PATHS"].parse::<usize>().unwrap()).sum();
+        assert_eq!(paths, PATHS, "{logged:#?}");
+        assert!(logged.len() <= most, "{logged:#?}");
+        for entry in logged {
             // The path, the cache, the reason and what to do.
             let text = &entry["MESSAGE"];
             for part in ["-large-", "cache main", "413", "client_max_body_size"] {
@@ -299,9 +299,9 @@ fn the_journal_entries_of_one_job() {
     let entries = journald.entries();
     let story: Vec<Entry> =
         entries.iter().filter(|e| e.get("FLYWHEEL_SESSION") == Some(&id)).cloned().collect();
-    let told = names(&story);
-    assert_eq!((told[0], told[told.len() - 1]), ("SESSION_STARTED", "SESSION_SUMMARY"), "{story:#?}");
-    let middle: BTreeSet<&str> = told[1..told.len() - 1].iter().copied().collect();
+    let order = names(&story);
+    assert_eq!((order[0], order[order.len() - 1]), ("SESSION_STARTED", "SESSION_SUMMARY"), "{story:#?}");
+    let middle: BTreeSet<&str> = order[1..order.len() - 1].iter().copied().collect();
     assert_eq!(middle, ["PATH_FAILED", "PATH_PUSHED", "UPLOAD_FAILED"].into(), "{story:#?}");
     for entry in &story {
         assert_eq!((entry["FLYWHEEL_LABEL"].as_str(), entry["FLYWHEEL_CACHE"].as_str()), ("red", "main"));
@@ -324,8 +324,9 @@ fn the_journal_entries_of_one_job() {
     // Plain text is enough.
     for entry in &entries {
         for field in ["CACHE", "STORE_PATH", "ERROR", "FILE"] {
-            let told = entry.get(&format!("FLYWHEEL_{field}")).is_none_or(|v| entry["MESSAGE"].contains(v));
-            assert!(told || entry["PRIORITY"] == "7", "{field} is not in the text: {entry:#?}");
+            let in_text =
+                entry.get(&format!("FLYWHEEL_{field}")).is_none_or(|v| entry["MESSAGE"].contains(v));
+            assert!(in_text || entry["PRIORITY"] == "7", "{field} is not in the text: {entry:#?}");
         }
     }
 

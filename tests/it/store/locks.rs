@@ -15,8 +15,8 @@ struct House {
     nix: PrivateNix,
     dir: StoreDir,
     journal: NixDb,
-    rings: Receiver<WatchEvent>,
-    _bell: StoreWatch,
+    events: Receiver<WatchEvent>,
+    _watch: StoreWatch,
 }
 
 impl House {
@@ -26,20 +26,21 @@ impl House {
 
     fn around(nix: PrivateNix) -> Self {
         let dir = StoreDir::new(nix.store_dir().to_str().unwrap()).unwrap();
-        let (ring, rings) = channel();
-        let bell = StoreWatch::start(&dir, Duration::from_secs(3600), move |r| drop(ring.send(r))).unwrap();
-        assert_eq!(rings.recv().unwrap(), WatchEvent::Start);
+        let (sender, events) = channel();
+        let watch =
+            StoreWatch::start(&dir, Duration::from_secs(3600), move |r| drop(sender.send(r))).unwrap();
+        assert_eq!(events.recv().unwrap(), WatchEvent::Start);
         let journal = NixDb::open(&nix.state_dir(), &dir).unwrap();
-        Self { nix, dir, journal, rings, _bell: bell }
+        Self { nix, dir, journal, events, _watch: watch }
     }
 
     /// Waits for the removal of the lock of a path with this name; returns its base name.
-    fn rung(&self, name: &str) -> String {
+    fn lock_removed(&self, name: &str) -> String {
         loop {
             match self
-                .rings
+                .events
                 .recv_timeout(Duration::from_secs(60))
-                .unwrap_or_else(|_| panic!("no ring for {name}"))
+                .unwrap_or_else(|_| panic!("no event for {name}"))
             {
                 WatchEvent::LockRemoved(base) if base.get(33..) == Some(name) => return base,
                 WatchEvent::LockRemoved(_) => {}
@@ -65,13 +66,13 @@ impl House {
     }
 
     /// Returns after all wake-ups so far were seen; no other lock may be removed before.
-    fn all_rings(&self) -> Vec<WatchEvent> {
+    fn all_events(&self) -> Vec<WatchEvent> {
         let name = "0njnh3x9rb4hh40rpc0dwc3w75vjl545-last";
         let lock = self.nix.store_dir().join(format!("{name}.lock"));
         std::fs::write(&lock, "").unwrap();
         std::fs::remove_file(&lock).unwrap();
         let last = WatchEvent::LockRemoved(name.to_owned());
-        self.rings.iter().take_while(|ring| *ring != last).collect()
+        self.events.iter().take_while(|event| *event != last).collect()
     }
 }
 
@@ -96,8 +97,8 @@ fn a_build_that_succeeds_and_again() {
     let house = House::new();
     let expression = PrivateNix::shell("good", "echo hi > $out");
     let built = house.nix.build(&expression);
-    let drv = house.rung("good.drv");
-    let base = house.rung("good");
+    let drv = house.lock_removed("good.drv");
+    let base = house.lock_removed("good");
     let path = StorePath::parse(&base).unwrap();
     assert_eq!(house.dir.full(&path), built[0]);
     let rows = house.rows(0);
@@ -105,10 +106,10 @@ fn a_build_that_succeeds_and_again() {
     assert_eq!(rows.iter().map(PathInfo::origin).collect::<Vec<_>>(), [Origin::Derivation, Origin::Built]);
 
     // The path is valid already: there is no new row and no wake-up.
-    house.all_rings();
+    house.all_events();
     house.nix.build(&expression);
-    let rings = house.all_rings();
-    assert!(!rings.iter().any(|r| matches!(r, WatchEvent::LockRemoved(_))), "{rings:?}");
+    let events = house.all_events();
+    assert!(!events.iter().any(|r| matches!(r, WatchEvent::LockRemoved(_))), "{events:?}");
     assert_eq!(house.rows(0), rows);
 }
 
@@ -117,16 +118,16 @@ fn a_failed_build_wakes_the_reader_when_collected() {
     let house = House::new();
     let expression = PrivateNix::shell("bad", "echo hi > $out; exit 1");
     assert!(!house.nix.run("nix-build", &["--no-out-link", "-E", &expression]).status.success());
-    house.rung("bad.drv");
-    let rings = house.all_rings();
+    house.lock_removed("bad.drv");
+    let events = house.all_events();
     assert!(house.has_lock("bad"), "Nix leaves the lock file of a failed build");
     assert!(
-        !rings.iter().any(|r| matches!(r, WatchEvent::LockRemoved(base) if base.ends_with("-bad"))),
-        "{rings:?}"
+        !events.iter().any(|r| matches!(r, WatchEvent::LockRemoved(base) if base.ends_with("-bad"))),
+        "{events:?}"
     );
     assert_eq!(house.names(0), ["bad.drv"]);
     succeeds(&house.nix.run("nix-store", &["--gc"]));
-    let path = StorePath::parse(&house.rung("bad")).unwrap();
+    let path = StorePath::parse(&house.lock_removed("bad")).unwrap();
     assert!(house.journal.info(&path).unwrap().is_none());
     assert_eq!(house.rows(0), []);
 }
@@ -138,8 +139,8 @@ fn a_floating_build_wakes_the_reader_under_a_scratch_name() {
                       args = [ \"-c\" \"echo hi > $out\" ]; __contentAddressed = true; \
                       outputHashMode = \"recursive\"; outputHashAlgo = \"sha256\"; }";
     let built = house.nix.build(expression);
-    let rings = house.all_rings();
-    let gone: Vec<&str> = rings
+    let events = house.all_events();
+    let gone: Vec<&str> = events
         .iter()
         .filter_map(|r| if let WatchEvent::LockRemoved(base) = r { Some(base.as_str()) } else { None })
         .collect();
@@ -163,7 +164,7 @@ fn a_floating_build_wakes_the_reader_under_a_scratch_name() {
 fn a_fixed_output_whose_hash_is_right_or_wrong() {
     let house = House::new();
     house.nix.build(&fixed("right", HI));
-    let right = StorePath::parse(&house.rung("right")).unwrap();
+    let right = StorePath::parse(&house.lock_removed("right")).unwrap();
     let row = house.journal.info(&right).unwrap().unwrap();
     assert_eq!(row.origin(), Origin::Built);
     assert!(
@@ -176,9 +177,9 @@ fn a_fixed_output_whose_hash_is_right_or_wrong() {
     assert!(!house.nix.run("nix-build", &["--no-out-link", "-E", &fixed("wrong", NOT_HI)]).status.success());
     // The output is registered under its real hash, although the build failed.
     assert_eq!(house.names(head), ["wrong", "wrong.drv"]);
-    let rings = house.all_rings();
+    let events = house.all_events();
     let row = house.rows(head).into_iter().find(|row| row.path.name() == "wrong").unwrap();
-    assert!(rings.contains(&WatchEvent::LockRemoved(row.path.base().to_owned())), "{rings:?}");
+    assert!(events.contains(&WatchEvent::LockRemoved(row.path.base().to_owned())), "{events:?}");
     assert_eq!(row.origin(), Origin::Built);
 }
 
@@ -187,11 +188,11 @@ fn sources_strings_and_imports() {
     let house = House::new();
     std::fs::write(house.nix.work_dir().join("flake.lock"), "{}").unwrap();
     succeeds(&house.nix.run("nix-store", &["--add", "flake.lock"]));
-    let source = StorePath::parse(&house.rung("flake.lock")).unwrap();
+    let source = StorePath::parse(&house.lock_removed("flake.lock")).unwrap();
     assert_eq!(house.journal.info(&source).unwrap().unwrap().origin(), Origin::Source);
     let eval = ["--eval", "--strict", "--read-write-mode", "-E", "builtins.toFile \"text\" \"hi\""];
     succeeds(&house.nix.run("nix-instantiate", &eval));
-    let text = StorePath::parse(&house.rung("text")).unwrap();
+    let text = StorePath::parse(&house.lock_removed("text")).unwrap();
     assert_eq!(house.journal.info(&text).unwrap().unwrap().origin(), Origin::Source);
 
     let export = house.nix.run("nix-store", &["--export", &house.dir.full(&source), &house.dir.full(&text)]);
@@ -202,9 +203,9 @@ fn sources_strings_and_imports() {
     std::fs::write(&file, &export.stdout).unwrap();
     let mut import = house.nix.command("nix-store");
     succeeds(&import.arg("--import").stdin(std::fs::File::open(&file).unwrap()).output().unwrap());
-    let rings = house.all_rings();
+    let events = house.all_events();
     for path in [&source, &text] {
-        assert!(rings.contains(&WatchEvent::LockRemoved(path.base().to_owned())), "{rings:?}");
+        assert!(events.contains(&WatchEvent::LockRemoved(path.base().to_owned())), "{events:?}");
     }
     let rows = house.rows(0);
     assert_eq!(rows.iter().map(PathInfo::origin).collect::<Vec<_>>(), [Origin::Source; 2]);
@@ -227,15 +228,15 @@ fn substitution_from_a_signed_cache() {
     succeeds(&house.nix.run("nix", &["store", "sign", "-r", "-k", secret.to_str().unwrap(), &built[0]]));
     succeeds(&house.nix.run("nix", &["copy", "--to", &cache, &built[0]]));
     succeeds(&house.nix.run("nix-store", &["--gc"]));
-    house.all_rings();
+    house.all_events();
     assert_eq!(house.rows(0), []);
     house.nix.configure(&format!(
         "substitute = true\nsubstituters = {cache}\ntrusted-public-keys = {}",
         key.trim()
     ));
     succeeds(&house.nix.run("nix-store", &["-r", &built[0]]));
-    house.rung("text");
-    house.rung("far");
+    house.lock_removed("text");
+    house.lock_removed("far");
     let rows = house.rows(0);
     // Nix registers references before their referrers.
     assert_eq!(rows.iter().map(|r| r.path.name()).collect::<Vec<_>>(), ["text", "far"]);

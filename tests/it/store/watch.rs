@@ -23,11 +23,11 @@ impl Place {
         Self { dir: StoreDir::new(path.to_str().unwrap()).unwrap(), _tmp: tmp }
     }
 
-    fn hang(&self, slow: Duration) -> (StoreWatch, Receiver<WatchEvent>) {
-        let (ring, rings) = channel();
-        let bell = StoreWatch::start(&self.dir, slow, move |r| drop(ring.send(r))).unwrap();
-        assert_eq!(rings.recv().unwrap(), WatchEvent::Start);
-        (bell, rings)
+    fn start(&self, slow: Duration) -> (StoreWatch, Receiver<WatchEvent>) {
+        let (sender, events) = channel();
+        let watch = StoreWatch::start(&self.dir, slow, move |r| drop(sender.send(r))).unwrap();
+        assert_eq!(events.recv().unwrap(), WatchEvent::Start);
+        (watch, events)
     }
 
     fn lock(&self, name: &str) {
@@ -38,11 +38,11 @@ impl Place {
 }
 
 /// Waits for the next wake-up that the timer did not cause.
-fn next(rings: &Receiver<WatchEvent>) -> WatchEvent {
+fn next(events: &Receiver<WatchEvent>) -> WatchEvent {
     loop {
-        match rings.recv_timeout(MAX_WAIT).expect("a wake-up") {
+        match events.recv_timeout(MAX_WAIT).expect("a wake-up") {
             WatchEvent::Timer => {}
-            ring => return ring,
+            event => return event,
         }
     }
 }
@@ -50,70 +50,70 @@ fn next(rings: &Receiver<WatchEvent>) -> WatchEvent {
 #[test]
 fn only_removed_locks_wake_the_reader() {
     let place = Place::new();
-    let (bell, rings) = place.hang(NEVER);
+    let (watch, events) = place.start(NEVER);
     place.lock("a-path");
     std::fs::create_dir(place.dir.as_path().join("b.locks")).unwrap();
     place.lock("c.lock");
-    assert_eq!(next(&rings), WatchEvent::LockRemoved("c".into()));
-    assert!(bell.health().watching);
+    assert_eq!(next(&events), WatchEvent::LockRemoved("c".into()));
+    assert!(watch.health().watching);
     // A dropped watch does not wake anybody, and its callback is dropped too.
-    drop(bell);
+    drop(watch);
     place.lock("d.lock");
-    assert_eq!(rings.iter().count(), 0);
+    assert_eq!(events.iter().count(), 0);
 }
 
 #[test]
 fn the_timer_wakes_the_reader() {
     let place = Place::new();
-    let (_bell, rings) = place.hang(Duration::from_millis(5));
-    assert_eq!(rings.recv_timeout(MAX_WAIT), Ok(WatchEvent::Timer));
-    assert_eq!(rings.recv_timeout(MAX_WAIT), Ok(WatchEvent::Timer));
+    let (_watch, events) = place.start(Duration::from_millis(5));
+    assert_eq!(events.recv_timeout(MAX_WAIT), Ok(WatchEvent::Timer));
+    assert_eq!(events.recv_timeout(MAX_WAIT), Ok(WatchEvent::Timer));
 }
 
 #[test]
 fn a_directory_that_is_removed_and_comes_back() {
     let place = Place::new();
-    let (bell, rings) = place.hang(Duration::from_millis(20));
+    let (watch, events) = place.start(Duration::from_millis(20));
     std::fs::remove_dir(place.dir.as_path()).unwrap();
-    assert!(matches!(next(&rings), WatchEvent::WatchLost(_)));
+    assert!(matches!(next(&events), WatchEvent::WatchLost(_)));
     // The timer goes on meanwhile.
-    assert_eq!(rings.recv_timeout(MAX_WAIT), Ok(WatchEvent::Timer));
-    assert!(!bell.health().watching);
+    assert_eq!(events.recv_timeout(MAX_WAIT), Ok(WatchEvent::Timer));
+    assert!(!watch.health().watching);
     std::fs::create_dir(place.dir.as_path()).unwrap();
-    assert_eq!(next(&rings), WatchEvent::Remounted);
-    assert!(bell.health().watching && bell.health().restarts == 1);
+    assert_eq!(next(&events), WatchEvent::Remounted);
+    assert!(watch.health().watching && watch.health().restarts == 1);
     place.lock("c.lock");
-    assert_eq!(next(&rings), WatchEvent::LockRemoved("c".into()));
+    assert_eq!(next(&events), WatchEvent::LockRemoved("c".into()));
 }
 
 /// No event reports that another file system was mounted over the directory.
 #[test]
 fn another_directory_at_the_same_place() {
     let place = Place::new();
-    let (_bell, rings) = place.hang(Duration::from_millis(20));
+    let (_watch, events) = place.start(Duration::from_millis(20));
     let aside = place.dir.as_path().with_file_name("aside");
     std::fs::rename(place.dir.as_path(), &aside).unwrap();
     std::fs::create_dir(place.dir.as_path()).unwrap();
-    assert!(matches!(next(&rings), WatchEvent::WatchLost(_)));
-    assert_eq!(next(&rings), WatchEvent::Remounted);
+    assert!(matches!(next(&events), WatchEvent::WatchLost(_)));
+    assert_eq!(next(&events), WatchEvent::Remounted);
     std::fs::write(aside.join("old.lock"), "").unwrap();
     std::fs::remove_file(aside.join("old.lock")).unwrap();
     place.lock("new.lock");
-    assert_eq!(next(&rings), WatchEvent::LockRemoved("new".into()));
+    assert_eq!(next(&events), WatchEvent::LockRemoved("new".into()));
 }
 
 #[test]
 fn an_overflow_wakes_the_reader() {
     let place = Place::new();
     let gate = Arc::new(Barrier::new(2));
-    let (ring, rings) = channel();
+    let (sender, events) = channel();
     let held = Arc::clone(&gate);
-    let bell = StoreWatch::start(&place.dir, NEVER, move |r| {
+    let watch = StoreWatch::start(&place.dir, NEVER, move |r| {
         if r == WatchEvent::LockRemoved("hold".into()) {
             held.wait();
             held.wait();
         }
-        drop(ring.send(r));
+        drop(sender.send(r));
     })
     .unwrap();
     place.lock("hold.lock");
@@ -129,24 +129,24 @@ fn an_overflow_wakes_the_reader() {
     }
     gate.wait();
     if limit <= 200_000 {
-        assert!(rings.iter().any(|r| r == WatchEvent::Overflow));
-        assert_eq!(bell.health().overflows, 1);
+        assert!(events.iter().any(|r| r == WatchEvent::Overflow));
+        assert_eq!(watch.health().overflows, 1);
     }
 }
 
 #[test]
 fn a_callback_that_panics_costs_one_wake_up() {
     let place = Place::new();
-    let (ring, rings) = channel();
-    let _bell = StoreWatch::start(&place.dir, NEVER, move |r| {
+    let (sender, events) = channel();
+    let _watch = StoreWatch::start(&place.dir, NEVER, move |r| {
         assert!(r != WatchEvent::LockRemoved("panic".into()), "a panic for the test");
-        drop(ring.send(r));
+        drop(sender.send(r));
     })
     .unwrap();
-    assert_eq!(next(&rings), WatchEvent::Start);
+    assert_eq!(next(&events), WatchEvent::Start);
     place.lock("panic.lock");
     place.lock("next.lock");
-    assert_eq!(next(&rings), WatchEvent::LockRemoved("next".into()));
+    assert_eq!(next(&events), WatchEvent::LockRemoved("next".into()));
 }
 
 /// On a fresh host Nix makes the store later, or it is mounted later.
@@ -154,7 +154,7 @@ fn a_callback_that_panics_costs_one_wake_up() {
 fn a_directory_that_appears_later_is_watched_from_then_on() {
     let place = Place::new();
     std::fs::remove_dir(place.dir.as_path()).unwrap();
-    let (watch, events) = place.hang(NEVER);
+    let (watch, events) = place.start(NEVER);
     assert!(!watch.health().watching && watch.health().last_loss.is_some(), "{:?}", watch.health());
     std::fs::create_dir(place.dir.as_path()).unwrap();
     assert_eq!(next(&events), WatchEvent::Remounted);

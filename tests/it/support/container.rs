@@ -21,7 +21,7 @@ const MAX_WAIT: Duration = Duration::from_secs(120);
 /// A running container.
 pub struct Container {
     top: tempfile::TempDir,
-    told: Receiver<String>,
+    notified: Receiver<String>,
     child: Child,
     leader: u32,
 }
@@ -90,7 +90,7 @@ impl Container {
         let (socket, root) = (top.path().join("notify"), top.path().join("c"));
         fs::create_dir(&root).unwrap();
         let notify = UnixDatagram::bind(&socket).unwrap();
-        let (tell, told) = channel();
+        let (tell, notified) = channel();
         // Reads all the time, because a sender waits until somebody reads. Ends with the test's
         // process.
         std::thread::spawn(move || {
@@ -108,7 +108,7 @@ impl Container {
         command.env("NOTIFY_SOCKET", socket).stdin(Stdio::null());
         command.stdout(log.try_clone().unwrap()).stderr(log);
         let child = command.spawn().unwrap();
-        let mut container = Self { top, told, child, leader: 0 };
+        let mut container = Self { top, notified, child, leader: 0 };
         container.wait_until_up();
         // The container has a loopback interface only.
         container.write("/etc/nix/nix.conf", "sandbox = false\nsubstitute = false\n");
@@ -137,7 +137,7 @@ impl Container {
     fn wait_until_up(&mut self) {
         self.leader = 0;
         loop {
-            let line = self.told.recv_timeout(MAX_WAIT).unwrap_or_else(|e| {
+            let line = self.notified.recv_timeout(MAX_WAIT).unwrap_or_else(|e| {
                 panic!("no container: {e}\n{}", fs::read_to_string(self.top.path().join("console")).unwrap())
             });
             if let Some(pid) = line.strip_prefix("X_NSPAWN_LEADER_PID=") {

@@ -28,7 +28,7 @@ pub struct Daemon {
     child: Option<Child>,
     /// Kept open so that the daemon can send when nobody reads.
     _notify: UnixDatagram,
-    told: Arc<Notifications>,
+    notified: Arc<Notifications>,
     starts: u32,
     /// Environment variables beside `PATH` and `NOTIFY_SOCKET`.
     pub env: Vec<(String, String)>,
@@ -47,12 +47,12 @@ struct Notifications {
 }
 
 /// Reads everything from the notify socket at once, as systemd does.
-fn listen(socket: &UnixDatagram, told: &Notifications) {
+fn listen(socket: &UnixDatagram, notified: &Notifications) {
     let mut buffer = [0; 4096];
     while let Ok(n) = socket.recv(&mut buffer) {
         let text = String::from_utf8_lossy(&buffer[..n]).into_owned();
-        told.lines.lock().unwrap().extend(text.lines().map(str::to_owned));
-        told.more.notify_all();
+        notified.lines.lock().unwrap().extend(text.lines().map(str::to_owned));
+        notified.more.notify_all();
         // Only this message ends the reading, not one that the daemon happens to send.
         if text == "deaf" {
             return;
@@ -102,15 +102,15 @@ impl Daemon {
     pub fn prepare(nix: PrivateNix, config: &str) -> Self {
         let socket = nix.path().join("notify");
         let notify = UnixDatagram::bind(&socket).unwrap();
-        let (env, told) = (Vec::new(), Arc::new(Notifications::default()));
-        let (reader, lines) = (notify.try_clone().unwrap(), Arc::clone(&told));
+        let (env, notified) = (Vec::new(), Arc::new(Notifications::default()));
+        let (reader, lines) = (notify.try_clone().unwrap(), Arc::clone(&notified));
         // The thread ends with the test's process.
         std::thread::spawn(move || listen(&reader, &lines));
         let daemon = Self {
             nix,
             child: None,
             _notify: notify,
-            told,
+            notified,
             starts: 0,
             env,
             wrapper: Vec::new(),
@@ -172,7 +172,7 @@ impl Daemon {
     pub fn spawn(&mut self) {
         assert!(self.child.is_none(), "the daemon runs already");
         self.starts += 1;
-        if !self.told.deaf.load(Ordering::Acquire) {
+        if !self.notified.deaf.load(Ordering::Acquire) {
             // Messages of an earlier start may still be in the socket: this marker comes after
             // them.
             let mark = format!("start {}", self.starts);
@@ -180,7 +180,7 @@ impl Daemon {
             UnixDatagram::unbound().unwrap().send_to(mark.as_bytes(), socket).unwrap();
             self.until_line(&mark);
         }
-        self.told.lines.lock().unwrap().clear();
+        self.notified.lines.lock().unwrap().clear();
         let log = File::create(self.log_file(self.starts)).unwrap();
         let mut command = self.program();
         command.arg("--config").arg(self.config()).env("NOTIFY_SOCKET", self.nix.path().join("notify"));
@@ -213,34 +213,34 @@ impl Daemon {
     }
 
     /// The messages on the notify socket since the last start.
-    pub fn told(&self) -> Vec<String> {
-        self.told.lines.lock().unwrap().clone()
+    pub fn notified(&self) -> Vec<String> {
+        self.notified.lines.lock().unwrap().clone()
     }
 
     /// Waits for a message that satisfies the condition; returns it.
     pub fn until_notified(&mut self, wanted: impl Fn(&str) -> bool) -> String {
         let patience = Instant::now() + MAX_WAIT;
-        let told = Arc::clone(&self.told);
-        let mut lines = told.lines.lock().unwrap();
+        let notified = Arc::clone(&self.notified);
+        let mut lines = notified.lines.lock().unwrap();
         loop {
             if let Some(line) = lines.iter().find(|line| wanted(line)) {
                 return line.clone();
             }
             // Waits in short turns, so that the end of the daemon is noticed; a message ends the
             // wait at once.
-            let turn = told.more.wait_timeout(lines, Duration::from_millis(200)).unwrap();
+            let turn = notified.more.wait_timeout(lines, Duration::from_millis(200)).unwrap();
             lines = turn.0;
             if turn.1.timed_out() {
                 let ended = self.child.as_mut().and_then(|child| child.try_wait().unwrap());
                 assert!(ended.is_none(), "the daemon ended: {ended:?}");
-                assert!(patience > Instant::now(), "not told: {lines:?}");
+                assert!(patience > Instant::now(), "not notified: {lines:?}");
             }
         }
     }
 
     /// Stops reading the notify socket and fills it.
     pub fn deafen(&self) {
-        self.told.deaf.store(true, Ordering::Release);
+        self.notified.deaf.store(true, Ordering::Release);
         let socket = self.nix.path().join("notify");
         let filler = UnixDatagram::unbound().unwrap();
         // Wakes the reading thread, which ends.
@@ -251,10 +251,12 @@ impl Daemon {
     }
 
     fn until_line(&self, wanted: &str) {
-        let lines = self.told.lines.lock().unwrap();
-        let wait =
-            self.told.more.wait_timeout_while(lines, MAX_WAIT, |lines| !lines.iter().any(|l| l == wanted));
-        assert!(!wait.unwrap().1.timed_out(), "not told: {wanted}");
+        let lines = self.notified.lines.lock().unwrap();
+        let wait = self
+            .notified
+            .more
+            .wait_timeout_while(lines, MAX_WAIT, |lines| !lines.iter().any(|l| l == wanted));
+        assert!(!wait.unwrap().1.timed_out(), "not notified: {wanted}");
     }
 
     pub fn signal(&self, signal: Signal) {

@@ -47,10 +47,10 @@ fn the_token_is_a_systemd_credential() {
     // Only root and the daemon can read it: it is in no job, argument, environment, log or ledger.
     assert_ne!(c.run_as("job", "cat /run/credentials/flywheeld.service/attic-token").code, 0);
     let pid = c.show("flywheeld.service", "MainPID");
-    let told = format!(
+    let script = format!(
         "grep -l -a -F '{token}' /proc/{pid}/cmdline /proc/{pid}/environ /var/lib/flywheel/ledger.sqlite* /etc/flywheel/*; \
          journalctl --no-pager | grep -F '{token}'; flywheelctl --json status | grep -F '{token}'"
     );
-    assert_eq!(c.run(&told).out, "");
+    assert_eq!(c.run(&script).out, "");
     assert_eq!(c.show("flywheeld.service", "LimitCORE"), "0");
 }

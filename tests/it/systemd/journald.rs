@@ -8,7 +8,7 @@ use crate::support::nix::PrivateNix;
 #[test]
 fn the_journal_of_a_job_has_fields_and_explanations() {
     let Some(c) = Container::installed() else { return };
-    let expression = PrivateNix::shell("told", "echo told > $out");
+    let expression = PrivateNix::shell("logged", "echo logged > $out");
     let script = format!(
         "id=$(flywheelctl session start --label nightly) && echo $id && \
          nix-build --no-out-link - <<'EOF' && flywheelctl --quiet session end $id\n{expression}\nEOF"

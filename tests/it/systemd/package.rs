@@ -73,7 +73,7 @@ fn the_package_installs_upgrades_and_is_purged() {
     // Pending paths are protected in both ways, without root.
     let status = c.status();
     assert_eq!(status["warnings"], Value::Array(Vec::new()), "{status}");
-    // A user outside of the group is told so.
+    // A user outside of the group gets an error that says so.
     let refused = c.run_as("guest", "flywheelctl --strict session start");
     assert_eq!(refused.code, 5);
     assert!(refused.err.contains("group"), "{refused:?}");

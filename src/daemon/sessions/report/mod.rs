@@ -1,4 +1,4 @@
-//! What callers are told of sessions: summaries, lists and details, read from the
+//! What callers can read about sessions: summaries, lists and details, read from the
 //! ledger on threads that may block. Must not know what is left to push.
 
 mod engines;

@@ -105,7 +105,7 @@ impl Run {
                 } else if let Some(removed) = world.store.roll_back() {
                     world.line(&format!("world: the Nix database goes back, {} paths", removed.len()));
                     world.count("rollbacks");
-                    world.ring = true;
+                    world.wake = true;
                 }
             }
             33 if faults.no_database && self.away_until.is_none() => {

@@ -126,7 +126,7 @@ impl Run {
             origin,
             faults,
             calm: false,
-            ring: false,
+            wake: false,
             fresh: fresh * 1_000,
             lock_watcher: None,
         };
@@ -139,7 +139,7 @@ impl Run {
             // They are old, and nothing is to be done about them.
             made.job = Some(usize::MAX);
         }
-        world.ring = false;
+        world.wake = false;
         Self {
             world: Arc::new(Mutex::new(world)),
             rng,
@@ -338,9 +338,9 @@ impl Run {
     /// Tells the daemon what it would see of the world.
     fn tell(&mut self) {
         if let Some(life) = &self.life
-            && std::mem::take(&mut lock(&self.world).ring)
+            && std::mem::take(&mut lock(&self.world).wake)
         {
-            life.bell.ring();
+            life.handle.wake();
         }
     }
 }

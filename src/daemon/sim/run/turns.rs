@@ -91,7 +91,7 @@ impl Run {
                 lock(&self.world).store.set_away(false);
                 self.away_until = None;
                 self.line("world: the Nix database is back");
-                lock(&self.world).ring = true;
+                lock(&self.world).wake = true;
             }
             Choice::Start => self.start(now),
             Choice::Cache(n) => return self.cache(n, now),

@@ -62,7 +62,7 @@ pub(super) struct World {
     /// The world does not act between calls of the ledger any more.
     pub(super) calm: bool,
     /// The daemon is to be woken up: a path may have become valid.
-    pub(super) ring: bool,
+    pub(super) wake: bool,
     pub(super) fresh: u64,
     /// What the running daemon sees of makers.
     pub(super) lock_watcher: Option<LockWatcher>,
@@ -150,7 +150,7 @@ impl World {
         }
         self.line(&text);
         self.count("builds");
-        self.ring = true;
+        self.wake = true;
     }
 
     /// Caches that a path may go to whose maker was not seen.

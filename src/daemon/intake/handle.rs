@@ -48,12 +48,12 @@ pub(in crate::daemon) struct Naming {
 
 /// A handle that wakes the intake up and gives it work; clones reach the same intake.
 #[derive(Debug, Clone)]
-pub(in crate::daemon) struct Bell {
+pub(in crate::daemon) struct IntakeHandle {
     woken: Arc<AtomicBool>,
     queue: SyncSender<Work>,
 }
 
-impl Bell {
+impl IntakeHandle {
     /// Returns the handle and the intake's end of the queue.
     pub(in crate::daemon) fn new() -> (Self, WorkQueue) {
         let (queue, work) = sync_channel(QUEUE);
@@ -63,7 +63,7 @@ impl Bell {
 
     /// Wakes the intake up, because a path may have become valid. Does nothing when the
     /// intake has been woken and has not looked yet.
-    pub(in crate::daemon) fn ring(&self) {
+    pub(in crate::daemon) fn wake(&self) {
         if !self.woken.swap(true, Ordering::AcqRel) {
             // With a full queue this is not needed: the intake reads new rows after each
             // piece of work.
@@ -93,7 +93,7 @@ impl Bell {
     }
 }
 
-/// The intake's end of the queue that a [`Bell`] writes to.
+/// The intake's end of the queue that a [`IntakeHandle`] writes to.
 #[derive(Debug)]
 pub(in crate::daemon) struct WorkQueue {
     pub(super) woken: Arc<AtomicBool>,
