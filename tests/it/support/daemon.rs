@@ -126,11 +126,13 @@ impl Daemon {
         self.configure_nix(config, "");
     }
 
-    /// As [`Self::configure`], with further keys of `[nix]`.
+    /// As [`Self::configure`], with further keys of `[nix]`. `min_free` is 0 unless they set it,
+    /// so that a full disk of the machine changes no test.
     pub fn configure_nix(&self, config: &str, nix: &str) {
         let top = self.nix.path().display();
+        let min_free = if nix.contains("min_free") { "" } else { "min_free = 0\n" };
         let text = format!(
-            "socket = \"{top}/s\"\nstate_dir = \"{top}/state\"\n{config}\n[nix]\nstore_dir = \"{top}/store\"\nstate_dir = \"{top}/var/nix\"\n{nix}"
+            "socket = \"{top}/s\"\nstate_dir = \"{top}/state\"\n{config}\n[nix]\nstore_dir = \"{top}/store\"\nstate_dir = \"{top}/var/nix\"\n{min_free}{nix}"
         );
         std::fs::write(self.config(), text).unwrap();
     }
