@@ -20,7 +20,12 @@
         system: pkgs: {
           default = flywheel system;
           book = pkgs.callPackage ./packaging/nix/book.nix { };
+          container = pkgs.callPackage ./packaging/nix/container.nix {
+            flywheel = self.packages.${system}.static;
+          };
           flywheel = pkgs.callPackage ./packaging/nix/package.nix { };
+          # Programs that need no libraries, for other distributions and for the container.
+          static = pkgs.pkgsStatic.callPackage ./packaging/nix/package.nix { };
         }
       );
 

@@ -1,15 +1,19 @@
 #!/usr/bin/env bash
-# Draws docs/quickstart.svg: a terminal in which packaging/quickstart.sh has run.
-# The text is what the script prints; nothing is added but the prompt.
+# Makes the pictures of the README again:
+#   docs/quickstart.svg   a terminal in which packaging/quickstart.sh has run; the text is
+#                         what the script prints, and nothing is added but the prompt
+#   docs/report.png       the report of its first pipeline, as a browser shows it; needs
+#                         chromium and pngquant (apt-get install chromium pngquant)
 # Usage: docs/picture.sh     (FLYWHEEL_BIN=DIR uses programs that are built already)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-shown=$(mktemp)
-trap 'rm -f "$shown"' EXIT
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+shown=$work/terminal
 {
     echo '$ packaging/quickstart.sh'
-    packaging/quickstart.sh
+    REPORT=$work/report.html packaging/quickstart.sh
 } >"$shown"
 
 awk '
@@ -35,3 +39,12 @@ awk '
         print "</svg>"
     }
 ' "$shown" >docs/quickstart.svg
+
+if ! command -v chromium >/dev/null || ! command -v pngquant >/dev/null; then
+    echo "docs/report.png stays as it is: chromium or pngquant is missing" >&2
+    exit 0
+fi
+# --no-sandbox: the page is this project's own, and root has no other way.
+chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --user-data-dir="$work/profile" \
+    --window-size=1100,820 --screenshot="$work/report.png" "file://$work/report.html" >/dev/null 2>&1
+pngquant --force --speed 1 --strip --output docs/report.png 32 "$work/report.png"

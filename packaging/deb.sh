@@ -40,54 +40,12 @@ trap 'rm -rf "$work"' EXIT
 root=$work/root
 doc=$root/usr/share/doc/flywheel
 
-put() { # MODE SOURCE DESTINATION
-    install -D -m "$1" "$2" "$root/$3"
-}
-make() { # DESTINATION, from standard input
-    mkdir -p "$(dirname "$root/$1")" && cat >"$root/$1"
-}
-
-# --- programs and units ----------------------------------------------------------
-for program in flywheeld flywheelctl; do
-    put 0755 "$binaries/$program" "usr/bin/$program"
-    strip --strip-unneeded --remove-section=.comment --remove-section=.note "$root/usr/bin/$program"
-done
-# Nix runs its post-build hook without arguments: the name says what is meant.
-mkdir -p "$root/usr/lib/flywheel" && ln -s ../../bin/flywheelctl "$root/usr/lib/flywheel/flywheel-hook"
-for unit in systemd/*.service systemd/*.socket systemd/*.timer; do
-    put 0644 "$unit" "usr/lib/systemd/system/${unit##*/}"
-done
-put 0644 systemd/flywheel.sysusers.conf usr/lib/sysusers.d/flywheel.conf
+packaging/files.sh "$root" "$binaries" --zsh /usr/share/zsh/vendor-completions
 # Debian's nix-daemon listens to this group only; nix-setup-systemd may come later.
 printf 'g nix-users -\nm flywheel nix-users\n' >>"$root/usr/lib/sysusers.d/flywheel.conf"
-put 0644 systemd/flywheel.tmpfiles.conf usr/lib/tmpfiles.d/flywheel.conf
-put 0644 systemd/90-flywheel.preset usr/lib/systemd/system-preset/90-flywheel.preset
-put 0644 systemd/flywheel.catalog usr/lib/systemd/catalog/flywheel.catalog
-
-# --- configuration, completions, manual, documentation ----------------------------
-put 0644 packaging/flywheel.toml etc/flywheel/flywheel.toml
-# Other post-build hooks, which flywheel's runs after itself.
-mkdir -p "$root/etc/flywheel/hook.d"
-# Settings go here, so that the file above stays as it is and upgrades ask nothing.
-mkdir -p "$root/etc/flywheel/flywheel.toml.d"
-ctl=$binaries/flywheelctl
-"$ctl" completions bash | make usr/share/bash-completion/completions/flywheelctl
-"$ctl" completions zsh | make usr/share/zsh/vendor-completions/_flywheelctl
-"$ctl" completions fish | make usr/share/fish/vendor_completions.d/flywheelctl.fish
-mkdir -p "$root/usr/share/man/man1" && "$ctl" man "$root/usr/share/man/man1"
-"$binaries/flywheeld" --man | make usr/share/man/man8/flywheeld.8
-packaging/debian/toml-man.sh packaging/flywheel.toml | make usr/share/man/man5/flywheel.toml.5
-put 0644 packaging/debian/copyright usr/share/doc/flywheel/copyright
-# The README's links lead to the same places as in the sources, so nothing of it is compressed.
-packaging/pages.sh "$doc"
-for dropin in notify-reload refresh-credentials; do
-    put 0644 "systemd/$dropin.conf" "usr/share/doc/flywheel/examples/$dropin.conf"
-done
-ln -s ../packaging/ci "$doc/examples/ci"
-chmod -R u=rwX,go=rX "$doc"
+install -D -m 0644 packaging/debian/copyright "$doc/copyright"
 printf 'flywheel (%s) unstable; urgency=medium\n\n  * Version %s. What is new: /usr/share/doc/flywheel/CHANGELOG.md\n\n -- %s  %s\n' \
-    "$version" "$version" "$maintainer" "$(date -u -R -d "@$when")" | make usr/share/doc/flywheel/changelog
-gzip -9n "$doc/changelog" "$root"/usr/share/man/man?/*
+    "$version" "$version" "$maintainer" "$(date -u -R -d "@$when")" | gzip -9n >"$doc/changelog.gz"
 
 # --- control ----------------------------------------------------------------------
 mkdir -p "$root/DEBIAN" "$work/debian"
@@ -101,7 +59,7 @@ Architecture: $arch
 Maintainer: $maintainer
 Section: devel
 Priority: optional
-Depends: $libraries, systemd (>= 252), ca-certificates, init-system-helpers (>= 1.54~)
+Depends: $libraries, systemd (>= 249), ca-certificates, init-system-helpers (>= 1.54~)
 Recommends: nix-bin, nix-setup-systemd, polkitd | policykit-1
 Installed-Size: $(du -sk --apparent-size --exclude=DEBIAN "$root" | cut -f1)
 Description: streams every path Nix builds to an Attic binary cache

@@ -11,6 +11,7 @@
 # it is removed at the end. The exit status is 0 only if everything happened as described.
 # Usage: packaging/quickstart.sh
 #   KEEP=1                  keeps the temporary directory
+#   REPORT=FILE.html        also writes the report of pipeline 1
 #   FLYWHEEL_BIN=DIRECTORY  uses the flywheeld and flywheelctl there, and compiles nothing
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
@@ -133,7 +134,8 @@ NIX
 
 fresh_store() {
     chmod -R u+w "$top/store" "$top/var" 2>/dev/null
-    rm -rf "${top:?}/store" "${top:?}/var"
+    # The daemon may make a GC root meanwhile.
+    rm -rf "${top:?}/store" "${top:?}/var" 2>/dev/null || rm -rf "${top:?}/store" "${top:?}/var"
     mkdir -p "$top/store" "$top/var/nix"
     nix-store --init
 }
@@ -219,6 +221,7 @@ echo "nix-build failed as it should, after $took ms; built: $(($(built "$top/wor
 echo "in the cache when it ended: $ready of $OUTPUTS; after the flush: $in_cache"
 flywheelctl session end "$session"
 echo "the last of $pushed uploads ended $flush ms after the build: $((took * 100 / (took + flush))) % of the time was building"
+[ -z "${REPORT:-}" ] || flywheelctl session report "$session" --output "$REPORT" || die "no report"
 [ "$pushed" = $((FAILING - 1)) ] || die "pushed $pushed, not $((FAILING - 1))"
 [ "$in_cache" = $((FAILING - 1)) ] || die "the cache has $in_cache outputs, not $((FAILING - 1))"
 [ "$ready" -ge $((FAILING - 2)) ] || die "only $ready outputs were in the cache when nix-build ended"

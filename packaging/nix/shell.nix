@@ -12,6 +12,7 @@
   nix,
   nodejs,
   perl,
+  rpm,
   rsync,
   rustc,
   rustfmt,
@@ -33,6 +34,7 @@ mkShell {
     nix
     nodejs
     perl
+    rpm
     rsync
     rustc
     rustfmt

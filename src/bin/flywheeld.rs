@@ -68,6 +68,9 @@ fn main() -> ExitCode {
     if args.man {
         return manual(&mut std::io::stdout()).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
     }
+    if let Some(ended) = daemon::as_first_process(&words) {
+        return ended;
+    }
     // This changes the environment, so it must come before any thread is started.
     let passed = daemon::passed();
     let target = if args.check_config { observe::Target::Stderr } else { observe::Target::Auto };

@@ -30,7 +30,7 @@ mod tests;
 pub use changes::Change;
 pub use error::{ConfigError, Place};
 pub use glob::Glob;
-pub(crate) use route::is_number;
+pub(crate) use route::numbers;
 pub use route::{Destination, Forbidden, Route, Subject, Undecided, UnknownMaker, Who};
 pub use settings::{
     Cache, Client, Embedded, Engine, Existing, Filter, Jobs, Nix, Origin, Push, Settings, Target, Tls,

@@ -2,6 +2,7 @@
 //! Pure: the caller looks up users and groups. Knows nothing of sessions.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 
 use super::glob::Glob;
 use super::settings::Settings;
@@ -22,9 +23,9 @@ pub struct Route {
 pub enum Subject {
     /// A person, or the session of one. All that is set must match; at least one is.
     Person {
-        /// A user's name, or number.
+        /// A user's name or number, or a range of numbers such as `100000-165535`.
         user: Option<String>,
-        /// A group's name, or number.
+        /// A group's name or number, or a range of numbers.
         group: Option<String>,
         /// A pattern of the session's label, which CI detection fills in.
         label: Option<Glob>,
@@ -110,13 +111,13 @@ impl Route {
             return Some(false);
         }
         let is = |wanted: &str, number: u32, name: Option<&str>| {
-            name == Some(wanted) || wanted == number.to_string()
+            name == Some(wanted) || numbers(wanted).is_some_and(|numbers| numbers.contains(&number))
         };
         let user = match user.as_deref() {
             None => Some(true),
             Some(wanted) if is(wanted, who.user.0, who.user.1) => Some(true),
-            // A number, or a name that is compared with a name.
-            Some(wanted) if who.complete || who.user.1.is_some() || is_number(wanted) => Some(false),
+            // Numbers, or a name that is compared with a name.
+            Some(wanted) if who.complete || who.user.1.is_some() || numbers(wanted).is_some() => Some(false),
             Some(_) => None,
         };
         let group = match group.as_deref() {
@@ -216,7 +217,16 @@ impl Settings {
     }
 }
 
-/// Whether a name in a route is a user's or group's number.
-pub(crate) fn is_number(name: &str) -> bool {
-    name.bytes().all(|byte| byte.is_ascii_digit())
+/// The numbers that a user or group in a route stands for, if it is a number or a range
+/// such as `100000-165535`; none for a name. The users of a container or of a user
+/// namespace have a range of the host's numbers (subuid(5)).
+pub(crate) fn numbers(text: &str) -> Option<RangeInclusive<u32>> {
+    let number = |text: &str| {
+        let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        text.parse().ok().filter(|_| digits)
+    };
+    match text.split_once('-') {
+        Some((first, last)) => Some(number(first)?..=number(last)?),
+        None => number(text).map(|number| number..=number),
+    }
 }

@@ -325,6 +325,26 @@ fn paths_of_an_unknown_maker_go_where_a_route_says_or_wait() {
 }
 
 #[test]
+fn a_route_may_have_a_range_of_numbers() {
+    let text = "[[route]]\nuser = \"100000-165535\"\naction = \"skip\"\n";
+    let s = load(text).unwrap();
+    for (uid, skipped) in [(99_999, false), (100_000, true), (165_535, true), (165_536, false)] {
+        // Also while the name service does not answer.
+        let who = Who { user: (uid, None), groups: &[], label: "", complete: false, trusted: false };
+        let expected = if skipped { Destination::Skip } else { Destination::Cache("main") };
+        assert_eq!(s.route(&who), Ok(expected), "{uid}");
+    }
+    let refused = load(&text.replace("165535", "99999")).unwrap_err().to_string();
+    assert!(refused.contains("route.user") && refused.contains("first is not above its last"), "{refused}");
+    let refused = load("admins = \"1-5\"\n").unwrap_err().to_string();
+    assert!(refused.contains("one number in quotes"), "{refused}");
+    // Names with such characters are names.
+    for name in ["a-1", "1-", "-1", "1-b"] {
+        load(&text.replace("100000-165535", name)).unwrap();
+    }
+}
+
+#[test]
 fn a_route_by_label_before_one_that_confines_is_a_warning() {
     let label = "[[route]]\nlabel = \"nightly-*\"\ncache = \"main\"\n";
     let user = "[[route]]\nuser = \"u\"\naction = \"skip\"\n";

@@ -11,7 +11,7 @@ use super::glob::Glob;
 use super::merge::Merged;
 use super::names;
 use super::raw::{At, RawExisting, RawFilter, RawJobs};
-use super::route::UnknownMaker;
+use super::route::{UnknownMaker, numbers};
 use super::settings::{Cache, Client, Engine, Existing, Filter, Jobs, Nix, Origin, Push, Settings, Target};
 use crate::types::{ByteSize, Period};
 
@@ -191,13 +191,21 @@ fn at_least(
     Ok(at.value.0)
 }
 
-/// Reads the name or number of a user or group, which is not empty.
+/// Reads the name or number of a user or group, which is not empty. A route may also
+/// have a range of numbers.
 pub(super) fn group_or_user(merged: &Merged, key: &str, at: &At<String>) -> Result<String, ConfigError> {
-    if at.value.is_empty() {
-        let expected = "a name, or a number in quotes";
-        return Err(ConfigError::invalid(merged.place(&at.spot), format!("{key}: found \"\""), expected));
+    let invalid = |found: &str, expected| {
+        Err(ConfigError::invalid(merged.place(&at.spot), format!("{key}: found {found:?}"), expected))
+    };
+    let is_range = at.value.contains('-') && numbers(&at.value).is_some();
+    match &at.value {
+        empty if empty.is_empty() => invalid(empty, "a name, or a number in quotes"),
+        range if is_range && !key.starts_with("route.") => invalid(range, "a name, or one number in quotes"),
+        range if numbers(range).is_some_and(|numbers| numbers.is_empty()) => {
+            invalid(range, "a range of numbers whose first is not above its last, such as \"100000-165535\"")
+        }
+        named => Ok(named.clone()),
     }
-    Ok(at.value.clone())
 }
 
 fn existing(merged: &Merged, at: Option<&At<RawExisting>>) -> Result<Existing, ConfigError> {

@@ -29,7 +29,7 @@ pub(super) fn find(system: Option<&str>) -> Option<u32> {
     let found = tree.find(me, system)?;
     // The daemon refuses the process of another user; a session without an anchor is allowed.
     let (ours, theirs) = (tree.owner(me)?, tree.owner(found)?);
-    (ours == theirs || ours == 0).then_some(found)
+    (ours == theirs || (ours == 0 && tree.has_the_hosts_users())).then_some(found)
 }
 
 struct ProcFs {
@@ -43,6 +43,13 @@ impl ProcFs {
 
     fn owner(&self, pid: u32) -> Option<u32> {
         Some(fs::metadata(self.root.join(pid.to_string())).ok()?.uid())
+    }
+
+    /// Whether user 0 here is the host's root, and not the root of a user namespace
+    /// (user_namespaces(7)), who is an ordinary user for the daemon.
+    fn has_the_hosts_users(&self) -> bool {
+        let map = fs::read_to_string(self.root.join("self/uid_map")).unwrap_or_default();
+        map.split_whitespace().eq(["0", "0", "4294967295"])
     }
 
     /// Returns name, parent and process group. The name is in parentheses and may

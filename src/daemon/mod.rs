@@ -15,7 +15,7 @@
 //! | room | knows | must not know |
 //! |---|---|---|
 //! | [`inbox`] | what can be reported to the driver | any room |
-//! | [`host`] | systemd, logind, signals, the lock of the state directory | caches, sessions, pushes |
+//! | [`host`] | systemd, logind, signals, the first process of a container, the lock of the state directory | caches, sessions, pushes |
 //! | [`metrics`] | what is counted and timed, and the page that Prometheus scrapes | how anything is decided |
 //! | [`gc_roots`] | which paths Nix must not collect yet | why a path is pending |
 //! | [`push`] | questions, uploads, probes, and how the ledger records them | sessions |
@@ -62,6 +62,8 @@ pub(crate) use caches::fuzz_netrc;
 use driver::Ended;
 pub use driver::Load;
 use host::Signals;
+/// Runs as the first process of a container, if this process is one.
+pub use host::as_first_process;
 pub use intake::unknown_names;
 use start::{AtticClient, CacheSet, Ground, IntakeThread, Protection, SavedSessions, Socket, Started};
 

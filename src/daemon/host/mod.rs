@@ -1,9 +1,11 @@
 //! The host that the daemon runs on: systemd (readiness, status line, watchdog),
-//! logind (shutdown and sleep), signals, and the lock of the state directory.
+//! logind (shutdown and sleep), signals, the first process of a container, and the lock of
+//! the state directory.
 //!
 //! Must not know caches, sessions or pushes. It reports to the driver's inbox.
 
 mod examine;
+mod first_process;
 mod logind;
 mod notify;
 mod parts;
@@ -12,6 +14,7 @@ mod state_dir_lock;
 mod watchdog;
 
 pub(super) use examine::examine;
+pub use first_process::as_first_process;
 pub(super) use logind::inhibit_while_pending;
 pub(super) use notify::Notify;
 pub(super) use parts::Part;

@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 
 use super::people::{LookUp, Person};
-use crate::config::{Settings, Subject, is_number};
+use crate::config::{Settings, Subject, numbers};
 
 /// How long `--check-config` waits for the name service.
 const CHECK: Duration = Duration::from_secs(10);
@@ -48,7 +48,7 @@ fn person(uid: u32, gid: u32, wanted: &[String]) -> Result<Person, Errno> {
 /// Looks up a group by its name, or by its number.
 fn group_of(wanted: &str) -> Result<Option<Group>, Errno> {
     match wanted.parse() {
-        Ok(number) if is_number(wanted) => Group::from_gid(Gid::from_raw(number)),
+        Ok(number) if numbers(wanted).is_some() => Group::from_gid(Gid::from_raw(number)),
         _ => Group::from_name(wanted),
     }
 }
@@ -88,7 +88,7 @@ fn names(settings: &Settings) -> impl Iterator<Item = Named> {
 /// Returns a warning for each user and group in the settings that the system does not
 /// know. Numbers need no name. Waits up to 10 s for the name service.
 pub fn unknown_names(settings: &Settings) -> Vec<String> {
-    let names: Vec<Named> = names(settings).filter(|named| !is_number(&named.name)).collect();
+    let names: Vec<Named> = names(settings).filter(|named| numbers(&named.name).is_none()).collect();
     if names.is_empty() {
         return Vec::new();
     }

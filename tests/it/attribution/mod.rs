@@ -2,6 +2,7 @@
 
 mod confined;
 mod jobs;
+mod namespaces;
 mod routes;
 mod session_end;
 pub(crate) mod sessions;

@@ -5,6 +5,7 @@ mod caches;
 mod commands;
 mod doctor;
 mod failures;
+mod first_process;
 mod hook;
 mod logind;
 mod notify;

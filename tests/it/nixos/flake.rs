@@ -132,7 +132,7 @@ fn the_flake_has_what_it_should() {
         ["apps", "checks", "devShells", "formatter", "nixosModules", "overlays", "packages"]
     );
     for system in ["x86_64-linux", "aarch64-linux"] {
-        assert_eq!(names(&shown["packages"][system]), ["book", "default", "flywheel"]);
+        assert_eq!(names(&shown["packages"][system]), ["book", "container", "default", "flywheel", "static"]);
         assert_eq!(names(&shown["apps"][system]), ["default"]);
         assert_eq!(names(&shown["devShells"][system]), ["default"]);
         assert_eq!(

@@ -49,25 +49,36 @@ fn changed(path: &Path) -> SystemTime {
     below.chain([fs::symlink_metadata(path).unwrap().modified().unwrap()]).max().unwrap()
 }
 
-/// The Debian package with the programs under test, made by packaging/deb.sh.
+/// The Debian package with the programs under test.
 pub fn package() -> PathBuf {
+    made_by("deb.sh")
+}
+
+/// The RPM package with the programs under test.
+pub fn rpm_package() -> PathBuf {
+    made_by("rpm.sh")
+}
+
+/// The package that a script of packaging/ makes of the programs under test.
+fn made_by(script: &str) -> PathBuf {
     let sources = Path::new(env!("CARGO_MANIFEST_DIR"));
     let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let programs = Path::new(env!("CARGO_BIN_EXE_flywheeld")).parent().unwrap();
     // The first test makes the package, and the others wait for it.
-    let lock = fs::File::create(target.join("package.lock")).unwrap();
+    let lock = fs::File::create(target.join(format!("{script}.lock"))).unwrap();
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
-    let made = target.join("package.path");
+    let made = target.join(format!("{script}.path"));
     let inputs = ["packaging", "systemd", "docs", "README.md", "CHANGELOG.md", "SECURITY.md", "Cargo.toml"]
         .map(|p| sources.join(p));
     let programs_changed = ["flywheeld", "flywheelctl"].map(|p| changed(&programs.join(p)));
     let newest = inputs.iter().map(|p| changed(p)).chain(programs_changed).max().unwrap();
     if !fs::metadata(&made).is_ok_and(|m| m.modified().unwrap() > newest) {
-        let mut command = Command::new(sources.join("packaging/deb.sh"));
+        let mut command = Command::new(sources.join("packaging").join(script));
         command.arg("--binaries").arg(programs);
         // In a directory of its own, so that no package made for use is replaced; compressed
         // quickly rather than well.
         command.env("CARGO_TARGET_DIR", target).env("DPKG_DEB_COMPRESSOR_LEVEL", "0");
+        command.env("FLYWHEEL_RPM_PAYLOAD", "w1.gzdio");
         let said = CommandResult::of(&command.output().unwrap());
         assert_eq!(said.code, 0, "{said:?}");
         fs::write(&made, said.out.trim()).unwrap();

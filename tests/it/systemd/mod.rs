@@ -5,6 +5,7 @@ mod journald;
 mod newcomer;
 mod package;
 mod readme;
+mod rpm;
 mod sandbox;
 mod setup;
 mod supervision;

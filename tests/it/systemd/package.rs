@@ -137,13 +137,16 @@ fn the_package_as_lintian_sees_it() {
 #[test]
 fn shellcheck_finds_nothing() {
     let home = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut scripts: Vec<_> = ["packaging", "packaging/debian", "tests", "tests/container"]
-        .iter()
-        .flat_map(|dir| std::fs::read_dir(home.join(dir)).unwrap())
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.is_file() && std::fs::read_to_string(path).is_ok_and(|t| t.starts_with("#!/")))
-        .filter(|path| path.extension().is_none_or(|extension| extension != "py"))
-        .collect();
+    let mut scripts: Vec<_> =
+        ["packaging", "packaging/container", "packaging/debian", "docs", "tests", "tests/container"]
+            .iter()
+            .flat_map(|dir| std::fs::read_dir(home.join(dir)).unwrap())
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| {
+                path.is_file() && std::fs::read_to_string(path).is_ok_and(|t| t.starts_with("#!/"))
+            })
+            .filter(|path| path.extension().is_none_or(|extension| extension != "py"))
+            .collect();
     scripts.sort();
     assert!(scripts.len() >= 9, "{scripts:?}");
     match Command::new("shellcheck").arg("--severity=warning").args(&scripts).output() {

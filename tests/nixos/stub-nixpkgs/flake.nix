@@ -62,6 +62,7 @@
           pkgs =
             genAttrs [
               "attic-client"
+              "cacert"
               "cargo"
               "cargo-deny"
               "cargo-nextest"
@@ -79,6 +80,7 @@
               "nixfmt-tree"
               "nodejs"
               "perl"
+              "rpm"
               "rsync"
               "rustc"
               "rustfmt"
@@ -101,7 +103,7 @@
                 attrs:
                 builtins.deepSeq [ attrs.src attrs.postInstall (named attrs) ] (
                   thing "flywheel-${attrs.version}" {
-                    inherit (attrs) postInstall meta;
+                    inherit (attrs) postInstall meta version;
                     overrideAttrs =
                       change:
                       let
@@ -110,6 +112,9 @@
                       builtins.deepSeq [ changed.checkPhase (named changed) ] (thing changed.pname { });
                   }
                 );
+              dockerTools.buildLayeredImage =
+                attrs: builtins.deepSeq [ attrs.tag attrs.extraCommands attrs.config ] (thing attrs.name { });
+              pkgsStatic = pkgs;
               mkShell = attrs: builtins.deepSeq (map (p: p.name) attrs.packages) (thing "shell" { });
               writeShellApplication = attrs: builtins.deepSeq attrs.text (thing attrs.name { });
               writeShellScriptBin = name: text: builtins.deepSeq text (thing name { });
