@@ -246,14 +246,16 @@ in
               {
                 user = "ci-untrusted";
                 cache = "untrusted";
+                allow = [ "scratch" ];
               }
             ];
             description = ''
               Each route sends the sessions of a user, of a group or with a label (a glob)
               to another cache, or nowhere (`action = "skip"`). The first route that matches
-              decides.
+              decides, and its users may use only its cache and those in `allow`. `user` and
+              `group` are names, numbers, or ranges of numbers such as `100000-165535`.
             '';
-            type = types.listOf (types.attrsOf types.str);
+            type = types.listOf (types.attrsOf (types.either types.str (types.listOf types.str)));
           };
         };
       };
@@ -535,7 +537,7 @@ in
       }
 
       {
-        # A cache that is away must not fail a build, which Nix would otherwise do.
+        # A cache that cannot be reached must not fail a build, as it would otherwise.
         nix.settings = {
           fallback = lib.mkDefault true;
           connect-timeout = lib.mkDefault 5;

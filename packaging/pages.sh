@@ -11,7 +11,7 @@ mkdir -p "$to/docs/examples" "$to/packaging"
 cp README.md SECURITY.md CHANGELOG.md "$to"
 cp docs/*.svg docs/*.png docs/*.json "$to/docs"
 cp docs/examples/* "$to/docs/examples"
-cp -R packaging/ci packaging/monitoring packaging/quickstart.sh packaging/flywheel.toml "$to/packaging"
+cp -R packaging/ci packaging/monitoring packaging/kubernetes packaging/ansible packaging/quickstart.sh packaging/flywheel.toml "$to/packaging"
 for page in docs/*.md; do
     # A page that is another file, and no more.
     whole=$(sed -n '1s/^{{#include \(.*\)}}$/\1/p' "$page")

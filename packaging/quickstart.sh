@@ -9,11 +9,14 @@
 # Everything happens in a private store below a temporary directory, with the
 # built-in cache on a loopback port; nothing of the host is touched, and all of
 # it is removed at the end. The exit status is 0 only if everything happened as described.
-# Usage: packaging/quickstart.sh
+# Usage: packaging/quickstart.sh [--binary FILE.tar.gz | --binary DIRECTORY]
+#   --binary                uses released programs and compiles nothing: the archive of a
+#                           release, or a directory with flywheeld and flywheelctl
 #   KEEP=1                  keeps the temporary directory
 #   REPORT=FILE.html        also writes the report of pipeline 1
-#   FLYWHEEL_BIN=DIRECTORY  uses the flywheeld and flywheelctl there, and compiles nothing
+#   FLYWHEEL_BIN=DIRECTORY  like --binary DIRECTORY
 set -uo pipefail
+from=$PWD
 cd "$(dirname "$0")/.." || exit 1
 
 OUTPUTS=80
@@ -29,6 +32,25 @@ now_ms() { date +%s%3N; }
 
 # --- what is needed ---------------------------------------------------------
 
+unpacked=
+case ${1:-} in
+    "") ;;
+    --binary)
+        given=${2:?--binary wants the archive of a release, or a directory}
+        [ "${given#/}" != "$given" ] || given=$from/$given
+        if [ -d "$given" ]; then
+            FLYWHEEL_BIN=$given
+        else
+            [ -r "$given" ] || die "$given cannot be read"
+            unpacked=$(mktemp -d) || exit 1
+            tar -xzf "$given" -C "$unpacked" || { rm -rf "$unpacked"; die "$given cannot be unpacked: --binary wants the archive of a release, flywheel-VERSION-$(uname -m)-linux.tar.gz"; }
+            FLYWHEEL_BIN=$unpacked/usr/bin
+        fi
+        [ -x "$FLYWHEEL_BIN/flywheeld" ] || die "$given has no flywheeld"
+        ;;
+    *) sed -n '/^# Usage/,/^set /{/^#/s/^# \{0,1\}//p}' "$0" >&2; exit 2 ;;
+esac
+
 if ! has nix-build; then
     if has apt-get && { [ "$(id -u)" = 0 ] || { has sudo && sudo -n true 2>/dev/null; }; }; then
         say "Installing Nix (apt-get install nix-bin)"
@@ -36,7 +58,7 @@ if ! has nix-build; then
         $root apt-get update -qq && $root env DEBIAN_FRONTEND=noninteractive \
             apt-get install -y -qq --no-install-recommends nix-bin >/dev/null || die "nix-bin could not be installed"
     else
-        die "nix-build is missing. On Debian or Ubuntu: sudo apt-get install nix-bin; elsewhere: https://nixos.org/download"
+        die "nix-build is missing. On Debian or Ubuntu: sudo apt-get install nix-bin; on Fedora: sudo dnf install nix; elsewhere: https://nixos.org/download"
     fi
 fi
 
@@ -53,7 +75,7 @@ rust_help() {
             echo "    apt-get install rustup build-essential && rustup default stable" ;;
         *) echo "    curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh     (see https://rustup.rs)" ;;
     esac
-    echo "With programs that are built already: FLYWHEEL_BIN=DIRECTORY packaging/quickstart.sh"
+    echo "With the programs of a release nothing is compiled: packaging/quickstart.sh --binary flywheel-VERSION-$(uname -m)-linux.tar.gz"
 }
 
 if [ -z "${FLYWHEEL_BIN:-}" ]; then
@@ -65,7 +87,8 @@ $(rust_help)"
         die "Rust $found is too old: flywheel needs Rust $needed or newer. With rustup: rustup update stable. Without it:
 $(rust_help)"
     has cc || die "a C compiler is missing. On Debian or Ubuntu: apt-get install build-essential; on Fedora: dnf install gcc"
-    say "Building flywheel (a few minutes the first time)"
+    # cargo shows its progress: some 330 packages.
+    say "Compiling flywheel with Rust $found (3 to 10 minutes the first time)"
     cargo build --release --locked || die "the build failed: cargo's messages above give the reason"
     FLYWHEEL_BIN=$(cargo metadata --locked --no-deps --format-version 1 |
         sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/release
@@ -90,6 +113,7 @@ finish() {
         tail -n 20 "$top/flywheeld.log" >&2
     fi
     chmod -R u+w "$top" 2>/dev/null
+    [ -z "$unpacked" ] || rm -rf "$unpacked"
     [ "${KEEP:-}" = 1 ] && echo "kept: $top" || rm -rf "$top"
     exit $status
 }

@@ -12,7 +12,7 @@
 
 let
   manifest = lib.importTOML ../../Cargo.toml;
-  # A new README builds nothing anew.
+  # A new README causes no new build.
   sources = lib.fileset.toSource {
     root = ../..;
     fileset = lib.fileset.unions [

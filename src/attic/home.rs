@@ -57,7 +57,7 @@ impl Home {
 }
 
 fn render(servers: &[Server]) -> String {
-    let mut out = String::from("# Written by flywheeld, again and again.\n");
+    let mut out = String::from("# Written by flywheeld, which replaces this file.\n");
     let text = |text: &str| toml::Value::String(text.to_owned()).to_string();
     if let Some(first) = servers.first() {
         out += &format!("default-server = {}\n", text(&first.name));

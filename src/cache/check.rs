@@ -213,10 +213,9 @@ impl CacheClient {
     }
 
     async fn fetch_nar(&self, from: &Substituter, info: &NarInfo) -> Result<Decoded, Fault> {
-        let url = from
-            .base
-            .join(&info.url)
-            .map_err(|e| fault(FaultKind::NotServed, format!("its narinfo names a URL that is none: {e}")))?;
+        let url = from.base.join(&info.url).map_err(|e| {
+            fault(FaultKind::NotServed, format!("its narinfo names something that is not a URL: {e}"))
+        })?;
         let doing = "reading its NAR".to_owned();
         let mut response = match self.get(from, url, &doing).await {
             Ok(response) => response,
@@ -273,7 +272,7 @@ impl CacheClient {
             }
             Ok(_) => fault(
                 FaultKind::NotServed,
-                format!("the server says that it has the path and does not serve {what}. {REPAIR}"),
+                format!("the server says that it has the path but does not serve {what}. {REPAIR}"),
             ),
             Err(error) => fault(
                 FaultKind::Unreachable,
@@ -392,7 +391,10 @@ fn compare(info: &NarInfo, expected: &Expected) -> Result<(), Fault> {
     let detail = match (differs(&references, &info.references), differs(&info.references, &references)) {
         (Some(lacks), _) => format!("its narinfo lacks the reference {lacks}, which the store has"),
         (None, other) => {
-            format!("its narinfo has the reference {}, which the store has not", other.unwrap_or_default())
+            format!(
+                "its narinfo has the reference {}, which the store does not have",
+                other.unwrap_or_default()
+            )
         }
     };
     Err(fault(FaultKind::References, detail))

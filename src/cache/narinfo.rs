@@ -53,7 +53,7 @@ impl NarInfo {
         for line in text.lines().filter(|line| !line.is_empty()) {
             let (name, value) = line.split_once(": ").or_else(|| line.split_once(':')).ok_or_else(|| {
                 let begin: String = line.chars().take(40).collect();
-                format!("{begin:?} is no line of a narinfo")
+                format!("{begin:?} is not a line of a narinfo")
             })?;
             fields.take(name, value.trim())?;
         }
@@ -109,7 +109,7 @@ impl NarInfo {
         }
         others.truncate(5);
         Err(match (wrong, others.is_empty()) {
-            (true, _) => format!("its signature by {} does not fit to the cache's public key", key.name),
+            (true, _) => format!("its signature by {} does not match the cache's public key", key.name),
             (false, true) => format!("it has no signature; {} should have signed it", key.name),
             (false, false) => format!("it is signed by {}, not by {}", others.join(", "), key.name),
         })
@@ -189,7 +189,9 @@ mod tests {
         let info = |text: &str| NarInfo::parse(text, &store()).unwrap();
         let good = text(&signed(&key));
         assert_eq!(info(&good).check_signature(&public(&key), &store()), Ok(()));
-        assert!(info(&good).check_signature(&public(&other), &store()).unwrap_err().contains("does not fit"));
+        assert!(
+            info(&good).check_signature(&public(&other), &store()).unwrap_err().contains("does not match")
+        );
         let changed = good.replace("NarSize: 120", "NarSize: 121");
         assert!(info(&changed).check_signature(&public(&key), &store()).is_err());
         let foreign = info(&text("else:AAAA")).check_signature(&public(&key), &store()).unwrap_err();
@@ -203,7 +205,7 @@ mod tests {
             ("NarSize: 120", "NarSize: many", "NarSize: "),
             ("StorePath: /nix/store/", "StorePath: /gnu/store/", "StorePath: "),
             ("References: ", "References: x ", "References: "),
-            ("Deriver: unknown", "<html>", "is no line of a narinfo"),
+            ("Deriver: unknown", "<html>", "is not a line of a narinfo"),
         ] {
             let error = NarInfo::parse(&text("a:b").replace(from, to), &store()).unwrap_err();
             assert!(error.contains(why), "{error}");

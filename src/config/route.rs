@@ -74,7 +74,7 @@ pub enum UnknownMaker<'a> {
 /// that only the system's name service can tell, and that did not answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "it is not known whether {route} is for you, because the system's name service does not tell your name and \
+    "it is not known whether {route} is for you, because the system's name service does not report your name and \
      groups: try again when `id` answers"
 )]
 pub struct Undecided {

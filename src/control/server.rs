@@ -239,7 +239,7 @@ impl Connection {
                 return self.tell(Reply::Error { code: ErrorCode::Busy, message }).await;
             }
             Err(mpsc::error::SendTimeoutError::Closed(_)) => {
-                let message = "the daemon is stopping: try again when it is back".to_owned();
+                let message = "the daemon is stopping: try again when it runs again".to_owned();
                 return self.tell(Reply::Error { code: ErrorCode::Draining, message }).await;
             }
         }

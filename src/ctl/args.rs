@@ -78,7 +78,7 @@ Examples:
       for bug reports; it contains no secrets";
 
 impl Command {
-    /// Returns whether jobs call this command in passing: then failed paths or a
+    /// Returns whether jobs call this command beside their work: then failed paths or a
     /// missing daemon do not fail it, unless `--strict` is given.
     pub(super) fn is_lenient(&self) -> bool {
         match self {
@@ -302,7 +302,7 @@ pub(super) struct EndArgs {
     /// Also push these store paths, or links to them, such as 'result*'
     #[arg(long, value_name = "GLOB", num_args = 1..)]
     pub(super) push: Vec<String>,
-    /// How long to wait, such as 90s or 1h30m [default: 240s; 10s while the cache is away]
+    /// How long to wait, such as 90s or 1h30m [default: 240s; 10s while the cache cannot be reached]
     #[arg(long, value_parser = wait)]
     pub(super) timeout: Option<Duration>,
     /// Do not wait for uploads; the daemon continues
@@ -327,7 +327,7 @@ pub(super) struct RunArgs {
     /// Afterwards also push these store paths, or links to them, such as 'result*'
     #[arg(long, value_name = "GLOB", num_args = 1..)]
     pub(super) push: Vec<String>,
-    /// How long to wait for uploads afterwards [default: 240s; 10s while the cache is away]
+    /// How long to wait for uploads afterwards [default: 240s; 10s while the cache cannot be reached]
     #[arg(long, value_parser = wait)]
     pub(super) timeout: Option<Duration>,
     /// The command and its arguments
@@ -340,7 +340,7 @@ pub(super) struct PushArgs {
     /// Store paths, or links to them, such as 'result*'
     #[arg(required_unless_present = "stdin", conflicts_with = "stdin", value_name = "PATH")]
     pub(super) paths: Vec<String>,
-    /// Read the paths from standard input, one in a line, and print a line for each when it settles
+    /// Read the paths from standard input, one in a line, and print a line for each as soon as its outcome is final
     #[arg(long)]
     pub(super) stdin: bool,
     /// The cache to push to [default: as the daemon's routes decide]

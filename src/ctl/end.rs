@@ -57,7 +57,7 @@ pub(super) fn command(context: &Context, args: EndArgs) -> Result<Exit, Failure>
     let mut exit = exit;
     for page in pages {
         if let Err(failure) = report::command(context, id.clone(), Some(&page)) {
-            // The session has ended all the same; only a strict caller fails for the report.
+            // The session has ended anyway; only a strict caller fails for the report.
             if exit == Exit::Done && (context.strict || summary.strict) {
                 exit = failure.exit(true);
             }
@@ -115,7 +115,7 @@ pub(super) fn end_session(context: &Context, ending: EndRequest) -> Result<(Summ
             Err(e) => return Err(e.into()),
         };
         bar.clear();
-        context.render.note("the connection to the daemon was lost; waiting until the daemon is back");
+        context.render.note("the connection to the daemon was lost; waiting until the daemon runs again");
         connection = reconnect(&context.socket, until).ok_or(failure)?;
     }
 }

@@ -59,7 +59,7 @@ fn check(session: String) -> Result<String, Failure> {
         Ok(session)
     } else {
         Err(Failure::Usage(format!(
-            "{session:?} is no id of a session; `flywheelctl session list --all` lists them"
+            "{session:?} is not the id of a session; `flywheelctl session list --all` lists them"
         )))
     }
 }

@@ -22,7 +22,7 @@ pub(super) struct Lines {
     pub(super) connect_timeout: Option<u32>,
 }
 
-/// How long Nix is to try to reach a cache that is away, in seconds. Older versions of
+/// How long Nix is to try to reach a cache that does not answer, in seconds. Older versions of
 /// Nix try for minutes by default.
 const CONNECT_TIMEOUT: u32 = 5;
 

@@ -29,8 +29,9 @@ pub(super) fn resolve(patterns: &[String], cwd: &Path, store_dir: &str) -> Resul
             found.unmatched.push(pattern.clone());
         }
         for path in matches {
-            let full = follow(&path, store_dir)
-                .ok_or_else(|| format!("`{}` is not in {store_dir} and no link into it", path.display()))?;
+            let full = follow(&path, store_dir).ok_or_else(|| {
+                format!("`{}` is neither in {store_dir} nor a link into it", path.display())
+            })?;
             if !found.paths.contains(&full) {
                 found.paths.push(full);
             }

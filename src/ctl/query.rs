@@ -88,7 +88,7 @@ pub(super) fn status(context: &Context, watch: bool) -> Result<Exit, Failure> {
             Err(failure) => {
                 connection = None;
                 if !std::mem::replace(&mut lost, true) {
-                    context.render.warn(&format!("{failure}; waiting until the daemon is back"));
+                    context.render.warn(&format!("{failure}; waiting until the daemon runs again"));
                 }
             }
         }

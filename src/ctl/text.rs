@@ -407,7 +407,7 @@ pub(super) fn plan(plan: &Plan, dry_run: bool) -> String {
         let _ = writeln!(out, "  ok  {}", printable(kept));
     }
     if plan.steps.is_empty() {
-        out.push_str("Nothing is to be changed.\n");
+        out.push_str("There is nothing to change.\n");
     } else {
         out.push_str(if dry_run { "This would be done:\n" } else { "This will be done:\n" });
     }
@@ -484,7 +484,7 @@ pub(super) fn nix_conf(lines: &Lines) -> String {
     }
     if lines.fallback {
         out.push_str(
-            "# Builds continue while a cache is away. Restart the nix-daemon to make it read nix.conf.\n",
+            "# Builds continue while a cache cannot be reached. Restart the nix-daemon to make it read nix.conf.\n",
         );
         out.push_str("fallback = true\n");
     }

@@ -235,7 +235,7 @@ impl Socket {
         if timeout(FAREWELL, self.server).await.is_err() {
             event!(
                 CALLERS_LEFT,
-                "some callers did not read their reply before flywheeld stopped; they ask again when it is back"
+                "some callers did not read their reply before flywheeld stopped; they ask again when it runs again"
             );
         }
         if !self.activated {

@@ -263,7 +263,7 @@ fn end_finds_what_to_push() {
     assert_eq!(strict.0, 2, "the session has ended, and the pattern is bad input: {strict:?}");
     let (code, out, err) = end(&["f*"]);
     assert_eq!((code, out.as_str()), (2, ""));
-    assert!(err.contains("file` is not in /nix/store and no link into it"), "{err}");
+    assert!(err.contains("file` is neither in /nix/store nor a link into it"), "{err}");
     let requests = daemon.requests();
     let [Request::SessionEnd { push, .. }, Request::SessionEnd { push: none, .. }] = &requests[..] else {
         panic!("two requests only: {requests:?}")
@@ -296,7 +296,7 @@ fn without_a_daemon_only_what_jobs_call_in_passing_succeeds() {
         ] {
             let lenient = args[0] == "session" && matches!(args[1], "start" | "end");
             let (code, out, err) = run(&mut ctl(socket, args));
-            // `doctor` checks what it can without a daemon, and fails all the same.
+            // `doctor` checks what it can without a daemon, and fails anyway.
             let out =
                 if args == ["doctor"] { out.contains("not checked").then(String::new).unwrap() } else { out };
             assert_eq!((code, out.as_str()), (if lenient { 0 } else { 5 }, ""), "{args:?}");
@@ -520,7 +520,7 @@ fn a_restarted_daemon_is_asked_again() {
     let (code, out, err) = said(&child.wait_with_output().unwrap());
     assert_eq!(code, 0, "{err}");
     assert!(out.starts_with("watch-store pushed 47 store paths incrementally\n"), "{out}");
-    assert!(err.contains("waiting until the daemon is back"), "{err}");
+    assert!(err.contains("waiting until the daemon runs again"), "{err}");
     let requests = next.requests();
     let [Request::SessionEnd { session, .. }] = &requests[..] else { panic!("asked once") };
     assert_eq!(session.as_deref(), Some("s7"), "by the id that the first one printed");

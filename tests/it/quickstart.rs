@@ -37,5 +37,23 @@ fn the_quick_start_says_how_to_get_a_newer_rust() {
     let text = String::from_utf8_lossy(&out.stderr);
     assert_eq!(out.status.code(), Some(1), "{text}");
     assert!(text.contains("Rust 1.85.0 is too old: flywheel needs Rust 1.89 or newer"), "{text}");
-    assert!(text.contains("rustup") && text.contains("FLYWHEEL_BIN="), "{text}");
+    assert!(text.contains("rustup") && text.contains("--binary flywheel-VERSION"), "{text}");
+}
+
+/// A wrong word gets the usage, and an archive that is none gets a message that says which one is
+/// meant.
+#[test]
+fn the_quick_start_checks_what_it_is_given() {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/quickstart.sh");
+    let run = |args: &[&str]| {
+        let out = Command::new(&script).args(args).env_remove("FLYWHEEL_BIN").output().unwrap();
+        (out.status.code(), String::from_utf8_lossy(&out.stderr).into_owned())
+    };
+    let (code, text) = run(&["--binaries", "x"]);
+    assert!(code == Some(2) && text.contains("Usage: packaging/quickstart.sh [--binary"), "{text}");
+    let (code, text) = run(&["--binary", "Cargo.toml"]);
+    assert!(code == Some(1) && text.contains("wants the archive of a release"), "{text}");
+    let empty = tempfile::tempdir().unwrap();
+    let (code, text) = run(&["--binary", empty.path().to_str().unwrap()]);
+    assert!(code == Some(1) && text.contains("has no flywheeld"), "{text}");
 }

@@ -137,6 +137,7 @@ in
             {
               user = "ci-untrusted";
               cache = "local";
+              allow = [ "main" ];
             }
             {
               group = "guests";

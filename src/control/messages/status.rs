@@ -171,7 +171,7 @@ pub struct StoreStatus {
     /// The size of the NARs of pending paths that are protected from garbage collection,
     /// in bytes.
     pub protected_bytes: u64,
-    /// How many pending paths are not protected because a bound is passed.
+    /// How many pending paths are not protected because a limit is exceeded.
     pub unprotected_paths: u64,
     /// How many paths have lost their protection since the daemon started.
     pub let_go: u64,

@@ -54,14 +54,14 @@ fn takes_uploads(what: &str, cache: &CacheDiagnosis, status: Option<&CacheStatus
         let path = &upload.path;
         return match (&upload.upload_problem, &upload.read_problem) {
             (Some(fault), _) => {
-                let text = format!("answers, and took no upload of {path}: {}", fault.message);
+                let text = format!("answers, but accepted no upload of {path}: {}", fault.message);
                 Finding::bad(what, text, super::LOG)
             }
             (None, Some(fault)) => {
-                let text = format!("took {path}, which cannot be read back: {}", fault.message);
+                let text = format!("accepted {path}, which cannot be read back: {}", fault.message);
                 Finding::bad(what, text, "flywheelctl nix-conf")
             }
-            (None, None) => Finding::good(what, format!("took {path} and gave it back, at {address}")),
+            (None, None) => Finding::good(what, format!("accepted {path} and returned it, at {address}")),
         };
     }
     let reason = status.and_then(|status| status.reason.as_deref()).unwrap_or("the reason is not known");

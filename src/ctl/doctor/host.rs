@@ -42,7 +42,7 @@ fn of_space(space: &SpaceDiagnosis) -> Finding {
     }
     match space.free_files {
         Some(files) if files < LEAST_FILES => {
-            Finding::bad(what, format!("{dir} has room for {files} more files only"), format!("df -i {dir}"))
+            Finding::bad(what, format!("{dir} has room for only {files} more files"), format!("df -i {dir}"))
         }
         _ => Finding::good(what, format!("{dir} has {free} left")),
     }
@@ -52,11 +52,11 @@ fn limits(host: &HostDiagnosis) -> Finding {
     let what = "limits";
     if let Some(few) = host.inotify_watches.filter(|n| *n < LEAST_WATCHES) {
         let text =
-            format!("a user may watch {few} directories only (inotify): new paths can be noticed late");
+            format!("a user may watch only {few} directories (inotify): new paths can be noticed late");
         return Finding::bad(what, text, "sysctl -w fs.inotify.max_user_watches=65536");
     }
     if let Some(few) = host.inotify_instances.filter(|n| *n < LEAST_INSTANCES) {
-        let text = format!("a user may have {few} inotify instances only: new paths can be noticed late");
+        let text = format!("a user may have only {few} inotify instances: new paths can be noticed late");
         return Finding::bad(what, text, "sysctl -w fs.inotify.max_user_instances=128");
     }
     match host.open_files {

@@ -1,4 +1,4 @@
-//! Whether this host's Nix reads the caches, and what it does when one is away. Must not
+//! Whether this host's Nix reads the caches, and what it does when one cannot be reached. Must not
 //! know whether paths get into them.
 
 use std::path::Path;
@@ -126,12 +126,12 @@ fn host_of(address: &str) -> Option<&str> {
     })
 }
 
-/// What Nix does when a substituter is away.
+/// What Nix does when a substituter cannot be reached.
 fn when_away(nix: &NixSettings) -> Vec<Finding> {
     if nix.system.words("substituters").is_empty() {
         return Vec::new();
     }
-    let what = "a cache that is away";
+    let what = "a cache that cannot be reached";
     let mut all = Vec::new();
     if nix.system.value("fallback") != Some("true") {
         let text = "fails builds that read from it, since nix.conf lacks `fallback = true`";

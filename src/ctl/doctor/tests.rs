@@ -162,7 +162,7 @@ fn what_keeps_nix_from_reading() {
         (&server, nix("", "", true), Some("does not use the substituter")),
         (&server, nix("", "substituters = https://a/main/?priority=1", true), Some("not trusted")),
         (&private, nix(READS, READS, true), Some("netrc")),
-        // nix.conf is not to blame when the cache is away.
+        // nix.conf is not to blame when the cache cannot be reached.
         (&unread, nix(READS, READS, true), Some("nix.conf is set up, and https://a/main cannot be read")),
     ] {
         let found = of(server, &nix);

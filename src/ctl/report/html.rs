@@ -289,7 +289,7 @@ fn paths(out: &mut String, d: &SessionDetail) {
         );
     };
     let listed: HashSet<&str> = d.paths.iter().map(|p| p.path.as_str()).collect();
-    // The list of paths is limited; failures beyond the limit are shown all the same.
+    // The list of paths is limited; failures beyond the limit are still shown.
     for failed in d.summary.failed.iter().filter(|f| !listed.contains(f.path.as_str())) {
         row(&failed.path, "failed", "", "", "");
     }

@@ -47,7 +47,7 @@ pub(super) fn run(socket: &Path, connection: Connection) -> Result<Exit, Failure
     let shown = show(&mut terminal, &answers, &stopped);
     drop(questions);
     ratatui::restore();
-    // Nobody is left who reads an error when the terminal is away.
+    // Nobody is left who reads an error when the terminal is closed.
     shown.map_err(cannot).map(|()| Exit::Done)
 }
 

@@ -28,19 +28,21 @@ pub(super) fn write(context: &Context, host: &Host) -> Result<Vec<String>, Failu
             Ok(info) if info.servers.iter().all(|server| server.substituter.is_some()) => break info,
             Ok(_) if Instant::now() < until => std::thread::sleep(PAUSE),
             Ok(_) => {
-                let text = "nix.conf is left alone, since a cache has not said its address and key: run \
+                let text = "nix.conf stays as it is, because a cache has not reported its address and key: run \
                             `flywheelctl setup` again when `flywheelctl doctor` finds that it answers";
                 context.render.warn(text);
                 return Ok(Vec::new());
             }
             Err(failure) => {
-                context.render.warn(&format!("nix.conf is left alone: {failure}"));
+                context.render.warn(&format!("nix.conf stays as it is: {failure}"));
                 return Ok(Vec::new());
             }
         }
     };
     let settings = nix_conf::host(true).map_err(|why| {
-        Failure::Usage(format!("nix.conf is left alone, since Nix cannot be asked for its settings: {why}"))
+        Failure::Usage(format!(
+            "nix.conf stays as it is, because Nix cannot be asked for its settings: {why}"
+        ))
     })?;
     if nix_reads_all(&info, &settings) {
         return Ok(Vec::new());

@@ -20,7 +20,7 @@ use crate::types::replace_file;
 const LOOK: Duration = Duration::from_secs(5);
 /// The first line of the file. A file that begins otherwise was not written by the
 /// daemon.
-const MARK: &str = "# Written by flywheeld, again and again: changes are lost.\n";
+const MARK: &str = "# Written by flywheeld, which replaces this file: changes are lost.\n";
 /// The line between the entries of other files and the daemon's own.
 const OWN: &str = "# Entries of flywheel:\n";
 const MODE: u32 = 0o640;

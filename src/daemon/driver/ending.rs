@@ -167,8 +167,7 @@ impl Driver {
                 self.begin_naming(naming, false, cache, paths, false);
             }
             SessionAction::WarnUnstable => {
-                let text =
-                    "paths of the session were deleted by the cache again and again: some may not be there";
+                let text = "paths of the session were deleted by the cache repeatedly: some may be missing";
                 session.warn(&self.parts.ledger, text.to_owned());
             }
             SessionAction::Flush => self.step(Event::Flush(row)),

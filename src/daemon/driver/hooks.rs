@@ -33,7 +33,10 @@ impl Driver {
             let owner =
                 std::fs::metadata(store_dir.as_path()).map(|m| std::os::unix::fs::MetadataExt::uid(&m));
             if peer.uid != 0 && owner.ok() != Some(peer.uid) {
-                return responder.refuse(ErrorCode::Denied, "only a builder of this store has a hook");
+                return responder.refuse(
+                    ErrorCode::Denied,
+                    "only root or the owner of the store may report what was built",
+                );
             }
             // Nix 2.8 leaves OUT_PATHS empty. The derivation names the outputs too.
             let outputs = match derivation.filter(|_| outputs.is_empty()) {

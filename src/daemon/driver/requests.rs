@@ -10,7 +10,7 @@ use crate::types::{CacheId, StorePath};
 pub(super) const PATHS_IN_REQUEST: usize = MAX_PATHS as usize;
 
 /// The answer to a request that comes while the daemon is stopping.
-pub(super) const STOPPING: &str = "the daemon is stopping: ask again when it is back";
+pub(super) const STOPPING: &str = "the daemon is stopping: try again when it runs again";
 
 impl Driver {
     /// Serves one request. It is answered exactly once, at once or later.

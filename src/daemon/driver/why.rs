@@ -165,7 +165,7 @@ fn next(
             "remove the cause, then `flywheelctl push {path}` tries it again (`flywheelctl reload`: all)"
         )),
         PushState::Skipped => {
-            Some(format!("a filter or route leaves it out; `flywheelctl push {path}` pushes it all the same"))
+            Some(format!("a filter or route leaves it out; `flywheelctl push {path}` pushes it anyway"))
         }
         PushState::Collected => Some("it is pushed when it is built again".to_owned()),
         PushState::Pushed | PushState::Cached | PushState::Upstream => None,

@@ -17,7 +17,7 @@ use crate::observe::detail;
 pub(in crate::daemon) struct Protection {
     /// NARs of the paths that are protected, in bytes.
     pub(in crate::daemon) bytes: u64,
-    /// Pending paths that are not protected because a bound is passed.
+    /// Pending paths that are not protected because a limit is exceeded.
     pub(in crate::daemon) unprotected: u64,
     /// Paths that have lost their protection since the daemon started.
     pub(in crate::daemon) let_go: u64,

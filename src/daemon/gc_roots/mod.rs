@@ -102,7 +102,7 @@ struct State {
     piled: usize,
     idle_since: Instant,
     bounds: Bounds,
-    /// Pending paths that are not held because a bound is passed.
+    /// Pending paths that are not held because a limit is exceeded.
     unprotected: Unprotected,
     /// The free space of the store's file system when it was last measured.
     free: Option<u64>,

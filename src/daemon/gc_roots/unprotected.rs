@@ -1,4 +1,4 @@
-//! Pending paths that lost their protection because a bound was passed, and what is said
+//! Pending paths that lost their protection because a limit was exceeded, and what is said
 //! of them: once when the first loses it, and once when none is left.
 
 use std::collections::BTreeMap;
@@ -56,7 +56,7 @@ impl Unprotected {
                 paths = self.episode.0,
                 protected_bytes = held,
                 free_bytes = free.unwrap_or_default(),
-                "[nix] {} is passed: the oldest {} pending paths are not protected from garbage collection any more; \
+                "[nix] {} is exceeded: the oldest {} pending paths are not protected from garbage collection any more; \
                  they stay pending and are pushed if they still exist when the cache takes them",
                 passed.key(),
                 self.episode.0

@@ -168,7 +168,7 @@ impl People {
                 crate::observe::detail!(
                     uid = key.0,
                     error = error,
-                    "the name service does not tell who this is"
+                    "the name service does not say who this is"
                 );
             }
         }

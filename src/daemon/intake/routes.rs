@@ -173,8 +173,8 @@ impl Intake {
             }
             Err(Waits::Undecided(person, undecided)) => {
                 let why = format!(
-                    "the name service does not tell who user {} is, and so not whether {} is for them: the paths \
-                     are pushed when it does",
+                    "the name service does not say who user {} is, so it is not known whether {} is for them: \
+                     the paths are pushed when it answers",
                     person.0, undecided.route
                 );
                 self.undecided.say(path, &why);

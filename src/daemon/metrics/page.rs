@@ -96,12 +96,12 @@ fn fill(registry: &Registry, status: &Status, numbers: &Numbers) -> prometheus::
     )?;
     gauge(
         "flywheel_unprotected_paths",
-        "Pending paths that are not protected from garbage collection because a bound is passed.",
+        "Pending paths that are not protected from garbage collection because a limit is exceeded.",
         status.store.unprotected_paths,
     )?;
     counters(
         "flywheel_protection_lost_total",
-        "Pending paths that lost their protection from garbage collection because a bound was passed.",
+        "Pending paths that lost their protection from garbage collection because a limit was exceeded.",
         &[],
     )?
     .with_label_values::<&str>(&[])

@@ -71,7 +71,7 @@ fn nix_reads_a_private_cache_with_what_is_printed() {
     assert_eq!(
         conf.out,
         format!(
-            "extra-substituters = {}\nextra-trusted-public-keys = {}\nnetrc-file = {}\n# Builds continue while a cache is away. Restart the nix-daemon to make it read nix.conf.\nfallback = true\nconnect-timeout = 5\n",
+            "extra-substituters = {}\nextra-trusted-public-keys = {}\nnetrc-file = {}\n# Builds continue while a cache cannot be reached. Restart the nix-daemon to make it read nix.conf.\nfallback = true\nconnect-timeout = 5\n",
             view.url(),
             view.key,
             rig.netrc.display()

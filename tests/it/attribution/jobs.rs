@@ -275,7 +275,7 @@ fn a_path_built_outside_of_all_sessions_belongs_to_none() {
     let detail = site.daemon.json(&["session", "show", &job.session]);
     let has = detail["paths"].as_array().unwrap().iter().any(|p| p["path"] == path.as_str());
     assert!(!has, "{detail}");
-    assert!(site.daemon.main().has(&path), "it is pushed all the same");
+    assert!(site.daemon.main().has(&path), "it is pushed anyway");
     job.child.kill().unwrap();
     job.child.wait().unwrap();
 }

@@ -348,7 +348,7 @@ fn the_hook_tells_who_built() {
     }
     assert!((1..=3).contains(&hooked), "{hooked} of 3 by their hook");
     // The daemon does not believe a hook of a user who builds nothing in this
-    // store, and the hook succeeds all the same.
+    // store, and the hook succeeds anyway.
     if !can_switch_user() {
         return;
     }

@@ -102,3 +102,19 @@ fn no_file_fails_a_job() {
         }
     });
 }
+
+/// The configuration in the Kubernetes manifest can be used.
+#[test]
+fn the_daemon_sets_configuration_is_good() {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/kubernetes/daemonset.yaml");
+    let manifest = std::fs::read_to_string(manifest).unwrap();
+    let block = manifest.split("  flywheel.toml: |\n").nth(1).unwrap().split("\n---\n").next().unwrap();
+    let config: String = block.lines().map(|line| format!("{}\n", line.trim_start_matches("    "))).collect();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("flywheel.toml");
+    std::fs::write(&file, config).unwrap();
+    let mut check = Command::new(env!("CARGO_BIN_EXE_flywheeld"));
+    let checked = check.arg("--check-config").arg("--config").arg(&file).output().unwrap();
+    let text = String::from_utf8_lossy(&checked.stderr);
+    assert!(checked.status.success() && text.contains("the configuration is good"), "{text}");
+}

@@ -74,7 +74,7 @@ fn other_hooks_run_in_order_with_nixs_environment_and_their_status_counts() {
     assert_eq!((out.status.code(), out.stderr.len()), (Some(0), 0), "{out:?}");
     let paths = "/nix/store/a /nix/store/b";
     assert_eq!(hooks.log(), format!("10-first: {paths}\n20-second: {paths}\nthen --with args: {paths}\n"));
-    // The first status that is not 0 is the hook's, and the others run all the same.
+    // The first status that is not 0 is the hook's, and the others run anyway.
     hooks.add("10-first", 7);
     hooks.add("20-second", 9);
     assert_eq!(hooks.call(&["--then", then.to_str().unwrap()]).status.code(), Some(7));

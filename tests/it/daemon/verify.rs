@@ -194,7 +194,7 @@ fn another_key_is_named() {
             *body = String::from_utf8_lossy(body).replace("NarSize: ", "NarSize: 1").into_bytes();
         }
     });
-    assert!(bench.problem("wrong_key").contains("does not fit"));
+    assert!(bench.problem("wrong_key").contains("does not match"));
 }
 
 #[test]

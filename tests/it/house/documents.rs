@@ -139,3 +139,36 @@ fn every_command_of_the_readme_is_run() {
         assert!(text.contains(&format!("fn {function}(")), "{command}: there is no test {test}");
     }
 }
+
+/// The words of a table's first column, under the heading of a page.
+fn first_column(page: &str, heading: &str) -> BTreeSet<String> {
+    let section = page.split(&format!("\n## {heading}\n")).nth(1).unwrap_or_else(|| panic!("no {heading}"));
+    let section = section.split("\n## ").next().unwrap();
+    let cells = section.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+    cells.map(str::to_owned).collect()
+}
+
+/// Every error class and every `outcome` of an error in the sources has a row in docs/errors.md, and
+/// no other word has one.
+#[test]
+fn every_error_has_its_row() {
+    let read = |path: &str| fs::read_to_string(root().join(path)).unwrap();
+    // The words that a function returns, in a match.
+    let returned = |path: &str, function: &str| -> BTreeSet<String> {
+        let text = read(path);
+        let body = text.split(function).nth(1).unwrap().split("\n    }\n").next().unwrap();
+        body.split("=> \"").skip(1).map(|rest| rest.split('"').next().unwrap().to_owned()).collect()
+    };
+    let mut classes = returned("src/cache/error.rs", "pub fn as_str(self)");
+    let recorded = super::sources();
+    let recorded = recorded.iter().filter(|source| source.path.starts_with("daemon/"));
+    for source in recorded {
+        let words = source.full.split("PushError::new(\"").skip(1);
+        classes.extend(words.map(|rest| rest.split('"').next().unwrap().to_owned()));
+    }
+    let outcomes = returned("src/ctl/exit.rs", "fn outcome(&self)");
+    assert!(classes.len() >= 13 && outcomes.len() >= 9, "{classes:?} {outcomes:?}");
+    let page = read("docs/errors.md");
+    assert_eq!(first_column(&page, "Error classes of a push"), classes);
+    assert_eq!(first_column(&page, "`outcome` of an error in JSON"), outcomes);
+}

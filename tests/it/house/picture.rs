@@ -82,7 +82,7 @@ fn the_picture_is_what_the_imports_say() {
         fs::write(&file, format!("{before}{BEGIN}{drawn}{END}{after}")).unwrap();
         return;
     }
-    assert_eq!(found, drawn, "docs/architecture.md shows another house than src; draw it anew:\n  {DRAW}\n");
+    assert_eq!(found, drawn, "docs/architecture.md shows another house than src; draw it again:\n  {DRAW}\n");
 }
 
 /// The picture changes with a new arrow.

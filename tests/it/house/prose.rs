@@ -10,7 +10,7 @@ use crate::house::sources;
 
 /// Words that are not used, each with what to write instead. They are compared without regard to
 /// case, and stand between characters that are not letters.
-const WORDS: [(&str, &str); 34] = [
+const WORDS: [(&str, &str); 43] = [
     ("parked", "failed"),
     ("given up", "failed"),
     ("gave up", "failed"),
@@ -45,6 +45,15 @@ const WORDS: [(&str, &str); 34] = [
     ("said again", "repeated"),
     ("has gone", "has ended, or was removed"),
     ("is gone", "was removed, or has ended"),
+    ("all the same", "anyway, or still"),
+    ("anew", "again"),
+    ("passing error", "temporary error"),
+    ("passing errors", "temporary errors"),
+    ("in passing", "beside its work"),
+    ("said once", "logged once"),
+    ("is away", "cannot be reached, or is absent"),
+    ("are away", "cannot be reached, or are absent"),
+    ("for want of", "because … is missing"),
 ];
 
 /// The findings in a text, as `PLACE:LINE: word: what to write instead`.
@@ -122,7 +131,11 @@ fn people_read_the_glossarys_words() {
             .map(|file| root.join(file))
             .to_vec();
     below(&root.join("docs"), &["md"], &mut files);
-    below(&root.join("packaging"), &["md", "toml", "yml", "sh", "service", "timer", "json", ""], &mut files);
+    below(
+        &root.join("packaging"),
+        &["md", "toml", "yml", "yaml", "nix", "spec", "sh", "service", "timer", "json", ""],
+        &mut files,
+    );
     below(&root.join("systemd"), &["catalog", "service", "socket", "conf"], &mut files);
     files.push(root.join("src/bin/flywheeld.roff"));
     assert!(files.len() > 40, "{files:?}");

@@ -1,4 +1,4 @@
-//! Caches delete: by age, to make room, or because somebody set them up anew. What flywheel says of
+//! Caches delete: by age, to make room, or because somebody set them up again. What flywheel says of
 //! a cache is what the cache said a moment ago, and what it uploads has its closure there.
 
 use rusqlite::Connection;
@@ -161,7 +161,7 @@ fn a_session_is_answered_from_what_the_cache_says_now() {
     };
     let app = rig.daemon.nix.build(&PrivateNix::shell("app", &script(&references))).remove(0);
     rig.daemon.flush();
-    // The cache is set up anew.
+    // The cache is set up again.
     rig.cache.change(|settings| std::fs::remove_dir_all(&settings.dir).unwrap());
     let session = rig.daemon.session(&[]);
     let end = rig.daemon.json(&["session", "end", &session, "--strict", "--push", &app]);
@@ -194,7 +194,7 @@ fn a_flush_asks_about_what_was_confirmed() {
         [main.has(&paths[0]), main.has(&paths[1]), other.has(&paths[0]), other.has(&paths[1])]
     };
     assert_eq!(has(&cache), [true, true, false, true]);
-    // The cache is set up anew; the daemon does not notice the moment without it.
+    // The cache is set up again; the daemon does not notice the moment without it.
     cache.change(|settings| std::fs::remove_file(settings.dir.join("cache.sqlite")).unwrap());
     assert_eq!(has(&cache), [false; 4]);
     daemon.flush();

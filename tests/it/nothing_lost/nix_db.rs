@@ -21,7 +21,7 @@ fn replaced_while_the_daemon_was_away() {
     daemon.nix.wipe();
     let paths = ["one", "two", "three"].map(|name| daemon.nix.make(name));
     daemon.up();
-    // The open session's window begins anew as well.
+    // The open session's window begins again as well.
     let summary = daemon.end(&session, &[]);
     assert_eq!(summary["pushed"], 3, "{summary}");
     assert_eq!(daemon.main().having(&paths), [true; 3]);

@@ -73,7 +73,7 @@ fn beyond_protect_max_the_oldest_pending_paths_can_be_collected() {
     assert!((300_000..320_000).contains(&bytes), "{status}");
     let warnings = status["warnings"].to_string();
     assert!(
-        warnings.contains("2 pending paths") && warnings.contains("[nix] protect_max is passed"),
+        warnings.contains("2 pending paths") && warnings.contains("[nix] protect_max is exceeded"),
         "{warnings}"
     );
     let metrics = bench.daemon.ctl(&["metrics"]).out;
@@ -96,7 +96,7 @@ fn beyond_protect_max_the_oldest_pending_paths_can_be_collected() {
     assert_eq!((counts["pushed"].as_u64(), counts["collected"].as_u64()), (Some(3), Some(2)), "{counts}");
     until("nothing is protected any more", || bench.daemon.status()["store"]["protected_bytes"] == 0);
     assert_eq!(bench.unprotected(), 0);
-    bench.daemon.assert_logged(1, "protect_max is passed");
+    bench.daemon.assert_logged(1, "protect_max is exceeded");
     bench.daemon.assert_logged(1, "all pending paths are protected from garbage collection again");
 }
 

@@ -216,7 +216,7 @@ fn an_idle_database_is_opened_by_way_of_the_nix_daemon() {
 }
 
 /// After a crash of the machine the write-ahead log has no index, and this reader may not
-/// write one. It reads the rows in the log all the same.
+/// write one. It reads the rows in the log anyway.
 #[test]
 fn a_log_without_an_index_is_read() {
     if !is_root() {

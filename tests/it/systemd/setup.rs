@@ -38,7 +38,7 @@ fn setup_makes_a_host_push_and_read_and_changes_nothing_twice() {
     let pid = c.show("flywheeld.service", "MainPID");
     let again = c.run(SETUP);
     assert_eq!(again.code, 0, "{again:?}");
-    assert!(again.out.contains("Nothing is to be changed."), "{again:?}");
+    assert!(again.out.contains("There is nothing to change."), "{again:?}");
     assert_eq!(c.show("flywheeld.service", "MainPID"), pid, "nothing was restarted");
     assert_eq!(c.ok("grep -c flywheel.conf /etc/nix/nix.conf"), "1");
 

@@ -112,7 +112,7 @@ impl Run {
                 let until = now + self.rng.below(20_000);
                 lock(&self.world).store.set_away(true);
                 self.away_until = Some(until);
-                self.line("world: the Nix database is away");
+                self.line("world: the Nix database is absent");
                 self.count("databases away");
             }
             34 | 35 if faults.slow_ledger => {
