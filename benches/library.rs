@@ -70,6 +70,7 @@ pub fn ledger() {
         let session = |id: &str| {
             let session = NewSession {
                 log_paths: false,
+                route: None,
                 id: id.to_owned(),
                 kind: SessionKind::Job,
                 label: None,
@@ -90,6 +91,7 @@ pub fn ledger() {
             pushes: (0..2001)
                 .map(|n| NewPushRow {
                     valid_at: 0,
+                    route: None,
                     cache: "main".to_owned(),
                     path: base(n),
                     nar_size: 120,

@@ -8,6 +8,7 @@
 //! | forked by `nix-daemon --daemon` | argv[1] is overwritten with it (Nix, `src/nix/unix/daemon.cc`: "For debugging, stuff the pid into argv[1]"), cut to the argument's length |
 //! | Lix | `nix-daemon --for PID …`, or argv[1] overwritten with NUL, number and blanks |
 //! | started by systemd for one connection (`Accept=yes`) | the instance of its unit, `nix-daemon@N-PID-UID.service`, in its control group |
+//! | `nix-daemon --stdio` with a connection as its standard input | the kernel knows who opened the connection; it tells root and services with CAP_SYS_PTRACE |
 //!
 //! The first two are debugging aids and no interfaces: a worker whose command
 //! line looks different has an unknown client and proves nothing. In a
@@ -75,7 +76,7 @@ impl Lineage {
                     client.clone()
                 }
                 Role::Connection => {
-                    client = proc.stat(client_of_unit(proc, &at)?)?;
+                    client = proc.stat(client_of_connection(proc, &at)?)?;
                     client.clone()
                 }
                 Role::Ordinary if at.ppid == 0 => break,
@@ -98,6 +99,16 @@ fn outer_number(proc: &Proc, worker: &Stat, number: i32) -> Option<i32> {
     if proc.numbers(worker.id.pid).len() > 1 { proc.inner(worker.id.pid, number) } else { Some(number) }
 }
 
+/// The client of a worker that serves one connection: the unit's name tells it, or the
+/// kernel does, which may be asked only by a service that may trace the worker. The user
+/// who opened the connection must still be the process's.
+fn client_of_connection(proc: &Proc, worker: &Stat) -> Option<i32> {
+    client_of_unit(proc, worker).or_else(|| {
+        let (pid, uid) = proc.stdin_peer(worker.id)?;
+        (proc.uid(pid)? == uid).then_some(pid)
+    })
+}
+
 /// The client of a worker that systemd started for one connection (systemd.socket(5),
 /// `Accept=`): the instance's name holds a count, the client's process number and
 /// its user. The user must still be the process's.
@@ -115,6 +126,8 @@ fn parse_unit(cgroup: &str) -> Option<(i32, u32)> {
     // Some versions escape or append the connection's number: the last two count.
     let mut numbers = instance.rsplitn(3, '-');
     let (uid, pid, count) = (numbers.next()?, numbers.next()?, numbers.next()?);
+    // systemd 258 appends `_` and the number of the process's pidfd.
+    let pid = pid.split_once('_').map_or(pid, |(pid, _)| pid);
     let digits = [uid, pid, count].iter().all(|text| is_number(text.as_bytes()));
     let pid = pid.parse().ok().filter(|pid| *pid > 0)?;
     if digits { Some((pid, uid.parse().ok()?)) } else { None }
@@ -216,6 +229,7 @@ mod tests {
         for (cgroup, client) in [
             ("/system.slice/system-nix\\x2ddaemon.slice/nix-daemon@7-1234-1000.service", Some((1234, 1000))),
             ("/system.slice/nix-daemon@7-1234-1000.service/supervisor", Some((1234, 1000))),
+            ("/system.slice/nix-daemon@7-1234_9876-1000.service", Some((1234, 1000))),
             ("/system.slice/nix-daemon.service", None),
             ("/system.slice/nix-daemon@7-0-1000.service", None),
             ("/system.slice/nix-daemon@7-x-1000.service", None),

@@ -8,6 +8,9 @@ use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+
 /// How much of `stat`, `status`, `cmdline` and `cgroup` is used, in bytes.
 const MOST: usize = 4096;
 /// The first size of the buffer for a file, in bytes. Most files fit into it.
@@ -128,6 +131,26 @@ impl Proc {
         let mut found = pids.filter(fits);
         let first = found.next()?;
         found.next().is_none().then_some(first)
+    }
+
+    /// Returns process number and user of who opened the connection that a process has as
+    /// its standard input (SO_PEERCRED). Returns `None` when it is no connection of this
+    /// host, when that process is in a namespace that cannot be seen from here, or when
+    /// this user may not trace the process (ptrace(2)), as the service's own user may not.
+    pub(super) fn stdin_peer(&self, of: ProcId) -> Option<(i32, u32)> {
+        // Only of real processes.
+        if self.root != Path::new("/proc") {
+            return None;
+        }
+        let pid = rustix::process::Pid::from_raw(of.pid)?;
+        let process = pidfd_open(pid, PidfdFlags::empty()).ok()?;
+        // The number is the process's as long as this is true, and so is the descriptor.
+        if !self.is_alive(of) {
+            return None;
+        }
+        let stdin = pidfd_getfd(&process, 0, PidfdGetfdFlags::empty()).ok()?;
+        let peer = getsockopt(&stdin, PeerCredentials).ok()?;
+        (peer.pid() > 0).then_some((peer.pid(), peer.uid()))
     }
 
     /// Returns the command line of a process: its arguments, each followed by a zero

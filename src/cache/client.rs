@@ -18,6 +18,7 @@ use super::body::{self, Failure, Stall, Watch};
 use super::discover::{Discovered, Discovery};
 use super::endpoint::Endpoint;
 use super::error::{CacheError, ErrorClass, Sent};
+use super::network::NetworkFault;
 use super::token::{Secret, TokenSource};
 use super::transport::{Answer, TlsFiles, Transport};
 use super::wire::{CacheConfig, MissingAnswer, MissingRequest, UploadAnswer, UploadInfo, Uploaded};
@@ -429,7 +430,7 @@ fn mismatch(doing: &str, how: &str) -> CacheError {
 fn stall_error(stall: &Stall, after: Duration, doing: &str) -> CacheError {
     let seconds = after.as_secs_f32();
     let (class, what) = match stall {
-        Stall::Connecting => (ErrorClass::Unreachable, "no connection could be made in time".to_owned()),
+        Stall::Connecting => (ErrorClass::Unreachable, NetworkFault::TimedOut.to_string()),
         Stall::Sending => (ErrorClass::Transient, format!("the server accepted no data for {seconds} s")),
         Stall::Answer => (ErrorClass::Transient, format!("no answer for {seconds} s")),
         Stall::Source => (ErrorClass::Local, "reading the path made no progress for minutes".to_owned()),

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use reqwest::StatusCode;
 use reqwest::header::{HeaderMap, RETRY_AFTER};
 
+use super::network::NetworkFault;
 use super::token::Secret;
 use super::wire::ErrorAnswer;
 
@@ -129,19 +130,17 @@ impl CacheError {
 
     /// Makes the error of a request without an answer. `sent` says whether the connection had taken any of a body.
     pub(super) fn from_transport(error: &reqwest::Error, sent: bool, doing: &str) -> Self {
-        let why = chain(error);
-        let (class, how) = if error.is_builder() {
-            (ErrorClass::Rejected, "the request cannot be made")
-        } else if error.is_connect() || (error.is_timeout() && !sent) {
-            (ErrorClass::Unreachable, "no connection")
-        } else if sent {
+        let why = NetworkFault::of(error);
+        let (class, text) = if error.is_builder() {
+            (ErrorClass::Rejected, format!("the request cannot be made: {why}"))
+        } else if sent && !error.is_connect() {
             // The cause may be this one path, so it must not count against the
             // cache. If the server is down, the next attempt shows it.
-            (ErrorClass::Transient, "the connection broke while the path was being sent")
+            (ErrorClass::Transient, format!("while the path was being sent, {why}"))
         } else {
-            (ErrorClass::Unreachable, "the connection broke before an answer")
+            (ErrorClass::Unreachable, why.to_string())
         };
-        Self::new(class, format!("{doing}: {how}: {why}"))
+        Self::new(class, format!("{doing}: {text}"))
     }
 
     /// Ranks the failures of several endpoints; the lowest rank is the most informative about the cache.
@@ -253,21 +252,6 @@ pub(super) fn quote(text: &str, token: Option<&Secret>) -> String {
 /// Whether a character changes the direction in which a terminal or a browser writes.
 fn turns_text(c: char) -> bool {
     matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
-
-/// Joins the causes of an error, the root cause last. The URL is in the message already.
-fn chain(error: &reqwest::Error) -> String {
-    let mut parts: Vec<String> = Vec::new();
-    let mut next = std::error::Error::source(error);
-    while let Some(error) = next {
-        let text = error.to_string();
-        // An error often repeats the text of its cause.
-        if !parts.last().is_some_and(|above| above.contains(&text)) {
-            parts.push(text);
-        }
-        next = error.source();
-    }
-    quote(&parts.join(": "), None)
 }
 
 #[cfg(test)]

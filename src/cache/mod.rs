@@ -10,6 +10,7 @@
 //! | `token` | where the token comes from, and keeping it out of sight |
 //! | `wire` | the JSON of the API |
 //! | `error` | error classes, and what a status or a broken connection means |
+//! | `network` | why a connection failed, in plain words |
 //! | `endpoint` | addresses: their form, loopback, which redirects are allowed |
 //! | `transport` | HTTP clients and their limits |
 //! | `body` | the request body with the NAR: exact length, stall detection, early answers |
@@ -32,6 +33,7 @@ mod examine;
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzz;
 mod narinfo;
+mod network;
 mod read;
 mod token;
 mod transport;

@@ -51,6 +51,9 @@ pub struct Who<'a> {
     pub trusted: bool,
 }
 
+/// What decides where paths go that no route is for.
+const DEFAULT: &str = "default_cache";
+
 /// Where paths go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Destination<'a> {
@@ -180,6 +183,24 @@ impl Settings {
     pub fn route(&self, who: &Who<'_>) -> Result<Destination<'_>, Undecided> {
         let route = self.route_of(who)?;
         Ok(route.map_or(Destination::Cache(&self.default_cache), |(_, route)| route.destination()))
+    }
+
+    /// Names what decides where the paths of `who` go: a route, or `default_cache`.
+    pub fn rule(&self, who: &Who<'_>) -> Result<String, Undecided> {
+        let route = self.route_of(who)?;
+        Ok(route.map_or_else(|| DEFAULT.to_owned(), |(position, _)| self.describe_route(position)))
+    }
+
+    /// Names what decides about the paths of no session whose maker was not seen.
+    pub fn rule_for_unknown_makers(&self) -> String {
+        let route = self.routes.iter().position(|route| route.subject == Subject::UnknownMaker);
+        route.map_or_else(|| DEFAULT.to_owned(), |position| self.describe_route(position))
+    }
+
+    /// Describes the routes that skip paths.
+    pub fn skipping_routes(&self) -> Vec<String> {
+        let skips = self.routes.iter().enumerate().filter(|(_, route)| route.cache.is_none());
+        skips.map(|(position, _)| self.describe_route(position)).collect()
     }
 
     /// Checks that `who` may push to `cache`, a key of [`Settings::caches`]: the

@@ -17,9 +17,9 @@ pub const MAX_FRAME: u32 = 1 << 20;
 /// The longest body of a hello, in bytes.
 pub const MAX_HELLO: u32 = 4096;
 /// The protocol of this program. Every change of a message's layout raises it.
-pub const PROTOCOL: u16 = 5;
+pub const PROTOCOL: u16 = 6;
 /// The oldest protocol that this program understands.
-pub const MINIMUM: u16 = 5;
+pub const MINIMUM: u16 = 6;
 
 const MAGIC: [u8; 4] = *b"FLYW";
 

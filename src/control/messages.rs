@@ -41,9 +41,6 @@ pub const MAX_TEXT: u32 = 300;
 /// characters.
 pub const MAX_PATH: u32 = 512;
 
-/// The words by which a warning of a summary says that a named path is not valid.
-pub const NOT_VALID: &str = "not valid in the store";
-
 /// The longest string in a request other than a path, in bytes.
 pub const MAX_FIELD: u32 = 2048;
 /// The most paths in one request.

@@ -77,7 +77,7 @@ fn message_bytes_are_pinned() {
         (codec::encode(&error).unwrap(), b"\0\0\0\x04\x08\x06\x01m"),
         (
             codec::encode(&summary).unwrap(),
-            b"\0\0\0\x1b\x02\0\0\0\x02\x03\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
+            b"\0\0\0\x1d\x02\0\0\0\x02\x03\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
         ),
     ];
     for (i, (bytes, pinned)) in table.iter().enumerate() {
@@ -125,7 +125,7 @@ fn summary_json_is_the_documented_one() {
             r#""upstream":0,"failed":[{"path":"/nix/store/x","error":"e","class":null}],"failed_total":1,"#,
             r#""pending":0,"skipped":0,"collected":0,"bytes":117440512,"attributed":{"process":40,"hook":0,"#,
             r#""closure":5,"window":5,"shared":0,"named":0},"flush_ms":312,"duration_ms":61234,"state":"open","#,
-            r#""strict":false,"warnings":[],"engine":"","waited_for_client":false}"#
+            r#""strict":false,"warnings":[],"engine":"","waited_for_client":false,"invalid":0,"route":null}"#
         )
     );
     assert_eq!((Outcome::of(0, 0), Outcome::of(1, 1)), (Outcome::Complete, Outcome::Pending));

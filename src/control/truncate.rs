@@ -66,6 +66,7 @@ fn summary(s: &mut Summary, most: u32) {
     cut(&mut s.cache, 64);
     failures(&mut s.failed, most);
     warnings(&mut s.warnings);
+    s.route.iter_mut().for_each(text);
 }
 
 fn client(c: &mut ClientStatus) {
@@ -105,6 +106,8 @@ fn story(story: &mut PathStory, most: usize) {
         session.label.iter_mut().for_each(|l| cut(l, 128));
         cut(&mut session.evidence, 32);
         cut(&mut session.outcome, 32);
+        cut(&mut session.cache, 64);
+        session.route.iter_mut().for_each(text);
     }
     story.pushes.truncate(most);
     for push in &mut story.pushes {
@@ -113,6 +116,7 @@ fn story(story: &mut PathStory, most: usize) {
         push.error.iter_mut().for_each(text);
         push.class.iter_mut().for_each(|c| cut(c, 32));
         push.next.iter_mut().for_each(text);
+        push.route.iter_mut().for_each(text);
     }
 }
 

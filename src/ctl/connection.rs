@@ -24,7 +24,8 @@ pub(super) const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ConnectionError {
     #[error(
-        "no flywheel daemon at {socket}: {source}; start it (`systemctl start flywheeld`), or name its socket by --socket or $FLYWHEEL_SOCKET"
+        "no flywheel daemon at {socket}: {}; start it (`systemctl start flywheeld`), or name its socket by --socket or $FLYWHEEL_SOCKET",
+        absence(source)
     )]
     Absent { socket: PathBuf, source: io::Error },
     #[error(
@@ -44,6 +45,15 @@ pub(super) enum ConnectionError {
     Version { socket: PathBuf, theirs: String },
     #[error("the request is too long: {0}")]
     TooLong(CodecError),
+}
+
+/// Says why a connection could not be made.
+fn absence(source: &io::Error) -> String {
+    match source.kind() {
+        io::ErrorKind::NotFound => "there is no such socket".to_owned(),
+        io::ErrorKind::ConnectionRefused => "nothing listens on the socket".to_owned(),
+        _ => source.to_string(),
+    }
 }
 
 /// Names the group that may use a socket: that of the socket, or of the innermost of

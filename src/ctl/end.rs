@@ -14,7 +14,6 @@ use super::{
     connection::{CONNECT_TIMEOUT, Connection, ConnectionError, REPLY_TIMEOUT},
     exit::{Exit, Failure},
     paths,
-    query::names_invalid,
     render::Heading,
     report, variable,
 };
@@ -50,7 +49,7 @@ pub(super) fn command(context: &Context, args: EndArgs) -> Result<Exit, Failure>
         Failure::Refused { code: ErrorCode::NotFound, message } if !named => Failure::NoSession(message),
         other => other,
     })?;
-    let bad_input = unmatched || names_invalid(&summary);
+    let bad_input = unmatched || summary.invalid > 0;
     let exit = Exit::of_session(&summary, context.strict, !args.no_wait, bad_input);
     context.render.summary(&summary, Heading::Session, exit);
     let Some(id) = summary.session.clone() else { return Ok(exit) };

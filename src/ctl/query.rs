@@ -13,7 +13,7 @@ use super::{
     render::Heading,
     screen,
 };
-use crate::control::messages::{NOT_VALID, Reply, Request, Status, Summary};
+use crate::control::messages::{Reply, Request, Status};
 
 /// The time between two requests of `status --watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
@@ -33,14 +33,9 @@ pub(super) fn push(context: &Context, args: PushArgs) -> Result<Exit, Failure> {
     let mut bar = context.render.bar();
     let reply = connection.ask(&request, patience, &mut |p| bar.show(p))?;
     bar.clear();
-    let invalid = matches!(&reply, Reply::Pushed(summary) if names_invalid(summary));
+    let invalid = matches!(&reply, Reply::Pushed(summary) if summary.invalid > 0);
     let exit = print_result(context, reply, Heading::Push, args.wait)?;
     Ok(if exit == Exit::Done && (unmatched || invalid) { Exit::Usage } else { exit })
-}
-
-/// Returns whether a path that the caller named is not valid.
-pub(super) fn names_invalid(summary: &Summary) -> bool {
-    summary.warnings.iter().any(|warning| warning.contains(NOT_VALID))
 }
 
 pub(super) fn flush(context: &Context, timeout: Duration) -> Result<Exit, Failure> {

@@ -6,7 +6,7 @@
 
 use std::{
     fs::OpenOptions,
-    io::{self, IsTerminal, Write},
+    io::{self, IsTerminal, Read, Write},
     path::Path,
     time::{Duration, Instant},
 };
@@ -34,6 +34,10 @@ use crate::types::Wall;
 const LINE_EVERY: Duration = Duration::from_secs(10);
 /// The time between two updates of the progress bar.
 const BAR_EVERY: Duration = Duration::from_millis(100);
+/// What a terminal sends for Ctrl-C.
+const CTRL_C: u8 = 3;
+/// The longest line that is not shown, in bytes: what a terminal takes for one.
+const LONGEST_SECRET: usize = 4096;
 
 /// The kind of a summary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -329,18 +333,31 @@ impl Render {
         read.is_ok_and(|bytes| bytes > 0).then(|| line.trim().to_owned())
     }
 
-    /// Asks a person for a line that is not shown.
+    /// Asks a person for a line that is not shown; none when it was not finished.
     pub(super) fn ask_secret(&self, question: &str) -> Option<zeroize::Zeroizing<String>> {
-        use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
+        use rustix::termios::{LocalModes, OptionalActions, SpecialCodeIndex, tcgetattr, tcsetattr};
         let stdin = io::stdin();
         let before = tcgetattr(&stdin).ok()?;
         let mut silent = before.clone();
-        silent.local_modes.remove(LocalModes::ECHO);
+        // A signal would end the program before it gives the terminal back, so Ctrl-C ends
+        // the line instead.
+        silent.local_modes.remove(LocalModes::ECHO | LocalModes::ISIG);
+        silent.special_codes[SpecialCodeIndex::VEOL] = CTRL_C;
         tcsetattr(&stdin, OptionalActions::Flush, &silent).ok()?;
-        let line = self.ask(question).map(zeroize::Zeroizing::new);
+        let _ = io::stderr().write_all(format!("{question}: ").as_bytes());
+        let mut line = zeroize::Zeroizing::new(Vec::with_capacity(LONGEST_SECRET));
+        let ended = loop {
+            let mut byte = [0];
+            match stdin.lock().read(&mut byte) {
+                Ok(1) if byte == [b'\n'] => break true,
+                Ok(1) if byte != [CTRL_C] && line.len() < LONGEST_SECRET => line.push(byte[0]),
+                _ => break false,
+            }
+        };
         let _ = tcsetattr(&stdin, OptionalActions::Flush, &before);
         let _ = io::stderr().write_all(b"\n");
-        line
+        let text = std::str::from_utf8(&line).ok().filter(|_| ended)?;
+        Some(zeroize::Zeroizing::new(text.trim().to_owned()))
     }
 
     /// Asks a person for a yes; anything else is a no.

@@ -99,7 +99,7 @@ async fn run_in_session(context: Context, args: RunArgs) -> Result<Exit, Failure
     };
     let exit = match ended {
         Ok((summary, unmatched)) => {
-            let exit = Exit::of_session(&summary, strict, !cancelled, unmatched);
+            let exit = Exit::of_session(&summary, strict, !cancelled, unmatched || summary.invalid > 0);
             context.render.summary(&summary, Heading::Session, exit);
             exit
         }

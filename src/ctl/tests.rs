@@ -368,6 +368,7 @@ fn numbers_for_people() {
         nar_size: 4096,
         sent: 1024,
         running_ms: 7400,
+        measured: true,
         ..UploadStatus::default()
     };
     let p = Progress { bytes_left: 3072, slow: vec![upload], note: None, ..p };

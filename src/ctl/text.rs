@@ -49,6 +49,12 @@ pub(super) fn paths(n: u64) -> String {
     if n == 1 { "1 path".to_owned() } else { format!("{n} paths") }
 }
 
+/// What skipped paths are.
+pub(super) const SKIPPED: &str =
+    "sources, .drv files, or left out by a filter or route: `flywheelctl why PATH`";
+/// What collected paths are.
+pub(super) const COLLECTED: &str = "deleted from the store before they were pushed";
+
 pub(super) fn summary(s: &Summary, heading: Heading) -> String {
     let mut out = String::new();
     let _ = match heading {
@@ -65,11 +71,10 @@ pub(super) fn summary(s: &Summary, heading: Heading) -> String {
     line("failed:", s.failed_total.to_string());
     line("pending:", s.pending.to_string());
     if s.skipped > 0 {
-        let why = "sources, .drv files, or left out by a filter or route: `flywheelctl why PATH`";
-        line("skipped:", format!("{} ({why})", s.skipped));
+        line("skipped:", format!("{} ({SKIPPED})", s.skipped));
     }
     if s.collected > 0 {
-        line("collected:", format!("{} (deleted from the store before they were pushed)", s.collected));
+        line("collected:", format!("{} ({COLLECTED})", s.collected));
     }
     line("bytes:", if s.bytes < 1024 { bytes(s.bytes) } else { format!("{} ({})", s.bytes, bytes(s.bytes)) });
     line("flush:", duration(Duration::from_millis(s.flush_ms)));
@@ -136,7 +141,12 @@ pub(super) fn stories(stories: &[PathStory], now_ms: i64) -> String {
             let label = s.label.as_deref().map(|l| format!(" ({})", printable(l))).unwrap_or_default();
             let outcome = printable(&s.outcome).replace('_', " ");
             let by = printable(&s.evidence);
-            let _ = writeln!(out, "  session {}{label}: evidence {by}, {outcome}", printable(&s.session));
+            let to = match (s.cache.as_str(), &s.route) {
+                (_, None) => String::new(),
+                ("", Some(route)) => format!(", skipped by {}", printable(route)),
+                (cache, Some(route)) => format!(", to cache {} by {}", printable(cache), printable(route)),
+            };
+            let _ = writeln!(out, "  session {}{label}: evidence {by}, {outcome}{to}", printable(&s.session));
         }
         if story.hidden_sessions > 0 {
             let _ = writeln!(out, "  sessions of other users: {}", story.hidden_sessions);
@@ -144,6 +154,9 @@ pub(super) fn stories(stories: &[PathStory], now_ms: i64) -> String {
         for push in &story.pushes {
             let state = printable(&push.state).replace('_', " ");
             let _ = write!(out, "  cache {}: {state}", printable(&push.cache));
+            if let Some(route) = &push.route {
+                let _ = write!(out, ", sent there by {}", printable(route));
+            }
             if let Some(at) = push.settled_at {
                 let _ = write!(out, " {} ago", age(at, now_ms));
             }
@@ -218,7 +231,8 @@ pub(super) fn progress(p: &Progress, pace: &Pace) -> String {
     if !p.slow.is_empty() {
         let slow = p.slow.iter().map(|u| {
             let running = duration(Duration::from_secs(u.running_ms / 1000));
-            format!("{} ({} of {}, {running})", name(&u.path), bytes(u.sent), bytes(u.nar_size))
+            let sent = if u.measured { format!("{} of ", bytes(u.sent)) } else { String::new() };
+            format!("{} ({sent}{}, {running})", name(&u.path), bytes(u.nar_size))
         });
         let _ = write!(out, "; slow: {}", slow.collect::<Vec<_>>().join(", "));
     }

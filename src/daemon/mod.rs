@@ -82,12 +82,12 @@ pub async fn run(settings: Settings, load: Load, passed: Passed) -> Result<()> {
     let mut signals = Signals::listen()?;
     let ground = Ground::open(&settings)?;
     let mut caches = CacheSet::start(&settings, &ground, passed.cache, out.clone()).await?;
-    let sessions = SavedSessions::read(&ground, &caches)?;
+    let mut sessions = SavedSessions::read(&ground, &caches)?;
     let protection = Protection::start(&settings, &ground)?;
     let (socket, requests) = Socket::open(&settings, &ground, passed.control)?;
     let client = AtticClient::start(&settings, &mut caches, out.clone());
     let intake =
-        IntakeThread::start(&settings, &ground, &caches, &sessions, &protection, &client, out.clone())?;
+        IntakeThread::start(&settings, &ground, &caches, &mut sessions, &protection, &client, out.clone())?;
     let built_in = caches.take_built_in();
     let driver = Started { ground: &ground, protection: &protection, client: &client, socket: &socket }
         .driver(settings, load, caches, sessions, &intake, out)?;

@@ -7,7 +7,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicUsize;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -25,7 +25,9 @@ use super::driver::{BackgroundTasks, Driver, IntakeLink, Load, Parts, policy};
 use super::gc_roots::{Bounds, GcRoots, Places};
 use super::host::{self, Notify, Part, StateDirLock};
 use super::inbox::Input;
-use super::intake::{self, Baseline, Intake, IntakeHandle, NewPolicy, People, UndecidedPaths, WorkQueue};
+use super::intake::{
+    self, Baseline, Intake, IntakeHandle, NewPolicy, People, Routes, UndecidedPaths, WorkQueue,
+};
 use super::metrics::Metrics;
 use super::push::{Pushes, Settlements, StoreReader, Transfers};
 use super::sessions::{self, Reports, Restored, Sessions};
@@ -160,6 +162,21 @@ impl SavedSessions {
         let restored = sessions::restore(&ground.ledger, id, &mut sessions, &windows, &Proc::default())?;
         Ok(Self { sessions, restored, windows })
     }
+
+    /// Closes the sessions to further paths whose caches the routes do not allow any more.
+    /// To be called before the intake begins. Waits for the name service.
+    fn confine(&mut self, ground: &Ground, routes: &Routes) {
+        let asked = self.sessions.unconfined().filter_map(|(session, cache)| {
+            let person = (session.uid, session.gid);
+            Some((session.row, routes.may_continue(person, session.label.as_deref(), cache).err()?))
+        });
+        for (row, why) in asked.collect::<Vec<_>>() {
+            if let Some(session) = self.sessions.get_mut(row) {
+                session.confine(&ground.ledger, why);
+                self.windows.lock().unwrap_or_else(PoisonError::into_inner).forget(row);
+            }
+        }
+    }
 }
 
 /// The protection of pending paths from Nix's garbage collector.
@@ -291,7 +308,7 @@ impl IntakeThread {
         settings: &Arc<Settings>,
         ground: &Ground,
         caches: &CacheSet,
-        sessions: &SavedSessions,
+        sessions: &mut SavedSessions,
         protection: &Protection,
         client: &AtticClient,
         out: Sender<Input>,
@@ -310,6 +327,8 @@ impl IntakeThread {
                 handle.wake();
             }
         });
+        let policy = policy(settings, &caches.caches, &people);
+        sessions.confine(ground, &policy.routes);
         let (new_policy, heartbeat) = (NewPolicy::default(), Heartbeat::default());
         let known = Arc::new(AtomicUsize::new(0));
         let (settlements, began) = (Settlements::default(), Instant::now());
@@ -322,7 +341,7 @@ impl IntakeThread {
             windows: Arc::clone(&sessions.windows),
             lock_watcher: lock_watcher.clone(),
             gc_roots: protection.0.clone(),
-            policy: policy(settings, &caches.caches, &people),
+            policy,
             new_policy: Arc::clone(&new_policy),
             undecided: UndecidedPaths::default(),
             existing: settings.push.existing,

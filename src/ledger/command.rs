@@ -7,7 +7,7 @@ use std::sync::mpsc::SyncSender;
 use rusqlite::Connection;
 
 use super::error::LedgerError;
-use super::model::{PushId, SessionRow, SessionState, Settle};
+use super::model::{PushId, SessionRow, SessionState, Settle, Warnings};
 use super::{pushes, sessions};
 
 /// A change that no caller waits for.
@@ -20,7 +20,7 @@ pub(super) enum Note {
     SessionState(SessionRow, SessionState, i64, Option<u64>),
     SessionDraining(SessionRow, bool, i64),
     SessionUntil(SessionRow, i64),
-    SessionWarnings(SessionRow, Vec<String>),
+    SessionWarnings(SessionRow, Warnings),
 }
 
 impl Note {

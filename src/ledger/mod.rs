@@ -47,7 +47,7 @@ pub use error::LedgerError;
 pub use model::{
     Admit, Admitted, Counts, Cursor, Evidence, Failure, ListedSession, NewPushRow, NewSession, Outcome,
     Pruned, PushId, PushRow, PushState, SessionInfo, SessionKind, SessionPush, SessionRow, SessionState,
-    Settle, Steps,
+    Settle, Steps, Warnings,
 };
 pub use open::Opened;
 pub use story::{PushHistory, SessionShare};
@@ -314,9 +314,16 @@ impl Ledger {
         self.write(move |conn| undecided::keep(conn, &paths))
     }
 
-    /// Returns the users of paths that [`Self::keep_undecided`] has kept.
-    pub fn undecided_people(&self) -> Result<Vec<(u32, u32)>> {
+    /// Returns the users of paths that [`Self::keep_undecided`] has kept, and how many
+    /// paths each has.
+    pub fn undecided_people(&self) -> Result<Vec<((u32, u32), u64)>> {
         self.read(undecided::people)
+    }
+
+    /// Returns the user whose path of this hash [`Self::keep_undecided`] has kept.
+    pub fn undecided_user(&self, hash: &str) -> Result<Option<(u32, u32)>> {
+        let hash = hash.to_owned();
+        self.read(move |conn| undecided::whose(conn, &hash))
     }
 
     /// Returns the kept paths of a user, at most `limit`.
@@ -342,8 +349,8 @@ impl Ledger {
     }
 
     /// Records the warnings of a session's summary. Returns before it is written.
-    pub fn session_warnings(&self, row: SessionRow, warnings: &[String]) {
-        self.note(Note::SessionWarnings(row, warnings.to_vec()));
+    pub fn session_warnings(&self, row: SessionRow, warnings: &Warnings) {
+        self.note(Note::SessionWarnings(row, warnings.clone()));
     }
 
     /// Returns the session in a row.

@@ -183,6 +183,9 @@ pub struct NewPushRow {
     pub retry_failed: bool,
     /// The sessions that it belongs to, and why.
     pub sessions: Vec<(SessionRow, Evidence)>,
+    /// What sent a path of no session to this cache. `None`: a session, or it is a
+    /// reference of another path.
+    pub route: Option<String>,
 }
 
 /// The result of an [`Admit`].
@@ -315,6 +318,9 @@ pub struct NewSession {
     pub label: Option<String>,
     /// The name of the cache that it pushes to.
     pub cache: String,
+    /// What chose the cache, in words: a route of the configuration, `--cache` or
+    /// `default_cache`. `None`: an earlier version opened the session.
+    pub route: Option<String>,
     /// The uid of its caller.
     pub uid: u32,
     /// The gid of its caller.
@@ -353,8 +359,17 @@ pub struct SessionInfo {
     pub flush_ms: Option<u64>,
     /// The last row of the Nix database at its end, if known.
     pub until: Option<i64>,
-    /// The warnings of its summary.
-    pub warnings: Vec<String>,
+    /// What its summary warns of.
+    pub warnings: Warnings,
+}
+
+/// What a session's summary warns of.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Warnings {
+    /// The warnings, for people.
+    pub texts: Vec<String>,
+    /// How many of the paths that the job named are not valid in the store.
+    pub invalid: u64,
 }
 
 /// A session of a list, with the numbers of its pushes.

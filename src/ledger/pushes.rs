@@ -45,6 +45,7 @@ pub(super) fn cursor(conn: &Connection) -> Result<Option<Cursor>> {
 /// Records a batch.
 pub(super) fn admit(conn: &Connection, batch: &Admit) -> Result<Admitted> {
     let mut caches = HashMap::new();
+    let mut routes = HashMap::new();
     let mut live = HashMap::new();
     let mut pushes = Vec::with_capacity(batch.pushes.len());
     for new in &batch.pushes {
@@ -52,7 +53,14 @@ pub(super) fn admit(conn: &Connection, batch: &Admit) -> Result<Admitted> {
             Some(id) => *id,
             None => *caches.entry(new.cache.as_str()).or_insert(intern_cache(conn, &new.cache)?),
         };
-        let (id, now, pending) = take_in(conn, cache, new, batch.at)?;
+        let route = match new.route.as_deref() {
+            None => None,
+            Some(text) => Some(match routes.get(text) {
+                Some(id) => *id,
+                None => *routes.entry(text).or_insert(intern_route(conn, text)?),
+            }),
+        };
+        let (id, now, pending) = take_in(conn, (cache, route), new, batch.at)?;
         for (session, evidence) in &new.sessions {
             let is_live = match live.get(session) {
                 Some(known) => *known,
@@ -82,6 +90,12 @@ fn intern_cache(conn: &Connection, name: &str) -> Result<i64> {
     Ok(conn.last_insert_rowid())
 }
 
+fn intern_route(conn: &Connection, text: &str) -> Result<i64> {
+    conn.prepare_cached("INSERT INTO route (text) VALUES (?1) ON CONFLICT (text) DO NOTHING")?
+        .execute([text])?;
+    Ok(conn.prepare_cached("SELECT id FROM route WHERE text = ?1")?.query_row([text], |row| row.get(0))?)
+}
+
 fn find_cache(conn: &Connection, name: &str) -> Result<Option<i64>> {
     Ok(conn
         .prepare_cached("SELECT id FROM cache WHERE name = ?1")?
@@ -103,15 +117,22 @@ fn find(conn: &Connection, cache: i64, path: &str) -> Result<Found> {
     found.map(|(id, n, at)| Ok((id, state(n)?, at))).transpose()
 }
 
-/// Inserts a push, or makes a known one pending again if there is a reason. Returns
-/// its id, its state, and whether it became pending.
-fn take_in(conn: &Connection, cache: i64, new: &NewPushRow, at: i64) -> Result<(PushId, PushState, bool)> {
+/// Inserts a push, or makes a known one pending again if there is a reason. `to`: the
+/// cache, and the route that led there. Returns its id, its state, and whether it became
+/// pending.
+fn take_in(
+    conn: &Connection,
+    to: (i64, Option<i64>),
+    new: &NewPushRow,
+    at: i64,
+) -> Result<(PushId, PushState, bool)> {
+    let (cache, route) = to;
     let settled_at = if new.state.is_settled() { at } else { 0 };
     let pending = !new.state.is_settled();
     let Some((id, old, _)) = find(conn, cache, &new.path)? else {
         conn.prepare_cached(
-            "INSERT INTO item (cache, path, nar_size, state, settled_at, valid_at, seen_at)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            "INSERT INTO item (cache, path, nar_size, state, settled_at, valid_at, seen_at, route)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
         )?
         .execute(params![
             cache,
@@ -120,7 +141,8 @@ fn take_in(conn: &Connection, cache: i64, new: &NewPushRow, at: i64) -> Result<(
             new.state as i64,
             settled_at,
             new.valid_at,
-            at
+            at,
+            route
         ])?;
         return Ok((conn.last_insert_rowid(), new.state, pending));
     };
@@ -132,6 +154,9 @@ fn take_in(conn: &Connection, cache: i64, new: &NewPushRow, at: i64) -> Result<(
         // Says nothing about the cache, so the new state is better.
         PushState::Skipped | PushState::Collected => old != new.state,
     };
+    if route.is_some() {
+        conn.prepare_cached("UPDATE item SET route = ?2 WHERE id = ?1")?.execute((id, route))?;
+    }
     if !again {
         return Ok((id, old, false));
     }

@@ -21,6 +21,7 @@ pub(super) const MIGRATIONS: &[&str] = &[
     SESSIONS_HAVE_A_KIND,
     PUSHES_HAVE_TIMES,
     PATHS_WAIT_FOR_A_ROUTE,
+    ROUTES_ARE_KNOWN,
 ];
 
 /// Ids are AUTOINCREMENT because the daemon keeps them in memory: a removed id must
@@ -122,6 +123,15 @@ ALTER TABLE session ADD COLUMN log_paths INTEGER NOT NULL DEFAULT 0;
 const PATHS_WAIT_FOR_A_ROUTE: &str = "
 CREATE TABLE undecided (path TEXT PRIMARY KEY, uid INTEGER NOT NULL, gid INTEGER NOT NULL) WITHOUT ROWID;
 CREATE INDEX undecided_person ON undecided (uid, gid);
+";
+
+/// What sent a path or a session to its cache, in words, and how many named paths of a
+/// session are not valid. The words of paths repeat, so each has one row.
+const ROUTES_ARE_KNOWN: &str = "
+CREATE TABLE route (id INTEGER PRIMARY KEY, text TEXT NOT NULL UNIQUE);
+ALTER TABLE item ADD COLUMN route INTEGER;
+ALTER TABLE session ADD COLUMN route TEXT;
+ALTER TABLE session ADD COLUMN invalid INTEGER NOT NULL DEFAULT 0;
 ";
 
 /// Returns the format of the file, 0 for an empty one.

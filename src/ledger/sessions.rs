@@ -6,7 +6,7 @@ use rusqlite::{Connection, OptionalExtension, Row, named_params};
 use super::error::LedgerError;
 use super::model::{
     Counts, Evidence, Failure, ListedSession, NewSession, Outcome, PushId, SessionInfo, SessionKind,
-    SessionPush, SessionRow, SessionState, Steps,
+    SessionPush, SessionRow, SessionState, Steps, Warnings,
 };
 use super::{MAX_FAILURES, MAX_LISTED_PUSHES, MAX_LISTED_TEXT, MAX_SESSIONS, number, stored};
 
@@ -21,9 +21,9 @@ fn strange(what: &str, n: i64) -> LedgerError {
 pub(super) fn open(conn: &Connection, new: &NewSession) -> Result<SessionRow> {
     let mut insert = conn.prepare_cached(
         "INSERT INTO session (name, label, cache, uid, gid, anchor_pid, anchor_start, strict, ci, started_at, after_number,
-           kind, state, ended_at, log_paths)
+           kind, state, ended_at, log_paths, route)
          VALUES (:name, :label, :cache, :uid, :gid, :pid, :start, :strict, :ci, :at, :after, :kind, :state,
-           CASE WHEN :state > 0 THEN :at END, :log_paths)
+           CASE WHEN :state > 0 THEN :at END, :log_paths, :route)
          ON CONFLICT (name) DO NOTHING",
     )?;
     let inserted = insert.execute(named_params! {
@@ -41,6 +41,7 @@ pub(super) fn open(conn: &Connection, new: &NewSession) -> Result<SessionRow> {
         ":kind": new.kind as i64,
         ":state": new.kind.first_state() as i64,
         ":log_paths": new.log_paths,
+        ":route": new.route,
     })?;
     if inserted == 0 { Err(LedgerError::SessionExists(new.id.clone())) } else { Ok(conn.last_insert_rowid()) }
 }
@@ -99,7 +100,8 @@ pub(super) fn claim(conn: &Connection, owner: SessionRow, paths: &[String]) -> R
 
 const COLUMNS: &str =
     "SELECT id, name, label, cache, uid, gid, anchor_pid, anchor_start, strict, ci, started_at,
-  state, ended_at, closed_at, flush_ms, after_number, until_number, warnings, kind, abandoned, log_paths FROM session";
+  state, ended_at, closed_at, flush_ms, after_number, until_number, warnings, kind, abandoned, log_paths, route,
+  invalid FROM session";
 
 fn info(row: &Row<'_>) -> Result<SessionInfo> {
     let pid: Option<i32> = row.get(6)?;
@@ -119,6 +121,7 @@ fn info(row: &Row<'_>) -> Result<SessionInfo> {
             strict: row.get(8)?,
             log_paths: row.get(20)?,
             ci: row.get(9)?,
+            route: row.get(21)?,
             started_at: row.get(10)?,
             after: row.get(15)?,
         },
@@ -128,7 +131,10 @@ fn info(row: &Row<'_>) -> Result<SessionInfo> {
         closed_at: row.get(13)?,
         flush_ms: row.get::<_, Option<i64>>(14)?.map(number),
         until: row.get(16)?,
-        warnings: row.get::<_, Option<String>>(17)?.map(|list| texts(&list)).unwrap_or_default(),
+        warnings: Warnings {
+            texts: row.get::<_, Option<String>>(17)?.map(|list| texts(&list)).unwrap_or_default(),
+            invalid: number(row.get(22)?),
+        },
     })
 }
 
@@ -194,9 +200,10 @@ pub(super) fn set_until(conn: &Connection, row: SessionRow, until: i64) -> Resul
     Ok(())
 }
 
-pub(super) fn set_warnings(conn: &Connection, row: SessionRow, warnings: &[String]) -> Result<()> {
-    let mut update = conn.prepare_cached("UPDATE session SET warnings = ?2 WHERE id = ?1")?;
-    update.execute((row, serde_json::Value::from(warnings).to_string()))?;
+pub(super) fn set_warnings(conn: &Connection, row: SessionRow, warnings: &Warnings) -> Result<()> {
+    let mut update = conn.prepare_cached("UPDATE session SET warnings = ?2, invalid = ?3 WHERE id = ?1")?;
+    let texts = serde_json::Value::from(warnings.texts.as_slice()).to_string();
+    update.execute((row, texts, stored(warnings.invalid)))?;
     Ok(())
 }
 

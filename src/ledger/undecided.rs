@@ -1,9 +1,10 @@
-//! Paths whose makers the name service has not named yet, in SQL. Runs inside the
+//! Paths of no session that nobody knows yet where to push, in SQL. Runs inside the
 //! writer's transaction and must not begin or end one. Must not know what a route is.
 
-use rusqlite::Connection;
+use rusqlite::{Connection, OptionalExtension};
 
 use super::error::LedgerError;
+use super::number;
 
 type Result<T> = std::result::Result<T, LedgerError>;
 
@@ -17,10 +18,10 @@ pub(super) fn keep(conn: &Connection, paths: &[(String, (u32, u32))]) -> Result<
     Ok(())
 }
 
-/// Returns the users that have paths.
-pub(super) fn people(conn: &Connection) -> Result<Vec<(u32, u32)>> {
-    let mut find = conn.prepare_cached("SELECT DISTINCT uid, gid FROM undecided")?;
-    let people = find.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+/// Returns the users that have paths, and how many each has.
+pub(super) fn people(conn: &Connection) -> Result<Vec<((u32, u32), u64)>> {
+    let mut find = conn.prepare_cached("SELECT uid, gid, count(*) FROM undecided GROUP BY uid, gid")?;
+    let people = find.query_map([], |row| Ok(((row.get(0)?, row.get(1)?), number(row.get(2)?))))?;
     Ok(people.collect::<rusqlite::Result<_>>()?)
 }
 
@@ -29,6 +30,15 @@ pub(super) fn of(conn: &Connection, (uid, gid): (u32, u32), limit: usize) -> Res
     let mut find = conn.prepare_cached("SELECT path FROM undecided WHERE uid = ?1 AND gid = ?2 LIMIT ?3")?;
     let paths = find.query_map((uid, gid, i64::try_from(limit).unwrap_or(i64::MAX)), |row| row.get(0))?;
     Ok(paths.collect::<rusqlite::Result<_>>()?)
+}
+
+/// Returns the user whose path of this hash waits.
+pub(super) fn whose(conn: &Connection, hash: &str) -> Result<Option<(u32, u32)>> {
+    // `.` follows `-`, so the range has the names `hash-…`.
+    let mut find =
+        conn.prepare_cached("SELECT uid, gid FROM undecided WHERE path >= ?1 AND path < ?2 LIMIT 1")?;
+    let range = (format!("{hash}-"), format!("{hash}."));
+    Ok(find.query_row(range, |row| Ok((row.get(0)?, row.get(1)?))).optional()?)
 }
 
 /// Forgets paths.

@@ -99,6 +99,8 @@ kinds! {
     SESSION_UNREADABLE = "39d5b55fb7a14aad9838912b868eff2c", WARN, [session, label, error];
     /// The job of a session ended without ending the session.
     SESSION_ABANDONED = "48c19de8867841c090be6bd3d9d6945b", INFO, [session, label];
+    /// The routes do not allow the cache of an open session any more.
+    SESSION_CONFINED = "9ebff7564907465e843630739de104b3", WARN, [session, label, reason];
     /// The job of an abandoned session ends the session.
     SESSION_REJOINED = "ffe7031e697a44ec82e248f88f820f46", INFO, [session, label];
     /// Sessions continue after a restart.

@@ -92,6 +92,15 @@ fn json_has_the_form_of_the_schema() {
     assert!(!why["paths"][0]["pushes"].as_array().unwrap().is_empty(), "{why}");
     fits("summary", &daemon.json(&["flush"]));
 
+    let doctor = daemon.ctl(&["--json", "doctor"]);
+    fits("doctor", &doctor.json());
+    assert!(doctor.json()["findings"].as_array().unwrap().len() > 5, "{doctor:?}");
+    let root = daemon.nix.path().join("host").display().to_string();
+    for dry_run in [&["--dry-run"][..], &[]] {
+        let setup = [&["setup", "--built-in", "--yes", "--root", &root], dry_run].concat();
+        fits("setup", &daemon.json(&setup));
+    }
+
     let absent = daemon.ctl(&["--json", "session", "show", "nobody"]);
     fits("error", &absent.json());
     assert_eq!((absent.code, &absent.json()["outcome"]), (2, &"not_found".into()));

@@ -25,6 +25,7 @@ mod nothing_lost;
 mod observe;
 mod quickstart;
 mod screen;
+mod setup;
 mod store;
 mod support;
 mod systemd;

@@ -4,6 +4,7 @@
 mod calls;
 mod connections;
 mod discovery;
+mod network;
 mod server;
 mod throughput;
 mod tokens;

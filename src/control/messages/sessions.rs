@@ -120,6 +120,12 @@ pub struct Summary {
     pub engine: String,
     /// Whether the session had to wait for the attic client.
     pub waited_for_client: bool,
+    /// How many of the paths that the job named are not valid in the store. They are
+    /// counted nowhere else.
+    pub invalid: u64,
+    /// What chose the cache: a route of the configuration, `--cache` or `default_cache`;
+    /// none when it is not known, or for several caches.
+    pub route: Option<String>,
 }
 
 /// A session in a list.

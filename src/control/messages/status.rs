@@ -60,6 +60,8 @@ pub struct UploadStatus {
     pub running_ms: u64,
     /// Which try it is, from 1.
     pub attempt: u32,
+    /// Whether `sent` is known. It is not for uploads of the attic client.
+    pub measured: bool,
 }
 
 /// An entry of the log.

@@ -36,6 +36,11 @@ pub struct SessionRef {
     pub evidence: String,
     /// The outcome of the path for the session.
     pub outcome: String,
+    /// The cache that the session pushes to; empty when a route skips its paths.
+    pub cache: String,
+    /// What chose the cache: a route of the configuration, `--cache` or `default_cache`;
+    /// none when an earlier version opened the session.
+    pub route: Option<String>,
 }
 
 /// One push of a path.
@@ -64,4 +69,7 @@ pub struct PushStory {
     pub settled_at: Option<i64>,
     /// What the push waits for, or what makes it go on; none when nothing is to be done.
     pub next: Option<String>,
+    /// What sent the path to the cache: a route of the configuration or `default_cache`;
+    /// none when a session did, or another path that refers to it.
+    pub route: Option<String>,
 }

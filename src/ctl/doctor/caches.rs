@@ -96,15 +96,14 @@ fn away(what: &str, cache: &CacheDiagnosis) -> Finding {
     if matches!(fault.class.as_str(), "unauthorized" | "forbidden") {
         return refused(what, cache, fault);
     }
-    let wait = "Paths wait, nothing is lost";
     if fault.class == "no-such-cache" {
-        let text = format!("the server has no cache of this name: {}. {wait}", fault.message);
+        let text = format!("the server has no cache of this name, and paths wait: {}", fault.message);
         return Finding::bad(what, text, format!("attic cache create {}", cache.name));
     }
     let number = cache.endpoints.len();
     let of =
         if number > 1 { format!("none of its {number} endpoints answers") } else { "does not answer".into() };
-    Finding::bad(what, format!("{of}: {}. {wait}", fault.message), curl(endpoint))
+    Finding::bad(what, format!("{of}, and paths wait: {}", fault.message), curl(endpoint))
 }
 
 /// The server answers and does not let this token push.
@@ -113,11 +112,12 @@ fn refused(what: &str, cache: &CacheDiagnosis, fault: &Fault) -> Finding {
     match fault.class.as_str() {
         "unauthorized" | "forbidden" => {
             let source = cache.token_source.as_deref().unwrap_or("no token is configured");
-            let text = format!("refuses the token ({source}): {message}. Renew the token; paths wait");
+            let text = format!("refuses the token ({source}), and paths wait until it is renewed: {message}");
             Finding::bad(what, text, renew(cache))
         }
         "unreachable" | "transient" => {
-            let text = format!("answers, but not the question which paths it lacks: {message}. Paths wait");
+            let text =
+                format!("answers, but not the question which paths it lacks, and paths wait: {message}");
             Finding::bad(what, text, super::LOG)
         }
         _ => Finding::bad(what, format!("takes no uploads: {message}"), "flywheelctl status"),

@@ -123,8 +123,9 @@ fn of_daemon(status: &Status) -> Vec<Finding> {
     let queue = &status.queue;
     all.push(if queue.failed > 0 {
         let failed = queue.failed;
-        let text =
-            format!("{failed} failed, and are not tried again by themselves; `flywheelctl status` says why");
+        let text = format!(
+            "{failed} failed for the reasons in `flywheelctl status`, and are retried only when asked"
+        );
         Finding::bad("queue", text, "flywheelctl reload")
     } else {
         Finding::good(

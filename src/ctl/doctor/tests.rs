@@ -88,9 +88,9 @@ fn each_trouble_of_a_cache_is_one_finding() {
     type Harm = fn(&mut CacheDiagnosis);
     for (level, word, harm) in [
         (Level::Bad, "nothing is lost", (|c| c.endpoints[0].fault = fault("unreachable")) as Harm),
-        (Level::Bad, "Renew the token", |c| c.endpoints[0].fault = fault("unauthorized")),
+        (Level::Bad, "paths wait until it is renewed", |c| c.endpoints[0].fault = fault("unauthorized")),
         (Level::Bad, "no cache of this name", |c| c.endpoints[0].fault = fault("no-such-cache")),
-        (Level::Bad, "Renew the token", |c| c.push_problem = fault("forbidden")),
+        (Level::Bad, "paths wait until it is renewed", |c| c.push_problem = fault("forbidden")),
         (Level::Bad, "which paths it lacks", |c| c.push_problem = fault("transient")),
         (Level::Bad, "Nix cannot use", |c| c.store_dir = Some("/gnu/store".into())),
         (Level::Bad, "90 s behind", |c| c.endpoints[0].clock_ahead_s = Some(90)),
@@ -127,7 +127,7 @@ fn each_trouble_of_a_cache_is_one_finding() {
     assert!(all[0].level == Level::Good && all[0].text.contains("gave it back"), "{all:?}");
     // The cache answers again, and the daemon has not noticed yet.
     let refused = of(&reached(), &CacheStatus { state: CacheState::Unauthorized, ..online() });
-    assert!(only(&refused).text.contains("Renew the token"), "{refused:?}");
+    assert!(only(&refused).text.contains("paths wait until it is renewed"), "{refused:?}");
     let all = of(&reached(), &CacheStatus { state: CacheState::Offline, ..online() });
     assert!(only(&all).command.as_deref() == Some("flywheelctl reload"), "{all:?}");
 }

@@ -147,6 +147,12 @@ fn counts(out: &mut String, s: &Summary) {
         }
     }
     let _ = writeln!(out, "<li><b>{}</b>uploaded</li></ul>", text::bytes(s.bytes));
+    for (name, n, why) in [("skipped", s.skipped, text::SKIPPED), ("collected", s.collected, text::COLLECTED)]
+    {
+        if n > 0 {
+            let _ = writeln!(out, "<p class=\"dim\">{name}: {}</p>", plain(why));
+        }
+    }
 }
 
 /// What delayed the end, the largest paths, and what was in a cache before.

@@ -89,11 +89,10 @@ pub(in crate::ctl) fn summary(s: &Summary) -> String {
     row("in upstream", s.upstream.to_string());
     row("failed", s.failed_total.to_string());
     row("pending", s.pending.to_string());
-    for (name, n) in
-        [("skipped by a filter or a route", s.skipped), ("collected before they were pushed", s.collected)]
+    for (name, why, n) in [("skipped", text::SKIPPED, s.skipped), ("collected", text::COLLECTED, s.collected)]
     {
         if n > 0 {
-            row(name, n.to_string());
+            row(&format!("{name}: {}", cell(why)), n.to_string());
         }
     }
     row("uploaded", text::bytes(s.bytes));

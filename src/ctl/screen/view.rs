@@ -198,7 +198,10 @@ fn uploads(list: &[UploadStatus], total: u64, width: usize) -> Section {
     let name_width = (width / 3).clamp(8, 40);
     let lines = list.iter().map(|u| {
         let rate = u.sent.saturating_mul(1000).checked_div(u.running_ms).unwrap_or(0);
-        let done = if u.nar_size > 0 && u.sent >= u.nar_size {
+        let done = if !u.measured {
+            let running = text::duration(Duration::from_millis(u.running_ms));
+            format!("{} by the attic client, for {running}", text::bytes(u.nar_size))
+        } else if u.nar_size > 0 && u.sent >= u.nar_size {
             "waits for the answer".to_owned()
         } else {
             format!("{} of {}, {}/s", text::bytes(u.sent), text::bytes(u.nar_size), text::bytes(rate))
@@ -323,6 +326,7 @@ mod tests {
             sent,
             running_ms: 2000,
             attempt,
+            measured: name != "by-attic",
         };
         let event = |at: i64, level: &str, text: &str| LogLine {
             at: 1_700_000_000_000 + at * 1000,

@@ -147,11 +147,8 @@ fn wanted(context: &Context, host: &Host, args: &SetupArgs, asking: bool) -> Res
         Some(ask::token_from_stdin().map_err(usage)?)
     } else if asking && remote && new_server {
         let answer = context.render.ask_secret("Token that may push (it is not shown; empty: none)");
-        answer
-            .filter(|token| !token.is_empty())
-            .map(|token| ask::check_token(&token))
-            .transpose()
-            .map_err(usage)?
+        let token = answer.ok_or_else(|| usage("no token was entered: nothing was changed".to_owned()))?;
+        Some(token).filter(|t| !t.is_empty()).map(|t| ask::check_token(&t)).transpose().map_err(usage)?
     } else {
         None
     };

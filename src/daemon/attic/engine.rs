@@ -156,7 +156,10 @@ impl Setup {
                 Ok(Some(info)) if self.target.upstream_keys.have_signed(&info) => {
                     self.report(push, UploadEnd::InUpstream, begun).await;
                 }
-                Ok(Some(info)) => uploads.push(Upload { push, info }),
+                Ok(Some(info)) => {
+                    self.transfers.begin_by_attic(push, begun);
+                    uploads.push(Upload { push, info });
+                }
                 Ok(None) => self.report(push, UploadEnd::Collected, begun).await,
                 Err(reason) => self.report(push, UploadEnd::Unreadable(reason), begun).await,
             }

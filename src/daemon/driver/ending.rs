@@ -53,13 +53,13 @@ impl Driver {
                 }
             }
         };
-        let (row, cache, uid) = (found.row, found.cache, found.uid);
+        let (row, cache, uid, confined) = (found.row, found.cache, found.uid, found.confined);
         if !self.may(peer, uid) {
             let message = format!("the session belongs to uid {uid}, you are uid {}", peer.uid);
             return caller.responder.refuse(ErrorCode::Denied, message);
         }
         caller.asked = Asked::End(row);
-        let (cache, paths) = self.destination(cache, paths);
+        let (cache, paths) = self.destination(cache, if confined { Vec::new() } else { paths });
         // Equal ends are answered together: one naming is for all of them.
         let caller = match self.parts.sessions.join_naming(row, uid, true, &paths, caller) {
             Ok(()) => return self.session_step(row, SessionEvent::Join),
@@ -84,21 +84,32 @@ impl Driver {
     /// continues. It was closed, by this run of the daemon or an earlier one.
     fn look_up(&mut self, peer: Peer, name: Name, paths: Vec<StorePath>, caller: Caller) {
         let (reports, engines) = (self.parts.reports.clone(), self.engines());
+        let (routes, names) = (self.routes(), self.parts.caches.names());
         self.work.spawn_blocking(move || {
-            let found = sessions::lookup(&reports, &engines, peer.uid, name);
+            let found = sessions::lookup(&reports, &engines, peer.uid, name, |info| {
+                let cache = names.iter().position(|name| *name == info.new.cache)?;
+                let cache = CacheId(u16::try_from(cache).ok()?);
+                routes.may_continue((info.new.uid, info.new.gid), info.new.label.as_deref(), cache).err()
+            });
             Done::LookedUp(LookedUp { found, paths, caller })
         });
     }
 
     pub(super) fn looked_up(&mut self, LookedUp { found, paths, caller }: LookedUp) {
         match found {
-            Found::Abandoned(info) => self.rejoin(*info, paths, caller),
+            Found::Abandoned(info, forbidden) => self.rejoin(*info, forbidden, paths, caller),
             Found::Reply(reply) => caller.responder.reply(*reply),
         }
     }
 
     /// An abandoned session drains again, with what its job names now.
-    fn rejoin(&mut self, info: SessionInfo, paths: Vec<StorePath>, mut caller: Caller) {
+    fn rejoin(
+        &mut self,
+        info: SessionInfo,
+        forbidden: Option<String>,
+        paths: Vec<StorePath>,
+        mut caller: Caller,
+    ) {
         let row = info.row;
         let cache = self.parts.caches.id(&info.new.cache);
         event!(
@@ -109,9 +120,13 @@ impl Driver {
             info.new.id
         );
         let uid = info.new.uid;
-        self.parts.sessions.insert_known(Session::rejoined(info, cache, caller.since));
+        let mut session = Session::rejoined(info, cache, caller.since);
+        if let Some(why) = forbidden {
+            session.confine(&self.parts.ledger, why);
+        }
+        let (cache, paths) = self.destination(cache, if session.confined { Vec::new() } else { paths });
+        self.parts.sessions.insert_known(session);
         caller.asked = Asked::End(row);
-        let (cache, paths) = self.destination(cache, paths);
         if !self.name_paths(row, uid, cache, paths, true, caller) {
             self.session_step(row, SessionEvent::Named);
         }
@@ -172,6 +187,32 @@ impl Driver {
             }
             SessionAction::Flush => self.step(Event::Flush(row)),
             SessionAction::Close { abandoned } => self.close(row, abandoned),
+        }
+    }
+
+    /// Has the routes examined for the sessions that are open, after they have changed;
+    /// [`Self::confined`] continues.
+    pub(super) fn confine(&mut self) {
+        let sessions = self.parts.sessions.unconfined();
+        let asked: Vec<_> = sessions
+            .map(|(session, cache)| (session.row, (session.uid, session.gid), session.label.clone(), cache))
+            .collect();
+        let routes = self.routes();
+        self.work.spawn_blocking(move || {
+            let forbidden = asked.into_iter().filter_map(|(row, person, label, cache)| {
+                Some((row, routes.may_continue(person, label.as_deref(), cache).err()?))
+            });
+            Done::Confined(forbidden.collect())
+        });
+    }
+
+    /// Closes sessions to further paths whose caches the routes do not allow any more.
+    pub(super) fn confined(&mut self, forbidden: Vec<(SessionId, String)>) {
+        for (row, why) in forbidden {
+            if let Some(session) = self.parts.sessions.get_mut(row).filter(|session| !session.confined) {
+                session.confine(&self.parts.ledger, why);
+                self.parts.intake.forget_window(row);
+            }
         }
     }
 

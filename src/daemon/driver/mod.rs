@@ -89,6 +89,9 @@ enum Done {
     Opened(Box<super::sessions::Opening>),
     /// A session that is not live was looked up.
     LookedUp(ending::LookedUp),
+    /// The routes were examined for the sessions that are open. These are closed to further
+    /// paths, for these reasons.
+    Confined(Vec<(SessionId, String)>),
     /// The configuration was read again.
     Reloaded(Box<Result<reload::Ready, String>>),
 }
@@ -318,6 +321,7 @@ impl Driver {
         match done {
             Done::Opened(opening) => self.opened(*opening),
             Done::LookedUp(looked_up) => self.looked_up(looked_up),
+            Done::Confined(forbidden) => self.confined(forbidden),
             Done::Reloaded(ready) => self.reloaded(*ready),
         }
     }

@@ -34,17 +34,19 @@ impl Driver {
         }
     }
 
+    /// The routes in use.
+    pub(super) fn routes(&self) -> Routes {
+        let (settings, names) = (Arc::clone(&self.parts.settings), self.parts.caches.names());
+        Routes::new(settings, names, self.parts.intake.people().clone())
+    }
+
     /// Has a session opened elsewhere; [`Self::opened`] continues.
     fn open(&mut self, peer: Peer, request: OpenRequest, next: AfterOpening) {
         if let Err(message) = self.parts.sessions.begin(peer.uid, next.is_job()) {
             return next.into_responder().refuse(ErrorCode::Busy, message);
         }
         let parts = OpenParts {
-            routes: Routes::new(
-                Arc::clone(&self.parts.settings),
-                self.parts.caches.names(),
-                self.parts.intake.people().clone(),
-            ),
+            routes: self.routes(),
             names: self.parts.caches.names(),
             ledger: self.parts.ledger.clone(),
             windows: Arc::clone(self.parts.intake.windows()),

@@ -120,6 +120,9 @@ impl Driver {
         }
         self.parts.gc_roots.set_bounds(Bounds::of(&settings.nix));
         self.connect(connections);
+        if settings.routes != old.routes {
+            self.confine();
+        }
         self.update_holds();
         self.parts.client.look_now();
         self.parts.netrc = Netrc::of(&settings, self.parts.built_in.as_ref(), &self.parts.caches);

@@ -7,12 +7,12 @@ use tokio::time::Instant;
 
 use super::Driver;
 use crate::control::messages as m;
-use crate::control::messages::{ErrorCode, NOT_VALID, Progress, Reply};
+use crate::control::messages::{ErrorCode, Progress, Reply};
 use crate::control::server::Responder;
 use crate::daemon::intake;
 use crate::daemon::sessions::{Answer, Asked, Caller, Engines, Naming, Waiter};
 use crate::flow::{BreakerState, Event, SessionEvent, TUNING};
-use crate::ledger::SessionState;
+use crate::ledger::{SessionState, Warnings};
 use crate::observe::event;
 use crate::types::{CacheId, SessionId, StoreDir, StorePath, Wall, millis};
 
@@ -36,12 +36,12 @@ fn span(duration: Duration) -> String {
 fn not_valid(invalid: &[StorePath], store_dir: &StoreDir) -> Option<String> {
     let (first, rest) = invalid.split_first()?;
     if rest.is_empty() {
-        return Some(format!("{} is {NOT_VALID}: it was not pushed", store_dir.full(first)));
+        return Some(format!("{} is not valid in the store: it was not pushed", store_dir.full(first)));
     }
     let names: Vec<String> = invalid.iter().take(NAMED).map(|path| store_dir.full(path)).collect();
     let more = if invalid.len() > NAMED { ", …" } else { "" };
     let count = invalid.len();
-    Some(format!("{count} paths are {NOT_VALID} and were not pushed: {}{more}", names.join(", ")))
+    Some(format!("{count} paths are not valid in the store and were not pushed: {}{more}", names.join(", ")))
 }
 
 impl Driver {
@@ -114,7 +114,7 @@ impl Driver {
                     "session {}: {text}",
                     session.id
                 );
-                session.warn(&self.parts.ledger, text);
+                session.warn_invalid(&self.parts.ledger, invalid.len(), text);
             }
         }
         if callers.iter().any(|caller| matches!(caller.asked, Asked::Flush)) {
@@ -165,7 +165,7 @@ impl Driver {
         let ready = self.parts.sessions.take_waiters(|waiter| waiter.group == group);
         self.step(Event::Forget(group));
         for waiter in ready {
-            self.answer_with(waiter.asked, waiter.responder, waiter.since, false, Vec::new());
+            self.answer_with(waiter.asked, waiter.responder, waiter.since, false, Warnings::default());
         }
     }
 
@@ -231,7 +231,8 @@ impl Driver {
             let text =
                 format!("the store could not be looked through in time ({why}): there may be more to push");
             let Some(row) = caller.asked.session() else {
-                self.answer_with(caller.asked, caller.responder, caller.since, true, vec![text]);
+                let warnings = Warnings { texts: vec![text], invalid: 0 };
+                self.answer_with(caller.asked, caller.responder, caller.since, true, warnings);
                 continue;
             };
             self.step(Event::Unconfirmed(row));
@@ -289,12 +290,12 @@ impl Driver {
                 span(SHORT_WAIT)
             );
             if let Some(session) = self.parts.sessions.get_mut(row) {
-                session.warnings.push(text.clone());
+                session.warnings.texts.push(text.clone());
             }
             self.answer_waiters(|waiter| waiter.group == group && !waiter.patient);
             // The reason is for this answer only: later the cache may be back.
             if let Some(session) = self.parts.sessions.get_mut(row) {
-                session.warnings.retain(|warning| *warning != text);
+                session.warnings.texts.retain(|warning| *warning != text);
             }
         }
     }
@@ -347,7 +348,7 @@ impl Driver {
     }
 
     /// The warnings for a caller's job. To be taken before the session is closed.
-    fn warnings(&self, asked: Asked) -> Vec<String> {
+    fn warnings(&self, asked: Asked) -> Warnings {
         let session = asked.session().and_then(|row| self.parts.sessions.get(row));
         session.map(|s| s.warnings.clone()).unwrap_or_default()
     }
@@ -359,6 +360,7 @@ impl Driver {
             let cache = self.parts.sessions.get(row).and_then(|session| session.cache);
             let waits = cache.filter(|_| self.flow.unsettled(row) > 0).and_then(|c| self.waits_for_client(c));
             warnings
+                .texts
                 .extend(waits.map(|why| format!("{why}; what is pending is pushed as soon as it is there")));
         }
         self.answer_with(asked, responder, since, true, warnings);
@@ -371,13 +373,13 @@ impl Driver {
         responder: Responder,
         since: Instant,
         early: bool,
-        warnings: Vec<String>,
+        warnings: Warnings,
     ) {
         let (row, is_push) = match asked {
             Asked::End(row) => (row, false),
             Asked::Push(row) => (row, true),
             Asked::Flush => {
-                return responder.reply(Reply::Pushed(self.flush_summary(since, early, warnings)));
+                return responder.reply(Reply::Pushed(self.flush_summary(since, early, warnings.texts)));
             }
         };
         let incomplete = self.parts.sessions.get(row).is_some_and(|s| s.incomplete);

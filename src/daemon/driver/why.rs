@@ -8,8 +8,9 @@ use tokio::task::spawn_blocking;
 use super::Driver;
 use crate::control::messages::{ErrorCode, PathStory, PushStory, Reply, SessionRef};
 use crate::control::server::{Peer, Responder};
+use crate::daemon::intake::UNKNOWN;
 use crate::daemon::sessions::{Sight, evidence_word, outcome_word};
-use crate::ledger::{PushHistory, PushState};
+use crate::ledger::{LedgerError, PushHistory, PushState};
 use crate::store::PathInfo;
 use crate::types::{PathHash, StoreDir, StorePath};
 
@@ -52,16 +53,22 @@ impl Driver {
                 Some((self.name(id).to_owned(), why))
             })
             .collect();
-        let intake = self.parts.intake.stuck().map(str::to_owned);
+        let rules = Rules {
+            stuck: self.parts.intake.stuck().map(str::to_owned),
+            skipping: self.parts.settings.skipping_routes(),
+        };
         let (reports, admins) = (self.parts.reports.clone(), self.parts.settings.admins.clone());
         tokio::spawn(async move {
             let mut stories = Vec::new();
             for asked in asked {
                 let (ledger, hash) = (reports.ledger().clone(), asked.hash().to_owned());
-                let history = spawn_blocking(move || ledger.history_of(&hash)).await;
-                let history = match history {
-                    Ok(Ok(history)) => history,
-                    Ok(Err(error)) => return responder.refuse(ErrorCode::Internal, error.to_string()),
+                let read = move || Ok((ledger.history_of(&hash)?, ledger.undecided_user(&hash)?));
+                let (history, waits) = match spawn_blocking(read).await {
+                    Ok(Ok(read)) => read,
+                    Ok(Err(error)) => {
+                        let error: LedgerError = error;
+                        return responder.refuse(ErrorCode::Internal, error.to_string());
+                    }
                     Err(error) => return responder.refuse(ErrorCode::Internal, error.to_string()),
                 };
                 let path = match &asked {
@@ -73,11 +80,11 @@ impl Driver {
                     None => None,
                 };
                 let full = path.map_or_else(|| asked.hash().to_owned(), |path| store.dir().full(&path));
-                stories.push(Known { full, info, history });
+                stories.push(Known { full, info, history, waits });
             }
             let sight = spawn_blocking(move || reports.sight(peer, admins.as_deref())).await;
             let sight = sight.unwrap_or(Sight::Own(peer.uid));
-            let stories = stories.into_iter().map(|known| known.story(sight, &held, intake.as_deref()));
+            let stories = stories.into_iter().map(|known| known.story(sight, &held, &rules));
             responder.reply(Reply::Why(stories.collect()));
         });
     }
@@ -89,10 +96,20 @@ struct Known {
     /// What the Nix database has; an error when it cannot be read.
     info: Option<Result<Option<PathInfo>, String>>,
     history: Vec<PushHistory>,
+    /// The user whose path waits for a route, or [`UNKNOWN`].
+    waits: Option<(u32, u32)>,
+}
+
+/// What explains that a valid path has no push.
+struct Rules {
+    /// Why the intake cannot go on.
+    stuck: Option<String>,
+    /// The routes that skip paths.
+    skipping: Vec<String>,
 }
 
 impl Known {
-    fn story(self, sight: Sight, held: &HashMap<String, String>, intake: Option<&str>) -> PathStory {
+    fn story(self, sight: Sight, held: &HashMap<String, String>, rules: &Rules) -> PathStory {
         let valid = match &self.info {
             Some(Ok(info)) => Some(info.is_some()),
             Some(Err(_)) => None,
@@ -107,7 +124,7 @@ impl Known {
         };
         let mut hidden = std::collections::BTreeSet::new();
         let known = |at: i64| (at > 0).then_some(at);
-        for PushHistory { push, valid_at, steps, sessions } in self.history {
+        for PushHistory { push, valid_at, steps, sessions, route } in self.history {
             let visible = sessions.is_empty() || sessions.iter().any(|s| sight.sees(s.uid));
             for share in sessions {
                 if !sight.sees(share.uid) {
@@ -119,6 +136,8 @@ impl Known {
                         uid: share.uid,
                         evidence: evidence_word(share.evidence).to_owned(),
                         outcome: outcome_word(share.outcome).to_owned(),
+                        cache: share.cache,
+                        route: share.route,
                     });
                 }
             }
@@ -136,10 +155,11 @@ impl Known {
                 asked_at: known(steps.asked_at),
                 begun_at: known(steps.begun_at),
                 settled_at: known(push.settled_at),
+                route,
             });
         }
         story.hidden_sessions = hidden.len() as u64;
-        story.summary = summary(&story, intake);
+        story.summary = summary(&story, self.waits.filter(|(uid, _)| sight.sees(*uid)), rules);
         story
     }
 }
@@ -172,7 +192,7 @@ fn next(
     }
 }
 
-fn summary(story: &PathStory, intake: Option<&str>) -> String {
+fn summary(story: &PathStory, waits: Option<(u32, u32)>, rules: &Rules) -> String {
     if !story.pushes.is_empty() {
         return match story.valid {
             Some(true) => "the path is valid in the store".to_owned(),
@@ -180,15 +200,37 @@ fn summary(story: &PathStory, intake: Option<&str>) -> String {
             None => "the Nix database cannot be read now".to_owned(),
         };
     }
-    match (story.valid, intake) {
+    match (story.valid, waits) {
+        (Some(true), Some(UNKNOWN)) => {
+            return format!(
+                "the path is valid, and nobody was seen to make it: it waits until a session names it (`flywheelctl push \
+                 {}` does), or a [[route]] with maker = \"unknown\" says where it goes",
+                story.path
+            );
+        }
+        (Some(true), Some((uid, _))) => {
+            return format!(
+                "the path is valid, and it waits until the name service says who user {uid} is, and so which [[route]] \
+                 is for it"
+            );
+        }
+        _ => {}
+    }
+    match (story.valid, &rules.stuck) {
         (Some(true), Some(why)) => {
             format!("the path is valid, and flywheeld has not taken it in yet: {why}")
         }
-        (Some(true), None) => format!(
-            "the path is valid, and flywheeld has no push for it: it was there before the first start \
-             (see [push] existing), or nobody was seen to make it; `flywheelctl push {}` pushes it",
-            story.path
-        ),
+        (Some(true), None) => {
+            let skips = match rules.skipping.as_slice() {
+                [] => String::new(),
+                routes => format!(", or {} skips it", routes.join(" or ")),
+            };
+            format!(
+                "the path is valid, and flywheeld has no push for it: it was there before the first start (see [push] \
+                 existing), or the filter leaves it out{skips}; `flywheelctl push {}` pushes it",
+                story.path
+            )
+        }
         (Some(false), _) => "no valid path of this name, and none is known from before".to_owned(),
         (None, _) => "the Nix database cannot be read now, and no push is known".to_owned(),
     }

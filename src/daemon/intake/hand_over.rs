@@ -18,6 +18,8 @@ pub(super) struct PlannedPush {
     pub(super) sessions: Vec<(SessionRow, Evidence)>,
     /// A session that waits for it and that it does not belong to.
     pub(super) waits: Option<SessionRow>,
+    /// What sent it to the cache, if it is no session's.
+    pub(super) route: Option<String>,
 }
 
 /// Settings that all pushes of one admission share.
@@ -61,10 +63,14 @@ impl Intake {
             state: push.state,
             retry_failed: terms.retry,
             sessions: push.sessions.clone(),
+            route: push.route.clone(),
         };
         let pushes = planned.iter().map(item).collect();
         let at = Wall::now().0;
         let admitted = self.ledger.admit(Admit { cursor: cursor.cloned(), pushes, at })?;
+        if !self.undecided_people()?.is_empty() {
+            self.forget_undecided(planned.iter().map(|push| push.info.path.base().to_owned()).collect())?;
+        }
         let mut found = Vec::with_capacity(planned.len());
         let mut upstream = Vec::new();
         for (push, (id, state, _)) in planned.into_iter().zip(admitted.pushes) {

@@ -21,13 +21,21 @@ use crate::types::{StorePath, Wall};
 /// Rows that are read from the Nix database at a time.
 const ROWS: usize = 256;
 
+/// Why a row goes to a cache.
+struct Reason {
+    /// Its sessions.
+    sessions: Vec<(SessionRow, Evidence)>,
+    /// What sent it there if it has none.
+    route: Option<String>,
+}
+
 /// Rows that go to one cache.
 #[derive(Default)]
 struct Routed {
     /// Rows that are wanted there, by their numbers.
     roots: HashMap<i64, PathInfo>,
-    /// The sessions of each root.
-    sessions: HashMap<i64, Vec<(SessionRow, Evidence)>>,
+    /// Why each root goes to this cache.
+    reasons: HashMap<i64, Reason>,
     /// Rows that are not pushed; their sessions report them.
     aside: Vec<PlannedPush>,
 }
@@ -169,17 +177,23 @@ impl Intake {
                 let owner = owners.sessions.first().map_or(0, |(session, _)| *session);
                 self.ledger.claim(owner, &[info.path.base().to_owned()])?;
             }
-            let unowned = || self.unowned(&info, maker.as_ref());
-            let Some(cache) = owners.cache.unwrap_or_else(unowned) else { continue };
+            let (cache, route) = match owners.cache {
+                Some(None) => continue,
+                Some(Some(cache)) => (cache, None),
+                None => match self.unowned(&info, maker.as_ref()) {
+                    Some((cache, route)) => (cache, Some(route)),
+                    None => continue,
+                },
+            };
             let sessions: Vec<_> = owners.sessions.into_iter().map(|(s, why)| (s, evidence(why))).collect();
             let upstream = self.policy.caches[usize::from(cache)].upstream_keys.have_signed(&info);
             let state = enters_as(&self.policy.filter, upstream, &info);
             let routed = &mut caches[usize::from(cache)];
             if state == PushState::Pending {
-                routed.sessions.insert(info.id, sessions);
+                routed.reasons.insert(info.id, Reason { sessions, route });
                 routed.roots.insert(info.id, info);
             } else if !sessions.is_empty() {
-                routed.aside.push(PlannedPush { info, state, sessions, waits: None });
+                routed.aside.push(PlannedPush { info, state, sessions, waits: None, route: None });
             }
         }
         let undecided = self.keep_undecided()?;
@@ -188,22 +202,28 @@ impl Intake {
         let ask_after = self.now();
         let last = caches.iter().rposition(|routed| !routed.is_empty());
         for (cache, routed) in (0_u16..).zip(caches) {
-            let Routed { roots, mut sessions, aside } = routed;
+            let Routed { roots, mut reasons, aside } = routed;
             let mut rows: Vec<i64> = roots.keys().copied().collect();
             rows.sort_unstable();
-            let mut plan = |this: &Self, info: PathInfo| match sessions.remove(&info.id) {
-                Some(sessions) => PlannedPush { info, state: PushState::Pending, sessions, waits: None },
+            let mut plan = |this: &Self, info: PathInfo| match reasons.remove(&info.id) {
+                Some(Reason { sessions, route }) => {
+                    PlannedPush { info, state: PushState::Pending, sessions, waits: None, route }
+                }
                 // A row that was taken in earlier has its sessions. Its maker is forgotten,
                 // and the windows of that time may be too, so nothing is said of it again.
-                None if info.id < first_new => {
-                    PlannedPush { state: this.wanted(cache, &info), info, sessions: Vec::new(), waits: None }
-                }
+                None if info.id < first_new => PlannedPush {
+                    state: this.wanted(cache, &info),
+                    info,
+                    sessions: Vec::new(),
+                    waits: None,
+                    route: None,
+                },
                 // A row that was not wanted by itself and is now, as a reference: it belongs
                 // to the sessions of its own maker.
                 None => {
                     let maker = this.lock_watcher.maker(info.path.base());
                     let sessions = this.whose(&windows.owners(info.id, maker.as_ref()), cache);
-                    PlannedPush { state: this.wanted(cache, &info), info, sessions, waits: None }
+                    PlannedPush { state: this.wanted(cache, &info), info, sessions, waits: None, route: None }
                 }
             };
             let roots =

@@ -48,7 +48,7 @@ pub(in crate::daemon) use handle::{IntakeHandle, Naming, Work, WorkQueue};
 pub use name_service::unknown_names;
 pub(in crate::daemon) use people::People;
 pub(in crate::daemon) use recheck::Recheck;
-pub(in crate::daemon) use routes::{Routes, UndecidedPaths};
+pub(in crate::daemon) use routes::{Routes, UNKNOWN, UndecidedPaths};
 #[cfg(test)]
 pub(in crate::daemon) use simulated::SimulatedIntake;
 pub(in crate::daemon) use store_events::on_watch_event;
@@ -328,6 +328,7 @@ impl Intake {
         if !std::mem::replace(restored, true) {
             // After the first look, because paths that the ledger does not have may be
             // protected too.
+            self.restore_undecided()?;
             self.gc_roots.restored();
             self.tell(Input::Restored)?;
         }

@@ -40,7 +40,7 @@ impl Intake {
         let confirmed = self.confirmed_paths(session)?;
         let mut named_plan = |this: &Self, info: PathInfo| {
             let sessions = vec![(session, Evidence::Closure)];
-            PlannedPush { state: this.wanted(cache, &info), info, sessions, waits: None }
+            PlannedPush { state: this.wanted(cache, &info), info, sessions, waits: None, route: None }
         };
         let roots = |rows, ask_after: Mono, retry| Roots {
             cache,
@@ -60,6 +60,7 @@ impl Intake {
             info,
             sessions: Vec::new(),
             waits: Some(session),
+            route: None,
         };
         if !rest.is_empty() {
             self.take_in(roots(rest, ask_after, false), &mut plan, Vec::new(), None)?;
@@ -95,6 +96,7 @@ impl Intake {
                     info,
                     sessions: Vec::new(),
                     waits: Some(group),
+                    route: None,
                 };
                 self.take_in(roots, &mut plan, Vec::new(), None)?;
             }

@@ -33,6 +33,7 @@ impl Intake {
             info,
             sessions: Vec::new(),
             waits: None,
+            route: None,
         };
         let roots = Roots {
             cache,

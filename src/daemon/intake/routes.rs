@@ -2,7 +2,7 @@
 //! caches the user may name: for a session when it opens, and for the maker of a path of
 //! no session.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,17 @@ const SESSION: Duration = Duration::from_secs(5);
 const INTAKE: Duration = Duration::from_secs(1);
 /// Paths of a user that are taken in at a time when the name service has answered.
 const UNDECIDED: usize = 500;
+/// Paths that wait at a time for each user, and of unknown makers. Further ones are not
+/// kept: a session can name them while they are in the store.
+pub(super) const WAITING: u64 = 20_000;
+/// In place of the user's numbers: nobody was seen to make the path. No user has them
+/// (setuid(2) takes -1 for no number).
+pub(in crate::daemon) const UNKNOWN: (u32, u32) = (u32::MAX, u32::MAX);
+/// In place of a cache's number: the path is protected because it waits. There are never
+/// as many caches.
+const PROTECTED: u16 = u16::MAX;
+/// What chose the cache of a session whose caller named it.
+const NAMED: &str = "--cache";
 /// The time between two log entries about paths that are not pushed yet.
 const APART: Duration = Duration::from_secs(60);
 
@@ -59,48 +70,79 @@ impl Routes {
         })
     }
 
-    /// Returns the cache of a session of this user: `named`, if a cache was named and a
-    /// route does not forbid it, else where the routes lead; none: the session's paths
-    /// are skipped. Waits for the name service.
+    /// Returns the cache of a session of this user, and what chose it: `named`, if a cache
+    /// was named and a route does not forbid it, else where the routes lead. No cache: the
+    /// session's paths are skipped. Waits for the name service.
     pub(in crate::daemon) fn of_session(
         &self,
         person: (u32, u32),
         label: Option<&str>,
         named: Option<CacheId>,
-    ) -> Result<Option<CacheId>, Forbidden> {
-        if self.settings.routes.is_empty() {
-            return Ok(named.or_else(|| self.number(&self.settings.default_cache)));
+    ) -> Result<(Option<CacheId>, String), Forbidden> {
+        if let Some(cache) = named {
+            self.may_use(person, label, cache, SESSION)?;
+            return Ok((Some(cache), NAMED.to_owned()));
         }
-        self.ask(person, label, SESSION, |who| match named {
-            Some(cache) => {
-                self.settings.may_use(who, &self.caches[cache.index()])?;
-                Ok(Some(cache))
-            }
-            None => Ok(self.cache(self.settings.route(who)?)),
+        self.ask(person, label, SESSION, |who| {
+            Ok((self.cache(self.settings.route(who)?), self.settings.rule(who)?))
         })
     }
 
-    /// Returns where a path of no session goes: where the paths of its maker go, if the
-    /// maker was seen, else where the route for unknown makers leads.
-    fn of_maker(&self, maker: Option<(u32, u32)>) -> Result<Option<CacheId>, Waits> {
+    /// Checks that this user may push to the cache. Waits at most `limit` for the name
+    /// service; a user about whom nothing is known may not.
+    fn may_use(
+        &self,
+        person: (u32, u32),
+        label: Option<&str>,
+        cache: CacheId,
+        limit: Duration,
+    ) -> Result<(), Forbidden> {
         if self.settings.routes.is_empty() {
-            return Ok(self.number(&self.settings.default_cache));
+            return Ok(());
         }
+        self.ask(person, label, limit, |who| self.settings.may_use(who, &self.caches[cache.index()]))
+    }
+
+    /// Checks that a session that is open already may go on pushing to its cache. The error
+    /// says why it may not. Waits for the name service.
+    pub(in crate::daemon) fn may_continue(
+        &self,
+        person: (u32, u32),
+        label: Option<&str>,
+        cache: CacheId,
+    ) -> Result<(), String> {
+        self.may_use(person, label, cache, INTAKE).map_err(|forbidden| {
+            format!(
+                "{forbidden}. The routes changed while the session was open: what was built or named after that is not \
+                 pushed for it"
+            )
+        })
+    }
+
+    /// Returns where a path of no session goes, and what decides it: where the paths of its
+    /// maker go, if the maker was seen, else where the route for unknown makers leads.
+    fn of_maker(&self, maker: Option<(u32, u32)>) -> Result<(Option<CacheId>, String), Waits> {
         match maker {
+            _ if self.settings.routes.is_empty() => {}
             Some(person) => {
-                let route =
-                    self.ask(person, None, INTAKE, |who| self.settings.route(who).map(|to| self.cache(to)));
-                route.map_err(|undecided| Waits::Undecided(person, undecided))
+                let route = self.ask(person, None, INTAKE, |who| {
+                    Ok((self.cache(self.settings.route(who)?), self.settings.rule(who)?))
+                });
+                return route.map_err(|undecided| Waits::Undecided(person, undecided));
             }
-            None => match self.settings.unknown_maker() {
-                UnknownMaker::Goes(to) => Ok(self.cache(to)),
-                UnknownMaker::Waits => Err(Waits::UnknownMaker),
-            },
+            None => {}
+        }
+        match self.settings.unknown_maker() {
+            UnknownMaker::Goes(to) => Ok((self.cache(to), self.settings.rule_for_unknown_makers())),
+            UnknownMaker::Waits => Err(Waits::UnknownMaker),
         }
     }
 
-    /// Whether the name service has answered about this user.
+    /// Whether it is known where the paths of this user, or of [`UNKNOWN`], go.
     fn is_decided(&self, (uid, gid): (u32, u32)) -> bool {
+        if (uid, gid) == UNKNOWN {
+            return matches!(self.settings.unknown_maker(), UnknownMaker::Goes(_));
+        }
         self.ask((uid, gid), None, Duration::ZERO, |who| self.settings.route(who).is_ok())
     }
 
@@ -124,14 +166,15 @@ enum Waits {
     Undecided((u32, u32), Undecided),
 }
 
-/// Paths of no session about whose maker the name service has not answered yet. They
-/// are in the ledger, since the cursor is past them.
+/// Paths of no session that nobody knows yet where to push: the name service has not
+/// answered about their maker, or the maker is unknown. They are in the ledger, since the
+/// cursor is past them, and are protected from garbage collection.
 #[derive(Debug, Default)]
 pub(in crate::daemon) struct UndecidedPaths {
-    /// The users that have paths in the ledger; none before it was read.
-    people: Option<BTreeSet<(u32, u32)>>,
-    /// Paths that are not in the ledger yet, and their makers.
-    new: Vec<(String, (u32, u32))>,
+    /// How many paths each user has in the ledger; none before it was read.
+    people: Option<BTreeMap<(u32, u32), u64>>,
+    /// Paths that are not in the ledger yet, with their makers and the sizes of their NARs.
+    new: Vec<(StorePath, (u32, u32), u64)>,
     /// Paths since the last log entry, and the time of that entry.
     unsaid: usize,
     said: Option<Instant>,
@@ -155,8 +198,9 @@ impl UndecidedPaths {
 }
 
 impl Intake {
-    /// Returns where a path of no session goes; none: nowhere, or nowhere yet.
-    pub(super) fn unowned(&mut self, info: &PathInfo, maker: Option<&Maker>) -> Option<u16> {
+    /// Returns where a path of no session goes, and what decides it; none: nowhere, or
+    /// nowhere yet.
+    pub(super) fn unowned(&mut self, info: &PathInfo, maker: Option<&Maker>) -> Option<(u16, String)> {
         // The filter leaves it out wherever it would go.
         if enters_as(&self.policy.filter, false, info) == PushState::Skipped {
             return None;
@@ -164,11 +208,12 @@ impl Intake {
         let path = &info.path;
         let person = maker.and_then(|maker| maker.lineage.person);
         match self.policy.routes.of_maker(person) {
-            Ok(cache) => cache.map(|cache| cache.0),
+            Ok((cache, rule)) => cache.map(|cache| (cache.0, rule)),
             Err(Waits::UnknownMaker) => {
                 let why = "nobody was seen to make them, and routes confine users or groups: a session must name \
                            them, or a [[route]] with maker = \"unknown\" say where they go";
                 self.undecided.say(path, why);
+                self.undecided.new.push((path.clone(), UNKNOWN, info.nar_size));
                 None
             }
             Err(Waits::Undecided(person, undecided)) => {
@@ -178,45 +223,105 @@ impl Intake {
                     person.0, undecided.route
                 );
                 self.undecided.say(path, &why);
-                self.undecided.new.push((path.base().to_owned(), person));
+                self.undecided.new.push((path.clone(), person, info.nar_size));
                 None
             }
         }
     }
 
-    /// Writes the paths to the ledger that [`Self::unowned`] could not decide about.
-    /// To be called before the cursor moves past them. Returns how many there were.
+    /// Writes the paths to the ledger that [`Self::unowned`] could not decide about, and
+    /// protects them from garbage collection. To be called before the cursor moves past
+    /// them. Returns how many paths of known makers there were. Beyond [`WAITING`] paths of
+    /// one maker, further ones are not kept.
     pub(super) fn keep_undecided(&mut self) -> Result<usize, IntakeError> {
         let paths = std::mem::take(&mut self.undecided.new);
-        let count = paths.len();
-        if count > 0 {
-            let people: Vec<_> = paths.iter().map(|(_, person)| *person).collect();
-            self.ledger.keep_undecided(paths)?;
-            self.undecided_people()?.extend(people);
+        if paths.is_empty() {
+            return Ok(0);
         }
-        Ok(count)
+        let mut counts = self.undecided_people()?.clone();
+        let mut refused: BTreeMap<(u32, u32), (usize, StorePath)> = BTreeMap::new();
+        let mut kept = Vec::with_capacity(paths.len());
+        for (path, person, nar_size) in paths {
+            let count = counts.entry(person).or_default();
+            if *count < WAITING {
+                *count += 1;
+                kept.push((path, person, nar_size));
+            } else {
+                refused.entry(person).or_insert((0, path)).0 += 1;
+            }
+        }
+        self.gc_roots.protect(PROTECTED, kept.iter().map(|(path, _, nar_size)| (path, *nar_size)));
+        let rows = kept.iter().map(|(path, person, _)| (path.base().to_owned(), *person)).collect();
+        self.ledger.keep_undecided(rows)?;
+        self.undecided.people = None;
+        for (person, (count, path)) in refused {
+            let whose =
+                if person == UNKNOWN { "unknown makers".to_owned() } else { format!("user {}", person.0) };
+            event!(
+                PATHS_WITHOUT_ROUTE,
+                paths = count,
+                "{count} paths of {whose} are not kept, {path} the first of them: {WAITING} paths of {whose} wait already \
+                 for a [[route]] or the name service to say where they go; a session or `flywheelctl push` can name them \
+                 while they are in the store"
+            );
+        }
+        Ok(kept.iter().filter(|(_, person, _)| *person != UNKNOWN).count())
     }
 
-    fn undecided_people(&mut self) -> Result<&mut BTreeSet<(u32, u32)>, IntakeError> {
+    pub(super) fn undecided_people(&mut self) -> Result<&mut BTreeMap<(u32, u32), u64>, IntakeError> {
         if self.undecided.people.is_none() {
             self.undecided.people = Some(self.ledger.undecided_people()?.into_iter().collect());
         }
         Ok(self.undecided.people.get_or_insert_default())
     }
 
-    /// Takes in the paths that waited for the name service and need not any more.
-    pub(super) fn take_decided(&mut self) -> Result<(), IntakeError> {
-        let mut people = self.undecided_people()?.clone();
-        people.retain(|person| self.policy.routes.is_decided(*person));
+    /// Protects the paths again that waited when the last run ended, and forgets those that
+    /// are not valid any more.
+    pub(super) fn restore_undecided(&mut self) -> Result<(), IntakeError> {
+        let people: Vec<_> = self.undecided_people()?.keys().copied().collect();
         for person in people {
+            let mut gone = Vec::new();
+            for base in self.ledger.undecided_of(person, usize::try_from(WAITING).unwrap_or(usize::MAX))? {
+                let info = match StorePath::parse(&base) {
+                    Ok(path) => self.nix_db.db()?.info(&path)?,
+                    Err(_) => None,
+                };
+                match info {
+                    Some(info) => self.gc_roots.keep(PROTECTED, vec![(info.path, info.nar_size)]),
+                    None => gone.push(base),
+                }
+            }
+            self.forget_undecided(gone)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets that paths wait: they have a push now, or are not valid any more.
+    pub(super) fn forget_undecided(&mut self, paths: Vec<String>) -> Result<(), IntakeError> {
+        if paths.is_empty() || self.undecided_people()?.is_empty() {
+            return Ok(());
+        }
+        for path in paths.iter().filter_map(|base| StorePath::parse(base).ok()) {
+            self.gc_roots.release(PROTECTED, path);
+        }
+        self.ledger.forget_undecided(paths)?;
+        self.undecided.people = None;
+        Ok(())
+    }
+
+    /// Takes in the paths that waited for the name service or a route and need not any more.
+    pub(super) fn take_decided(&mut self) -> Result<(), IntakeError> {
+        let people = self.undecided_people()?.clone();
+        for person in
+            people.into_keys().filter(|person| self.policy.routes.is_decided(*person)).collect::<Vec<_>>()
+        {
             // All that is known of the maker is who it is: the path is no session's.
-            let lineage =
-                Arc::new(Lineage { line: Vec::new(), session: -1, cgroup: None, person: Some(person) });
+            let known = Some(person).filter(|person| *person != UNKNOWN);
+            let lineage = Arc::new(Lineage { line: Vec::new(), session: -1, cgroup: None, person: known });
             loop {
                 self.room()?;
                 let paths = self.ledger.undecided_of(person, UNDECIDED)?;
                 if paths.is_empty() {
-                    self.undecided_people()?.remove(&person);
                     break;
                 }
                 let mut rows = Vec::new();
@@ -229,7 +334,7 @@ impl Intake {
                     // The name service does not answer any more: these were kept again.
                     break;
                 }
-                self.ledger.forget_undecided(paths)?;
+                self.forget_undecided(paths)?;
             }
         }
         Ok(())

@@ -2,14 +2,19 @@
 
 use std::path::Path;
 
+use super::routes::WAITING;
 use super::*;
-use crate::config::Settings;
+use crate::config::{Route, Settings, Subject};
 use crate::daemon::gc_roots::{Bounds, Places};
 
 const RECHECK_AFTER: Duration = Duration::from_secs(600);
 
 /// Returns an intake on a database with one path that it has not read.
 fn intake(top: &Path) -> (Intake, tokio::sync::mpsc::Receiver<Input>) {
+    intake_with(top, Vec::new())
+}
+
+fn intake_with(top: &Path, routes: Vec<Route>) -> (Intake, tokio::sync::mpsc::Receiver<Input>) {
     let store = top.join("store");
     for dir in [&store, &top.join("db")] {
         std::fs::create_dir(dir).unwrap();
@@ -28,7 +33,7 @@ fn intake(top: &Path) -> (Intake, tokio::sync::mpsc::Receiver<Input>) {
     ))
     .unwrap();
     let env = |name: &str| name.ends_with("_DIRECTORY").then(|| top.display().to_string());
-    let settings = Arc::new(Settings::load(None, &env).unwrap());
+    let settings = Arc::new(Settings { routes, ..Settings::load(None, &env).unwrap() });
     let gc_roots = GcRoots::start(
         Places {
             state_dir: top.to_owned(),
@@ -87,6 +92,42 @@ fn while_the_driver_knows_as_much_as_it_may_the_rest_waits_in_the_database() {
     intake.look(&mut cursor).unwrap();
     assert_eq!(cursor.id, 1);
     assert!(matches!(inputs.try_recv(), Ok(Input::Found { pushes, .. }) if pushes.len() == 1));
+}
+
+#[test]
+fn a_path_that_waits_for_a_route_is_kept_unless_too_many_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let confines = Subject::Person { user: Some("4242".to_owned()), group: None, label: None };
+    let route = Route { subject: confines, cache: Some("main".to_owned()), allow: Vec::new() };
+    let (mut intake, mut inputs) = intake_with(dir.path(), vec![route]);
+    let identity = intake.look_at_database().unwrap().0;
+    let waiting = |intake: &Intake| {
+        intake
+            .ledger
+            .undecided_people()
+            .unwrap()
+            .iter()
+            .find(|(who, _)| *who == UNKNOWN)
+            .map_or(0, |(_, n)| *n)
+    };
+    let mut cursor = Cursor { identity: identity.clone(), ..Cursor::default() };
+    intake.look(&mut cursor).unwrap();
+    assert_eq!((cursor.id, waiting(&intake)), (1, 1));
+    assert!(!matches!(inputs.try_recv(), Ok(Input::Found { .. })), "it is pushed nowhere");
+    let path = format!("{:032}-p", 0);
+    assert_eq!(intake.ledger.undecided_user(&path[..32]).unwrap(), Some(UNKNOWN));
+
+    // The ledger is full of others: the path is not kept, and the cursor moves on all the same.
+    intake.forget_undecided(vec![path]).unwrap();
+    let others = (1..=WAITING).map(|n| (format!("{n:032}-p"), UNKNOWN)).collect();
+    intake.ledger.keep_undecided(others).unwrap();
+    intake.undecided = UndecidedPaths::default();
+    let mut cursor = Cursor { identity, ..Cursor::default() };
+    intake.look(&mut cursor).unwrap();
+    assert_eq!((cursor.id, waiting(&intake)), (1, WAITING));
+    // Those that are not valid any more are forgotten at the next start.
+    intake.restore_undecided().unwrap();
+    assert_eq!(waiting(&intake), 0);
 }
 
 #[test]

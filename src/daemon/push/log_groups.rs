@@ -5,6 +5,8 @@
 //! again and again, the delay doubles, up to [`LONGEST`]. The entries of a session are
 //! logged before the entry with its summary. Must not know what is done about a path.
 
+use std::collections::HashSet;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -22,6 +24,16 @@ const REMEMBERED: Duration = Duration::from_secs(60);
 const GROUPS: usize = 256;
 /// The most paths of a group whose names an entry has.
 const NAMED: usize = 3;
+
+/// The most paths of a group that are told apart. Further ones are counted each time.
+const KNOWN: usize = 4096;
+
+/// A hash of a path's name.
+fn hash(path: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    path.hash(&mut hasher);
+    hasher.finish()
+}
 
 /// What happened to a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +86,9 @@ struct Group {
     paths: Vec<String>,
     /// The number of all paths since the last entry.
     count: u64,
+    /// Hashes of their names, at most [`KNOWN`]: a path that has the trouble again is not
+    /// counted again.
+    known: HashSet<u64>,
     /// The error of the first path.
     error: String,
     attempt: u32,
@@ -108,6 +123,7 @@ impl LogGroups {
 
     fn add_to(&mut self, key: Key, label: Option<String>, occurrence: &Occurrence<'_>, now: Instant) {
         let at = self.groups.iter().position(|group| group.key == key);
+        let is_new = at.is_none_or(|at| self.groups[at].count == 0);
         let mut group = match at.map(|at| self.groups.remove(at)) {
             Some(group) if group.count > 0 => group,
             // Logged a while ago: the next entry takes longer.
@@ -118,14 +134,16 @@ impl LogGroups {
             Some(Group { key, .. }) => Group::new(key, label, occurrence, FIRST, now),
             None => Group::new(key, label, occurrence, FIRST, now),
         };
-        group.count += 1;
-        if group.paths.len() < NAMED {
-            group.paths.push(occurrence.path.clone());
+        if group.known.len() >= KNOWN || group.known.insert(hash(&occurrence.path)) {
+            group.count += 1;
+            if group.paths.len() < NAMED {
+                group.paths.push(occurrence.path.clone());
+            }
         }
         group.attempt = group.attempt.max(occurrence.attempt);
         match at {
             // Its place is that of its first path.
-            Some(at) if group.count > 1 => self.groups.insert(at, group),
+            Some(at) if !is_new => self.groups.insert(at, group),
             _ => self.groups.push(group),
         }
         if self.groups.len() > GROUPS {
@@ -163,6 +181,7 @@ impl LogGroups {
             group.log();
             group.count = 0;
             group.paths.clear();
+            group.known = HashSet::new();
             group.due = now + REMEMBERED;
         }
     }
@@ -197,6 +216,7 @@ impl Group {
             label,
             paths: Vec::new(),
             count: 0,
+            known: HashSet::new(),
             error: occurrence.error.to_owned(),
             attempt: occurrence.attempt,
             nar_size: occurrence.nar_size,
@@ -347,6 +367,22 @@ mod tests {
         groups.log_all(now + 2 * FIRST);
         groups.log_due(now + 2 * FIRST + REMEMBERED);
         assert!(groups.groups.is_empty());
+    }
+
+    #[test]
+    fn a_path_with_the_same_trouble_again_is_one_path() {
+        let mut groups = LogGroups::default();
+        let now = Instant::now();
+        for (n, attempt) in [(1, 1), (2, 1), (1, 2), (2, 2), (1, 3)] {
+            groups.add(&Occurrence { attempt, ..occurrence(n, "no answer") }, &audience("s"), now);
+        }
+        let group = &groups.groups[0];
+        assert_eq!(group.subject(), format!("2 paths ({}, {})", path(1), path(2)));
+        assert_eq!(group.attempt, 3);
+        // After the entry it is named again.
+        groups.log_all(now);
+        groups.add(&occurrence(1, "no answer"), &audience("s"), now);
+        assert_eq!(groups.groups[0].subject(), path(1));
     }
 
     #[test]

@@ -149,6 +149,7 @@ impl Pushes {
             sent: running.sent(),
             running_ms: millis(running.elapsed()),
             attempt: push.attempts,
+            measured: running.is_measured(),
         })
     }
 

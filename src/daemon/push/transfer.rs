@@ -24,14 +24,21 @@ use crate::types::{CacheName, PushId, StoreDir, StorePath};
 /// An upload that runs.
 #[derive(Debug, Clone)]
 pub(in crate::daemon) struct Running {
-    sent: Arc<AtomicU64>,
+    /// Bytes of its NAR that were read so far. `None`: the attic client reads it, which does
+    /// not tell.
+    sent: Option<Arc<AtomicU64>>,
     begun: Instant,
 }
 
 impl Running {
-    /// Bytes of its NAR that were read so far.
+    /// Bytes of its NAR that were read so far; 0 when nobody knows.
     pub(in crate::daemon) fn sent(&self) -> u64 {
-        self.sent.load(Ordering::Relaxed)
+        self.sent.as_ref().map_or(0, |sent| sent.load(Ordering::Relaxed))
+    }
+
+    /// Whether it is known how much of the NAR was read.
+    pub(in crate::daemon) fn is_measured(&self) -> bool {
+        self.sent.is_some()
     }
 
     pub(in crate::daemon) fn elapsed(&self) -> Duration {
@@ -47,7 +54,7 @@ pub(in crate::daemon) struct Transfers {
     rate: Option<Arc<Rate>>,
     /// Bytes read for uploads since the daemon started.
     sent: Arc<AtomicU64>,
-    /// The uploads that run, without those of the attic client.
+    /// The uploads that run.
     running: Arc<Mutex<HashMap<PushId, Running>>>,
     out: Sender<Input>,
 }
@@ -107,12 +114,18 @@ impl Transfers {
         });
     }
 
+    /// Notes that the attic client uploads this path, until [`Self::report`] is called.
+    pub(in crate::daemon) fn begin_by_attic(&self, push: PushId, begun: Instant) {
+        let running = Running { sent: None, begun };
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).insert(push, running);
+    }
+
     /// Uploads one path.
     pub(in crate::daemon) fn upload(&self, target: Target, push: PushId, path: StorePath) {
         let this = self.clone();
         let begun = Instant::now();
         let own = Arc::new(AtomicU64::new(0));
-        let running = Running { sent: Arc::clone(&own), begun };
+        let running = Running { sent: Some(Arc::clone(&own)), begun };
         self.running.lock().unwrap_or_else(PoisonError::into_inner).insert(push, running);
         tokio::spawn(async move {
             let result = this.send(&target, path, own).await;
@@ -152,7 +165,7 @@ impl Transfers {
         }
     }
 
-    /// The uploads that run now, without those of the attic client.
+    /// The uploads that run now.
     pub(in crate::daemon) fn running(&self) -> HashMap<PushId, Running> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::{Caller, Naming, Session, Waiter};
 use crate::daemon::intake;
 use crate::flow::{NamingQueue, SessionLimits, TUNING};
-use crate::types::{Mono, SessionId, StorePath};
+use crate::types::{CacheId, Mono, SessionId, StorePath};
 
 /// Delay before a naming is sent again that found the intake's queue full.
 const RETRY: Duration = Duration::from_millis(100);
@@ -78,6 +78,12 @@ impl Sessions {
 
     pub(in crate::daemon) fn get_mut(&mut self, row: SessionId) -> Option<&mut Session> {
         self.by_row.get_mut(&row)
+    }
+
+    /// The sessions that push to a cache and are not closed to further paths.
+    pub(in crate::daemon) fn unconfined(&self) -> impl Iterator<Item = (&Session, CacheId)> {
+        let open = self.by_row.values().filter(|session| !session.confined);
+        open.filter_map(|session| Some((session, session.cache?)))
     }
 
     /// Removes a session that is closed.

@@ -20,14 +20,22 @@ pub(in crate::daemon) enum Name {
 
 /// What a lookup found.
 pub(in crate::daemon) enum Found {
-    /// An abandoned session. The ledger has it as draining again.
-    Abandoned(Box<SessionInfo>),
+    /// An abandoned session, and why the routes do not allow its cache any more, if they do
+    /// not. The ledger has it as draining again.
+    Abandoned(Box<SessionInfo>, Option<String>),
     /// The answer to the caller.
     Reply(Box<Reply>),
 }
 
-/// Looks a session up for the user `uid`. Blocks.
-pub(in crate::daemon) fn lookup(reports: &Reports, engines: &Engines, uid: u32, name: Name) -> Found {
+/// Looks a session up for the user `uid`. `forbidden` says why the routes do not allow a
+/// session's cache, if they do not. Blocks.
+pub(in crate::daemon) fn lookup(
+    reports: &Reports,
+    engines: &Engines,
+    uid: u32,
+    name: Name,
+    forbidden: impl FnOnce(&SessionInfo) -> Option<String>,
+) -> Found {
     let ledger = reports.ledger();
     let (found, otherwise) = match name {
         Name::Id(id) => {
@@ -46,7 +54,8 @@ pub(in crate::daemon) fn lookup(reports: &Reports, engines: &Engines, uid: u32, 
             let again =
                 info.state == SessionState::Abandoned && ledger.session_rejoin(info.row).unwrap_or(false);
             if again {
-                Found::Abandoned(Box::new(info))
+                let forbidden = forbidden(&info);
+                Found::Abandoned(Box::new(info), forbidden)
             } else {
                 let warnings = info.warnings.clone();
                 Found::Reply(Box::new(reports.ended(engines, &info, warnings)))

@@ -12,7 +12,7 @@ use crate::control::server::{Peer, Responder};
 use crate::daemon::intake::Routes;
 use crate::daemon::push::StoreReader;
 use crate::flow::{SessionLife, TUNING};
-use crate::ledger::{Ledger, NewSession, SessionKind};
+use crate::ledger::{Ledger, NewSession, SessionKind, Warnings};
 use crate::observe::detail;
 use crate::types::{CacheId, StorePath, Wall, printable};
 
@@ -105,8 +105,8 @@ fn record(
     let OpenRequest { prefix, label, cache, anchor_pid, strict, ci, log_paths } = request;
     // It is in the text of log entries, and must not forge another one.
     let label = label.map(|l| printable(&l.chars().take(LABEL).collect::<String>()));
-    let cache = parts.routes.of_session((peer.uid, peer.gid), label.as_deref(), cache);
-    let cache = cache.map_err(|forbidden| (ErrorCode::Denied, forbidden.to_string()))?;
+    let chosen = parts.routes.of_session((peer.uid, peer.gid), label.as_deref(), cache);
+    let (cache, route) = chosen.map_err(|forbidden| (ErrorCode::Denied, forbidden.to_string()))?;
     let resolve = |pid| Anchor::resolve(&parts.proc, pid, peer.pid, peer.uid);
     let anchor = anchor_pid.map(resolve).transpose().map_err(|e| (ErrorCode::BadRequest, e.to_string()))?;
     let anchor = anchor.flatten();
@@ -126,6 +126,7 @@ fn record(
         kind: if with_window { SessionKind::Job } else { SessionKind::Push },
         label: label.clone(),
         cache: cache.map(|c| parts.names[c.index()].clone()).unwrap_or_default(),
+        route: Some(route),
         uid: peer.uid,
         gid: peer.gid,
         anchor_pid: process.map(|id| (id.pid, id.start)),
@@ -147,14 +148,16 @@ fn record(
         label,
         cache,
         uid: peer.uid,
+        gid: peer.gid,
         ci,
         log_paths,
         life: if with_window { SessionLife::open(&TUNING) } else { SessionLife::draining(&TUNING, false) },
         draining_since: None,
         watch: None,
-        warnings: Vec::new(),
+        warnings: Warnings::default(),
         named: Vec::new(),
         incomplete: false,
+        confined: false,
     };
     Ok((session, process))
 }

@@ -5,7 +5,8 @@ use tokio::time::Instant;
 use super::Watch;
 use crate::control::messages::CiJob;
 use crate::flow::{SessionLife, TUNING};
-use crate::ledger::{Ledger, SessionInfo};
+use crate::ledger::{Ledger, SessionInfo, Warnings};
+use crate::observe::event;
 use crate::types::{CacheId, SessionId, StorePath};
 
 /// A session that is open or draining.
@@ -17,6 +18,7 @@ pub(in crate::daemon) struct Session {
     /// The cache that it pushes to. `None`: its paths are skipped.
     pub(in crate::daemon) cache: Option<CacheId>,
     pub(in crate::daemon) uid: u32,
+    pub(in crate::daemon) gid: u32,
     pub(in crate::daemon) ci: Option<CiJob>,
     /// Each of its pushed paths is logged at level info.
     pub(in crate::daemon) log_paths: bool,
@@ -27,11 +29,13 @@ pub(in crate::daemon) struct Session {
     /// Reports the end of its anchor.
     pub(in crate::daemon) watch: Option<Watch>,
     /// What its summary warns of, for example named paths that were not valid.
-    pub(in crate::daemon) warnings: Vec<String>,
+    pub(in crate::daemon) warnings: Warnings,
     /// Paths that its job has named.
     pub(in crate::daemon) named: Vec<StorePath>,
     /// The intake has not finished its naming yet, and a caller has got an answer that says so.
     pub(in crate::daemon) incomplete: bool,
+    /// The routes do not allow its cache any more: no further path is pushed for it.
+    pub(in crate::daemon) confined: bool,
 }
 
 /// Most warnings that are kept of a session. One more says that there were more.
@@ -52,6 +56,7 @@ impl Session {
             label: info.new.label,
             cache,
             uid: info.new.uid,
+            gid: info.new.gid,
             log_paths: info.new.log_paths,
             ci: info.new.ci.as_deref().and_then(|ci| serde_json::from_str(ci).ok()),
             draining_since,
@@ -59,6 +64,7 @@ impl Session {
             warnings: info.warnings,
             named: Vec::new(),
             incomplete: false,
+            confined: false,
         }
     }
 
@@ -73,11 +79,34 @@ impl Session {
 
     /// Adds a warning to the summary, unless it is there already.
     pub(in crate::daemon) fn warn(&mut self, ledger: &Ledger, text: String) {
-        if self.warnings.len() > WARNINGS || self.warnings.contains(&text) {
+        let texts = &mut self.warnings.texts;
+        if texts.len() > WARNINGS || texts.contains(&text) {
             return;
         }
-        let full = self.warnings.len() == WARNINGS;
-        self.warnings.push(if full { "there were more warnings".to_owned() } else { text });
+        let full = texts.len() == WARNINGS;
+        texts.push(if full { "there were more warnings".to_owned() } else { text });
         ledger.session_warnings(self.row, &self.warnings);
+    }
+
+    /// Adds a warning about named paths that are not valid, and counts them.
+    pub(in crate::daemon) fn warn_invalid(&mut self, ledger: &Ledger, count: usize, text: String) {
+        let is_new = !self.warnings.texts.contains(&text);
+        self.warnings.invalid += if is_new { count as u64 } else { 0 };
+        self.warn(ledger, text);
+    }
+
+    /// Closes the session to further paths, because the routes do not allow its cache any
+    /// more. Its window has to be forgotten as well.
+    pub(in crate::daemon) fn confine(&mut self, ledger: &Ledger, why: String) {
+        self.confined = true;
+        event!(
+            SESSION_CONFINED,
+            session = self.id,
+            label = self.label,
+            reason = why,
+            "session {} gets no further paths: {why}",
+            self.id
+        );
+        self.warn(ledger, why);
     }
 }

@@ -24,6 +24,7 @@ pub(super) fn path(n: usize) -> String {
 pub(super) fn new_push(n: usize, sessions: &[(SessionRow, Evidence)]) -> NewPushRow {
     NewPushRow {
         valid_at: 7,
+        route: None,
         cache: "main".into(),
         path: path(n),
         nar_size: 100,
@@ -52,6 +53,7 @@ pub(super) fn to(state: PushState) -> Settle {
 pub(super) fn session(ledger: &Ledger, id: &str) -> SessionRow {
     let new = NewSession {
         log_paths: false,
+        route: None,
         id: id.into(),
         kind: SessionKind::Job,
         label: Some("test".into()),

@@ -47,7 +47,10 @@ fn a_file_of_version_1_is_migrated_with_its_content() {
     // That is how earlier versions recorded a named path.
     assert_eq!(counts.by_evidence[Evidence::Closure as usize], 1);
     let job = ledger.session("s").unwrap().unwrap();
-    assert_eq!((job.state, job.new.kind, job.warnings.len()), (SessionState::Open, SessionKind::Job, 0));
+    assert_eq!(
+        (job.state, job.new.kind, job.warnings),
+        (SessionState::Open, SessionKind::Job, Warnings::default())
+    );
     // Earlier versions left pushes open.
     let push = ledger.session("push-1").unwrap().unwrap();
     assert_eq!((push.state, push.new.kind), (SessionState::Draining, SessionKind::Push));

@@ -54,6 +54,22 @@ impl Rig {
     }
 }
 
+/// `status` shows what the client uploads, although not how far it is.
+#[test]
+fn uploads_of_the_client_are_shown() {
+    let rig = Rig::ready("");
+    rig.gate.close();
+    let path = rig.build(1, "shown").remove(0);
+    rig.gate.until_came(1);
+    let uploads = rig.daemon.status()["uploads"].clone();
+    let upload = &uploads[0];
+    assert_eq!((&upload["path"], &upload["measured"]), (&path.as_str().into(), &false.into()), "{uploads}");
+    rig.gate.open();
+    rig.daemon.flush();
+    assert!(rig.cache.main().has(&path));
+    assert_eq!(rig.daemon.status()["uploads"], serde_json::json!([]));
+}
+
 /// Phase 2b: the job that builds the client does not wait, and everything that it built, the client
 /// included, is pushed when the client is ready.
 #[test]

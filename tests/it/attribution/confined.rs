@@ -123,8 +123,32 @@ fn a_path_of_an_unknown_maker_waits_for_a_session_or_follows_the_route_for_it() 
         assert!(daemon.cache(cache).names().is_empty(), "{cache}");
     }
     daemon.assert_logged(1, "1 paths of no session wait");
+    // It waits over a restart as well, and no garbage collection removes it meanwhile.
+    for _ in 0..2 {
+        let why = daemon.ctl(&["why", &path]);
+        assert!(why.out.contains("nobody was seen to make it: it waits until a session names it"), "{why:?}");
+        assert!(!daemon.nix.run("nix-store", &["--delete", &path]).status.success(), "it is protected");
+        daemon.restart();
+    }
     let pushed = daemon.ctl(&["push", &path, "--wait"]);
     assert!(pushed.code == 0 && daemon.cache("main").has(&path), "{pushed:?}");
+    until("the path is not protected any more", || {
+        daemon.nix.run("nix-store", &["--delete", &path]).status.success()
+    });
+
+    // A route that comes later decides about what waits.
+    daemon.stop();
+    let later = daemon.nix.make("unseen-until-later");
+    daemon.up();
+    daemon.flush();
+    assert!(daemon.cache("extra").names().is_empty());
+    daemon.configure(&config(&format!("{confines}[[route]]\nmaker = \"unknown\"\ncache = \"extra\"\n")));
+    let reload = daemon.ctl(&["reload"]);
+    assert_eq!(reload.code, 0, "{reload:?}");
+    until("the path follows the new route", || daemon.cache("extra").has(&later));
+    let why = daemon.json(&["why", &later]);
+    assert_eq!(why["paths"][0]["pushes"][0]["route"], "[[route]] 2 (maker = \"unknown\")", "{why}");
+    assert!(!daemon.cache("main").has(&later));
 
     daemon.stop();
     daemon.configure(&config(&format!("{confines}[[route]]\nmaker = \"unknown\"\ncache = \"extra\"\n")));
@@ -132,6 +156,98 @@ fn a_path_of_an_unknown_maker_waits_for_a_session_or_follows_the_route_for_it() 
     daemon.up();
     daemon.flush();
     assert!(daemon.cache("extra").has(&path) && !daemon.cache("main").has(&path));
+}
+
+/// Routes that come while a session is open close it to what they do not allow.
+#[test]
+fn an_open_session_does_not_outlive_its_route() {
+    if !can_switch_user() {
+        return;
+    }
+    let nix = PrivateNix::new();
+    let nix_daemon = NixDaemon::start(&nix, &[]);
+    let mut daemon = Daemon::start(nix, &config(""));
+    open_to_all(&daemon);
+    let session = |args: &[&str]| {
+        let started = as_nobody(&daemon, &[&["session", "start"], args].concat());
+        assert_eq!(started.code, 0, "{started:?}");
+        started.out.trim().to_owned()
+    };
+    let (to_main, to_extra) = (session(&[]), session(&["--cache", "extra"]));
+    let before = build(&daemon, &nix_daemon, "before", 0);
+    daemon.flush();
+    assert!(daemon.cache("main").has(&before));
+    let rule = format!("[[route]] 1 (user = \"{NOBODY}\") allows untrusted, extra");
+    let routes = format!("[[route]]\nuser = \"{NOBODY}\"\ncache = \"untrusted\"\nallow = [\"extra\"]\n");
+    daemon.configure(&config(&routes));
+    let reload = daemon.ctl(&["reload"]);
+    assert_eq!(reload.code, 0, "{reload:?}");
+    until("the session is closed to further paths", || {
+        daemon.log().contains(&format!(
+            "session {to_main} gets no further paths: cache main is not open to you: {rule}"
+        ))
+    });
+    // A session whose cache the route allows continues.
+    let after = build(&daemon, &nix_daemon, "after", NOBODY);
+    daemon.flush();
+    assert!(daemon.cache("extra").has(&after) && !daemon.cache("main").has(&after));
+    let ended = as_nobody(&daemon, &["--json", "session", "end", &to_extra]);
+    assert_eq!(
+        (&ended.json()["pushed"], &ended.json()["warnings"]),
+        (&1.into(), &serde_json::json!([])),
+        "{ended:?}"
+    );
+    // With the closed session alone, a path goes where the route sends it.
+    let alone = build(&daemon, &nix_daemon, "alone", NOBODY);
+    daemon.flush();
+    assert!(daemon.cache("untrusted").has(&alone));
+    // Nor over a restart, and nor by name.
+    daemon.restart();
+    open_to_all(&daemon);
+    let at_end = build(&daemon, &nix_daemon, "at-end", NOBODY);
+    daemon.flush();
+    let ended = as_nobody(&daemon, &["--json", "session", "end", &to_main, "--push", &after]);
+    assert!(
+        ended.code == 0 && ended.json()["warnings"].to_string().contains("allows untrusted, extra"),
+        "{ended:?}"
+    );
+    assert!(daemon.cache("untrusted").has(&at_end));
+    for path in [&after, &alone, &at_end] {
+        assert!(!daemon.cache("main").has(path), "{path}");
+    }
+}
+
+/// `why` names what chose the cache, from the ledger.
+#[test]
+fn the_rule_that_sent_a_path_is_told() {
+    if !can_switch_user() {
+        return;
+    }
+    let nix = PrivateNix::new();
+    let nix_daemon = NixDaemon::start(&nix, &[]);
+    let routes = format!("[[route]]\nuser = \"{NOBODY}\"\ncache = \"untrusted\"\nallow = [\"extra\"]\n");
+    let mut daemon = Daemon::start(nix, &config(&routes));
+    open_to_all(&daemon);
+    let theirs = build(&daemon, &nix_daemon, "of-nobody", NOBODY);
+    let roots = build(&daemon, &nix_daemon, "of-root", 0);
+    daemon.flush();
+    let pushed = as_nobody(&daemon, &["push", "--cache", "extra", &theirs, "--wait"]);
+    assert_eq!(pushed.code, 0, "{pushed:?}");
+    daemon.restart();
+    let rule = format!("[[route]] 1 (user = \"{NOBODY}\")");
+    let why = daemon.json(&["why", &theirs]);
+    let story = &why["paths"][0];
+    let push = story["pushes"].as_array().unwrap().iter().find(|push| push["cache"] == "untrusted").unwrap();
+    assert_eq!(push["route"], rule.as_str(), "{why}");
+    let by_name = &story["sessions"][0];
+    assert_eq!((&by_name["cache"], &by_name["route"]), (&"extra".into(), &"--cache".into()), "{why}");
+    let text = daemon.ctl(&["why", &theirs]).out;
+    assert!(
+        text.contains(&format!(", sent there by {rule}")) && text.contains("to cache extra by --cache"),
+        "{text}"
+    );
+    let why = daemon.json(&["why", &roots]);
+    assert_eq!(why["paths"][0]["pushes"][0]["route"], "default_cache", "{why}");
 }
 
 #[test]

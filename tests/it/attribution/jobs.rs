@@ -4,8 +4,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
-use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use serde_json::Value;
 
@@ -72,23 +74,53 @@ impl Job {
     }
 }
 
+/// How the jobs reach the store.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Access {
+    Direct,
+    /// Through a nix-daemon that forks a worker for each connection.
+    Daemon,
+    /// Through a nix-daemon that is started for each connection, as systemd does for a socket unit
+    /// with `Accept=yes`.
+    PerConnection,
+}
+
 struct Site {
     daemon: Daemon,
     remote: String,
     _nix_daemon: Option<NixDaemon>,
 }
 
+/// Starts `nix-daemon --stdio` for each connection to this socket, until the tests end.
+fn serve_each_connection(nix: &PrivateNix) -> String {
+    let socket = nix.path().join("each.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let (env, dir) = (nix.env(), nix.work_dir());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(stream) = stream else { continue };
+            let mut worker = Command::new("nix-daemon");
+            worker.arg("--stdio").current_dir(&dir).envs(env.iter().cloned()).env_remove("NIX_PATH");
+            worker.stdin(OwnedFd::from(stream.try_clone().unwrap())).stdout(OwnedFd::from(stream));
+            let mut worker = worker.stderr(Stdio::null()).spawn().unwrap();
+            std::thread::spawn(move || worker.wait());
+        }
+    });
+    format!("unix://{}", socket.display())
+}
+
 impl Site {
-    fn new(multi_user: bool, prepare: impl FnOnce(&PrivateNix)) -> Self {
+    fn new(access: Access, prepare: impl FnOnce(&PrivateNix)) -> Self {
         let nix = PrivateNix::new();
         nix.configure("require-sigs = false\ntrusted-users = *");
         prepare(&nix);
-        let started = multi_user.then(|| NixDaemon::start(&nix, &[]));
+        let started = (access == Access::Daemon).then(|| NixDaemon::start(&nix, &[]));
+        let each = (access == Access::PerConnection).then(|| serve_each_connection(&nix));
         let config = format!(
             "{EMBEDDED}\n[push.filter]\norigins = [\"built\", \"substituted\", \"source\", \"derivation\"]\n"
         );
         let daemon = Daemon::start(nix, &config);
-        let remote = started.as_ref().map_or("local".to_owned(), NixDaemon::remote);
+        let remote = started.as_ref().map(NixDaemon::remote).or(each).unwrap_or_else(|| "local".to_owned());
         Self { daemon, remote, _nix_daemon: started }
     }
 
@@ -155,9 +187,9 @@ fn substitutes(nix: &PrivateNix, jobs: usize) -> Vec<String> {
 /// Kind of path → counts: by `process`, by other evidence in its own job, in no session.
 type Shares = BTreeMap<&'static str, [usize; 3]>;
 
-fn many_jobs(jobs: usize, multi_user: bool, ms: u32) {
+fn many_jobs(jobs: usize, access: Access, ms: u32) {
     let mut fetched = Vec::new();
-    let site = Site::new(multi_user, |nix| fetched = substitutes(nix, jobs));
+    let site = Site::new(access, |nix| fetched = substitutes(nix, jobs));
     let mut running: Vec<Job> = (0..jobs).map(|k| site.job(k, &fetched[k], ms)).collect();
     running.iter_mut().for_each(Job::say);
     for (k, job) in running.iter_mut().enumerate() {
@@ -217,10 +249,9 @@ fn many_jobs(jobs: usize, multi_user: bool, ms: u32) {
         }
     }
     assert_eq!(built.len(), 2 * (jobs * OWN + COMMON), "{built:?}");
-    let kind = if multi_user { "multi-user" } else { "single-user" };
     for (what, [process, other, nobody]) in &shares {
         eprintln!(
-            "{kind}, {jobs} jobs, builds of {ms} ms, {what}: {process} process, {other} window or shared, {nobody} nobody's"
+            "{access:?}, {jobs} jobs, builds of {ms} ms, {what}: {process} process, {other} window or shared, {nobody} nobody's"
         );
     }
     // On a busy machine, reading the kernel's table of locks can take ten times as long as a tiny
@@ -235,34 +266,40 @@ fn many_jobs(jobs: usize, multi_user: bool, ms: u32) {
 
 #[test]
 fn two_jobs_of_one_user() {
-    many_jobs(2, false, REAL);
+    many_jobs(2, Access::Direct, REAL);
 }
 
 #[test]
 fn two_jobs_through_the_nix_daemon() {
-    many_jobs(2, true, REAL);
+    many_jobs(2, Access::Daemon, REAL);
+}
+
+/// A worker that names its client nowhere: the kernel does.
+#[test]
+fn two_jobs_through_a_nix_daemon_for_each_connection() {
+    many_jobs(2, Access::PerConnection, REAL);
 }
 
 #[test]
 fn ten_jobs_of_one_user() {
-    many_jobs(10, false, REAL);
+    many_jobs(10, Access::Direct, REAL);
 }
 
 #[test]
 fn ten_jobs_through_the_nix_daemon() {
-    many_jobs(10, true, REAL);
+    many_jobs(10, Access::Daemon, REAL);
 }
 
 /// A build that ends before the daemon sees its process is never attributed to another job.
 #[test]
 fn ten_jobs_whose_builds_take_milliseconds() {
-    many_jobs(10, true, TINY);
+    many_jobs(10, Access::Daemon, TINY);
 }
 
 /// A path that another process builds while a session is open does not belong to the session.
 #[test]
 fn a_path_built_outside_of_all_sessions_belongs_to_none() {
-    let site = Site::new(true, |_| {});
+    let site = Site::new(Access::Daemon, |_| {});
     let mut job = site.job(0, "", TINY);
     let strange = |name: &str| {
         let expr = PrivateNix::shell(name, "sleep 0.1; echo $name > $out");

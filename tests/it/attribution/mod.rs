@@ -6,4 +6,5 @@ mod namespaces;
 mod routes;
 mod session_end;
 pub(crate) mod sessions;
+mod users;
 mod wide;

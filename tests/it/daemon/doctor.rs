@@ -49,7 +49,7 @@ fn doctor_names_what_is_wrong() {
     let (code, all) = look(&daemon, &[]);
     let cache = finding(&all, "cache main");
     assert_eq!((code, &cache["level"]), (3, &"bad".into()), "{cache}");
-    assert!(cache["text"].as_str().unwrap().contains("Renew the token"), "{cache}");
+    assert!(cache["text"].as_str().unwrap().contains("paths wait until it is renewed"), "{cache}");
     let people = daemon.ctl(&["doctor"]);
     assert!(people.code == 3 && people.out.starts_with("BAD "), "{people:?}");
 }

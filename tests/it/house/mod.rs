@@ -5,6 +5,7 @@ mod daemon;
 mod documents;
 mod picture;
 mod prose;
+mod security;
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -41,6 +41,7 @@ fn history(ledger: &Ledger, jobs: usize, paths: usize) {
     for job in 0..jobs {
         let new = NewSession {
             log_paths: false,
+            route: None,
             id: format!("past-{job}"),
             kind: SessionKind::Job,
             label: None,
@@ -56,6 +57,7 @@ fn history(ledger: &Ledger, jobs: usize, paths: usize) {
         let row = ledger.session_open(new).unwrap();
         let push = |n: usize| NewPushRow {
             valid_at: 0,
+            route: None,
             cache: "main".into(),
             path: format!("{:032}-past", job * paths + n),
             nar_size: 1000,

@@ -11,4 +11,5 @@ pub mod journald;
 pub mod logind;
 pub mod multiuser;
 pub mod nix;
+pub mod terminal;
 pub mod users;

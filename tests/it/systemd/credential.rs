@@ -37,10 +37,14 @@ fn the_token_is_a_systemd_credential() {
     let path = c.build_as("job", "secretive", "echo x > $out");
     until("unauthorized", || (c.status()["cache"][0]["state"] == "unauthorized").then_some(()));
     assert!(!c.serves(9999, &path));
+    // A check of the configuration looks where systemd looks for the credential.
+    let warns = || c.ok("flywheeld --check-config 2>&1").contains("cache main: no token");
+    assert!(warns());
 
     c.ok(&format!(
         "install -m 0600 /dev/null /etc/credstore/attic-token && echo '{token}' >/etc/credstore/attic-token"
     ));
+    assert!(!warns());
     c.ok("systemctl restart flywheeld");
     until("in the cache", || c.serves(9999, &path).then_some(()));
 

@@ -13,7 +13,7 @@ use crate::control::messages as m;
 use crate::control::messages::{ErrorCode, Reply};
 use crate::control::server::{Peer, Responder};
 use crate::daemon::intake::People;
-use crate::ledger::{Ledger, LedgerError, SessionInfo};
+use crate::ledger::{Ledger, LedgerError, SessionInfo, Warnings};
 use crate::observe::event;
 use crate::types::{SessionId, StoreDir, Wall, millis};
 
@@ -74,7 +74,7 @@ pub(in crate::daemon) struct Answer {
     pub(in crate::daemon) incomplete: bool,
     /// How long the caller has waited.
     pub(in crate::daemon) waited: Duration,
-    pub(in crate::daemon) warnings: Vec<String>,
+    pub(in crate::daemon) warnings: Warnings,
 }
 
 impl Reports {
@@ -112,7 +112,7 @@ impl Reports {
     }
 
     /// The summary of a session. Blocks.
-    pub(super) fn ended(&self, engines: &Engines, info: &SessionInfo, warnings: Vec<String>) -> Reply {
+    pub(super) fn ended(&self, engines: &Engines, info: &SessionInfo, warnings: Warnings) -> Reply {
         match self.ledger.summary(info.row) {
             Ok(counts) => Reply::Ended(summary(&self.store_dir, engines, info, counts, warnings)),
             Err(error) => internal(&error),

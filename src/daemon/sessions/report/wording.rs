@@ -6,7 +6,7 @@ use super::PATHS_MOST;
 use crate::control::messages as m;
 use crate::control::messages::{ErrorCode, Reply};
 use crate::ledger::{
-    Counts, Evidence, Ledger, LedgerError, ListedSession, Outcome, SessionInfo, SessionState,
+    Counts, Evidence, Ledger, LedgerError, ListedSession, Outcome, SessionInfo, SessionState, Warnings,
 };
 use crate::types::{StoreDir, Wall};
 
@@ -30,7 +30,7 @@ pub(super) fn summary(
     engines: &Engines,
     info: &SessionInfo,
     c: Counts,
-    warnings: Vec<String>,
+    warnings: Warnings,
 ) -> m::Summary {
     let (engine, waited_for_client) = engines.of(info);
     let by = |evidence: Evidence| c.by_evidence[evidence as usize];
@@ -69,9 +69,11 @@ pub(super) fn summary(
         duration_ms: u64::try_from(until - info.new.started_at).unwrap_or(0),
         state: state(info.state),
         strict: info.new.strict,
-        warnings,
+        warnings: warnings.texts,
         engine,
         waited_for_client,
+        invalid: warnings.invalid,
+        route: info.new.route.clone(),
     }
 }
 
@@ -123,7 +125,7 @@ pub(super) fn detail(
     let (pending, failed) = (counts.pending, counts.failed_total);
     let session = entry(&ListedSession { info: info.clone(), pending, settled, failed });
     let paths_total = counts.total();
-    let summary = summary(store_dir, engines, info, counts, Vec::new());
+    let summary = summary(store_dir, engines, info, counts, Warnings::default());
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     Ok(Reply::Session(m::SessionDetail { session, summary, paths, paths_total, host, user }))
 }
