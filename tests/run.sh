@@ -59,7 +59,7 @@ apt_install() {
 # Commands that the tests need, each with its Debian package.
 NEEDED="cc:build-essential git:git nix-build:nix-bin nix-store:nix-bin sqlite3:sqlite3 nginx:nginx-light dbus-daemon:dbus-daemon perl:perl-base"
 # Commands that some tests need; without them these tests are skipped.
-WANTED="shellcheck:shellcheck lintian:lintian rpmbuild:rpm rsync:rsync npm:npm ssh:openssh-client pip3:python3-pip"
+WANTED="shellcheck:shellcheck lintian:lintian rpmbuild:rpm umoci:umoci rsync:rsync npm:npm ssh:openssh-client pip3:python3-pip"
 
 system_packages() {
     local pair missing=() packages=()
@@ -158,6 +158,7 @@ optional_tools() {
     has shellcheck || skip "shellcheck of the scripts: it is not installed and cannot be"
     has lintian || skip "lintian of the Debian package: it is not installed and cannot be"
     has rpmbuild || skip "the RPM package: rpmbuild is not installed and cannot be"
+    has umoci || skip "the OCI image: umoci is not installed and cannot be"
     if ! has npm || ! has rsync || ! has ssh; then
         skip "the GitLab pipeline: npm, rsync or ssh is not installed and cannot be"
     elif ! npm_tool gitlab-ci-local "$GITLAB_CI_LOCAL"; then

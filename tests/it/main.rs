@@ -19,6 +19,7 @@ mod daemon;
 mod embedded;
 mod faults;
 mod house;
+mod image;
 mod monitoring;
 mod nixos;
 mod nothing_lost;
