@@ -21,6 +21,8 @@ pub(super) use plan::{Plan, Step};
 
 /// The group whose members may use the daemon.
 const GROUP: &str = "flywheel";
+/// The first version of systemd that looks for a credential without a path in /etc/credstore.
+const SYSTEMD_WITH_CREDSTORE: u32 = 252;
 /// Longest token in bytes, as for the daemon.
 const LONGEST_TOKEN: u64 = 16 * 1024;
 
@@ -72,7 +74,7 @@ pub(super) fn command(context: &Context, args: &SetupArgs) -> Result<Exit, Failu
     let host = Host {
         root: args.root.clone().unwrap_or_else(|| "/".into()),
         config: args.config.clone(),
-        token_file: args.token_file.clone(),
+        token_file: args.token_file.clone().or_else(|| token_file_of_old_systemd(args.root.is_none())),
     };
     let asking = context.render.can_ask() && !args.yes;
     let wanted = wanted(context, &host, args, asking)?;
@@ -107,6 +109,21 @@ pub(super) fn command(context: &Context, args: &SetupArgs) -> Result<Exit, Failu
         None if bad => Exit::Failed,
         None => Exit::Done,
     })
+}
+
+/// The token's file on a running host whose systemd does not look into /etc/credstore by
+/// itself: the unit's line for the credential has no effect there.
+fn token_file_of_old_systemd(is_running_host: bool) -> Option<PathBuf> {
+    let output = std::process::Command::new("systemctl").arg("--version").output();
+    let version = output.ok().and_then(|output| systemd_version(&String::from_utf8_lossy(&output.stdout)));
+    let is_old = is_running_host && version.is_some_and(|version| version < SYSTEMD_WITH_CREDSTORE);
+    is_old.then(|| PathBuf::from(steps::TOKEN_FILE))
+}
+
+/// Reads the version from the output of `systemctl --version`: `systemd 249 (249.11-1)`.
+fn systemd_version(text: &str) -> Option<u32> {
+    let number = text.split_whitespace().nth(1)?;
+    number.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
 /// Reads the options and asks for the rest.

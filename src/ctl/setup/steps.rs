@@ -12,6 +12,8 @@ use crate::types::{CacheName, replace_file};
 
 /// The credential that the unit loads.
 pub(super) const CREDENTIAL: &str = "/etc/credstore/attic-token";
+/// The token's file with a systemd that does not look into /etc/credstore.
+pub(super) const TOKEN_FILE: &str = "/etc/flywheel/token";
 
 /// The file beside the configuration that `setup` owns.
 pub(super) fn fragment(config: &Path) -> PathBuf {

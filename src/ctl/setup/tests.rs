@@ -70,3 +70,15 @@ fn input_is_checked() {
     }
     assert!(check_user("gitlab-runner").is_ok() && check_user("_ci.1").is_ok());
 }
+
+#[test]
+fn the_version_of_systemd_is_read() {
+    for (text, version) in [
+        ("systemd 249 (249.11-0ubuntu3.12)\n+PAM +AUDIT", Some(249)),
+        ("systemd 258~rc1 (258~rc1)\n", Some(258)),
+        ("systemd\n", None),
+        ("", None),
+    ] {
+        assert_eq!(systemd_version(text), version, "{text}");
+    }
+}

@@ -337,3 +337,40 @@ fn metrics_are_printed() {
         assert!(page.out.contains(&format!("\n{name} {value}\n")), "{name} {value} in {}", page.out);
     }
 }
+
+/// An older systemd does not look into /etc/credstore, so the token goes into a file that the
+/// configuration names.
+#[test]
+fn setup_knows_which_systemd_reads_credentials() {
+    use std::io::Write as _;
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let systemctl = dir.path().join("systemctl");
+    for (version, place) in [
+        ("249 (249.11-0ubuntu3.12)", "/etc/flywheel/token"),
+        ("252 (252.39-1)", "/etc/credstore/attic-token"),
+    ] {
+        std::fs::write(&systemctl, format!("#!/bin/sh\necho 'systemd {version}'\n")).unwrap();
+        std::fs::set_permissions(&systemctl, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let mut setup = std::process::Command::new(env!("CARGO_BIN_EXE_flywheelctl"));
+        setup.args([
+            "setup",
+            "--server",
+            "https://attic.example.com",
+            "--token-stdin",
+            "--no-nix-conf",
+            "--dry-run",
+        ]);
+        setup.arg("--config").arg(dir.path().join("flywheel.toml"));
+        setup.env("PATH", format!("{}:{}", dir.path().display(), std::env::var("PATH").unwrap()));
+        setup.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+        let mut child = setup.stderr(std::process::Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(b"a-token\n").unwrap();
+        let planned = CommandResult::of(&child.wait_with_output().unwrap());
+        let text = format!("{}{}", planned.out, planned.err);
+        assert!(
+            planned.code == 0 && text.contains(&format!("write the token to {place}")),
+            "{version}: {text}"
+        );
+    }
+}
