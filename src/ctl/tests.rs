@@ -323,7 +323,7 @@ fn patterns_lead_into_the_store() {
         assert!(resolve(&[wrong], &work, &store).is_err(), "{wrong}");
     }
     let outside = resolve(&["file"], &work, &store).unwrap_err();
-    assert!(outside.contains("file` is not in"), "{outside}");
+    assert!(outside.contains("file` is neither in"), "{outside}");
 }
 
 #[test]

@@ -98,7 +98,7 @@ fn each_trouble_of_a_cache_is_one_finding() {
         (Level::Bad, "expires in 1 hours", |c| c.token_expires = Some(NOW + 5400)),
         (Level::Bad, "has expired", |c| c.token_expires = Some(NOW - 1)),
         (Level::Bad, "cannot be read", |c| c.token_problem = Some("no such file".into())),
-        (Level::Bad, "took no upload", |c| {
+        (Level::Bad, "accepted no upload", |c| {
             c.upload =
                 Some(UploadDiagnosis { upload_problem: fault("too-large"), ..UploadDiagnosis::default() });
         }),
@@ -124,7 +124,7 @@ fn each_trouble_of_a_cache_is_one_finding() {
     // What was uploaded and read back is the strongest evidence.
     let upload = Some(UploadDiagnosis { path: "/nix/store/x".into(), ..UploadDiagnosis::default() });
     let all = of(&CacheDiagnosis { upload, ..reached() }, &online());
-    assert!(all[0].level == Level::Good && all[0].text.contains("gave it back"), "{all:?}");
+    assert!(all[0].level == Level::Good && all[0].text.contains("returned it"), "{all:?}");
     // The cache answers again, and the daemon has not noticed yet.
     let refused = of(&reached(), &CacheStatus { state: CacheState::Unauthorized, ..online() });
     assert!(only(&refused).text.contains("paths wait until it is renewed"), "{refused:?}");

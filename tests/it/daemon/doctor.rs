@@ -62,13 +62,13 @@ fn a_path_is_pushed_and_read_back_on_request_only() {
     assert!(!all.to_string().contains(&cache.token()), "no secret");
     let (_, all) = look(&daemon, &["--push"]);
     let found = finding(&all, "cache main");
-    assert!(found["level"] == "good" && found["text"].as_str().unwrap().contains("gave it back"), "{found}");
+    assert!(found["level"] == "good" && found["text"].as_str().unwrap().contains("returned it"), "{found}");
     assert_eq!(cache.main().names(), ["flywheel-doctor"]);
     gate.rule(|_| Some(413));
     let (code, all) = look(&daemon, &["--push"]);
     let found = finding(&all, "cache main");
     assert_eq!((code, &found["level"]), (3, &"bad".into()), "{found}");
-    assert!(found["text"].as_str().unwrap().contains("took no upload"), "{found}");
+    assert!(found["text"].as_str().unwrap().contains("accepted no upload"), "{found}");
     if can_switch_user() {
         open_to_all(&daemon);
         let stranger = as_nobody(&daemon, &["--json", "doctor", "--push"]).json();

@@ -22,7 +22,7 @@ fn setup_makes_a_host_push_and_read_and_changes_nothing_twice() {
     let said = c.run(SETUP);
     assert_eq!(said.code, 0, "{said:?}");
     assert!(!format!("{said:?}").contains(&token), "the token is not shown");
-    assert!(said.out.contains("gave it back") && !said.out.contains("BAD"), "{said:?}");
+    assert!(said.out.contains("returned it") && !said.out.contains("BAD"), "{said:?}");
     assert_eq!(c.ok("stat -c '%a %U' /etc/credstore/attic-token"), "600 root");
     assert_eq!(c.ok("tail -n 1 /etc/nix/nix.conf"), "!include flywheel.conf");
     assert!(c.ok("id -nG guest").split(' ').any(|group| group == "flywheel"));
