@@ -117,8 +117,8 @@ impl State {
         let warning = counts.passed.map(|key| {
             format!(
                 "{} pending paths ({} bytes) are not protected from garbage collection, because [nix] {key} is \
-                 passed; those that are collected before the cache takes them are not pushed: see why the cache \
-                 does not take them, make room, or raise the bound",
+                 exceeded; those that are collected before the cache takes them are not pushed: see why the cache \
+                 does not take them, make room, or raise the limit",
                 counts.paths, counts.bytes
             )
         });
