@@ -64,9 +64,12 @@ pub(super) fn examine(context: &Context, push: bool) -> (Vec<Finding>, Option<Fa
         }
     };
     all.extend(of_daemon(&status));
+    let mut refused = None;
     let examined = diagnose(context, push).unwrap_or_else(|failure| {
         let text = format!("flywheeld did not examine them: {failure}");
         all.push(Finding::unchecked("caches", text));
+        // Everything else is checked, and yet this is not what the caller asked for.
+        refused = push.then_some(failure);
         Diagnosis::default()
     });
     let now = Wall::now().0 / 1000;
@@ -83,7 +86,7 @@ pub(super) fn examine(context: &Context, push: bool) -> (Vec<Finding>, Option<Fa
             all.push(Finding::unchecked("reading", format!("flywheeld was not asked: {failure}")));
         }
     }
-    (all, None)
+    (all, refused)
 }
 
 fn status(connection: &mut Connection) -> Result<Status, Failure> {

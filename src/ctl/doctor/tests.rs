@@ -87,7 +87,7 @@ fn each_trouble_of_a_cache_is_one_finding() {
     assert!(good[0].text.contains("takes uploads"), "{good:?}");
     type Harm = fn(&mut CacheDiagnosis);
     for (level, word, harm) in [
-        (Level::Bad, "nothing is lost", (|c| c.endpoints[0].fault = fault("unreachable")) as Harm),
+        (Level::Bad, "and paths wait", (|c| c.endpoints[0].fault = fault("unreachable")) as Harm),
         (Level::Bad, "paths wait until it is renewed", |c| c.endpoints[0].fault = fault("unauthorized")),
         (Level::Bad, "no cache of this name", |c| c.endpoints[0].fault = fault("no-such-cache")),
         (Level::Bad, "paths wait until it is renewed", |c| c.push_problem = fault("forbidden")),

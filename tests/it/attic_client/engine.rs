@@ -60,7 +60,7 @@ fn uploads_of_the_client_are_shown() {
     let rig = Rig::ready("");
     rig.gate.close();
     let path = rig.build(1, "shown").remove(0);
-    rig.gate.until_came(1);
+    until("the upload is shown", || (rig.daemon.status()["uploads"] != serde_json::json!([])).then_some(()));
     let uploads = rig.daemon.status()["uploads"].clone();
     let upload = &uploads[0];
     assert_eq!((&upload["path"], &upload["measured"]), (&path.as_str().into(), &false.into()), "{uploads}");
