@@ -18,4 +18,4 @@ while [ $# -gt 0 ]; do
 done
 : "${FLYWHEEL_SIM_SEEDS:=10000}"
 export FLYWHEEL_SIM_SEEDS
-exec cargo test --locked --lib daemon::sim::the_simulation_runs -- --exact --nocapture
+exec ${CARGO:-cargo} test --locked --profile simulate --lib daemon::sim::every_seed_keeps_the_invariants -- --exact --nocapture

@@ -46,6 +46,12 @@ impl Responder {
         let _ = self.reply.send(reply);
     }
 
+    /// Sends the reply. Returns false when the caller has closed the connection.
+    #[must_use]
+    pub fn deliver(self, reply: Reply) -> bool {
+        self.reply.send(reply).is_ok()
+    }
+
     /// Replies with an error.
     pub fn refuse(self, code: ErrorCode, message: impl Into<String>) {
         self.reply(Reply::Error { code, message: message.into() });

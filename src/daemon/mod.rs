@@ -14,6 +14,7 @@
 //!
 //! | room | knows | must not know |
 //! |---|---|---|
+//! | [`blocking`] | where work runs that may block | any room |
 //! | [`inbox`] | what can be reported to the driver | any room |
 //! | [`host`] | systemd, logind, signals, the first process of a container, the lock of the state directory | caches, sessions, pushes |
 //! | [`metrics`] | what is counted and timed, and the page that Prometheus scrapes | how anything is decided |
@@ -32,6 +33,7 @@
 //! was pending.
 
 mod attic;
+mod blocking;
 mod caches;
 mod driver;
 mod gc_roots;

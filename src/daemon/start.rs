@@ -20,6 +20,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::attic::{self, Client, Login};
+use super::blocking::Blocking;
 use super::caches::{self, BuiltIn, Cache, Caches, Connection, EngineParts, Netrc};
 use super::driver::{BackgroundTasks, Driver, IntakeLink, Load, Parts, policy};
 use super::gc_roots::{Bounds, GcRoots, Places};
@@ -123,7 +124,7 @@ impl CacheSet {
         passed: Option<TcpListener>,
         out: Sender<Input>,
     ) -> Result<Self> {
-        let store = StoreReader::new(ground.nix_db(settings), ground.store_dir.clone());
+        let store = StoreReader::new(ground.nix_db(settings), ground.store_dir.clone(), Blocking::default());
         let closing = CancellationToken::new();
         let running =
             caches::start_built_in(settings, &ground.store_dir, passed, &closing, out.clone()).await?;
@@ -346,6 +347,7 @@ impl IntakeThread {
             undecided: UndecidedPaths::default(),
             existing: settings.push.existing,
             marks: Vec::new(),
+            read_before: None,
             was_absent: false,
             out,
             pulse: heartbeat.clone(),
@@ -446,8 +448,15 @@ impl Started<'_> {
             transfers,
             sessions,
             restored,
+            blocking: Blocking::default(),
             proc: Proc::default(),
-            reports: Reports::new(ledger.clone(), store_dir, own_uid, intake.people.clone()),
+            reports: Reports::new(
+                ledger.clone(),
+                store_dir,
+                own_uid,
+                intake.people.clone(),
+                Blocking::default(),
+            ),
             ledger,
             gc_roots: protection.0.clone(),
             intake: IntakeLink::new(

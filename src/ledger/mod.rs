@@ -263,6 +263,23 @@ impl Ledger {
         self.write(move |conn| sessions::open(conn, &new))
     }
 
+    /// Records a job's new session whose caller does not know of it yet: as draining and
+    /// abandoned, until [`Ledger::session_answered`]. So a session that nobody has heard of
+    /// does not stay open after a restart. Returns its row. Fails if its id is known.
+    pub fn session_unanswered(&self, new: NewSession) -> Result<SessionRow> {
+        self.write(move |conn| {
+            let row = sessions::open(conn, &new)?;
+            sessions::set_draining(conn, row, true, new.started_at)?;
+            Ok(row)
+        })
+    }
+
+    /// Records that a session of [`Ledger::session_unanswered`] is open: its caller is
+    /// answered next.
+    pub fn session_answered(&self, row: SessionRow) -> Result<()> {
+        self.write(move |conn| sessions::set_answered(conn, row))
+    }
+
     /// Records a live session's state. A closed or abandoned session does not change
     /// again, except by [`Ledger::session_rejoin`]. Returns before it is written.
     pub fn session_state(&self, row: SessionRow, state: SessionState, at: i64, flush_ms: Option<u64>) {

@@ -76,6 +76,15 @@ pub(super) fn set_draining(conn: &Connection, row: SessionRow, abandoned: bool, 
     Ok(())
 }
 
+/// Makes a session open that was recorded before its caller was answered.
+pub(super) fn set_answered(conn: &Connection, row: SessionRow) -> Result<()> {
+    let mut update = conn.prepare_cached(
+        "UPDATE session SET state = 0, abandoned = 0, ended_at = NULL WHERE id = ?1 AND state = 1 AND abandoned = 1",
+    )?;
+    update.execute([row])?;
+    Ok(())
+}
+
 /// Makes an abandoned session draining again.
 pub(super) fn rejoin(conn: &Connection, row: SessionRow) -> Result<bool> {
     let mut update = conn.prepare_cached(

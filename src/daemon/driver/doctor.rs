@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::Driver;
 use crate::control::messages::{Diagnosis, ErrorCode, HostDiagnosis, Reply};
 use crate::control::server::{Peer, Responder};
+use crate::daemon::blocking::Blocking;
 use crate::daemon::caches::Examination;
 use crate::daemon::host::examine;
 use crate::daemon::sessions::Sight;
@@ -32,10 +32,11 @@ impl Driver {
         let mut dirs = vec![("store", settings.nix.store_dir.clone()), ("state", settings.state_dir.clone())];
         dirs.extend(settings.embedded.as_ref().map(|own| ("built-in cache", own.dir.clone())));
         let (reports, admins) = (self.parts.reports.clone(), settings.admins.clone());
+        let blocking = self.parts.blocking.clone();
         tokio::spawn(async move {
             let _place = place;
             if push {
-                let sight = spawn_blocking(move || reports.sight(peer, admins.as_deref())).await;
+                let sight = blocking.run(move || reports.sight(peer, admins.as_deref())).await;
                 if !matches!(sight, Ok(Sight::All)) {
                     let text = "`doctor --push` is for root, the service's user and the group `admins`; \
                                 `flywheelctl push PATH --wait` pushes a path of yours";
@@ -43,7 +44,7 @@ impl Driver {
                 }
             }
             let asked = join_all(caches.into_iter().map(|cache| cache.run(push)));
-            let both = async { tokio::join!(asked, host(store_dir.as_str().to_owned(), dirs)) };
+            let both = async { tokio::join!(asked, host(&blocking, store_dir.as_str().to_owned(), dirs)) };
             match timeout(PATIENCE, both).await {
                 Ok((caches, host)) => responder.reply(Reply::Diagnosis(Diagnosis { caches, host })),
                 Err(_) => {
@@ -56,6 +57,6 @@ impl Driver {
 }
 
 /// Looks at the host, on a thread that may block.
-async fn host(store_dir: String, dirs: Vec<(&'static str, PathBuf)>) -> HostDiagnosis {
-    spawn_blocking(move || examine(&store_dir, &dirs)).await.unwrap_or_default()
+async fn host(blocking: &Blocking, store_dir: String, dirs: Vec<(&'static str, PathBuf)>) -> HostDiagnosis {
+    blocking.run(move || examine(&store_dir, &dirs)).await.unwrap_or_default()
 }

@@ -85,14 +85,14 @@ impl Driver {
     fn look_up(&mut self, peer: Peer, name: Name, paths: Vec<StorePath>, caller: Caller) {
         let (reports, engines) = (self.parts.reports.clone(), self.engines());
         let (routes, names) = (self.routes(), self.parts.caches.names());
-        self.work.spawn_blocking(move || {
+        self.work.spawn(self.parts.blocking.run(move || {
             let found = sessions::lookup(&reports, &engines, peer.uid, name, |info| {
                 let cache = names.iter().position(|name| *name == info.new.cache)?;
                 let cache = CacheId(u16::try_from(cache).ok()?);
                 routes.may_continue((info.new.uid, info.new.gid), info.new.label.as_deref(), cache).err()
             });
             Done::LookedUp(LookedUp { found, paths, caller })
-        });
+        }));
     }
 
     pub(super) fn looked_up(&mut self, LookedUp { found, paths, caller }: LookedUp) {
@@ -198,12 +198,12 @@ impl Driver {
             .map(|(session, cache)| (session.row, (session.uid, session.gid), session.label.clone(), cache))
             .collect();
         let routes = self.routes();
-        self.work.spawn_blocking(move || {
+        self.work.spawn(self.parts.blocking.run(move || {
             let forbidden = asked.into_iter().filter_map(|(row, person, label, cache)| {
                 Some((row, routes.may_continue(person, label.as_deref(), cache).err()?))
             });
             Done::Confined(forbidden.collect())
-        });
+        }));
     }
 
     /// Closes sessions to further paths whose caches the routes do not allow any more.
@@ -211,7 +211,7 @@ impl Driver {
         for (row, why) in forbidden {
             if let Some(session) = self.parts.sessions.get_mut(row).filter(|session| !session.confined) {
                 session.confine(&self.parts.ledger, why);
-                self.parts.intake.forget_window(row);
+                self.parts.intake.forget_window(row, &self.parts.blocking);
             }
         }
     }

@@ -29,7 +29,7 @@ impl Driver {
         let intake = &self.parts.intake;
         let (lock_watcher, handle) = (intake.lock_watcher().clone(), intake.handle().clone());
         let store_dir = self.parts.transfers.store().dir().clone();
-        tokio::task::spawn_blocking(move || {
+        self.parts.blocking.start(move || {
             let owner =
                 std::fs::metadata(store_dir.as_path()).map(|m| std::os::unix::fs::MetadataExt::uid(&m));
             if peer.uid != 0 && owner.ok() != Some(peer.uid) {

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::attribution::{LockWatcher, Windows};
+use crate::daemon::blocking::Blocking;
 use crate::daemon::intake::{IntakeHandle, Naming, NewPolicy, People, PushPolicy, Work};
 use crate::types::SessionId;
 
@@ -80,9 +81,9 @@ impl IntakeLink {
 
     /// Removes the window of a closed session. The windows may be locked for some
     /// seconds, so a thread that may block removes it.
-    pub(super) fn forget_window(&self, row: SessionId) {
+    pub(super) fn forget_window(&self, row: SessionId, blocking: &Blocking) {
         let windows = Arc::clone(&self.windows);
-        tokio::task::spawn_blocking(move || {
+        blocking.start(move || {
             windows.lock().unwrap_or_else(PoisonError::into_inner).forget(row);
         });
     }

@@ -36,6 +36,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use super::attic::{Client, Login};
+use super::blocking::{Blocking, Lost};
 use super::caches::{BuiltIn, Caches, Netrc};
 use super::gc_roots::GcRoots;
 use super::host::{Notify, Signal, Signals};
@@ -87,6 +88,8 @@ pub(super) enum Ended {
 enum Done {
     /// A session was opened, or could not be.
     Opened(Box<super::sessions::Opening>),
+    /// The caller that started a session was answered. `heard`: it knows the session's id.
+    Started { row: SessionId, heard: bool },
     /// A session that is not live was looked up.
     LookedUp(ending::LookedUp),
     /// The routes were examined for the sessions that are open. These are closed to further
@@ -112,6 +115,8 @@ pub(super) struct Parts {
     pub(super) transfers: Transfers,
     pub(super) sessions: Sessions,
     pub(super) restored: Vec<Restored>,
+    /// Where work runs that may block.
+    pub(super) blocking: Blocking,
     /// Where processes are looked up.
     pub(super) proc: Proc,
     pub(super) reports: Reports,
@@ -141,7 +146,10 @@ pub(super) struct Driver {
     stopping: Stopping,
     /// For each `flush` how often the caches are asked for it, from the second time on.
     flush_rounds: HashMap<SessionId, u32>,
-    work: JoinSet<Done>,
+    work: JoinSet<Result<Done, Lost>>,
+    /// A task that has ended, and whose turn has not come.
+    #[cfg(test)]
+    ended_task: Option<Done>,
     /// Uploads are held because the ledger is behind.
     ledger_behind: bool,
     /// Reads of `status` that may wait for the ledger or the Nix database at a time.
@@ -160,6 +168,8 @@ impl Driver {
             stopping: Stopping::default(),
             flush_rounds: HashMap::new(),
             work: JoinSet::new(),
+            #[cfg(test)]
+            ended_task: None,
             ledger_behind: false,
             status_reads: Arc::new(Semaphore::new(STATUS_READS)),
             diagnoses: Arc::new(Semaphore::new(DIAGNOSES)),
@@ -201,7 +211,8 @@ impl Driver {
                     None => requests_open = false,
                 },
                 Some(done) = self.work.join_next() => match done {
-                    Ok(done) => self.done(done),
+                    Ok(Ok(done)) => self.done(done),
+                    Ok(Err(error)) => detail!(error = %error, "a task of the driver failed"),
                     Err(error) => detail!(error = %error, "a task of the driver failed"),
                 },
                 signal = signals.next(), if running => match signal {
@@ -320,6 +331,8 @@ impl Driver {
     fn done(&mut self, done: Done) {
         match done {
             Done::Opened(opening) => self.opened(*opening),
+            Done::Started { heard: true, .. } => {}
+            Done::Started { row, heard: false } => self.session_step(row, SessionEvent::CallerGone),
             Done::LookedUp(looked_up) => self.looked_up(looked_up),
             Done::Confined(forbidden) => self.confined(forbidden),
             Done::Reloaded(ready) => self.reloaded(*ready),

@@ -54,7 +54,8 @@ impl Driver {
             cursor: self.parts.intake.cursor(),
             proc: self.parts.proc.clone(),
         };
-        self.work.spawn_blocking(move || Done::Opened(Box::new(sessions::open(&parts, peer, request, next))));
+        let open = move || Done::Opened(Box::new(sessions::open(&parts, peer, request, next)));
+        self.work.spawn(self.parts.blocking.run(open));
     }
 
     /// A session was opened, or could not be.
@@ -89,11 +90,21 @@ impl Driver {
                     anchor.map(|a| Watch::start(self.parts.proc.clone(), row, a, self.parts.out.clone()));
                 let reply = Reply::Started { session: session.id.clone(), cache: name.unwrap_or_default() };
                 self.parts.sessions.insert(session);
-                if responder.is_gone() {
-                    self.session_step(row, SessionEvent::CallerGone);
-                } else {
-                    responder.reply(reply);
-                }
+                // The ledger has it as open before the caller knows of it, and not earlier:
+                // nobody would end it after a restart.
+                let ledger = self.parts.ledger.clone();
+                self.work.spawn(self.parts.blocking.run(move || {
+                    let heard = !responder.is_gone()
+                        && match ledger.session_answered(row) {
+                            Ok(()) => responder.deliver(reply),
+                            Err(error) => {
+                                let message = format!("the session cannot be recorded: {error}");
+                                responder.refuse(ErrorCode::Internal, message);
+                                false
+                            }
+                        };
+                    Done::Started { row, heard }
+                }));
             }
             AfterOpening::Push { paths, mut caller } => {
                 session.draining_since = Some(caller.since);

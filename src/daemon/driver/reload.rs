@@ -69,9 +69,11 @@ impl Driver {
         let built_in = self.parts.built_in.clone();
         let clients: Vec<_> =
             self.parts.caches.iter().map(|c| (c.name().to_owned(), c.client().clone())).collect();
-        self.work.spawn_blocking(move || {
-            Done::Reloaded(Box::new(prepare(&load, &old, built_in.as_ref(), clients)))
-        });
+        self.work.spawn(
+            self.parts
+                .blocking
+                .run(move || Done::Reloaded(Box::new(prepare(&load, &old, built_in.as_ref(), clients)))),
+        );
     }
 
     /// The configuration was read.

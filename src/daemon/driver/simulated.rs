@@ -42,7 +42,9 @@ impl Driver {
             Turn::Input(input) => self.take(input),
             Turn::Request(request) => self.serve(request),
             Turn::Task => {
-                if let Some(Ok(done)) = self.work.try_join_next() {
+                if self.has_ended_tasks()
+                    && let Some(done) = self.ended_task.take()
+                {
                     self.done(done);
                 }
             }
@@ -57,9 +59,14 @@ impl Driver {
         self.at_end()
     }
 
-    /// Whether tasks of the driver run or have ended.
-    pub(in crate::daemon) fn has_tasks(&self) -> bool {
-        !self.work.is_empty()
+    /// Whether a task of the driver has ended.
+    pub(in crate::daemon) fn has_ended_tasks(&mut self) -> bool {
+        while self.ended_task.is_none()
+            && let Some(ended) = self.work.try_join_next()
+        {
+            self.ended_task = ended.ok().and_then(Result::ok);
+        }
+        self.ended_task.is_some()
     }
 
     /// When the next [`Turn::Tick`] is due at the latest.
@@ -75,6 +82,12 @@ impl Driver {
     /// The paths of pushes that are to be in a cache and are not confirmed.
     pub(in crate::daemon) fn wanted(&self) -> Vec<(PushId, StorePath)> {
         self.parts.pushes.wanted(|push| !self.flow.is_failed(push))
+    }
+
+    /// Whether a push of this path has failed, as far as the decisions know it.
+    pub(in crate::daemon) fn has_failed(&self, base: &str) -> bool {
+        let failed = self.parts.pushes.wanted(|push| self.flow.is_failed(push));
+        failed.iter().any(|(_, path)| path.base() == base)
     }
 
     /// Whether the session with this id is not closed.

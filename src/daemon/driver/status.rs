@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
-use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::Driver;
 use crate::control::messages as m;
 use crate::control::messages::Reply;
 use crate::control::server::{Peer, Responder};
+use crate::daemon::blocking::Blocking;
 use crate::daemon::caches::Netrc;
 use crate::daemon::metrics::{CacheNumbers, Numbers};
 use crate::daemon::sessions::{Engines, PATHS_MOST, Sight};
@@ -88,15 +88,16 @@ impl Driver {
             (parts.transfers.store().clone(), parts.reports.clone(), parts.intake.cursor());
         let (reads, metrics) = (Arc::clone(&self.status_reads), parts.metrics.clone());
         let forgotten = self.flow.has_forgotten();
+        let blocking = parts.blocking.clone();
         tokio::spawn(async move {
-            if let Some(Ok(head)) = read(&reads, move || store.head()).await {
+            if let Some(Ok(head)) = read(&blocking, &reads, move || store.head()).await {
                 status.store.lag = u64::try_from(head - cursor).unwrap_or(0);
             }
             let from_ledger = move || {
                 let failed = forgotten.then(|| reports.ledger().failed().ok()).flatten();
                 (failed, reports.session_counts())
             };
-            if let Some((failed, Ok(counts))) = read(&reads, from_ledger).await {
+            if let Some((failed, Ok(counts))) = read(&blocking, &reads, from_ledger).await {
                 status.queue.failed = status.queue.failed.max(failed.unwrap_or(0));
                 status.session_counts = counts;
             }
@@ -114,8 +115,9 @@ impl Driver {
         let uploads = self.running_uploads();
         let (reads, forgotten) = (Arc::clone(&self.status_reads), self.flow.has_forgotten());
         let admins = parts.settings.admins.clone();
+        let blocking = parts.blocking.clone();
         tokio::spawn(async move {
-            if let Some(Ok(head)) = read(&reads, move || store.head()).await {
+            if let Some(Ok(head)) = read(&blocking, &reads, move || store.head()).await {
                 status.store.lag = u64::try_from(head - cursor).unwrap_or(0);
             }
             let from_ledger = move || {
@@ -130,7 +132,7 @@ impl Driver {
                 };
                 (failed, read())
             };
-            match read(&reads, from_ledger).await {
+            match read(&blocking, &reads, from_ledger).await {
                 Some((failed, Ok((sessions, counts, own, sight)))) => {
                     let seen = |owners: &[u32]| sight == Sight::All || owners.iter().any(|o| sight.sees(*o));
                     let uploads = uploads.into_iter().filter(|(_, owners)| seen(owners));
@@ -238,13 +240,14 @@ fn visible_events(sight: Sight, sessions: &[m::SessionEntry]) -> Vec<m::LogLine>
 /// Reads on a thread that may block. `None`: the read takes longer than [`PATIENCE`], or
 /// earlier ones still have all places.
 async fn read<R: Send + 'static>(
+    blocking: &Blocking,
     places: &Arc<Semaphore>,
     read: impl FnOnce() -> R + Send + 'static,
 ) -> Option<R> {
     let place = Arc::clone(places).acquire_owned();
     let read = async {
         let place = place.await.ok()?;
-        let read = spawn_blocking(move || {
+        let read = blocking.run(move || {
             let result = read();
             drop(place);
             result

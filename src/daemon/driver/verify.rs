@@ -3,8 +3,6 @@
 
 use std::time::Duration;
 
-use tokio::task::spawn_blocking;
-
 use super::Driver;
 use super::requests::STOPPING;
 use crate::control::messages::{ErrorCode, Reply, VerifyScope};
@@ -75,9 +73,10 @@ impl Driver {
         let verifier = self.verifier.clone();
         let longest = if trusted { LONGEST } else { LONGEST_OF_USERS };
         let limit = Duration::from_millis(timeout_ms).min(longest);
+        let blocking = self.parts.blocking.clone();
         tokio::spawn(async move {
             let work = async {
-                let targets = spawn_blocking(move || {
+                let targets = blocking.run(move || {
                     let sight = reports.sight(peer, admins.as_deref());
                     question.targets(&reports, sight).map(|targets| (targets, question.sources))
                 });

@@ -195,7 +195,7 @@ impl Driver {
         let flush_ms = session.draining_since.map(|since| millis(since.elapsed()));
         let state = if abandoned { SessionState::Abandoned } else { SessionState::Closed };
         self.parts.ledger.session_state(row, state, Wall::now().0, flush_ms);
-        self.parts.intake.forget_window(row);
+        self.parts.intake.forget_window(row, &self.parts.blocking);
         if let Some(since) = session.draining_since {
             self.parts.metrics.closed(since.elapsed());
         }
@@ -383,7 +383,8 @@ impl Driver {
             }
         };
         let incomplete = self.parts.sessions.get(row).is_some_and(|s| s.incomplete);
-        let answer = Answer { row, is_push, incomplete, waited: since.elapsed(), warnings };
+        let unsettled = early && self.flow.unsettled(row) > 0;
+        let answer = Answer { row, is_push, incomplete, unsettled, waited: since.elapsed(), warnings };
         self.parts.reports.answer(answer, self.engines(), responder);
     }
 

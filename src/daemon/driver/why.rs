@@ -3,8 +3,6 @@
 
 use std::collections::HashMap;
 
-use tokio::task::spawn_blocking;
-
 use super::Driver;
 use crate::control::messages::{ErrorCode, PathStory, PushStory, Reply, SessionRef};
 use crate::control::server::{Peer, Responder};
@@ -58,12 +56,13 @@ impl Driver {
             skipping: self.parts.settings.skipping_routes(),
         };
         let (reports, admins) = (self.parts.reports.clone(), self.parts.settings.admins.clone());
+        let blocking = self.parts.blocking.clone();
         tokio::spawn(async move {
             let mut stories = Vec::new();
             for asked in asked {
                 let (ledger, hash) = (reports.ledger().clone(), asked.hash().to_owned());
                 let read = move || Ok((ledger.history_of(&hash)?, ledger.undecided_user(&hash)?));
-                let (history, waits) = match spawn_blocking(read).await {
+                let (history, waits) = match blocking.run(read).await {
                     Ok(Ok(read)) => read,
                     Ok(Err(error)) => {
                         let error: LedgerError = error;
@@ -82,7 +81,7 @@ impl Driver {
                 let full = path.map_or_else(|| asked.hash().to_owned(), |path| store.dir().full(&path));
                 stories.push(Known { full, info, history, waits });
             }
-            let sight = spawn_blocking(move || reports.sight(peer, admins.as_deref())).await;
+            let sight = blocking.run(move || reports.sight(peer, admins.as_deref())).await;
             let sight = sight.unwrap_or(Sight::Own(peer.uid));
             let stories = stories.into_iter().map(|known| known.story(sight, &held, &rules));
             responder.reply(Reply::Why(stories.collect()));

@@ -8,7 +8,7 @@ use super::closure::{Enter, Roots};
 use super::confirmed::Confirmed;
 use super::hand_over::PlannedPush;
 use super::standing::{self, Standing, standing};
-use super::{ABSENT, Intake, IntakeError};
+use super::{ABSENT, Intake, IntakeError, READ_BEFORE};
 use crate::attribution::{Evidence as Why, Owners};
 use crate::config::Existing;
 use crate::daemon::inbox::Input;
@@ -119,6 +119,8 @@ impl Intake {
                 (0, Vec::new())
             }
         };
+        self.ledger.set_meta(READ_BEFORE, &head.to_string())?;
+        self.read_before = Some(head);
         *cursor = Cursor { identity, id: from, marks: standing::written(&marks) };
         self.marks = marks;
         self.confirmed.iter_mut().for_each(Confirmed::clear);
@@ -165,11 +167,23 @@ impl Intake {
         let bases: Vec<String> = rows.iter().map(|row| row.path.base().to_owned()).collect();
         let makers = self.lock_watcher.makers(&bases);
         let mut caches: Vec<Routed> = self.policy.caches.iter().map(|_| Routed::default()).collect();
+        let known = if next.is_some() { self.taken_in_before(&rows)? } else { HashMap::new() };
         for (info, maker) in rows.into_iter().zip(&makers) {
             if let (Some(next), None) = (next, maker)
                 && self.existing != Existing::Yes
                 && self.baseline.has(&next.identity, &info)
             {
+                continue;
+            }
+            if let (Some(known), None) = (known.get(&info.id), maker) {
+                for cache in known {
+                    let upstream = self.policy.caches[usize::from(*cache)].upstream_keys.have_signed(&info);
+                    if enters_as(&self.policy.filter, upstream, &info) == PushState::Pending {
+                        let routed = &mut caches[usize::from(*cache)];
+                        routed.reasons.insert(info.id, Reason { sessions: Vec::new(), route: None });
+                        routed.roots.insert(info.id, info.clone());
+                    }
+                }
                 continue;
             }
             let owners = windows.owners(info.id, maker.as_ref());
@@ -211,7 +225,7 @@ impl Intake {
                 }
                 // A row that was taken in earlier has its sessions. Its maker is forgotten,
                 // and the windows of that time may be too, so nothing is said of it again.
-                None if info.id < first_new => PlannedPush {
+                None if info.id < first_new || known.contains_key(&info.id) => PlannedPush {
                     state: this.wanted(cache, &info),
                     info,
                     sessions: Vec::new(),
@@ -236,6 +250,33 @@ impl Intake {
         }
         self.lock_watcher.forget(&bases, &makers);
         Ok(undecided)
+    }
+
+    /// Rows that are read again because the database went back or was replaced, and whose
+    /// paths were taken in before: with the caches that each went to. Their makers are
+    /// forgotten, so a session that was open meanwhile must not get them now.
+    fn taken_in_before(&mut self, rows: &[PathInfo]) -> Result<HashMap<i64, Vec<u16>>, IntakeError> {
+        let last = match self.read_before {
+            Some(last) => last,
+            None => {
+                let noted = self.ledger.meta(READ_BEFORE)?.and_then(|id| id.parse().ok());
+                *self.read_before.insert(noted.unwrap_or(0))
+            }
+        };
+        let again: Vec<&PathInfo> = rows.iter().filter(|row| row.id <= last).collect();
+        let mut known: HashMap<i64, Vec<u16>> = HashMap::new();
+        if again.is_empty() {
+            return Ok(known);
+        }
+        let names: Vec<String> = again.iter().map(|row| row.path.base().to_owned()).collect();
+        for (number, cache) in (0_u16..).zip(&self.policy.caches) {
+            for (row, push) in again.iter().zip(self.ledger.lookup(&cache.name, &names)?) {
+                if push.is_some() {
+                    known.entry(row.id).or_default().push(number);
+                }
+            }
+        }
+        Ok(known)
     }
 
     /// The sessions of a path that goes to this cache on behalf of another path.

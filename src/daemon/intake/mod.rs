@@ -67,6 +67,8 @@ const ITEMS: usize = 1024;
 /// Upper bound of the hook calls that wait while the intake is stuck. What further hooks
 /// say counts only for paths that are not taken in yet.
 const HOOKS: usize = 4096;
+/// The ledger's key of the last row that may be read a second time.
+const READ_BEFORE: &str = "intake.read_before";
 /// The ledger's key that says that there was no Nix database at some time.
 const ABSENT: &str = "intake.absent";
 
@@ -115,6 +117,9 @@ pub(in crate::daemon) struct Intake {
     pub(in crate::daemon) confirmed: Vec<Confirmed>,
     /// Rows that prove that the database is the one that was read. Read from the ledger.
     pub(in crate::daemon) marks: Vec<Mark>,
+    /// The last row that may be of a path that was taken in before, because the database
+    /// went back or was replaced. None before the ledger was asked.
+    pub(in crate::daemon) read_before: Option<i64>,
     /// Whether there was no Nix database at some time of this run.
     pub(in crate::daemon) was_absent: bool,
     /// How long a confirmation counts.

@@ -37,7 +37,7 @@ impl Intake {
         let ask_after = self.now();
         let (named, invalid) = self.rows_of(&naming.paths)?;
         // Read before the named paths are taken in, which belong to the session after that.
-        let confirmed = self.confirmed_paths(session)?;
+        let others = self.paths_of(session)?;
         let mut named_plan = |this: &Self, info: PathInfo| {
             let sessions = vec![(session, Evidence::Closure)];
             PlannedPush { state: this.wanted(cache, &info), info, sessions, waits: None, route: None }
@@ -52,7 +52,7 @@ impl Intake {
         };
         let entered =
             self.take_in(roots(named, ask_after, naming.retry), &mut named_plan, Vec::new(), None)?;
-        let (mut rest, _) = self.rows_of(&confirmed)?;
+        let (mut rest, _) = self.rows_of(&others)?;
         let entered: std::collections::HashSet<i64> = entered.into_iter().collect();
         rest.retain(|row| !entered.contains(row));
         let mut plan = |this: &Self, info: PathInfo| PlannedPush {
@@ -126,22 +126,21 @@ impl Intake {
         Ok((rows, invalid))
     }
 
-    /// Returns the session's paths that the ledger has as pushed or already cached.
-    fn confirmed_paths(&self, session: i64) -> Result<Vec<StorePath>, IntakeError> {
+    /// Returns the session's paths that its answer counts as in the cache, or would if they
+    /// arrived there: those that the ledger has as pushed, already cached or pending. The
+    /// closure of a pending one was confirmed at some time before, and the session may wait
+    /// for it only in the ledger: it came back as another session's reference.
+    fn paths_of(&self, session: i64) -> Result<Vec<StorePath>, IntakeError> {
         let (mut paths, mut after) = (Vec::new(), 0);
         loop {
             let items = self.ledger.session_pushes(session, after, ITEMS)?;
             let Some(last) = items.last() else { return Ok(paths) };
             after = last.push;
-            let confirmed = |outcome| match outcome {
-                Outcome::Pushed | Outcome::AlreadyCached => true,
-                Outcome::Pending
-                | Outcome::Upstream
-                | Outcome::Failed
-                | Outcome::Skipped
-                | Outcome::Collected => false,
+            let counts = |outcome| match outcome {
+                Outcome::Pushed | Outcome::AlreadyCached | Outcome::Pending => true,
+                Outcome::Upstream | Outcome::Failed | Outcome::Skipped | Outcome::Collected => false,
             };
-            let items = items.iter().filter(|item| confirmed(item.outcome));
+            let items = items.iter().filter(|item| counts(item.outcome));
             paths.extend(items.filter_map(|item| StorePath::parse(&item.path).ok()));
         }
     }

@@ -63,6 +63,7 @@ fn intake_with(top: &Path, routes: Vec<Route>) -> (Intake, tokio::sync::mpsc::Re
         client: crate::daemon::attic::Client::disabled(),
         existing: Existing::No,
         marks: Vec::new(),
+        read_before: None,
         was_absent: false,
         out,
         pulse: Heartbeat::default(),

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::daemon::blocking::Blocking;
 use crate::store::{CurrentNixDb, NixDb, NixDbError, PathInfo, nar};
 use crate::types::{StoreDir, StorePath};
 
@@ -17,12 +18,18 @@ const SMALL: usize = 64 * 1024;
 pub(in crate::daemon) struct StoreReader {
     nix_db: Arc<Mutex<CurrentNixDb>>,
     store_dir: StoreDir,
+    blocking: Blocking,
 }
 
 impl StoreReader {
     /// Reads through `nix_db`. There may be no database yet.
-    pub(in crate::daemon) fn new(nix_db: CurrentNixDb, store_dir: StoreDir) -> Self {
-        Self { nix_db: Arc::new(Mutex::new(nix_db)), store_dir }
+    pub(in crate::daemon) fn new(nix_db: CurrentNixDb, store_dir: StoreDir, blocking: Blocking) -> Self {
+        Self { nix_db: Arc::new(Mutex::new(nix_db)), store_dir, blocking }
+    }
+
+    /// Where its reads run.
+    pub(super) fn blocking(&self) -> &Blocking {
+        &self.blocking
     }
 
     pub(in crate::daemon) fn dir(&self) -> &StoreDir {
@@ -38,7 +45,7 @@ impl StoreReader {
     pub(super) async fn info(&self, path: StorePath) -> Result<Option<PathInfo>, String> {
         let this = self.clone();
         let read = move || this.with_nix_db(|db| db.info(&path));
-        tokio::task::spawn_blocking(read).await.unwrap_or_else(|e| Err(e.to_string()))
+        self.blocking.run(read).await.unwrap_or_else(|e| Err(e.to_string()))
     }
 
     /// What the database knows of each of these paths now, in their order.
@@ -48,7 +55,7 @@ impl StoreReader {
     ) -> Vec<Result<Option<PathInfo>, String>> {
         let (this, count) = (self.clone(), paths.len());
         let read = move || paths.iter().map(|path| this.with_nix_db(|db| db.info(path))).collect();
-        match tokio::task::spawn_blocking(read).await {
+        match self.blocking.run(read).await {
             Ok(infos) => infos,
             Err(e) => (0..count).map(|_| Err(e.to_string())).collect(),
         }
@@ -66,7 +73,7 @@ impl StoreReader {
             let nar = size.and_then(|size| nar::whole(&this.file(&path), size).ok().flatten());
             Ok(Some((info, nar)))
         };
-        tokio::task::spawn_blocking(read).await.unwrap_or_else(|e| Err(e.to_string()))
+        self.blocking.run(read).await.unwrap_or_else(|e| Err(e.to_string()))
     }
 
     /// The highest id that the Nix database has given to a row. Blocks.

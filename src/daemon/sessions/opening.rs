@@ -121,7 +121,7 @@ fn record(
     // When the head cannot be read, rows that are not taken in yet may be the
     // session's own. Counting too many as its own is better than losing some.
     let after = parts.store.head().unwrap_or(parts.cursor);
-    let opened = parts.ledger.session_open(NewSession {
+    let new = NewSession {
         id: id.clone(),
         kind: if with_window { SessionKind::Job } else { SessionKind::Push },
         label: label.clone(),
@@ -135,7 +135,9 @@ fn record(
         ci: ci.as_ref().and_then(|ci| serde_json::to_string(ci).ok()),
         started_at: Wall::now().0,
         after,
-    });
+    };
+    let opened =
+        if with_window { parts.ledger.session_unanswered(new) } else { parts.ledger.session_open(new) };
     let row = opened.map_err(|e| (ErrorCode::Internal, format!("the session cannot be recorded: {e}")))?;
     if with_window {
         let cache = cache.map(|c| c.0);

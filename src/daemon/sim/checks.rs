@@ -6,7 +6,7 @@ use rusqlite::Connection;
 
 use super::caches::Cache;
 use super::jobs::cache_of;
-use super::store::Store;
+use super::store::{Made, Store};
 use crate::control::messages::{Outcome, Summary};
 
 /// What a violation is reported as.
@@ -33,9 +33,7 @@ pub(super) fn closure_is_there(store: &Store, cache: &Cache, base: &str, now: u6
 /// A path goes only to caches of its maker, of its sessions, of who named it, or of who
 /// needs it.
 pub(super) fn may_go_there(store: &Store, cache: u16, base: &str) -> Check {
-    let needs = store.made.iter().any(|(other, made)| {
-        made.allowed.contains(&cache) && (other == base || store.closure(other).contains(base))
-    });
+    let needs = store.needing(base).iter().any(|other| store.made[other].allowed.contains(&cache));
     if needs { Ok(()) } else { Err(format!("{base} was put into cache {cache}, where nobody may have it")) }
 }
 
@@ -136,13 +134,18 @@ pub(super) fn belongs(ledger: &Connection, store: &Store) -> Check {
     Ok(())
 }
 
+/// Whether a push of the path has failed with a reason.
+pub(super) fn has_failed(ledger: &Connection, base: &str) -> bool {
+    let failed = "SELECT EXISTS (SELECT 1 FROM item WHERE path = ?1 AND state = 5 AND reason IS NOT NULL)";
+    ledger.prepare_cached(failed).unwrap().query_row([base], |row| row.get(0)).unwrap()
+}
+
 /// At the end each valid path that belongs somewhere was confirmed by a cache, or has
 /// failed with a reason.
 pub(super) fn nothing_is_forgotten(ledger: &Connection, store: &Store, caches: &[Cache]) -> Check {
-    let mut find = ledger
-        .prepare("SELECT count(*) FROM item WHERE path = ?1 AND state = 5 AND reason IS NOT NULL")
-        .unwrap();
-    for (base, made) in store.made.iter().filter(|(_, made)| made.valid) {
+    // What was there before the first start is old, and nothing is to be done about it.
+    let wanted = |made: &Made| made.valid && made.job != Some(usize::MAX);
+    for (base, made) in store.made.iter().filter(|(_, made)| wanted(made)) {
         // The cache that it goes to whatever else is known of it.
         let sure = made.seen.filter(|_| made.job.is_none()).map(cache_of);
         let confirmed = |cache: &Cache| cache.confirmed.contains_key(hash(base));
@@ -150,8 +153,7 @@ pub(super) fn nothing_is_forgotten(ledger: &Connection, store: &Store, caches: &
             Some(cache) => confirmed(&caches[usize::from(cache)]),
             None => caches.iter().any(confirmed),
         };
-        let failed: i64 = find.query_row([base], |row| row.get(0)).unwrap();
-        if !there && failed == 0 {
+        if !there && !has_failed(ledger, base) {
             return Err(format!(
                 "{base} is valid, and neither confirmed by cache {sure:?} nor failed: forgotten"
             ));
@@ -161,12 +163,10 @@ pub(super) fn nothing_is_forgotten(ledger: &Connection, store: &Store, caches: &
 }
 
 /// At the end nothing is unsettled and no session drains.
-pub(super) fn all_is_settled(ledger: &Connection, lost: usize) -> Check {
+pub(super) fn all_is_settled(ledger: &Connection) -> Check {
     let count = |what: &str| -> i64 { ledger.query_row(what, [], |row| row.get(0)).unwrap() };
     let pending = count("SELECT count(*) FROM item WHERE state IN (0, 1)");
-    let open = count("SELECT count(*) FROM session WHERE state = 0");
-    let live =
-        count("SELECT count(*) FROM session WHERE state = 1") + (open - i64::try_from(lost).unwrap()).max(0);
+    let live = count("SELECT count(*) FROM session WHERE state IN (0, 1)");
     let open_push = count("SELECT count(*) FROM session WHERE state = 0 AND kind <> 0");
     if pending + live + open_push > 0 {
         return Err(format!(

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use crate::attribution::{LockWatcher, Proc, Windows};
 use crate::config::Settings;
 use crate::daemon::attic::{Client, Login};
+use crate::daemon::blocking::Queue;
 use crate::daemon::caches::{Caches, Connection, EngineParts};
 use crate::daemon::driver::{BackgroundTasks, Driver, IntakeLink, Parts, policy};
 use crate::daemon::gc_roots::{Bounds, GcRoots, Places};
@@ -28,6 +29,8 @@ use crate::types::{Heartbeat, StoreDir};
 /// The daemon while it runs.
 pub(super) struct Life {
     pub(super) disk: Disk,
+    /// The blocking work that is not done.
+    pub(super) work: Queue,
     pub(super) driver: Driver,
     pub(super) intake: Option<SimulatedIntake>,
     pub(super) gc_roots: GcRoots,
@@ -62,7 +65,10 @@ impl Life {
         for id in caches.ids() {
             caches[id].simulate(&board);
         }
-        let transfers = Transfers::new(StoreReader::new(nix_db(), store_dir.clone()), None, out.clone());
+        let work = Queue::default();
+        let blocking = work.blocking();
+        let store = StoreReader::new(nix_db(), store_dir.clone(), blocking.clone());
+        let transfers = Transfers::new(store, None, out.clone());
         let windows = Arc::new(Mutex::new(Windows::default()));
         let mut live = Sessions::default();
         let restored = sessions::restore(&ledger, |name| caches.id(name), &mut live, &windows, proc).unwrap();
@@ -100,6 +106,7 @@ impl Life {
             pulse: Heartbeat::default(),
             confirmed: Vec::new(),
             marks: Vec::new(),
+            read_before: None,
             was_absent: false,
             recheck_after: settings.push.recheck_after,
             settlements: settlements.clone(),
@@ -122,8 +129,9 @@ impl Life {
             transfers,
             sessions: live,
             restored,
+            blocking: blocking.clone(),
             proc: proc.clone(),
-            reports: Reports::new(ledger.clone(), store_dir.clone(), 0, people.clone()),
+            reports: Reports::new(ledger.clone(), store_dir.clone(), 0, people.clone(), blocking.clone()),
             ledger,
             gc_roots: gc_roots.clone(),
             intake: IntakeLink::new(handle.clone(), new_policy, windows, lock_watcher.clone(), people, known),
@@ -141,6 +149,7 @@ impl Life {
         driver.start();
         Self {
             disk,
+            work,
             driver,
             intake: Some(intake),
             gc_roots,
@@ -156,6 +165,7 @@ impl Life {
     /// Ends the process as `kill -9` does.
     pub(super) fn kill(self) {
         self.disk.kill();
+        self.work.kill();
         self.gc_roots.kill();
     }
 }

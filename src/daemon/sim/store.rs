@@ -189,6 +189,36 @@ impl Store {
         let _ = std::fs::rename(from, to);
     }
 
+    /// Whether the path has been valid since this time. What is not in the store cannot be
+    /// pushed again, and what was made again later is another answer's.
+    pub(super) fn was_there(&self, base: &str, since: u64) -> bool {
+        self.made.get(base).is_some_and(|made| made.valid && made.at <= since)
+    }
+
+    /// Whether the path has a GC root that outlives a process.
+    pub(super) fn is_root(&self, base: &str) -> bool {
+        self.dir.join("gcroots").join(base).symlink_metadata().is_ok()
+    }
+
+    /// The paths that need this one, itself included, as they are or were.
+    pub(super) fn needing(&self, base: &str) -> BTreeSet<String> {
+        let mut needing = BTreeSet::from([base.to_owned()]);
+        loop {
+            let more: Vec<&String> = self
+                .made
+                .iter()
+                .filter(|(other, made)| {
+                    !needing.contains(*other) && made.references.iter().any(|r| needing.contains(r))
+                })
+                .map(|(other, _)| other)
+                .collect();
+            if more.is_empty() {
+                return needing;
+            }
+            needing.extend(more.into_iter().cloned());
+        }
+    }
+
     /// The paths with GC roots that outlive a process.
     pub(super) fn roots(&self) -> BTreeSet<String> {
         let entries = std::fs::read_dir(self.dir.join("gcroots")).into_iter().flatten().flatten();

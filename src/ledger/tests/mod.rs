@@ -278,3 +278,23 @@ fn long_errors_lose_their_middle() {
     let stored = ledger.unsettled(0, 1).unwrap()[0].error.clone().unwrap();
     assert!(stored.len() <= MAX_ERROR && stored.ends_with(": raise the limit"), "{stored}");
 }
+
+#[test]
+fn a_session_is_open_from_the_answer_to_its_caller_on() {
+    let (_dir, ledger) = new_ledger();
+    let known = session(&ledger, "known");
+    let new = |id: &str| NewSession { id: id.into(), ..ledger.session_by_row(known).unwrap().unwrap().new };
+    let (unheard, heard) = (
+        ledger.session_unanswered(new("unheard")).unwrap(),
+        ledger.session_unanswered(new("heard")).unwrap(),
+    );
+    ledger.session_answered(heard).unwrap();
+    let state = |row| ledger.session_by_row(row).unwrap().unwrap();
+    assert_eq!((state(unheard).state, state(unheard).abandoned), (SessionState::Draining, true));
+    let heard = state(heard);
+    assert_eq!((heard.state, heard.abandoned, heard.ended_at), (SessionState::Open, false, None));
+    // One that was closed meanwhile does not open again.
+    ledger.session_state(unheard, SessionState::Abandoned, 5, None);
+    ledger.session_answered(unheard).unwrap();
+    assert_eq!(state(unheard).state, SessionState::Abandoned);
+}

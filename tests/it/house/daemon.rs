@@ -6,22 +6,22 @@ use std::collections::BTreeSet;
 use crate::house::{self, Source};
 
 /// The rooms of the daemon. A room names only rooms before it in this list.
-pub(super) const ROOMS: [&str; 11] = [
-    "inbox", "host", "metrics", "gc_roots", "push", "attic", "caches", "verify", "intake", "sessions",
-    "driver",
+pub(super) const ROOMS: [&str; 12] = [
+    "blocking", "inbox", "host", "metrics", "gc_roots", "push", "attic", "caches", "verify", "intake",
+    "sessions", "driver",
 ];
 
 /// Who may name whom. `None`: there is no such room.
 fn allowed(room: &str) -> Option<&'static [&'static str]> {
     Some(match room {
-        "inbox" | "gc_roots" => &[],
+        "blocking" | "inbox" | "gc_roots" => &[],
         "host" | "metrics" => &["inbox"],
-        "push" => &["inbox", "gc_roots"],
+        "push" => &["blocking", "inbox", "gc_roots"],
         "attic" => &["inbox", "push"],
         "caches" => &["inbox", "push", "attic"],
         "verify" => &["push"],
         "intake" => &["inbox", "gc_roots", "push", "attic"],
-        "sessions" => &["inbox", "push", "intake"],
+        "sessions" => &["blocking", "inbox", "push", "intake"],
         // `mod.rs` and `start.rs` put the rooms together.
         "driver" | "mod" | "start" | "sim" => &ROOMS,
         _ => return None,

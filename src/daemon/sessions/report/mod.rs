@@ -7,11 +7,10 @@ mod wording;
 use std::collections::HashSet;
 use std::time::Duration;
 
-use tokio::task::spawn_blocking;
-
 use crate::control::messages as m;
 use crate::control::messages::{ErrorCode, Reply};
 use crate::control::server::{Peer, Responder};
+use crate::daemon::blocking::Blocking;
 use crate::daemon::intake::People;
 use crate::ledger::{Ledger, LedgerError, SessionInfo, Warnings};
 use crate::observe::event;
@@ -32,6 +31,7 @@ pub(in crate::daemon) struct Reports {
     /// The daemon's own user, who may see every session, as root may.
     own_uid: u32,
     people: People,
+    blocking: Blocking,
 }
 
 /// How long a caller waits for the name service. Without an answer it is no admin.
@@ -72,14 +72,23 @@ pub(in crate::daemon) struct Answer {
     pub(in crate::daemon) is_push: bool,
     /// The intake has not taken in yet what was named.
     pub(in crate::daemon) incomplete: bool,
+    /// Something that it waited for is not settled: if its own paths are, the cache has not
+    /// answered yet whether it has their closures.
+    pub(in crate::daemon) unsettled: bool,
     /// How long the caller has waited.
     pub(in crate::daemon) waited: Duration,
     pub(in crate::daemon) warnings: Warnings,
 }
 
 impl Reports {
-    pub(in crate::daemon) fn new(ledger: Ledger, store_dir: StoreDir, own_uid: u32, people: People) -> Self {
-        Self { ledger, store_dir, own_uid, people }
+    pub(in crate::daemon) fn new(
+        ledger: Ledger,
+        store_dir: StoreDir,
+        own_uid: u32,
+        people: People,
+        blocking: Blocking,
+    ) -> Self {
+        Self { ledger, store_dir, own_uid, people, blocking }
     }
 
     pub(in crate::daemon) fn ledger(&self) -> &Ledger {
@@ -122,8 +131,8 @@ impl Reports {
     /// Answers a caller with the summary of a session.
     pub(in crate::daemon) fn answer(&self, answer: Answer, engines: Engines, responder: Responder) {
         let this = self.clone();
-        spawn_blocking(move || {
-            let Answer { row, is_push, incomplete, waited, warnings } = answer;
+        self.blocking.start(move || {
+            let Answer { row, is_push, incomplete, unsettled, waited, warnings } = answer;
             let waited_ms = millis(waited);
             let reply = match this.ledger.session_by_row(row) {
                 Ok(Some(mut info)) => {
@@ -139,7 +148,7 @@ impl Reports {
             };
             responder.reply(match reply {
                 Reply::Ended(mut summary) => {
-                    if incomplete {
+                    if incomplete || (unsettled && summary.outcome == m::Outcome::Complete) {
                         summary.outcome = m::Outcome::Pending;
                     }
                     if is_push {
@@ -159,7 +168,7 @@ impl Reports {
     pub(in crate::daemon) fn log_summary(&self, row: SessionId, session: String, label: Option<String>) {
         let ledger = self.ledger.clone();
         let read = move || Ok((ledger.session_by_row(row)?, ledger.summary(row)?));
-        spawn_blocking(move || match read() {
+        self.blocking.start(move || match read() {
             Ok((info, c)) => event!(
                 SESSION_SUMMARY,
                 session = session,
@@ -206,7 +215,7 @@ impl Reports {
         responder: Responder,
     ) {
         let this = self.clone();
-        spawn_blocking(move || {
+        self.blocking.start(move || {
             let sight = this.sight(peer, admins.as_deref());
             let reply = this.entries(all, sight);
             responder.reply(reply.map_or_else(|e| internal(&e), Reply::Sessions));
@@ -255,7 +264,7 @@ impl Reports {
         responder: Responder,
     ) {
         let this = self.clone();
-        spawn_blocking(move || {
+        self.blocking.start(move || {
             let sight = this.sight(peer, admins.as_deref());
             let reply = match this.ledger.session(&id) {
                 Ok(Some(info)) if sight.sees(info.new.uid) => {

@@ -67,9 +67,8 @@ impl Run {
                 if summary.outcome == Outcome::Complete && !uncertain && world.jobs[job].ended.is_none() {
                     let cache = cache_of(world.jobs[job].uid);
                     let mut there = checks::there(&ledger, &id);
-                    // What is not in the store any more cannot be pushed again.
-                    there.retain(|base| world.store.made[base].valid);
                     let at = if recorded { world.jobs[job].first_end.unwrap_or(at) } else { at };
+                    there.retain(|base| world.store.was_there(base, at));
                     checks::answer_is_fresh(&world.store, &world.caches, &there, cache, at)?;
                     world.count("complete ends");
                 }
@@ -86,23 +85,30 @@ impl Run {
                     && summary.collected == 0
                 {
                     let world = lock(&self.world);
-                    let paths = paths.into_iter().filter(|base| world.store.made[base].valid).collect();
+                    let paths = paths.into_iter().filter(|base| world.store.was_there(base, at)).collect();
                     checks::answer_is_fresh(&world.store, &world.caches, &paths, cache_of(uid), at)?;
                 }
             }
             (Asked::Flush { before }, Reply::Pushed(summary)) => {
                 self.count("flushes");
                 if summary.outcome == Outcome::Complete && summary.warnings.is_empty() {
+                    let ledger = self.ledger();
                     let world = lock(&self.world);
                     for base in before {
                         let made = &world.store.made[&base];
                         let confirmed = world.caches.iter().any(|c| c.confirmed.contains_key(hash(&base)));
+                        let wanted = made.valid && made.job != Some(usize::MAX);
+                        // One that was refused may have been taken up again by another caller.
                         let refused = world
                             .store
                             .closure(&base)
                             .iter()
                             .any(|part| world.caches.iter().any(|c| c.too_large.contains(hash(part))));
-                        if made.valid && made.job != Some(usize::MAX) && !confirmed && !refused {
+                        let failed = || {
+                            checks::has_failed(&ledger, &base)
+                                || self.life.as_ref().is_some_and(|life| life.driver.has_failed(&base))
+                        };
+                        if wanted && !confirmed && !refused && !failed() {
                             return Err(format!("a flush is complete without {base}"));
                         }
                     }
@@ -125,7 +131,8 @@ impl Run {
         if let Some(life) = &self.life {
             for call in &self.calls {
                 let late = call.deadline.is_some_and(|deadline| now > deadline.max(life.began) + LATE);
-                if late && !frozen {
+                // `status` waits for nothing that may hang.
+                if late && (!frozen || matches!(call.asked, Asked::Status)) {
                     return Err(format!(
                         "call {} of {} ms is not answered at {now} ms",
                         call.number, call.at
@@ -133,11 +140,10 @@ impl Run {
                 }
             }
             let world = lock(&self.world);
-            let roots = world.store.roots();
             if !life.gc_roots.has_requests() && world.store.rollbacks == 0 {
                 for (_, path) in life.driver.wanted() {
                     let valid = world.store.made.get(path.base()).is_some_and(|made| made.valid);
-                    if valid && !roots.contains(path.base()) {
+                    if valid && !world.store.is_root(path.base()) {
                         return Err(format!("{path} is pending and not protected"));
                     }
                 }
@@ -153,7 +159,7 @@ impl Run {
         }
         let ledger = self.ledger();
         let world = lock(&self.world);
-        checks::all_is_settled(&ledger, self.lost_sessions)?;
+        checks::all_is_settled(&ledger)?;
         if world.store.rollbacks == 0 {
             checks::nothing_is_forgotten(&ledger, &world.store, &world.caches)?;
             checks::belongs(&ledger, &world.store)?;

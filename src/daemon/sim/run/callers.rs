@@ -116,9 +116,10 @@ impl Run {
                 self.count("databases away");
             }
             34 | 35 if faults.slow_ledger => {
-                let which = self.rng.index(3);
+                let which = self.rng.index(self.frozen.len());
                 self.frozen[which] = now + self.rng.below(5_000);
-                self.line(&format!("world: {} hangs", ["intake", "ledger", "roots"][which]));
+                self.line(&format!("world: {} hangs", ["intake", "ledger", "roots", "blocking work"][which]));
+                self.count("hangs");
             }
             36 if faults.crashes && self.life.is_some() => self.crash("now"),
             37 if faults.crashes => {

@@ -28,6 +28,9 @@ use world::{Faults, Shared, World, lock};
 const TURNS: u64 = 60_000;
 /// How long everything may take to settle when the faults have stopped, in milliseconds.
 const CALM: u64 = 600_000;
+/// How often tasks are given the thread after a turn. Each time, tokio runs those that are
+/// ready.
+const SETTLE: usize = 4;
 /// The first process number of the simulated processes, above what a kernel gives.
 const PIDS: i32 = 5_000_000;
 
@@ -46,23 +49,17 @@ struct Run {
     next_op: u64,
     ops: u64,
     next_progress: u64,
-    frozen: [u64; 3],
+    frozen: [u64; 4],
     away_until: Option<u64>,
     lives: u64,
-    /// Sessions without an anchor whose job never learned of them.
-    lost_sessions: usize,
     turns: u64,
     origin: Instant,
 }
 
 /// Runs one seed. `print`: prints the trace.
 pub(super) fn run(seed: u64, print: bool) -> Report {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .max_blocking_threads(1)
-        .build()
-        .unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     let top = ["/dev/shm", "/tmp"].into_iter().find(|dir| std::path::Path::new(dir).is_dir()).unwrap();
     let dir = tempfile::Builder::new().prefix("flywheel-sim").tempdir_in(top).unwrap();
     runtime.block_on(async {
@@ -77,6 +74,7 @@ pub(super) fn run(seed: u64, print: bool) -> Report {
             trace_hash: world.trace.hash(),
             tail: world.trace.tail(),
             failed: Vec::new(),
+            hashes: BTreeMap::new(),
             runs: 1,
             turns: run.turns,
             seen: world.seen.clone(),
@@ -153,10 +151,9 @@ impl Run {
             next_op: 500,
             ops: 0,
             next_progress: 0,
-            frozen: [0; 3],
+            frozen: [0; 4],
             away_until: None,
             lives: 0,
-            lost_sessions: 0,
             turns: 0,
             origin,
         }
@@ -186,9 +183,7 @@ impl Run {
         loop {
             self.step().await?;
             let settled = self.life.as_ref().is_some_and(|life| {
-                life.driver.unsettled() == 0
-                    && life.driver.live_sessions() <= self.lost_sessions
-                    && self.calls.is_empty()
+                life.driver.unsettled() == 0 && life.driver.live_sessions() == 0 && self.calls.is_empty()
             });
             if !settled {
                 quiet_since = self.now();
@@ -217,7 +212,7 @@ impl Run {
             cache.fault = None;
         }
         drop(world);
-        self.frozen = [0; 3];
+        self.frozen = [0; 4];
         if let Some(life) = &self.life {
             life.disk.kill_after(u32::MAX);
         }
@@ -290,9 +285,6 @@ impl Run {
         let calls = std::mem::take(&mut self.calls);
         for call in calls {
             if let Asked::Start { job } = call.asked {
-                // Nobody knows the session's id, and without an anchor nothing ends it.
-                let has_anchor = lock(&self.world).jobs[job].anchor.is_some();
-                self.lost_sessions += usize::from(!has_anchor);
                 self.kill_job(job);
             }
             // Whoever ends a session asks again when the daemon is back.
@@ -345,13 +337,9 @@ impl Run {
     }
 }
 
-/// Lets tasks and threads do what they can.
+/// Lets tasks do what they can. There is no other thread.
 async fn settle() {
-    for _ in 0..3 {
-        for _ in 0..4 {
-            tokio::task::yield_now().await;
-        }
-        // There is one thread for blocking work, which does it in order.
-        tokio::task::spawn_blocking(|| ()).await.unwrap();
+    for _ in 0..SETTLE {
+        tokio::task::yield_now().await;
     }
 }

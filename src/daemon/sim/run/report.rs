@@ -10,6 +10,8 @@ pub(in crate::daemon::sim) struct Report {
     pub(in crate::daemon::sim) trace_hash: u64,
     pub(in crate::daemon::sim) tail: String,
     pub(in crate::daemon::sim) failed: Vec<u64>,
+    /// The hash of each seed's trace.
+    pub(in crate::daemon::sim) hashes: BTreeMap<u64, u64>,
     pub(super) runs: u64,
     pub(super) turns: u64,
     pub(super) seen: BTreeMap<&'static str, u64>,
@@ -19,6 +21,7 @@ impl Report {
     pub(in crate::daemon::sim) fn add(&mut self, seed: u64, one: Self) {
         self.runs += 1;
         self.turns += one.turns;
+        self.hashes.insert(seed, one.trace_hash);
         if one.violation.is_some() {
             self.failed.push(seed);
             self.failed.sort_unstable();

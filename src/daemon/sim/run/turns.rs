@@ -18,6 +18,8 @@ pub(super) enum Choice {
     Intake,
     Ledger,
     Roots,
+    /// A piece of blocking work.
+    Work(usize),
     Cache(usize),
     World,
     Start,
@@ -27,6 +29,7 @@ pub(super) enum Choice {
 pub(super) const INTAKE: usize = 0;
 pub(super) const LEDGER: usize = 1;
 pub(super) const ROOTS: usize = 2;
+pub(super) const WORK: usize = 3;
 
 impl Run {
     pub(super) fn choices(&mut self, now: u64) -> (Vec<Choice>, u64) {
@@ -59,7 +62,7 @@ impl Run {
         if !life.inputs.is_empty() {
             at(0, Choice::Input);
         }
-        if life.driver.has_tasks() {
+        if life.driver.has_ended_tasks() {
             at(0, Choice::Task);
         }
         let ms =
@@ -76,6 +79,9 @@ impl Run {
         }
         if life.gc_roots.has_requests() {
             at(self.frozen[ROOTS], Choice::Roots);
+        }
+        for n in 0..life.work.len() {
+            at(self.frozen[WORK], Choice::Work(n));
         }
         (ready, next)
     }
@@ -130,6 +136,11 @@ impl Run {
                 let Some(life) = &self.life else { return Ok(()) };
                 lock(&self.world).line(&format!("ledger: writes {}", life.disk.waiting()));
                 life.disk.write();
+            }
+            Choice::Work(n) => {
+                let Some(life) = &self.life else { return Ok(()) };
+                lock(&self.world).line(&format!("thread: work {n} of {}", life.work.len()));
+                life.work.run(n);
             }
             Choice::Roots => {
                 let Some(life) = &self.life else { return Ok(()) };

@@ -13,6 +13,7 @@ use super::super::store::{Made, Store};
 use super::super::trace::{Rng, Trace};
 use super::PIDS;
 use crate::attribution::{Lineage, LockWatcher, ProcId};
+use crate::control::messages::Outcome;
 
 /// Which faults a run has, drawn from its seed.
 #[derive(Debug, Clone, Copy)]
@@ -155,7 +156,9 @@ impl World {
 
     /// Caches that a path may go to whose maker was not seen.
     pub(super) fn caches_of_nobody(&self) -> Vec<u16> {
-        let sessions = self.jobs.iter().filter(|job| job.ended.is_none()).map(|job| cache_of(job.uid));
+        // The window of a session may be open until its end has been answered with everything.
+        let over = |job: &Job| job.ended.as_ref().is_some_and(|end| end.outcome != Outcome::Pending);
+        let sessions = self.jobs.iter().filter(|job| !over(job)).map(|job| cache_of(job.uid));
         sessions.chain([0]).collect()
     }
 
