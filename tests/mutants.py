@@ -4,8 +4,9 @@
     tests/mutants.py [SEEDS] [NAME…]     SEEDS: seeds for each mutant, 100 by default
 
 All mutants are put into one copy of the tree, each behind a name that the environment
-variable FLYWHEEL_MUTANT switches on, so that one build serves all of them. Fails when the
-unbroken copy violates an invariant, or when no seed finds a mutant.
+variable FLYWHEEL_MUTANT switches on, so that one build serves all of them. For each, the
+seeds and the unit tests that find it are counted. Fails when the unbroken copy violates an
+invariant, or when neither a seed nor a unit test finds a mutant. CARGO names another cargo.
 """
 
 import os
@@ -37,7 +38,8 @@ MUTANTS = {
         "        if let Some(maker) = maker {\n            let uid",
         "        if let Some(maker) = maker.filter(|_| !M) {\n            let uid"),
     "attributed-twice": ("a reference that was taken in gets sessions again", "src/daemon/intake/look.rs",
-        "None if info.id < first_new => {", "None if info.id < first_new && !M => {"),
+        "None if info.id < first_new || known.contains_key(&info.id) => PlannedPush",
+        "None if (info.id < first_new || known.contains_key(&info.id)) && !M => PlannedPush"),
     "not-protected": ("paths are not protected from collection", "src/daemon/gc_roots/mod.rs",
         "        if new.is_empty() {\n            return;\n        }\n        if let Some(links)",
         "        if new.is_empty() || M {\n            return;\n        }\n        if let Some(links)"),
@@ -48,8 +50,68 @@ MUTANTS = {
         "        self.ledger.settle(id, records::settled(outcome, push.attempts, push.steps));",
         "        if !M { self.ledger.settle(id, records::settled(outcome, push.attempts, push.steps)); }"),
     "remembered": ("the end of a session does not ask the cache again", "src/daemon/intake/name.rs",
-        "let confirmed = self.confirmed_paths(session)?;",
-        "let confirmed = if M { Vec::new() } else { self.confirmed_paths(session)? };"),
+        "let others = self.paths_of(session)?;",
+        "let others = if M { Vec::new() } else { self.paths_of(session)? };"),
+    "pending-unasked": ("the end of a session does not ask about what is pending in the ledger", "src/daemon/intake/name.rs",
+        "Outcome::Pushed | Outcome::AlreadyCached | Outcome::Pending => true,",
+        "Outcome::Pushed | Outcome::AlreadyCached => true,\n                Outcome::Pending => !M,"),
+    "window-open": ("the end of a session does not close its window", "src/daemon/intake/name.rs",
+        "self.windows().close(naming.session, head);",
+        "if !M { self.windows().close(naming.session, head); }"),
+    "older-question": ("the answer to a question counts for who asked later", "src/flow/ask.rs",
+        "asking.is_some_and(|push| push.ask_after <= asked_at)",
+        "asking.is_some_and(|push| M || push.ask_after <= asked_at)"),
+    "distrust": ("confirmations count although the cache has deleted paths", "src/flow/ask.rs",
+        "if push.closure_at < Some(asked_at) {",
+        "if push.closure_at < Some(asked_at) && !M {"),
+    "deleted-confirmed": ("a path that the cache has deleted stays confirmed in the ledger", "src/flow/ask.rs",
+        "self.out.push(Action::Wanted(deleted));",
+        "if !M { self.out.push(Action::Wanted(deleted)); }"),
+    "one-round": ("a session closes without a question after its last upload", "src/flow/sessions/mod.rs",
+        "                if round + 1 < self.rounds =>",
+        "                if round + 1 < self.rounds && !M =>"),
+    "caller-gone": ("a session stays open whose caller left before it learned the id", "src/flow/sessions/mod.rs",
+        "(State::Open | State::Orphaned { .. }, Event::CallerGone) => abandon(),",
+        "(State::Open | State::Orphaned { .. }, Event::CallerGone) if M => (self.state, Vec::new()),\n"
+        "            (State::Open | State::Orphaned { .. }, Event::CallerGone) => abandon(),"),
+    "quiet-early": ("a session is quiet with one push left", "src/flow/group.rs",
+        "if group.flushing && group.unsettled == 0 {\n                self.out",
+        "if group.flushing && (group.unsettled == 0 || (M && group.unsettled == 1)) {\n                self.out"),
+    "closure-of-references": ("a push does not wait for what its confirmed reference still lacks", "src/flow/settling.rs",
+        "self.inherit_references(referrer_id, &push.references);",
+        "if !M { self.inherit_references(referrer_id, &push.references); }"),
+    "closure-newest": ("the newest confirmation of a closure counts, not the oldest", "src/flow/settling.rs",
+        "let closure_at = push.closure_at.min(Some(at));",
+        "let closure_at = if M { Some(at) } else { push.closure_at.min(Some(at)) };"),
+    "answered-at": ("an upload confirms from its end on, not from its beginning", "src/flow/step.rs",
+        "let at = self.pushes.get(&id).map_or(now, |push| push.upload_at);",
+        "let at = self.pushes.get(&id).filter(|_| !M).map_or(now, |push| push.upload_at);"),
+    "not-restored": ("pushes of an earlier run are not taken up", "src/daemon/intake/mod.rs",
+        "if !*restored {", "if !*restored && !M {"),
+    "restored-unwanted": ("a restored session does not wait for its pushes", "src/daemon/driver/ending.rs",
+        "self.step(Event::Want(row, pending));",
+        "if !M { self.step(Event::Want(row, pending)); }"),
+    "route-of-maker": ("the routes do not ask who made a path", "src/daemon/intake/routes.rs",
+        "        match maker {\n            _ if self.settings",
+        "        match maker.filter(|_| !M) {\n            _ if self.settings"),
+    "window-from-start": ("a session's window begins with the first row", "src/daemon/sessions/opening.rs",
+        "let after = parts.store.head().unwrap_or(parts.cursor);",
+        "let after = if M { 0 } else { parts.store.head().unwrap_or(parts.cursor) };"),
+    "row-again": ("a database that went back is not noticed", "src/daemon/intake/standing.rs",
+        "if first_wrong.is_none() && head >= last {",
+        "if M || (first_wrong.is_none() && head >= last) {"),
+    "read-again": ("rows that are read again after a rollback are attributed again", "src/daemon/intake/look.rs",
+        "let again: Vec<&PathInfo> = rows.iter().filter(|row| row.id <= last).collect();",
+        "let again: Vec<&PathInfo> = rows.iter().filter(|row| row.id <= last && !M).collect();"),
+    "unanswered": ("a session is open before its caller is answered", "src/daemon/sessions/opening.rs",
+        "if with_window { parts.ledger.session_unanswered(new) }",
+        "if with_window && !M { parts.ledger.session_unanswered(new) }"),
+    "early-complete": ("an early answer is complete although something is asked", "src/daemon/sessions/report/mod.rs",
+        "if incomplete || (unsettled && summary.outcome == m::Outcome::Complete) {",
+        "if incomplete || (unsettled && summary.outcome == m::Outcome::Complete && !M) {"),
+    "failed-waits": ("a failed push leaves its referrers waiting", "src/flow/settling.rs",
+        "stack.extend(referrers.iter().filter(held).map(|referrer| (referrer, Cause::Reference(id))));",
+        "stack.extend(referrers.iter().filter(held).filter(|_| !M).map(|referrer| (referrer, Cause::Reference(id))));"),
     "restart-remembers": ("after a restart a session closes without asking", "src/daemon/driver/ending.rs",
         "                Next::Take => self.session_act(row, SessionAction::Take),",
         "                Next::Take if M => self.session_step(row, SessionEvent::Named),\n"
@@ -80,6 +142,24 @@ pub(crate) fn mutant(name: &str) -> bool {
 """
 
 
+# Unit tests that ask about the same mechanisms.
+UNIT_TESTS = ["attribution::windows::", "daemon::gc_roots::", "daemon::intake::", "daemon::push::", "daemon::sessions::",
+              "flow::", "ledger::"]
+
+
+def run(binary, name, seeds):
+    """Returns how many of the seeds and how many unit tests have found the mutant, and what the first seed says."""
+    env = dict(os.environ, FLYWHEEL_MUTANT=name, FLYWHEEL_SIM_ALL="1", FLYWHEEL_SIM_SEEDS=seeds, RUST_BACKTRACE="0")
+    sim = subprocess.run([binary, "daemon::sim::every_seed_keeps_the_invariants", "--exact", "--nocapture"],
+                         env=env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    counted = re.search(r"(\d+) runs, \d+ turns, (\d+) failed", sim.stderr)
+    runs, failed = map(int, counted.groups()) if counted else (0, 0)
+    first = re.search(r"^seed \d+: (.*)", sim.stderr, re.M)
+    unit = subprocess.run([binary, *UNIT_TESTS], env=env, stderr=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    tests = re.search(r"(\d+) passed; (\d+) failed", unit.stdout)
+    return runs, failed, first.group(1) if first else "", int(tests.group(2)) if tests else 0
+
+
 def main():
     args = sys.argv[1:]
     seeds = args.pop(0) if args and args[0].isdigit() else "100"
@@ -98,30 +178,26 @@ def main():
             open(path, "w").write(text.replace(old, re.sub(r"\bM\b", switch, new)))
         with open(os.path.join(copy, "src/types/mod.rs"), "a") as types:
             types.write(SWITCH)
-        env = dict(os.environ, CARGO_TARGET_DIR=os.path.join(top, "target"))
-        built = subprocess.run(["cargo", "test", "--locked", "--lib", "--no-run", "--message-format=short"],
-                               cwd=copy, env=env, stderr=subprocess.PIPE, text=True)
+        env = dict(os.environ)
+        env.setdefault("CARGO_TARGET_DIR", os.path.join(top, "target"))
+        built = subprocess.run([os.environ.get("CARGO", "cargo"), "test", "--locked", "--profile", "simulate", "--lib",
+                                "--no-run", "--message-format=short"], cwd=copy, env=env, stderr=subprocess.PIPE, text=True)
         found = re.search(r"\((\S+/deps/flywheel-\w+)\)", built.stderr)
         if not found:
             sys.exit(built.stderr[-4000:])
-        binary = os.path.join(copy, found.group(1))
-        missed = []
+        binary = os.path.join(copy, "mutants")
+        shutil.copy(os.path.join(copy, found.group(1)), binary)
+        wrong = []
         for name in ["", *chosen]:
-            env = dict(os.environ, FLYWHEEL_MUTANT=name, FLYWHEEL_SIM_ALL="1", FLYWHEEL_SIM_SEEDS=seeds,
-                       RUST_BACKTRACE="0")
-            ran = subprocess.run([binary, "daemon::sim::the_simulation_runs", "--exact", "--nocapture"],
-                                 env=env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-            counted = re.search(r"(\d+) runs, \d+ turns, (\d+) failed", ran.stderr)
-            first = re.search(r"^seed \d+: (.*)", ran.stderr, re.M)
-            runs, failed = map(int, counted.groups()) if counted else (0, 0)
+            runs, failed, first, units = run(binary, name, seeds)
             what = MUTANTS[name][0] if name else "nothing is broken"
-            print(f"{name or '-':18} {failed:4} of {runs} seeds  {what}", flush=True)
-            if failed and first:
-                print(f"{'':18} {first.group(1)[:150]}", flush=True)
-            if (failed == 0) == bool(name):
-                missed.append(name or "nothing is broken")
-        if missed:
-            sys.exit(f"not as expected: {', '.join(missed)}")
+            print(f"{name or '-':22} {failed:5} of {runs} seeds {units:3} unit tests  {what}", flush=True)
+            if failed:
+                print(f"{'':22} {first[:150]}", flush=True)
+            if (failed + units == 0) == bool(name):
+                wrong.append(name or "nothing is broken")
+        if wrong:
+            sys.exit(f"not as expected: {', '.join(wrong)}")
 
 
 if __name__ == "__main__":
