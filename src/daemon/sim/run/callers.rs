@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::super::caches::Fault;
 use super::super::jobs::{Asked, Call, Job, UIDS, cache_of};
 use super::world::lock;
-use super::{PIDS, Run};
+use super::{HANG, PIDS, Run};
 use crate::control::messages::Request as Ask;
 use crate::control::server::{Incoming, Peer, Responder};
 use crate::daemon::driver::Turn;
@@ -117,7 +117,7 @@ impl Run {
             }
             34 | 35 if faults.slow_ledger => {
                 let which = self.rng.index(self.frozen.len());
-                self.frozen[which] = now + self.rng.below(5_000);
+                self.frozen[which] = now + self.rng.below(HANG);
                 self.line(&format!("world: {} hangs", ["intake", "ledger", "roots", "blocking work"][which]));
                 self.count("hangs");
             }

@@ -31,6 +31,8 @@ const CALM: u64 = 600_000;
 /// How often tasks are given the thread after a turn. Each time, tokio runs those that are
 /// ready.
 const SETTLE: usize = 4;
+/// How long a part of the daemon hangs at most, in milliseconds.
+const HANG: u64 = 5_000;
 /// The first process number of the simulated processes, above what a kernel gives.
 const PIDS: i32 = 5_000_000;
 
@@ -320,8 +322,10 @@ impl Run {
             world.count("uploads");
             world.line(&format!("cache {cache}: stores {}", short(&stored)));
             checks::may_go_there(&world.store, request.cache, &base)?;
-            // An upload begins within this time of its confirmation, and then takes a while.
-            let fresh = world.fresh + 2 * world.caches[cache].slow + 1_000;
+            // An upload begins within this time of its confirmation, and then takes a while:
+            // what reads the path may hang.
+            let hang = if world.faults.slow_ledger { HANG } else { 0 };
+            let fresh = world.fresh + 2 * world.caches[cache].slow + hang + 1_000;
             checks::closure_is_there(&world.store, &world.caches[cache], &base, now, fresh)?;
         }
         Ok(())
