@@ -154,9 +154,6 @@ pub(super) fn stories(stories: &[PathStory], now_ms: i64) -> String {
         for push in &story.pushes {
             let state = printable(&push.state).replace('_', " ");
             let _ = write!(out, "  cache {}: {state}", printable(&push.cache));
-            if let Some(route) = &push.route {
-                let _ = write!(out, ", sent there by {}", printable(route));
-            }
             if let Some(at) = push.settled_at {
                 let _ = write!(out, " {} ago", age(at, now_ms));
             }
@@ -166,6 +163,9 @@ pub(super) fn stories(stories: &[PathStory], now_ms: i64) -> String {
                 n => {
                     let _ = write!(out, ", {n} attempts");
                 }
+            }
+            if let Some(route) = &push.route {
+                let _ = write!(out, ", sent there by {}", printable(route));
             }
             out.push('\n');
             let steps = [
