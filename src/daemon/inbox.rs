@@ -112,6 +112,8 @@ pub(super) enum UploadEnd {
     Confirmed(Uploaded, u64),
     /// The path has a signature of an upstream cache's key, so it was not sent.
     InUpstream,
+    /// The path came into the cache from elsewhere while it was being sent.
+    Arrived,
     /// The path is not valid any more.
     Collected,
     /// The Nix database could not be read.

@@ -74,6 +74,8 @@ pub(crate) enum Event {
     RoundTrip(CacheId, Duration),
     /// An upload turned out to be unnecessary: an upstream cache has the path.
     InUpstream(PushId),
+    /// An upload was broken off: the cache has the path from elsewhere by now.
+    Arrived(PushId),
     /// An upload failed.
     UploadFailed(PushId, Failure),
     /// A push's path was removed from the store.

@@ -103,6 +103,7 @@ impl Flow {
                 }
             }
             Event::InUpstream(id) => self.uploaded(id, Outcome::Upstream, Duration::ZERO, now),
+            Event::Arrived(id) => self.uploaded(id, Outcome::Cached, Duration::ZERO, now),
             Event::UploadFailed(id, failure) => self.upload_failed(id, failure, now),
             Event::Collected(id) => {
                 self.leave_upload(id);

@@ -48,7 +48,7 @@ impl Driver {
             UploadEnd::Failed(error, _) => metrics.failed(&name, error.class.as_str()),
             UploadEnd::Engine(_) => metrics.failed(&name, "engine"),
             UploadEnd::Unreadable(_) => metrics.failed(&name, "nix-database"),
-            UploadEnd::InUpstream | UploadEnd::Collected => {}
+            UploadEnd::InUpstream | UploadEnd::Arrived | UploadEnd::Collected => {}
         }
         let event = pushes.uploaded(push, result, took, &name, &mut caches[cache].tally, &audience);
         if let Some(event) = event {

@@ -159,6 +159,7 @@ impl Pushes {
                 Event::Uploaded(id, took)
             }
             UploadEnd::InUpstream => Event::InUpstream(id),
+            UploadEnd::Arrived => Event::Arrived(id),
             UploadEnd::Collected => Event::Collected(id),
             UploadEnd::Unreadable(reason) => {
                 self.log.add(&occurrence(Trouble::Unreadable, &reason), audience, now);

@@ -46,6 +46,37 @@ impl Running {
     }
 }
 
+/// NARs of this size in bytes, or larger, are sent only as long as the cache lacks them:
+/// other hosts may send the same one.
+const SHARED_FROM: u64 = 16 << 20;
+
+/// How long an upload waits at least before it asks again whether the path has arrived.
+const ARRIVAL_EVERY: Duration = Duration::from_secs(1);
+
+/// How long an upload that has run for `elapsed` waits before it asks again whether the path
+/// has arrived: a tenth of that, so that the questions of a long upload are few and what is
+/// sent in vain is a small part.
+fn until_next_question(elapsed: Duration) -> Duration {
+    (elapsed / 10).max(ARRIVAL_EVERY)
+}
+
+/// Returns when the cache has the path that is being sent. `sent`: bytes of the NAR that were
+/// read so far.
+///
+/// Asks first when the upload begins, since the answer that caused it may be old. After the
+/// last byte the answer to the upload itself decides. A question that fails says nothing.
+async fn arrival(target: &Target, upload: &UploadInfo, sent: &AtomicU64) {
+    let begun = Instant::now();
+    loop {
+        let missing = target.api.missing(vec![upload.store_path_hash.clone()]).await;
+        let is_there = missing.is_ok_and(|missing| missing.is_empty());
+        if is_there && sent.load(Ordering::Relaxed) < upload.nar_size {
+            return;
+        }
+        tokio::time::sleep(until_next_question(begun.elapsed())).await;
+    }
+}
+
 /// What the tasks need. Clones share it.
 #[derive(Clone)]
 pub(in crate::daemon) struct Transfers {
@@ -149,13 +180,25 @@ impl Transfers {
             None => Either::Right(nar::stream(self.store.file(&info.path))),
         };
         let sent = Arc::clone(&self.sent);
+        let progress = Arc::clone(&own);
         let nar = nar.inspect(move |chunk| {
             if let Ok(chunk) = chunk {
                 sent.fetch_add(chunk.len() as u64, Ordering::Relaxed);
                 own.fetch_add(chunk.len() as u64, Ordering::Relaxed);
             }
         });
-        match target.api.upload(&upload, self.paced(nar)).await {
+        let uploading = target.api.upload(&upload, self.paced(nar));
+        let result = if upload.nar_size < SHARED_FROM {
+            uploading.await
+        } else {
+            // `biased` polls the upload first: its own confirmation counts as pushed.
+            tokio::select! {
+                biased;
+                result = uploading => result,
+                () = arrival(target, &upload, &progress) => return UploadEnd::Arrived,
+            }
+        };
+        match result {
             Ok(uploaded) => UploadEnd::Confirmed(uploaded, info.nar_size),
             // Reading the path fails when it was collected meanwhile.
             Err(error) => match self.store.info(info.path.clone()).await {

@@ -142,6 +142,8 @@ struct World {
     upload_at: BTreeMap<PushId, Mono>,
     rechecking: [Option<Vec<PushId>>; CACHES as usize],
     uploading: BTreeSet<PushId>,
+    /// The push whose upload is being broken off, because its path has arrived.
+    arrived: Option<PushId>,
     queries: [Option<Vec<PushId>>; CACHES as usize],
     probing: [bool; CACHES as usize],
     flushing: BTreeSet<SessionId>,
@@ -161,6 +163,7 @@ impl World {
             upload_at: BTreeMap::new(),
             rechecking: [None, None],
             uploading: BTreeSet::new(),
+            arrived: None,
             queries: [None, None],
             probing: [false; 2],
             flushing: BTreeSet::new(),
@@ -215,7 +218,8 @@ impl World {
                     if outcome == Outcome::Collected {
                         self.confirmed.remove(&id);
                     } else {
-                        let uploaded = matches!(outcome, Outcome::Pushed | Outcome::Upstream);
+                        let uploaded = matches!(outcome, Outcome::Pushed | Outcome::Upstream)
+                            || self.arrived == Some(id);
                         let begun = if uploaded {
                             self.upload_at[&id]
                         } else {
@@ -407,11 +411,17 @@ impl World {
     fn upload(&mut self, which: usize, result: Result<bool, Failure>) {
         let Some(&id) = self.uploading.iter().nth(which % self.uploading.len().max(1)) else { return };
         self.uploading.remove(&id);
-        self.step(match result {
+        let event = match result {
             Ok(true) => Event::Uploaded(id, super::TOOK),
+            Ok(false) if id % 2 == 0 => {
+                self.arrived = Some(id);
+                Event::Arrived(id)
+            }
             Ok(false) => Event::InUpstream(id),
             Err(failure) => Event::UploadFailed(id, failure),
-        });
+        };
+        self.step(event);
+        self.arrived = None;
     }
 
     fn probe(&mut self, cache: u16, result: Result<(), Failure>) {

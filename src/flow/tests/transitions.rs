@@ -71,6 +71,7 @@ fn events() -> Vec<(&'static str, Event)> {
         ("ask engine", ask(Failure::Engine)),
         ("uploaded", Event::Uploaded(1, super::TOOK)),
         ("upstream", Event::InUpstream(1)),
+        ("arrived", Event::Arrived(1)),
         ("unreachable", up(Failure::Unreachable)),
         ("transient", up(transient)),
         ("refused", up(Failure::Refused)),
@@ -137,6 +138,7 @@ ready     | collected         | unknown   | collected1
 ready     | more uploads      | uploading | upload1#1
 uploading | uploaded          | unknown   | whole1 pushed1
 uploading | upstream          | unknown   | whole1 upstream1
+uploading | arrived           | unknown   | whole1 cached1
 uploading | unreachable       | ready     | breaker
 uploading | transient         | resting   |
 uploading | refused           | ready     | breaker
@@ -228,13 +230,14 @@ fn variant(event: &Event) -> usize {
         Event::Resume => 19,
         Event::Rechecked(_) => 20,
         Event::Unconfirmed(_) => 21,
+        Event::Arrived(_) => 22,
     }
 }
 
 #[test]
 fn the_whole_table() {
     let variants: std::collections::BTreeSet<_> = events().iter().map(|(_, event)| variant(event)).collect();
-    assert!(variants.into_iter().eq(0..=21), "an event is missing");
+    assert!(variants.into_iter().eq(0..=22), "an event is missing");
     let mut rows: Vec<Vec<&str>> =
         TABLE.trim().lines().map(|l| l.split('|').map(str::trim).collect()).collect();
     for from in ["unknown", "unasked", "asking", "held", "ready", "stale", "uploading", "resting", "failed"] {
@@ -260,6 +263,7 @@ fn the_end_of_a_reference_decides_about_its_referrers() {
     for (event, actions, after) in [
         (Event::Uploaded(2, super::TOOK), "whole2 pushed2 upload1#1", "uploading"),
         (Event::InUpstream(2), "whole2 upstream2 upload1#1", "uploading"),
+        (Event::Arrived(2), "whole2 cached2 upload1#1", "uploading"),
         (Event::UploadFailed(2, Failure::Rejected), "failed2 failed1", "failed"),
         (Event::UploadFailed(2, Failure::Local), "", "held"),
         (Event::Collected(2), "collected2 collected1", "unknown"),

@@ -161,3 +161,37 @@ fn a_closure_of_thousands_is_counted_once_each() {
         "{summary}"
     );
 }
+
+/// Another host uploads the same large path, and is quicker: this upload is broken off. The other
+/// host is a second cache of the configuration, which leads to the same cache of the server.
+#[test]
+fn a_large_upload_is_broken_off_when_the_path_has_arrived_from_elsewhere() {
+    let nix = PrivateNix::new();
+    let server = StandaloneCache::start(&nix, |_| ());
+    let gate = server.gate();
+    gate.close();
+    let config = format!(
+        "default_cache = \"main\"\n{}[caches.other]\nendpoints = [\"{}\"]\ncache = \"main\"\ntoken_file = \"{}\"\n\
+         [client]\nenable = false\n",
+        server.caches(&gate.url()),
+        server.url(),
+        server.token_file().display()
+    );
+    let daemon = Daemon::start(nix, &config);
+    let size = 24 << 20;
+    let path =
+        daemon.nix.build(&PrivateNix::shell("large", &format!("head -c {size} /dev/zero > $out"))).remove(0);
+    gate.until_came(1);
+    let other = daemon.json(&["push", "--wait", "--cache", "other", &path]);
+    assert_eq!(other["pushed"], 1, "{other}");
+    // The gate is still closed.
+    until("the upload is broken off", || daemon.status()["queue"]["uploading"] == 0);
+    let counts = daemon.status()["cache"][0]["counts"].clone();
+    assert_eq!(
+        (&counts["already_cached"], &counts["pushed"]),
+        (&Value::from(1), &Value::from(0)),
+        "{counts}"
+    );
+    daemon.assert_logged(0, "WARN");
+    assert_eq!(server.main().names(), ["large"]);
+}
