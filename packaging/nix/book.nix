@@ -13,8 +13,10 @@ stdenvNoCC.mkDerivation {
     fileset = lib.fileset.unions [
       ../../CHANGELOG.md
       ../../SECURITY.md
+      ../../action.yml
       ../../docs
       ../../packaging
+      ../../templates
     ];
   };
   nativeBuildInputs = [ mdbook ];

@@ -4,7 +4,7 @@
 //!
 //! | where | anchor |
 //! |---|---|
-//! | GitHub, Gitea, Forgejo, Buildkite, Jenkins | the runner's process above the steps; none if it is not found |
+//! | GitHub, Gitea, Forgejo, Buildkite, Jenkins, Woodpecker, Azure, TeamCity, Buildbot | the runner's process above the steps; none if it is not found |
 //! | GitLab | the job's outermost shell in the process group of the job |
 //! | elsewhere | the parent |
 //!
@@ -20,7 +20,8 @@ const DEEPEST: usize = 128;
 const SHELLS: [&str; 8] = ["sh", "bash", "dash", "zsh", "ksh", "ash", "fish", "busybox"];
 
 /// CI systems that run each step of a job in a process of its own.
-const SEPARATE_STEPS: [&str; 5] = ["github", "gitea", "forgejo", "buildkite", "jenkins"];
+const SEPARATE_STEPS: [&str; 9] =
+    ["github", "gitea", "forgejo", "buildkite", "jenkins", "woodpecker", "azure", "teamcity", "buildbot"];
 
 /// Returns the anchor for a job of this CI system, if one is found.
 pub(super) fn find(system: Option<&str>) -> Option<u32> {
@@ -30,6 +31,10 @@ pub(super) fn find(system: Option<&str>) -> Option<u32> {
     // The daemon refuses the process of another user; a session without an anchor is allowed.
     let (ours, theirs) = (tree.owner(me)?, tree.owner(found)?);
     (ours == theirs || (ours == 0 && tree.has_the_hosts_users())).then_some(found)
+}
+
+fn is_file(path: &str, name: &str) -> bool {
+    Path::new(path).file_name().is_some_and(|file| file == name)
 }
 
 struct ProcFs {
@@ -103,6 +108,12 @@ impl ProcFs {
                 let jars = ["agent.jar", "remoting.jar", "slave.jar", "jenkins.war"];
                 name == "java" && arguments.any(|a| jars.iter().any(|jar| a.ends_with(jar)))
             }
+            // The names of these programs are longer than what proc(5) has of a name.
+            "woodpecker" => arguments.next().is_some_and(|program| is_file(&program, "woodpecker-agent")),
+            "azure" => name == "Agent.Worker",
+            "teamcity" => name == "java" && arguments.any(|a| a == "jetbrains.buildServer.agent.AgentMain"),
+            // The script is behind the name of its interpreter.
+            "buildbot" => arguments.take(2).any(|a| is_file(&a, "buildbot-worker")),
             _ => false,
         }
     }
@@ -198,6 +209,10 @@ mod tests {
             ("forgejo", "forgejo-runner", "forgejo-runner daemon"),
             ("buildkite", "buildkite-agent", "/usr/bin/buildkite-agent bootstrap"),
             ("jenkins", "java", "java -jar /opt/agent.jar -url x"),
+            ("woodpecker", "woodpecker-agen", "/usr/bin/woodpecker-agent"),
+            ("azure", "Agent.Worker", "/opt/agent/bin/Agent.Worker spawnclient 1 2"),
+            ("teamcity", "java", "java -cp x jetbrains.buildServer.agent.AgentMain -file y"),
+            ("buildbot", "buildbot-worker", "/usr/bin/python3 /usr/bin/buildbot-worker start"),
         ] {
             let fake = Fake::new(&[
                 (1, 0, "systemd", "init", 1, &[]),

@@ -4,7 +4,9 @@
 //!
 //! The variables are documented in: GitLab "Predefined CI/CD
 //! variables", GitHub "Variables reference", Buildkite "Environment variables",
-//! Jenkins "Using environment variables".
+//! Jenkins "Using environment variables", Woodpecker "Environment variables", Azure
+//! Pipelines "Use predefined variables", TeamCity "List of Predefined Build
+//! Parameters". Buildbot sets none: packaging/ci has the ones that a master sets.
 
 use crate::control::messages::CiJob;
 
@@ -32,6 +34,10 @@ pub fn detect(lookup: impl Fn(&str) -> Option<String>) -> Option<Detected> {
         () if env.on("GITHUB_ACTIONS") => env.actions("github"),
         () if env.on("BUILDKITE") => env.buildkite(),
         () if env.get("JENKINS_URL").is_some() => env.jenkins(),
+        () if env.get("CI").as_deref() == Some("woodpecker") => env.woodpecker(),
+        () if env.on("TF_BUILD") => env.azure(),
+        () if env.get("TEAMCITY_VERSION").is_some() => env.teamcity(),
+        () if env.get("BUILDBOT_BUILDER").is_some() => env.buildbot(),
         () => None,
     }
 }
@@ -123,6 +129,84 @@ impl Env<'_> {
                 url: self.get("BUILD_URL"),
                 project: self.get("JOB_NAME"),
                 git_ref: self.get("BRANCH_NAME").or_else(|| self.get("GIT_BRANCH")),
+            },
+        })
+    }
+
+    fn woodpecker(&self) -> Option<Detected> {
+        let number = self.get("CI_PIPELINE_NUMBER")?;
+        let project = self.get("CI_REPO");
+        // The workflows of a pipeline run at the same time, those of a matrix with one
+        // name; each has a workspace of its own.
+        let id = self.joined(&["CI_REPO", "CI_PIPELINE_NUMBER", "CI_WORKFLOW_NAME", "CI_WORKSPACE"], "/");
+        Some(Detected {
+            label: format!("{} #{number}", self.joined(&["CI_REPO", "CI_WORKFLOW_NAME"], " "))
+                .trim()
+                .to_owned(),
+            job: CiJob {
+                system: "woodpecker".to_owned(),
+                id,
+                url: self.get("CI_PIPELINE_URL"),
+                project,
+                git_ref: self.get("CI_COMMIT_BRANCH"),
+            },
+        })
+    }
+
+    fn azure(&self) -> Option<Detected> {
+        let (build, job) = (self.get("BUILD_BUILDID")?, self.get("SYSTEM_JOBID")?);
+        let project = self.get("SYSTEM_TEAMPROJECT");
+        let number = self.get("BUILD_BUILDNUMBER").unwrap_or_else(|| build.clone());
+        let url = match (self.get("SYSTEM_COLLECTIONURI"), &project) {
+            (Some(server), Some(project)) => {
+                let (server, project) =
+                    (server.trim_end_matches('/').to_owned(), project.replace(' ', "%20"));
+                Some(format!("{server}/{project}/_build/results?buildId={build}&view=logs&j={job}"))
+            }
+            _ => None,
+        };
+        let id = match self.get("SYSTEM_JOBATTEMPT") {
+            Some(attempt) => format!("{build}/{job}/{attempt}"),
+            None => format!("{build}/{job}"),
+        };
+        let names = ["SYSTEM_TEAMPROJECT", "BUILD_DEFINITIONNAME", "AGENT_JOBNAME"];
+        Some(Detected {
+            label: format!("{} #{number}", self.joined(&names, " ")).trim().to_owned(),
+            job: CiJob {
+                system: "azure".to_owned(),
+                id,
+                url,
+                project,
+                git_ref: self.get("BUILD_SOURCEBRANCHNAME"),
+            },
+        })
+    }
+
+    fn teamcity(&self) -> Option<Detected> {
+        let number = self.get("BUILD_NUMBER")?;
+        let names = ["TEAMCITY_PROJECT_NAME", "TEAMCITY_BUILDCONF_NAME"];
+        Some(Detected {
+            label: format!("{} #{number}", self.joined(&names, " ")).trim().to_owned(),
+            job: CiJob {
+                system: "teamcity".to_owned(),
+                id: format!("{}/{number}", self.joined(&names, "/")),
+                url: self.get("BUILD_URL"),
+                project: self.get("TEAMCITY_PROJECT_NAME"),
+                git_ref: None,
+            },
+        })
+    }
+
+    fn buildbot(&self) -> Option<Detected> {
+        let (builder, number) = (self.get("BUILDBOT_BUILDER")?, self.get("BUILDBOT_BUILD_NUMBER")?);
+        Some(Detected {
+            label: format!("{builder} #{number}"),
+            job: CiJob {
+                system: "buildbot".to_owned(),
+                id: format!("{builder}/{number}"),
+                url: self.get("BUILDBOT_BUILD_URL"),
+                project: self.get("BUILDBOT_PROJECT"),
+                git_ref: self.get("BUILDBOT_BRANCH"),
             },
         })
     }

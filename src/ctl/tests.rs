@@ -88,7 +88,7 @@ type Expected = Option<(&'static str, &'static str, Option<&'static str>)>;
 
 #[test]
 fn ci_systems() {
-    let table: [(&[(&str, &str)], Expected); 9] = [
+    let table: [(&[(&str, &str)], Expected); 15] = [
         (&[], None),
         (
             &[
@@ -148,6 +148,54 @@ fn ci_systems() {
             Some(("jenkins-p-1", "jenkins:jenkins-p-1", Some("https://j/1"))),
         ),
         (&[("GITHUB_ACTIONS", "false"), ("GITHUB_RUN_ID", "7")], None),
+        (
+            &[
+                ("CI", "woodpecker"),
+                ("CI_REPO", "o/r"),
+                ("CI_PIPELINE_NUMBER", "8"),
+                ("CI_WORKFLOW_NAME", "nix"),
+                ("CI_WORKSPACE", "/w/1"),
+                ("CI_PIPELINE_URL", "https://ci/repos/7/pipeline/8"),
+            ],
+            Some(("o/r nix #8", "woodpecker:o/r/8/nix//w/1", Some("https://ci/repos/7/pipeline/8"))),
+        ),
+        (&[("CI", "woodpecker")], None),
+        (
+            &[
+                ("TF_BUILD", "True"),
+                ("BUILD_BUILDID", "9"),
+                ("SYSTEM_JOBID", "uuid"),
+                ("SYSTEM_JOBATTEMPT", "2"),
+                ("SYSTEM_TEAMPROJECT", "our project"),
+                ("BUILD_DEFINITIONNAME", "nix"),
+                ("BUILD_BUILDNUMBER", "20261128.1"),
+                ("SYSTEM_COLLECTIONURI", "https://dev.azure.com/o/"),
+            ],
+            Some((
+                "our project nix #20261128.1",
+                "azure:9/uuid/2",
+                Some("https://dev.azure.com/o/our%20project/_build/results?buildId=9&view=logs&j=uuid"),
+            )),
+        ),
+        (&[("TF_BUILD", "True"), ("BUILD_BUILDID", "9")], None),
+        (
+            &[
+                ("TEAMCITY_VERSION", "2025.11"),
+                ("TEAMCITY_PROJECT_NAME", "p"),
+                ("TEAMCITY_BUILDCONF_NAME", "nix"),
+                ("BUILD_NUMBER", "12"),
+                ("BUILD_URL", "https://t/build/12"),
+            ],
+            Some(("p nix #12", "teamcity:p/nix/12", Some("https://t/build/12"))),
+        ),
+        (
+            &[
+                ("BUILDBOT_BUILDER", "nix"),
+                ("BUILDBOT_BUILD_NUMBER", "3"),
+                ("BUILDBOT_BUILD_URL", "https://b/#/builders/1/builds/3"),
+            ],
+            Some(("nix #3", "buildbot:nix/3", Some("https://b/#/builders/1/builds/3"))),
+        ),
     ];
     let asked = RefCell::new(Vec::new());
     for (variables, expected) in table {
@@ -160,7 +208,7 @@ fn ci_systems() {
         assert_eq!(found, expected.map(|(l, k, u)| (l, k.to_owned(), u)), "{variables:?}");
     }
     // Each log format reads no more than that.
-    for own in ["GITLAB_CI", "GITHUB_ACTIONS", "BUILDKITE", "JENKINS_URL"] {
+    for own in ["GITLAB_CI", "GITHUB_ACTIONS", "BUILDKITE", "JENKINS_URL", "TF_BUILD", "TEAMCITY_VERSION"] {
         CiLog::of(|name| {
             asked.borrow_mut().push(name.to_owned());
             (name == own).then(|| "true".to_owned())
@@ -172,8 +220,14 @@ fn ci_systems() {
 }
 
 /// Every variable that flywheelctl reads. None holds a credential.
-const READ: [&str; 43] = [
+const READ: [&str; 69] = [
+    "AGENT_JOBNAME",
     "BRANCH_NAME",
+    "BUILDBOT_BRANCH",
+    "BUILDBOT_BUILDER",
+    "BUILDBOT_BUILD_NUMBER",
+    "BUILDBOT_BUILD_URL",
+    "BUILDBOT_PROJECT",
     "BUILDKITE",
     "BUILDKITE_BRANCH",
     "BUILDKITE_BUILD_NUMBER",
@@ -182,13 +236,25 @@ const READ: [&str; 43] = [
     "BUILDKITE_LABEL",
     "BUILDKITE_ORGANIZATION_SLUG",
     "BUILDKITE_PIPELINE_SLUG",
+    "BUILD_BUILDID",
+    "BUILD_BUILDNUMBER",
+    "BUILD_DEFINITIONNAME",
+    "BUILD_NUMBER",
+    "BUILD_SOURCEBRANCHNAME",
     "BUILD_TAG",
     "BUILD_URL",
+    "CI",
+    "CI_COMMIT_BRANCH",
     "CI_COMMIT_REF_NAME",
     "CI_JOB_ID",
     "CI_JOB_NAME",
     "CI_JOB_URL",
+    "CI_PIPELINE_NUMBER",
+    "CI_PIPELINE_URL",
     "CI_PROJECT_PATH",
+    "CI_REPO",
+    "CI_WORKFLOW_NAME",
+    "CI_WORKSPACE",
     "DRV_PATH",
     "FLYWHEEL_HOOK_DIR",
     "FLYWHEEL_SESSION",
@@ -214,6 +280,14 @@ const READ: [&str; 43] = [
     "OUT_PATHS",
     "RUNNER_NAME",
     "RUNNER_TRACKING_ID",
+    "SYSTEM_COLLECTIONURI",
+    "SYSTEM_JOBATTEMPT",
+    "SYSTEM_JOBID",
+    "SYSTEM_TEAMPROJECT",
+    "TEAMCITY_BUILDCONF_NAME",
+    "TEAMCITY_PROJECT_NAME",
+    "TEAMCITY_VERSION",
+    "TF_BUILD",
     "XDG_CONFIG_HOME",
     "XDG_RUNTIME_DIR",
 ];

@@ -13,7 +13,7 @@ use crate::support::documents::blocks;
 const VERSION: &str = "4.61.0";
 
 /// The program, when it is installed; otherwise prints what is missing.
-fn runner() -> Option<PathBuf> {
+pub fn runner() -> Option<PathBuf> {
     let home = std::env::var_os("HOME").map(PathBuf::from)?;
     let cache = std::env::var_os("FLYWHEEL_TEST_CACHE");
     let cache = cache.map_or_else(|| home.join(".cache/flywheel-tests"), PathBuf::from);
@@ -34,7 +34,7 @@ fn repository(daemon: &Daemon, jobs: &str) -> Job {
 }
 
 /// A git repository with an origin and this pipeline.
-fn project(daemon: &Daemon, pipeline: &str) -> Job {
+pub fn project(daemon: &Daemon, pipeline: &str) -> Job {
     let mut job = Job::on(daemon, &[]);
     let dir = job.dir.join("project");
     fs::create_dir(&dir).unwrap();
@@ -52,7 +52,7 @@ fn project(daemon: &Daemon, pipeline: &str) -> Job {
     job
 }
 
-fn pipeline(job: &Job, runner: &Path, jobs: &[&str]) -> CommandResult {
+pub fn pipeline(job: &Job, runner: &Path, jobs: &[&str]) -> CommandResult {
     let program = runner.to_str().unwrap();
     let mut command = job.command(program);
     command.arg("--shell-executor-no-image").arg("--no-color").args(jobs);
@@ -66,7 +66,7 @@ fn lines<'a>(said: &'a CommandResult, job: &str) -> Vec<&'a str> {
     own.map(|(_, text)| text).collect()
 }
 
-fn pushed(said: &CommandResult, job: &str, count: usize) {
+pub fn pushed(said: &CommandResult, job: &str, count: usize) {
     let line = format!("watch-store pushed {count} store paths incrementally");
     assert!(lines(said, job).contains(&line.as_str()), "{job}: {said:?}");
 }

@@ -4,4 +4,5 @@ mod browser;
 mod gitlab;
 mod jobs;
 mod log;
+mod recipes;
 mod shipped_files;
