@@ -201,6 +201,42 @@ in
                     A file with the push token, which the service's user can read. For a file
                     that only root can read, use {option}`services.flywheel.tokenFile`.
                   '';
+                  token_command =
+                    setting (types.listOf types.str)
+                      [
+                        "/run/current-system/sw/bin/vault"
+                        "read"
+                        "-field=token"
+                        "attic/token"
+                      ]
+                      ''
+                        A program and its arguments that print the push token, instead of a
+                        file. The service's user runs it, without a shell.
+                      '';
+                  token_command_timeout = setting types.str "10s" "How long {option}`token_command` may run.";
+                  headers_file = setting types.str "/run/keys/attic-headers" ''
+                    A file with headers for access proxies, one `Name: value` a line, which
+                    the service's user can read.
+                  '';
+                  proxy = setting types.str "http://proxy.example.com:3128" ''
+                    The HTTP proxy, or `"none"`. Settings are in the store, where everyone
+                    can read them: a URL with a password belongs in
+                    {option}`proxy_file`.
+                  '';
+                  proxy_file = setting types.str "/run/keys/proxy-url" ''
+                    A file with the proxy's URL, which the service's user can read.
+                  '';
+                  ca_file = setting types.str "/etc/ssl/private-ca.pem" ''
+                    The certificates (PEM) of the authorities that are trusted, instead of
+                    the system's.
+                  '';
+                  client_cert = setting types.str "/run/keys/flywheel.crt" ''
+                    The certificate (PEM) for servers that ask for one.
+                  '';
+                  client_key = setting types.str "/run/keys/flywheel.key" "Its private key (PEM).";
+                  http2 = setting types.bool true ''
+                    Whether HTTP/2 is used where the server offers it.
+                  '';
                   engine = setting (types.enum [
                     "native"
                     "attic"

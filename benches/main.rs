@@ -22,6 +22,7 @@ mod nix;
 
 mod backlog;
 mod delay;
+mod http2;
 mod jobs;
 mod library;
 mod live;
@@ -49,6 +50,7 @@ const FIGURES: &[Figure] = &[
     ("overfull", false, backlog::overfull),
     ("huge", false, live::huge),
     ("jobs", false, jobs::jobs),
+    ("http2", false, http2::http2),
 ];
 
 fn main() {

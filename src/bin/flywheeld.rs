@@ -86,7 +86,7 @@ fn main() -> ExitCode {
         }
     };
     if check_config {
-        let missing = settings.missing_token_files();
+        let missing = settings.missing_files();
         let warnings = [settings.warnings.clone(), missing, daemon::unknown_names(&settings)].concat();
         observe::configuration_good(&warnings, settings.caches.len());
         return ExitCode::SUCCESS;

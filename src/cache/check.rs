@@ -154,7 +154,7 @@ impl CacheClient {
                 None => Login::Basic(secret),
             },
             None if config.is_public == Some(true) || inner.distrust(&endpoint).is_some() => Login::None,
-            None => inner.token()?.map_or(Login::None, Login::Bearer),
+            None => inner.credentials().await?.token.clone().map_or(Login::None, Login::Bearer),
         };
         let key = config.public_key.as_deref().and_then(PublicKey::parse);
         Ok(Substituter { base, endpoint, login, key, store_dir: store_dir.clone() })
@@ -203,12 +203,16 @@ impl CacheClient {
             Err(refusal) => return Err(refusal.fault()),
         };
         let patience = self.inner().stall_timeout;
-        let answer = Answer::read(response, narinfo::LONGEST, patience, from.login.secret().cloned()).await;
+        let secrets = self.inner().secrets().and(from.login.secret());
+        let answer = Answer::read(response, narinfo::LONGEST, patience, secrets).await;
         if let Some(why) = answer.cut {
             return Err(fault(FaultKind::Unreachable, format!("{doing}: {why}")));
         }
         NarInfo::parse(&String::from_utf8_lossy(&answer.body), &from.store_dir).map_err(|why| {
-            fault(FaultKind::NotServed, format!("its narinfo cannot be used: {}", quote(&why, None)))
+            fault(
+                FaultKind::NotServed,
+                format!("its narinfo cannot be used: {}", quote(&why, &self.inner().secrets())),
+            )
         })
     }
 
@@ -286,6 +290,7 @@ impl CacheClient {
     /// Sends a GET and follows redirects. The token goes to the cache's own host only.
     async fn get(&self, from: &Substituter, mut url: Url, doing: &str) -> Result<Response, Refusal> {
         let inner = self.inner();
+        let headers = inner.credentials().await.map(|known| known.headers.clone()).unwrap_or_default();
         let failed =
             |class: ErrorClass, why: &str| Refusal::Failed(CacheError::new(class, format!("{doing}: {why}")));
         for _ in 0..=MAX_REDIRECTS {
@@ -299,7 +304,11 @@ impl CacheClient {
             let own = url.origin() == from.base.origin();
             let request = || -> Result<_, CacheError> {
                 inner.check_hold()?;
-                let request = inner.transport.client(&to)?.get(url.clone());
+                let mut request = inner.transport.client(&to)?.get(url.clone());
+                // An access proxy before the cache asks for the headers; Nix cannot send any.
+                if own && inner.distrust(&to).is_none() {
+                    request = request.headers(headers.clone());
+                }
                 Ok(match &from.login {
                     Login::Basic(secret) if own => request.basic_auth("flywheel", Some(secret.expose())),
                     Login::Bearer(secret) if own => request.bearer_auth(secret.expose()),
@@ -317,8 +326,8 @@ impl CacheClient {
                 return Ok(response);
             }
             let status = response.status().as_u16();
-            let secret = from.login.secret().cloned();
-            let answer = Answer::read(response, LONGEST_REFUSAL, Duration::from_secs(10), secret).await;
+            let secrets = inner.secrets().and(from.login.secret());
+            let answer = Answer::read(response, LONGEST_REFUSAL, Duration::from_secs(10), secrets).await;
             // A storage that a redirect led to says 403 for what it does not have.
             let status = if own || status != 403 { status } else { 404 };
             return Err(Refusal::Status(status, answer.refusal(doing)));

@@ -4,25 +4,30 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::Stream;
 use reqwest::RequestBuilder;
-use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
+use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue};
 use tokio::sync::watch;
 
 use super::body::{self, Failure, Stall, Watch};
 use super::discover::{Discovered, Discovery};
 use super::endpoint::Endpoint;
 use super::error::{CacheError, ErrorClass, Sent};
+use super::headers::Headers;
 use super::network::NetworkFault;
+use super::network_settings::Network;
+use super::proxy;
+use super::secrets::Secrets;
+use super::supplied::SuppliedToken;
 use super::token::{Secret, TokenSource};
-use super::transport::{Answer, TlsFiles, Transport};
+use super::transport::{Answer, Transport};
 use super::wire::{CacheConfig, MissingAnswer, MissingRequest, UploadAnswer, UploadInfo, Uploaded};
-use crate::types::CacheName;
+use crate::types::{CacheName, Proxy};
 
 /// Largest number of hashes in one question. A real server accepts 10,000 and fails at 40,000.
 const HASHES_A_QUESTION: usize = 5_000;
@@ -54,8 +59,8 @@ pub struct ClientSettings {
     /// Why the client must not send a request now. While there is a reason, every call fails with it, and
     /// neither request nor token leaves the process.
     pub hold: Option<watch::Receiver<Option<String>>>,
-    /// The certificates for TLS.
-    pub tls: TlsFiles,
+    /// Certificates, proxy, extra headers, HTTP version.
+    pub network: Network,
 }
 
 impl ClientSettings {
@@ -70,7 +75,7 @@ impl ClientSettings {
             user_agent: concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")).to_owned(),
             trust_api_endpoint: false,
             hold: None,
-            tls: TlsFiles::default(),
+            network: Network::default(),
         }
     }
 }
@@ -89,7 +94,61 @@ pub(super) struct Inner {
     trust_api_endpoint: bool,
     hold: Option<watch::Receiver<Option<String>>>,
     source: TokenSource,
-    token: RwLock<Option<Secret>>,
+    headers_file: Option<PathBuf>,
+    proxy: Proxy,
+    known: RwLock<Option<Arc<Credentials>>>,
+}
+
+/// What the client sends to trusted hosts with each request. Read again by [`CacheClient::reload_token`].
+#[derive(Default)]
+pub(super) struct Credentials {
+    pub(super) token: Option<Secret>,
+    pub(super) headers: HeaderMap,
+    bearer: Option<HeaderValue>,
+    /// All of them, and the password of the proxy.
+    secrets: Secrets,
+}
+
+/// What another reading of the credentials brought.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Renewed {
+    /// Whether the token is another one than before.
+    pub token: bool,
+    /// Whether the extra headers are other ones than before.
+    pub headers: bool,
+}
+
+impl Renewed {
+    /// Returns whether anything is new.
+    pub fn any(self) -> bool {
+        self.token || self.headers
+    }
+}
+
+impl fmt::Display for Renewed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match (self.token, self.headers) {
+            (_, false) => "a new token",
+            (false, true) => "new headers",
+            (true, true) => "a new token and new headers",
+        })
+    }
+}
+
+impl Credentials {
+    fn new(token: Option<Secret>, headers: HeaderMap, proxy: Vec<Secret>) -> Result<Self, CacheError> {
+        let bearer = token.as_ref().map(|token| HeaderValue::from_str(&format!("Bearer {}", token.expose())));
+        // The token contains only visible ASCII: `Secret` has checked that.
+        let mut bearer = bearer
+            .transpose()
+            .map_err(|_| CacheError::new(ErrorClass::Unauthorized, "the token does not fit into a header"))?;
+        if let Some(bearer) = &mut bearer {
+            bearer.set_sensitive(true);
+        }
+        let values = headers.values().filter_map(|value| Secret::hidden(value.to_str().ok()?));
+        let secrets = token.iter().cloned().chain(values).chain(proxy).collect();
+        Ok(Self { token, headers, bearer, secrets })
+    }
 }
 
 impl fmt::Debug for CacheClient {
@@ -122,12 +181,14 @@ impl CacheClient {
             candidates,
             connect_timeout: s.connect_timeout,
             stall_timeout: s.stall_timeout,
-            transport: Transport::new(s.user_agent, s.connect_timeout, s.stall_timeout, s.tls),
+            headers_file: s.network.headers_file.clone(),
+            proxy: s.network.proxy.clone(),
+            transport: Transport::new(s.user_agent, s.connect_timeout, s.stall_timeout, s.network),
             discovery: Discovery::default(),
             trust_api_endpoint: s.trust_api_endpoint,
             hold: s.hold,
             source: s.token,
-            token: RwLock::new(None),
+            known: RwLock::new(None),
         })))
     }
 
@@ -193,62 +254,115 @@ impl CacheClient {
         self.0.upload(info, nar).await.map_err(|e| self.0.scrubbed(e))
     }
 
-    /// Reads the token again and returns whether it has changed. After an error the old one stays in use.
-    /// Certificates that have changed are read before the next connection.
-    pub fn reload_token(&self) -> Result<bool, CacheError> {
-        self.0.reload_token()
+    /// Reads the token and the extra headers again and returns what has changed. After an error the old ones stay
+    /// in use. Certificates and a proxy's URL that have changed are read before the next connection.
+    pub fn reload_token(&self) -> Result<Renewed, CacheError> {
+        self.0.reload()
+    }
+
+    /// The token that a program supplies, if that is the source.
+    pub fn supplied(&self) -> Option<&SuppliedToken> {
+        match &self.0.source {
+            TokenSource::Supplied(supplied) => Some(supplied),
+            TokenSource::File(_) | TokenSource::Env(_) | TokenSource::None => None,
+        }
+    }
+
+    /// The file that the extra headers are read from.
+    pub fn headers_file(&self) -> Option<&Path> {
+        self.0.headers_file.as_deref()
     }
 
     /// The file that the token is read from, if it is in a file.
     pub fn token_file(&self) -> Option<&Path> {
         match &self.0.source {
             TokenSource::File(file) => Some(file),
-            TokenSource::Env(_) | TokenSource::None => None,
+            TokenSource::Env(_) | TokenSource::Supplied(_) | TokenSource::None => None,
         }
     }
 
-    /// Removes the token in use from the text of another program, as [`Secret::scrub`] does.
+    /// Removes the secrets in use from the text of another program, as [`Secret::scrub`] does.
     pub fn scrub(&self, text: &str) -> String {
-        self.0.current_token().map_or_else(|| text.to_owned(), |token| token.scrub(text))
+        self.0.secrets().scrub(text)
     }
 
     /// Returns when the token expires (seconds since 1970), if the token says so. Only a warning depends on it.
     pub fn token_expiry(&self) -> Option<i64> {
-        self.0.token().ok().flatten()?.expiry()
+        match &self.0.source {
+            TokenSource::Supplied(supplied) => supplied.expiry(),
+            _ => self.0.read_once().ok()?.token.as_ref()?.expiry(),
+        }
     }
 }
 
 impl Inner {
-    /// Returns the token; the first call reads it.
-    pub(super) fn token(&self) -> Result<Option<Secret>, CacheError> {
-        let known = self.current_token();
-        if known.is_some() || self.source == TokenSource::None {
+    /// Returns the credentials in use without reading them.
+    pub(super) fn known(&self) -> Option<Arc<Credentials>> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Returns the credentials; the first call reads them.
+    fn read_once(&self) -> Result<Arc<Credentials>, CacheError> {
+        if self.known().is_none() {
+            self.reload()?;
+        }
+        Ok(self.known().unwrap_or_default())
+    }
+
+    /// Returns the credentials. Waits for the first answer of the program that supplies the token.
+    pub(super) async fn credentials(&self) -> Result<Arc<Credentials>, CacheError> {
+        if let Some(known) = self.known() {
             return Ok(known);
         }
-        self.reload_token()?;
-        Ok(self.current_token())
-    }
-
-    pub(super) fn reload_token(&self) -> Result<bool, CacheError> {
-        self.transport.refresh();
-        let fresh = self.source.read()?;
-        let mut token = self.token.write().unwrap_or_else(PoisonError::into_inner);
-        let changed = *token != fresh;
-        *token = fresh;
-        Ok(changed)
-    }
-
-    /// Removes the token from an error's message.
-    pub(super) fn scrubbed(&self, mut error: CacheError) -> CacheError {
-        if let Some(token) = self.current_token() {
-            error.message = token.scrub(&error.message);
+        if let TokenSource::Supplied(supplied) = &self.source {
+            supplied.ready().await;
         }
+        self.read_once()
+    }
+
+    /// Whether the program that supplies the token has not answered yet, so that a request waits for it.
+    pub(super) fn awaits_token(&self) -> bool {
+        matches!(&self.source, TokenSource::Supplied(s) if !s.is_there() && s.problem().is_none())
+    }
+
+    /// Reads token and headers. A part that cannot be read stays as it was.
+    pub(super) fn reload(&self) -> Result<Renewed, CacheError> {
+        self.transport.refresh();
+        let old = self.known();
+        let mut failed = None;
+        let mut or_old = |error: CacheError| match &old {
+            None => Err(error),
+            Some(old) => {
+                failed = Some(error);
+                Ok(Arc::clone(old))
+            }
+        };
+        let token = match self.source.read() {
+            Ok(token) => token,
+            Err(error) => or_old(error)?.token.clone(),
+        };
+        let headers = match self.headers_file.as_deref().map(Headers::read) {
+            None => HeaderMap::new(),
+            Some(Ok(headers)) => headers.0,
+            Some(Err(error)) => or_old(error)?.headers.clone(),
+        };
+        let fresh = Credentials::new(token, headers, proxy::secrets(&self.proxy))?;
+        let before = old.unwrap_or_default();
+        let renewed =
+            Renewed { token: before.token != fresh.token, headers: before.headers != fresh.headers };
+        *self.known.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(fresh));
+        failed.map_or(Ok(renewed), Err)
+    }
+
+    /// Removes the secrets from an error's message.
+    pub(super) fn scrubbed(&self, mut error: CacheError) -> CacheError {
+        error.message = self.secrets().scrub(&error.message);
         error
     }
 
-    /// Returns the token in use without reading its source.
-    pub(super) fn current_token(&self) -> Option<Secret> {
-        self.token.read().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Returns the secrets in use.
+    pub(super) fn secrets(&self) -> Secrets {
+        self.known().map(|known| known.secrets.clone()).unwrap_or_default()
     }
 
     /// Returns why the client must not send the token to `endpoint`, which the server named.
@@ -270,15 +384,22 @@ impl Inner {
         }
     }
 
-    /// Adds the token to a request. Every request goes through here, so that none is sent while `hold` forbids it.
-    fn authorized(&self, request: RequestBuilder) -> Result<RequestBuilder, CacheError> {
+    /// Adds token and headers to a request. Every request goes through here, so that none is sent while `hold`
+    /// forbids it.
+    fn authorized(&self, request: RequestBuilder, known: &Credentials) -> Result<RequestBuilder, CacheError> {
         self.check_hold()?;
-        let Some(token) = self.token()? else { return Ok(request) };
-        // The token contains only visible ASCII: `Secret` has checked that.
-        let mut value = HeaderValue::from_str(&format!("Bearer {}", token.expose()))
-            .map_err(|_| CacheError::new(ErrorClass::Unauthorized, "the token does not fit into a header"))?;
-        value.set_sensitive(true);
-        Ok(request.header(AUTHORIZATION, value))
+        let request = if known.headers.is_empty() { request } else { request.headers(known.headers.clone()) };
+        Ok(match &known.bearer {
+            None => request,
+            Some(bearer) => request.header(AUTHORIZATION, bearer),
+        })
+    }
+
+    /// Asks the program that supplies the token for another one after the server has refused this one.
+    fn note_refusal(&self, status: reqwest::StatusCode, known: &Credentials) {
+        if let (TokenSource::Supplied(supplied), 401 | 403) = (&self.source, status.as_u16()) {
+            supplied.refused(known.token.as_ref());
+        }
     }
 
     /// Sends a request without a stream. Sends it a second time if the server turns out
@@ -292,10 +413,12 @@ impl Inner {
     ) -> Result<Answer, CacheError> {
         let mut again = true;
         loop {
-            let sending = self.authorized(request()?)?.send();
+            let known = self.credentials().await?;
+            let sending = self.authorized(request()?, &known)?.send();
             match tokio::time::timeout(self.connect_timeout + patience, sending).await {
                 Ok(Ok(response)) => {
-                    return Ok(Answer::read(response, limit, patience, self.current_token()).await);
+                    self.note_refusal(response.status(), &known);
+                    return Ok(Answer::read(response, limit, patience, known.secrets.clone()).await);
                 }
                 Ok(Err(e)) if again && !e.is_connect() && !e.is_timeout() && !e.is_builder() => again = false,
                 Ok(Err(e)) => return Err(CacheError::from_transport(&e, false, doing)),
@@ -326,8 +449,7 @@ impl Inner {
         // for example). It proves nothing, so the client discards all of it.
         let asked: HashSet<&str> = hashes.iter().map(String::as_str).collect();
         if let Some(stranger) = missing_paths.iter().find(|hash| !asked.contains(hash.as_str())) {
-            let stranger: String =
-                super::error::quote(stranger, self.current_token().as_ref()).chars().take(40).collect();
+            let stranger: String = super::error::quote(stranger, &self.secrets()).chars().take(40).collect();
             return Err(CacheError::new(
                 ErrorClass::Transient,
                 format!(
@@ -368,13 +490,15 @@ impl Inner {
         // received all of it, and need not buffer the body to count it.
         let length = info.nar_size + preamble.as_ref().map_or(0, |p| p.len() as u64);
         let (body, watch) = body::body(preamble, info.nar_size, nar);
+        let known = self.credentials().await?;
         let request = self
-            .authorized(request)?
+            .authorized(request, &known)?
             .header(CONTENT_LENGTH, length)
             .header(CONTENT_TYPE, "application/octet-stream")
             .body(reqwest::Body::wrap_stream(body));
         let answer = self.exchange(request, &watch, &doing).await;
         let (answer, sent) = answer.inspect_err(|e| self.note(e, &base))?;
+        self.note_refusal(answer.status, &known);
         let UploadAnswer { kind, file_size } = answer.json(&doing).map_err(|e| e.of_upload(sent))?;
         Ok(Uploaded { deduplicated: kind == "Deduplicated", file_size })
     }
@@ -397,8 +521,8 @@ impl Inner {
         match response {
             Ok(response) => {
                 watch.hold();
-                let token = self.current_token();
-                Ok((Answer::read(response, LONGEST_ANSWER, self.stall_timeout, token).await, sent))
+                let secrets = self.secrets();
+                Ok((Answer::read(response, LONGEST_ANSWER, self.stall_timeout, secrets).await, sent))
             }
             Err(e) => Err(match watch.failure() {
                 Some(Failure::Broken(why)) => {
@@ -407,6 +531,12 @@ impl Inner {
                 // The server would give the same answer after the whole body.
                 Some(Failure::Short { missing }) => mismatch(doing, &format!("{missing} bytes shorter")),
                 Some(Failure::Long) => mismatch(doing, "longer"),
+                None if CacheError::is_refused_stream(&e) => CacheError::new(
+                    ErrorClass::Transient,
+                    format!(
+                        "{doing}: the server refused the request before it looked at it, and gets it again"
+                    ),
+                ),
                 None => CacheError::from_transport(&e, sent != Sent::Nothing, doing).of_upload(sent),
             }),
         }

@@ -99,8 +99,9 @@ impl Inner {
         let _asking = self.discovery.asking.lock().await;
         // The cache may be waiting for a new token. If the file cannot be read at the
         // moment, for example while somebody replaces it, the token in use stays.
-        if let Err(e) = self.reload_token()
-            && self.token()?.is_none()
+        if let Err(e) = self.reload()
+            && self.known().is_none()
+            && !self.awaits_token()
         {
             return Err(e);
         }
@@ -198,15 +199,15 @@ impl Inner {
                     base = next;
                     continue;
                 }
-                let token = answer.token.as_ref();
-                let mut e = CacheError::from_answer(answer.status, &answer.headers, &[], token, &doing);
+                let mut e =
+                    CacheError::from_answer(answer.status, &answer.headers, &[], &answer.secrets, &doing);
                 if let Some(location) = location {
-                    e.message = format!("{} ({})", e.message, quote(location, token));
+                    e.message = format!("{} ({})", e.message, quote(location, &answer.secrets));
                 }
                 return Err(self.scrubbed(e));
             }
             let config: CacheConfig = answer.json(&doing).map_err(|e| self.scrubbed(e))?;
-            return Ok((base, config.checked(self.current_token().as_ref())));
+            return Ok((base, config.checked(&self.secrets())));
         }
         Err(CacheError::new(ErrorClass::Rejected, format!("{base} redirects in a circle")))
     }

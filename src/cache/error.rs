@@ -7,7 +7,7 @@ use reqwest::StatusCode;
 use reqwest::header::{HeaderMap, RETRY_AFTER};
 
 use super::network::NetworkFault;
-use super::token::Secret;
+use super::secrets::Secrets;
 use super::wire::ErrorAnswer;
 
 /// The kind of a failure, which decides what the caller does next.
@@ -91,13 +91,13 @@ impl CacheError {
         status: StatusCode,
         headers: &HeaderMap,
         body: &[u8],
-        token: Option<&Secret>,
+        secrets: &Secrets,
         doing: &str,
     ) -> Self {
         let structured: Option<ErrorAnswer> = serde_json::from_slice(body).ok();
         let said = match &structured {
-            Some(answer) => quote(&format!("{}: {}", answer.error, answer.message), token),
-            None => quote(page(&String::from_utf8_lossy(body)), token),
+            Some(answer) => quote(&format!("{}: {}", answer.error, answer.message), secrets),
+            None => quote(page(&String::from_utf8_lossy(body)), secrets),
         };
         let (class, hint) = classify(status, structured.is_some(), &said);
         let said = if said.is_empty() { String::new() } else { format!(" ({said})") };
@@ -126,6 +126,20 @@ impl CacheError {
             self.message
         );
         Self { class: ErrorClass::NoVerdict, message, ..self }
+    }
+
+    /// Returns whether the server says that it has not looked at the request: REFUSED_STREAM, or GOAWAY without
+    /// an error (RFC 9113, 8.7).
+    pub(super) fn is_refused_stream(error: &reqwest::Error) -> bool {
+        let mut next = std::error::Error::source(error);
+        while let Some(error) = next {
+            if let Some(error) = error.downcast_ref::<h2::Error>() {
+                let closes = error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR);
+                return error.is_remote() && (closes || error.reason() == Some(h2::Reason::REFUSED_STREAM));
+            }
+            next = error.source();
+        }
+        false
     }
 
     /// Makes the error of a request without an answer. `sent` says whether the connection had taken any of a body.
@@ -231,9 +245,9 @@ fn page(text: &str) -> &str {
     title.map_or(text, |(title, _)| title)
 }
 
-/// Prepares a server's text for a message: one line of bounded length, without the token, without control
+/// Prepares a server's text for a message: one line of bounded length, without secrets, without control
 /// characters and without marks that change the direction of writing.
-pub(super) fn quote(text: &str, token: Option<&Secret>) -> String {
+pub(super) fn quote(text: &str, secrets: &Secrets) -> String {
     let line: String = text
         .split_whitespace()
         .flat_map(|word| [" ", word])
@@ -241,7 +255,7 @@ pub(super) fn quote(text: &str, token: Option<&Secret>) -> String {
         .flat_map(str::chars)
         .filter(|&c| !c.is_control() && !turns_text(c))
         .collect();
-    let line = token.map_or_else(|| line.clone(), |token| token.scrub(&line));
+    let line = secrets.scrub(&line);
     let mut quoted: String = line.chars().take(LONGEST_QUOTE).collect();
     if quoted.len() < line.len() {
         quoted.push('…');
@@ -326,7 +340,13 @@ mod tests {
             (600, "", Rejected),
         ] {
             let status = StatusCode::from_u16(status).unwrap();
-            let error = CacheError::from_answer(status, &HeaderMap::new(), body.as_bytes(), None, "doing");
+            let error = CacheError::from_answer(
+                status,
+                &HeaderMap::new(),
+                body.as_bytes(),
+                &Secrets::default(),
+                "doing",
+            );
             assert_eq!(error.class, class, "{status} {body}");
             assert_eq!(error.status, Some(status.as_u16()));
         }
@@ -343,7 +363,7 @@ mod tests {
                 StatusCode::from_u16(status).unwrap(),
                 &HeaderMap::new(),
                 b"",
-                None,
+                &Secrets::default(),
                 "doing",
             );
             assert_eq!(error.class, Transient, "{status}");
@@ -381,15 +401,16 @@ mod tests {
         let body =
             "<html>\r\n<head><title>413 Request Entity Too Large</title></head>\r\n<body>nginx</body></html>";
         let status = StatusCode::PAYLOAD_TOO_LARGE;
-        let error = CacheError::from_answer(status, &HeaderMap::new(), body.as_bytes(), None, "doing");
+        let error =
+            CacheError::from_answer(status, &HeaderMap::new(), body.as_bytes(), &Secrets::default(), "doing");
         assert!(error.message.contains("(413 Request Entity Too Large): raise"), "{}", error.message);
         assert_eq!(page("<title>cut off"), "<title>cut off");
     }
 
     #[test]
     fn quotes_are_one_bounded_line() {
-        assert_eq!(quote("a\r\n\tb\u{1b}[31m  c ", None), "a b[31m c");
-        assert_eq!(quote("a\u{202e}b\u{2066}c\u{200f}", None), "abc");
-        assert_eq!(quote(&"x".repeat(5000), None).chars().count(), LONGEST_QUOTE + 1);
+        assert_eq!(quote("a\r\n\tb\u{1b}[31m  c ", &Secrets::default()), "a b[31m c");
+        assert_eq!(quote("a\u{202e}b\u{2066}c\u{200f}", &Secrets::default()), "abc");
+        assert_eq!(quote(&"x".repeat(5000), &Secrets::default()).chars().count(), LONGEST_QUOTE + 1);
     }
 }

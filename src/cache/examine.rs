@@ -58,9 +58,7 @@ impl CacheClient {
             },
             Err(error) => Err(error),
         };
-        let config = config
-            .map(|config| config.checked(inner.current_token().as_ref()))
-            .map_err(|e| inner.scrubbed(e));
+        let config = config.map(|config| config.checked(&inner.secrets())).map_err(|e| inner.scrubbed(e));
         Examined { address: base.to_string(), config, clock_ahead_s: ahead }
     }
 

@@ -42,7 +42,13 @@ pub(crate) fn decode(bytes: &[u8]) {
     let _ = retry_after(&headers, bytes, SystemTime::UNIX_EPOCH);
     for status in [400, 401, 404, 413, 429, 500, 502, 503] {
         let status = StatusCode::from_u16(status).unwrap_or_default();
-        let error = CacheError::from_answer(status, &headers, bytes, None, "uploading");
+        let error = CacheError::from_answer(
+            status,
+            &headers,
+            bytes,
+            &super::secrets::Secrets::default(),
+            "uploading",
+        );
         // The message is one line of bounded length, whatever the server sends.
         let message = error.to_string();
         assert!(message.len() < 2000 && !message.contains('\n'), "{message:?}");

@@ -8,6 +8,10 @@
 //! | file | for |
 //! |---|---|
 //! | `token` | where the token comes from, and keeping it out of sight |
+//! | `supplied` | the token that a program supplies |
+//! | `headers` | extra headers, for access proxies |
+//! | `secrets` | all secrets of a cache, and their removal from texts |
+//! | `network_settings`, `proxy` | certificates, proxy, HTTP version |
 //! | `wire` | the JSON of the API |
 //! | `error` | error classes, and what a status or a broken connection means |
 //! | `network` | why a connection failed, in plain words |
@@ -32,9 +36,14 @@ mod error;
 mod examine;
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzz;
+mod headers;
 mod narinfo;
 mod network;
+mod network_settings;
+mod proxy;
 mod read;
+mod secrets;
+mod supplied;
 mod token;
 mod transport;
 mod wire;
@@ -43,9 +52,10 @@ mod wire;
 mod tests;
 
 pub use check::{Expected, Fault, FaultKind, Substituter};
-pub use client::{CacheClient, ClientSettings};
+pub use client::{CacheClient, ClientSettings, Renewed};
 pub use discover::Discovered;
 pub use error::{CacheError, ErrorClass};
+pub use network_settings::{Network, TlsFiles};
+pub use supplied::SuppliedToken;
 pub use token::{Secret, TokenSource};
-pub use transport::TlsFiles;
 pub use wire::{CacheConfig, UploadInfo, Uploaded};

@@ -8,6 +8,7 @@ use std::io::{self, ErrorKind};
 use rustls::{AlertDescription, CertificateError};
 
 use super::error::quote;
+use super::secrets::Secrets;
 
 /// Why a request got no answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,7 +64,7 @@ impl NetworkFault {
                 None => error.source(),
             };
         }
-        found.unwrap_or_else(|| Self::Other(quote(&root, None)))
+        found.unwrap_or_else(|| Self::Other(quote(&root, &Secrets::default())))
     }
 }
 
@@ -128,8 +129,8 @@ impl fmt::Display for NetworkFault {
             ),
             Self::Proxy(why) => write!(
                 f,
-                "the HTTP proxy does not connect to the server ({why}); correct the variable HTTPS_PROXY, or name the \
-                 server in NO_PROXY"
+                "the HTTP proxy does not connect to the server ({why}); correct `proxy` of the cache, or the variables \
+                 HTTPS_PROXY and NO_PROXY"
             ),
             Self::NoHttp(why) => {
                 write!(f, "the other side does not speak HTTP ({why}); correct the port in `endpoints`")
@@ -151,7 +152,9 @@ fn meaning(error: &(dyn Error + 'static)) -> Option<NetworkFault> {
         return match () {
             () if error.is_timeout() => Some(NetworkFault::TimedOut),
             () if error.is_incomplete_message() || error.is_closed() => Some(NetworkFault::Closed),
-            () if error.is_parse() => Some(NetworkFault::NoHttp(quote(&error.to_string(), None))),
+            () if error.is_parse() => {
+                Some(NetworkFault::NoHttp(quote(&error.to_string(), &Secrets::default())))
+            }
             () => None,
         };
     }
@@ -161,7 +164,7 @@ fn meaning(error: &(dyn Error + 'static)) -> Option<NetworkFault> {
     // These types are not public.
     let text = error.to_string();
     match text.as_str() {
-        text if text.contains("tunnel") => Some(NetworkFault::Proxy(quote(text, None))),
+        text if text.contains("tunnel") => Some(NetworkFault::Proxy(quote(text, &Secrets::default()))),
         "operation timed out" | "deadline has elapsed" => Some(NetworkFault::TimedOut),
         _ => None,
     }
@@ -206,7 +209,7 @@ fn of_tls(error: &rustls::Error) -> NetworkFault {
                 Fault::OtherName
             }
             // A certificate that is its own authority, and is named as one.
-            other => Fault::BadCertificate(quote(&other.to_string(), None)),
+            other => Fault::BadCertificate(quote(&other.to_string(), &Secrets::default())),
         },
         rustls::Error::AlertReceived(
             AlertDescription::CertificateRequired
@@ -215,6 +218,6 @@ fn of_tls(error: &rustls::Error) -> NetworkFault {
             | AlertDescription::CertificateUnknown,
         ) => Fault::CertificateWanted,
         rustls::Error::InvalidMessage(_) => Fault::NoTls,
-        other => Fault::Handshake(quote(&other.to_string(), None)),
+        other => Fault::Handshake(quote(&other.to_string(), &Secrets::default())),
     }
 }

@@ -52,7 +52,9 @@ pub(super) async fn get(
     }
     let patience = inner.stall_timeout.min(inner.connect_timeout);
     match tokio::time::timeout(patience, request.send()).await {
-        Ok(Ok(response)) => Ok(Answer::read(response, limit, patience, secret).await),
+        Ok(Ok(response)) => {
+            Ok(Answer::read(response, limit, patience, inner.secrets().and(secret.as_ref())).await)
+        }
         Ok(Err(e)) => Err(CacheError::from_transport(&e, false, doing)),
         Err(_) => {
             let late = format!("{doing}: no answer for {} s", patience.as_secs());

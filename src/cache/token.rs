@@ -16,6 +16,7 @@ use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use zeroize::Zeroizing;
 
 use super::error::{CacheError, ErrorClass};
+use super::supplied::SuppliedToken;
 
 /// Longest token in bytes: longer than any real one, and within the header limit of common proxies.
 const LONGEST: usize = 16 * 1024;
@@ -30,6 +31,8 @@ pub enum TokenSource {
     File(PathBuf),
     /// An environment variable of this process.
     Env(String),
+    /// A program that the daemon runs.
+    Supplied(SuppliedToken),
     /// No token; requests carry none.
     #[default]
     None,
@@ -42,7 +45,7 @@ pub struct Secret(Zeroizing<String>);
 impl Secret {
     /// Makes a token of `text` without the white space around it. An error names the
     /// source with `from`.
-    fn parse(text: &str, from: &str) -> Result<Self, CacheError> {
+    pub(super) fn parse(text: &str, from: &str) -> Result<Self, CacheError> {
         let text = text.trim();
         if text.is_empty() {
             return Err(unusable(format!("{from} is empty: put the cache's token there")));
@@ -57,6 +60,13 @@ impl Secret {
             )));
         }
         Ok(Self(Zeroizing::new(text.to_owned())))
+    }
+
+    /// Makes a secret of a text that is not a token, to remove it from messages. `None` for a text so short that
+    /// removing it would make messages unreadable.
+    pub(super) fn hidden(text: &str) -> Option<Self> {
+        let text = text.trim();
+        (text.len() >= SHORTEST_PART).then(|| Self(Zeroizing::new(text.to_owned())))
     }
 
     /// Returns the token itself, for the request header and no other use.
@@ -150,6 +160,7 @@ impl TokenSource {
     pub(super) fn read(&self) -> Result<Option<Secret>, CacheError> {
         match self {
             Self::None => Ok(None),
+            Self::Supplied(supplied) => supplied.read(),
             Self::Env(name) => {
                 let from = format!("the environment variable {name}");
                 match std::env::var(name) {

@@ -2,7 +2,7 @@
 //! daemon that only uploads to its own host loads no certificates. Must not know the API.
 
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -12,7 +12,10 @@ use zeroize::Zeroizing;
 
 use super::endpoint::Endpoint;
 use super::error::{CacheError, ErrorClass, quote};
-use super::token::Secret;
+use super::network_settings::Network;
+use super::proxy;
+use super::secrets::Secrets;
+use crate::types::Proxy;
 
 /// Number of idle connections kept open: more than there are parallel uploads.
 const IDLE_CONNECTIONS: usize = 160;
@@ -30,33 +33,7 @@ const LONGEST_PEM: u64 = 16 * 1024 * 1024;
 /// For each file, metadata that differ when it was replaced or written.
 type Fingerprint = Vec<Option<(u64, u64, u64, i64, i64)>>;
 
-/// The files with the certificates for TLS, as PEM.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TlsFiles {
-    /// The certificates of the authorities that are trusted. `None`: the system's.
-    pub ca: Option<PathBuf>,
-    /// The certificate that the client shows to servers that ask for one.
-    pub cert: Option<PathBuf>,
-    /// Its private key. `None`: it is in the same file.
-    pub key: Option<PathBuf>,
-}
-
-impl TlsFiles {
-    fn files(&self) -> impl Iterator<Item = &PathBuf> {
-        self.ca.iter().chain(&self.cert).chain(&self.key)
-    }
-
-    /// What the files are now.
-    fn fingerprint(&self) -> Fingerprint {
-        let of = |file: &PathBuf| {
-            let meta = std::fs::metadata(file).ok()?;
-            Some((meta.dev(), meta.ino(), meta.size(), meta.mtime(), meta.mtime_nsec()))
-        };
-        self.files().map(of).collect()
-    }
-}
-
-/// The clients that were made, and what the certificates' files were then.
+/// The clients that were made, and what the files that they are made of were then.
 #[derive(Default)]
 struct Made {
     /// The clients for plain HTTP on this host, for TLS on this host, and for other hosts.
@@ -65,7 +42,7 @@ struct Made {
 }
 
 pub(super) struct Transport {
-    tls: TlsFiles,
+    network: Network,
     user_agent: String,
     connect_timeout: Duration,
     stall_timeout: Duration,
@@ -77,19 +54,28 @@ impl Transport {
         user_agent: String,
         connect_timeout: Duration,
         stall_timeout: Duration,
-        tls: TlsFiles,
+        network: Network,
     ) -> Self {
-        Self { tls, user_agent, connect_timeout, stall_timeout, made: Mutex::default() }
+        Self { network, user_agent, connect_timeout, stall_timeout, made: Mutex::default() }
+    }
+
+    /// What the files that clients are made of are now.
+    fn fingerprint(&self) -> Fingerprint {
+        let of = |file: &std::path::PathBuf| {
+            let meta = std::fs::metadata(file).ok()?;
+            Some((meta.dev(), meta.ino(), meta.size(), meta.mtime(), meta.mtime_nsec()))
+        };
+        self.network.files().map(of).collect()
     }
 
     fn made(&self) -> MutexGuard<'_, Made> {
         self.made.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Drops the clients if a file with certificates has changed, so that the next
+    /// Drops the clients if a file that they are made of has changed, so that the next
     /// connection reads it. Requests under way keep theirs.
     pub(super) fn refresh(&self) {
-        let now = self.tls.fingerprint();
+        let now = self.fingerprint();
         let mut made = self.made();
         if made.files != now {
             made.clients = [None, None, None];
@@ -106,7 +92,7 @@ impl Transport {
         if let Some(client) = &made.clients[kind] {
             return Ok(client.clone());
         }
-        made.files = self.tls.fingerprint();
+        made.files = self.fingerprint();
         let mut built = self.build(!to.is_loopback(), kind != 0);
         if built.is_err() && to.is_plain() {
             // A host without CA certificates can still use plain HTTP.
@@ -125,7 +111,6 @@ impl Transport {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let builder = Client::builder()
             .user_agent(&self.user_agent)
-            .http1_only()
             .tcp_nodelay(true)
             .connect_timeout(self.connect_timeout)
             .pool_max_idle_per_host(IDLE_CONNECTIONS)
@@ -136,8 +121,25 @@ impl Transport {
             .redirect(Policy::none())
             .referer(false)
             .retry(reqwest::retry::never());
-        let builder = if proxied { builder } else { builder.no_proxy() };
-        let builder = match (certificates, &self.tls.ca) {
+        let builder = if self.network.http2 { builder } else { builder.http1_only() };
+        // Without TLS there is nothing that could negotiate it.
+        #[cfg(test)]
+        let builder = if self.network.http2 { builder.http2_prior_knowledge() } else { builder };
+        let builder = match (proxied, &self.network.proxy) {
+            (false, _) | (true, Proxy::Direct) => builder.no_proxy(),
+            (true, Proxy::Environment) => builder,
+            (true, setting) => {
+                let url = proxy::url(setting)?;
+                let proxy = url.map(|url| {
+                    reqwest::Proxy::all(url.expose()).map_err(|_| format!("the proxy {url} cannot be used"))
+                });
+                match proxy.transpose()? {
+                    Some(proxy) => builder.proxy(proxy),
+                    None => builder.no_proxy(),
+                }
+            }
+        };
+        let builder = match (certificates, &self.network.tls.ca) {
             (false, _) => builder.tls_certs_only([]),
             (true, None) => builder,
             (true, Some(file)) => {
@@ -148,10 +150,10 @@ impl Transport {
                 builder.tls_certs_only(certs)
             }
         };
-        let builder = match &self.tls.cert {
+        let builder = match &self.network.tls.cert {
             Some(file) if certificates => {
                 let mut both = pem(file)?;
-                if let Some(key) = &self.tls.key {
+                if let Some(key) = &self.network.tls.key {
                     both.push(b'\n');
                     both.extend_from_slice(&pem(key)?);
                 }
@@ -189,8 +191,8 @@ pub(super) struct Answer {
     pub(super) body: Vec<u8>,
     /// Why the body is not whole, if it is not.
     pub(super) cut: Option<String>,
-    /// The token of the request, to remove it from the server's text.
-    pub(super) token: Option<Secret>,
+    /// The secrets of the request, to remove them from the server's text.
+    pub(super) secrets: Secrets,
 }
 
 impl Answer {
@@ -200,7 +202,7 @@ impl Answer {
         mut response: Response,
         limit: usize,
         stall: Duration,
-        token: Option<Secret>,
+        secrets: Secrets,
     ) -> Self {
         let status = response.status();
         let headers = std::mem::take(response.headers_mut());
@@ -214,12 +216,12 @@ impl Answer {
                 Err(_) => break Some(format!("nothing more was received for {} s", stall.as_secs())),
             }
         };
-        Self { status, headers, body, cut, token }
+        Self { status, headers, body, cut, secrets }
     }
 
     /// Makes the error of an answer that is not a success. Its message begins with `doing`.
     pub(super) fn refusal(&self, doing: &str) -> CacheError {
-        CacheError::from_answer(self.status, &self.headers, &self.body, self.token.as_ref(), doing)
+        CacheError::from_answer(self.status, &self.headers, &self.body, &self.secrets, doing)
     }
 
     /// Parses the JSON of a success; any other answer is an error whose message begins with `doing`.
@@ -239,8 +241,9 @@ impl Answer {
         };
         match &self.cut {
             Some(why) => Err(unclear(why)),
-            None => serde_json::from_slice(&self.body)
-                .map_err(|e| unclear(&quote(&e.to_string(), self.token.as_ref()))),
+            None => {
+                serde_json::from_slice(&self.body).map_err(|e| unclear(&quote(&e.to_string(), &self.secrets)))
+            }
         }
     }
 }

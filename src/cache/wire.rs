@@ -6,7 +6,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
 use super::error::{CacheError, ErrorClass};
-use super::token::Secret;
+use super::secrets::Secrets;
 use crate::types::{CacheName, StoreDir, StorePath};
 
 /// The fields of a cache's configuration that the daemon uses. Every field may be
@@ -34,10 +34,10 @@ pub struct CacheConfig {
 const MOST_KEY_NAMES: usize = 256;
 
 impl CacheConfig {
-    /// Returns the configuration without malformed values, and without those that repeat the token. The values
+    /// Returns the configuration without malformed values, and without those that repeat a secret. The values
     /// become lines of a netrc file, options of Nix and text on a terminal, and the server may be hostile.
-    pub(super) fn checked(mut self, token: Option<&Secret>) -> Self {
-        let repeats = |text: &String| token.is_some_and(|token| token.scrub(text) != *text);
+    pub(super) fn checked(mut self, secrets: &Secrets) -> Self {
+        let repeats = |text: &String| secrets.are_in(text);
         for value in [
             &mut self.substituter_endpoint,
             &mut self.api_endpoint,
@@ -228,7 +228,7 @@ mod tests {
             priority: Some(3),
             ..CacheConfig::default()
         };
-        let checked = config.checked(None);
+        let checked = config.checked(&Secrets::default());
         assert_eq!((checked.store_dir, checked.priority), (None, Some(3)));
         assert_eq!(checked.upstream_cache_key_names, Some(vec!["cache.nixos.org-1".to_owned()]));
     }

@@ -12,9 +12,10 @@ use super::endpoint;
 use super::error::{ConfigError, Place};
 use super::merge::Merged;
 use super::names;
+use super::network::{Keys, warn_of_engine};
 use super::raw::{At, OneOrMany, RawCache, RawRoute, Spot};
 use super::route::{Route, Subject};
-use super::settings::{Cache, Embedded, Engine, Nix, Target, Tls};
+use super::settings::{Cache, Embedded, Engine, Network, Nix, Target};
 use super::token::Token;
 use super::validate::{self, Env};
 use crate::types::CacheName;
@@ -46,7 +47,7 @@ pub(super) fn caches(
     }
     let mut caches = Caches::new();
     for (name, (spot, raw)) in named {
-        let cache = cache(merged, env, engine, name, spot, raw)?;
+        let cache = cache(merged, env, engine, name, spot, raw, warnings)?;
         // A cache under two names would get every path twice.
         if let Some((twin, _)) = caches.iter().find(|(_, other)| is_same_cache(other, &cache)) {
             let found =
@@ -56,6 +57,7 @@ pub(super) fn caches(
                 .hint("set `cache` to its name on the server"));
         }
         warn_of_token(name, &cache, env, nix, warnings);
+        warn_of_engine(name, &cache, warnings);
         caches.insert(name.clone(), cache);
     }
     Ok(caches)
@@ -91,7 +93,7 @@ fn from_environment(
             engine,
             stall_timeout: STALL,
             trust_api_endpoint: false,
-            tls: Tls::default(),
+            network: Network::default(),
         };
         return Ok(("main".to_owned(), cache));
     };
@@ -118,7 +120,7 @@ fn from_environment(
             engine,
             stall_timeout: STALL,
             trust_api_endpoint: false,
-            tls: Tls::default(),
+            network: Network::default(),
         },
     ))
 }
@@ -130,6 +132,7 @@ fn cache(
     name: &str,
     spot: &Spot,
     raw: &RawCache,
+    warnings: &mut Vec<String>,
 ) -> Result<Cache, ConfigError> {
     if !is_cache_name(name) {
         return Err(ConfigError::invalid(
@@ -148,8 +151,9 @@ fn cache(
         let found = format!("caches.{name}.cache: found {:?}", at.value);
         return Err(ConfigError::invalid(merged.place(&at.spot), found, CacheName::EXPECTED));
     }
+    let keys = Keys { merged, name, target: &target, raw };
     let token = match (&target, &raw.token_file) {
-        (Target::Embedded, None) => Token::None,
+        (Target::Embedded, None) => keys.token_command()?.unwrap_or(Token::None),
         (Target::Embedded, Some(at)) => {
             let found = format!("caches.{name}.token_file: found a token for the built-in cache");
             return Err(ConfigError::invalid(merged.place(&at.spot), found, "none")
@@ -158,9 +162,14 @@ fn cache(
         (Target::Remote(_), Some(at)) => {
             let key = format!("caches.{name}.token_file");
             let absent = || (Place::Absent, String::new());
+            // Fails for a command beside the file.
+            keys.token_command()?;
             Token::File(validate::path(merged, &key, &Some(at.clone()), absent)?)
         }
-        (Target::Remote(_), None) => Token::from_environment_or_credentials(name, env),
+        (Target::Remote(_), None) => match keys.token_command()? {
+            Some(command) => command,
+            None => Token::from_environment_or_credentials(name, env),
+        },
     };
     let pull_token = match (&target, &raw.pull_token_file) {
         (_, None) => None,
@@ -193,7 +202,7 @@ fn cache(
     };
     let engine = own_engine.unwrap_or(engine);
     let trust_api_endpoint = raw.trust_api_endpoint.as_ref().is_some_and(|at| at.value);
-    let tls = tls(merged, name, &target, raw)?;
+    let network = keys.network(warnings)?;
     Ok(Cache {
         cache: on_server.to_owned(),
         target,
@@ -202,32 +211,8 @@ fn cache(
         engine,
         stall_timeout,
         trust_api_endpoint,
-        tls,
+        network,
     })
-}
-
-fn tls(merged: &Merged, name: &str, target: &Target, raw: &RawCache) -> Result<Tls, ConfigError> {
-    let file = |key: &str, at: &Option<At<String>>| {
-        let Some(given) = at else { return Ok(None) };
-        let key = format!("caches.{name}.{key}");
-        if *target == Target::Embedded {
-            let found = format!("{key}: found a certificate for the built-in cache");
-            return Err(ConfigError::invalid(merged.place(&given.spot), found, "none"));
-        }
-        validate::path(merged, &key, at, || (Place::Absent, String::new())).map(Some)
-    };
-    let tls = Tls {
-        ca_file: file("ca_file", &raw.ca_file)?,
-        client_cert: file("client_cert", &raw.client_cert)?,
-        client_key: file("client_key", &raw.client_key)?,
-    };
-    match &raw.client_key {
-        Some(at) if tls.client_cert.is_none() => {
-            let found = format!("caches.{name}.client_key: found a key without a certificate");
-            Err(ConfigError::invalid(merged.place(&at.spot), found, "client_cert too"))
-        }
-        _ => Ok(tls),
-    }
 }
 
 fn target(merged: &Merged, name: &str, at: &At<OneOrMany>) -> Result<Target, ConfigError> {
@@ -271,7 +256,7 @@ fn warn_of_token(name: &str, cache: &Cache, env: Env<'_>, nix: &Nix, warnings: &
         // Outside of the service the credential is not passed, and the service has it.
         Token::None if env("CREDENTIALS_DIRECTORY").is_none() && is_stored(name) => {}
         Token::None => warnings.push(format!(
-            "cache {name}: no token (no token_file, no credential \"attic-token\", no $ATTIC_TOKEN); pushing needs one"
+            "cache {name}: no token (no token_file, no token_command, no credential \"attic-token\", no $ATTIC_TOKEN); pushing needs one"
         )),
         token => {
             for url in urls.iter().filter(|url| endpoint::is_exposed(url)) {
@@ -299,7 +284,7 @@ fn is_stored(name: &str) -> bool {
 
 /// The warning of a token's file that every user of the host may read: the file's mode allows it, and the
 /// modes of the directories above do. A file that does not exist yet has none.
-fn readable_by_all(cache: &str, key: &str, file: &Path) -> Option<String> {
+pub(super) fn readable_by_all(cache: &str, key: &str, file: &Path) -> Option<String> {
     let allows =
         |path: &Path, bit: u32| path.metadata().is_ok_and(|meta| meta.permissions().mode() & bit != 0);
     let open = allows(file, 0o004) && file.ancestors().skip(1).all(|dir| allows(dir, 0o001));

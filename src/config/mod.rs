@@ -18,6 +18,7 @@ pub(crate) mod fuzz;
 mod glob;
 mod merge;
 mod names;
+mod network;
 mod raw;
 mod route;
 mod settings;
@@ -33,6 +34,7 @@ pub use glob::Glob;
 pub(crate) use route::numbers;
 pub use route::{Destination, Forbidden, Route, Subject, Undecided, UnknownMaker, Who};
 pub use settings::{
-    Cache, Client, Embedded, Engine, Existing, Filter, Jobs, Nix, Origin, Push, Settings, Target, Tls,
+    Cache, Client, Embedded, Engine, Existing, Filter, Jobs, Network, Nix, Origin, Proxy, ProxyUrl, Push,
+    Settings, Target, Tls,
 };
-pub use token::Token;
+pub use token::{Token, TokenCommand};

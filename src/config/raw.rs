@@ -98,6 +98,12 @@ table! {
         ca_file: Option<At<String>>,
         client_cert: Option<At<String>>,
         client_key: Option<At<String>>,
+        headers_file: Option<At<String>>,
+        token_command: Option<At<Vec<Spanned<String>>>>,
+        token_command_timeout: Option<At<Period>>,
+        proxy: Option<At<String>>,
+        proxy_file: Option<At<String>>,
+        http2: Option<At<bool>>,
     }
 }
 

@@ -11,6 +11,7 @@ use super::merge::Merged;
 use super::route::Route;
 use super::token::Token;
 use super::validate;
+pub use crate::types::{Proxy, ProxyUrl};
 
 /// All settings.
 #[derive(Debug, Clone, PartialEq)]
@@ -51,15 +52,15 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Returns a warning for each token's file that does not exist. A file may come later,
-    /// so this is for who checks a configuration, not for the daemon.
+    /// Returns a warning for each file of a cache that does not exist, and for each program that cannot be run. A
+    /// file may come later, so this is for people who check a configuration, not for the daemon.
     #[must_use]
-    pub fn missing_token_files(&self) -> Vec<String> {
+    pub fn missing_files(&self) -> Vec<String> {
         let mut missing = Vec::new();
         for (name, cache) in &self.caches {
             let push = match &cache.token {
                 Token::File(file) => Some(("token_file", file)),
-                Token::Env(_) | Token::None => None,
+                Token::Env(_) | Token::Command(_) | Token::None => None,
             };
             let pull = cache.pull_token.as_ref().map(|file| ("pull_token_file", file));
             for (key, file) in push.into_iter().chain(pull).filter(|(_, file)| !file.exists()) {
@@ -68,6 +69,22 @@ impl Settings {
                     "cache {name}: {key} {file} does not exist, or this user may not see it: write the token into it"
                 ));
             }
+            if let Token::Command(command) = &cache.token {
+                missing.extend(command.problem().map(|why| format!("cache {name}: token_command: {why}")));
+            }
+            let network = &cache.network;
+            let files = [
+                ("ca_file", network.tls.ca_file.as_ref()),
+                ("client_cert", network.tls.client_cert.as_ref()),
+                ("client_key", network.tls.client_key.as_ref()),
+                ("headers_file", network.headers_file.as_ref()),
+                ("proxy_file", network.proxy.file()),
+            ];
+            let files =
+                files.into_iter().filter_map(|(key, file)| Some((key, file.filter(|f| !f.exists())?)));
+            missing.extend(files.map(|(key, file)| {
+                format!("cache {name}: {key} {} does not exist, or this user may not see it", file.display())
+            }));
         }
         missing
     }
@@ -116,8 +133,21 @@ pub struct Cache {
     pub stall_timeout: Duration,
     /// Whether tokens may go to hosts that the server names and that no endpoint has.
     pub trust_api_endpoint: bool,
+    /// How requests get to the cache.
+    pub network: Network,
+}
+
+/// How requests get to a cache.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Network {
     /// The certificates for connections to the cache.
     pub tls: Tls,
+    /// The file with headers for access proxies.
+    pub headers_file: Option<PathBuf>,
+    /// The HTTP proxy.
+    pub proxy: Proxy,
+    /// Whether HTTP/2 is used where the server offers it.
+    pub http2: bool,
 }
 
 /// Files with the certificates for connections to a cache, as PEM.

@@ -69,7 +69,7 @@ fn nothing_at_all_is_the_embedded_cache() {
             engine: Engine::Native,
             stall_timeout: std::time::Duration::from_secs(60),
             trust_api_endpoint: false,
-            tls: Tls::default()
+            network: Network::default()
         }
     );
     let embedded = s.embedded.unwrap();
@@ -117,7 +117,7 @@ fn the_environment_when_no_cache_is_configured() {
     let s = absent(&vars).unwrap();
     assert_eq!((s.default_cache.as_str(), s.caches["team+ci"].cache.as_str()), ("team+ci", "team+ci"));
     assert_eq!(s.caches["team+ci"].token, Token::None);
-    let none = "cache team+ci: no token (no token_file, no credential \"attic-token\", no $ATTIC_TOKEN); pushing needs one";
+    let none = "cache team+ci: no token (no token_file, no token_command, no credential \"attic-token\", no $ATTIC_TOKEN); pushing needs one";
     assert_eq!(s.warnings, [none]);
 
     let s = absent(&[("ATTIC_CACHE", "x"), ("ATTIC_SERVER", "")]).unwrap();
@@ -455,7 +455,7 @@ fn what_is_wrong_is_said() {
     let url = "expected a URL like \"https://attic.example.com\"";
     let cases: Vec<(String, String)> = vec![
         ("sokcet = \"/a\"".into(), "1:1: unknown field `sokcet`, expected one of `socket`, `state_dir`, `default_cache`, `admins`, `nix`, `caches`, `embedded`, `metrics`, `push`, `client`, `drain`, `history`, `route` (did you mean `socket`?)".into()),
-        (main_with("token = \"s3cret\""), "3:1: unknown field `token`, expected one of `endpoints`, `cache`, `token_file`, `pull_token_file`, `engine`, `stall_timeout`, `trust_api_endpoint`, `ca_file`, `client_cert`, `client_key` (did you mean `token_file`?)".into()),
+        (main_with("token = \"s3cret\""), "3:1: unknown field `token`, expected one of `endpoints`, `cache`, `token_file`, `pull_token_file`, `engine`, `stall_timeout`, `trust_api_endpoint`, `ca_file`, `client_cert`, `client_key`, `headers_file`, `token_command`, `token_command_timeout`, `proxy`, `proxy_file`, `http2` (did you mean `token_file`?)".into()),
         ("[drain]\nx = 1".into(), "2:1: unknown field `x`, expected `timeout`".into()),
         ("[limits]".into(), "1:2: unknown field `limits`, expected one of `socket`, `state_dir`, `default_cache`, `admins`, `nix`, `caches`, `embedded`, `metrics`, `push`, `client`, `drain`, `history`, `route`".into()),
         ("socket = 3".into(), "1:10: invalid type: integer `3`, expected a string".into()),
@@ -480,6 +480,18 @@ fn what_is_wrong_is_said() {
         ("[caches.main]\nendpoints = [\"https://a\", \"https://a/\"]".into(), "2:27: caches.main.endpoints: found \"https://a\" twice, expected each once".into()),
         ("[caches.main]\nendpoints = [\"embedded\", \"https://a\"]".into(), "2:13: caches.main.endpoints: found \"embedded\" beside others, expected \"embedded\" alone, or URLs".into()),
         ("[caches.main]\nendpoints = \"embedded\"\ntoken_file = \"/t\"".into(), "3:14: caches.main.token_file: found a token for the built-in cache, expected none (it makes its own at the first start)".into()),
+        (main_with("token_file = \"/t\"\ntoken_command = [\"/c\"]"), "4:17: caches.main.token_command: found a command beside token_file, expected one of the two".into()),
+        (main_with("token_command = []"), "3:17: caches.main.token_command: found 0 words, expected a program and its arguments, like [\"/usr/bin/vault\", \"read\", \"…\"]".into()),
+        (main_with("token_command = \"/c\""), "3:17: invalid type: string \"/c\", expected a sequence".into()),
+        (main_with("token_command = [\"vault read\"]"), "3:17: caches.main.token_command: found one word with white space, expected a program and its arguments, like [\"/usr/bin/vault\", \"read\", \"…\"] (no shell reads it: write each argument as a string of its own)".into()),
+        (main_with("token_command = [\"bin/c\"]"), "3:17: caches.main.token_command: found the relative path \"bin/c\", expected an absolute path, or a name that is found in $PATH".into()),
+        (main_with("token_command_timeout = \"10s\""), "3:25: caches.main.token_command_timeout: found a time limit without a command, expected token_command too".into()),
+        (main_with("token_command = [\"/c\"]\ntoken_command_timeout = \"6m\""), "4:25: caches.main.token_command_timeout: found 6m, expected more than 0 and at most 5m".into()),
+        (main_with("headers_file = \"h\""), format!("3:16: caches.main.headers_file: found \"h\", {path}")),
+        (main_with("proxy = \"socks5://me:s3cret@p\""), "3:9: caches.main.proxy: found a proxy that cannot be used: it does not begin with http:// or https:// (SOCKS is not supported), expected \"none\", or a URL like \"http://proxy.example.com:3128\"".into()),
+        (main_with("proxy = \"none\"\nproxy_file = \"/p\""), "3:9: caches.main.proxy: found a proxy beside proxy_file, expected one of the two".into()),
+        ("[caches.main]\nendpoints = \"embedded\"\nheaders_file = \"/h\"".into(), "3:16: caches.main.headers_file: found a setting for connections of the built-in cache, expected none".into()),
+        ("[caches.main]\nendpoints = \"embedded\"\nhttp2 = true".into(), "3:9: caches.main.http2: found a setting for connections of the built-in cache, expected none".into()),
         (main_with("cache = \"-x\""), format!("3:9: caches.main.cache: found \"-x\", {cache_name}")),
         (main_with("token_file = \"t\""), format!("3:14: caches.main.token_file: found \"t\", {path}")),
         (main_with("token_file = \"/t\"\npull_token_file = \"/t\""), "4:19: caches.main.pull_token_file: found the file of the push token, expected a token that may only pull (everyone who may read the netrc file could push with it)".into()),
@@ -587,8 +599,11 @@ fn the_example_shows_the_defaults() {
     assert_eq!(Settings { files: vec![], ..as_is }, plain);
 
     // A comment is "# text", a key is "#key".
+    let other_ways = ["#token_command", "#proxy_file"];
     let uncommented: String = EXAMPLE
         .lines()
+        // These exclude `token_file` and `proxy`.
+        .filter(|line| !other_ways.iter().any(|key| line.starts_with(key)))
         .map(|line| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line))
         .map(|line| format!("{line}\n"))
         .collect();
@@ -635,4 +650,47 @@ fn the_example_shows_every_key() {
         });
         assert!(shown, "packaging/flywheel.toml does not show `{key}`");
     }
+}
+
+#[test]
+fn settings_of_connections() {
+    let keys = "token_command = [\"vault\", \"read\"]\nheaders_file = \"/h\"\nproxy = \"http://me:s3cret@p:1\"\nhttp2 = true\n";
+    let s = load(&main_with(keys)).unwrap();
+    let main = &s.caches["main"];
+    let words = vec!["vault".to_owned(), "read".to_owned()];
+    assert_eq!(main.token, Token::Command(TokenCommand { words, limit: Duration::from_secs(10) }));
+    assert_eq!((main.network.headers_file.as_deref(), main.network.http2), (Some(Path::new("/h")), true));
+    assert!(!format!("{s:?}").contains("s3cret"), "{s:?}");
+    let file = load(&main_with("proxy_file = \"/p\"")).unwrap();
+    assert_eq!(file.caches["main"].network.proxy, Proxy::File("/p".into()));
+    assert_eq!(load(&main_with("proxy = \"none\"")).unwrap().caches["main"].network.proxy, Proxy::Direct);
+    // The attic client uses none of these.
+    let keys = format!("{keys}client_cert = \"/c\"\nengine = \"attic\"\n");
+    let warnings = load(&main_with(&keys)).unwrap().warnings.join("\n");
+    assert!(warnings.contains("does not use headers_file, client_cert, http2"), "{warnings}");
+}
+
+#[test]
+fn a_password_that_everybody_may_read_is_a_warning() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let (file, headers) = (dir.path().join("flywheel.toml"), dir.path().join("headers"));
+    std::fs::write(&headers, "a: b").unwrap();
+    let keys = format!("proxy = \"http://me:s3cret@p:1\"\nheaders_file = \"{}\"\n", headers.display());
+    std::fs::write(&file, main_with(&keys)).unwrap();
+    let warnings = |mode: u32| {
+        for file in [&file, &headers] {
+            std::fs::set_permissions(file, std::fs::Permissions::from_mode(mode)).unwrap();
+        }
+        let s = Settings::load(Some(&file), &|name| (name == "ATTIC_TOKEN").then(|| "t".to_owned())).unwrap();
+        s.warnings.join("\n")
+    };
+    let open = warnings(0o644);
+    assert!(open.contains("every user of this host may read the password of proxy in"), "{open}");
+    assert!(
+        open.contains("move the URL to a proxy_file") && open.contains("may read headers_file"),
+        "{open}"
+    );
+    assert!(!warnings(0o640).contains("every user"), "{}", warnings(0o640));
 }

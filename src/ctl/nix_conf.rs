@@ -16,6 +16,10 @@ pub(super) struct Lines {
     pub(super) substituters: Vec<String>,
     pub(super) trusted_public_keys: Vec<String>,
     pub(super) netrc_file: Option<String>,
+    /// The files with the authorities of private servers.
+    pub(super) ca_files: Vec<String>,
+    /// Whether a substituter's address names a client certificate, which needs Nix 2.34.
+    pub(super) client_certificates: bool,
     /// Whether a build goes on when a cache fails.
     pub(super) fallback: bool,
     /// How long a connection attempt may take, in seconds.
@@ -78,12 +82,23 @@ pub(super) fn lines(servers: &[&ClientServer], netrc: Option<&str>) -> Lines {
     let known = || servers.iter().filter_map(|s| Some((s, s.substituter.clone()?, s.public_key.clone()?)));
     let private = servers.iter().any(|server| server.public == Some(false));
     Lines {
-        substituters: known().map(|(_, url, _)| url).collect(),
+        substituters: known().map(|(server, url, _)| with_certificate(server, url)).collect(),
         trusted_public_keys: known().map(|(_, _, key)| key).collect(),
         netrc_file: netrc.filter(|_| private).map(str::to_owned),
+        ca_files: known().filter_map(|(server, ..)| server.ca_file.clone()).collect(),
+        client_certificates: known().any(|(server, ..)| server.client_cert.is_some()),
         fallback: known().next().is_some(),
         connect_timeout: known().next().map(|_| CONNECT_TIMEOUT),
     }
+}
+
+/// Returns the substituter's address with the certificate that its server asks for.
+fn with_certificate(server: &ClientServer, url: String) -> String {
+    let Some(cert) = &server.client_cert else { return url };
+    let key = server.client_key.as_ref().unwrap_or(cert);
+    let plain =
+        |text: &str| text.replace('%', "%25").replace('&', "%26").replace('#', "%23").replace(' ', "%20");
+    format!("{url}?tls-certificate={}&tls-private-key={}", plain(cert), plain(key))
 }
 
 /// Nix's settings, as `nix config show` prints them: `key = value` lines.
@@ -114,6 +129,20 @@ impl Conf {
             netrc: needed.then(|| netrc.is_some_and(|file| self.value("netrc-file") == Some(file))),
         }
     }
+}
+
+/// Whether a Nix that prints this for `nix --version` can send a client certificate: Nix from 2.34 on.
+pub(super) fn sends_certificates(version: &str) -> bool {
+    let number = version.split_whitespace().last().unwrap_or_default();
+    let mut parts = number.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
+    let (major, minor) = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
+    !version.contains("Lix") && (major, minor) >= (2, 34)
+}
+
+/// Returns what `nix --version` prints; empty when it cannot be run.
+pub(super) fn version() -> String {
+    let output = Command::new("nix").arg("--version").output();
+    output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default()
 }
 
 /// Returns Nix's settings; with `system` those that count for every user, without the
@@ -165,6 +194,34 @@ mod tests {
         assert_eq!(all.netrc_file, None, "a public cache needs none");
         assert_eq!(lines(&[&private], Some("/run/netrc")).netrc_file.as_deref(), Some("/run/netrc"));
         assert_eq!(lines(&[&private], None).netrc_file, None);
+        let of = |key: Option<&str>| ClientServer {
+            ca_file: Some("/ca".into()),
+            client_cert: Some("/c&c.pem".into()),
+            client_key: key.map(str::to_owned),
+            ..server(true)
+        };
+        let both = lines(&[&of(Some("/key"))], None);
+        assert_eq!(both.substituters, ["https://a/main?tls-certificate=/c%26c.pem&tls-private-key=/key"]);
+        assert_eq!((both.ca_files, both.client_certificates), (vec!["/ca".to_owned()], true));
+        let one = lines(&[&of(None)], None).substituters.remove(0);
+        assert!(one.ends_with("tls-private-key=/c%26c.pem"), "{one}");
+        let conf = Conf(format!("substituters = {one}\ntrusted-public-keys = main:key=\n"));
+        assert!(conf.knows(&of(None), None).substituter, "the address is found with its certificate");
+    }
+
+    #[test]
+    fn which_nix_sends_certificates() {
+        for (version, sends) in [
+            ("nix (Nix) 2.8.0", false),
+            ("nix (Nix) 2.33.9", false),
+            ("nix (Nix) 2.34.0", true),
+            ("nix (Nix) 2.35.0pre20260101_abc", true),
+            ("nix (Determinate Nix 3.16.0) 2.34.1", true),
+            ("nix (Lix, like Nix) 2.95.0", false),
+            ("", false),
+        ] {
+            assert_eq!(sends_certificates(version), sends, "{version}");
+        }
     }
 
     #[test]

@@ -496,6 +496,17 @@ pub(super) fn nix_conf(lines: &Lines) -> String {
     if let Some(file) = &lines.netrc_file {
         let _ = writeln!(out, "netrc-file = {}", printable(file));
     }
+    if lines.client_certificates {
+        out.push_str("# Nix 2.34 and newer send the certificate that a substituter's address names.\n");
+    }
+    for file in &lines.ca_files {
+        let file = printable(file);
+        let _ = write!(
+            out,
+            "# The authority of a server is private. Nix reads one file for all substituters: make one with the\n\
+             # system's certificates and those in {file}, and name it here:\n# ssl-cert-file = /etc/ssl/nix-authorities.pem\n"
+        );
+    }
     if lines.fallback {
         out.push_str(
             "# Builds continue while a cache cannot be reached. Restart the nix-daemon to make it read nix.conf.\n",

@@ -78,9 +78,10 @@ pub(super) async fn cache_config(
         Some(proto) if proto.as_bytes() == b"https" => "https",
         _ => "http",
     };
+    let prefix = prefix(&headers);
     let config = CacheConfig {
-        substituter_endpoint: format!("{scheme}://{host}/{}", cache.as_str()),
-        api_endpoint: format!("{scheme}://{host}/"),
+        substituter_endpoint: format!("{scheme}://{host}{prefix}/{}", cache.as_str()),
+        api_endpoint: format!("{scheme}://{host}{prefix}/"),
         public_key: key.public(),
         is_public: app.access.public,
         store_dir: &app.store_dir,
@@ -89,6 +90,18 @@ pub(super) async fn cache_config(
         retention_period: "Global",
     };
     Ok(Json(config).into_response())
+}
+
+/// The path below which a proxy serves this server, if the proxy names one (`X-Forwarded-Prefix`): without a
+/// slash at its end, and empty for one that no URL of a cache could have.
+fn prefix(headers: &HeaderMap) -> &str {
+    let prefix =
+        headers.get("x-forwarded-prefix").and_then(|prefix| prefix.to_str().ok()).unwrap_or_default();
+    let prefix = prefix.trim_end_matches('/');
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~/".contains(&b);
+    let good =
+        prefix.len() <= 256 && prefix.starts_with('/') && !prefix.contains("//") && !prefix.contains("..");
+    if good && prefix.bytes().all(plain) { prefix } else { "" }
 }
 
 /// Refuses to make, change or remove a cache over HTTP, as `attic cache create` asks.

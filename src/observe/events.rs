@@ -135,8 +135,10 @@ kinds! {
     ENDPOINT_CHOSEN = "b8333e22dc3d4651b622e51ccf158de7", INFO, [cache, endpoint];
     /// The API endpoint that a server names does not answer.
     ENDPOINT_FALLBACK = "82dc94d463604a83a918026efbfa642f", WARN, [cache, endpoint, error];
-    /// A cache has a new token.
+    /// A cache has a new token or new headers.
     TOKEN_RENEWED = "3677b5e0b31f4a5cac6e1e6b9c037251", INFO, [cache];
+    /// The program that gives a cache's token gave none.
+    TOKEN_COMMAND_FAILED = "eabad460739543198fcf189cb4b10f0d", WARN, [cache, error];
     /// A token expires soon.
     TOKEN_EXPIRES = "712ea8a58fa045dc91a4bfa5aa085347", WARN, [cache, expires];
     /// The built-in cache serves requests.

@@ -1,6 +1,6 @@
 //! The words that every room shares: names and hashes as Nix and Attic write
 //! them, the numbers of caches, pushes and sessions, clocks, sizes and
-//! durations, signs of life, and replacing a file atomically.
+//! durations, the URL of a proxy, signs of life, and replacing a file atomically.
 //!
 //! Must not know: any other room. Every room may name this one.
 
@@ -14,6 +14,7 @@ mod ids;
 mod nar_hash;
 pub mod nix32;
 mod printable;
+mod proxy;
 mod shorten;
 mod store_path;
 mod units;
@@ -25,6 +26,7 @@ pub use heartbeat::Heartbeat;
 pub use ids::{CacheId, PushId, SessionId};
 pub use nar_hash::{HashError, NarHash};
 pub use printable::printable;
+pub use proxy::{Proxy, ProxyUrl};
 pub use shorten::shorten;
 pub use store_path::{ParseError, PathHash, StoreDir, StorePath};
 pub use units::{ByteSize, Period, UnitError};

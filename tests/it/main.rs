@@ -21,6 +21,7 @@ mod faults;
 mod house;
 mod image;
 mod monitoring;
+mod networks;
 mod nixos;
 mod nothing_lost;
 mod observe;

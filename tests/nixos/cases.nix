@@ -113,6 +113,21 @@ in
           caches.plain = {
             endpoints = "https://plain.example.com";
             token_file = "/var/lib/keys/plain";
+            headers_file = "/var/lib/keys/headers";
+            ca_file = "/etc/ssl/private-ca.pem";
+            client_cert = "/var/lib/keys/client.crt";
+            client_key = "/var/lib/keys/client.key";
+            proxy = "http://proxy.example.com:3128";
+            http2 = true;
+          };
+          caches.vault = {
+            endpoints = "https://vault.example.com";
+            token_command = [
+              "/run/current-system/sw/bin/vault"
+              "read"
+            ];
+            token_command_timeout = "20s";
+            proxy_file = "/var/lib/keys/proxy";
           };
           push = {
             engine = "native";

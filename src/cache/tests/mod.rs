@@ -4,6 +4,8 @@
 mod calls;
 mod connections;
 mod discovery;
+mod headers;
+mod http2;
 mod network;
 mod server;
 mod throughput;

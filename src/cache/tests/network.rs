@@ -94,7 +94,8 @@ async fn a_connection_that_breaks() {
 
 fn trusting(url: &str, ca: Option<&Path>) -> ClientSettings {
     let tls = TlsFiles { ca: ca.map(Path::to_owned), ..TlsFiles::default() };
-    ClientSettings { tls, ..settings(&[url]) }
+    let network = Network { tls, ..Network::default() };
+    ClientSettings { network, ..settings(&[url]) }
 }
 
 /// Certificates in a directory, made by openssl: an authority, and servers' of its.

@@ -23,8 +23,8 @@ async fn a_file_is_read_again_and_trimmed() {
     assert_eq!(error.class, ErrorClass::Unauthorized);
     assert!(error.message.contains(path.to_str().unwrap()), "{error}");
     std::fs::write(&path, "\n one \r\n").unwrap();
-    assert!(client.reload_token().unwrap());
-    assert!(!client.reload_token().unwrap());
+    assert!(client.reload_token().unwrap().token);
+    assert!(!client.reload_token().unwrap().any());
     client.discover().await.unwrap();
     std::fs::write(&path, "two").unwrap();
     client.discover().await.unwrap();
@@ -62,9 +62,9 @@ fn what_is_no_token_is_said_clearly() {
         let token = TokenSource::Env(name.to_owned());
         CacheClient::new(ClientSettings { token, ..settings(&["http://h"]) }).unwrap()
     };
-    assert!(env("PATH").reload_token().unwrap());
+    assert!(env("PATH").reload_token().unwrap().token);
     assert!(env("FLYWHEEL_TEST_NOT_SET").reload_token().unwrap_err().message.contains("not set"));
-    assert!(!client("http://h").reload_token().unwrap());
+    assert!(!client("http://h").reload_token().unwrap().any());
 }
 
 #[tokio::test]

@@ -36,6 +36,8 @@ pub struct CacheDiagnosis {
     pub token_problem: Option<String>,
     /// When the token expires, in seconds since 1970.
     pub token_expires: Option<i64>,
+    /// Whether a program renews the token before it expires.
+    pub token_renews: bool,
     /// Why the cache did not answer a question that needs the right to push; none when
     /// it did, or when no endpoint answers.
     pub push_problem: Option<Fault>,

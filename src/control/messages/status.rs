@@ -232,6 +232,12 @@ pub struct ClientServer {
     pub readable: Option<bool>,
     /// Why it cannot be read.
     pub problem: Option<String>,
+    /// The file with the authorities that the daemon trusts for it, if the configuration names one.
+    pub ca_file: Option<String>,
+    /// The certificate that the daemon shows to it.
+    pub client_cert: Option<String>,
+    /// The key of that certificate; none: it is in the same file.
+    pub client_key: Option<String>,
 }
 
 /// Whether the ledger can be written.

@@ -150,6 +150,10 @@ fn token(cache: &CacheDiagnosis, now_s: i64) -> Option<Finding> {
         return Some(Finding::good(what, format!("from {source}, without an end")));
     };
     let left = expires - now_s;
+    if cache.token_renews && left > 0 {
+        let text = format!("from {source}, expires in {} minutes and is renewed before", left / 60);
+        return Some(Finding::good(what, text));
+    }
     let hours = left.max(0) / 3600;
     let text = match left {
         ..=0 => format!("from {source}, has expired: renew it"),
@@ -162,6 +166,7 @@ fn token(cache: &CacheDiagnosis, now_s: i64) -> Option<Finding> {
 /// The command that replaces the token where it comes from.
 fn renew(cache: &CacheDiagnosis) -> String {
     match cache.token_source.as_deref() {
+        Some(source) if source.starts_with("token_command ") => super::LOG.to_owned(),
         Some(source) if source.starts_with('$') => "systemctl edit flywheeld".to_owned(),
         Some(file) if !file.starts_with("/run/credentials/") => {
             format!("install -m 0600 -o flywheel /dev/stdin '{file}' <TOKEN")

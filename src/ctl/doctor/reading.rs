@@ -18,6 +18,8 @@ pub(super) struct NixSettings {
     pub(super) system: Conf,
     /// Whether the nix-daemon takes settings from the calling user.
     pub(super) trusted: bool,
+    /// What `nix --version` prints.
+    pub(super) version: String,
 }
 
 impl NixSettings {
@@ -26,7 +28,7 @@ impl NixSettings {
         let own = nix_conf::host(false)?;
         let system = nix_conf::host(true)?;
         let trusted = super::groups::is_trusted(&own.words("trusted-users"));
-        Ok(Self { own, system, trusted })
+        Ok(Self { own, system, trusted, version: nix_conf::version() })
     }
 }
 
@@ -51,9 +53,52 @@ pub(super) fn of_reading(
             of_server(server, examined, info.netrc.as_deref(), nix)
         })
         .collect();
+    all.extend(info.servers.iter().flat_map(|server| certificates(server, nix)));
     all.extend(when_away(nix));
     all.push(hook(&nix.system));
+    all.extend(other_netrc(info.netrc.as_deref(), Path::new("/etc/determinate")));
     all
+}
+
+/// What Nix needs to reach a server whose authority is private, or which asks for a certificate.
+fn certificates(server: &ClientServer, nix: &NixSettings) -> Vec<Finding> {
+    let what = format!("reading {}", server.name);
+    let mut all = Vec::new();
+    if let Some(file) = &server.ca_file {
+        let own =
+            nix.system.value("ssl-cert-file").filter(|own| !own.is_empty()).unwrap_or("the system's file");
+        let text = format!(
+            "flywheeld trusts the authorities in {file}; Nix reads those in {own} (ssl-cert-file), which must have them too"
+        );
+        all.push(Finding::note(&what, text).run("flywheelctl nix-conf"));
+    }
+    if server.client_cert.is_some() && !nix_conf::sends_certificates(&nix.version) {
+        let text = format!(
+            "its server asks for a client certificate, which Nix sends from 2.34 on, and this is {}; let the server \
+             ask for none on reading",
+            if nix.version.is_empty() { "an unknown version" } else { &nix.version }
+        );
+        all.push(Finding::note(&what, text));
+    }
+    all
+}
+
+/// Determinate Nix writes the netrc file that Nix reads, and takes entries from files that its
+/// configuration names.
+pub(super) fn other_netrc(netrc: Option<&str>, determinate: &Path) -> Option<Finding> {
+    let netrc = netrc.filter(|_| determinate.is_dir())?;
+    let config = determinate.join("config.json");
+    let text = std::fs::read_to_string(&config).unwrap_or_default();
+    let what = "netrc";
+    if text.contains(netrc) {
+        return Some(Finding::good(what, format!("{} takes the entries of {netrc}", config.display())));
+    }
+    let line = format!("{{\"authentication\":{{\"additionalNetrcSources\":[\"{netrc}\"]}}}}");
+    let text = format!(
+        "Determinate Nix writes the netrc file that Nix reads here: put {line} into {}, or Nix cannot read private caches",
+        config.display()
+    );
+    Some(Finding::note(what, text))
 }
 
 fn of_server(
@@ -159,6 +204,28 @@ fn when_away(nix: &NixSettings) -> Vec<Finding> {
     all
 }
 
+/// Whose hook a program is: flywheel's, also through a link or in a script, or another one, which flywheel does not need to
+/// replace.
+fn whose(program: &Path) -> &'static str {
+    let target = std::fs::canonicalize(program).unwrap_or_else(|_| program.to_owned());
+    let named = [program, &target]
+        .iter()
+        .any(|path| path.file_name().is_some_and(|name| name == "flywheel-hook" || name == "flywheelctl"));
+    let calls = || {
+        use std::io::Read as _;
+        let mut text = Vec::new();
+        let read = std::fs::File::open(&target).and_then(|file| file.take(64 * 1024).read_to_end(&mut text));
+        let text = String::from_utf8_lossy(&text);
+        read.is_ok() && (text.contains("flywheelctl hook") || text.contains("flywheel-hook"))
+    };
+    if named || calls() {
+        ", which is flywheel's: it also runs what is in /etc/flywheel/hook.d"
+    } else {
+        ", which is not flywheel's; flywheel needs none. To have both, link it into /etc/flywheel/hook.d and name \
+         flywheel-hook in nix.conf"
+    }
+}
+
 /// A post-build hook that cannot be run fails every build.
 fn hook(conf: &Conf) -> Finding {
     let what = "post-build-hook";
@@ -168,7 +235,7 @@ fn hook(conf: &Conf) -> Finding {
     use std::os::unix::fs::PermissionsExt as _;
     match std::fs::metadata(Path::new(program)) {
         Ok(meta) if meta.permissions().mode() & 0o111 != 0 => {
-            Finding::good(what, format!("{program} can be run"))
+            Finding::good(what, format!("{program} is in force{}", whose(Path::new(program))))
         }
         Ok(_) => Finding::bad(
             what,
@@ -185,7 +252,8 @@ fn hook(conf: &Conf) -> Finding {
 
 /// Whether nix.conf has all that Nix needs to read every cache.
 pub(in crate::ctl) fn nix_reads_all(info: &ClientInfo, system: &Conf) -> bool {
-    let nix = NixSettings { own: system.clone(), system: system.clone(), trusted: true };
+    let nix =
+        NixSettings { own: system.clone(), system: system.clone(), trusted: true, version: String::new() };
     let known = info.servers.iter().all(|server| {
         let knows = system.knows(server, info.netrc.as_deref());
         knows.substituter && knows.public_key && knows.netrc != Some(false)

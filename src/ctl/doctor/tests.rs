@@ -135,7 +135,7 @@ fn each_trouble_of_a_cache_is_one_finding() {
 fn nix(system: &str, own: &str, trusted: bool) -> NixSettings {
     let base = "fallback = true\nconnect-timeout = 5\npost-build-hook = \n";
     let conf = |text: &str| Conf(format!("{text}\n{base}"));
-    NixSettings { own: conf(own), system: conf(system), trusted }
+    NixSettings { own: conf(own), system: conf(system), trusted, version: "nix (Nix) 2.34.0".into() }
 }
 
 const READS: &str = "substituters = https://a/main\ntrusted-public-keys = main:key=";
@@ -183,7 +183,7 @@ fn what_keeps_nix_from_reading() {
 fn a_cache_that_is_away_must_not_fail_builds() {
     let of = |text: &str| {
         let conf = || Conf(format!("substituters = https://a\n{text}"));
-        let nix = NixSettings { own: conf(), system: conf(), trusted: true };
+        let nix = NixSettings { own: conf(), system: conf(), trusted: true, version: String::new() };
         reading::of_reading(&ClientInfo::default(), &[], Ok(&nix))
     };
     assert!(of("fallback = true\nconnect-timeout = 5").iter().all(|f| f.level == Level::Good));
@@ -191,6 +191,51 @@ fn a_cache_that_is_away_must_not_fail_builds() {
     assert!(only(&of("fallback = true\nconnect-timeout = 0")).text.contains("connect-timeout"));
     let hook = of("fallback = true\nconnect-timeout = 5\npost-build-hook = /no/such/hook");
     assert!(only(&hook).text.contains("every build fails"), "{hook:?}");
+    // Whose hook is in force.
+    let dir = tempfile::tempdir().unwrap();
+    let script = |name: &str, text: &str| {
+        use std::os::unix::fs::PermissionsExt as _;
+        let file = dir.path().join(name);
+        std::fs::write(&file, text).unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
+        of(&format!("fallback = true\nconnect-timeout = 5\npost-build-hook = {}", file.display()))
+    };
+    for (name, text, word) in [
+        ("flywheel-hook", "", "which is flywheel's"),
+        ("both", "#!/bin/sh\nexec flywheelctl hook --then /other\n", "which is flywheel's"),
+        ("determinate", "#!/bin/sh\nnix copy\n", "which is not flywheel's"),
+    ] {
+        let all = script(name, text);
+        assert!(all.iter().any(|f| f.level == Level::Good && f.text.contains(word)), "{name}: {all:?}");
+    }
+}
+
+#[test]
+fn certificates_and_other_netrc_files() {
+    let server = ClientServer {
+        name: "main".into(),
+        substituter: Some("https://a/main".into()),
+        public_key: Some("main:key=".into()),
+        readable: Some(true),
+        ca_file: Some("/ca.pem".into()),
+        client_cert: Some("/c.pem".into()),
+        ..ClientServer::default()
+    };
+    let info = ClientInfo { servers: vec![server], ..ClientInfo::default() };
+    let of = |version: &str| {
+        let settings = NixSettings { version: version.into(), ..nix(READS, READS, true) };
+        let all = reading::of_reading(&info, &[], Ok(&settings));
+        all.iter().map(|f| f.text.clone()).collect::<Vec<_>>().join("\n")
+    };
+    let old = of("nix (Nix) 2.8.0");
+    assert!(old.contains("authorities in /ca.pem") && old.contains("this is nix (Nix) 2.8.0"), "{old}");
+    assert!(!of("nix (Nix) 2.34.1").contains("client certificate"));
+    let dir = tempfile::tempdir().unwrap();
+    assert!(reading::other_netrc(Some("/run/n"), &dir.path().join("absent")).is_none());
+    let found = reading::other_netrc(Some("/run/n"), dir.path()).unwrap();
+    assert!(found.text.contains("additionalNetrcSources"), "{found:?}");
+    std::fs::write(dir.path().join("config.json"), "{\"additionalNetrcSources\":[\"/run/n\"]}").unwrap();
+    assert_eq!(reading::other_netrc(Some("/run/n"), dir.path()).unwrap().level, Level::Good);
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! The attic client's login: its configuration file with one server per cache, and
-//! a file for each token that comes from the environment. They are written before
+//! a file for each token that comes from the environment or a program. They are written before
 //! each use, so that a new endpoint or token takes effect at once.
 
 use std::path::PathBuf;
@@ -77,7 +77,7 @@ impl Login {
         let token_file = match &cache.token {
             TokenSource::File(file) => Some(file.clone()),
             TokenSource::None => None,
-            TokenSource::Env(_) => {
+            TokenSource::Env(_) | TokenSource::Supplied(_) => {
                 let file = self.dir.join(format!("attic-token-{}", cache.name));
                 let token = cache.token.text()?.unwrap_or_default();
                 if std::fs::read(&file).is_ok_and(|now| now == token.as_bytes()) {

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 use super::BuiltIn;
-use crate::cache::{CacheClient, ClientSettings, TlsFiles, TokenSource};
-use crate::config::{Cache, Jobs, Settings, Target, Token};
+use crate::cache::{CacheClient, ClientSettings, Network, SuppliedToken, TlsFiles, TokenSource};
+use crate::config::{self, Cache, Jobs, Settings, Target, Token, TokenCommand};
 use crate::daemon::attic::CacheLogin;
 use crate::flow::CacheLimits;
 use crate::types::CacheName;
@@ -29,6 +29,8 @@ pub(in crate::daemon) struct Connection {
     login: CacheLogin,
     /// The file that holds the token, if it is in a file.
     token_file: Option<PathBuf>,
+    /// The program that gives the token, if one does.
+    token_command: Option<TokenCommand>,
 }
 
 impl Connection {
@@ -46,6 +48,7 @@ impl Connection {
                 let token = match &cache.token {
                     Token::File(file) => TokenSource::File(file.clone()),
                     Token::Env(variable) => TokenSource::Env(variable.clone()),
+                    Token::Command(_) => TokenSource::Supplied(SuppliedToken::default()),
                     Token::None => TokenSource::None,
                 };
                 (urls.clone(), token)
@@ -53,28 +56,23 @@ impl Connection {
         };
         let token_file = match &token {
             TokenSource::File(file) => Some(file.clone()),
-            TokenSource::Env(_) | TokenSource::None => None,
+            TokenSource::Env(_) | TokenSource::Supplied(_) | TokenSource::None => None,
+        };
+        let token_command = match &cache.token {
+            Token::Command(command) => Some(command.clone()),
+            Token::File(_) | Token::Env(_) | Token::None => None,
         };
         let first_endpoint = endpoints.first().cloned().unwrap_or_default();
         let mut settings = ClientSettings::new(endpoints, CacheName::parse(&cache.cache)?, token.clone());
         settings.stall_timeout = cache.stall_timeout;
         settings.trust_api_endpoint = cache.trust_api_endpoint;
-        settings.tls = TlsFiles {
-            // $SSL_CERT_FILE is read with the system's certificates.
-            ca: cache
-                .tls
-                .ca_file
-                .clone()
-                .or_else(|| std::env::var_os("NIX_SSL_CERT_FILE").map(PathBuf::from)),
-            cert: cache.tls.client_cert.clone(),
-            key: cache.tls.client_key.clone(),
-        };
+        settings.network = network(&cache.network);
         if let (Target::Embedded, Some(at)) = (&cache.target, built_in) {
             settings.hold = Some(at.port_trouble().clone());
         }
         let client = CacheClient::new(settings).with_context(|| format!("the cache {name}"))?;
         let login = CacheLogin { name: name.to_owned(), client, first_endpoint, token };
-        Ok(Self { login, token_file })
+        Ok(Self { login, token_file, token_command })
     }
 
     /// The connections of all configured caches.
@@ -95,7 +93,28 @@ impl Connection {
         &self.login
     }
 
+    /// The program that gives the token.
+    pub(super) fn token_command(&self) -> Option<&TokenCommand> {
+        self.token_command.as_ref()
+    }
+
     pub(super) fn token_file(&self) -> Option<&Path> {
         self.token_file.as_deref()
+    }
+}
+
+/// How requests get to a cache with these settings.
+fn network(settings: &config::Network) -> Network {
+    let tls = &settings.tls;
+    Network {
+        tls: TlsFiles {
+            // $SSL_CERT_FILE is read with the system's certificates.
+            ca: tls.ca_file.clone().or_else(|| std::env::var_os("NIX_SSL_CERT_FILE").map(PathBuf::from)),
+            cert: tls.client_cert.clone(),
+            key: tls.client_key.clone(),
+        },
+        headers_file: settings.headers_file.clone(),
+        proxy: settings.proxy.clone(),
+        http2: settings.http2,
     }
 }

@@ -19,6 +19,8 @@ pub(in crate::daemon) struct Examination {
     name: String,
     client: CacheClient,
     token: TokenSource,
+    /// The program that gives the token, if one does.
+    program: String,
     pull: TokenSource,
     store_dir: StoreDir,
 }
@@ -29,6 +31,12 @@ impl Examination {
             name: cache.name().to_owned(),
             client: cache.client().clone(),
             token: cache.login().token.clone(),
+            program: cache
+                .connection()
+                .token_command()
+                .and_then(|c| c.words.first())
+                .cloned()
+                .unwrap_or_default(),
             pull: netrc.map(|netrc| netrc.pull(cache.name())).unwrap_or_default(),
             store_dir: store_dir.clone(),
         }
@@ -39,6 +47,7 @@ impl Examination {
         let token_source = match &self.token {
             TokenSource::File(file) => Some(file.display().to_string()),
             TokenSource::Env(variable) => Some(format!("${variable}")),
+            TokenSource::Supplied(_) => Some(format!("token_command {}", self.program)),
             TokenSource::None => None,
         };
         let client = self.client.clone();
@@ -47,7 +56,8 @@ impl Examination {
         let mut found = m::CacheDiagnosis {
             name: self.name.clone(),
             token_source,
-            token_problem,
+            token_problem: token_problem.or_else(|| self.client.supplied()?.problem()),
+            token_renews: self.client.supplied().is_some(),
             token_expires: self.client.token_expiry(),
             ..m::CacheDiagnosis::default()
         };

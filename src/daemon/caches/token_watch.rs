@@ -1,5 +1,5 @@
-//! Watches the tokens of the caches: a new one is used within seconds, and the log
-//! warns before one expires.
+//! Watches the files with the tokens and extra headers of the caches: new ones are used
+//! within seconds, and the log warns before a token expires.
 //!
 //! The files are looked at regularly: a look costs one system call, and sees every
 //! way in which a token is replaced (written, renamed onto, a symlink replaced as
@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::sync::mpsc::Sender;
 
 use super::Cache;
-use crate::cache::CacheClient;
+use crate::cache::{CacheClient, Renewed};
 use crate::daemon::inbox::Input;
 use crate::observe::event;
 use crate::types::{CacheId, Wall};
@@ -31,8 +31,8 @@ pub(in crate::daemon) struct Watched {
     id: CacheId,
     name: String,
     client: CacheClient,
-    file: Option<PathBuf>,
-    seen: Fingerprint,
+    files: Vec<PathBuf>,
+    seen: Vec<Fingerprint>,
     /// The time of expiry that the last warning was about, and the index of that
     /// warning in [`NOTICE`]; its length means none.
     warned: (i64, usize),
@@ -41,41 +41,39 @@ pub(in crate::daemon) struct Watched {
 impl Watched {
     /// The token of this cache.
     pub(in crate::daemon) fn of(cache: &Cache) -> Self {
-        Self::new(
-            cache.id(),
-            cache.name().to_owned(),
-            cache.client().clone(),
-            cache.connection().token_file().map(Path::to_owned),
-        )
+        let files = cache.connection().token_file().into_iter().chain(cache.client().headers_file());
+        let files = files.map(Path::to_owned).collect();
+        Self::new(cache.id(), cache.name().to_owned(), cache.client().clone(), files)
     }
 
-    fn new(id: CacheId, name: String, client: CacheClient, file: Option<PathBuf>) -> Self {
-        let seen = fingerprint(file.as_ref());
-        Self { id, name, client, file, seen, warned: (0, NOTICE.len()) }
+    fn new(id: CacheId, name: String, client: CacheClient, files: Vec<PathBuf>) -> Self {
+        let seen = files.iter().map(|file| fingerprint(file)).collect();
+        Self { id, name, client, files, seen, warned: (0, NOTICE.len()) }
     }
 
-    /// Reads the token again if its file has changed. Returns whether it is another
-    /// token than before. Blocks for a moment.
-    fn look(&mut self) -> bool {
-        let now = fingerprint(self.file.as_ref());
+    /// Reads token and headers again if a file has changed. Returns what is new. Blocks
+    /// for a moment.
+    fn look(&mut self) -> Renewed {
+        let now: Vec<Fingerprint> = self.files.iter().map(|file| fingerprint(file)).collect();
         if now == self.seen {
-            return false;
+            return Renewed::default();
         }
         // After an error the file is read again at the next look; it may be half
         // written now.
         match self.client.reload_token() {
-            Ok(changed) => {
+            Ok(renewed) => {
                 self.seen = now;
-                changed
+                renewed
             }
-            Err(_) => false,
+            Err(_) => Renewed::default(),
         }
     }
 
     /// The warning that is due at `now`, in seconds since 1970. Each one is given
     /// once for each time of expiry.
     fn warning(&mut self, now: i64) -> Option<String> {
-        let expiry = self.client.token_expiry()?;
+        // A program renews its token, and says when it cannot.
+        let expiry = self.client.token_expiry().filter(|_| self.client.supplied().is_none())?;
         if self.warned.0 != expiry {
             self.warned = (expiry, NOTICE.len());
         }
@@ -93,8 +91,8 @@ impl Watched {
     }
 }
 
-fn fingerprint(file: Option<&PathBuf>) -> Fingerprint {
-    let meta = std::fs::metadata(file?).ok()?;
+fn fingerprint(file: &Path) -> Fingerprint {
+    let meta = std::fs::metadata(file).ok()?;
     Some((meta.dev(), meta.ino(), meta.size(), meta.mtime(), meta.mtime_nsec(), meta.ctime_nsec()))
 }
 
@@ -106,17 +104,18 @@ pub(in crate::daemon) async fn watch(mut all: Vec<Watched>, out: Sender<Input>) 
         timer.tick().await;
         // A token file may be on a slow file system.
         let looked = tokio::task::spawn_blocking(move || {
-            let changed: Vec<CacheId> = all.iter_mut().filter_map(|w| w.look().then_some(w.id)).collect();
+            let looks = all.iter_mut().map(|w| (w.id, w.look()));
+            let changed: Vec<(CacheId, Renewed)> = looks.filter(|(_, new)| new.any()).collect();
             (all, changed)
         });
         let Ok((looked, changed)) = looked.await else { return };
         all = looked;
         for watched in &mut all {
-            if changed.contains(&watched.id) {
+            if let Some((_, new)) = changed.iter().find(|(id, _)| *id == watched.id) {
                 event!(
                     TOKEN_RENEWED,
                     cache = watched.name,
-                    "cache {} has a new token, which is used from now on",
+                    "cache {} has {new}, used from now on",
                     watched.name
                 );
                 if out.send(Input::TokenChanged(watched.id)).await.is_err() {
@@ -155,7 +154,7 @@ mod tests {
         let source = TokenSource::File(file.to_owned());
         let settings =
             ClientSettings::new(vec!["http://127.0.0.1:9".into()], CacheName::parse("c").unwrap(), source);
-        Watched::new(CacheId(0), "c".into(), CacheClient::new(settings).unwrap(), Some(file.to_owned()))
+        Watched::new(CacheId(0), "c".into(), CacheClient::new(settings).unwrap(), vec![file.to_owned()])
     }
 
     #[test]
@@ -163,23 +162,23 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("token");
         let mut watched = watched(&file);
-        assert!(!watched.look(), "a missing file is nothing new");
+        assert!(!watched.look().any(), "a missing file is nothing new");
         std::fs::write(&file, "one").unwrap();
-        assert!(watched.look() && !watched.look());
+        assert!(watched.look().token && !watched.look().any());
         std::fs::write(dir.path().join("new"), "two").unwrap();
         std::fs::rename(dir.path().join("new"), &file).unwrap();
-        assert!(watched.look() && !watched.look());
+        assert!(watched.look().token && !watched.look().any());
         std::fs::remove_file(&file).unwrap();
-        assert!(!watched.look(), "a removed file leaves the old token in use");
+        assert!(!watched.look().any(), "a removed file leaves the old token in use");
         // As in a directory of credentials: a symlink is replaced.
         std::fs::write(dir.path().join("three"), "three").unwrap();
         std::os::unix::fs::symlink(dir.path().join("three"), &file).unwrap();
-        assert!(watched.look());
+        assert!(watched.look().token);
         // An empty file is half written: it is read again later.
         std::fs::write(dir.path().join("three"), "").unwrap();
-        assert!(!watched.look());
+        assert!(!watched.look().any());
         std::fs::write(dir.path().join("three"), "four").unwrap();
-        assert!(watched.look());
+        assert!(watched.look().token);
     }
 
     #[test]
@@ -200,7 +199,7 @@ mod tests {
         // A clock that was set back causes no second warning; another token does.
         assert_eq!(at(20 * 3600), None);
         std::fs::write(&file, token(end + 1)).unwrap();
-        assert!(watched.look());
+        assert!(watched.look().token);
         assert!(watched.warning(end - 60).unwrap().contains("an hour"));
     }
 }

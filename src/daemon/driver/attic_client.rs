@@ -3,6 +3,7 @@
 use futures_util::future::join_all;
 
 use super::Driver;
+use crate::config::Settings;
 use crate::control::messages as m;
 use crate::control::messages::Reply;
 use crate::control::server::Responder;
@@ -43,9 +44,9 @@ impl Driver {
     pub(super) fn client_info(&self, check: bool, responder: Responder) {
         let client = self.client_status();
         let (caches, netrc) = (self.parts.login.caches(), self.parts.netrc.clone());
-        let default = self.parts.settings.default_cache.clone();
+        let settings = std::sync::Arc::clone(&self.parts.settings);
         tokio::spawn(async move {
-            let servers = caches.iter().map(|cache| server(cache, &default, netrc.as_ref(), check));
+            let servers = caches.iter().map(|cache| server(cache, &settings, netrc.as_ref(), check));
             let servers = join_all(servers).await;
             let netrc = netrc.map(|netrc| netrc.file().display().to_string());
             responder.reply(Reply::Client(m::ClientInfo { client, servers, netrc }));
@@ -74,7 +75,12 @@ impl Driver {
 }
 
 /// What is known of one cache; with `check`, also whether Nix could read it.
-async fn server(cache: &CacheLogin, default: &str, netrc: Option<&Netrc>, check: bool) -> m::ClientServer {
+async fn server(
+    cache: &CacheLogin,
+    settings: &Settings,
+    netrc: Option<&Netrc>,
+    check: bool,
+) -> m::ClientServer {
     let config = cache.client.config().unwrap_or_default();
     let (mut readable, mut problem) = (None, netrc.and_then(Netrc::trouble).filter(|_| check));
     if let (Some(substituter), true) = (&config.substituter_endpoint, check) {
@@ -83,15 +89,20 @@ async fn server(cache: &CacheLogin, default: &str, netrc: Option<&Netrc>, check:
         readable = Some(read.is_ok());
         problem = read.err().map(|error| error.to_string()).or(problem);
     }
+    let tls = settings.caches.get(&cache.name).map(|cache| cache.network.tls.clone()).unwrap_or_default();
+    let shown = |file: std::path::PathBuf| file.display().to_string();
     m::ClientServer {
         name: cache.name.clone(),
         cache: cache.client.cache().to_string(),
-        default: cache.name == default,
+        default: cache.name == settings.default_cache,
         endpoint: cache.client.endpoint().or_else(|| Some(cache.first_endpoint.clone())),
         substituter: config.substituter_endpoint,
         public_key: config.public_key,
         public: config.is_public,
         readable,
         problem,
+        ca_file: tls.ca_file.map(shown),
+        client_cert: tls.client_cert.map(shown),
+        client_key: tls.client_key.map(shown),
     }
 }

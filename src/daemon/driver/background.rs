@@ -1,4 +1,4 @@
-//! Background tasks of the driver: watching the tokens, keeping the netrc file, holding
+//! Background tasks of the driver: watching and renewing the tokens, keeping the netrc file, holding
 //! the host's shutdown, pruning history, serving metrics. They are started again when the configuration
 //! changes. Must not know what they report.
 
@@ -9,7 +9,7 @@ use tokio::sync::mpsc::Sender;
 use tokio::task::JoinHandle;
 
 use super::history;
-use crate::daemon::caches::{Caches, Netrc, Watched, watch_tokens};
+use crate::daemon::caches::{Caches, Netrc, TokenCommand, Watched, watch_tokens};
 use crate::daemon::inbox::Input;
 use crate::daemon::metrics::{self, Metrics};
 use crate::ledger::Ledger;
@@ -34,6 +34,7 @@ impl Drop for Task {
 #[derive(Debug, Default)]
 pub(in crate::daemon) struct BackgroundTasks {
     tokens: Option<Task>,
+    token_commands: Vec<Task>,
     history: Option<Task>,
     netrc: Option<Task>,
     logind: Option<Task>,
@@ -41,8 +42,12 @@ pub(in crate::daemon) struct BackgroundTasks {
 }
 
 impl BackgroundTasks {
-    /// Watches the tokens of these caches.
+    /// Watches the tokens of these caches, and runs the programs that give tokens.
     pub(in crate::daemon) fn tokens(&mut self, caches: &Caches, out: Sender<Input>) {
+        // The tasks before end first, so that a program does not run twice.
+        self.token_commands.clear();
+        let commands = caches.iter().filter_map(TokenCommand::of);
+        self.token_commands = commands.map(|command| Task::start(command.keep(out.clone()))).collect();
         self.tokens = Some(Task::start(watch_tokens(caches.iter().map(Watched::of).collect(), out)));
     }
 

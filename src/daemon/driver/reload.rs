@@ -10,7 +10,7 @@ use std::sync::Arc;
 use anyhow::Result;
 
 use super::{Done, Driver};
-use crate::cache::CacheClient;
+use crate::cache::{CacheClient, SuppliedToken};
 use crate::config::{Change, ConfigError, Settings};
 use crate::control::messages::{ErrorCode, Reply};
 use crate::control::server::{Peer, Responder};
@@ -224,14 +224,16 @@ fn is_credential(file: &Path) -> bool {
 fn read_tokens(clients: impl Iterator<Item = (String, CacheClient)>) -> Vec<String> {
     let mut notes = Vec::new();
     for (name, client) in clients {
+        client.supplied().into_iter().for_each(SuppliedToken::want);
         match client.reload_token() {
-            Ok(true) => notes.push(format!("{name}: a new token")),
-            Ok(false) if client.token_file().is_some_and(is_credential) => notes.push(format!(
+            Ok(renewed) if renewed.any() => notes.push(format!("{name}: {renewed}")),
+            Ok(_) if client.supplied().is_some() => notes.push(format!("{name}: token_command is run again")),
+            Ok(_) if client.token_file().is_some_and(is_credential) => notes.push(format!(
                 "{name}: the token is a systemd credential, and it is the same; if you have renewed it, systemd renews \
                  it here by `systemctl restart flywheeld`, or by a reload from systemd 260 on with \
                  RefreshOnReload=credentials in the unit"
             )),
-            Ok(false) => {}
+            Ok(_) => {}
             Err(error) => notes.push(format!("{name}: {error}")),
         }
     }

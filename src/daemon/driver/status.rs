@@ -46,6 +46,10 @@ impl Driver {
         status.store.problem = parts.intake.stuck().map(str::to_owned).or(unwatched);
         status.store.cursor = parts.intake.cursor();
         status.warnings.extend(parts.built_in.as_ref().and_then(|b| b.port_trouble().borrow().clone()));
+        status.warnings.extend(parts.caches.iter().filter_map(|cache| {
+            let why = cache.client().supplied()?.problem()?;
+            Some(format!("cache {}: token_command gave no token: {why}", cache.name()))
+        }));
         status.warnings.extend(parts.gc_roots.trouble());
         let protection = parts.gc_roots.protection();
         status.store.protected_bytes = protection.bytes;

@@ -168,7 +168,7 @@ fn a_public_cache_needs_no_netrc() {
         conf,
         serde_json::json!({
             "substituters": [daemon.main().url()], "trusted_public_keys": [daemon.main().key], "netrc_file": null,
-            "fallback": true, "connect_timeout": 5
+            "ca_files": [], "client_certificates": false, "fallback": true, "connect_timeout": 5
         })
     );
     assert_eq!(daemon.ctl(&["nix-conf", "--netrc"]).code, 2);

@@ -12,5 +12,6 @@ mod rig;
 mod tls;
 mod watch_store;
 
+pub use nginx::Nginx;
 pub use rig::set;
 use rig::{COLLECTED, Dice, Rig, has, met, number, until, upload_of};

@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::proxy::{Fault, Kind, Proxy, own_address};
 use super::{Rig, has, met, set, until};
 
-struct Nginx {
+pub struct Nginx {
     program: PathBuf,
     dir: tempfile::TempDir,
     address: SocketAddr,
@@ -46,20 +46,44 @@ impl Nginx {
         nginx
     }
 
+    /// Starts an nginx whose server has these locations. `None`, with a line that says so, where
+    /// nginx is not installed.
+    pub fn with_locations(locations: &str) -> Option<Self> {
+        let Some(program) = has("nginx") else {
+            eprintln!("skipped: nginx is not installed (Debian: apt-get install nginx-light)");
+            return None;
+        };
+        let dir = tempfile::Builder::new().prefix("fwn").tempdir().unwrap();
+        let address = SocketAddr::from((own_address(), 8080));
+        let mut nginx = Self { program, dir, address, behind: String::new(), child: None };
+        nginx.write(locations);
+        nginx.up();
+        Some(nginx)
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
     fn configure(&self, directives: &str) {
-        let (dir, address, behind) = (self.dir.path().display(), self.address, &self.behind);
+        // The cache tells clients to use the host that they asked for.
+        let pass =
+            format!("proxy_pass {}; proxy_http_version 1.1; proxy_set_header Host $http_host;", self.behind);
+        self.write(&format!("{directives}\n        location / {{ {pass} }}"));
+    }
+
+    fn write(&self, server: &str) {
+        let (dir, address) = (self.dir.path().display(), self.address);
         // Workers of an nginx that root starts run as another user, who could not write here.
         let user = if rustix::process::geteuid().is_root() { "user root root;" } else { "" };
         let temp: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
             .iter()
             .map(|what| format!("    {what}_temp_path {dir}/{what};\n"))
             .collect();
-        // The cache tells clients to use the host that they asked for.
-        let pass = format!("proxy_pass {behind}; proxy_http_version 1.1; proxy_set_header Host $http_host;");
         let text = format!(
             "daemon off;\n{user}\nworker_processes 1;\npid {dir}/pid;\nerror_log {dir}/error.log warn;\n\
              events {{ worker_connections 256; }}\nhttp {{\n    access_log off;\n{temp}    server {{\n        \
-             listen {address};\n        {directives}\n        location / {{ {pass} }}\n    }}\n}}\n"
+             listen {address};\n        {server}\n    }}\n}}\n"
         );
         std::fs::write(self.dir.path().join("nginx.conf"), text).unwrap();
     }

@@ -9,6 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::proxy::own_address;
 use super::{has, until};
+use crate::networks::{HeadProxy, refusal};
 use crate::support::cache::StandaloneCache;
 use crate::support::daemon::Daemon;
 use crate::support::nix::PrivateNix;
@@ -20,19 +21,28 @@ struct TlsCache {
     address: SocketAddr,
     cache: StandaloneCache,
     child: Option<Child>,
+    /// Parameters of nginx's `listen`.
+    listen: &'static str,
 }
+
+/// A name that only a proxy of the test knows.
+const NAME: &str = "cache.flywheel.invalid";
 
 impl TlsCache {
     /// `None`, with a line that says so, where nginx or openssl is not installed.
     fn start(nix: &PrivateNix, directives: &str) -> Option<Self> {
+        Self::listening(nix, "ssl", directives)
+    }
+
+    fn listening(nix: &PrivateNix, listen: &'static str, directives: &str) -> Option<Self> {
         let (Some(nginx), Some(_)) = (has("nginx"), has("openssl")) else {
             eprintln!("skipped: nginx or openssl is not installed");
             return None;
         };
         let dir = tempfile::Builder::new().prefix("fwt").tempdir().unwrap();
-        let cache = StandaloneCache::start(nix, |_| {});
+        let cache = StandaloneCache::start(nix, |s| s.host_names = vec![NAME.to_owned()]);
         let address = SocketAddr::from((own_address(), 8443));
-        let mut this = Self { dir, nginx, address, cache, child: None };
+        let mut this = Self { dir, nginx, address, cache, child: None, listen };
         this.authority();
         this.certificate("server");
         this.certificate("client");
@@ -61,7 +71,7 @@ impl TlsCache {
         self.openssl(&format!("ecparam -name prime256v1 -genkey -noout -out {name}.ec"));
         self.openssl(&format!("pkcs8 -topk8 -nocrypt -in {name}.ec -out {name}.key"));
         self.openssl(&format!("req -new -key {name}.key -out {name}.csr -subj /CN={name}"));
-        let extensions = format!("subjectAltName=IP:{}\n", self.address.ip());
+        let extensions = format!("subjectAltName=IP:{},DNS:{NAME}\n", self.address.ip());
         std::fs::write(self.dir.path().join("extensions"), extensions).unwrap();
         self.openssl(&format!(
             "x509 -req -in {name}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile extensions -out {name}.pem"
@@ -70,6 +80,7 @@ impl TlsCache {
 
     fn up(&mut self, directives: &str) {
         let (dir, address, behind) = (self.dir.path().display(), self.address, self.cache.url());
+        let listen = self.listen;
         let user = if rustix::process::geteuid().is_root() { "user root root;" } else { "" };
         let temp: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
             .iter()
@@ -81,8 +92,8 @@ impl TlsCache {
         );
         let text = format!(
             "daemon off;\n{user}\nworker_processes 1;\npid {dir}/pid;\nerror_log {dir}/error.log warn;\n\
-             events {{ worker_connections 256; }}\nhttp {{\n    access_log off;\n{temp}    server {{\n        \
-             listen {address} ssl;\n        ssl_certificate {dir}/server.pem;\n        \
+             events {{ worker_connections 256; }}\nhttp {{\n    access_log {dir}/access.log;\n{temp}    server {{\n        \
+             listen {address} {listen};\n        ssl_certificate {dir}/server.pem;\n        \
              ssl_certificate_key {dir}/server.key;\n        {directives}\n        location / {{ {pass} }}\n    }}\n}}\n"
         );
         std::fs::write(self.dir.path().join("nginx.conf"), text).unwrap();
@@ -172,12 +183,73 @@ fn a_private_authority_is_trusted_by_ca_file_and_by_nixs_variable() {
     tls.up("");
     reload(&daemon, &tls.config(&tls.ca_file()));
     pushes(&daemon, &tls, "renewed");
-    // The variable that Nix reads too.
+    // The variables that Nix reads too; its own comes first.
     daemon.stop();
     daemon.configure(&tls.config(""));
-    daemon.env.push(("NIX_SSL_CERT_FILE".to_owned(), tls.file("ca.pem")));
+    daemon.env = vec![("SSL_CERT_FILE".to_owned(), tls.file("ca.pem"))];
     daemon.up();
-    pushes(&daemon, &tls, "by-variable");
+    pushes(&daemon, &tls, "by-the-usual-variable");
+    daemon.stop();
+    daemon.env = vec![
+        ("NIX_SSL_CERT_FILE".to_owned(), tls.file("ca.pem")),
+        ("SSL_CERT_FILE".to_owned(), tls.file("server.key")),
+    ];
+    daemon.up();
+    pushes(&daemon, &tls, "by-nixs-variable");
+}
+
+#[test]
+fn a_proxy_tunnels_to_a_server_with_tls() {
+    let nix = PrivateNix::new();
+    let Some(tls) = TlsCache::start(&nix, "") else { return };
+    let proxy = HeadProxy::before(tls.address);
+    let keys = format!("{}proxy = \"http://me:hunter-two@{}\"\n", tls.ca_file(), proxy.host());
+    let url = format!("https://{NAME}");
+    let config = format!("{}{keys}[client]\nenable = false\n", tls.cache.caches(&url));
+    proxy.rule(|head| {
+        (head.header("proxy-authorization") != Some("Basic bWU6aHVudGVyLXR3bw=="))
+            .then(|| refusal("407 Proxy Authentication Required", ""))
+    });
+    let daemon = Daemon::start(nix, &config);
+    pushes(&daemon, &tls, "by-tunnel");
+    let seen = proxy.seen();
+    assert!(seen.iter().all(|head| head.line == format!("CONNECT {NAME}:443 HTTP/1.1")), "{seen:?}");
+    assert!(seen.iter().all(|head| head.header("authorization").is_none()), "{seen:?}");
+    // A login that the proxy refuses is named, and not shown.
+    reload(&daemon, &config.replace("hunter-two", "hunter-three"));
+    daemon.nix.make("refused");
+    until_state(&daemon, "offline", "proxy");
+    assert!(!format!("{}{:?}", daemon.logs(), daemon.status()).contains("hunter-"));
+}
+
+#[test]
+fn http2_where_the_server_offers_it_and_the_configuration_allows_it() {
+    let nix = PrivateNix::new();
+    let Some(tls) = TlsCache::listening(&nix, "ssl http2", "client_max_body_size 200k;") else { return };
+    let versions = || {
+        let log = std::fs::read_to_string(tls.file("access.log")).unwrap();
+        let uploads = log.lines().filter(|l| l.contains("/_api/v1/upload-path"));
+        let count = |version: &str| uploads.clone().filter(|l| l.contains(version)).count();
+        (count("HTTP/1.1"), count("HTTP/2.0"))
+    };
+    let daemon = Daemon::start(nix, &tls.config(&tls.ca_file()));
+    pushes(&daemon, &tls, "one");
+    assert_eq!(versions(), (1, 0), "off by default");
+    reload(&daemon, &tls.config(&format!("{}http2 = true\n", tls.ca_file())));
+    pushes(&daemon, &tls, "two");
+    assert_eq!(versions(), (1, 1));
+    // A limit of the proxy costs the path alone, with its reason.
+    let big = daemon.nix.build(&PrivateNix::shell("big", "head -c 1000000 /dev/urandom > $out")).remove(0);
+    let push = daemon.json_of_failed(&["push", "--wait", &big]);
+    let reason = push["failed"][0]["error"].as_str().unwrap_or_default();
+    assert!(reason.contains("413") && reason.contains("client_max_body_size"), "{reason}");
+    pushes_still(&daemon, &tls, "three");
+}
+
+/// Pushes a new path beside one that has failed.
+fn pushes_still(daemon: &Daemon, tls: &TlsCache, name: &str) {
+    let path = daemon.nix.make(name);
+    until(name, || tls.cache.main().has(&path).then_some(()));
 }
 
 #[test]
