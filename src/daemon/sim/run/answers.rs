@@ -97,7 +97,7 @@ impl Run {
                     for base in before {
                         let made = &world.store.made[&base];
                         let confirmed = world.caches.iter().any(|c| c.confirmed.contains_key(hash(&base)));
-                        let wanted = made.valid && made.job != Some(usize::MAX);
+                        let wanted = world.store.was_there(&base, at) && made.job != Some(usize::MAX);
                         // One that was refused may have been taken up again by another caller.
                         let refused = world
                             .store
