@@ -417,7 +417,10 @@ fn judge(info: &NarInfo, decoded: &Decoded) -> Result<(), Fault> {
     let other = |what: &str| fault(FaultKind::OtherHash, format!("{what}. {REPAIR}"));
     if decoded.nar == Err(Broken::Unsupported) {
         let name: String = info.compression.chars().filter(char::is_ascii_graphic).take(20).collect();
-        return Err(fault(FaultKind::Unsupported, format!("flywheel cannot read the compression {name}")));
+        let detail = format!(
+            "the compression {name} is not read here, so nothing is known of the NAR; Nix may well read it"
+        );
+        return Err(fault(FaultKind::Unsupported, detail));
     }
     if let Some(size) = info.file_size.filter(|size| decoded.file_size < *size) {
         return Err(short(decoded.file_size, size, "file with the NAR"));

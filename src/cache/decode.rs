@@ -84,6 +84,8 @@ fn nar(compression: &str, file: &mut File, nar_size: u64) -> Result<(NarHash, u6
             let stream = stream.map_err(|e| Broken::Garbled(e.to_string()))?;
             hash(liblzma::read::XzDecoder::new_stream(file, stream), nar_size)
         }
+        // The decoder goes on after the end of a stream, as `bzip2 -d` does.
+        "bzip2" => hash(bzip2::read::MultiBzDecoder::new(file), nar_size),
         "br" => hash(brotli_decompressor::Decompressor::new(file, PIECE), nar_size),
         _ => Err(Broken::Unsupported),
     }
@@ -135,12 +137,19 @@ mod tests {
         encoder.finish().unwrap()
     }
 
+    fn bz(data: &[u8]) -> Vec<u8> {
+        let mut encoder = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
+        encoder.write_all(data).unwrap();
+        encoder.finish().unwrap()
+    }
+
     #[test]
     fn every_compression_gives_the_nar_and_its_faults() {
         let nar: Vec<u8> = (0..200_000_u32).flat_map(|n| n.wrapping_mul(n).to_le_bytes()).collect();
         let (size, hash) = (nar.len() as u64, NarHash(Sha256::digest(&nar).into()));
         let zstd = zstd::encode_all(nar.as_slice(), 3).unwrap();
-        for (compression, file) in [("none", nar.clone()), ("zstd", zstd), ("xz", xz(&nar))] {
+        let files = [("none", nar.clone()), ("zstd", zstd), ("xz", xz(&nar)), ("bzip2", bz(&nar))];
+        for (compression, file) in files {
             let good = run(compression, &file, size);
             assert_eq!(good.nar, Ok((hash, size)), "{compression}");
             assert_eq!(

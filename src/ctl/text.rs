@@ -123,6 +123,9 @@ pub(super) fn verification(report: &Report) -> String {
     if !report.repaired.is_empty() {
         let _ = write!(out, ", {} repaired", report.repaired.len());
     }
+    if found.upstream > 0 {
+        let _ = write!(out, ", {} in an upstream cache", found.upstream);
+    }
     if found.unchecked > 0 {
         let _ = write!(out, ", {} not checked before the deadline", found.unchecked);
     }

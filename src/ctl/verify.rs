@@ -12,6 +12,7 @@ use super::{
     connection::{Connection, REPLY_TIMEOUT},
     end::{milliseconds, resolve, unexpected},
     exit::{Exit, Failure},
+    render::Bar,
 };
 use crate::control::messages::{MAX_VERIFIED, Reply, Request, Verification, VerifyScope};
 
@@ -58,10 +59,13 @@ pub(super) fn command(context: &Context, args: VerifyArgs) -> Result<Exit, Failu
             VerifyScope::Paths(paths)
         }
     };
-    let mut report = Report { found: ask(&mut connection, scope, args.cache, until)?, ..Report::default() };
+    let mut bar = context.render.bar();
+    let found = ask(&mut connection, scope, args.cache, until, &mut bar)?;
+    let mut report = Report { found, ..Report::default() };
     if args.repair {
-        repair(&mut connection, &mut report, until);
+        repair(&mut connection, &mut report, until, &mut bar);
     }
+    bar.clear();
     let exit = report.exit();
     report.outcome = match exit {
         Exit::Done => "good",
@@ -81,16 +85,22 @@ fn ask(
     scope: VerifyScope,
     cache: Option<String>,
     until: Instant,
+    bar: &mut Bar,
 ) -> Result<Verification, Failure> {
     let request = Request::Verify { scope, cache, timeout_ms: milliseconds(left(until)) };
-    match connection.ask(&request, left(until) + REPLY_TIMEOUT, &mut |_| ())? {
+    match connection.ask(&request, left(until) + REPLY_TIMEOUT, &mut |progress| bar.show(progress))? {
         Reply::Verified(found) => Ok(found),
         other => Err(unexpected(other)),
     }
 }
 
 /// Pushes what is absent again, by the usual way, and verifies it once more.
-fn repair(connection: &mut Connection, report: &mut Report, until: Instant) {
+fn repair(connection: &mut Connection, report: &mut Report, until: Instant, bar: &mut Bar) {
+    let unlisted = report.found.problems_total.saturating_sub(report.found.problems.len() as u64);
+    if unlisted > 0 {
+        let why = format!("{unlisted} problems beyond the listed ones were not looked at: verify again");
+        report.repair_errors.push(why);
+    }
     let mut absent: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for problem in report.found.problems.iter().filter(|p| p.problem == "absent") {
         if problem.valid {
@@ -102,7 +112,7 @@ fn repair(connection: &mut Connection, report: &mut Report, until: Instant) {
         }
     }
     for (cache, paths) in absent {
-        if let Err(failure) = push_again(connection, report, &cache, paths, until) {
+        if let Err(failure) = push_again(connection, report, &cache, paths, until, bar) {
             report.repair_errors.push(format!("cache {cache}: {failure}"));
         }
     }
@@ -114,11 +124,12 @@ fn push_again(
     cache: &str,
     paths: Vec<String>,
     until: Instant,
+    bar: &mut Bar,
 ) -> Result<(), Failure> {
     let named = || Some(cache.to_owned());
     let timeout_ms = milliseconds(left(until));
     let request = Request::Push { paths: paths.clone(), cache: named(), wait: true, timeout_ms };
-    match connection.ask(&request, left(until) + REPLY_TIMEOUT, &mut |_| ())? {
+    match connection.ask(&request, left(until) + REPLY_TIMEOUT, &mut |progress| bar.show(progress))? {
         Reply::Pushed(summary) => {
             let failures = summary.failed.iter().map(|f| format!("{}: {}", f.path, f.error));
             report.repair_errors.extend(failures);
@@ -131,7 +142,7 @@ fn push_again(
         }
         other => return Err(unexpected(other)),
     }
-    let again = ask(connection, VerifyScope::Paths(paths.clone()), named(), until)?;
+    let again = ask(connection, VerifyScope::Paths(paths.clone()), named(), until, bar)?;
     let still = |path: &String| again.problems.iter().any(|problem| problem.path == *path);
     let repaired: Vec<String> =
         paths.into_iter().filter(|path| again.unchecked == 0 && !still(path)).collect();

@@ -21,6 +21,8 @@ pub struct Verification {
     pub verified: u64,
     /// How many of them are as they should be.
     pub good: u64,
+    /// How many the cache lacks and need not have, because an upstream cache has them.
+    pub upstream: u64,
     /// How many were not reached before the deadline.
     pub unchecked: u64,
     /// How many bytes were fetched.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::Driver;
 use super::requests::STOPPING;
-use crate::control::messages::{ErrorCode, Reply, VerifyScope};
+use crate::control::messages::{ErrorCode, Progress, Reply, VerifyScope};
 use crate::control::server::{Peer, Responder};
 use crate::daemon::caches::pull_token;
 use crate::daemon::sessions::{Reports, Sight};
@@ -60,6 +60,7 @@ impl Driver {
                 .get(cache.name())
                 .map(|known| pull_token(known, settings, built_in))
                 .unwrap_or_default(),
+            upstream_keys: cache.upstream_keys().clone(),
         };
         let store = self.parts.transfers.store().clone();
         let question = Question {
@@ -84,7 +85,10 @@ impl Driver {
                     Ok(targets) => targets?,
                     Err(error) => return Err((ErrorCode::Internal, error.to_string())),
                 };
-                Ok(verify::run(&verifier, &store, &sources, targets, limit).await)
+                let progress = |settled, total| {
+                    responder.progress(Progress { settled, total, ..Progress::default() });
+                };
+                Ok(verify::run(&verifier, &store, &sources, targets, limit, progress).await)
             };
             let done = tokio::select! {
                 done = work => done,

@@ -17,7 +17,7 @@ use crate::cache::{
     CacheClient, CacheError, ErrorClass, Expected, Fault, FaultKind, Substituter, TokenSource,
 };
 use crate::control::messages::{MAX_PROBLEMS, Problem, Verification};
-use crate::daemon::push::StoreReader;
+use crate::daemon::push::{StoreReader, UpstreamKeys};
 use crate::observe::event;
 use crate::types::{StorePath, millis};
 
@@ -33,6 +33,8 @@ pub(in crate::daemon) struct Source {
     pub(in crate::daemon) client: CacheClient,
     /// The token for reading.
     pub(in crate::daemon) pull: TokenSource,
+    /// The keys of its upstream caches.
+    pub(in crate::daemon) upstream_keys: UpstreamKeys,
 }
 
 /// A path in a cache.
@@ -48,17 +50,27 @@ struct Checked {
     target: Target,
     /// Whether the path is valid in the store.
     valid: bool,
-    /// Bytes that were fetched.
-    result: Result<u64, Fault>,
+    finding: Finding,
 }
 
-/// Checks all targets within `limit`. Ends early when dropped.
+/// What was found of a path.
+enum Finding {
+    /// It is as it should be. How many bytes were fetched.
+    Good(u64),
+    /// The cache lacks it. An upstream cache has it, by its signature.
+    Upstream,
+    Faulty(Fault),
+}
+
+/// Checks all targets within `limit`, and reports to `progress` how many of all are done.
+/// Ends early when dropped.
 pub(in crate::daemon) async fn run(
     verifier: &Verifier,
     store: &StoreReader,
     sources: &[Source],
     targets: Vec<Target>,
     limit: Duration,
+    progress: impl Fn(u64, u64),
 ) -> Verification {
     let began = Instant::now();
     let deadline = tokio::time::Instant::now() + limit;
@@ -77,8 +89,10 @@ pub(in crate::daemon) async fn run(
     let checks = targets.into_iter().map(|target| check(store, sources, &substituters, target));
     let mut checks = futures_util::stream::iter(checks).buffer_unordered(PARALLEL);
     let mut tally = Tally::new(sources.len());
+    progress(0, total);
     while let Ok(Some(checked)) = timeout_at(deadline, checks.next()).await {
-        tally.add(&checked, sources, store);
+        tally.add(checked, sources, store);
+        progress(tally.done(), total);
     }
     drop(checks);
     tally.end(verifier, sources, total, began)
@@ -103,13 +117,15 @@ async fn check(
     // Without the Nix database the cache is compared with itself.
     let info = info.and_then(Result::ok).flatten();
     let valid = info.is_some();
+    let source = &sources[target.source];
+    let in_upstream = info.as_ref().is_some_and(|info| source.upstream_keys.have_signed(info));
     let expected = info.filter(|info| info.nar_size > 0).map(|info| Expected {
         nar_hash: info.nar_hash,
         nar_size: info.nar_size,
         references: info.references,
     });
     let result = match &substituters[target.source] {
-        Ok(from) => sources[target.source].client.check(from, &target.path, expected.as_ref()).await,
+        Ok(from) => source.client.check(from, &target.path, expected.as_ref()).await,
         Err(error) => {
             let kind = match error.class {
                 ErrorClass::Unauthorized | ErrorClass::Forbidden => FaultKind::Refused,
@@ -118,7 +134,12 @@ async fn check(
             Err(Fault { kind, detail: error.to_string() })
         }
     };
-    Checked { target, valid, result }
+    let finding = match result {
+        Ok(bytes) => Finding::Good(bytes),
+        Err(fault) if fault.kind == FaultKind::Absent && in_upstream => Finding::Upstream,
+        Err(fault) => Finding::Faulty(fault),
+    };
+    Checked { target, valid, finding }
 }
 
 /// What was found so far.
@@ -142,20 +163,31 @@ impl Tally {
         Self { report: Verification::default(), caches: vec![CacheTally::default(); sources], logged: 0 }
     }
 
-    fn add(&mut self, checked: &Checked, sources: &[Source], store: &StoreReader) {
-        let Checked { target, valid, result } = checked;
+    /// How many targets are done.
+    fn done(&self) -> u64 {
+        self.report.verified + self.report.upstream
+    }
+
+    fn add(&mut self, checked: Checked, sources: &[Source], store: &StoreReader) {
+        let Checked { target, valid, finding } = checked;
         let (cache, name) = (&mut self.caches[target.source], &sources[target.source].name);
-        cache.verified += 1;
-        self.report.verified += 1;
-        let fault = match result {
-            Ok(bytes) => {
+        if !matches!(finding, Finding::Upstream) {
+            cache.verified += 1;
+            self.report.verified += 1;
+        }
+        let fault = match finding {
+            Finding::Good(bytes) => {
                 cache.good += 1;
                 cache.bytes += bytes;
                 self.report.good += 1;
                 self.report.bytes += bytes;
                 return;
             }
-            Err(fault) => fault,
+            Finding::Upstream => {
+                self.report.upstream += 1;
+                return;
+            }
+            Finding::Faulty(fault) => fault,
         };
         cache.faults.push(fault.kind);
         let path = store.dir().full(&target.path);
@@ -178,8 +210,8 @@ impl Tally {
                 path,
                 cache: name.clone(),
                 problem: fault.kind.as_str().to_owned(),
-                detail: fault.detail.clone(),
-                valid: *valid,
+                detail: fault.detail,
+                valid,
             });
         }
     }
@@ -187,7 +219,7 @@ impl Tally {
     /// Logs what was found of each cache, and adds it to the counts.
     fn end(mut self, verifier: &Verifier, sources: &[Source], total: u64, began: Instant) -> Verification {
         self.report.duration_ms = millis(began.elapsed());
-        self.report.unchecked = total - self.report.verified;
+        self.report.unchecked = total - self.done();
         for (cache, source) in self.caches.iter().zip(sources).filter(|(cache, _)| cache.verified > 0) {
             verifier.count(&source.name, cache.good, &cache.faults);
             let (verified, problems) = (cache.verified, cache.faults.len());
