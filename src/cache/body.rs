@@ -251,7 +251,9 @@ impl Watch {
     /// Progress means that the connection asks for another chunk. Its buffer (under
     /// 1 MiB) and the kernel's come after that: on a link so slow that sending those
     /// takes longer than `stall`, the end of an upload looks like a stall.
-    pub(super) async fn stalled(&self, connect: Duration, stall: Duration) -> Stall {
+    ///
+    /// `answer` limits the wait for the answer to a body that was sent completely.
+    pub(super) async fn stalled(&self, connect: Duration, stall: Duration, answer: Duration) -> Stall {
         loop {
             let (limit, moved, stalled) = {
                 let state = lock(&self.0);
@@ -260,7 +262,7 @@ impl Watch {
                     Phase::Fresh => (connect + stall, Stall::Connecting),
                     Phase::Source => (SOURCE_PATIENCE.max(stall), Stall::Source),
                     Phase::Network => (stall, Stall::Sending),
-                    Phase::Done | Phase::Held | Phase::Closed | Phase::Failed(_) => (stall, Stall::Answer),
+                    Phase::Done | Phase::Held | Phase::Closed | Phase::Failed(_) => (answer, Stall::Answer),
                 };
                 (limit, state.moved, stalled)
             };
@@ -268,7 +270,7 @@ impl Watch {
             if now >= due {
                 return stalled;
             }
-            // Another phase may begin during the wait, and `stall` is the shortest limit.
+            // Another phase may begin during the wait, and no limit is shorter than `stall`.
             tokio::time::sleep_until(due.min(now + stall)).await;
         }
     }

@@ -36,6 +36,8 @@ const LONGEST_INFO_HEADER: usize = 4 * 1024;
 /// Largest answer that the client reads, in bytes. An answer to 5,000 hashes has 175 KB.
 const LONGEST_ANSWER: usize = 1024 * 1024;
 const MAX_ENDPOINTS: usize = 32;
+/// How often the patience of an upload doubles at most: from a minute to half an hour.
+const MOST_DOUBLINGS: u32 = 5;
 
 /// Settings of a cache client.
 #[derive(Clone, Debug)]
@@ -249,9 +251,25 @@ impl CacheClient {
     where
         S: Stream<Item = io::Result<Bytes>> + Send + 'static,
     {
+        self.upload_again(info, nar, 0).await
+    }
+
+    /// Uploads one path of which `no_verdicts` uploads have ended without a verdict. Each of them doubles the
+    /// time for which the answer to the whole body is awaited, since a server that drops a request whose
+    /// client has left would never store the path otherwise.
+    pub async fn upload_again<S>(
+        &self,
+        info: &UploadInfo,
+        nar: S,
+        no_verdicts: u32,
+    ) -> Result<Uploaded, CacheError>
+    where
+        S: Stream<Item = io::Result<Bytes>> + Send + 'static,
+    {
         info.check(&self.0.cache)?;
+        let patience = self.0.stall_timeout.saturating_mul(1 << no_verdicts.min(MOST_DOUBLINGS));
         // The body has one type whatever the stream's type is, which keeps the generic part small.
-        self.0.upload(info, nar).await.map_err(|e| self.0.scrubbed(e))
+        self.0.upload(info, nar, patience).await.map_err(|e| self.0.scrubbed(e))
     }
 
     /// Reads the token and the extra headers again and returns what has changed. After an error the old ones stay
@@ -460,7 +478,7 @@ impl Inner {
         Ok(missing_paths)
     }
 
-    async fn upload<S>(&self, info: &UploadInfo, nar: S) -> Result<Uploaded, CacheError>
+    async fn upload<S>(&self, info: &UploadInfo, nar: S, patience: Duration) -> Result<Uploaded, CacheError>
     where
         S: Stream<Item = io::Result<Bytes>> + Send + 'static,
     {
@@ -496,7 +514,7 @@ impl Inner {
             .header(CONTENT_LENGTH, length)
             .header(CONTENT_TYPE, "application/octet-stream")
             .body(reqwest::Body::wrap_stream(body));
-        let answer = self.exchange(request, &watch, &doing).await;
+        let answer = self.exchange(request, &watch, patience, &doing).await;
         let (answer, sent) = answer.inspect_err(|e| self.note(e, &base))?;
         self.note_refusal(answer.status, &known);
         let UploadAnswer { kind, file_size } = answer.json(&doing).map_err(|e| e.of_upload(sent))?;
@@ -507,14 +525,16 @@ impl Inner {
         &self,
         request: RequestBuilder,
         watch: &Watch,
+        patience: Duration,
         doing: &str,
     ) -> Result<(Answer, Sent), CacheError> {
         let response = tokio::select! {
             // `biased` polls the answer first: it takes precedence over a stall at the same moment.
             biased;
             response = request.send() => response,
-            stall = watch.stalled(self.connect_timeout, self.stall_timeout) => {
-                return Err(stall_error(&stall, self.stall_timeout, doing).of_upload(watch.sent()));
+            stall = watch.stalled(self.connect_timeout, self.stall_timeout, patience) => {
+                let after = if stall == Stall::Answer { patience } else { self.stall_timeout };
+                return Err(stall_error(&stall, after, doing).of_upload(watch.sent()));
             }
         };
         let sent = watch.sent();

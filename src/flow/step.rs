@@ -197,6 +197,11 @@ impl Flow {
         self.pushes.get(&push).is_some_and(|push| push.is_failed())
     }
 
+    /// Returns how many uploads of a push have ended without a verdict.
+    pub(crate) fn no_verdicts(&self, push: PushId) -> u32 {
+        self.pushes.get(&push).map_or(0, |push| push.no_verdicts)
+    }
+
     /// Returns the number of known pushes, over all caches.
     pub(crate) fn known(&self) -> usize {
         self.pushes.len()

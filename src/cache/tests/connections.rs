@@ -163,6 +163,20 @@ async fn silence_is_a_stall() {
     assert_eq!(error.class, ErrorClass::NoVerdict, "the server has the whole body: {error}");
     assert!(error.message.contains("no answer"), "{error}");
 
+    let slow = Server::start(|request, mut conn| async move {
+        conn.body(&request).await;
+        tokio::time::sleep(Duration::from_millis(450)).await;
+        conn.answer("200 OK", "", r#"{"kind":"Uploaded"}"#).await;
+        Some(conn)
+    })
+    .await;
+    let client = impatient(&slow.url);
+    for no_verdicts in [0, 1] {
+        let error = client.upload_again(&info(9), nar(9), no_verdicts).await.unwrap_err();
+        assert_eq!(error.class, ErrorClass::NoVerdict, "{error}");
+    }
+    client.upload_again(&info(9), nar(9), 5).await.expect("the patience grows");
+
     let takes_nothing = Server::start(|_, conn| async move {
         std::future::pending::<()>().await;
         Some(conn)

@@ -128,10 +128,17 @@ impl Cache {
     }
 
     /// Uploads a path, by `transfers` or by the engine.
-    pub(in crate::daemon) fn upload(&self, transfers: &Transfers, push: PushId, path: StorePath) {
+    /// `no_verdicts`: the uploads of it that ended without a verdict.
+    pub(in crate::daemon) fn upload(
+        &self,
+        transfers: &Transfers,
+        push: PushId,
+        path: StorePath,
+        no_verdicts: u32,
+    ) {
         match &self.engine {
             Some(engine) => engine.upload(push, path),
-            None => transfers.upload(self.target(), push, path),
+            None => transfers.upload(self.target(), push, path, no_verdicts),
         }
     }
 }

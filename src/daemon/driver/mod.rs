@@ -287,13 +287,13 @@ impl Driver {
         match input {
             Input::Found { cache, pushes, paths, reasons, retry } => {
                 let of = |purpose| pushes.iter().filter(move |p| p.purpose == purpose).map(|p| p.id);
-                let active: Vec<PushId> = of(Purpose::Wanted).collect();
+                let wanted: Vec<PushId> = of(Purpose::Wanted).collect();
                 let rechecks = of(Purpose::Recheck).collect();
-                self.parts.pushes.add(cache, paths, reasons, &active, &rechecks);
+                self.parts.pushes.add(cache, paths, reasons, &wanted, &rechecks);
                 self.step(Event::Admit { cache, pushes });
                 if retry {
                     // Admitting a failed push that is known only adds who waits for it.
-                    self.step(Event::Retry(Some(active)));
+                    self.step(Event::Retry(Some(wanted)));
                 }
             }
             Input::Stuck(why) => self.parts.intake.set_stuck(why),
@@ -368,7 +368,7 @@ impl Driver {
             Action::Upload(cache, push, attempt) => {
                 metrics.begins(caches[cache].name(), attempt);
                 if let Some(path) = pushes.begin(push, attempt) {
-                    caches[cache].upload(transfers, push, path);
+                    caches[cache].upload(transfers, push, path, self.flow.no_verdicts(push));
                 }
             }
             Action::Probe(cache) => transfers.probe(caches[cache].target()),

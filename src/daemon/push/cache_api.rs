@@ -31,14 +31,15 @@ impl CacheApi {
         }
     }
 
-    /// Uploads a NAR.
+    /// Uploads a NAR. `no_verdicts`: the uploads of it that ended without a verdict.
     pub(super) async fn upload(
         &self,
         info: &UploadInfo,
         nar: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
+        no_verdicts: u32,
     ) -> Result<Uploaded, CacheError> {
         match self {
-            Self::Http(client) => client.upload(info, nar).await,
+            Self::Http(client) => client.upload_again(info, nar, no_verdicts).await,
             #[cfg(test)]
             Self::Simulated(cache) => cache.upload(info).await,
         }

@@ -151,21 +151,27 @@ impl Transfers {
         self.running.lock().unwrap_or_else(PoisonError::into_inner).insert(push, running);
     }
 
-    /// Uploads one path.
-    pub(in crate::daemon) fn upload(&self, target: Target, push: PushId, path: StorePath) {
+    /// Uploads one path, of which `no_verdicts` uploads have ended without a verdict.
+    pub(in crate::daemon) fn upload(&self, target: Target, push: PushId, path: StorePath, no_verdicts: u32) {
         let this = self.clone();
         let begun = Instant::now();
         let own = Arc::new(AtomicU64::new(0));
         let running = Running { sent: Some(Arc::clone(&own)), begun };
         self.running.lock().unwrap_or_else(PoisonError::into_inner).insert(push, running);
         tokio::spawn(async move {
-            let result = this.send(&target, path, own).await;
+            let result = this.send(&target, path, own, no_verdicts).await;
             this.report(push, result, begun).await;
         });
     }
 
     /// Sends one path, and counts its bytes in `own`.
-    async fn send(&self, target: &Target, path: StorePath, own: Arc<AtomicU64>) -> UploadEnd {
+    async fn send(
+        &self,
+        target: &Target,
+        path: StorePath,
+        own: Arc<AtomicU64>,
+        no_verdicts: u32,
+    ) -> UploadEnd {
         let (info, small) = match self.store.read(path).await {
             Ok(Some(read)) => read,
             Ok(None) => return UploadEnd::Collected,
@@ -187,7 +193,7 @@ impl Transfers {
                 own.fetch_add(chunk.len() as u64, Ordering::Relaxed);
             }
         });
-        let uploading = target.api.upload(&upload, self.paced(nar));
+        let uploading = target.api.upload(&upload, self.paced(nar), no_verdicts);
         let result = if upload.nar_size < SHARED_FROM {
             uploading.await
         } else {

@@ -48,6 +48,7 @@ rows! {
     bad_gateway_502: Fault::Answer(502, ""), uploads, 6, Heals;
     unavailable_503: Fault::Answer(503, ""), uploads, 6, Heals;
     too_many_requests_429: Fault::Answer(429, "Retry-After: 1\r\n"), uploads, 3, Heals;
+    waits_as_problem_details_say_429: Fault::Problem(429, 1), uploads, 3, Heals;
     unauthorized_401: Fault::Answer(401, ""), uploads, 1, Reload;
     forbidden_403: Fault::Answer(403, ""), uploads, 1, Reload;
     too_large_413: Fault::Answer(413, ""), one_path, 1, Parks("too-large");
@@ -108,6 +109,28 @@ fn run(row: &Row) {
     if let Reload | Parks(_) = row.then {
         assert_eq!(rig.daemon.ctl(&["reload"]).code, 0);
     }
+    rig.whole(|_| None);
+    rig.nothing_twice();
+}
+
+/// Statuses that pass by themselves: of servers, of proxies, and of those before a server
+/// (460: AWS; 499: nginx; 520 and above: Cloudflare).
+const PASSING: [u16; 20] =
+    [408, 409, 421, 423, 425, 429, 460, 499, 503, 520, 521, 522, 523, 524, 525, 526, 527, 528, 529, 530];
+
+/// The first upload of each path meets another one.
+#[test]
+fn each_status_that_passes() {
+    let rig = Rig::with("stall_timeout = \"1s\"", "");
+    let mut statuses = PASSING.into_iter();
+    rig.proxy.rule(move |call| match call {
+        Call { kind: Kind::Upload, before: 0, .. } => {
+            statuses.next().map_or(Fault::Pass, |status| Fault::Answer(status, ""))
+        }
+        _ => Fault::Pass,
+    });
+    rig.site.build(&set("during", 2, 10, 20_000));
+    rig.proxy.until("each status was the answer", met(PASSING.len()));
     rig.whole(|_| None);
     rig.nothing_twice();
 }

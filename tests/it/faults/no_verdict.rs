@@ -1,6 +1,8 @@
 //! Uploads that end without a verdict: the body was sent, and no answer of the cache came. The cache
 //! is asked before such a path is sent again, and nothing else suffers.
 
+use std::time::Duration;
+
 use super::proxy::{Fault, Kind, Proxy};
 use super::{Rig, met, set, upload_of};
 
@@ -64,5 +66,23 @@ fn a_path_that_never_arrives_fails_and_costs_no_other() {
     rig.proxy.pass();
     assert_eq!(rig.daemon.ctl(&["reload"]).code, 0);
     rig.whole(|_| None);
+    rig.nothing_twice();
+}
+
+/// A server that needs longer for a path than the daemon waits at first, and that drops a request
+/// whose client has left, as atticd does.
+#[test]
+fn patience_grows_until_a_slow_server_has_stored_the_path() {
+    let rig = rig();
+    rig.proxy.rule(|call| {
+        let slow = upload_of(call, |name| name == "during-0");
+        if slow { Fault::Late(Duration::from_secs(3)) } else { Fault::Pass }
+    });
+    rig.site.build(&set("during", 2, 3, 20_000));
+    rig.whole(|_| None);
+    let seen = rig.proxy.seen();
+    let tries: Vec<_> = seen.uploads().filter(|call| upload_of(call, |name| name == "during-0")).collect();
+    assert!((2..=3).contains(&tries.len()), "{tries:?}");
+    assert_never_away(&rig);
     rig.nothing_twice();
 }

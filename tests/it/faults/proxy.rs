@@ -39,6 +39,11 @@ pub enum Fault {
     Stored(Option<u16>),
     /// Reads the body, passes nothing on, and answers with this status.
     Lost(u16),
+    /// Reads the body and waits this long; then passes it on, if the client still waits.
+    Late(Duration),
+    /// Answers with this status, and with problem details (RFC 9457) that ask to wait this many
+    /// seconds.
+    Problem(u16, u32),
     /// Passes the request on and sends the answer twice.
     Double,
     /// Holds the request until the test calls [`Proxy::pass`], then passes it on.
@@ -418,6 +423,20 @@ async fn deal(
             return Ok(Next::Reset);
         }
         Fault::Answer(status, more) => return answer(client, status, more, "the laboratory", over).await,
+        Fault::Problem(status, wait) => {
+            let body = format!("{{\"title\":\"Error\",\"status\":{status},\"retry_after\":{wait}}}");
+            return answer_with(client, status, "", "application/problem+json", &body, over).await;
+        }
+        Fault::Late(wait) => {
+            while (buffer.len() as u64) < head.length {
+                more(client, buffer).await?;
+            }
+            let mut byte = [0];
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                _ = client.peek(&mut byte) => return Ok(Next::Reset),
+            }
+        }
         Fault::BadHash => {
             take(client, buffer, head.length).await?;
             return answer(client, 400, "", "General request error: Bad NAR Hash or Size", over).await;
@@ -474,11 +493,22 @@ async fn answer(
     status: u16,
     more: &str,
     message: &str,
-    mut over: Over<'_>,
+    over: Over<'_>,
 ) -> io::Result<Next> {
     let body = format!("{{\"code\":{status},\"error\":\"Fault\",\"message\":\"{message}\"}}");
+    answer_with(client, status, more, "application/json", &body, over).await
+}
+
+async fn answer_with(
+    client: &mut TcpStream,
+    status: u16,
+    more: &str,
+    content_type: &str,
+    body: &str,
+    mut over: Over<'_>,
+) -> io::Result<Next> {
     let text = format!(
-        "HTTP/1.1 {status} Fault\r\ncontent-type: application/json\r\ncontent-length: {}\r\n{more}connection: close\r\n\r\n{body}",
+        "HTTP/1.1 {status} Fault\r\ncontent-type: {content_type}\r\ncontent-length: {}\r\n{more}connection: close\r\n\r\n{body}",
         body.len()
     );
     client.write_all(text.as_bytes()).await?;
