@@ -78,7 +78,7 @@ impl Driver {
             let view = self.flow.view(cache.id())?;
             let age = oldest.get(&cache.id()).map_or(0, |at| now.saturating_sub(*at).max(0));
             Some(CacheNumbers {
-                pending: view.pending as u64,
+                pending: view.pending.saturating_sub(parts.pushes.rechecks(cache.id())) as u64,
                 oldest_pending_s: age.unsigned_abs() / 1000,
                 upload_limit: u64::from(view.limit),
             })
@@ -164,7 +164,10 @@ impl Driver {
     fn fill_caches(&self, status: &mut m::Status) {
         for cache in self.parts.caches.iter() {
             let Some(view) = self.flow.view(cache.id()) else { continue };
-            status.queue.pending += (view.pending as u64).saturating_sub(u64::from(view.uploading));
+            // What is only asked about again, for a flush, is not pending: in an outage there may be
+            // thousands of these, and nothing to upload.
+            let pending = view.pending.saturating_sub(self.parts.pushes.rechecks(cache.id()));
+            status.queue.pending += (pending as u64).saturating_sub(u64::from(view.uploading));
             status.queue.uploading += u64::from(view.uploading);
             status.queue.failed += view.failed as u64;
             status.cache.push(m::CacheStatus {

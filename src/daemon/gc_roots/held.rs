@@ -1,5 +1,5 @@
-//! The set of held paths, with their sizes and ages, and the caches that each is held
-//! for. It may have a hundred thousand entries, so an entry is small: nearly always one
+//! The held paths, with their sizes and ages, and how often each is held for which cache:
+//! once for a push, and once more for each admission of it that is on its way. It may have a hundred thousand entries, so an entry is small: nearly always one
 //! path for one cache.
 
 use crate::types::StorePath;
@@ -24,9 +24,12 @@ struct Entry {
     /// The number of the path; the smallest is the oldest path's. The same for all caches.
     number: u64,
     nar_size: u64,
+    /// How often the path is held for this cache.
+    times: u32,
 }
 
-/// A path that is not held any more, and the caches that it was held for.
+/// A path that is not held any more, and the caches that it was held for, each as often
+/// as it was.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct LetGo {
     pub(super) path: StorePath,
@@ -35,11 +38,12 @@ pub(super) struct LetGo {
 }
 
 impl Held {
-    /// Holds the path for this cache. Returns whether it was not held for any cache before.
+    /// Holds the path for this cache, once more if it is held already. Returns whether it
+    /// was not held for any cache before.
     pub(super) fn add(&mut self, (path, nar_size): Sized<'_>, cache: u16) -> bool {
         let known = self.entry(path);
-        let entry = known.unwrap_or(Entry { number: self.next, nar_size });
-        self.by.insert((path.clone(), cache), entry);
+        let entry = known.unwrap_or(Entry { number: self.next, nar_size, times: 0 });
+        self.by.entry((path.clone(), cache)).or_insert(Entry { times: 0, ..entry }).times += 1;
         if known.is_none() {
             self.ages.push_back((self.next, path.clone()));
             self.next += 1;
@@ -49,10 +53,16 @@ impl Held {
         known.is_none()
     }
 
-    /// Stops holding the path for this cache. Returns whether no cache is left that it is
-    /// held for.
+    /// Holds the path once less for this cache. Returns whether it is not held for any
+    /// cache any more.
     pub(super) fn remove(&mut self, path: &StorePath, cache: u16) -> bool {
-        let Some(entry) = self.by.remove(&(path.clone(), cache)) else { return false };
+        let key = (path.clone(), cache);
+        let Some(entry) = self.by.get_mut(&key) else { return false };
+        entry.times -= 1;
+        if entry.times > 0 {
+            return false;
+        }
+        let Some(entry) = self.by.remove(&key) else { return false };
         let last = !self.holds(path);
         if last {
             self.forget(entry);
@@ -65,7 +75,9 @@ impl Held {
         loop {
             let (number, path) = self.ages.pop_front()?;
             let Some(entry) = self.entry(&path).filter(|entry| entry.number == number) else { continue };
-            let caches: Vec<u16> = self.range(&path).map(|((_, cache), _)| *cache).collect();
+            let each = self.range(&path);
+            let caches: Vec<u16> =
+                each.flat_map(|((_, cache), entry)| (0..entry.times).map(|_| *cache)).collect();
             for cache in &caches {
                 self.by.remove(&(path.clone(), *cache));
             }
@@ -134,6 +146,7 @@ mod tests {
         assert_eq!((held.paths().cloned().collect::<Vec<_>>(), held.len()), (vec![path(1), path(2)], 2));
         assert_eq!(held.bytes(), 12);
         assert!(!held.remove(&path(1), 3) && !held.remove(&path(1), 7));
+        assert!(!held.remove(&path(1), 7) && !held.remove(&path(1), 7), "it was held twice");
         assert!(held.holds(&path(1)) && held.remove(&path(1), 0) && !held.holds(&path(1)));
         assert_eq!(held.bytes(), 5);
         assert!(held.remove(&path(2), 0) && held.is_empty());
@@ -147,13 +160,14 @@ mod tests {
             held.add((&path(n), 10), 0);
         }
         held.add((&path(3), 10), 4);
+        held.add((&path(3), 10), 4);
         held.remove(&path(1), 0);
         held.add((&path(1), 10), 0);
         let mut gone = Vec::new();
         while let Some(let_go) = held.let_go_oldest() {
             gone.push((let_go.path, let_go.caches));
         }
-        assert_eq!(gone, [(path(3), vec![0, 4]), (path(2), vec![0]), (path(1), vec![0])]);
+        assert_eq!(gone, [(path(3), vec![0, 4, 4]), (path(2), vec![0]), (path(1), vec![0])]);
         assert!(held.is_empty() && held.bytes() == 0);
     }
 

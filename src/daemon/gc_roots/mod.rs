@@ -7,6 +7,10 @@
 //!                                               └─────► file in [nix] gc_roots: outlives the process
 //! ```
 //!
+//! Protections are counted for each path and cache. The intake protects each push that it
+//! reports, and the driver owns that protection from then on: it takes it back when the
+//! push ends, or at once when it had the push already.
+//!
 //! Each kind of root works without the other. Without both, paths are pushed all the
 //! same, and a path that is collected before that counts as collected. The path of a
 //! failed push stays protected while it is among the latest [`FAILED_KEPT`], so that a
@@ -157,7 +161,8 @@ impl GcRoots {
 
     /// Protects paths that are wanted in a cache, with the kinds of roots that are
     /// available, and within the bounds. Each path comes with the size of its NAR in
-    /// bytes. Protecting a path again changes nothing. Blocks on files and sockets.
+    /// bytes, and is protected until [`Self::release`] was called as often as this. Blocks
+    /// on files and sockets.
     pub(in crate::daemon) fn protect<'a>(&self, cache: u16, paths: impl IntoIterator<Item = Sized<'a>>) {
         let mut state = self.state();
         let new = state.take(cache, paths);
@@ -166,8 +171,7 @@ impl GcRoots {
         self.apply_bounds(MEASURE_NEW);
     }
 
-    /// Protects paths whose pushes the driver has begun: the end of an earlier push may
-    /// have undone [`Self::protect`]. Does not block.
+    /// Protects paths as [`Self::protect`] does, a moment later. Does not block.
     pub(in crate::daemon) fn keep(&self, cache: u16, paths: Vec<(StorePath, u64)>) {
         self.request(Request::Keep(cache, paths));
     }
@@ -177,15 +181,20 @@ impl GcRoots {
         self.request(Request::Bounds(bounds));
     }
 
-    /// Ends the protection of a path that this cache does not need any more.
+    /// Takes back one protection of a path for this cache.
     pub(in crate::daemon) fn release(&self, cache: u16, path: StorePath) {
         self.request(Request::Release(cache, path));
     }
 
-    /// Keeps the path of a failed push protected while it is among the latest
-    /// [`FAILED_KEPT`].
+    /// Takes over one protection of a path whose push failed: it lasts while the path is
+    /// among the latest [`FAILED_KEPT`].
     pub(in crate::daemon) fn keep_failed(&self, cache: u16, path: StorePath) {
         self.request(Request::KeepFailed(cache, path));
+    }
+
+    /// Takes back the protection that [`Self::keep_failed`] took over, if it still lasts.
+    pub(in crate::daemon) fn forget_failed(&self, cache: u16, path: StorePath) {
+        self.request(Request::ForgetFailed(cache, path));
     }
 
     /// Removes the GC roots of an earlier run that no path needs. To be called when all
@@ -401,19 +410,14 @@ impl State {
     fn carry_out(&mut self, request: Request) {
         match request {
             Request::Keep(cache, paths) => {
-                self.failed.retain(|(c, failed)| *c != cache || paths.iter().all(|(path, _)| path != failed));
                 let new = self.take(cache, paths.iter().map(|(path, size)| (path, *size)));
                 self.guard(&new);
             }
-            Request::Release(cache, path) => {
-                self.failed.retain(|(c, p)| *c != cache || *p != path);
-                self.unprotected.settled(&path, cache);
-                self.release(cache, &path);
-            }
+            Request::Release(cache, path) => self.release(cache, &path),
+            Request::ForgetFailed(cache, path) => self.forget_failed(cache, &path),
             Request::KeepFailed(cache, path) => {
-                self.failed.retain(|(c, p)| *c != cache || *p != path);
-                if self.unprotected.has(&path) {
-                    self.unprotected.settled(&path, cache);
+                self.forget_failed(cache, &path);
+                if self.unprotected.release(&path, cache) {
                     return;
                 }
                 self.failed.push_back((cache, path));
@@ -444,10 +448,17 @@ impl State {
     }
 
     fn release(&mut self, cache: u16, path: &StorePath) {
-        if !self.held.remove(path, cache) {
-            return;
+        if !self.unprotected.release(path, cache) && self.held.remove(path, cache) {
+            self.remove_root(path);
         }
-        self.remove_root(path);
+    }
+
+    fn forget_failed(&mut self, cache: u16, path: &StorePath) {
+        let before = self.failed.len();
+        self.failed.retain(|(c, p)| *c != cache || p != path);
+        if self.failed.len() < before {
+            self.release(cache, path);
+        }
     }
 
     /// Removes the roots of a path that is not held any more. Its temporary root is

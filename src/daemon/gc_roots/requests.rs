@@ -15,10 +15,13 @@ pub(super) struct Requests {
 pub(super) enum Request {
     /// Protect these paths, with the sizes of their NARs, for this cache.
     Keep(u16, Vec<(StorePath, u64)>),
-    /// The cache does not need this path any more.
+    /// Take back one protection of this path for this cache.
     Release(u16, StorePath),
-    /// The path's push failed: protect it while it is among the latest failed ones.
+    /// The path's push failed: its protection lasts while it is among the latest failed
+    /// ones.
     KeepFailed(u16, StorePath),
+    /// The path's push is not a failed one any more.
+    ForgetFailed(u16, StorePath),
     /// The configuration has other bounds.
     Bounds(Bounds),
     /// All paths of earlier runs are known: remove the other GC roots.

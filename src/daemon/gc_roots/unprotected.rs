@@ -8,7 +8,8 @@ use super::held::LetGo;
 use crate::observe::event;
 use crate::types::StorePath;
 
-/// Each path with the size of its NAR and the caches that it is pending for.
+/// Each path with the size of its NAR and the caches that it would be held for, each as
+/// often as it would be.
 #[derive(Debug, Default)]
 pub(super) struct Unprotected {
     by: BTreeMap<StorePath, (u64, Vec<u16>)>,
@@ -64,27 +65,23 @@ impl Unprotected {
         }
     }
 
-    /// Whether the path is one of them.
-    pub(super) fn has(&self, path: &StorePath) -> bool {
-        self.by.contains_key(path)
-    }
-
-    /// Notes that one of them is wanted in another cache too. Returns whether it is one.
+    /// Notes that one of them is wanted in a cache, once more. Returns whether it is one.
     pub(super) fn note(&mut self, path: &StorePath, cache: u16) -> bool {
         let Some((_, caches)) = self.by.get_mut(path) else { return false };
-        if !caches.contains(&cache) {
-            caches.push(cache);
-        }
+        caches.push(cache);
         true
     }
 
-    /// Notes that a cache does not need the path any more.
-    pub(super) fn settled(&mut self, path: &StorePath, cache: u16) {
-        let Some((_, caches)) = self.by.get_mut(path) else { return };
-        caches.retain(|c| *c != cache);
+    /// Notes that one of them is wanted in a cache once less. Returns whether it is one.
+    pub(super) fn release(&mut self, path: &StorePath, cache: u16) -> bool {
+        let Some((_, caches)) = self.by.get_mut(path) else { return false };
+        if let Some(at) = caches.iter().position(|c| *c == cache) {
+            caches.swap_remove(at);
+        }
         if caches.is_empty() {
             self.remove(path);
         }
+        true
     }
 
     /// Forgets the paths for which `exists` returns false: they are collected.

@@ -118,12 +118,6 @@ impl Intake {
             return Ok(());
         }
         let cache = terms.cache;
-        let open = || found.iter().filter(|push| is_open(push.state));
-        // Before the driver learns of the pushes, which relies on the protection.
-        self.gc_roots.protect(cache, open().map(|push| (&push.info.path, push.info.nar_size)));
-        for push in open().filter(|push| push.state == PushState::Failed) {
-            self.gc_roots.keep_failed(cache, push.info.path.clone());
-        }
         let mut known: HashMap<StorePath, Option<PushId>> =
             found.iter().map(|push| (push.info.path.clone(), Some(push.id))).collect();
         let references = found.iter().flat_map(|push| push.info.references.clone()).collect();
@@ -169,6 +163,13 @@ impl Intake {
         }
         for path in &paths {
             self.confirmed[usize::from(cache)].hand_on(path.row.id);
+        }
+        // Before the driver learns of the pushes, which relies on the protection, and after
+        // everything that may have to be done again.
+        let open = || found.iter().filter(|push| is_open(push.state));
+        self.gc_roots.protect(cache, open().map(|push| (&push.info.path, push.info.nar_size)));
+        for push in open().filter(|push| push.state == PushState::Failed) {
+            self.gc_roots.keep_failed(cache, push.info.path.clone());
         }
         self.tell(Input::Found { cache: CacheId(cache), pushes, paths, reasons, retry: terms.retry })
     }

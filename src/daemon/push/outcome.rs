@@ -199,10 +199,14 @@ impl Pushes {
         audience: &Audience,
     ) -> Option<Duration> {
         let push = self.take(id)?;
+        if push.protected {
+            self.gc_roots.release(push.cache.0, push.path.clone());
+        }
         if push.recheck {
-            // The ledger says so already, and its path is not protected.
+            // The ledger says so already.
             return None;
         }
+        self.gc_roots.forget_failed(push.cache.0, push.path.clone());
         if outcome == Outcome::Collected {
             let occurrence = Occurrence {
                 trouble: Trouble::Collected,
@@ -224,7 +228,6 @@ impl Pushes {
             Outcome::Collected => &mut counts.collected,
         } += 1;
         self.ledger.settle(id, records::settled(outcome, push.attempts, push.steps));
-        self.gc_roots.release(push.cache.0, push.path);
         (push.seen_at > 0).then(|| Duration::from_millis(millis_since(push.seen_at)))
     }
 
@@ -304,8 +307,6 @@ impl Pushes {
             took: None,
         };
         self.log.add(&occurrence, audience, Instant::now());
-        if let Some(push) = self.by_id.get(&id) {
-            self.record_failed(id, push, &error);
-        }
+        self.record_failed(id, &error);
     }
 }

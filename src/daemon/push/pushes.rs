@@ -25,6 +25,8 @@ pub(super) struct Push {
     nar_size: u64,
     /// The ledger has it as confirmed, and the cache is asked whether that is still so.
     pub(super) recheck: bool,
+    /// Whether one protection from garbage collection is this push's.
+    pub(super) protected: bool,
     /// When the cache was asked that has its whole closure.
     confirmed: Option<Mono>,
     /// When it was taken in, in ms since 1970; 0 if it is not known.
@@ -59,6 +61,8 @@ impl PushError {
 /// All of them. Their number is bounded by the intake.
 pub(in crate::daemon) struct Pushes {
     pub(super) by_id: HashMap<PushId, Push>,
+    /// For each cache, how many of them the ledger has as confirmed.
+    rechecks: HashMap<CacheId, usize>,
     pub(super) ledger: Ledger,
     pub(super) gc_roots: GcRoots,
     pub(super) store_dir: StoreDir,
@@ -75,18 +79,20 @@ impl Pushes {
         store_dir: StoreDir,
         settlements: Settlements,
     ) -> Self {
-        Self { by_id: HashMap::new(), ledger, gc_roots, store_dir, log: LogGroups::default(), settlements }
+        let (by_id, rechecks) = (HashMap::new(), HashMap::new());
+        Self { by_id, rechecks, ledger, gc_roots, store_dir, log: LogGroups::default(), settlements }
     }
 
     /// Remembers pushes to a cache, with the reasons of those that failed earlier.
-    /// `active`: those that are tried, so their paths are protected. `rechecks`: those
-    /// that the ledger has as confirmed; one that is known already stays what it is.
+    /// `wanted`: those that are to be in the cache; the intake has protected each of their
+    /// paths once for this. `rechecks`: those that the ledger has as confirmed; one that is
+    /// known already stays what it is.
     pub(in crate::daemon) fn add(
         &mut self,
         cache: CacheId,
         paths: Vec<FoundPath>,
         reasons: Vec<(PushId, String, String)>,
-        active: &[PushId],
+        wanted: &[PushId],
         rechecks: &HashSet<PushId>,
     ) {
         for FoundPath { push, row, path, nar_size, seen_at } in paths {
@@ -97,22 +103,33 @@ impl Pushes {
                 row,
                 nar_size,
                 recheck,
+                protected: false,
                 confirmed: None,
                 seen_at,
                 steps: Steps::default(),
                 attempts: 0,
                 error: None,
             };
+            let before = self.by_id.len();
             // A path that was collected and is valid again has another row.
             self.by_id.entry(push).or_insert(new).row = row;
+            if recheck && self.by_id.len() > before {
+                *self.rechecks.entry(cache).or_default() += 1;
+            }
+        }
+        for id in wanted {
+            if let Some(push) = self.by_id.get_mut(id)
+                && std::mem::replace(&mut push.protected, true)
+            {
+                // It had a protection already.
+                self.gc_roots.release(cache.0, push.path.clone());
+            }
         }
         for (id, class, text) in reasons {
             if let Some(push) = self.by_id.get_mut(&id) {
                 push.error = Some(Arc::new(PushError { class, text }));
             }
         }
-        let paths = active.iter().filter_map(|id| Some(self.by_id.get(id)?.sized())).collect();
-        self.gc_roots.keep(cache.0, paths);
     }
 
     /// The paths of these pushes, without those that are not known.
@@ -163,6 +180,12 @@ impl Pushes {
         }
     }
 
+    /// How many pushes to a cache the ledger has as confirmed: they are asked about again,
+    /// and are not to be uploaded as far as anybody knows.
+    pub(in crate::daemon) fn rechecks(&self, cache: CacheId) -> usize {
+        self.rechecks.get(&cache).copied().unwrap_or_default()
+    }
+
     /// For each cache, when the oldest push was taken in for which `pending` is true, in
     /// ms since 1970. Pushes that are only asked about again do not count.
     pub(in crate::daemon) fn oldest(&self, pending: impl Fn(PushId) -> bool) -> HashMap<CacheId, i64> {
@@ -190,8 +213,12 @@ impl Pushes {
         let mut paths: HashMap<CacheId, Vec<(StorePath, u64)>> = HashMap::new();
         for id in pushes {
             if let Some(push) = self.by_id.get_mut(id) {
-                push.recheck = false;
-                paths.entry(push.cache).or_default().push(push.sized());
+                if std::mem::take(&mut push.recheck) {
+                    *self.rechecks.entry(push.cache).or_default() -= 1;
+                }
+                if !std::mem::replace(&mut push.protected, true) {
+                    paths.entry(push.cache).or_default().push(push.sized());
+                }
             }
         }
         for (cache, paths) in paths {
@@ -207,7 +234,10 @@ impl Pushes {
     /// Forgets a push and tells the intake so.
     pub(super) fn take(&mut self, id: PushId) -> Option<Push> {
         let push = self.by_id.remove(&id)?;
-        let Push { cache, row, confirmed, .. } = push;
+        let Push { cache, row, confirmed, recheck, .. } = push;
+        if recheck {
+            *self.rechecks.entry(cache).or_default() -= 1;
+        }
         self.settlements.post(Settlement::Settled { cache, row, confirmed });
         Some(push)
     }
@@ -215,8 +245,11 @@ impl Pushes {
     /// Notes that failed pushes are tried again.
     pub(in crate::daemon) fn reopen(&mut self, push: PushId) {
         self.ledger.reopen(&[push]);
-        if let Some(push) = self.by_id.get(&push) {
-            self.gc_roots.keep(push.cache.0, vec![push.sized()]);
+        if let Some(push) = self.by_id.get_mut(&push) {
+            if !std::mem::replace(&mut push.protected, true) {
+                self.gc_roots.keep(push.cache.0, vec![push.sized()]);
+            }
+            self.gc_roots.forget_failed(push.cache.0, push.path.clone());
         }
     }
 
@@ -247,8 +280,11 @@ impl Pushes {
     }
 
     /// Records a failed push.
-    pub(super) fn record_failed(&self, id: PushId, push: &Push, error: &PushError) {
+    pub(super) fn record_failed(&mut self, id: PushId, error: &PushError) {
+        let Some(push) = self.by_id.get_mut(&id) else { return };
         self.ledger.settle(id, records::failed(&error.class, error.text.clone(), push.attempts, push.steps));
-        self.gc_roots.keep_failed(push.cache.0, push.path.clone());
+        if std::mem::take(&mut push.protected) {
+            self.gc_roots.keep_failed(push.cache.0, push.path.clone());
+        }
     }
 }
