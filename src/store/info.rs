@@ -32,8 +32,8 @@ pub struct PathInfo {
     pub(crate) reference_ids: Vec<i64>,
     /// When it was registered, in Unix seconds.
     pub registered_at: i64,
-    /// Whether the path was made from added files or an added text. Either its hash
-    /// part proves it, or the recorded content address says so.
+    /// Whether the path was made from added files or an added text: its hash part proves
+    /// it, the recorded content address says so, or nothing says that it was built.
     pub(super) is_source: bool,
 }
 

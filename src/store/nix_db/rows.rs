@@ -128,10 +128,21 @@ impl Rows<'_> {
         }
         drop(rows);
         info.references.sort_unstable();
+        // An import without a deriver: nobody vouches that it was built. Its name may follow
+        // from any kind of hash of its files, so that computing it again proves nothing.
+        let is_unproven =
+            !info.ultimate && info.sigs.is_empty() && info.ca.is_none() && info.references.is_empty();
         // What has a deriver was built, whatever its path looks like.
         info.is_source = info.deriver.is_none()
             && !info.path.is_derivation()
-            && is_source(self.store_dir, &info.path, info.nar_hash, info.ca.as_deref(), &info.references);
+            && (is_unproven
+                || is_source(
+                    self.store_dir,
+                    &info.path,
+                    info.nar_hash,
+                    info.ca.as_deref(),
+                    &info.references,
+                ));
         Ok(info)
     }
 

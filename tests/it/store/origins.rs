@@ -219,3 +219,66 @@ fn made_content_addressed() {
     // This one cannot be distinguished from an added file, so it is not pushed by itself.
     assert_eq!(origin("leaf"), Origin::Source);
 }
+
+/// A build decides the names of its outputs. One that ends in `.drv` is no derivation.
+#[test]
+fn outputs_whose_names_end_in_drv() {
+    let nix = PrivateNix::new();
+    // Nix reads it as a derivation.
+    let text = r#"Derive([("out","","r:sha256","")],[],[],"s","b",[],[("out","")])"#;
+    for (name, more) in [
+        ("plain", ""),
+        (
+            "floating",
+            "__contentAddressed = true; outputHashMode = \"recursive\"; outputHashAlgo = \"sha256\";",
+        ),
+    ] {
+        nix.build(&format!(
+            "derivation {{ name = \"{name}\"; system = builtins.currentSystem; builder = \"/usr/bin/perl\"; \
+             outputs = [ \"out\" \"x.drv\" ]; {more} \
+             args = [ \"-e\" ''for (qw(out x.drv)) {{ open F, '>', $ENV{{$_}}; print F q({text}); }}'' ]; }}"
+        ));
+    }
+    expect(
+        &nix,
+        &[
+            ("floating", Origin::Built),
+            ("floating-x.drv", Origin::Built),
+            ("floating.drv", Origin::Derivation),
+            ("plain", Origin::Built),
+            ("plain-x.drv", Origin::Built),
+            ("plain.drv", Origin::Derivation),
+        ],
+    );
+}
+
+/// Nix accepts other hashes than SHA-256 for files. An import has no content address, so that
+/// nothing shows what a name was made of.
+#[test]
+fn files_that_were_added_by_other_hashes_and_imported() {
+    let nix = PrivateNix::new();
+    fs::write(nix.work_dir().join("flat"), "secret").unwrap();
+    fs::create_dir(nix.work_dir().join("tree")).unwrap();
+    fs::write(nix.work_dir().join("tree/password"), "secret").unwrap();
+    let mut paths = Vec::new();
+    for algorithm in ["md5", "sha1", "sha256", "sha512"] {
+        for (what, mode) in [("flat", &[][..]), ("tree", &["--recursive"])] {
+            let name = format!("{what}-{algorithm}");
+            fs::rename(nix.work_dir().join(what), nix.work_dir().join(&name)).unwrap();
+            let add = [&["--add-fixed"], mode, &[algorithm, &name]].concat();
+            paths.push(succeeds(&nix.run("nix-store", &add)));
+            fs::rename(nix.work_dir().join(&name), nix.work_dir().join(what)).unwrap();
+        }
+    }
+    let added: Vec<_> = origins(&nix);
+    assert_eq!(added.len(), 8);
+    let names: Vec<&str> = paths.iter().map(String::as_str).collect();
+    let export = nix.run("nix-store", &[&["--export"], &names[..]].concat());
+    succeeds(&nix.run("nix-store", &["--gc"]));
+    let file = nix.work_dir().join("export");
+    fs::write(&file, &export.stdout).unwrap();
+    let import = nix.command("nix-store").arg("--import").stdin(fs::File::open(&file).unwrap()).output();
+    succeeds(&import.unwrap());
+    assert_eq!(origins(&nix), added);
+    assert!(added.iter().all(|(_, origin)| *origin == Origin::Source), "{added:?}");
+}
