@@ -335,6 +335,7 @@ impl IntakeThread {
         let (settlements, began) = (Settlements::default(), Instant::now());
         let intake = Intake {
             nix_db: ground.nix_db(settings),
+            store: caches.transfers.store().clone(),
             client: client.client.clone(),
             baseline: Baseline::read(&settings.state_dir),
             store_dir,

@@ -8,6 +8,9 @@ use std::collections::{BTreeMap, VecDeque};
 /// A path to hold, with the size of its NAR in bytes.
 pub(super) type Sized<'a> = (&'a StorePath, u64);
 
+/// In place of a cache: the path is held once for this, however often it is added.
+pub(in crate::daemon) const ONCE: u16 = u16::MAX;
+
 #[derive(Debug, Default)]
 pub(super) struct Held {
     by: BTreeMap<(StorePath, u16), Entry>,
@@ -43,7 +46,8 @@ impl Held {
     pub(super) fn add(&mut self, (path, nar_size): Sized<'_>, cache: u16) -> bool {
         let known = self.entry(path);
         let entry = known.unwrap_or(Entry { number: self.next, nar_size, times: 0 });
-        self.by.entry((path.clone(), cache)).or_insert(Entry { times: 0, ..entry }).times += 1;
+        let entry = self.by.entry((path.clone(), cache)).or_insert(Entry { times: 0, ..entry });
+        entry.times = if cache == ONCE { 1 } else { entry.times + 1 };
         if known.is_none() {
             self.ages.push_back((self.next, path.clone()));
             self.next += 1;
@@ -150,6 +154,8 @@ mod tests {
         assert!(held.holds(&path(1)) && held.remove(&path(1), 0) && !held.holds(&path(1)));
         assert_eq!(held.bytes(), 5);
         assert!(held.remove(&path(2), 0) && held.is_empty());
+        assert!(held.add((&path(2), 5), ONCE) && !held.add((&path(2), 5), ONCE));
+        assert!(held.remove(&path(2), ONCE) && held.is_empty());
         assert_eq!(held.bytes(), 0);
     }
 

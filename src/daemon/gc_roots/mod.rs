@@ -37,6 +37,7 @@ use tokio::time::Instant;
 
 use crate::observe::event;
 pub(in crate::daemon) use bounds::Bounds;
+pub(in crate::daemon) use held::ONCE;
 use held::{Held, Sized};
 pub(in crate::daemon) use limit::Protection;
 use requests::{Request, Requests};

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::bounds::Passed;
-use super::held::LetGo;
+use super::held::{LetGo, ONCE};
 use crate::observe::event;
 use crate::types::StorePath;
 
@@ -68,7 +68,9 @@ impl Unprotected {
     /// Notes that one of them is wanted in a cache, once more. Returns whether it is one.
     pub(super) fn note(&mut self, path: &StorePath, cache: u16) -> bool {
         let Some((_, caches)) = self.by.get_mut(path) else { return false };
-        caches.push(cache);
+        if cache != ONCE || !caches.contains(&cache) {
+            caches.push(cache);
+        }
         true
     }
 

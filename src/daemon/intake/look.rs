@@ -138,6 +138,10 @@ impl Intake {
     /// Returns the database's identity, the highest row number that it has given, and for
     /// each mark the row that has its number now.
     pub(super) fn look_at_database(&mut self) -> Result<(String, i64, Vec<Option<Mark>>), IntakeError> {
+        if self.nix_db.has_lost_its_log() {
+            self.nix_db.close();
+            self.store.close();
+        }
         match self.nix_db.look(&self.marks)? {
             Look::Open { identity, head, there } => Ok((identity.to_string(), head, there)),
             Look::Busy => Err(NixDbError::Busy.into()),

@@ -37,7 +37,7 @@ use crate::attribution::{LockWatcher, Windows};
 use crate::config::{Existing, Filter};
 use crate::daemon::gc_roots::GcRoots;
 use crate::daemon::inbox::Input;
-use crate::daemon::push::{Settlement, Settlements, UpstreamKeys};
+use crate::daemon::push::{Settlement, Settlements, StoreReader, UpstreamKeys};
 use crate::ledger::{Cursor, Ledger};
 use crate::observe::{detail, event};
 use crate::store::{CurrentNixDb, Mark, NixDbError};
@@ -96,6 +96,8 @@ pub(in crate::daemon) type NewPolicy = Arc<Mutex<Option<PushPolicy>>>;
 /// What the intake works with.
 pub(in crate::daemon) struct Intake {
     pub(in crate::daemon) nix_db: CurrentNixDb,
+    /// The other connection to the Nix database.
+    pub(in crate::daemon) store: StoreReader,
     /// Which paths were valid at the first start.
     pub(in crate::daemon) baseline: Baseline,
     pub(in crate::daemon) store_dir: StoreDir,

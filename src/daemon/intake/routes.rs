@@ -12,6 +12,7 @@ use super::rules::enters_as;
 use super::{Intake, IntakeError};
 use crate::attribution::{Lineage, Maker};
 use crate::config::{Destination, Forbidden, Settings, Undecided, UnknownMaker, Who};
+use crate::daemon::gc_roots::ONCE;
 use crate::ledger::PushState;
 use crate::observe::event;
 use crate::store::PathInfo;
@@ -31,7 +32,7 @@ pub(super) const WAITING: u64 = 20_000;
 pub(in crate::daemon) const UNKNOWN: (u32, u32) = (u32::MAX, u32::MAX);
 /// In place of a cache's number: the path is protected because it waits. There are never
 /// as many caches.
-const PROTECTED: u16 = u16::MAX;
+const PROTECTED: u16 = ONCE;
 /// What chose the cache of a session whose caller named it.
 const NAMED: &str = "--cache";
 /// The time between two log entries about paths that are not pushed yet.

@@ -44,8 +44,10 @@ fn intake_with(top: &Path, routes: Vec<Route>) -> (Intake, tokio::sync::mpsc::Re
         Bounds::default(),
     );
     let (out, inputs) = tokio::sync::mpsc::channel(16);
+    let nix_db = || CurrentNixDb::new(top, &store_dir, &top.join("socket"));
     let intake = Intake {
-        nix_db: CurrentNixDb::new(top, &store_dir, &top.join("socket")),
+        nix_db: nix_db(),
+        store: StoreReader::new(nix_db(), store_dir.clone()),
         baseline: Baseline::read(top),
         lock_watcher: LockWatcher::start(&store).unwrap(),
         store_dir,

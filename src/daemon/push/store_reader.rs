@@ -76,6 +76,11 @@ impl StoreReader {
         self.blocking.run(read).await.unwrap_or_else(|e| Err(e.to_string()))
     }
 
+    /// Closes the connection to the Nix database. The next read opens one. Blocks.
+    pub(in crate::daemon) fn close(&self) {
+        self.nix_db.lock().unwrap_or_else(PoisonError::into_inner).close();
+    }
+
     /// The highest id that the Nix database has given to a row. Blocks.
     pub(in crate::daemon) fn head(&self) -> Result<i64, String> {
         self.with_nix_db(NixDb::head)

@@ -91,6 +91,7 @@ impl Life {
         let (known, began) = (Arc::new(AtomicUsize::new(0)), Instant::now());
         let intake = Intake {
             nix_db: nix_db(),
+            store: transfers.store().clone(),
             baseline: Baseline::read(&dir.join("state")),
             store_dir: store_dir.clone(),
             ledger: ledger.clone(),

@@ -50,7 +50,12 @@ pub(super) struct Reading {
     db: Connection,
     path: PathBuf,
     journal: Cell<Journal>,
+    /// The files of the write-ahead log that SQLite has opened.
+    log: LogFiles,
 }
+
+/// Device and inode of the write-ahead log and of its index; `None`: there is none.
+type LogFiles = [Option<(u64, u64)>; 2];
 
 /// What shows that nobody wrote during a read in [`Journal::Rollback`].
 #[derive(Debug, PartialEq, Eq)]
@@ -92,11 +97,13 @@ impl Reading {
         let db = Connection::open_with_flags(path, flags)?;
         // `read` repeats and waits; SQLite must not wait within an attempt.
         db.busy_timeout(Duration::ZERO)?;
-        let reading = Self { db, path: path.to_owned(), journal: Cell::new(Journal::Rollback) };
+        let journal = Cell::new(Journal::Rollback);
+        let mut reading = Self { db, path: path.to_owned(), journal, log: [None; 2] };
         // SQLite opens lazily: without a query a missing right would show later.
         reading.read(|db| Ok(db.query_row("select count(*) from sqlite_master", [], |_| Ok(()))?))?;
-        if reading.journal.get() == Journal::Rollback {
-            say_once(path);
+        match reading.journal.get() {
+            Journal::Rollback => say_once(path),
+            Journal::Wal => reading.log = reading.log_files(),
         }
         Ok(reading)
     }
@@ -215,10 +222,19 @@ impl Reading {
         Ok(Stamp { file, journal_is_empty })
     }
 
-    /// Whether Nix left the write-ahead log that this connection reads. A writer
-    /// with dot-file locks does not see this reader and may switch the mode.
+    /// Whether writers have left the write-ahead log that this connection reads, so that
+    /// it would never see what they write. A writer with dot-file locks does not see this
+    /// reader and may switch the mode; a backup that is put back in place brings or needs
+    /// another log.
     pub(super) fn lost_its_log(&self) -> bool {
-        self.journal.get() == Journal::Wal && !self.beside("-wal").exists()
+        self.journal.get() == Journal::Wal && self.log_files() != self.log
+    }
+
+    fn log_files(&self) -> LogFiles {
+        ["-wal", "-shm"].map(|suffix| {
+            let meta = std::fs::metadata(self.beside(suffix)).ok()?;
+            Some((meta.dev(), meta.ino()))
+        })
     }
 
     fn beside(&self, suffix: &str) -> PathBuf {

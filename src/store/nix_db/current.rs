@@ -75,6 +75,18 @@ impl CurrentNixDb {
         self.db()
     }
 
+    /// Whether writers have left the write-ahead log that the open connection reads. SQLite
+    /// keeps one index of the log for all connections of a process to a file, so a new
+    /// connection sees the present log only after [`Self::close`] of all of them.
+    pub(crate) fn has_lost_its_log(&self) -> bool {
+        self.open.as_ref().is_some_and(NixDb::has_lost_its_log)
+    }
+
+    /// Closes the connection. The next look opens one again.
+    pub(crate) fn close(&mut self) {
+        self.open = None;
+    }
+
     /// The database that the last [`Self::look`] found. Opens nothing, so that
     /// rows that are read after a look are never those of another file.
     pub fn db(&self) -> Result<&NixDb, NixDbError> {

@@ -90,6 +90,10 @@ impl NixDb {
         if now == self.opened && !self.reading.lost_its_log() { Ok(now.1) } else { Err(NixDbError::Replaced) }
     }
 
+    fn has_lost_its_log(&self) -> bool {
+        self.reading.lost_its_log()
+    }
+
     /// The highest id that was ever given, 0 before the first.
     pub fn head(&self) -> Result<i64, NixDbError> {
         self.identity()?;

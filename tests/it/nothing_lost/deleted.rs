@@ -1,6 +1,8 @@
 //! Caches delete: by age, to make room, or because somebody set them up again. What flywheel says of
 //! a cache is what the cache said a moment ago, and what it uploads has its closure there.
 
+use std::path::Path;
+
 use rusqlite::Connection;
 
 use crate::support::attic::{FakeAttic, environment, substitute_from, until_client};
@@ -27,17 +29,22 @@ impl Rig {
 
     /// What a server's retention does.
     fn delete(&self, path: &str) {
-        let db = Connection::open(&self.database).unwrap();
-        db.busy_timeout(MAX_WAIT).unwrap();
-        let hash = base(path).split('-').next().unwrap();
-        let deleted = db.execute("delete from path where hash = ?1", [hash]).unwrap();
-        assert_eq!(deleted, 1, "{path}");
+        delete(&self.database, "main", path);
         assert!(!self.cache.main().has(path));
     }
 
     fn refers_to(&self, name: &str, reference: &str) -> String {
         refers_to(&self.daemon, name, reference)
     }
+}
+
+/// Deletes a path from the database of a cache's server, also while the server is stopped.
+fn delete(database: &Path, cache: &str, path: &str) {
+    let db = Connection::open(database).unwrap();
+    db.busy_timeout(MAX_WAIT).unwrap();
+    let hash = base(path).split('-').next().unwrap();
+    let deleted = db.execute("delete from path where hash = ?1 and cache = ?2", [hash, cache]).unwrap();
+    assert_eq!(deleted, 1, "{path}");
 }
 
 /// Builds a path that refers to another one.
@@ -104,7 +111,126 @@ fn what_the_cache_deleted_is_pushed_through_the_attic_client_as_well() {
     until_client(&rig.daemon, "ready");
     let top = rig.refers_to("top", &middle);
     until("it comes without being asked for", || rig.cache.main().has(&top));
+    assert_eq!(rig.cache.main().having(&[deep.clone(), middle.clone(), top.clone()]), [true; 3]);
+    // A session's answer is as fresh.
+    rig.delete(&middle);
+    let session = rig.daemon.session(&[]);
+    let end = rig.daemon.json(&["session", "end", &session, "--strict", "--push", &top]);
+    assert_eq!((&end["pushed"], &end["already_cached"]), (&1.into(), &2.into()), "{end}");
     assert_eq!(rig.cache.main().having(&[deep, middle, top]), [true; 3]);
+}
+
+/// What one cache confirmed says nothing of another one.
+#[test]
+fn each_cache_is_asked_for_itself() {
+    let nix = PrivateNix::new();
+    let mut database = None;
+    let cache = StandaloneCache::start(&nix, |settings| {
+        settings.caches.push("other".to_owned());
+        database = Some(settings.dir.join("cache.sqlite"));
+    });
+    let database = database.unwrap();
+    let other = cache.caches(&cache.url()).replace("caches.main", "caches.other");
+    let config = format!("default_cache = \"main\"\n{}{other}cache = \"other\"\n", cache.config());
+    let daemon = Daemon::start(nix, &config);
+    let deep = daemon.nix.make("deep");
+    let middle = refers_to(&daemon, "middle", &deep);
+    daemon.flush();
+    let in_session = |name: &str| {
+        let session = daemon.session(&["--cache", "other"]);
+        let path = refers_to(&daemon, name, &middle);
+        daemon.end(&session, &[]);
+        path
+    };
+    let top = in_session("top");
+    let main = || cache.view("main").having(&[deep.clone(), middle.clone(), top.clone()]);
+    let other = || cache.view("other").having(&[deep.clone(), middle.clone(), top.clone()]);
+    assert_eq!((main(), other()), (vec![true, true, false], vec![true; 3]));
+    delete(&database, "other", &deep);
+    daemon.json(&["push", "--wait", "--cache", "main", &middle]);
+    assert_eq!(other(), [false, true, true], "nobody has asked that cache");
+    let second = daemon.session(&["--cache", "other"]);
+    let end = daemon.end(&second, &["--push", &top]);
+    assert_eq!((&end["pushed"], &end["already_cached"]), (&1.into(), &2.into()), "{end}");
+    assert_eq!((main(), other()), (vec![true, true, false], vec![true; 3]));
+}
+
+/// The push was taken in while the reference was there; the daemon was restarted, and the cache was
+/// away and has deleted meanwhile.
+#[test]
+fn what_was_deleted_in_an_outage_with_a_restart_in_between() {
+    for restart in [false, true] {
+        let mut rig = Rig::new("");
+        let deep = rig.daemon.nix.make("deep");
+        let middle = rig.refers_to("middle", &deep);
+        rig.daemon.flush();
+        rig.cache.stop();
+        let top = rig.refers_to("top", &middle);
+        until("it is known", || rig.daemon.status()["queue"]["pending"] == 1);
+        delete(&rig.database, "main", &deep);
+        if restart {
+            rig.daemon.restart();
+        }
+        rig.cache.change(|_| {});
+        if restart {
+            until("it comes without being asked for", || rig.cache.main().has(&top));
+        } else {
+            // What was confirmed a moment ago is believed for `recheck_after`; a flush believes nothing.
+            rig.daemon.flush();
+        }
+        assert_eq!(rig.cache.main().having(&[deep, middle, top]), [true; 3], "restart {restart}");
+    }
+}
+
+/// Rows that were taken in before a rollback say nothing of the rows that have their numbers now.
+#[test]
+fn a_database_that_went_back_and_a_cache_that_deleted() {
+    let mut rig = Rig::new("");
+    let deep = rig.daemon.nix.make("deep");
+    let middle = rig.refers_to("middle", &deep);
+    rig.daemon.flush();
+    rig.daemon.stop();
+    let file = rig.daemon.nix.state_dir().join("db/db.sqlite");
+    let snapshot = rig.daemon.nix.path().join("snapshot");
+    let checkpoint = || {
+        let db = Connection::open(&file).unwrap();
+        db.execute_batch("pragma wal_checkpoint(truncate)").unwrap();
+    };
+    checkpoint();
+    std::fs::copy(&file, &snapshot).unwrap();
+    rig.daemon.up();
+    let lost = rig.refers_to("lost", &middle);
+    rig.daemon.flush();
+    assert!(rig.cache.main().has(&lost));
+    // While the daemon runs.
+    checkpoint();
+    std::fs::copy(&snapshot, &file).unwrap();
+    for beside in ["db.sqlite-wal", "db.sqlite-shm"] {
+        let _ = std::fs::remove_file(file.with_file_name(beside));
+    }
+    rig.delete(&deep);
+    let tops = ["a", "b"].map(|name| rig.refers_to(name, &middle));
+    until("they come without being asked for", || rig.cache.main().having(&tops) == [true; 2]);
+    assert_eq!(rig.cache.main().having(&[deep, middle]), [true; 2]);
+    rig.cache.main().assert_closed();
+    rig.daemon.assert_logged(1, "went back to an earlier state");
+}
+
+/// More than the built-in cache can hold: the session is answered, and nothing is said to be there
+/// that is not.
+#[test]
+fn a_session_that_is_larger_than_the_built_in_cache() {
+    let config = EMBEDDED.replace("[embedded]\n", "[embedded]\nmax_size = \"2MiB\"\n");
+    let daemon = Daemon::start(PrivateNix::new(), &config);
+    let session = daemon.session(&[]);
+    for n in 0..8 {
+        let script = format!("head -c 400000 /dev/urandom > $out; echo {n} >> $out");
+        daemon.nix.build(&PrivateNix::shell(&format!("part-{n}"), &script));
+    }
+    let end = daemon.end(&session, &[]);
+    let warned = end["warnings"].to_string().contains("deleted by the cache again and again");
+    assert!(warned, "{end}");
+    daemon.main().assert_closed();
 }
 
 /// The built-in cache makes room: what a newer path refers to is the last to go, and what went is
@@ -171,10 +297,16 @@ fn a_session_is_answered_from_what_the_cache_says_now() {
     let session = rig.daemon.session(&[]);
     let end = rig.daemon.json(&["session", "end", &session, "--strict", "--push", &app]);
     assert_eq!((&end["pushed"], &end["already_cached"]), (&0.into(), &11.into()), "{end}");
-    // `push --wait` is as fresh.
+    // `push --wait` is as fresh, also about what a reference refers to.
     rig.delete(&app);
     assert_eq!(rig.daemon.json(&["push", "--wait", &app])["pushed"], 1);
     assert!(rig.cache.main().has(&app));
+    let above = rig.refers_to("above", &app);
+    rig.daemon.flush();
+    rig.delete(&references[3]);
+    let pushed = rig.daemon.json(&["push", "--wait", &above]);
+    assert_eq!((&pushed["pushed"], &pushed["already_cached"]), (&1.into(), &11.into()), "{pushed}");
+    rig.cache.main().assert_closed();
 }
 
 /// Nothing is pending, and what is remembered is fresh: the answer of a flush is about what the
@@ -226,4 +358,26 @@ fn an_early_answer_counts_nothing_that_is_only_remembered() {
     rig.daemon.flush();
     let again = rig.daemon.json(&["session", "end", &session]);
     assert_eq!((&again["already_cached"], &again["pending"]), (&1.into(), &0.into()), "{again}");
+}
+
+/// A flush in an outage leaves questions behind. They are nothing that is pending, they keep no
+/// session waiting, and they are answered when the cache is back.
+#[test]
+fn a_flush_in_an_outage_leaves_only_questions() {
+    let mut rig = Rig::new("");
+    let known: Vec<String> = (0..20).map(|n| rig.daemon.nix.make(&format!("known-{n}"))).collect();
+    rig.daemon.flush();
+    rig.delete(&known[7]);
+    rig.cache.stop();
+    let flushed = rig.daemon.ctl(&["--json", "flush", "--timeout", "1s"]).json();
+    assert_eq!(flushed["outcome"], "pending", "{flushed}");
+    assert_eq!(rig.daemon.status()["queue"]["pending"], 0);
+    let session = rig.daemon.session(&[]);
+    let path = rig.daemon.nix.make("new");
+    until("it is pending", || rig.daemon.status()["queue"]["pending"] == 1);
+    rig.cache.change(|_| {});
+    let end = rig.daemon.end(&session, &[]);
+    assert_eq!((&end["pushed"], &end["outcome"]), (&1.into(), &"complete".into()), "{end}");
+    assert!(rig.cache.main().has(&path));
+    until("what the flush asked about is there again", || rig.cache.main().has(&known[7]));
 }
