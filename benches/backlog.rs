@@ -31,8 +31,9 @@ fn fill(nix: &PrivateNix, count: usize) {
             _ => (1, format!("{}\n", store.join(format!("{:032}-backlog-{}", n - 1, n - 1)).display())),
         };
         let (path, size) = (path.display(), nar.len());
+        let deriver = format!("{path}.drv");
         let refs = if n % 10 == 0 { "0\n".to_owned() } else { format!("{refs}\n{before}") };
-        let _ = write!(list, "{path}\n{hash}\n{size}\n\n{refs}");
+        let _ = write!(list, "{path}\n{hash}\n{size}\n{deriver}\n{refs}");
     }
     let mut child = nix.command("nix-store").arg("--load-db").stdin(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(list.as_bytes()).unwrap();
@@ -100,4 +101,55 @@ pub fn overfull() {
     until(&daemon, |status| all_in(status, COUNT));
     let wall = ms(began) / 1e3;
     figure("a cache that is away for 210,000: wall", "s", &[wall], "its return to the last path in it");
+}
+
+/// The first start on a host with a million valid paths, which count as old. A path that is built
+/// right after it does not wait until all of them were read.
+pub fn first_start() {
+    const COUNT: i64 = 1_000_000;
+    let nix = PrivateNix::new();
+    nix.make("before");
+    let mut db = rusqlite::Connection::open(nix.state_dir().join("db/db.sqlite")).unwrap();
+    let tx = db.transaction().unwrap();
+    for n in 0..COUNT {
+        tx.prepare_cached(
+            "insert into ValidPaths (path, hash, registrationTime, narSize) values (?1, ?2, 1, 120)",
+        )
+        .unwrap()
+        .execute((format!("{}/{n:032}-old-{n}", nix.store_dir().display()), format!("sha256:{n:064}")))
+        .unwrap();
+    }
+    tx.commit().unwrap();
+    drop(db);
+    let dir = nix.path().join("daemon");
+    let cache = Cache::start(&dir.join("served"), &nix.store_dir());
+    let began = Instant::now();
+    let daemon = Daemon::start(&nix, &dir, (&cache.endpoint(), cache.token_file()), "");
+    let what = |figure: &str| format!("first start with a million valid paths: {figure}");
+    figure(
+        &what("until it answers"),
+        "ms",
+        &[ms(began)],
+        "spawn to the first status, which is asked every 5 ms",
+    );
+    let mut waits = Vec::new();
+    for n in 0.. {
+        if dir.join("state/baseline").exists() && n > 0 {
+            break;
+        }
+        nix.make(&format!("new-{n}"));
+        let built = Instant::now();
+        daemon.json(&["flush"]);
+        waits.push(ms(built));
+    }
+    figure(
+        &what("until all are noted"),
+        "s",
+        &[ms(began) / 1e3],
+        "spawn until the file of fingerprints is there",
+    );
+    figure(&what("flush meanwhile"), "ms", &waits, "built until flywheelctl flush has answered");
+    let usage = daemon.usage();
+    figure(&what("processor time"), "s", &[usage.cpu_s], "utime+stime of the daemon");
+    figure(&what("peak memory"), "MiB", &[usage.peak_mib], "VmHWM of the daemon");
 }

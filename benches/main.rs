@@ -48,6 +48,7 @@ const FIGURES: &[Figure] = &[
     ("ledger", true, library::ledger),
     ("backlog", false, backlog::backlog),
     ("overfull", false, backlog::overfull),
+    ("first-start", false, backlog::first_start),
     ("huge", false, live::huge),
     ("jobs", false, jobs::jobs),
     ("http2", false, http2::http2),
