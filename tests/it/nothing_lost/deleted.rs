@@ -228,7 +228,7 @@ fn a_session_that_is_larger_than_the_built_in_cache() {
         daemon.nix.build(&PrivateNix::shell(&format!("part-{n}"), &script));
     }
     let end = daemon.end(&session, &[]);
-    let warned = end["warnings"].to_string().contains("deleted by the cache again and again");
+    let warned = end["warnings"].to_string().contains("deleted by the cache repeatedly");
     assert!(warned, "{end}");
     daemon.main().assert_closed();
 }
