@@ -2,6 +2,7 @@
 //! program; this is the place where its answer is kept. Must not know processes.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::{Notify, watch};
 use zeroize::Zeroizing;
@@ -17,6 +18,8 @@ pub struct SuppliedToken(Arc<Shared>);
 struct Shared {
     state: watch::Sender<State>,
     wanted: Notify,
+    /// Whether somebody asked for a new token since the latest run. It outlives the task that runs the program.
+    is_wanted: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -46,7 +49,11 @@ impl Eq for SuppliedToken {}
 
 impl Default for SuppliedToken {
     fn default() -> Self {
-        Self(Arc::new(Shared { state: watch::Sender::new(State::default()), wanted: Notify::new() }))
+        Self(Arc::new(Shared {
+            state: watch::Sender::new(State::default()),
+            wanted: Notify::new(),
+            is_wanted: AtomicBool::new(false),
+        }))
     }
 }
 
@@ -88,7 +95,18 @@ impl SuppliedToken {
 
     /// Asks for a new token.
     pub fn want(&self) {
+        self.0.is_wanted.store(true, Ordering::Release);
         self.0.wanted.notify_one();
+    }
+
+    /// Returns whether somebody asked for a new token since the latest run.
+    pub fn is_wanted(&self) -> bool {
+        self.0.is_wanted.load(Ordering::Acquire)
+    }
+
+    /// Notes that a run has ended, whatever it gave.
+    pub fn ran(&self) {
+        self.0.is_wanted.store(false, Ordering::Release);
     }
 
     /// Asks for a new token if the server has refused the present one.

@@ -101,6 +101,8 @@ impl TokenCommand {
             // After a reload the token in use is still good.
             ended: self.supplied.is_there().then(|| Wall::now().seconds()),
             expires: self.supplied.expiry(),
+            // The task before may have been ended in the middle of a run.
+            wanted: self.supplied.is_wanted(),
             ..Past::default()
         };
         while !out.is_closed() {
@@ -108,6 +110,7 @@ impl TokenCommand {
             if wait.is_some_and(|wait| wait.is_zero()) {
                 let refused = std::mem::take(&mut past.wanted);
                 past.failed = !self.run(&out).await;
+                self.supplied.ran();
                 past.in_vain = if past.failed || refused { past.in_vain.saturating_add(1) } else { 0 };
                 (past.ended, past.expires) = (Some(Wall::now().seconds()), self.supplied.expiry());
                 continue;
