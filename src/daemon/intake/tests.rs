@@ -5,7 +5,6 @@ use std::path::Path;
 use super::routes::WAITING;
 use super::*;
 use crate::config::{Route, Settings, Subject};
-use crate::daemon::blocking::Blocking;
 use crate::daemon::gc_roots::{Bounds, Places};
 
 const RECHECK_AFTER: Duration = Duration::from_secs(600);
@@ -48,7 +47,7 @@ fn intake_with(top: &Path, routes: Vec<Route>) -> (Intake, tokio::sync::mpsc::Re
     let nix_db = || CurrentNixDb::new(top, &store_dir, &top.join("socket"));
     let intake = Intake {
         nix_db: nix_db(),
-        store: StoreReader::new(nix_db(), store_dir.clone(), Blocking::default()),
+        store: StoreReader::new(nix_db(), store_dir.clone(), Default::default()),
         baseline: Baseline::read(top),
         lock_watcher: LockWatcher::start(&store).unwrap(),
         store_dir,
