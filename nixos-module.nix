@@ -129,6 +129,11 @@ let
     (cfg.settings.state_dir or null)
     (cfg.settings.embedded.dir or null)
   ];
+  # The GC roots of a store below a root.
+  rootsBelow = lib.optional ((cfg.settings.nix.root or null) != null) (
+    cfg.settings.nix.gc_roots or "${cfg.settings.nix.root}/nix/var/nix/gcroots/flywheel"
+  );
+  writable = elsewhere ++ rootsBelow;
   allowedUsers = config.nix.settings.allowed-users or [ "*" ];
   mayUseNix = lib.any (user: lib.elem user allowedUsers) [
     "*"
@@ -521,13 +526,17 @@ in
           packages = [ cfg.package ];
           tmpfiles = {
             packages = [ cfg.package ];
-            settings.flywheel = lib.genAttrs elsewhere (_: {
-              d = {
-                user = "flywheel";
-                group = "flywheel";
-                mode = "0700";
-              };
-            });
+            settings.flywheel =
+              let
+                dir = mode: _: {
+                  d = {
+                    user = "flywheel";
+                    group = "flywheel";
+                    inherit mode;
+                  };
+                };
+              in
+              lib.genAttrs elsewhere (dir "0700") // lib.genAttrs rootsBelow (dir "0755");
           };
           # What [Install] says is not looked at on NixOS.
           sockets.flywheeld = {
@@ -541,13 +550,13 @@ in
             # A reload is enough for the rest.
             restartTriggers = [ (builtins.hashString "sha256" (builtins.toJSON fixed)) ];
             reloadTriggers = [ checkedConfig ];
-            unitConfig = lib.optionalAttrs (elsewhere != [ ]) { RequiresMountsFor = elsewhere; };
+            unitConfig = lib.optionalAttrs (writable != [ ]) { RequiresMountsFor = writable; };
             # The unit itself takes attic-token from /etc/credstore, if it is there.
             serviceConfig =
               lib.optionalAttrs (credentials != { }) {
                 LoadCredential = lib.mapAttrsToList (name: file: "${name}:${file}") credentials;
               }
-              // lib.optionalAttrs (elsewhere != [ ]) { ReadWritePaths = elsewhere; }
+              // lib.optionalAttrs (writable != [ ]) { ReadWritePaths = writable; }
               // lib.optionalAttrs (cfg.group != "flywheel") { Group = cfg.group; };
           };
         };

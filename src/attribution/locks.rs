@@ -19,7 +19,7 @@ pub(super) type FileId = (u32, u32, u64);
 /// Returns the holder of each exclusive flock(2) lock, on all devices.
 #[cfg(any(fuzzing, test))]
 pub(super) fn parse(text: &str) -> impl Iterator<Item = (FileId, i32)> {
-    text.lines().filter_map(parse_line)
+    text.lines().filter_map(|line| parse_line(line, "WRITE"))
 }
 
 /// Returns inode and holder of each exclusive flock(2) lock of a file on this device.
@@ -27,18 +27,16 @@ pub(super) fn parse(text: &str) -> impl Iterator<Item = (FileId, i32)> {
 pub(super) fn parse_device(text: &str, (major, minor): (u32, u32)) -> impl Iterator<Item = (u64, i32)> {
     let device = format!(" {major:02x}:{minor:02x}:");
     let lines = text.lines().filter(move |line| line.contains(&device));
-    lines.filter_map(parse_line).filter_map(
-        move |((a, b, inode), pid)| {
-            if (a, b) == (major, minor) { Some((inode, pid)) } else { None }
-        },
-    )
+    lines.filter_map(|line| parse_line(line, "WRITE")).filter_map(move |((a, b, inode), pid)| {
+        if (a, b) == (major, minor) { Some((inode, pid)) } else { None }
+    })
 }
 
-fn parse_line(line: &str) -> Option<(FileId, i32)> {
+fn parse_line(line: &str, wanted: &str) -> Option<(FileId, i32)> {
     let mut words = line.split_ascii_whitespace().skip(1);
     let (kind, _, mode, pid, file) =
         (words.next()?, words.next()?, words.next()?, words.next()?, words.next()?);
-    if (kind, mode) != ("FLOCK", "WRITE") {
+    if (kind, mode) != ("FLOCK", wanted) {
         return None;
     }
     let pid = pid.parse().ok().filter(|pid| *pid > 0)?;
@@ -47,28 +45,52 @@ fn parse_line(line: &str) -> Option<(FileId, i32)> {
     Some(((device(parts.next())?, device(parts.next())?, parts.next()?.parse().ok()?), pid))
 }
 
-/// Returns the device of a directory as `/proc/locks` writes it: that of the
-/// superblock, which `mountinfo` has too. On a file system with several devices
-/// (btrfs, overlayfs), stat(2) reports another one. If `mountinfo` does not list
-/// the mount (the store of a chroot whose root is not a mount point), this returns
-/// the device of stat(2) and logs that once. If that device is the wrong one, no
-/// lock matches and makers stay unknown.
-pub(super) fn device(proc: &Proc, dir: &Path) -> Option<(u32, u32)> {
+/// The device of a directory as `/proc/locks` writes it, which is that of the superblock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Device {
+    /// The kernel says so.
+    Certain((u32, u32)),
+    /// The device that stat(2) reports, which may be another one (btrfs): then no lock
+    /// matches, and makers stay unknown.
+    ByStat((u32, u32)),
+}
+
+/// Returns the device of a directory. The surest way is to lock the directory for a
+/// moment, shared, and to look where `/proc/locks` lists that. Where this is not possible,
+/// `mountinfo` says it. It does not list every mount: not that of the store in a chroot
+/// whose root is not a mount point. Then stat(2) remains, and that is logged once.
+pub(super) fn device(proc: &Proc, dir: &Path) -> Option<Device> {
     static SAID: Once = Once::new();
     let opened = std::fs::File::open(dir).ok()?;
-    if let Some(device) = listed_device(proc, &opened) {
-        return Some(device);
+    if let Some(device) = own_lock(proc, &opened).or_else(|| listed_device(proc, &opened)) {
+        return Some(Device::Certain(device));
     }
     let device = rustix::fs::fstat(&opened).ok()?.st_dev;
     SAID.call_once(|| {
         event!(
             LOCKS_BY_STAT,
             path = %dir.display(),
-            "the mount of {} is not in /proc/self/mountinfo: locks are matched by the device that stat(2) reports; if it is another one, makers of paths stay unknown",
+            "neither /proc/locks nor /proc/self/mountinfo names the device of {}: locks are matched by the device that stat(2) reports; if it is another one, makers of paths stay unknown",
             dir.display()
         );
     });
-    Some((rustix::fs::major(device), rustix::fs::minor(device)))
+    Some(Device::ByStat((rustix::fs::major(device), rustix::fs::minor(device))))
+}
+
+/// Locks the directory and finds the lock in the table. Nix locks files in the directory
+/// and never the directory itself.
+fn own_lock(proc: &Proc, opened: &std::fs::File) -> Option<(u32, u32)> {
+    let inode = rustix::fs::fstat(opened).ok()?.st_ino;
+    let own = i32::try_from(std::process::id()).ok()?;
+    rustix::fs::flock(opened, rustix::fs::FlockOperation::NonBlockingLockShared).ok()?;
+    let text = proc.read("locks");
+    let _ = rustix::fs::flock(opened, rustix::fs::FlockOperation::Unlock);
+    let text = text?;
+    let text = String::from_utf8_lossy(&text);
+    let mut locks = text.lines().filter_map(|line| parse_line(line, "READ"));
+    locks
+        .find(|((_, _, listed), pid)| (*listed, *pid) == (inode, own))
+        .map(|((major, minor, _), _)| (major, minor))
 }
 
 fn listed_device(proc: &Proc, opened: &std::fs::File) -> Option<(u32, u32)> {
@@ -124,8 +146,24 @@ mod tests {
         let empty = crate::attribution::tests::FakeProc::new();
         let expected = dir.path().metadata().unwrap().dev();
         let expected = (rustix::fs::major(expected), rustix::fs::minor(expected));
-        assert_eq!(device(&empty.proc(), dir.path()), Some(expected));
+        assert_eq!(device(&empty.proc(), dir.path()), Some(Device::ByStat(expected)));
         assert_eq!(device(&empty.proc(), &dir.path().join("none")), None);
+    }
+
+    /// On btrfs stat(2) reports another device than the table of locks has.
+    #[test]
+    fn a_lock_of_our_own_says_the_device() {
+        use std::os::unix::fs::MetadataExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let fake = crate::attribution::tests::FakeProc::new();
+        let (own, inode) = (std::process::id(), dir.path().metadata().unwrap().ino());
+        let line = |mode, pid, inode| format!("1: FLOCK  ADVISORY  {mode} {pid} 00:2a:{inode} 0 EOF\n");
+        fake.table(
+            &[line("WRITE", own, inode), line("READ", own, inode + 1), line("READ", own + 1, inode)].concat(),
+        );
+        assert!(matches!(device(&fake.proc(), dir.path()), Some(Device::ByStat(_))), "locks of others");
+        fake.table(&line("READ", own, inode));
+        assert_eq!(device(&fake.proc(), dir.path()), Some(Device::Certain((0, 0x2a))));
     }
 
     #[test]
@@ -134,7 +172,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = std::fs::File::create(dir.path().join("x.lock")).unwrap();
         rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).unwrap();
-        let (major, minor) = device(&Proc::default(), dir.path()).unwrap();
+        let Some(Device::Certain((major, minor))) = device(&Proc::default(), dir.path()) else { panic!() };
         let id = (major, minor, file.metadata().unwrap().ino());
         let me = i32::try_from(std::process::id()).unwrap();
         let holder = || {

@@ -25,6 +25,11 @@ impl FakeProc {
         dir.join(name)
     }
 
+    /// The table of locks.
+    pub(super) fn table(&self, text: &str) {
+        fs::write(self.dir.path().join("locks"), text).unwrap();
+    }
+
     pub(super) fn set(&self, pid: i32, name: &str, text: impl AsRef<[u8]>) {
         fs::write(self.file(pid, name), text).unwrap();
     }

@@ -263,7 +263,7 @@ fn warn_of_token(name: &str, cache: &Cache, env: Env<'_>, nix: &Nix, warnings: &
                 warnings.push(format!("cache {name}: the token is sent to {url} without encryption"));
             }
             if let Token::File(file) = token {
-                if file.starts_with(&nix.store_dir) {
+                if file.starts_with(&nix.store_dir) || nix.store().is_ok_and(|dir| file.starts_with(dir.as_path())) {
                     warnings
                         .push(format!("cache {name}: token_file is in the store, where everyone can read it"));
                 } else {

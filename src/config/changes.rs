@@ -27,8 +27,10 @@ impl Change {
             default_cache,
             nix:
                 Nix {
+                    root,
                     store_dir,
                     state_dir: nix_state_dir,
+                    lower_state_dir,
                     gc_roots,
                     poll,
                     netrc,
@@ -54,8 +56,10 @@ impl Change {
         note(*socket != old.socket, &mut restart, "socket");
         note(*state_dir != old.state_dir, &mut restart, "state_dir");
         note(*runtime_dir != old.runtime_dir, &mut restart, "runtime_dir");
+        note(*root != old.nix.root, &mut restart, "nix.root");
         note(*store_dir != old.nix.store_dir, &mut restart, "nix.store_dir");
         note(*nix_state_dir != old.nix.state_dir, &mut restart, "nix.state_dir");
+        note(*lower_state_dir != old.nix.lower_state_dir, &mut restart, "nix.lower_state_dir");
         note(*gc_roots != old.nix.gc_roots, &mut restart, "nix.gc_roots");
         note(*poll != old.nix.poll, &mut restart, "nix.poll");
         note(*protect_max != old.nix.protect_max, &mut live, "nix.protect_max");
@@ -198,7 +202,7 @@ mod tests {
         let old = format!("{ONE}{TWO}");
         let new = format!(
             "socket = \"/x/s\"\nstate_dir = \"/x/y\"\n{ONE}[caches.three]\nendpoints = \"embedded\"\n[nix]\n\
-             store_dir = \"/x/store\"\npoll = \"1s\"\nstate_dir = \"/x/var\"\n[client]\nenable = false\n\
+             root = \"/x/r\"\nstore_dir = \"/x/store\"\npoll = \"1s\"\nlower_state_dir = \"/x/low\"\nstate_dir = \"/x/var\"\n[client]\nenable = false\n\
              [[route]]\nuser = \"x\"\ncache = \"three\"\n"
         );
         let change = change(&old, &new);
@@ -206,8 +210,10 @@ mod tests {
             "socket",
             "state_dir",
             "runtime_dir",
+            "nix.root",
             "nix.store_dir",
             "nix.state_dir",
+            "nix.lower_state_dir",
             "nix.gc_roots",
             "nix.poll",
             "embedded",

@@ -74,8 +74,10 @@ table! {
 
 table! {
     RawNix {
+        root: Option<At<String>>,
         store_dir: Option<At<String>>,
         state_dir: Option<At<String>>,
+        lower_state_dir: Option<At<String>>,
         gc_roots: Option<At<String>>,
         poll: Option<At<Period>>,
         netrc: Option<At<String>>,
@@ -135,6 +137,7 @@ table! {
         origins: Option<At<Vec<Spanned<String>>>>,
         names: Option<At<Vec<Spanned<String>>>>,
         max_size: Option<At<ByteSize>>,
+        substitutable_only: Option<At<bool>>,
     }
 }
 

@@ -11,6 +11,7 @@ use super::merge::Merged;
 use super::route::Route;
 use super::token::Token;
 use super::validate;
+use crate::types::{ParseError, StoreDir};
 pub use crate::types::{Proxy, ProxyUrl};
 
 /// All settings.
@@ -93,10 +94,17 @@ impl Settings {
 /// The store that is watched.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Nix {
-    /// The store directory, such as `/nix/store`.
+    /// The directory below which a store of its own has its files, as Nix's
+    /// `--store ROOT`; none: the store is the host's.
+    pub root: Option<PathBuf>,
+    /// The store directory, such as `/nix/store`. Below a root its files are in
+    /// `<root>/nix/store`.
     pub store_dir: PathBuf,
-    /// Nix's state directory, such as `/nix/var/nix`.
+    /// Nix's state directory, such as `/nix/var/nix`, or `<root>/nix/var/nix`.
     pub state_dir: PathBuf,
+    /// The state directory of the lower store, if the store is a local-overlay store: what
+    /// the lower store has is not new.
+    pub lower_state_dir: Option<PathBuf>,
     /// The directory of GC roots for pending paths, which no other program uses, at or
     /// below `<state_dir>/gcroots`. Each root is a hard link to one file.
     pub gc_roots: PathBuf,
@@ -114,6 +122,17 @@ pub struct Nix {
     /// The free bytes of the store's file system below which the oldest pending
     /// paths lose their protection from collection; 0: never.
     pub min_free: u64,
+}
+
+impl Nix {
+    /// Returns the store directory, with the directory in which its files are.
+    pub fn store(&self) -> Result<StoreDir, ParseError> {
+        let dir = StoreDir::new(&self.store_dir.to_string_lossy())?;
+        Ok(match &self.root {
+            Some(root) => dir.below(root),
+            None => dir,
+        })
+    }
 }
 
 /// A cache that paths are pushed to.
@@ -263,6 +282,8 @@ pub struct Filter {
     pub exclude: Vec<Glob>,
     /// The largest NAR that is pushed, in bytes; none: no limit.
     pub max_size: Option<u64>,
+    /// Whether outputs that Nix takes from no substituter are left out.
+    pub substitutable_only: bool,
 }
 
 impl Filter {

@@ -46,6 +46,8 @@ fn nothing_at_all_is_the_embedded_cache() {
     assert_eq!(
         s.nix,
         Nix {
+            root: None,
+            lower_state_dir: None,
             store_dir: "/nix/store".into(),
             state_dir: "/nix/var/nix".into(),
             gc_roots: "/nix/var/nix/gcroots/flywheel".into(),
@@ -98,6 +100,8 @@ fn the_environment_when_no_cache_is_configured() {
     assert_eq!(
         s.nix,
         Nix {
+            root: None,
+            lower_state_dir: None,
             store_dir: "/s/store".into(),
             state_dir: "/s/var".into(),
             gc_roots: "/s/var/gcroots/flywheel".into(),
@@ -369,6 +373,17 @@ fn keys_of_freshness_and_protection() {
     assert_eq!((s.nix.protect_max, s.nix.min_free, s.admins.as_deref()), (Some(10 << 30), 0, Some("ops")));
 }
 
+/// As Nix has it: `--store /srv/ci` ignores `NIX_STATE_DIR`, and not `NIX_STORE_DIR`.
+#[test]
+fn a_store_below_a_root() {
+    let vars = [("NIX_STATE_DIR", "/x/var"), ("NIX_STORE_DIR", "/x/store")];
+    let s = load_files(&[("flywheel.toml", "[nix]\nroot = \"/srv/ci/\"")], &vars).unwrap();
+    assert_eq!(s.nix.state_dir, std::path::Path::new("/srv/ci/nix/var/nix"));
+    assert_eq!(s.nix.gc_roots, std::path::Path::new("/srv/ci/nix/var/nix/gcroots/flywheel"));
+    let store = s.nix.store().unwrap();
+    assert_eq!((store.as_str(), store.as_path().to_str()), ("/x/store", Some("/srv/ci/nix/store")));
+}
+
 #[test]
 fn filters() {
     let s = load("[push]\nfilter = { origins = [\"source\", \"built\", \"built\"], names = [\"a*\", \"!*-doc\"], max_size = \"1kB\" }").unwrap();
@@ -464,6 +479,9 @@ fn what_is_wrong_is_said() {
         ("socket = \"run/a\"".into(), format!("1:10: socket: found \"run/a\", {path}")),
         (format!("socket = \"/{}\"", "x".repeat(107)), "1:10: socket: found a path of 108 bytes, expected at most 107, as a Unix socket needs".into()),
         ("# ä\nstate_dir = \"/a/../b\"".into(), format!("2:13: state_dir: found \"/a/../b\", {path}")),
+        ("[nix]\nroot = \"/\"".into(), "2:8: nix.root: found \"/\", expected a directory below `/`; the store of `/` is watched without this key".into()),
+        (format!("[nix]\nroot = \"/srv/ci\"\n{}", main_with("engine = \"attic\"")), "2:8: nix.root: found \"/srv/ci\", and caches.main has engine = \"attic\", which reads the host's store only, expected engine = \"native\"".into()),
+        ("[nix]\nlower_state_dir = \"/nix/var/nix/\"".into(), "2:19: nix.lower_state_dir: found \"/nix/var/nix/\", which is nix.state_dir, expected that of the lower store".into()),
         ("[nix]\nstore_dir = \"\"".into(), format!("2:13: nix.store_dir: found \"\", {path}")),
         ("default_cache = \"mian\"".into(), "1:17: default_cache: found \"mian\", expected the name of a cache: \"main\"".into()),
         ("default_cache = \"maim\"".into(), "1:17: default_cache: found \"maim\", expected the name of a cache: \"main\" (did you mean \"main\"?)".into()),
@@ -617,7 +635,10 @@ fn the_example_shows_the_defaults() {
     assert_eq!(s.metrics.unwrap().to_string(), "127.0.0.1:9799");
     let embedded = Embedded { caches: vec!["main".into()], ..s.embedded.clone().unwrap() };
     assert_eq!(s.nix.netrc_include, [std::path::PathBuf::from("/etc/nix/netrc")]);
-    let nix = Nix { netrc: None, netrc_group: None, netrc_include: vec![], ..s.nix.clone() };
+    assert_eq!(s.nix.root, Some("/srv/ci".into()));
+    assert_eq!(s.nix.lower_state_dir, Some("/base/nix/var/nix".into()));
+    let nix = Nix { lower_state_dir: None, ..s.nix.clone() };
+    let nix = Nix { root: None, netrc: None, netrc_group: None, netrc_include: vec![], ..nix };
     let examples_aside = Settings {
         caches: plain.caches.clone(),
         embedded: Some(embedded),

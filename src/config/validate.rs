@@ -63,9 +63,15 @@ pub(super) fn settings(merged: &Merged, env: Env<'_>) -> Result<Settings, Config
     let from_env = |name: &'static str, otherwise: &str| {
         (Place::Environment(name), env(name).unwrap_or_else(|| otherwise.to_owned()))
     };
-    let nix_state =
-        path(merged, "nix.state_dir", &raw.nix.state_dir, || from_env("NIX_STATE_DIR", "/nix/var/nix"))?;
+    let root = nix_root(merged)?;
+    let nix_state = path(merged, "nix.state_dir", &raw.nix.state_dir, || match &root {
+        // As Nix does, which ignores the variable then.
+        Some(root) => (Place::Absent, format!("{}/nix/var/nix", root.display())),
+        None => from_env("NIX_STATE_DIR", "/nix/var/nix"),
+    })?;
     let nix = Nix {
+        root,
+        lower_state_dir: lower_state_dir(merged, &nix_state)?,
         store_dir: path(merged, "nix.store_dir", &raw.nix.store_dir, || {
             from_env("NIX_STORE_DIR", "/nix/store")
         })?,
@@ -114,6 +120,7 @@ pub(super) fn settings(merged: &Merged, env: Env<'_>) -> Result<Settings, Config
     }
     let client = client(merged)?;
     engine_needs_client(merged, &caches, &client)?;
+    engine_reads_root(merged, &caches)?;
     if push.max_rate.is_some() && caches.values().any(|cache| cache.engine == Engine::Attic) {
         warnings.push(
             "push.max_rate: the attic client has no such limit; it does not apply to caches with engine = \"attic\""
@@ -245,6 +252,30 @@ pub(super) fn path(
     Ok(PathBuf::from(if trimmed.is_empty() { "/" } else { trimmed }))
 }
 
+/// Reads `nix.root`, which is not the host's own root: that one's store needs no key.
+fn nix_root(merged: &Merged) -> Result<Option<PathBuf>, ConfigError> {
+    let at = &merged.raw.nix.root;
+    let Some(given) = at else { return Ok(None) };
+    let root = path(merged, "nix.root", at, || (Place::Absent, String::new()))?;
+    if root == Path::new("/") {
+        let expected = "a directory below `/`; the store of `/` is watched without this key";
+        return Err(ConfigError::invalid(merged.place(&given.spot), "nix.root: found \"/\"", expected));
+    }
+    Ok(Some(root))
+}
+
+/// Reads `nix.lower_state_dir`, which is not the state directory of the store itself.
+fn lower_state_dir(merged: &Merged, own: &Path) -> Result<Option<PathBuf>, ConfigError> {
+    let at = &merged.raw.nix.lower_state_dir;
+    let Some(given) = at else { return Ok(None) };
+    let lower = path(merged, "nix.lower_state_dir", at, || (Place::Absent, String::new()))?;
+    if lower == own {
+        let found = format!("nix.lower_state_dir: found {:?}, which is nix.state_dir", given.value);
+        return Err(ConfigError::invalid(merged.place(&given.spot), found, "that of the lower store"));
+    }
+    Ok(Some(lower))
+}
+
 /// Returns the files of `nix.netrc_include`.
 fn includes(merged: &Merged) -> Result<Vec<PathBuf>, ConfigError> {
     let Some(at) = &merged.raw.nix.netrc_include else { return Ok(Vec::new()) };
@@ -301,6 +332,17 @@ fn engine_needs_client(
     }
 }
 
+/// Refuses the attic client for a store below a root: it reads the host's store only.
+fn engine_reads_root(merged: &Merged, caches: &BTreeMap<String, Cache>) -> Result<(), ConfigError> {
+    let of_client = caches.iter().find(|(_, cache)| cache.engine == Engine::Attic);
+    let (Some(at), Some((name, _))) = (&merged.raw.nix.root, of_client) else { return Ok(()) };
+    let found = format!(
+        "nix.root: found {:?}, and caches.{name} has engine = \"attic\", which reads the host's store only",
+        at.value
+    );
+    Err(ConfigError::invalid(merged.place(&at.spot), found, "engine = \"native\""))
+}
+
 fn jobs(merged: &Merged, at: Option<&At<RawJobs>>) -> Result<Jobs, ConfigError> {
     let Some(at) = at else { return Ok(Jobs::Auto) };
     let found = match &at.value {
@@ -348,7 +390,8 @@ fn filter(merged: &Merged, raw: &RawFilter) -> Result<Filter, ConfigError> {
         };
         list.push(glob(merged.place_in(&at.spot, &item.span()), "push.filter.names", pattern)?);
     }
-    Ok(Filter { origins, include, exclude, max_size: limit(raw.max_size.as_ref()) })
+    let substitutable_only = raw.substitutable_only.as_ref().is_some_and(|at| at.value);
+    Ok(Filter { origins, include, exclude, max_size: limit(raw.max_size.as_ref()), substitutable_only })
 }
 
 /// Reads a pattern.

@@ -12,6 +12,8 @@ use std::io::{self, Read, Write};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
+use crate::types::StoreDir;
+
 /// The longest body of a frame, in bytes.
 pub const MAX_FRAME: u32 = 1 << 20;
 /// The longest body of a hello, in bytes.
@@ -68,6 +70,9 @@ pub struct ServerHello {
     pub version: String,
     /// The store directory that the daemon serves.
     pub store_dir: String,
+    /// The directory in which the files of that store are. The same one, except for a
+    /// store below a root.
+    pub store_files: String,
 }
 
 impl ClientHello {
@@ -95,12 +100,13 @@ impl ClientHello {
 impl ServerHello {
     /// Returns this program's hello, for a store directory.
     #[must_use]
-    pub fn ours(store_dir: &str) -> Self {
+    pub fn ours(store_dir: &StoreDir) -> Self {
         Self {
             protocol: PROTOCOL,
             minimum: MINIMUM,
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            store_dir: store_dir.to_owned(),
+            store_dir: store_dir.as_str().to_owned(),
+            store_files: store_dir.as_path().to_string_lossy().into_owned(),
         }
     }
 
@@ -110,18 +116,19 @@ impl ServerHello {
         let mut body = [&MAGIC[..], &self.protocol.to_be_bytes(), &self.minimum.to_be_bytes()].concat();
         put_text(&mut body, &self.version);
         put_text(&mut body, &self.store_dir);
+        if self.store_files != self.store_dir {
+            put_text(&mut body, &self.store_files);
+        }
         framed(&body)
     }
 
     /// Reads it from a frame's body.
     pub fn parse(body: &[u8]) -> Result<Self, CodecError> {
         let mut rest = after_magic(body)?;
-        Ok(Self {
-            protocol: take_u16(&mut rest)?,
-            minimum: take_u16(&mut rest)?,
-            version: take_text(&mut rest)?,
-            store_dir: take_text(&mut rest)?,
-        })
+        let (protocol, minimum) = (take_u16(&mut rest)?, take_u16(&mut rest)?);
+        let (version, store_dir) = (take_text(&mut rest)?, take_text(&mut rest)?);
+        let store_files = take_text(&mut rest).unwrap_or_else(|_| store_dir.clone());
+        Ok(Self { protocol, minimum, version, store_dir, store_files })
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::types::Heartbeat;
+use crate::types::{Heartbeat, StoreDir};
 
 pub use super::listen::{BindError, Passed, bind, passed};
 pub use super::responder::{Answer, Responder};
@@ -91,7 +91,7 @@ pub struct Incoming {
 /// it waits for that. Must be called within a tokio runtime.
 pub fn start(
     listener: StdListener,
-    store_dir: &str,
+    store_dir: &StoreDir,
     limits: Limits,
     shutdown: CancellationToken,
     beat: Heartbeat,

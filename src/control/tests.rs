@@ -17,13 +17,21 @@ fn hello_bytes_are_pinned() {
     let client = ClientHello { protocol: 1, version: "0.1.0".into() };
     assert_eq!(client.frame(), b"\0\0\0\x0dFLYW\0\x01\0\x050.1.0");
     assert_eq!(ClientHello::parse(body(&client.frame())).unwrap(), client);
-    let server =
-        ServerHello { protocol: 2, minimum: 1, version: "0.1.0".into(), store_dir: "/nix/store".into() };
+    let mut server = ServerHello {
+        protocol: 2,
+        minimum: 1,
+        version: "0.1.0".into(),
+        store_dir: "/nix/store".into(),
+        store_files: "/nix/store".into(),
+    };
     assert_eq!(server.frame(), b"\0\0\0\x1bFLYW\0\x02\0\x01\0\x050.1.0\0\x0a/nix/store");
     assert_eq!(ServerHello::parse(body(&server.frame())).unwrap(), server);
     // A later version may say more.
     let longer = [body(&server.frame()), b"more"].concat();
     assert_eq!(ServerHello::parse(&longer).unwrap(), server);
+    server.store_files = "/r/nix/store".into();
+    assert_eq!(server.frame(), b"\0\0\0\x29FLYW\0\x02\0\x01\0\x050.1.0\0\x0a/nix/store\0\x0c/r/nix/store");
+    assert_eq!(ServerHello::parse(body(&server.frame())).unwrap(), server);
 }
 
 #[test]
@@ -77,7 +85,7 @@ fn message_bytes_are_pinned() {
         (codec::encode(&error).unwrap(), b"\0\0\0\x04\x08\x06\x01m"),
         (
             codec::encode(&summary).unwrap(),
-            b"\0\0\0\x1d\x02\0\0\0\x02\x03\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
+            b"\0\0\0\x1e\x02\0\0\0\x02\x03\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
         ),
     ];
     for (i, (bytes, pinned)) in table.iter().enumerate() {
@@ -125,7 +133,7 @@ fn summary_json_is_the_documented_one() {
             r#""upstream":0,"failed":[{"path":"/nix/store/x","error":"e","class":null}],"failed_total":1,"#,
             r#""pending":0,"skipped":0,"collected":0,"bytes":117440512,"attributed":{"process":40,"hook":0,"#,
             r#""closure":5,"window":5,"shared":0,"named":0},"flush_ms":312,"duration_ms":61234,"state":"open","#,
-            r#""strict":false,"warnings":[],"engine":"","waited_for_client":false,"invalid":0,"route":null}"#
+            r#""strict":false,"warnings":[],"engine":"","waited_for_client":false,"invalid":0,"route":null,"without_realisation":0}"#
         )
     );
     assert_eq!((Outcome::of(0, 0), Outcome::of(1, 1)), (Outcome::Complete, Outcome::Pending));

@@ -154,6 +154,7 @@ fn status(s: &mut Status) {
     failures(&mut s.failed, 200);
     warnings(&mut s.warnings);
     s.store.problem.iter_mut().for_each(text);
+    s.store.files.iter_mut().for_each(text);
     s.ledger.detail.iter_mut().for_each(text);
     uploads(&mut s.uploads, MAX_UPLOADS);
     s.events.truncate(100);

@@ -17,6 +17,7 @@ use super::{
     render::Heading,
     report, variable,
 };
+use crate::control::codec::ServerHello;
 use crate::control::messages::{ErrorCode, Progress, Reply, Request, Summary};
 
 /// How long the end of a session waits for uploads when the caller names no time.
@@ -75,7 +76,7 @@ pub(super) fn end_session(context: &Context, ending: EndRequest) -> Result<(Summ
     let room_until = until.min(Instant::now() + REPLY_TIMEOUT);
     // Without a daemon at the first attempt the job does not wait for one.
     let mut connection = context.connect()?;
-    let (push, unmatched) = resolve(context, &ending.push, &connection.server.store_dir)?;
+    let (push, unmatched) = resolve(context, &ending.push, &connection.server)?;
     let mut session = ending.session;
     let ci_job = ci::detect(variable).map(|d| d.job.key());
     let mut bar = context.render.bar();
@@ -139,13 +140,13 @@ fn reconnect(socket: &Path, until: Instant) -> Option<Connection> {
 pub(super) fn resolve(
     context: &Context,
     patterns: &[String],
-    store_dir: &str,
+    server: &ServerHello,
 ) -> Result<(Vec<String>, bool), Failure> {
     if patterns.is_empty() {
         return Ok((Vec::new(), false));
     }
     let cwd = std::env::current_dir().map_err(|e| Failure::Usage(format!("no current directory: {e}")))?;
-    let resolved = paths::resolve(patterns, &cwd, store_dir).map_err(Failure::Usage)?;
+    let resolved = paths::resolve(patterns, &cwd, &paths::Store::of(server)).map_err(Failure::Usage)?;
     for pattern in &resolved.unmatched {
         context.render.warn(&format!("`{pattern}` matches nothing in {}", cwd.display()));
     }

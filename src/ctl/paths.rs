@@ -7,6 +7,8 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
+use crate::control::codec::ServerHello;
+
 /// The most links that are followed, as in Linux (path_resolution(7)).
 const MOST_LINKS: u32 = 40;
 
@@ -19,18 +21,31 @@ pub(super) struct Resolved {
     pub(super) unmatched: Vec<String>,
 }
 
+/// The daemon's store directory and the directory in which its files are.
+#[derive(Debug, Clone)]
+pub(super) struct Store {
+    pub(super) dir: String,
+    pub(super) files: PathBuf,
+}
+
+impl Store {
+    pub(super) fn of(server: &ServerHello) -> Self {
+        Self { dir: server.store_dir.clone(), files: PathBuf::from(&server.store_files) }
+    }
+}
+
 /// Expands patterns relative to `cwd`. The error is a message about the first pattern
 /// that is wrong or leads out of the store.
-pub(super) fn resolve(patterns: &[String], cwd: &Path, store_dir: &str) -> Result<Resolved, String> {
+pub(super) fn resolve(patterns: &[String], cwd: &Path, store: &Store) -> Result<Resolved, String> {
     let mut found = Resolved::default();
     for pattern in patterns {
-        let matches = expand(pattern, cwd, store_dir)?;
+        let matches = expand(pattern, cwd, store)?;
         if matches.is_empty() {
             found.unmatched.push(pattern.clone());
         }
         for path in matches {
-            let full = follow(&path, store_dir).ok_or_else(|| {
-                format!("`{}` is neither in {store_dir} nor a link into it", path.display())
+            let full = follow(&path, store).ok_or_else(|| {
+                format!("`{}` is neither in {} nor a link into it", path.display(), store.files.display())
             })?;
             if !found.paths.contains(&full) {
                 found.paths.push(full);
@@ -40,16 +55,22 @@ pub(super) fn resolve(patterns: &[String], cwd: &Path, store_dir: &str) -> Resul
     Ok(found)
 }
 
-fn expand(pattern: &str, cwd: &Path, store_dir: &str) -> Result<Vec<PathBuf>, String> {
+fn expand(pattern: &str, cwd: &Path, store: &Store) -> Result<Vec<PathBuf>, String> {
     let literal = cwd.join(pattern);
     // A file name may contain `?` (store paths do) or `[`. An existing file of that name
     // is meant.
     if literal.symlink_metadata().is_ok() {
         return Ok(vec![literal]);
     }
-    if !pattern.contains(['*', '[']) && below(&literal, Path::new(store_dir)).is_some() {
+    let is_below = |dir: &Path| below(&literal, dir).is_some();
+    if !pattern.contains(['*', '[']) && (is_below(Path::new(&store.dir)) || is_below(&store.files)) {
         return Ok(vec![literal]); // the daemon knows whether it is valid
     }
+    // A pattern of names in the store directory is looked for where the files are.
+    let inside = pattern.strip_prefix(&store.dir).and_then(|rest| rest.strip_prefix('/'));
+    let moved =
+        inside.map(|inside| format!("{}/{inside}", glob::Pattern::escape(&store.files.to_string_lossy())));
+    let pattern = moved.as_deref().unwrap_or(pattern);
     let base = glob::Pattern::escape(&cwd.to_string_lossy());
     let absolute = if pattern.starts_with('/') { pattern.to_owned() } else { format!("{base}/{pattern}") };
     let options = glob::MatchOptions { require_literal_leading_dot: true, ..glob::MatchOptions::new() };
@@ -62,16 +83,17 @@ fn expand(pattern: &str, cwd: &Path, store_dir: &str) -> Result<Vec<PathBuf>, St
 ///
 /// Stops at the first store path: it may itself be a link to another one, but the
 /// first one was named.
-fn follow(path: &Path, store_dir: &str) -> Option<String> {
-    let store = Path::new(store_dir);
-    let real = store.canonicalize().unwrap_or_else(|_| store.to_owned());
+fn follow(path: &Path, store: &Store) -> Option<String> {
+    let (dir, files) = (Path::new(&store.dir), &store.files);
+    let real = files.canonicalize().unwrap_or_else(|_| files.clone());
     let mut at = PathBuf::new();
     let mut rest: VecDeque<OsString> = parts(path);
     let mut links = 0;
     loop {
         let ahead = at.join(rest.iter().collect::<PathBuf>());
-        if let Some(base) = below(&ahead, store).or_else(|| below(&at, &real)) {
-            return Some(format!("{store_dir}/{base}"));
+        if let Some(base) = below(&ahead, dir).or_else(|| below(&ahead, files)).or_else(|| below(&at, &real))
+        {
+            return Some(format!("{}/{base}", store.dir));
         }
         let part = rest.pop_front()?;
         if part == ".." {

@@ -67,7 +67,7 @@ impl Settled {
 /// Pushes the paths of standard input until it ends. `timeout`: for each path.
 pub(super) fn command(context: &Context, cache: Option<&str>, timeout: Duration) -> Result<Exit, Failure> {
     // Without a daemon nothing is read.
-    let store_dir = context.connect()?.server.store_dir;
+    let store = paths::Store::of(&context.connect()?.server);
     let (lines, waiting) = sync_channel(AHEAD);
     let waiting = Mutex::new(waiting);
     let outcomes = Mutex::new((0_u64, 0_u64));
@@ -75,7 +75,7 @@ pub(super) fn command(context: &Context, cache: Option<&str>, timeout: Duration)
         for _ in 0..WORKERS {
             scope.spawn(|| {
                 while let Some(batch) = next(&waiting) {
-                    for settled in push(context, cache, &store_dir, &batch, timeout) {
+                    for settled in push(context, cache, &store, &batch, timeout) {
                         let mut outcomes = outcomes.lock().unwrap_or_else(PoisonError::into_inner);
                         outcomes.0 += u64::from(settled.outcome == "failed");
                         outcomes.1 += u64::from(settled.outcome == "pending");
@@ -126,7 +126,7 @@ fn next(waiting: &Mutex<Receiver<String>>) -> Option<Vec<String>> {
 fn push(
     context: &Context,
     cache: Option<&str>,
-    store_dir: &str,
+    store: &paths::Store,
     batch: &[String],
     timeout: Duration,
 ) -> Vec<Settled> {
@@ -134,7 +134,7 @@ fn push(
     let mut named: Vec<String> = Vec::new();
     let cwd = std::env::current_dir().unwrap_or_default();
     for line in batch {
-        match paths::resolve(std::slice::from_ref(line), &cwd, store_dir) {
+        match paths::resolve(std::slice::from_ref(line), &cwd, store) {
             Ok(found) if found.unmatched.is_empty() => {
                 named
                     .extend(found.paths.into_iter().filter(|path| !named.contains(path)).collect::<Vec<_>>());

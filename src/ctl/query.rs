@@ -23,7 +23,7 @@ pub(super) fn push(context: &Context, args: PushArgs) -> Result<Exit, Failure> {
         return push_stdin::command(context, args.cache.as_deref(), args.timeout);
     }
     let mut connection = context.connect()?;
-    let (paths, unmatched) = resolve(context, &args.paths, &connection.server.store_dir)?;
+    let (paths, unmatched) = resolve(context, &args.paths, &connection.server)?;
     if paths.is_empty() {
         return Err(Failure::Usage("nothing to push: the patterns match no store path".to_owned()));
     }

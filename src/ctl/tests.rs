@@ -352,7 +352,35 @@ const B: &str = "11111111111111111111111111111111-b?x=1";
 
 fn resolve(patterns: &[&str], cwd: &Path, store: &Path) -> Result<paths::Resolved, String> {
     let patterns: Vec<String> = patterns.iter().map(|p| (*p).to_owned()).collect();
-    paths::resolve(&patterns, cwd, store.to_str().unwrap())
+    let store = paths::Store { dir: store.to_str().unwrap().to_owned(), files: store.to_owned() };
+    paths::resolve(&patterns, cwd, &store)
+}
+
+/// Out-links of a store below a root have the name that the path has inside.
+#[test]
+fn paths_of_a_store_below_a_root_have_two_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = dir.path().join("root/nix/store");
+    std::fs::create_dir_all(files.join(A).join("bin")).unwrap();
+    let logical = format!("/nix/store/{A}");
+    symlink(&logical, dir.path().join("result")).unwrap();
+    symlink(files.join(A), dir.path().join("physical")).unwrap();
+    let store = paths::Store { dir: "/nix/store".to_owned(), files: files.clone() };
+    let physical = files.join(A).join("bin").to_str().unwrap().to_owned();
+    let gone = files.join("22222222222222222222222222222222-gone").to_str().unwrap().to_owned();
+    for (pattern, expected) in [
+        ("result", logical.as_str()),
+        ("res*", &logical),
+        ("physical", &logical),
+        ("root/nix/store/0*", &logical),
+        (&physical, &logical),
+        (&logical, &logical),
+        ("/nix/store/0*-a", &logical),
+        (&gone, "/nix/store/22222222222222222222222222222222-gone"),
+    ] {
+        let found = paths::resolve(&[pattern.to_owned()], dir.path(), &store).unwrap();
+        assert_eq!((found.paths, found.unmatched), (vec![expected.to_owned()], vec![]), "{pattern}");
+    }
 }
 
 #[test]

@@ -78,6 +78,11 @@ pub(super) fn summary(s: &Summary, heading: Heading) -> String {
     }
     line("bytes:", if s.bytes < 1024 { bytes(s.bytes) } else { format!("{} ({})", s.bytes, bytes(s.bytes)) });
     line("flush:", duration(Duration::from_millis(s.flush_ms)));
+    if s.without_realisation > 0 {
+        let why =
+            "content-addressed; this cache keeps no realisations, so the next pipeline builds them again";
+        line("not found again:", format!("{} ({why})", s.without_realisation));
+    }
     match (s.engine.as_str(), s.waited_for_client) {
         ("attic", true) => line("engine:", "attic, which had to wait for its client".to_owned()),
         ("attic", false) => line("engine:", "attic".to_owned()),
@@ -363,6 +368,9 @@ pub(super) fn status(s: &Status, now_ms: i64) -> String {
     let q = &s.queue;
     let _ = writeln!(out, "queue: {} pending, {} uploading, {} failed", q.pending, q.uploading, q.failed);
     let _ = write!(out, "store: {} behind (cursor {})", paths(s.store.lag), s.store.cursor);
+    if let Some(files) = &s.store.files {
+        let _ = write!(out, ", in {}", printable(files));
+    }
     if let Some(problem) = &s.store.problem {
         let _ = write!(out, ": {}", printable(problem));
     }

@@ -46,7 +46,7 @@ pub(super) fn command(context: &Context, args: VerifyArgs) -> Result<Exit, Failu
         (Some(session), _) => VerifyScope::Session(session),
         (None, Some(count)) => VerifyScope::Sample(count),
         (None, None) => {
-            let (paths, unmatched) = resolve(context, &args.scope.paths, &connection.server.store_dir)?;
+            let (paths, unmatched) = resolve(context, &args.scope.paths, &connection.server)?;
             if unmatched || paths.is_empty() {
                 return Err(Failure::Usage("each name must be a store path or a link to one".to_owned()));
             }

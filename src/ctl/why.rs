@@ -19,7 +19,7 @@ pub(super) fn command(context: &Context, names: &[String]) -> Result<Exit, Failu
             paths.push(name.clone());
             continue;
         }
-        let (found, unmatched) = resolve(context, std::slice::from_ref(name), &connection.server.store_dir)?;
+        let (found, unmatched) = resolve(context, std::slice::from_ref(name), &connection.server)?;
         if unmatched {
             return Err(Failure::Usage(format!(
                 "`{name}` is not a store path, nor the hash of one, nor a link to one"

@@ -27,7 +27,8 @@ use super::gc_roots::{Bounds, GcRoots, Places};
 use super::host::{self, Notify, Part, StateDirLock};
 use super::inbox::Input;
 use super::intake::{
-    self, Baseline, Intake, IntakeHandle, NewPolicy, People, Routes, UndecidedPaths, WorkQueue,
+    self, Baseline, Intake, IntakeHandle, NewPolicy, People, RealisationCopy, Routes, UndecidedPaths,
+    WorkQueue,
 };
 use super::metrics::Metrics;
 use super::push::{Pushes, Settlements, StoreReader, Transfers};
@@ -39,7 +40,7 @@ use crate::embedded::Running;
 use crate::flow::CacheLimits;
 use crate::ledger::{Ledger, Opened};
 use crate::observe::{detail, event};
-use crate::store::{CurrentNixDb, StoreWatch};
+use crate::store::{CurrentNixDb, LowerStore, StoreWatch};
 use crate::types::{Heartbeat, StoreDir, Wall};
 
 /// Inputs that may wait for the driver; a room with another one waits. One of the
@@ -73,7 +74,7 @@ impl Ground {
         let path = settings.state_dir.join("ledger.sqlite");
         let (ledger, opened) =
             Ledger::open(&path).with_context(|| format!("the ledger {}", path.display()))?;
-        let store_dir = StoreDir::new(&settings.nix.store_dir.to_string_lossy())?;
+        let store_dir = settings.nix.store()?;
         Ok(Self { lock, ledger, opened, store_dir })
     }
 
@@ -225,7 +226,7 @@ impl Socket {
             None => (server::bind(&settings.socket)?, settings.socket.clone()),
         };
         let (closing, heartbeat) = (CancellationToken::new(), Heartbeat::default());
-        let store_dir = ground.store_dir.as_str();
+        let store_dir = &ground.store_dir;
         let (requests, server) =
             server::start(listener, store_dir, Limits::default(), closing.clone(), heartbeat.clone())?;
         Ok((Self { address, activated, closing, server, heartbeat }, requests))
@@ -353,6 +354,15 @@ impl IntakeThread {
             out,
             pulse: heartbeat.clone(),
             known: Arc::clone(&known),
+            lower: settings
+                .nix
+                .lower_state_dir
+                .as_ref()
+                .map(|lower| LowerStore::new(lower, &ground.store_dir, &daemon_socket(settings))),
+            realisations: caches
+                .running
+                .as_ref()
+                .map(|it| RealisationCopy::to(it.running.realisations.clone())),
             confirmed: Vec::new(),
             recheck_after: settings.push.recheck_after,
             settlements: settlements.clone(),
@@ -430,7 +440,7 @@ impl Started<'_> {
         notify.watch(watched(intake, socket, heartbeat.clone(), out.clone()));
         notify.ready();
         socket.announce(ground, &caches);
-        let store_dir = ground.store_dir.clone();
+        let (store_dir, store) = (ground.store_dir.clone(), transfers.store().clone());
         let own_uid = rustix::process::geteuid().as_raw();
         Ok(Driver::new(Parts {
             settings,
@@ -451,13 +461,7 @@ impl Started<'_> {
             restored,
             blocking: Blocking::default(),
             proc: Proc::default(),
-            reports: Reports::new(
-                ledger.clone(),
-                store_dir,
-                own_uid,
-                intake.people.clone(),
-                Blocking::default(),
-            ),
+            reports: Reports::new(ledger.clone(), store, own_uid, intake.people.clone(), Blocking::default()),
             ledger,
             gc_roots: protection.0.clone(),
             intake: IntakeLink::new(
@@ -494,10 +498,12 @@ fn watched(intake: &IntakeThread, socket: &Socket, driver: Heartbeat, out: Sende
     ]
 }
 
-/// Where the nix-daemon listens.
+/// Where the nix-daemon of the store listens. The variable is about the host's store,
+/// which is another one than a store below a root.
 fn daemon_socket(settings: &Settings) -> PathBuf {
     let default = || settings.nix.state_dir.join("daemon-socket/socket");
-    std::env::var_os("NIX_DAEMON_SOCKET_PATH").map_or_else(default, PathBuf::from)
+    let named = std::env::var_os("NIX_DAEMON_SOCKET_PATH").filter(|_| settings.nix.root.is_none());
+    named.map_or_else(default, PathBuf::from)
 }
 
 /// Makes a directory that only the daemon's user can enter, unless it exists. `set_by`

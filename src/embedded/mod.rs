@@ -15,6 +15,7 @@ mod host;
 mod narinfo;
 mod nix;
 mod port;
+mod realisations;
 mod secrets;
 mod serve;
 mod upload;
@@ -37,6 +38,7 @@ use cache_store::{CacheStore, Done};
 pub use error::EmbeddedError;
 use host::HostNames;
 use port::Port;
+pub use realisations::Realisations;
 use secrets::CacheKey;
 
 use crate::types::CacheName;
@@ -91,6 +93,8 @@ pub struct Running {
     pub pull_token_file: PathBuf,
     /// Each cache and its key, in the format of Nix's `trusted-public-keys`.
     pub public_keys: Vec<(String, String)>,
+    /// Takes the realisations of paths in the cache.
+    pub realisations: Realisations,
     /// Ends after the shutdown, when everything is on the disk, or with the reason why the cache had to stop.
     pub task: JoinHandle<Result<(), EmbeddedError>>,
 }
@@ -117,9 +121,10 @@ pub async fn start(
     let opened = tokio::task::spawn_blocking(move || open(settings, addr)).await;
     let (app, files, done) = opened.unwrap_or(Err(EmbeddedError::Writer))?;
     let public_keys = app.keys.iter().map(|(cache, key)| (cache.clone(), key.public())).collect();
+    let realisations = Realisations::new(app.cache_store.writer.publisher());
     let task = tokio::spawn(run(port, Arc::new(app), done, shutdown));
     let (push_token_file, pull_token_file) = files;
-    Ok(Running { addr, port_trouble, push_token_file, pull_token_file, public_keys, task })
+    Ok(Running { addr, port_trouble, push_token_file, pull_token_file, public_keys, realisations, task })
 }
 
 fn check(settings: &Settings) -> Result<(), EmbeddedError> {
@@ -207,6 +212,8 @@ fn router(app: Arc<App>) -> Router {
         .route("/{cache}/nix-cache-info", get(nix::cache_info))
         .route("/{cache}/{file}", get(nix::nar_info))
         .route("/{cache}/nar/{file}", get(nix::nar))
+        .route("/{cache}/realisations/{file}", get(realisations::hashed))
+        .route("/{cache}/build-trace-v2/{derivation}/{file}", get(realisations::named))
         .fallback(api::unknown_url)
         .layer(axum::middleware::from_fn_with_state(Arc::clone(&app), host::own_names))
         .with_state(app)

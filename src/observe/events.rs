@@ -157,6 +157,8 @@ kinds! {
     INTAKE_STUCK = "35bf62c756004101b60964d33706a00f", WARN, [error, duration_ms];
     /// New rows of the Nix database are taken in again.
     INTAKE_RESUMED = "ae6166075d884f9e81384e119bee7c34", INFO, [duration_ms];
+    /// Named paths are in the lower store only, and no nix-daemon takes them over.
+    LOWER_STORE_UNREACHED = "f4916625b8114445a439440ad119f111", WARN, [paths, error];
     /// The intake has ended; the daemon ends with it.
     INTAKE_ENDED = "20e8f16616d946a8bbf342126578f572", ERROR, [error];
     /// The Nix database is not the one that was read before.

@@ -13,6 +13,7 @@ pub mod derivation;
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzz;
 mod info;
+mod lower;
 pub mod nar;
 mod nix_db;
 mod root_files;
@@ -22,8 +23,9 @@ mod text_path;
 mod watch;
 
 pub use info::{Origin, PathInfo};
+pub use lower::LowerStore;
 pub(crate) use nix_db::RowContent;
-pub use nix_db::{CurrentNixDb, DbIdentity, Look, Mark, NixDb, NixDbError};
+pub use nix_db::{CurrentNixDb, DbIdentity, Look, Mark, NixDb, NixDbError, RealisationTable};
 pub use root_files::{RootFiles, RootFilesError};
 pub use temp_roots::{TempRoots, TempRootsError};
 pub(crate) use text_path::TextPath;

@@ -53,7 +53,7 @@ pub(super) fn is_source(
 
 /// Reads the file, since its hash does not follow from the NAR hash.
 fn is_flat(store_dir: &StoreDir, path: &StorePath, references: &[StorePath]) -> bool {
-    let Ok(Some(content)) = hash_file(&store_dir.as_path().join(path.base())) else { return false };
+    let Ok(Some(content)) = hash_file(&store_dir.file(path)) else { return false };
     let FileHash::Of(content) = content else { return references.is_empty() };
     let text = references.iter().fold("text".to_owned(), |mut kind, reference| {
         let _ = write!(kind, ":{}", store_dir.full(reference));

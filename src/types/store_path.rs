@@ -9,7 +9,7 @@
 //! entry is only a hint to ask the Nix database.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -65,9 +65,14 @@ pub enum ParseError {
     Dots(String),
 }
 
-/// The store directory, as in `/nix/store`.
+/// The store directory, as in `/nix/store`, and the directory in which its files are:
+/// the same one, except in a store below a root (Nix's `--store /srv/ci`), whose paths
+/// are named `/nix/store/…` and are in `/srv/ci/nix/store`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct StoreDir(Arc<str>);
+pub struct StoreDir {
+    name: Arc<str>,
+    files: Arc<Path>,
+}
 
 impl StoreDir {
     /// An absolute path; slashes at the end are taken off, as Nix does.
@@ -79,22 +84,37 @@ impl StoreDir {
             && trimmed.starts_with('/')
             && !trimmed.contains('\0')
             && trimmed[1..].split('/').all(|part| !matches!(part, "" | "." | ".."));
-        if normal { Ok(Self(trimmed.into())) } else { Err(ParseError::StoreDir(dir.to_owned())) }
+        if !normal {
+            return Err(ParseError::StoreDir(dir.to_owned()));
+        }
+        Ok(Self { name: trimmed.into(), files: Path::new(trimmed).into() })
     }
 
-    /// As text.
+    /// The same store directory with its files in `<root>/nix/store`, where Nix has them
+    /// whatever the store directory is.
+    #[must_use]
+    pub fn below(self, root: &Path) -> Self {
+        Self { files: root.join("nix/store").into(), ..self }
+    }
+
+    /// The store directory's name, which the names of its paths begin with.
     pub fn as_str(&self) -> &str {
-        &self.0
+        &self.name
     }
 
-    /// As a path.
+    /// The directory in which the files are.
     pub fn as_path(&self) -> &Path {
-        Path::new(&*self.0)
+        &self.files
+    }
+
+    /// The file or directory of a store path.
+    pub fn file(&self, path: &StorePath) -> PathBuf {
+        self.files.join(path.base())
     }
 
     /// Exactly `DIR/BASE`.
     pub fn parse(&self, full: &str) -> Result<StorePath, ParseError> {
-        let base = full.strip_prefix(&*self.0).and_then(|rest| rest.strip_prefix('/'));
+        let base = full.strip_prefix(&*self.name).and_then(|rest| rest.strip_prefix('/'));
         match base {
             Some(base) if !base.contains('/') => StorePath::parse(base),
             _ => Err(self.outside(full)),
@@ -103,11 +123,11 @@ impl StoreDir {
 
     /// `DIR/BASE`.
     pub fn full(&self, path: &StorePath) -> String {
-        format!("{}/{}", self.0, path.0)
+        format!("{}/{}", self.name, path.0)
     }
 
     fn outside(&self, path: &str) -> ParseError {
-        ParseError::NotInStore { path: path.to_owned(), store_dir: self.0.to_string() }
+        ParseError::NotInStore { path: path.to_owned(), store_dir: self.name.to_string() }
     }
 }
 

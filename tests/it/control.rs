@@ -17,6 +17,7 @@ use flywheel::control::{
     messages::*,
     server::{self, BindError, Incoming, Limits},
 };
+use flywheel::types::{Heartbeat, StoreDir};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
@@ -45,9 +46,9 @@ impl ScriptedDaemon {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let listener = server::bind(&dir.path().join("s")).unwrap();
         let _guard = runtime.enter();
+        let (store_dir, heartbeat) = (StoreDir::new(STORE).unwrap(), Heartbeat::default());
         let (mut incoming, server) =
-            server::start(listener, STORE, limits, shutdown.clone(), flywheel::types::Heartbeat::default())
-                .unwrap();
+            server::start(listener, &store_dir, limits, shutdown.clone(), heartbeat).unwrap();
         let log = Arc::clone(&seen);
         runtime.spawn(async move {
             while let Some(next) = incoming.recv().await {
@@ -379,7 +380,13 @@ fn a_daemon_of_another_version_is_recognized() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("s");
     let listener = UnixListener::bind(&socket).unwrap();
-    let theirs = ServerHello { protocol: 9, minimum: 8, version: "9.9.9".into(), store_dir: STORE.into() };
+    let theirs = ServerHello {
+        protocol: 9,
+        minimum: 8,
+        version: "9.9.9".into(),
+        store_dir: STORE.into(),
+        store_files: STORE.into(),
+    };
     for answer in
         [theirs.frame(), b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(), b"\0\0\0\x08GARBAGE!".to_vec()]
     {

@@ -29,5 +29,6 @@ mod quickstart;
 mod screen;
 mod setup;
 mod store;
+mod stores;
 mod support;
 mod systemd;

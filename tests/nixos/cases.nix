@@ -194,6 +194,9 @@ in
     };
   };
 
+  # A store of its own.
+  rooted.module = with_ { settings.nix.root = "/srv/ci"; };
+
   socket-moved = {
     module = with_ { settings.socket = "/srv/flywheel.sock"; };
     warns = [ "flywheelctl look for it at /run/flywheel/control.sock" ];

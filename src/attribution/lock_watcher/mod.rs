@@ -85,6 +85,22 @@ impl LockWatcher {
         }
     }
 
+    /// Why makers stay unknown, or may; none if they are found.
+    pub fn trouble(&self) -> Option<String> {
+        let shared = self.shared();
+        if !shared.state().watches {
+            return Some(
+                "makers of paths stay unknown, because locks in the store directory cannot be watched"
+                    .to_owned(),
+            );
+        }
+        shared.by_stat.load(Ordering::Acquire).then(|| {
+            "makers of paths may stay unknown: neither /proc/locks nor /proc/self/mountinfo names the device of the \
+             store directory, and that of stat may be another one"
+                .to_owned()
+        })
+    }
+
     /// Looks for all lock files again: the directory is another one, or some of
     /// its events were lost.
     pub fn rescan(&self) {

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::super::locks;
+use super::super::locks::{self, Device};
 use super::super::proc::Proc;
 use super::attempts::{HELD_FILES, HeldFile, LockFile, Next, State};
 use super::events::Events;
@@ -43,6 +43,8 @@ pub(super) struct Shared {
     pub(super) unowned: AtomicBool,
     pub(super) rescan: AtomicBool,
     pub(super) ended: AtomicBool,
+    /// The device of the locks is the one that stat(2) reports, and may be another one.
+    pub(super) by_stat: AtomicBool,
 }
 
 /// Makes callers stop waiting for the thread when it ends, for any reason.
@@ -69,6 +71,7 @@ impl Shared {
             unowned: AtomicBool::new(false),
             rescan: AtomicBool::new(true),
             ended: AtomicBool::new(false),
+            by_stat: AtomicBool::new(false),
         })
     }
 
@@ -199,7 +202,11 @@ impl Shared {
     /// Finds the lock files that exist and those that were removed. Known holders
     /// become unknown, since events may be missing.
     fn scan(&self, state: &mut State) {
-        state.device = locks::device(&self.proc, &self.dir);
+        let device = locks::device(&self.proc, &self.dir);
+        self.by_stat.store(matches!(device, Some(Device::ByStat(_))), Ordering::Release);
+        state.device = device.map(|device| match device {
+            Device::Certain(device) | Device::ByStat(device) => device,
+        });
         state.recount(|base| self.file(base).map(|file| file.inode));
         let Ok(files) = std::fs::read_dir(&self.dir) else { return };
         for file in files.filter_map(Result::ok) {

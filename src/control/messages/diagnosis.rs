@@ -43,6 +43,8 @@ pub struct CacheDiagnosis {
     pub push_problem: Option<Fault>,
     /// The outcome of an upload, if the caller asked for one.
     pub upload: Option<UploadDiagnosis>,
+    /// Whether the cache keeps realisations of content-addressed derivations.
+    pub realisations: bool,
 }
 
 /// What one endpoint answered.

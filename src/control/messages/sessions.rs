@@ -126,6 +126,9 @@ pub struct Summary {
     /// What chose the cache: a route of the configuration, `--cache` or `default_cache`;
     /// none when it is not known, or for several caches.
     pub route: Option<String>,
+    /// How many of the paths are outputs of content-addressed derivations in a cache that
+    /// keeps no realisations, so that Nix does not find them there and builds them again.
+    pub without_realisation: u64,
 }
 
 /// A session in a list.

@@ -177,6 +177,8 @@ pub struct StoreStatus {
     pub unprotected_paths: u64,
     /// How many paths have lost their protection since the daemon started.
     pub let_go: u64,
+    /// The directory in which the store's files are, if the store is below a root.
+    pub files: Option<String>,
 }
 
 /// The state of the attic client.

@@ -115,7 +115,10 @@ fn of_daemon(status: &Status) -> Vec<Finding> {
     let store = &status.store;
     all.push(match &store.problem {
         Some(problem) => Finding::bad("store", format!("new paths are not followed: {problem}"), LOG),
-        None => Finding::good("store", format!("followed, {} rows behind", store.lag)),
+        None => {
+            let files = store.files.as_ref().map(|files| format!(" in {files}")).unwrap_or_default();
+            Finding::good("store", format!("followed{files}, {} rows behind", store.lag))
+        }
     });
     all.push(if status.ledger.state == "ok" {
         Finding::good("ledger", "written")

@@ -54,6 +54,13 @@ pub(super) fn of_reading(
         })
         .collect();
     all.extend(info.servers.iter().flat_map(|server| certificates(server, nix)));
+    if nix.system.words("experimental-features").contains(&"ca-derivations") {
+        all.extend(examined.iter().filter(|cache| !cache.realisations).map(|cache| {
+            let text = "keeps no realisations, so the next pipeline builds content-addressed derivations again; \
+                        the built-in cache keeps them";
+            Finding::note(format!("cache {}", cache.name), text)
+        }));
+    }
     all.extend(when_away(nix));
     all.push(hook(&nix.system));
     all.extend(other_netrc(info.netrc.as_deref(), Path::new("/etc/determinate")));

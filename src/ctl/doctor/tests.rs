@@ -180,6 +180,18 @@ fn what_keeps_nix_from_reading() {
 }
 
 #[test]
+fn a_cache_without_realisations_is_named_where_derivations_are_content_addressed() {
+    let of = |features: &str, realisations: bool| {
+        let nix = nix(&format!("experimental-features = {features}"), "", true);
+        let cache = CacheDiagnosis { realisations, ..reached() };
+        let all = reading::of_reading(&ClientInfo::default(), &[cache], Ok(&nix));
+        all.iter().filter(|found| found.text.contains("realisations")).count()
+    };
+    assert_eq!(of("flakes ca-derivations", false), 1);
+    assert_eq!((of("flakes ca-derivations", true), of("flakes", false)), (0, 0));
+}
+
+#[test]
 fn a_cache_that_is_away_must_not_fail_builds() {
     let of = |text: &str| {
         let conf = || Conf(format!("substituters = https://a\n{text}"));

@@ -49,10 +49,12 @@ fn environment(settings: &Settings) -> Vec<(OsString, OsString)> {
         env.push((name.into(), value));
     };
     // The store that the daemon watches, if it is not the usual one.
-    if settings.nix.store_dir.as_os_str() != "/nix/store" {
+    // The client is a program of the host: one in a store below a root could not be run.
+    let is_hosts = settings.nix.root.is_none();
+    if is_hosts && settings.nix.store_dir.as_os_str() != "/nix/store" {
         set("NIX_STORE_DIR", settings.nix.store_dir.clone().into());
     }
-    if settings.nix.state_dir.as_os_str() != "/nix/var/nix" {
+    if is_hosts && settings.nix.state_dir.as_os_str() != "/nix/var/nix" {
         set("NIX_STATE_DIR", settings.nix.state_dir.clone().into());
     }
     set("XDG_CACHE_HOME", settings.state_dir.join("nix-cache").into());

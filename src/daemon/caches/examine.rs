@@ -23,10 +23,17 @@ pub(in crate::daemon) struct Examination {
     program: String,
     pull: TokenSource,
     store_dir: StoreDir,
+    realisations: bool,
 }
 
 impl Examination {
-    pub(in crate::daemon) fn of(cache: &Cache, netrc: Option<&Netrc>, store_dir: &StoreDir) -> Self {
+    /// `realisations`: whether the cache keeps them.
+    pub(in crate::daemon) fn of(
+        cache: &Cache,
+        netrc: Option<&Netrc>,
+        store_dir: &StoreDir,
+        realisations: bool,
+    ) -> Self {
         Self {
             name: cache.name().to_owned(),
             client: cache.client().clone(),
@@ -39,6 +46,7 @@ impl Examination {
                 .unwrap_or_default(),
             pull: netrc.map(|netrc| netrc.pull(cache.name())).unwrap_or_default(),
             store_dir: store_dir.clone(),
+            realisations,
         }
     }
 
@@ -59,6 +67,7 @@ impl Examination {
             token_problem: token_problem.or_else(|| self.client.supplied()?.problem()),
             token_renews: self.client.supplied().is_some(),
             token_expires: self.client.token_expiry(),
+            realisations: self.realisations,
             ..m::CacheDiagnosis::default()
         };
         let mut substituter = None;

@@ -8,6 +8,7 @@ use futures_util::future::join_all;
 use tokio::time::timeout;
 
 use super::Driver;
+use crate::config::Target;
 use crate::control::messages::{Diagnosis, ErrorCode, HostDiagnosis, Reply};
 use crate::control::server::{Peer, Responder};
 use crate::daemon::blocking::Blocking;
@@ -26,10 +27,12 @@ impl Driver {
         };
         let store_dir = self.parts.transfers.store().dir().clone();
         let netrc = self.parts.netrc.as_ref();
-        let caches = self.parts.caches.iter().map(|cache| Examination::of(cache, netrc, &store_dir));
-        let caches: Vec<Examination> = caches.collect();
         let settings = &self.parts.settings;
-        let mut dirs = vec![("store", settings.nix.store_dir.clone()), ("state", settings.state_dir.clone())];
+        let is_built_in =
+            |name: &str| settings.caches.get(name).is_some_and(|c| c.target == Target::Embedded);
+        let of = |cache| Examination::of(cache, netrc, &store_dir, is_built_in(cache.name()));
+        let caches: Vec<Examination> = self.parts.caches.iter().map(of).collect();
+        let mut dirs = vec![("store", store_dir.as_path().to_owned()), ("state", settings.state_dir.clone())];
         dirs.extend(settings.embedded.as_ref().map(|own| ("built-in cache", own.dir.clone())));
         let (reports, admins) = (self.parts.reports.clone(), settings.admins.clone());
         let blocking = self.parts.blocking.clone();

@@ -8,21 +8,13 @@ use crate::attribution::{Lineage, Proc};
 use crate::control::messages::{ErrorCode, Reply};
 use crate::control::server::{Peer, Responder};
 use crate::daemon::intake::Work;
+use crate::store::derivation;
 use crate::types::{StoreDir, StorePath};
-
-/// Bytes of a derivation that are read. Its outputs are at the beginning.
-const DERIVATION_BYTES: u64 = 4 << 20;
 
 impl Driver {
     /// Notes what a builder's hook has built. Only the owner of the store directory
     /// and root are builders; anybody else could claim the paths of others.
-    pub(super) fn hook(
-        &self,
-        peer: Peer,
-        derivation: Option<String>,
-        outputs: Vec<String>,
-        responder: Responder,
-    ) {
+    pub(super) fn hook(&self, peer: Peer, drv: Option<String>, outputs: Vec<String>, responder: Responder) {
         if outputs.len() > PATHS_IN_REQUEST {
             return responder.refuse(ErrorCode::BadRequest, "too many paths in one request");
         }
@@ -39,7 +31,7 @@ impl Driver {
                 );
             }
             // Nix 2.8 leaves OUT_PATHS empty. The derivation names the outputs too.
-            let outputs = match derivation.filter(|_| outputs.is_empty()) {
+            let outputs = match drv.filter(|_| outputs.is_empty()) {
                 Some(drv) => {
                     store_dir.parse(&drv).map(|drv| outputs_of(&store_dir, &drv)).unwrap_or_default()
                 }
@@ -57,10 +49,6 @@ impl Driver {
 }
 
 /// The outputs of a derivation. None when its file cannot be read.
-fn outputs_of(store_dir: &StoreDir, derivation: &StorePath) -> Vec<String> {
-    use std::io::Read as _;
-    let mut text = String::new();
-    let file = std::fs::File::open(store_dir.as_path().join(derivation.base()));
-    let read = file.and_then(|file| file.take(DERIVATION_BYTES).read_to_string(&mut text));
-    if read.is_ok() { crate::store::derivation::outputs(&text) } else { Vec::new() }
+fn outputs_of(store_dir: &StoreDir, drv: &StorePath) -> Vec<String> {
+    derivation::read(store_dir, drv).map(|text| derivation::outputs(&text)).unwrap_or_default()
 }

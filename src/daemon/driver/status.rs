@@ -55,7 +55,10 @@ impl Driver {
         status.store.protected_bytes = protection.bytes;
         status.store.unprotected_paths = protection.unprotected;
         status.store.let_go = protection.let_go;
+        let files = parts.settings.nix.root.is_some().then(|| parts.transfers.store().dir().as_path());
+        status.store.files = files.map(|files| files.display().to_string());
         status.warnings.extend(protection.warning);
+        status.warnings.extend(parts.intake.lock_watcher().trouble());
         status.warnings.extend(parts.netrc.as_ref().and_then(Netrc::trouble));
         status.warnings.extend(parts.metrics.trouble());
         status.ledger = match parts.ledger.health() {

@@ -57,6 +57,7 @@ impl Driver {
         };
         let (reports, admins) = (self.parts.reports.clone(), self.parts.settings.admins.clone());
         let blocking = self.parts.blocking.clone();
+        let substitutable_only = self.parts.settings.push.filter.substitutable_only;
         tokio::spawn(async move {
             let mut stories = Vec::new();
             for asked in asked {
@@ -79,7 +80,11 @@ impl Driver {
                     None => None,
                 };
                 let full = path.map_or_else(|| asked.hash().to_owned(), |path| store.dir().full(&path));
-                stories.push(Known { full, info, history, waits });
+                let is_local = match &info {
+                    Some(Ok(Some(info))) if substitutable_only => !store.is_substitutable(info.clone()).await,
+                    _ => false,
+                };
+                stories.push(Known { full, info, history, waits, is_local });
             }
             let sight = blocking.run(move || reports.sight(peer, admins.as_deref())).await;
             let sight = sight.unwrap_or(Sight::Own(peer.uid));
@@ -97,6 +102,8 @@ struct Known {
     history: Vec<PushHistory>,
     /// The user whose path waits for a route, or [`UNKNOWN`].
     waits: Option<(u32, u32)>,
+    /// The filter leaves it out because Nix takes it from no substituter.
+    is_local: bool,
 }
 
 /// What explains that a valid path has no push.
@@ -143,7 +150,7 @@ impl Known {
             // Reasons are for the users whose sessions the path belongs to.
             let (error, class) = if visible { (push.error, push.error_class) } else { (None, None) };
             story.pushes.push(PushStory {
-                next: next(push.state, &push.cache, &story.path, error.is_some(), held),
+                next: next(push.state, &push.cache, &story.path, error.is_some(), self.is_local, held),
                 cache: push.cache,
                 state: push.state.word().to_owned(),
                 attempts: push.attempts,
@@ -169,6 +176,7 @@ fn next(
     cache: &str,
     path: &str,
     has_error: bool,
+    is_local: bool,
     held: &HashMap<String, String>,
 ) -> Option<String> {
     match state {
@@ -182,6 +190,10 @@ fn next(
         }
         PushState::Failed => Some(format!(
             "remove the cause, then `flywheelctl push {path}` tries it again (`flywheelctl reload`: all)"
+        )),
+        PushState::Skipped if is_local => Some(format!(
+            "its derivation has allowSubstitutes = false, and [push.filter] substitutable_only leaves it out; \
+             `flywheelctl push {path}` pushes it anyway"
         )),
         PushState::Skipped => {
             Some(format!("a filter or route leaves it out; `flywheelctl push {path}` pushes it anyway"))

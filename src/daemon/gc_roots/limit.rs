@@ -61,7 +61,7 @@ impl State {
         self.free = free;
         if free.is_some_and(|free| free < self.bounds.min_free) {
             let store_dir = &self.places.store_dir;
-            self.unprotected.keep_existing(|path| std::fs::symlink_metadata(store_dir.full(path)).is_ok());
+            self.unprotected.keep_existing(|path| std::fs::symlink_metadata(store_dir.file(path)).is_ok());
         }
     }
 

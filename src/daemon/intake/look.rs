@@ -68,6 +68,9 @@ impl Intake {
             self.tell(Input::Cursor(cursor.id))?;
         }
         self.lock_watcher.sweep(began);
+        if let Some(realisations) = &mut self.realisations {
+            realisations.look(self.nix_db.db()?, &cursor.identity, || self.pulse.beat())?;
+        }
         Ok(())
     }
 
@@ -82,6 +85,19 @@ impl Intake {
             self.take_rows(rows, None)?;
         }
         Ok(())
+    }
+
+    /// Whether the row is one that Nix has copied from the lower store.
+    fn is_of_lower_store(&mut self, info: &PathInfo) -> Result<bool, IntakeError> {
+        match &mut self.lower {
+            Some(lower) => lower.has(info).map_err(IntakeError::Lower),
+            None => Ok(false),
+        }
+    }
+
+    /// Whether Nix takes a path from a substituter, as far as that can be known.
+    pub(super) fn is_substitutable(&self, info: &PathInfo) -> bool {
+        self.nix_db.db().and_then(|db| db.is_substitutable(info)).unwrap_or(true)
     }
 
     /// Compares the database with the marks. Moves the cursor back to the last row that
@@ -173,6 +189,10 @@ impl Intake {
         let mut caches: Vec<Routed> = self.policy.caches.iter().map(|_| Routed::default()).collect();
         let known = if next.is_some() { self.taken_in_before(&rows)? } else { HashMap::new() };
         for (info, maker) in rows.into_iter().zip(&makers) {
+            // Who met it did not make it, even if a lock says so.
+            if next.is_some() && self.existing != Existing::Yes && self.is_of_lower_store(&info)? {
+                continue;
+            }
             if let (Some(next), None) = (next, maker)
                 && self.existing != Existing::Yes
                 && self.baseline.has(&next.identity, &info)
@@ -182,7 +202,9 @@ impl Intake {
             if let (Some(known), None) = (known.get(&info.id), maker) {
                 for cache in known {
                     let upstream = self.policy.caches[usize::from(*cache)].upstream_keys.have_signed(&info);
-                    if enters_as(&self.policy.filter, upstream, &info) == PushState::Pending {
+                    let substitutable = || self.is_substitutable(&info);
+                    let state = enters_as(&self.policy.filter, upstream, &info, substitutable);
+                    if state == PushState::Pending {
                         let routed = &mut caches[usize::from(*cache)];
                         routed.reasons.insert(info.id, Reason { sessions: Vec::new(), route: None });
                         routed.roots.insert(info.id, info.clone());
@@ -205,7 +227,7 @@ impl Intake {
             };
             let sessions: Vec<_> = owners.sessions.into_iter().map(|(s, why)| (s, evidence(why))).collect();
             let upstream = self.policy.caches[usize::from(cache)].upstream_keys.have_signed(&info);
-            let state = enters_as(&self.policy.filter, upstream, &info);
+            let state = enters_as(&self.policy.filter, upstream, &info, || self.is_substitutable(&info));
             let routed = &mut caches[usize::from(cache)];
             if state == PushState::Pending {
                 routed.reasons.insert(info.id, Reason { sessions, route });

@@ -14,6 +14,7 @@ mod look;
 mod name;
 mod name_service;
 mod people;
+mod realisations;
 mod recheck;
 mod restore;
 mod routes;
@@ -40,13 +41,14 @@ use crate::daemon::inbox::Input;
 use crate::daemon::push::{Settlement, Settlements, StoreReader, UpstreamKeys};
 use crate::ledger::{Cursor, Ledger};
 use crate::observe::{detail, event};
-use crate::store::{CurrentNixDb, Mark, NixDbError};
+use crate::store::{CurrentNixDb, LowerStore, Mark, NixDbError};
 use crate::types::Heartbeat;
 
 pub(in crate::daemon) use baseline::Baseline;
 pub(in crate::daemon) use handle::{IntakeHandle, Naming, Work, WorkQueue};
 pub use name_service::unknown_names;
 pub(in crate::daemon) use people::People;
+pub(in crate::daemon) use realisations::RealisationCopy;
 pub(in crate::daemon) use recheck::Recheck;
 pub(in crate::daemon) use routes::{Routes, UNKNOWN, UndecidedPaths};
 #[cfg(test)]
@@ -134,6 +136,10 @@ pub(in crate::daemon) struct Intake {
     pub(in crate::daemon) generation: u32,
     /// How many paths the driver knows.
     pub(in crate::daemon) known: Arc<AtomicUsize>,
+    /// The lower store, if the store is a local-overlay store.
+    pub(in crate::daemon) lower: Option<LowerStore>,
+    /// Copies realisations, if there is a built-in cache.
+    pub(in crate::daemon) realisations: Option<RealisationCopy>,
 }
 
 /// Why the intake cannot go on.
@@ -144,6 +150,8 @@ pub(in crate::daemon) enum IntakeError {
     Absent(std::path::PathBuf),
     #[error(transparent)]
     NixDb(#[from] NixDbError),
+    #[error("the lower store ([nix] lower_state_dir): {0}")]
+    Lower(NixDbError),
     #[error("the ledger: {0}")]
     Ledger(#[from] crate::ledger::LedgerError),
     #[error(
@@ -158,7 +166,7 @@ impl IntakeError {
     /// Whether the error may pass by itself, so that the intake retries.
     fn is_passing(&self) -> bool {
         match self {
-            Self::Absent(_) | Self::NixDb(_) | Self::Full(_) => true,
+            Self::Absent(_) | Self::NixDb(_) | Self::Lower(_) | Self::Full(_) => true,
             Self::Ledger(error) => error.is_storage(),
             Self::Closed => false,
         }

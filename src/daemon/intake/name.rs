@@ -10,6 +10,7 @@ use super::handle::Naming;
 use super::{ITEMS, Intake, IntakeError};
 use crate::daemon::inbox::Input;
 use crate::ledger::{Cursor, Evidence, Outcome, PushState};
+use crate::observe::event;
 use crate::store::PathInfo;
 use crate::types::{Mono, StorePath};
 
@@ -35,7 +36,11 @@ impl Intake {
         }
         let (cache, session) = (naming.cache.0, naming.session);
         let ask_after = self.now();
-        let (named, invalid) = self.rows_of(&naming.paths)?;
+        let (mut named, mut invalid) = self.rows_of(&naming.paths)?;
+        if self.copy_up(&invalid)? {
+            self.look(cursor)?;
+            (named, invalid) = self.rows_of(&naming.paths)?;
+        }
         // Read before the named paths are taken in, which belong to the session after that.
         let others = self.paths_of(session)?;
         let mut named_plan = |this: &Self, info: PathInfo| {
@@ -112,6 +117,29 @@ impl Intake {
     pub(super) fn wanted(&self, cache: u16, info: &PathInfo) -> PushState {
         let upstream = self.policy.caches[usize::from(cache)].upstream_keys.have_signed(info);
         if upstream { PushState::Upstream } else { PushState::Pending }
+    }
+
+    /// Makes Nix copy those of these paths into the Nix database that only the lower store
+    /// has. Returns whether there are any.
+    fn copy_up(&mut self, missing: &[StorePath]) -> Result<bool, IntakeError> {
+        let Some(lower) = self.lower.as_mut().filter(|_| !missing.is_empty()) else { return Ok(false) };
+        let paths = lower.among(missing).map_err(IntakeError::Lower)?;
+        if paths.is_empty() {
+            return Ok(false);
+        }
+        let copied = lower.copy_up(&paths);
+        if let Err(error) = &copied {
+            event!(
+                LOWER_STORE_UNREACHED,
+                paths = paths.len(),
+                error = %error,
+                "{} named paths are in the lower store only, and the nix-daemon of the store cannot be asked to take \
+                 them over ({error}): they are not pushed; any Nix command that looks at them does it too, such as \
+                 `nix-store --check-validity`",
+                paths.len()
+            );
+        }
+        Ok(copied.is_ok())
     }
 
     /// Returns the rows of these paths, and the paths that are not valid.

@@ -203,7 +203,8 @@ impl Intake {
     /// nowhere yet.
     pub(super) fn unowned(&mut self, info: &PathInfo, maker: Option<&Maker>) -> Option<(u16, String)> {
         // The filter leaves it out wherever it would go.
-        if enters_as(&self.policy.filter, false, info) == PushState::Skipped {
+        let state = enters_as(&self.policy.filter, false, info, || self.is_substitutable(info));
+        if state == PushState::Skipped {
             return None;
         }
         let path = &info.path;

@@ -74,6 +74,8 @@ fn intake_with(top: &Path, routes: Vec<Route>) -> (Intake, tokio::sync::mpsc::Re
         recheck_after: RECHECK_AFTER,
         settlements: Settlements::default(),
         began: Instant::now(),
+        lower: None,
+        realisations: None,
         generation: 0,
     };
     (intake, inputs)

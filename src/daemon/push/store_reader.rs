@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::daemon::blocking::Blocking;
-use crate::store::{CurrentNixDb, NixDb, NixDbError, PathInfo, nar};
+use crate::store::{CurrentNixDb, NixDb, NixDbError, PathInfo, RealisationTable, nar};
 use crate::types::{StoreDir, StorePath};
 
 /// Largest NAR in bytes that is read into memory at once. Most paths are smaller,
@@ -38,7 +38,7 @@ impl StoreReader {
 
     /// The file or directory of a store path.
     pub(super) fn file(&self, path: &StorePath) -> PathBuf {
-        self.store_dir.as_path().join(path.base())
+        self.store_dir.file(path)
     }
 
     /// What the database knows of a path now. `None`: the path is not valid.
@@ -79,6 +79,25 @@ impl StoreReader {
     /// Closes the connection to the Nix database. The next read opens one. Blocks.
     pub(in crate::daemon) fn close(&self) {
         self.nix_db.lock().unwrap_or_else(PoisonError::into_inner).close();
+    }
+
+    /// Whether Nix takes a path from a substituter, by its derivation if that is there.
+    pub(in crate::daemon) async fn is_substitutable(&self, info: PathInfo) -> bool {
+        let this = self.clone();
+        let read = move || this.with_nix_db(|db| db.is_substitutable(&info)).unwrap_or(true);
+        self.blocking.run(read).await.unwrap_or(true)
+    }
+
+    /// Whether the Nix database has realisations of content-addressed derivations. Blocks.
+    pub(in crate::daemon) fn has_realisations(&self) -> bool {
+        let heads =
+            |db: &NixDb| RealisationTable::ALL.into_iter().map(|table| db.realisations_head(table)).collect();
+        self.with_nix_db(heads).is_ok_and(|heads: Vec<i64>| heads.into_iter().any(|head| head > 0))
+    }
+
+    /// How many of these paths have a realisation; 0 when that cannot be read. Blocks.
+    pub(in crate::daemon) fn count_realised(&self, paths: &[StorePath]) -> u64 {
+        self.with_nix_db(|db| db.count_realised(paths)).map_or(0, |count| count as u64)
     }
 
     /// The highest id that the Nix database has given to a row. Blocks.

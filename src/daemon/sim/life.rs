@@ -68,7 +68,7 @@ impl Life {
         let work = Queue::default();
         let blocking = work.blocking();
         let store = StoreReader::new(nix_db(), store_dir.clone(), blocking.clone());
-        let transfers = Transfers::new(store, None, out.clone());
+        let transfers = Transfers::new(store.clone(), None, out.clone());
         let windows = Arc::new(Mutex::new(Windows::default()));
         let mut live = Sessions::default();
         let restored = sessions::restore(&ledger, |name| caches.id(name), &mut live, &windows, proc).unwrap();
@@ -112,6 +112,8 @@ impl Life {
             recheck_after: settings.push.recheck_after,
             settlements: settlements.clone(),
             began,
+            lower: None,
+            realisations: None,
             generation: 0,
             known: Arc::clone(&known),
         };
@@ -132,7 +134,7 @@ impl Life {
             restored,
             blocking: blocking.clone(),
             proc: proc.clone(),
-            reports: Reports::new(ledger.clone(), store_dir.clone(), 0, people.clone(), blocking.clone()),
+            reports: Reports::new(ledger.clone(), store, 0, people.clone(), blocking.clone()),
             ledger,
             gc_roots: gc_roots.clone(),
             intake: IntakeLink::new(handle.clone(), new_policy, windows, lock_watcher.clone(), people, known),

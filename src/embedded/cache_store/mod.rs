@@ -34,7 +34,7 @@ use crate::types::NarHash;
 
 pub(super) use nars::{Incoming, compress_small};
 pub(super) use reader::{Nar, Reader};
-pub(super) use writer::{Content, Done, NewPath, Stored, Writer};
+pub(super) use writer::{Content, Done, NewPath, Publisher, Stored, Writer};
 
 /// Largest size in bytes of a NAR that is received in memory and stored in the database.
 pub(super) const SMALL: u64 = 128 * 1024;
@@ -139,6 +139,16 @@ fn prepare(
     if found == 0 {
         create(connection, store_dir).map_err(database)?;
     }
+    // Versions of this program without it ignore the table. What no cache serves is not kept: the daemon publishes
+    // at its start what the Nix database has.
+    connection
+        .execute_batch(
+            "CREATE TABLE IF NOT EXISTS realisation (
+                 key TEXT PRIMARY KEY, hash TEXT NOT NULL, base TEXT NOT NULL,
+                 dependencies TEXT NOT NULL, sigs TEXT NOT NULL) WITHOUT ROWID;
+             DELETE FROM realisation WHERE hash NOT IN (SELECT hash FROM path);",
+        )
+        .map_err(database)?;
     let kept: Option<String> = connection
         .query_row("SELECT value FROM meta WHERE key = 'store_dir'", [], |r| r.get(0))
         .optional()

@@ -5,8 +5,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rusqlite::{Connection, OptionalExtension, Row};
 
+use super::super::realisations;
 use super::super::wire::PathRecord;
-use crate::types::{NarHash, PathHash, StorePath, Wall};
+use crate::types::{DrvOutput, NarHash, PathHash, Realisation, StorePath, Wall};
 
 /// Recency has a resolution of one minute: a read within this time of the last recorded use writes nothing.
 const TOUCH_AFTER_MS: i64 = 60_000;
@@ -85,6 +86,33 @@ impl Reader {
             )?
             .query_row((cache, hash.as_str()), |r| Ok((record(r)?, stale(r.get(8)?, r.get(9)?))))
             .optional()
+    }
+
+    /// Returns the realisation of an output, if this cache has its path.
+    pub(in super::super) fn realisation(
+        &self,
+        cache: &str,
+        output: DrvOutput,
+    ) -> rusqlite::Result<Option<Realisation>> {
+        let connection = self.connection();
+        let mut query = connection.prepare_cached(
+            "SELECT r.base, r.dependencies, r.sigs FROM realisation r
+             JOIN path p ON p.hash = r.hash AND p.base = r.base WHERE r.key = ?1 AND p.cache = ?2",
+        )?;
+        let found = query.query_row((realisations::key(&output), cache), |r| {
+            let dependencies: String = r.get(1)?;
+            let dependency = |line: &str| {
+                let (id, base) = line.split_once(' ').ok_or(rusqlite::Error::InvalidQuery)?;
+                Ok((id.to_owned(), store_path(base)?))
+            };
+            Ok(Realisation {
+                output,
+                path: store_path(&r.get::<_, String>(0)?)?,
+                dependencies: dependencies.lines().map(dependency).collect::<rusqlite::Result<_>>()?,
+                sigs: r.get::<_, String>(2)?.split_ascii_whitespace().map(str::to_owned).collect(),
+            })
+        });
+        found.optional()
     }
 
     /// Returns a path's NAR, and the path's row if the caller must record its use.

@@ -10,9 +10,10 @@ use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
 use super::super::error::ApiError;
+use super::super::realisations;
 use super::super::wire::PathRecord;
 use super::{Pins, evict, nar_file};
-use crate::types::{NarHash, StorePath, Wall};
+use crate::types::{NarHash, Realisation, StorePath, Wall};
 
 /// Largest numbers of waiting jobs, and of jobs in one transaction.
 const WAITING: usize = 256;
@@ -25,6 +26,7 @@ pub(super) const ROW: u64 = 512;
 pub(in super::super) type Done = oneshot::Receiver<()>;
 
 /// A verified upload.
+#[derive(Debug)]
 pub(in super::super) struct NewPath {
     pub(in super::super) cache: String,
     pub(in super::super) record: PathRecord,
@@ -32,6 +34,7 @@ pub(in super::super) struct NewPath {
 }
 
 /// The place of an upload's verified content.
+#[derive(Debug)]
 pub(in super::super) enum Content {
     Small(Vec<u8>),
     File {
@@ -59,11 +62,30 @@ pub(in super::super) enum Stored {
     NoRoom,
 }
 
+#[derive(Debug)]
 enum Job {
     Store(Box<NewPath>, oneshot::Sender<Result<Stored, ApiError>>),
     Touch(Vec<i64>),
     /// The sender gets a message, or is dropped, when the job has ended.
     Lost(NarHash, oneshot::Sender<()>),
+    /// The sender is told when they are on the disk, and dropped otherwise.
+    Publish(Vec<Realisation>, oneshot::Sender<()>),
+}
+
+/// Takes realisations, and does not keep the writing thread alive.
+#[derive(Debug, Clone)]
+pub(in super::super) struct Publisher(mpsc::WeakSender<Job>);
+
+impl Publisher {
+    /// Returns whether they are on the disk. Blocks.
+    pub(in super::super) fn publish(&self, realisations: Vec<Realisation>) -> bool {
+        let (answer, answered) = oneshot::channel();
+        let Some(jobs) = self.0.upgrade() else { return false };
+        let sent = jobs.blocking_send(Job::Publish(realisations, answer)).is_ok();
+        // The thread ends with its last sender, and answers before that.
+        drop(jobs);
+        sent && answered.blocking_recv().is_ok()
+    }
 }
 
 /// Handle of the writing thread, which ends when the last handle is dropped.
@@ -90,6 +112,10 @@ impl Writer {
             })
             .map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))?;
         Ok((Self(jobs), ended))
+    }
+
+    pub(in super::super) fn publisher(&self) -> Publisher {
+        Publisher(self.0.downgrade())
     }
 
     /// Returns when the path is on the disk.
@@ -151,6 +177,9 @@ impl Thread {
             Err(error) if batch.len() == 1 => {
                 let error = ApiError::from_sql("storing", &error);
                 self.discard(&batch[0]);
+                if let [Job::Publish(..)] = batch[..] {
+                    return;
+                }
                 reply(batch, std::iter::once(Err(error)));
             }
             Err(_) => {
@@ -193,6 +222,7 @@ impl Thread {
                     added += bytes;
                 }
                 Job::Touch(rows) => touch(&tx, rows)?,
+                Job::Publish(realisations, _) => publish(&tx, realisations)?,
                 Job::Lost(hash, _) => {
                     let id: Option<i64> = tx
                         .query_row("SELECT id FROM nar WHERE hash = ?1", [hash.0], |r| r.get(0))
@@ -242,8 +272,8 @@ fn reply(batch: Vec<Job>, answers: impl Iterator<Item = Result<Stored, ApiError>
     let waiting = batch.into_iter().filter_map(|job| match job {
         Job::Store(_, answer) => Some(answer),
         Job::Touch(_) => None,
-        Job::Lost(_, removed) => {
-            let _ = removed.send(());
+        Job::Lost(_, done) | Job::Publish(_, done) => {
+            let _ = done.send(());
             None
         }
     });
@@ -301,7 +331,7 @@ fn store(tx: &Transaction<'_>, new: &NewPath) -> rusqlite::Result<(Stored, u64)>
 fn still_there(tx: &Transaction<'_>, batch: &[Job], answers: &mut [Stored]) -> rusqlite::Result<()> {
     let stores = batch.iter().filter_map(|job| match job {
         Job::Store(new, _) => Some(new),
-        Job::Touch(_) | Job::Lost(..) => None,
+        Job::Touch(_) | Job::Lost(..) | Job::Publish(..) => None,
     });
     let mut query = tx.prepare_cached("SELECT 1 FROM path WHERE cache = ?1 AND hash = ?2")?;
     for (new, answer) in stores.zip(answers) {
@@ -322,6 +352,26 @@ fn insert_nar(
     tx.prepare_cached("INSERT INTO nar (hash, nar_size, file_size, data) VALUES (?1, ?2, ?3, ?4)")?
         .execute((record.nar_hash.0, signed(record.nar_size), signed(file_size), data))?;
     Ok((tx.last_insert_rowid(), Stored::Uploaded { file_size }, file_size))
+}
+
+fn publish(tx: &Transaction<'_>, realisations: &[Realisation]) -> rusqlite::Result<()> {
+    let mut insert = tx.prepare_cached(
+        "INSERT OR REPLACE INTO realisation (key, hash, base, dependencies, sigs) VALUES (?1, ?2, ?3, ?4, ?5)",
+    )?;
+    for realisation in realisations {
+        let path = &realisation.path;
+        let dependencies: String =
+            realisation.dependencies.iter().map(|(id, path)| format!("{id} {path}\n")).collect();
+        let sigs = realisation.sigs.join(" ");
+        insert.execute((
+            realisations::key(&realisation.output),
+            path.hash_part(),
+            path.base(),
+            dependencies,
+            sigs,
+        ))?;
+    }
+    Ok(())
 }
 
 fn touch(tx: &Transaction<'_>, rows: &[i64]) -> rusqlite::Result<()> {

@@ -92,6 +92,36 @@ impl Reading {
         }
     }
 
+    /// Opens the file at `path`, whose content does not change. It may be where nothing
+    /// can be written, which SQLite needs for a write-ahead log, also for an empty one.
+    pub(super) fn open_unchanging(path: &Path) -> Result<Self, NixDbError> {
+        match Self::open_once(path) {
+            Err(NixDbError::Sqlite(error)) if is_unopenable(&error) => {}
+            other => return other,
+        }
+        let mut log = path.as_os_str().to_owned();
+        log.push("-wal");
+        if std::fs::metadata(&log).is_ok_and(|meta| meta.len() > 0) {
+            let reason = "it has rows in its write-ahead log, which can be read only where its directory can be \
+                          written; any Nix command on that store that may write there puts them into the file";
+            return Err(permission(path, reason));
+        }
+        let mut uri = "file:".to_owned();
+        for byte in path.as_os_str().as_encoded_bytes() {
+            match byte {
+                b'/' | b'.' | b'-' | b'_' | b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' => {
+                    uri.push(char::from(*byte));
+                }
+                _ => uri.push_str(&format!("%{byte:02x}")),
+            }
+        }
+        uri.push_str("?immutable=1");
+        let flags =
+            OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
+        let db = Connection::open_with_flags(uri, flags)?;
+        Ok(Self { db, path: path.to_owned(), journal: Cell::new(Journal::Rollback), log: [None; 2] })
+    }
+
     fn open_once(path: &Path) -> Result<Self, NixDbError> {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let db = Connection::open_with_flags(path, flags)?;

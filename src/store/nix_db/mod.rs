@@ -15,6 +15,7 @@ mod connection;
 mod current;
 mod error;
 mod identity;
+mod realisations;
 mod rows;
 mod schema;
 
@@ -25,12 +26,14 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OptionalExtension as _};
 
+use super::derivation;
 use super::info::PathInfo;
-use crate::types::{NarHash, StoreDir, StorePath};
+use crate::types::{NarHash, Realisation, StoreDir, StorePath};
 use connection::Reading;
 pub use current::{CurrentNixDb, Look};
 pub use error::NixDbError;
 pub use identity::{DbIdentity, Mark};
+pub use realisations::RealisationTable;
 use rows::Rows;
 
 /// Rows that were reported as unreadable are remembered, so that each is
@@ -72,9 +75,24 @@ impl NixDb {
         store_dir: &StoreDir,
         daemon_socket: &Path,
     ) -> Result<Self, NixDbError> {
+        Self::open_by(state_dir, store_dir, |path| Reading::open(path, daemon_socket))
+    }
+
+    /// Opens a database whose content does not change as long as it is open, as that of
+    /// the lower store of a local-overlay store. This user need not be able to write in
+    /// its directory.
+    pub fn open_unchanging(state_dir: &Path, store_dir: &StoreDir) -> Result<Self, NixDbError> {
+        Self::open_by(state_dir, store_dir, Reading::open_unchanging)
+    }
+
+    fn open_by(
+        state_dir: &Path,
+        store_dir: &StoreDir,
+        open: impl FnOnce(&Path) -> Result<Reading, NixDbError>,
+    ) -> Result<Self, NixDbError> {
         let path = state_dir.join("db/db.sqlite");
         let before = identity::file_at(&path)?;
-        let reading = Reading::open(&path, daemon_socket)?;
+        let reading = open(&path)?;
         reading.read(schema::check)?;
         // Another file at the path now: it is not known which of them is open.
         if identity::file_at(&path)? != before {
@@ -146,6 +164,48 @@ impl NixDb {
             let rows = Rows { db, store_dir: &self.store_dir };
             paths.iter().map(|path| rows.id(path)).collect()
         })
+    }
+
+    /// Whether Nix takes a path from a substituter: false if its derivation says no. That
+    /// cannot be known of a path whose derivation is not valid or not readable, and true
+    /// is the answer then.
+    pub fn is_substitutable(&self, info: &PathInfo) -> Result<bool, NixDbError> {
+        let Some(deriver) = &info.deriver else { return Ok(true) };
+        if self.ids(std::slice::from_ref(deriver))?.iter().all(Option::is_none) {
+            return Ok(true);
+        }
+        let text = derivation::read(&self.store_dir, deriver);
+        Ok(text.map_or(true, |text| derivation::allows_substitutes(&text)))
+    }
+
+    /// The highest number that was given in a table of realisations, 0 before the first.
+    pub fn realisations_head(&self, table: RealisationTable) -> Result<i64, NixDbError> {
+        self.reading.read(|db| realisations::head(db, table))
+    }
+
+    /// The realisations with numbers above `after`, ascending, at most `limit`. A row that
+    /// cannot be understood has none.
+    pub fn realisations(
+        &self,
+        table: RealisationTable,
+        after: i64,
+        limit: usize,
+    ) -> Result<Vec<(i64, Option<Realisation>)>, NixDbError> {
+        self.reading.read(|db| realisations::rows(db, &self.store_dir, table, after, limit))
+    }
+
+    /// How many of these paths Nix finds in a cache only by their realisations: outputs of
+    /// content-addressed derivations whose paths are not known before the build.
+    pub fn count_realised(&self, paths: &[StorePath]) -> Result<usize, NixDbError> {
+        let mut count = 0;
+        for path in self.reading.read(|db| realisations::among(db, &self.store_dir, paths))? {
+            let Some(info) = self.info(&path)?.filter(|info| info.ca.is_some()) else { continue };
+            // The derivation of a fixed output names its path.
+            let text = info.deriver.and_then(|deriver| derivation::read(&self.store_dir, &deriver).ok());
+            let full = self.store_dir.full(&path);
+            count += usize::from(text.is_none_or(|text| !derivation::outputs(&text).contains(&full)));
+        }
+        Ok(count)
     }
 
     /// The highest id of a row that was registered before this time (Unix

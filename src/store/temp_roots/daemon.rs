@@ -1,5 +1,5 @@
-//! Temporary roots through the nix-daemon. This is a client for one operation of
-//! its protocol, `AddTempRoot` (Nix, `src/libstore/worker-protocol.hh`,
+//! Temporary roots through the nix-daemon. This is a client for two operations of
+//! its protocol, `AddTempRoot` and `IsValidPath` (Nix, `src/libstore/worker-protocol.hh`,
 //! `remote-store.cc`, `daemon.cc`). The roots belong to the worker process that
 //! serves the connection, so they end with the connection.
 //!
@@ -18,6 +18,7 @@ const DAEMON_MAGIC: u64 = 0x6478_696f;
 /// Protocol version 1.35 (Nix 2.15 and later). Both sides use the lower one of
 /// their versions. From 1.38 on, they would have to agree on features too.
 const VERSION: u64 = 0x123;
+const IS_VALID_PATH: u64 = 1;
 const ADD_TEMP_ROOT: u64 = 11;
 /// Types of the messages that the daemon sends between a request and its answer.
 const SAYS_LAST: u64 = 0x616c_7473;
@@ -43,7 +44,7 @@ pub(in crate::store) struct DaemonConnection {
 }
 
 impl DaemonConnection {
-    pub(super) fn connect(socket: &Path) -> io::Result<Self> {
+    pub(in crate::store) fn connect(socket: &Path) -> io::Result<Self> {
         Self::open(socket, ANSWER)
     }
 
@@ -84,12 +85,23 @@ impl DaemonConnection {
         Ok(this)
     }
 
-    pub(super) fn add(&mut self, mut paths: impl Iterator<Item = String>) -> io::Result<()> {
+    pub(super) fn add(&mut self, paths: impl Iterator<Item = String>) -> io::Result<()> {
+        self.request(ADD_TEMP_ROOT, paths)
+    }
+
+    /// Asks whether each path is valid. The answers are not used: the question makes a
+    /// local-overlay store copy the rows of its lower store into its database.
+    pub(in crate::store) fn ask_validity(&mut self, paths: impl Iterator<Item = String>) -> io::Result<()> {
+        self.request(IS_VALID_PATH, paths)
+    }
+
+    /// Sends one request for each path, whose answer is a number.
+    fn request(&mut self, operation: u64, mut paths: impl Iterator<Item = String>) -> io::Result<()> {
         loop {
             let mut request = Vec::new();
             let mut sent = 0;
             for path in paths.by_ref().take(AHEAD) {
-                request.extend_from_slice(&ADD_TEMP_ROOT.to_le_bytes());
+                request.extend_from_slice(&operation.to_le_bytes());
                 request.extend_from_slice(&(path.len() as u64).to_le_bytes());
                 request.extend_from_slice(path.as_bytes());
                 request.resize(request.len().next_multiple_of(8), 0);
@@ -101,7 +113,7 @@ impl DaemonConnection {
             self.stream.get_ref().write_all(&request)?;
             for _ in 0..sent {
                 self.hear_out()?;
-                self.number()?; // Always 1.
+                self.number()?;
             }
         }
     }

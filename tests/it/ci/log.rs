@@ -177,6 +177,7 @@ fn no_dead_hanging_or_full_daemon_fails_a_job_unless_asked() {
                 minimum: codec::MINIMUM,
                 version: "0".into(),
                 store_dir: "/nix/store".into(),
+                store_files: "/nix/store".into(),
             };
             let _ = stream.write_all(&hello.frame());
             open.push(stream);

@@ -128,7 +128,7 @@ fn the_module_uses_the_unit_and_only_adds_to_it() {
         let set: BTreeMap<String, Value> = serde_json::from_value(service["serviceConfig"].clone()).unwrap();
         let group = (name == "everything").then_some("Group");
         let credential = (!strings(&case["credentials"]).is_empty()).then_some("LoadCredential");
-        let directories = (name == "elsewhere").then_some("ReadWritePaths");
+        let directories = ["elsewhere", "rooted"].contains(&name.as_str()).then_some("ReadWritePaths");
         let allowed: Vec<&str> = group.into_iter().chain(credential).chain(directories).collect();
         assert_eq!(set.keys().collect::<Vec<_>>(), allowed, "{name}");
     }
@@ -203,6 +203,10 @@ fn every_option_reaches_the_configuration() {
         assert_eq!(strings(&elsewhere[section][key]), ["/srv/flywheel", "/srv/cache"]);
     }
     assert_eq!(strings(&case("elsewhere")["directories"]), ["/srv/cache", "/srv/flywheel"]);
+    let roots = ["/srv/ci/nix/var/nix/gcroots/flywheel"];
+    let rooted = &case("rooted")["services"]["flywheeld"]["serviceConfig"];
+    assert_eq!(strings(&rooted["ReadWritePaths"]), roots);
+    assert_eq!(strings(&case("rooted")["directories"]), roots);
     assert_eq!(strings(&case("minimal")["directories"]).len(), 0);
     for name in ["everything", "minimal"] {
         assert_eq!(strings(&case(name)["etc"]), ["flywheel/flywheel.toml"]);

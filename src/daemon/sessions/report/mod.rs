@@ -12,9 +12,10 @@ use crate::control::messages::{ErrorCode, Reply};
 use crate::control::server::{Peer, Responder};
 use crate::daemon::blocking::Blocking;
 use crate::daemon::intake::People;
-use crate::ledger::{Ledger, LedgerError, SessionInfo, Warnings};
+use crate::daemon::push::StoreReader;
+use crate::ledger::{Ledger, LedgerError, Outcome, SessionInfo, Warnings};
 use crate::observe::event;
-use crate::types::{SessionId, StoreDir, Wall, millis};
+use crate::types::{SessionId, StorePath, Wall, millis};
 
 pub(in crate::daemon) use engines::Engines;
 use wording::{detail, entry, internal, summary};
@@ -27,13 +28,15 @@ pub(in crate::daemon) const PATHS_MOST: usize = m::MAX_ENTRIES as usize;
 #[derive(Clone)]
 pub(in crate::daemon) struct Reports {
     ledger: Ledger,
-    store_dir: StoreDir,
+    store: StoreReader,
     /// The daemon's own user, who may see every session, as root may.
     own_uid: u32,
     people: People,
     blocking: Blocking,
 }
 
+/// Paths of a session that are looked up in the Nix database at a time.
+const PATHS_AT_A_TIME: usize = 1024;
 /// How long a caller waits for the name service. Without an answer it is no admin.
 const LOOK_UP: Duration = Duration::from_secs(2);
 
@@ -83,12 +86,12 @@ pub(in crate::daemon) struct Answer {
 impl Reports {
     pub(in crate::daemon) fn new(
         ledger: Ledger,
-        store_dir: StoreDir,
+        store: StoreReader,
         own_uid: u32,
         people: People,
         blocking: Blocking,
     ) -> Self {
-        Self { ledger, store_dir, own_uid, people, blocking }
+        Self { ledger, store, own_uid, people, blocking }
     }
 
     pub(in crate::daemon) fn ledger(&self) -> &Ledger {
@@ -123,9 +126,32 @@ impl Reports {
     /// The summary of a session. Blocks.
     pub(super) fn ended(&self, engines: &Engines, info: &SessionInfo, warnings: Warnings) -> Reply {
         match self.ledger.summary(info.row) {
-            Ok(counts) => Reply::Ended(summary(&self.store_dir, engines, info, counts, warnings)),
+            Ok(counts) => {
+                let without = self.without_realisation(engines, info);
+                Reply::Ended(summary(self.store.dir(), engines, info, counts, without, warnings))
+            }
             Err(error) => internal(&error),
         }
+    }
+
+    /// How many of a session's paths Nix does not find in the cache, for lack of
+    /// realisations. Blocks. 0 when that cannot be read: it is a hint, and no reason to
+    /// have no summary.
+    fn without_realisation(&self, engines: &Engines, info: &SessionInfo) -> u64 {
+        let (mut count, mut after) = (0, 0);
+        if engines.keep_realisations(info) || !self.store.has_realisations() {
+            return 0;
+        }
+        while let Ok(pushes) = self.ledger.session_pushes(info.row, after, PATHS_AT_A_TIME)
+            && let Some(last) = pushes.last()
+        {
+            after = last.push;
+            let there =
+                pushes.iter().filter(|push| matches!(push.outcome, Outcome::Pushed | Outcome::AlreadyCached));
+            let paths: Vec<StorePath> = there.filter_map(|push| StorePath::parse(&push.path).ok()).collect();
+            count += self.store.count_realised(&paths);
+        }
+        count
     }
 
     /// Answers a caller with the summary of a session.
@@ -245,7 +271,7 @@ impl Reports {
         let mut known = HashSet::new();
         for session in self.ledger.list_sessions(false, Some(uid))?.iter().filter(|s| s.failed > 0) {
             for failure in self.ledger.session_failures(session.info.row)? {
-                let path = format!("{}/{}", self.store_dir.as_str(), failure.path);
+                let path = format!("{}/{}", self.store.dir().as_str(), failure.path);
                 if all.len() < PATHS_MOST && known.insert(path.clone()) {
                     all.push(m::Failed { path, error: failure.error, class: Some(failure.class) });
                 }
@@ -268,8 +294,9 @@ impl Reports {
             let sight = this.sight(peer, admins.as_deref());
             let reply = match this.ledger.session(&id) {
                 Ok(Some(info)) if sight.sees(info.new.uid) => {
+                    let without = this.without_realisation(&engines, &info);
                     let user = this.people.who_is(info.new.uid, info.new.gid, LOOK_UP).name.clone();
-                    detail(&this.ledger, &this.store_dir, &engines, &info, user)
+                    detail(&this.ledger, this.store.dir(), &engines, &info, without, user)
                         .unwrap_or_else(|e| internal(&e))
                 }
                 Ok(Some(_)) => Reply::Error {

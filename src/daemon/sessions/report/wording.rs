@@ -30,6 +30,7 @@ pub(super) fn summary(
     engines: &Engines,
     info: &SessionInfo,
     c: Counts,
+    without_realisation: u64,
     warnings: Warnings,
 ) -> m::Summary {
     let (engine, waited_for_client) = engines.of(info);
@@ -74,6 +75,7 @@ pub(super) fn summary(
         waited_for_client,
         invalid: warnings.invalid,
         route: info.new.route.clone(),
+        without_realisation,
     }
 }
 
@@ -102,6 +104,7 @@ pub(super) fn detail(
     store_dir: &StoreDir,
     engines: &Engines,
     info: &SessionInfo,
+    without_realisation: u64,
     user: Option<String>,
 ) -> Result<Reply, LedgerError> {
     let counts = ledger.summary(info.row)?;
@@ -125,7 +128,7 @@ pub(super) fn detail(
     let (pending, failed) = (counts.pending, counts.failed_total);
     let session = entry(&ListedSession { info: info.clone(), pending, settled, failed });
     let paths_total = counts.total();
-    let summary = summary(store_dir, engines, info, counts, Warnings::default());
+    let summary = summary(store_dir, engines, info, counts, without_realisation, Warnings::default());
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     Ok(Reply::Session(m::SessionDetail { session, summary, paths, paths_total, host, user }))
 }
