@@ -134,8 +134,8 @@ impl CacheClient {
         store_dir: &StoreDir,
     ) -> Result<Substituter, CacheError> {
         let config = match self.config() {
-            Some(config) => config,
-            None => self.discover().await?.config,
+            Some(config) if config.substituter_endpoint.is_some() || self.endpoint().is_some() => config,
+            Some(_) | None => self.discover().await?.config,
         };
         let named = config.substituter_endpoint.or_else(|| {
             // Attic serves Nix at the API's address, below the cache's name.

@@ -219,9 +219,9 @@ impl CacheClient {
         self.0.discovery.last().map(|d| d.endpoint)
     }
 
-    /// The configuration that the last discovery read.
+    /// The configuration that the last successful discovery read. It stays while no endpoint answers.
     pub fn config(&self) -> Option<CacheConfig> {
-        self.0.discovery.last().map(|d| d.config)
+        self.0.discovery.config()
     }
 
     /// The host whose entry in a netrc file Nix uses to read this cache, without a port, as curl compares it;

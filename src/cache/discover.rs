@@ -38,6 +38,8 @@ pub struct Discovered {
 #[derive(Default)]
 struct Known {
     current: Option<(Endpoint, Discovered)>,
+    /// The configuration that the cache has shown last, also while no endpoint answers.
+    config: Option<CacheConfig>,
     /// Whether a request found no connection since the discovery; if so, the next request discovers again.
     suspect: bool,
     refused: Option<(Endpoint, Instant, String)>,
@@ -58,6 +60,10 @@ impl Discovery {
 
     pub(super) fn last(&self) -> Option<Discovered> {
         self.known().current.as_ref().map(|(_, discovered)| discovered.clone())
+    }
+
+    pub(super) fn config(&self) -> Option<CacheConfig> {
+        self.known().config.clone()
     }
 
     pub(super) fn suspect(&self, endpoint: &Endpoint) {
@@ -121,6 +127,7 @@ impl Inner {
                     }
                     let mut known = self.discovery.known();
                     known.current = Some((endpoint.clone(), discovered.clone()));
+                    known.config = Some(discovered.config.clone());
                     known.suspect = false;
                     return Ok((endpoint, discovered));
                 }

@@ -88,9 +88,11 @@ fn every_path_is_pushed_and_known_by_either_name() {
     assert!(built.starts_with("/nix/store/") && rooted.file(built).exists(), "{built}");
     let daemon = &rooted.0;
     let detail = daemon.json(&["session", "show", session]);
-    for i in 0..12 {
-        assert_eq!(evidence(&detail, &format!("-c-{i}")), "process", "{detail}");
-    }
+    // A build of some milliseconds may be over before its lock is read. Its path is then known by
+    // its closure; one that is known by its process shows that locks below the root are read.
+    let found: Vec<_> = (0..12).map(|i| evidence(&detail, &format!("-c-{i}"))).collect();
+    assert!(found.iter().all(|by| by == "process" || by == "closure"), "{detail}");
+    assert!(found.iter().any(|by| by == "process"), "{detail}");
     assert_eq!(daemon.main().names().iter().filter(|name| name.starts_with("c-")).count(), 12);
     // The cache has what Nix has: each NAR is fetched and compared.
     let verified = daemon.ctl(&["--json", "verify", "--session", session]);

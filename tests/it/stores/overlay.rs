@@ -149,7 +149,8 @@ fn what_the_lower_store_has_is_not_new() {
     assert_eq!((&summary["outcome"], all), (&"complete".into(), 5), "{summary}");
     assert_eq!(overlay.daemon.main().names().iter().filter(|name| name.starts_with("c-")).count(), 5);
     let detail = overlay.daemon.json(&["session", "show", &session]);
-    assert_eq!(evidence(&detail, "-c-3"), "process", "{detail}");
+    // A build of some milliseconds may be over before its lock is read.
+    assert!(["-c-3", "-c-4"].iter().any(|end| evidence(&detail, end) == "process"), "{detail}");
     let warnings = overlay.daemon.status()["warnings"].clone();
     assert!(!warnings.to_string().contains("makers"), "{warnings}");
 }
