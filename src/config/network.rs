@@ -160,6 +160,9 @@ pub(super) fn warn_of_engine(name: &str, cache: &Cache, warnings: &mut Vec<Strin
     }
     let network = &cache.network;
     let unused: Vec<&str> = [
+        (network.tls.ca_file.is_some(), "ca_file"),
+        (matches!(network.proxy, Proxy::At(_) | Proxy::Direct), "proxy"),
+        (network.proxy.file().is_some(), "proxy_file"),
         (network.headers_file.is_some(), "headers_file"),
         (network.tls.client_cert.is_some(), "client_cert"),
         (network.tls.client_key.is_some(), "client_key"),

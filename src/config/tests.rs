@@ -686,9 +686,9 @@ fn settings_of_connections() {
     assert_eq!(file.caches["main"].network.proxy, Proxy::File("/p".into()));
     assert_eq!(load(&main_with("proxy = \"none\"")).unwrap().caches["main"].network.proxy, Proxy::Direct);
     // The attic client uses none of these.
-    let keys = format!("{keys}client_cert = \"/c\"\nengine = \"attic\"\n");
+    let keys = format!("{keys}ca_file = \"/a\"\nclient_cert = \"/c\"\nengine = \"attic\"\n");
     let warnings = load(&main_with(&keys)).unwrap().warnings.join("\n");
-    assert!(warnings.contains("does not use headers_file, client_cert, http2"), "{warnings}");
+    assert!(warnings.contains("does not use ca_file, proxy, headers_file, client_cert, http2"), "{warnings}");
 }
 
 #[test]
