@@ -1,6 +1,7 @@
 //! The held paths, with their sizes and ages, and how often each is held for which cache:
-//! once for a push, and once more for each admission of it that is on its way. It may have a hundred thousand entries, so an entry is small: nearly always one
-//! path for one cache.
+//! once for a push, and once more for each admission of it that is on its way. There may
+//! be a hundred thousand of them, so an entry is small: nearly always one path for one
+//! cache. Must not know how a path is protected.
 
 use crate::types::StorePath;
 use std::collections::{BTreeMap, VecDeque};

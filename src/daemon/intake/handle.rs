@@ -93,7 +93,7 @@ impl IntakeHandle {
     }
 }
 
-/// The intake's end of the queue that a [`IntakeHandle`] writes to.
+/// The intake's end of the queue that an [`IntakeHandle`] writes to.
 #[derive(Debug)]
 pub(in crate::daemon) struct WorkQueue {
     pub(super) woken: Arc<AtomicBool>,
