@@ -35,7 +35,7 @@ pub(super) enum NetworkFault {
     OtherName,
     /// The certificate is refused for another reason.
     BadCertificate(String),
-    /// The server wants to see a certificate of the client's.
+    /// The server wants a certificate of the client, or does not trust the one that it got.
     CertificateWanted,
     /// The other side does not speak TLS.
     NoTls,
@@ -71,72 +71,76 @@ impl NetworkFault {
 impl fmt::Display for NetworkFault {
     /// Writes what happened, then what to do.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Refused => f.write_str(
+        let text = match self {
+            Self::Refused => {
                 "the connection was refused, because nothing listens at this address; start the server, or correct \
-                 `endpoints`",
-            ),
-            Self::TimedOut => f.write_str(
-                "the connection timed out; check that the server runs, and that no firewall drops the connection",
-            ),
-            Self::NoAddress => f.write_str(
-                "the name service knows no address of this name; correct the name in `endpoints`, or the DNS entry",
-            ),
-            Self::NameServiceSilent => f.write_str(
-                "the name service did not answer; check /etc/resolv.conf and the network of this host",
-            ),
-            Self::NoRoute => f.write_str(
-                "this host has no way to the address; check its network, routes and VPN",
-            ),
-            Self::Forbidden => f.write_str(
-                "this host forbids the connection; check its firewall and IPAddressDeny= of the unit",
-            ),
-            Self::Exhausted => f.write_str(
-                "this host has no file descriptor or port left for a connection; raise LimitNOFILE= of the unit",
-            ),
-            Self::Reset => f.write_str(
-                "the other side reset the connection; the log of the server, or of the proxy before it, says why",
-            ),
-            Self::Closed => f.write_str(
+                 `endpoints`"
+            }
+            Self::TimedOut => {
+                "the connection timed out; check that the server runs, and that no firewall drops the connection"
+            }
+            Self::NoAddress => {
+                "the name service knows no address of this name; correct the name in `endpoints`, or the DNS entry"
+            }
+            Self::NameServiceSilent => {
+                "the name service did not answer; check /etc/resolv.conf and the network of this host"
+            }
+            Self::NoRoute => "this host has no way to the address; check its network, routes and VPN",
+            Self::Forbidden => {
+                "this host forbids the connection; check its firewall and IPAddressDeny= of the unit"
+            }
+            Self::Exhausted => {
+                "this host has no file descriptor or port left for a connection; raise LimitNOFILE= of the unit"
+            }
+            Self::Reset => {
+                "the other side reset the connection; the log of the server, or of the proxy before it, says why"
+            }
+            Self::Closed => {
                 "the other side closed the connection without an answer; the log of the server, or of the proxy \
-                 before it, says why",
-            ),
-            Self::UntrustedCertificate => f.write_str(
+                 before it, says why"
+            }
+            Self::UntrustedCertificate => {
                 "no authority that this host trusts has signed the server's certificate; name the authority's \
-                 certificate with `ca_file` in [caches.NAME]",
-            ),
-            Self::ExpiredCertificate => f.write_str(
-                "the server's certificate has expired; renew it on the server, or correct the clock of this host",
-            ),
-            Self::EarlyCertificate => f.write_str(
-                "the server's certificate is not valid yet; correct the clock of this host",
-            ),
-            Self::OtherName => f.write_str(
-                "the server's certificate is for another name; write the name of the certificate into `endpoints`",
-            ),
+                 certificate with `ca_file` in [caches.NAME]"
+            }
+            Self::ExpiredCertificate => {
+                "the server's certificate has expired; renew it on the server, or correct the clock of this host"
+            }
+            Self::EarlyCertificate => {
+                "the server's certificate is not valid yet; correct the clock of this host"
+            }
+            Self::OtherName => {
+                "the server's certificate is for another name; write the name of the certificate into `endpoints`"
+            }
+            Self::CertificateWanted => {
+                "the server wants a certificate of the client that it trusts; name one with `client_cert` in \
+                 [caches.NAME]"
+            }
+            Self::NoTls => {
+                "the other side does not speak TLS at this port; write http:// into `endpoints`, or the port for https"
+            }
             Self::BadCertificate(why) => {
-                write!(f, "the server's certificate is refused ({why}); replace it on the server")
+                return write!(f, "the server's certificate is refused ({why}); replace it on the server");
             }
-            Self::CertificateWanted => f.write_str(
-                "the server wants a certificate of the client; name one with `client_cert` in [caches.NAME]",
-            ),
-            Self::NoTls => f.write_str(
-                "the other side does not speak TLS at this port; write http:// into `endpoints`, or the port for https",
-            ),
-            Self::Handshake(why) => write!(
-                f,
-                "the TLS handshake failed ({why}); the log of the server, or of the proxy before it, says more"
-            ),
-            Self::Proxy(why) => write!(
-                f,
-                "the HTTP proxy does not connect to the server ({why}); correct `proxy` of the cache, or the variables \
-                 HTTPS_PROXY and NO_PROXY"
-            ),
+            Self::Handshake(why) => {
+                return write!(
+                    f,
+                    "the TLS handshake failed ({why}); the log of the server, or of the proxy before it, says more"
+                );
+            }
+            Self::Proxy(why) => {
+                return write!(
+                    f,
+                    "the HTTP proxy does not connect to the server ({why}); correct `proxy` of the cache, or the \
+                     variables HTTPS_PROXY and NO_PROXY"
+                );
+            }
             Self::NoHttp(why) => {
-                write!(f, "the other side does not speak HTTP ({why}); correct the port in `endpoints`")
+                return write!(f, "the other side does not speak HTTP ({why}); correct the port in `endpoints`");
             }
-            Self::Other(why) => f.write_str(why),
-        }
+            Self::Other(why) => why,
+        };
+        f.write_str(text)
     }
 }
 
@@ -208,7 +212,6 @@ fn of_tls(error: &rustls::Error) -> NetworkFault {
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
                 Fault::OtherName
             }
-            // A certificate that is its own authority, and is named as one.
             other => Fault::BadCertificate(quote(&other.to_string(), &Secrets::default())),
         },
         rustls::Error::AlertReceived(
