@@ -163,19 +163,33 @@ async fn silence_is_a_stall() {
     assert_eq!(error.class, ErrorClass::NoVerdict, "the server has the whole body: {error}");
     assert!(error.message.contains("no answer"), "{error}");
 
-    let slow = Server::start(|request, mut conn| async move {
-        conn.body(&request).await;
-        tokio::time::sleep(Duration::from_millis(450)).await;
-        conn.answer("200 OK", "", r#"{"kind":"Uploaded"}"#).await;
-        Some(conn)
+    // The first of these uploads is answered when two later ones have failed: it is more patient.
+    let (received, release) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (sent, answer, uploads) = (Arc::clone(&received), Arc::clone(&release), Arc::new(AtomicUsize::new(0)));
+    let slow = Server::start(move |request, mut conn| {
+        let (sent, answer, uploads) = (Arc::clone(&sent), Arc::clone(&answer), Arc::clone(&uploads));
+        async move {
+            conn.body(&request).await;
+            if uploads.fetch_add(1, Ordering::SeqCst) > 0 {
+                std::future::pending::<()>().await;
+            }
+            sent.notify_one();
+            answer.notified().await;
+            conn.answer("200 OK", "", r#"{"kind":"Uploaded"}"#).await;
+            Some(conn)
+        }
     })
     .await;
     let client = impatient(&slow.url);
+    let patient = client.clone();
+    let patient = tokio::spawn(async move { patient.upload_again(&info(9), nar(9), 5).await });
+    received.notified().await;
     for no_verdicts in [0, 1] {
         let error = client.upload_again(&info(9), nar(9), no_verdicts).await.unwrap_err();
         assert_eq!(error.class, ErrorClass::NoVerdict, "{error}");
     }
-    client.upload_again(&info(9), nar(9), 5).await.expect("the patience grows");
+    release.notify_one();
+    patient.await.unwrap().expect("the patience grows");
 
     let takes_nothing = Server::start(|_, conn| async move {
         std::future::pending::<()>().await;
