@@ -4,6 +4,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use tokio::sync::{Notify, watch};
 use zeroize::Zeroizing;
 
@@ -170,40 +172,9 @@ fn parse(output: &str) -> Result<(Secret, Option<i64>), String> {
 const EXPIRES: &str =
     "its output has an `expires_at` that is neither seconds since 1970 nor a time like 2030-01-31T12:00:00Z";
 
-/// Parses a time of RFC 3339 to seconds since 1970, without a fraction of a second.
+/// Parses a time of RFC 3339 to seconds since 1970, without the fraction of a second.
 fn rfc3339(text: &str) -> Option<i64> {
-    let number = |from: usize, to: usize| -> Option<i64> {
-        let digits = text.get(from..to)?;
-        digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok())?
-    };
-    let is = |at: usize, wanted: &[u8]| text.as_bytes().get(at).is_some_and(|b| wanted.contains(b));
-    if !(is(4, b"-") && is(7, b"-") && is(10, b"Tt ") && is(13, b":") && is(16, b":")) {
-        return None;
-    }
-    let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
-    let (hour, minute, second) = (number(11, 13)?, number(14, 16)?, number(17, 19)?);
-    if !((1..=12).contains(&month) && (1..=31).contains(&day) && hour < 24 && minute < 60 && second <= 60) {
-        return None;
-    }
-    let mut zone = text.get(19..)?;
-    if let Some(fraction) = zone.strip_prefix('.') {
-        let digits = fraction.bytes().take_while(u8::is_ascii_digit).count();
-        zone = fraction.get(digits..).filter(|_| digits > 0)?;
-    }
-    let offset = match zone.as_bytes() {
-        b"Z" | b"z" => 0,
-        [sign @ (b'+' | b'-'), _, _, b':', _, _] => {
-            let part = |from: usize| zone.get(from..from + 2)?.parse::<i64>().ok();
-            let minutes = part(1)? * 60 + part(4)?;
-            if *sign == b'-' { -minutes * 60 } else { minutes * 60 }
-        }
-        _ => return None,
-    };
-    // Days since 1970 in the Gregorian calendar, counted in years that begin in March.
-    let year = if month <= 2 { year - 1 } else { year };
-    let month = (month + 9) % 12;
-    let days = 365 * year + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day - 1 - 719_468;
-    Some(days * 86_400 + hour * 3600 + minute * 60 + second - offset)
+    Some(OffsetDateTime::parse(text, &Rfc3339).ok()?.unix_timestamp())
 }
 
 #[cfg(test)]
