@@ -154,7 +154,7 @@ impl CacheClient {
                 None => Login::Basic(secret),
             },
             None if config.is_public == Some(true) || inner.distrust(&endpoint).is_some() => Login::None,
-            None => inner.credentials().await?.token.clone().map_or(Login::None, Login::Bearer),
+            None => inner.credentials.get().await?.token.clone().map_or(Login::None, Login::Bearer),
         };
         let key = config.public_key.as_deref().and_then(PublicKey::parse);
         Ok(Substituter { base, endpoint, login, key, store_dir: store_dir.clone() })
@@ -290,7 +290,7 @@ impl CacheClient {
     /// Sends a GET and follows redirects. The token goes to the cache's own host only.
     async fn get(&self, from: &Substituter, mut url: Url, doing: &str) -> Result<Response, Refusal> {
         let inner = self.inner();
-        let headers = inner.credentials().await.map(|known| known.headers.clone()).unwrap_or_default();
+        let headers = inner.credentials.get().await.map(|known| known.headers.clone()).unwrap_or_default();
         let failed =
             |class: ErrorClass, why: &str| Refusal::Failed(CacheError::new(class, format!("{doing}: {why}")));
         for _ in 0..=MAX_REDIRECTS {

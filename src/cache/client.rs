@@ -4,30 +4,29 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::Stream;
 use reqwest::RequestBuilder;
-use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
 use tokio::sync::watch;
 
 use super::body::{self, Failure, Stall, Watch};
+use super::credentials::{CredentialSource, Credentials, Renewed};
 use super::discover::{Discovered, Discovery};
 use super::endpoint::Endpoint;
 use super::error::{CacheError, ErrorClass, Sent};
-use super::headers::Headers;
 use super::network::NetworkFault;
 use super::network_settings::Network;
-use super::proxy;
 use super::secrets::Secrets;
 use super::supplied::SuppliedToken;
-use super::token::{Secret, TokenSource};
+use super::token::TokenSource;
 use super::transport::{Answer, Transport};
 use super::wire::{CacheConfig, MissingAnswer, MissingRequest, UploadAnswer, UploadInfo, Uploaded};
-use crate::types::{CacheName, Proxy};
+use crate::types::CacheName;
 
 /// Largest number of hashes in one question. A real server accepts 10,000 and fails at 40,000.
 const HASHES_A_QUESTION: usize = 5_000;
@@ -95,62 +94,7 @@ pub(super) struct Inner {
     pub(super) discovery: Discovery,
     trust_api_endpoint: bool,
     hold: Option<watch::Receiver<Option<String>>>,
-    source: TokenSource,
-    headers_file: Option<PathBuf>,
-    proxy: Proxy,
-    known: RwLock<Option<Arc<Credentials>>>,
-}
-
-/// What the client sends to trusted hosts with each request. Read again by [`CacheClient::reload_token`].
-#[derive(Default)]
-pub(super) struct Credentials {
-    pub(super) token: Option<Secret>,
-    pub(super) headers: HeaderMap,
-    bearer: Option<HeaderValue>,
-    /// All of them, and the password of the proxy.
-    secrets: Secrets,
-}
-
-/// What another reading of the credentials brought.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Renewed {
-    /// Whether the token is another one than before.
-    pub token: bool,
-    /// Whether the extra headers are other ones than before.
-    pub headers: bool,
-}
-
-impl Renewed {
-    /// Returns whether anything is new.
-    pub fn any(self) -> bool {
-        self.token || self.headers
-    }
-}
-
-impl fmt::Display for Renewed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match (self.token, self.headers) {
-            (_, false) => "a new token",
-            (false, true) => "new headers",
-            (true, true) => "a new token and new headers",
-        })
-    }
-}
-
-impl Credentials {
-    fn new(token: Option<Secret>, headers: HeaderMap, proxy: Vec<Secret>) -> Result<Self, CacheError> {
-        let bearer = token.as_ref().map(|token| HeaderValue::from_str(&format!("Bearer {}", token.expose())));
-        // The token contains only visible ASCII: `Secret` has checked that.
-        let mut bearer = bearer
-            .transpose()
-            .map_err(|_| CacheError::new(ErrorClass::Unauthorized, "the token does not fit into a header"))?;
-        if let Some(bearer) = &mut bearer {
-            bearer.set_sensitive(true);
-        }
-        let values = headers.values().filter_map(|value| Secret::hidden(value.to_str().ok()?));
-        let secrets = token.iter().cloned().chain(values).chain(proxy).collect();
-        Ok(Self { token, headers, bearer, secrets })
-    }
+    pub(super) credentials: CredentialSource,
 }
 
 impl fmt::Debug for CacheClient {
@@ -183,14 +127,15 @@ impl CacheClient {
             candidates,
             connect_timeout: s.connect_timeout,
             stall_timeout: s.stall_timeout,
-            headers_file: s.network.headers_file.clone(),
-            proxy: s.network.proxy.clone(),
+            credentials: CredentialSource::new(
+                s.token,
+                s.network.headers_file.clone(),
+                s.network.proxy.clone(),
+            ),
             transport: Transport::new(s.user_agent, s.connect_timeout, s.stall_timeout, s.network),
             discovery: Discovery::default(),
             trust_api_endpoint: s.trust_api_endpoint,
             hold: s.hold,
-            source: s.token,
-            known: RwLock::new(None),
         })))
     }
 
@@ -280,7 +225,7 @@ impl CacheClient {
 
     /// The token that a program supplies, if that is the source.
     pub fn supplied(&self) -> Option<&SuppliedToken> {
-        match &self.0.source {
+        match self.0.credentials.token_source() {
             TokenSource::Supplied(supplied) => Some(supplied),
             TokenSource::File(_) | TokenSource::Env(_) | TokenSource::None => None,
         }
@@ -288,12 +233,12 @@ impl CacheClient {
 
     /// The file that the extra headers are read from.
     pub fn headers_file(&self) -> Option<&Path> {
-        self.0.headers_file.as_deref()
+        self.0.credentials.headers_file()
     }
 
     /// The file that the token is read from, if it is in a file.
     pub fn token_file(&self) -> Option<&Path> {
-        match &self.0.source {
+        match self.0.credentials.token_source() {
             TokenSource::File(file) => Some(file),
             TokenSource::Env(_) | TokenSource::Supplied(_) | TokenSource::None => None,
         }
@@ -306,70 +251,15 @@ impl CacheClient {
 
     /// Returns when the token expires (seconds since 1970), if the token says so. Only a warning depends on it.
     pub fn token_expiry(&self) -> Option<i64> {
-        match &self.0.source {
-            TokenSource::Supplied(supplied) => supplied.expiry(),
-            _ => self.0.read_once().ok()?.token.as_ref()?.expiry(),
-        }
+        self.0.credentials.expiry()
     }
 }
 
 impl Inner {
-    /// Returns the credentials in use without reading them.
-    pub(super) fn known(&self) -> Option<Arc<Credentials>> {
-        self.known.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Returns the credentials; the first call reads them.
-    fn read_once(&self) -> Result<Arc<Credentials>, CacheError> {
-        if self.known().is_none() {
-            self.reload()?;
-        }
-        Ok(self.known().unwrap_or_default())
-    }
-
-    /// Returns the credentials. Waits for the first answer of the program that supplies the token.
-    pub(super) async fn credentials(&self) -> Result<Arc<Credentials>, CacheError> {
-        if let Some(known) = self.known() {
-            return Ok(known);
-        }
-        if let TokenSource::Supplied(supplied) = &self.source {
-            supplied.ready().await;
-        }
-        self.read_once()
-    }
-
-    /// Whether the program that supplies the token has not answered yet, so that a request waits for it.
-    pub(super) fn awaits_token(&self) -> bool {
-        matches!(&self.source, TokenSource::Supplied(s) if !s.is_there() && s.problem().is_none())
-    }
-
-    /// Reads token and headers. A part that cannot be read stays as it was.
+    /// Reads the credentials again, and notes that certificates and proxy may have changed.
     pub(super) fn reload(&self) -> Result<Renewed, CacheError> {
         self.transport.refresh();
-        let old = self.known();
-        let mut failed = None;
-        let mut or_old = |error: CacheError| match &old {
-            None => Err(error),
-            Some(old) => {
-                failed = Some(error);
-                Ok(Arc::clone(old))
-            }
-        };
-        let token = match self.source.read() {
-            Ok(token) => token,
-            Err(error) => or_old(error)?.token.clone(),
-        };
-        let headers = match self.headers_file.as_deref().map(Headers::read) {
-            None => HeaderMap::new(),
-            Some(Ok(headers)) => headers.0,
-            Some(Err(error)) => or_old(error)?.headers.clone(),
-        };
-        let fresh = Credentials::new(token, headers, proxy::secrets(&self.proxy))?;
-        let before = old.unwrap_or_default();
-        let renewed =
-            Renewed { token: before.token != fresh.token, headers: before.headers != fresh.headers };
-        *self.known.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(fresh));
-        failed.map_or(Ok(renewed), Err)
+        self.credentials.reload()
     }
 
     /// Removes the secrets from an error's message.
@@ -380,7 +270,7 @@ impl Inner {
 
     /// Returns the secrets in use.
     pub(super) fn secrets(&self) -> Secrets {
-        self.known().map(|known| known.secrets.clone()).unwrap_or_default()
+        self.credentials.secrets()
     }
 
     /// Returns why the client must not send the token to `endpoint`, which the server named.
@@ -413,13 +303,6 @@ impl Inner {
         })
     }
 
-    /// Asks the program that supplies the token for another one after the server has refused this one.
-    fn note_refusal(&self, status: reqwest::StatusCode, known: &Credentials) {
-        if let (TokenSource::Supplied(supplied), 401 | 403) = (&self.source, status.as_u16()) {
-            supplied.refused(known.token.as_ref());
-        }
-    }
-
     /// Sends a request without a stream. Sends it a second time if the server turns out
     /// to have closed the pooled connection of the first.
     pub(super) async fn small(
@@ -431,11 +314,11 @@ impl Inner {
     ) -> Result<Answer, CacheError> {
         let mut again = true;
         loop {
-            let known = self.credentials().await?;
+            let known = self.credentials.get().await?;
             let sending = self.authorized(request()?, &known)?.send();
             match tokio::time::timeout(self.connect_timeout + patience, sending).await {
                 Ok(Ok(response)) => {
-                    self.note_refusal(response.status(), &known);
+                    self.credentials.note_refusal(response.status(), &known);
                     return Ok(Answer::read(response, limit, patience, known.secrets.clone()).await);
                 }
                 Ok(Err(e)) if again && !e.is_connect() && !e.is_timeout() && !e.is_builder() => again = false,
@@ -508,7 +391,7 @@ impl Inner {
         // received all of it, and need not buffer the body to count it.
         let length = info.nar_size + preamble.as_ref().map_or(0, |p| p.len() as u64);
         let (body, watch) = body::body(preamble, info.nar_size, nar);
-        let known = self.credentials().await?;
+        let known = self.credentials.get().await?;
         let request = self
             .authorized(request, &known)?
             .header(CONTENT_LENGTH, length)
@@ -516,7 +399,7 @@ impl Inner {
             .body(reqwest::Body::wrap_stream(body));
         let answer = self.exchange(request, &watch, patience, &doing).await;
         let (answer, sent) = answer.inspect_err(|e| self.note(e, &base))?;
-        self.note_refusal(answer.status, &known);
+        self.credentials.note_refusal(answer.status, &known);
         let UploadAnswer { kind, file_size } = answer.json(&doing).map_err(|e| e.of_upload(sent))?;
         Ok(Uploaded { deduplicated: kind == "Deduplicated", file_size })
     }

@@ -106,8 +106,8 @@ impl Inner {
         // The cache may be waiting for a new token. If the file cannot be read at the
         // moment, for example while somebody replaces it, the token in use stays.
         if let Err(e) = self.reload()
-            && self.known().is_none()
-            && !self.awaits_token()
+            && self.credentials.known().is_none()
+            && !self.credentials.awaits_token()
         {
             return Err(e);
         }

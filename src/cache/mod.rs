@@ -8,6 +8,7 @@
 //! | file | for |
 //! |---|---|
 //! | `token` | where the token comes from, and keeping it out of sight |
+//! | `credentials` | what is sent to trusted hosts: token and extra headers, read again when asked |
 //! | `supplied` | the token that a program supplies |
 //! | `headers` | extra headers, for access proxies |
 //! | `secrets` | all secrets of a cache, and their removal from texts |
@@ -29,6 +30,7 @@
 mod body;
 mod check;
 mod client;
+mod credentials;
 mod decode;
 mod discover;
 mod endpoint;
@@ -52,7 +54,8 @@ mod wire;
 mod tests;
 
 pub use check::{Expected, Fault, FaultKind, Substituter};
-pub use client::{CacheClient, ClientSettings, Renewed};
+pub use client::{CacheClient, ClientSettings};
+pub use credentials::Renewed;
 pub use discover::Discovered;
 pub use error::{CacheError, ErrorClass};
 pub use network_settings::{Network, TlsFiles};

@@ -136,7 +136,10 @@ impl fmt::Display for NetworkFault {
                 );
             }
             Self::NoHttp(why) => {
-                return write!(f, "the other side does not speak HTTP ({why}); correct the port in `endpoints`");
+                return write!(
+                    f,
+                    "the other side does not speak HTTP ({why}); correct the port in `endpoints`"
+                );
             }
             Self::Other(why) => why,
         };

@@ -165,7 +165,8 @@ async fn silence_is_a_stall() {
 
     // The first of these uploads is answered when two later ones have failed: it is more patient.
     let (received, release) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-    let (sent, answer, uploads) = (Arc::clone(&received), Arc::clone(&release), Arc::new(AtomicUsize::new(0)));
+    let (sent, answer, uploads) =
+        (Arc::clone(&received), Arc::clone(&release), Arc::new(AtomicUsize::new(0)));
     let slow = Server::start(move |request, mut conn| {
         let (sent, answer, uploads) = (Arc::clone(&sent), Arc::clone(&answer), Arc::clone(&uploads));
         async move {
