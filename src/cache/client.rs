@@ -244,7 +244,7 @@ impl CacheClient {
         }
     }
 
-    /// Removes the secrets in use from the text of another program, as [`Secret::scrub`] does.
+    /// Removes the secrets in use from the text of another program.
     pub fn scrub(&self, text: &str) -> String {
         self.0.secrets().scrub(text)
     }
