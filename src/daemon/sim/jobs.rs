@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::trace::Moment;
 use crate::control::messages::Summary;
 use crate::control::server::Answer;
 
@@ -32,7 +33,7 @@ pub(super) struct Job {
     /// Its end was asked for, whatever came of that.
     pub(super) end_asked: bool,
     /// When its end was first asked for.
-    pub(super) first_end: Option<u64>,
+    pub(super) first_end: Option<Moment>,
     pub(super) named: BTreeSet<String>,
 }
 
@@ -67,8 +68,7 @@ pub(super) enum Asked {
 /// A call that is not answered.
 pub(super) struct Call {
     pub(super) asked: Asked,
-    /// When, in simulated milliseconds.
-    pub(super) at: u64,
+    pub(super) at: Moment,
     /// When it must have been answered. None: the caller does not care.
     pub(super) deadline: Option<u64>,
     pub(super) answer: Answer,

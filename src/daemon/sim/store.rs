@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::Connection;
 
+use super::trace::Moment;
 use crate::types::StoreDir;
 
 /// A path that was valid at some time.
@@ -21,7 +22,7 @@ pub(super) struct Made {
     /// Caches that it may go to on its own account.
     pub(super) allowed: BTreeSet<u16>,
     pub(super) row: i64,
-    pub(super) at: u64,
+    pub(super) at: Moment,
     pub(super) valid: bool,
     /// Users who had a session at that time.
     pub(super) open: BTreeSet<u32>,
@@ -88,7 +89,7 @@ impl Store {
             "insert into ValidPaths (path, hash, registrationTime, narSize, ultimate) values (?1, ?2, ?3, ?4, 1)",
         )
         .unwrap()
-        .execute((&full, format!("sha256:{:064x}", self.count), made.at.cast_signed(), size.cast_signed()))
+        .execute((&full, format!("sha256:{:064x}", self.count), made.at.ms.cast_signed(), size.cast_signed()))
         .unwrap();
         made.row = tx.last_insert_rowid();
         for reference in &made.references {
@@ -191,8 +192,8 @@ impl Store {
 
     /// Whether the path has been valid since this time. What is not in the store cannot be
     /// pushed again, and what was made again later is another answer's.
-    pub(super) fn was_there(&self, base: &str, since: u64) -> bool {
-        self.made.get(base).is_some_and(|made| made.valid && made.at <= since)
+    pub(super) fn was_there(&self, base: &str, since: Moment) -> bool {
+        self.made.get(base).is_some_and(|made| made.valid && made.at.line < since.line)
     }
 
     /// Whether the path has a GC root that outlives a process.

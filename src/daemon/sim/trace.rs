@@ -7,22 +7,33 @@ use std::hash::{Hash as _, Hasher as _};
 /// Lines that are kept for a failing seed.
 const KEPT: usize = 400;
 
+/// A point of a run.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Moment {
+    /// Simulated milliseconds.
+    pub(super) ms: u64,
+    /// How many lines the trace had. It orders what happens within one millisecond.
+    pub(super) line: u64,
+}
+
 /// One line for each turn. All lines are hashed, and the last ones are kept.
 pub(super) struct Trace {
     hash: DefaultHasher,
     last: VecDeque<String>,
+    lines: u64,
     print: bool,
 }
 
 impl Trace {
     pub(super) fn new(print: bool) -> Self {
-        Self { hash: DefaultHasher::new(), last: VecDeque::new(), print }
+        Self { hash: DefaultHasher::new(), last: VecDeque::new(), lines: 0, print }
     }
 
     #[allow(clippy::print_stderr)]
     pub(super) fn line(&mut self, now: u64, text: &str) {
         let line = format!("{:>5}.{:03} {text}", now / 1000, now % 1000);
         line.hash(&mut self.hash);
+        self.lines += 1;
         if self.print {
             eprintln!("{line}");
         }
@@ -34,6 +45,11 @@ impl Trace {
 
     pub(super) fn hash(&self) -> u64 {
         self.hash.finish()
+    }
+
+    /// How many lines it has.
+    pub(super) fn lines(&self) -> u64 {
+        self.lines
     }
 
     pub(super) fn tail(&self) -> String {

@@ -69,7 +69,7 @@ impl Run {
                     let mut there = checks::there(&ledger, &id);
                     let at = if recorded { world.jobs[job].first_end.unwrap_or(at) } else { at };
                     there.retain(|base| world.store.was_there(base, at));
-                    checks::answer_is_fresh(&world.store, &world.caches, &there, cache, at)?;
+                    checks::answer_is_fresh(&world.store, &world.caches, &there, cache, at.ms)?;
                     world.count("complete ends");
                 }
                 world.jobs[job].ended.get_or_insert(*Box::new(summary));
@@ -86,7 +86,7 @@ impl Run {
                 {
                     let world = lock(&self.world);
                     let paths = paths.into_iter().filter(|base| world.store.was_there(base, at)).collect();
-                    checks::answer_is_fresh(&world.store, &world.caches, &paths, cache_of(uid), at)?;
+                    checks::answer_is_fresh(&world.store, &world.caches, &paths, cache_of(uid), at.ms)?;
                 }
             }
             (Asked::Flush { before }, Reply::Pushed(summary)) => {
@@ -135,7 +135,7 @@ impl Run {
                 if late && (!frozen || matches!(call.asked, Asked::Status)) {
                     return Err(format!(
                         "call {} of {} ms is not answered at {now} ms",
-                        call.number, call.at
+                        call.number, call.at.ms
                     ));
                 }
             }

@@ -19,15 +19,18 @@ impl Run {
         request: Ask,
         deadline: Option<u64>,
     ) {
-        let now = self.now();
         self.calls_made += 1;
         let number = self.calls_made;
-        self.line(&format!("call {number} of {uid}: {asked:?}"));
+        let at = {
+            let mut world = lock(&self.world);
+            world.line(&format!("call {number} of {uid}: {asked:?}"));
+            world.moment()
+        };
         let (responder, answer) = Responder::pair();
         let peer = Peer { pid, uid, gid: uid };
         let incoming = Incoming { request, peer, responder };
         if let Some(life) = &mut self.life {
-            self.calls.push(Call { asked, at: now, deadline, answer, number });
+            self.calls.push(Call { asked, at, deadline, answer, number });
             life.driver.turn(Turn::Request(incoming));
         }
     }
@@ -244,9 +247,9 @@ impl Run {
         if self.life.is_none() {
             return;
         }
-        let now = self.now();
         let (uid, id) = {
             let mut world = lock(&self.world);
+            let now = world.moment();
             let job = &mut world.jobs[job];
             job.finished = true;
             job.end_asked = true;

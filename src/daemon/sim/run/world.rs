@@ -10,7 +10,7 @@ use super::super::caches::{Cache, short};
 use super::super::checks::hash;
 use super::super::jobs::{Job, UIDS, cache_of};
 use super::super::store::{Made, Store};
-use super::super::trace::{Rng, Trace};
+use super::super::trace::{Moment, Rng, Trace};
 use super::PIDS;
 use crate::attribution::{Lineage, LockWatcher, ProcId};
 use crate::control::messages::Outcome;
@@ -74,6 +74,10 @@ impl World {
         u64::try_from(self.origin.elapsed().as_millis()).unwrap()
     }
 
+    pub(super) fn moment(&self) -> Moment {
+        Moment { ms: self.now(), line: self.trace.lines() }
+    }
+
     pub(super) fn line(&mut self, text: &str) {
         let now = self.now();
         self.trace.line(now, text);
@@ -124,7 +128,7 @@ impl World {
             job,
             allowed,
             row: 0,
-            at: self.now(),
+            at: self.moment(),
             valid: true,
             open,
             before,
