@@ -59,7 +59,7 @@ apt_install() {
 # Commands that the tests need, each with its Debian package.
 NEEDED="cc:build-essential git:git nix-build:nix-bin nix-store:nix-bin sqlite3:sqlite3 nginx:nginx-light dbus-daemon:dbus-daemon perl:perl-base"
 # Commands that some tests need; without them these tests are skipped.
-WANTED="shellcheck:shellcheck lintian:lintian rpmbuild:rpm umoci:umoci rsync:rsync npm:npm ssh:openssh-client pip3:python3-pip"
+WANTED="shellcheck:shellcheck lintian:lintian rpmbuild:rpm umoci:umoci rsync:rsync npm:npm ssh:openssh-client pip3:python3-pip apt-ftparchive:apt-utils createrepo_c:createrepo-c gpg:gpg"
 
 system_packages() {
     local pair missing=() packages=()
@@ -159,6 +159,8 @@ optional_tools() {
     has lintian || skip "lintian of the Debian package: it is not installed and cannot be"
     has rpmbuild || skip "the RPM package: rpmbuild is not installed and cannot be"
     has umoci || skip "the OCI image: umoci is not installed and cannot be"
+    { has apt-ftparchive && has createrepo_c && has gpg; } ||
+        skip "the repository of packages: apt-utils, createrepo-c or gpg is not installed and cannot be"
     if ! has npm || ! has rsync || ! has ssh; then
         skip "the GitLab pipeline: npm, rsync or ssh is not installed and cannot be"
     elif ! npm_tool gitlab-ci-local "$GITLAB_CI_LOCAL"; then
@@ -249,8 +251,11 @@ containers() {
 
 tests() {
     local status=0
+    # Most tests wait half of their time for a process or a server, so more of them run
+    # at once than there are processors.
+    local at_once=$((($(nproc) * 3 + 1) / 2))
     if has cargo-nextest; then
-        cargo nextest run --locked --no-fail-fast || status=1
+        cargo nextest run --locked --no-fail-fast --test-threads "$at_once" || status=1
         cargo test --locked --doc --no-fail-fast || status=1
     else
         # The tests of many jobs at once fill the machine, so they run alone.
@@ -263,7 +268,7 @@ tests() {
 # Some seconds for each target; FLYWHEEL_FUZZ_SECONDS for longer.
 fuzzing() {
     local said
-    tests/fuzz.sh "${FLYWHEEL_FUZZ_SECONDS:-10}" | tee "$log" || return 1
+    tests/fuzz.sh "${FLYWHEEL_FUZZ_SECONDS:-5}" | tee "$log" || return 1
     said=$(sed -n 's/^fuzzing skipped: //p' "$log")
     [ -z "$said" ] || skip "$said"
 }

@@ -3,6 +3,7 @@
 
 mod daemon;
 mod documents;
+mod fuzz;
 mod picture;
 mod prose;
 mod security;

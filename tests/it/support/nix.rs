@@ -28,10 +28,12 @@ impl PrivateNix {
         nix
     }
 
-    /// Writes nix.conf: what a private store always needs, then `extra`.
+    /// Writes nix.conf: what a private store always needs, then `extra`. A build that waits for
+    /// the lock of another one looks each second, and not each five seconds.
     pub fn configure(&self, extra: &str) {
         let text = format!(
-            "build-users-group =\nsandbox = false\nsubstitute = false\nexperimental-features = nix-command flakes ca-derivations\n{extra}\n"
+            "build-users-group =\nsandbox = false\nsubstitute = false\nexperimental-features = nix-command flakes ca-derivations\n\
+             build-poll-interval = 1\n{extra}\n"
         );
         std::fs::write(self.path().join("conf/nix.conf"), text).expect("nix.conf is written");
     }
