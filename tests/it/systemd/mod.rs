@@ -5,6 +5,7 @@ mod journald;
 mod newcomer;
 mod package;
 mod readme;
+mod repository;
 mod rpm;
 mod sandbox;
 mod setup;
