@@ -49,6 +49,7 @@ ctl=$binaries/flywheelctl
 mkdir -p "$root/usr/share/man/man1" && "$ctl" man "$root/usr/share/man/man1"
 "$binaries/flywheeld" --man | make usr/share/man/man8/flywheeld.8
 packaging/debian/toml-man.sh packaging/flywheel.toml | make usr/share/man/man5/flywheel.toml.5
+packaging/errors-man.sh docs/errors.md | make usr/share/man/man7/flywheel-errors.7
 gzip -9n "$root"/usr/share/man/man?/*
 # The README's links lead to the same places as in the sources, so nothing of it is compressed.
 packaging/pages.sh "$doc"

@@ -23,6 +23,7 @@ let
       ../../LICENSE-APACHE
       ../../LICENSE-MIT
       ../../benches
+      ../../docs/errors.md
       ../../packaging
       ../../src
       ../../systemd
@@ -80,6 +81,7 @@ rustPlatform.buildRustPackage {
     $out/bin/flywheelctl man man
     $out/bin/flywheeld --man > man/flywheeld.8
     sh packaging/debian/toml-man.sh packaging/flywheel.toml > man/flywheel.toml.5
+    sh packaging/errors-man.sh docs/errors.md > man/flywheel-errors.7
     installManPage man/*
     installShellCompletion flywheelctl.bash flywheelctl.fish flywheelctl.zsh
   '';

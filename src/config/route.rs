@@ -197,12 +197,6 @@ impl Settings {
         route.map_or_else(|| DEFAULT.to_owned(), |position| self.describe_route(position))
     }
 
-    /// Describes the routes that skip paths.
-    pub fn skipping_routes(&self) -> Vec<String> {
-        let skips = self.routes.iter().enumerate().filter(|(_, route)| route.cache.is_none());
-        skips.map(|(position, _)| self.describe_route(position)).collect()
-    }
-
     /// Checks that `who` may push to `cache`, a key of [`Settings::caches`]: the
     /// first route that is for `who` allows the cache it leads to and those in its
     /// `allow`. Somebody whom no route matches may use every cache, and so may

@@ -287,13 +287,17 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// Returns whether a path with this name (without the hash), origin and NAR size is
-    /// pushed.
-    pub fn admits(&self, name: &str, origin: Origin, nar_size: u64) -> bool {
-        let included = self.include.is_empty() || self.include.iter().any(|glob| glob.matches(name));
-        let excluded = self.exclude.iter().any(|glob| glob.matches(name));
-        let small = self.max_size.is_none_or(|max| nar_size <= max);
-        self.origins.contains(&origin) && included && !excluded && small
+    /// Returns the key of the filter that leaves out a path with this name (without the
+    /// hash), origin and NAR size; none: it is pushed.
+    pub fn leaves_out(&self, name: &str, origin: Origin, nar_size: u64) -> Option<&'static str> {
+        let any = |globs: &[Glob]| globs.iter().any(|glob| glob.matches(name));
+        if !self.origins.contains(&origin) {
+            Some("origins")
+        } else if !self.include.is_empty() && !any(&self.include) || any(&self.exclude) {
+            Some("names")
+        } else {
+            self.max_size.filter(|max| nar_size > *max).map(|_| "max_size")
+        }
     }
 }
 

@@ -389,17 +389,18 @@ fn filters() {
     let s = load("[push]\nfilter = { origins = [\"source\", \"built\", \"built\"], names = [\"a*\", \"!*-doc\"], max_size = \"1kB\" }").unwrap();
     let filter = s.push.filter;
     assert_eq!(filter.origins, [Origin::Built, Origin::Source]);
-    for (name, origin, size, admitted) in [
-        ("a-1", Origin::Built, 1000, true),
-        ("a-1", Origin::Built, 1001, false),
-        ("a-1", Origin::Substituted, 1, false),
-        ("a-1-doc", Origin::Built, 1, false),
-        ("b-1", Origin::Built, 1, false),
+    for (name, origin, size, left_out) in [
+        ("a-1", Origin::Built, 1000, None),
+        ("a-1", Origin::Built, 1001, Some("max_size")),
+        ("a-1", Origin::Substituted, 1, Some("origins")),
+        ("a-1-doc", Origin::Built, 1, Some("names")),
+        ("b-1", Origin::Built, 1, Some("names")),
     ] {
-        assert_eq!(filter.admits(name, origin, size), admitted, "{name} {origin:?} {size}");
+        assert_eq!(filter.leaves_out(name, origin, size), left_out, "{name} {origin:?} {size}");
     }
-    assert!(absent(&[]).unwrap().push.filter.admits("anything", Origin::Built, u64::MAX));
-    assert!(!absent(&[]).unwrap().push.filter.admits("anything.drv", Origin::Derivation, 1));
+    assert_eq!(absent(&[]).unwrap().push.filter.leaves_out("anything", Origin::Built, u64::MAX), None);
+    let drv = absent(&[]).unwrap().push.filter.leaves_out("anything.drv", Origin::Derivation, 1);
+    assert_eq!(drv, Some("origins"));
 }
 
 #[test]

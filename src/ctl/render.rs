@@ -451,11 +451,12 @@ impl Bar {
         {
             self.clear();
             self.note = Some(topic.to_owned());
-            let line = format!(
-                "flywheel: {} wait: {}\n",
-                text::paths(p.total - p.settled.min(p.total)),
-                text::printable(note)
-            );
+            let waits = match p.total - p.settled.min(p.total) {
+                0 => String::new(),
+                1 => "1 path waits: ".to_owned(),
+                n => format!("{n} paths wait: "),
+            };
+            let line = format!("flywheel: {waits}{}\n", text::printable(note));
             let _ = io::stderr().write_all(line.as_bytes());
         }
         let every = match self.style {

@@ -1,6 +1,6 @@
 //! Replies as text for people. Pure; must not print, nor know where the text goes.
 
-use std::{fmt::Write, time::Duration};
+use std::{collections::BTreeSet, fmt::Write, time::Duration};
 
 use super::doctor::{Finding, Level};
 use super::nix_conf::{Knows, Lines};
@@ -89,13 +89,30 @@ pub(super) fn summary(s: &Summary, heading: Heading) -> String {
         _ => {}
     }
     for failed in &s.failed {
-        let _ = writeln!(out, "failed: {}: {}", printable(&failed.path), printable(&failed.error));
+        let class = in_brackets(failed.class.as_deref());
+        let _ = writeln!(out, "failed: {}: {}{class}", printable(&failed.path), printable(&failed.error));
     }
     let listed = s.failed.len() as u64;
     if s.failed_total > listed {
         let _ = writeln!(out, "failed: {} more, not listed", paths(s.failed_total - listed));
     }
+    out.push_str(&explained(s.failed.iter().filter_map(|failed| failed.class.as_deref())));
     out
+}
+
+/// The class of an error after its text: ` [too-large]`.
+fn in_brackets(class: Option<&str>) -> String {
+    class.map(|class| format!(" [{}]", printable(class))).unwrap_or_default()
+}
+
+/// A line that says where these classes are explained; empty for none.
+fn explained<'a>(classes: impl Iterator<Item = &'a str>) -> String {
+    let classes: BTreeSet<&str> = classes.collect();
+    if classes.is_empty() {
+        return String::new();
+    }
+    let classes = printable(&classes.into_iter().collect::<Vec<_>>().join(", "));
+    format!("help: `man flywheel-errors` (docs/errors.md) explains {classes}\n")
 }
 
 /// Formats what became of one path.
@@ -151,17 +168,25 @@ pub(super) fn stories(stories: &[PathStory], now_ms: i64) -> String {
             let by = printable(&s.evidence);
             let to = match (s.cache.as_str(), &s.route) {
                 (_, None) => String::new(),
-                ("", Some(route)) => format!(", skipped by {}", printable(route)),
+                ("", Some(route)) => format!(" by {}", printable(route)),
                 (cache, Some(route)) => format!(", to cache {} by {}", printable(cache), printable(route)),
             };
-            let _ = writeln!(out, "  session {}{label}: evidence {by}, {outcome}{to}", printable(&s.session));
+            let session = printable(&s.session);
+            let _ = writeln!(out, "  session {session}{label}: {} (evidence {by})", because(&s.evidence));
+            let _ = writeln!(out, "    {outcome}{to}");
         }
         if story.hidden_sessions > 0 {
             let _ = writeln!(out, "  sessions of other users: {}", story.hidden_sessions);
         }
         for push in &story.pushes {
             let state = printable(&push.state).replace('_', " ");
-            let _ = write!(out, "  cache {}: {state}", printable(&push.cache));
+            let route = push.route.as_deref().map(printable);
+            // A route of the path's session is beside the session.
+            let _ = match (push.cache.as_str(), &route) {
+                ("", None) => write!(out, "  no cache: {state} by the route of its session"),
+                ("", Some(route)) => write!(out, "  no cache: {state} by {route}"),
+                (cache, _) => write!(out, "  cache {}: {state}", printable(cache)),
+            };
             if let Some(at) = push.settled_at {
                 let _ = write!(out, " {} ago", age(at, now_ms));
             }
@@ -172,8 +197,8 @@ pub(super) fn stories(stories: &[PathStory], now_ms: i64) -> String {
                     let _ = write!(out, ", {n} attempts");
                 }
             }
-            if let Some(route) = &push.route {
-                let _ = write!(out, ", sent there by {}", printable(route));
+            if let Some(route) = route.filter(|_| !push.cache.is_empty()) {
+                let _ = write!(out, ", sent there by {route}");
             }
             out.push('\n');
             let steps = [
@@ -190,7 +215,8 @@ pub(super) fn stories(stories: &[PathStory], now_ms: i64) -> String {
                 let _ = writeln!(out, "    {}", steps.join(", "));
             }
             if let Some(error) = &push.error {
-                let _ = writeln!(out, "    last error: {}", printable(error));
+                let class = in_brackets(push.class.as_deref());
+                let _ = writeln!(out, "    last error: {}{class}", printable(error));
             }
             if let Some(next) = &push.next {
                 let _ = writeln!(out, "    {}", printable(next));
@@ -198,6 +224,18 @@ pub(super) fn stories(stories: &[PathStory], now_ms: i64) -> String {
         }
     }
     out
+}
+
+/// Why a path belongs to a session with this evidence.
+fn because(evidence: &str) -> &'static str {
+    match evidence {
+        "hook" => "Nix's post-build hook said that it built the path",
+        "process" => "one of its processes built the path",
+        "closure" => "it named the path, or one that refers to it",
+        "window" => "it was the only open session when the path became valid",
+        "shared" => "it was one of the open sessions when the path became valid",
+        _ => "the path belongs to it",
+    }
 }
 
 /// Returns how many paths are failed or pending, in words; none when all are in the

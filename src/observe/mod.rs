@@ -115,7 +115,8 @@ pub fn configuration_good(warnings: &[String], caches: usize) {
     for warning in warnings {
         event!(CONFIG_WARNING, "{warning}");
     }
-    event!(CONFIG_GOOD, "the configuration is good: {caches} cache(s)");
+    let plural = if caches == 1 { "" } else { "s" };
+    event!(CONFIG_GOOD, "the configuration is good: {caches} cache{plural}");
 }
 
 /// Logs why the daemon could not start or had to end.

@@ -135,7 +135,7 @@ pub fn partial() -> Summary {
     let failed = vec![Failed {
         path: PATH.into(),
         error: "413 too\u{1b}[31m large".into(),
-        class: Some("too_large".into()),
+        class: Some("too-large".into()),
     }];
     Summary {
         outcome: Outcome::of(1, 0),
@@ -218,7 +218,10 @@ fn end_tells_failures_and_the_exit_status_follows_strict() {
     let daemon = ScriptedDaemon::saying(Reply::Ended(partial()));
     let (code, out, err) = run(&mut daemon.ctl(&["session", "end"]));
     assert_eq!(code, 0);
-    assert!(out.ends_with(&format!("failed: {PATH}: 413 too [31m large\n")), "{out}");
+    let end = format!(
+        "failed: {PATH}: 413 too [31m large [too-large]\nhelp: `man flywheel-errors` (docs/errors.md) explains too-large\n"
+    );
+    assert!(out.ends_with(&end), "{out}");
     assert_eq!(err, "warning: token ends soon\nwarning: pushing 1 path to cache main failed\n");
     let (code, _, err) = run(&mut daemon.ctl(&["session", "end", "--strict"]));
     assert_eq!(code, 3);

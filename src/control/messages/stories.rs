@@ -46,7 +46,7 @@ pub struct SessionRef {
 /// One push of a path.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PushStory {
-    /// The cache.
+    /// The cache; empty when a route skips the path.
     pub cache: String,
     /// The state: `pending`, `uploading`, `pushed`, `already_cached`, `upstream`,
     /// `failed`, `skipped` or `collected`.
@@ -69,7 +69,7 @@ pub struct PushStory {
     pub settled_at: Option<i64>,
     /// What the push waits for, or what makes it go on; none when nothing is to be done.
     pub next: Option<String>,
-    /// What sent the path to the cache: a route of the configuration or `default_cache`;
-    /// none when a session did, or another path that refers to it.
+    /// What sent the path to the cache, or to none: a route of the configuration or
+    /// `default_cache`; none when a session did, or another path that refers to it.
     pub route: Option<String>,
 }

@@ -72,9 +72,8 @@ fn takes_uploads(what: &str, cache: &CacheDiagnosis, status: Option<&CacheStatus
             refused(what, cache, &Fault { class, message: reason.to_owned() })
         }
         Some(CacheState::Offline) => {
-            let text = format!(
-                "answers at {address} now; flywheeld waits with uploads until its next attempt, since earlier: {reason}"
-            );
+            let text =
+                format!("answers at {address} now; flywheeld has not tried again since this error: {reason}");
             Finding::note(what, text).run("flywheelctl reload")
         }
         Some(CacheState::Online) | None => Finding::good(what, format!("takes uploads, at {address}")),
@@ -116,8 +115,7 @@ fn refused(what: &str, cache: &CacheDiagnosis, fault: &Fault) -> Finding {
             Finding::bad(what, text, renew(cache))
         }
         "unreachable" | "transient" => {
-            let text =
-                format!("answers, but not the question which paths it lacks, and paths wait: {message}");
+            let text = format!("answers, but not when asked which paths it lacks, and paths wait: {message}");
             Finding::bad(what, text, super::LOG)
         }
         _ => Finding::bad(what, format!("takes no uploads: {message}"), "flywheelctl status"),
@@ -147,20 +145,29 @@ fn token(cache: &CacheDiagnosis, now_s: i64) -> Option<Finding> {
     }
     let source = cache.token_source.as_deref()?;
     let Some(expires) = cache.token_expires else {
-        return Some(Finding::good(what, format!("from {source}, without an end")));
+        return Some(Finding::good(what, format!("from {source}, never expires")));
     };
     let left = expires - now_s;
     if cache.token_renews && left > 0 {
-        let text = format!("from {source}, expires in {} minutes and is renewed before", left / 60);
+        let text =
+            format!("from {source}, expires in {} and is renewed before that", units(left / 60, "minute"));
         return Some(Finding::good(what, text));
     }
     let hours = left.max(0) / 3600;
     let text = match left {
         ..=0 => format!("from {source}, has expired: renew it"),
-        1..SOON => format!("from {source}, expires in {hours} hours: renew it"),
-        _ => return Some(Finding::good(what, format!("from {source}, expires in {} days", hours / 24))),
+        1..SOON => format!("from {source}, expires in {}: renew it", units(hours, "hour")),
+        _ => {
+            let days = units(hours / 24, "day");
+            return Some(Finding::good(what, format!("from {source}, expires in {days}")));
+        }
     };
     Some(Finding::bad(what, text, renew))
+}
+
+/// A number of units of time, in words.
+fn units(number: i64, unit: &str) -> String {
+    format!("{number} {unit}{}", if number == 1 { "" } else { "s" })
 }
 
 /// The command that replaces the token where it comes from.

@@ -79,7 +79,7 @@ fn person(uid: u32) -> Option<Person> {
 }
 
 fn stale_shell(user: &str, group: &str) -> Finding {
-    let text = format!("{user} is in the group {group} since after this shell was started: log in again");
+    let text = format!("{user} joined the group {group} after this shell was started: log in again");
     Finding::bad("your groups", text, format!("newgrp {group}"))
 }
 

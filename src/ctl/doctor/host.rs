@@ -21,11 +21,11 @@ pub(super) fn of_host(host: &HostDiagnosis) -> Vec<Finding> {
     all.push(limits(host));
     let what = "processes";
     all.push(if host.processes_hidden {
-        let text = "flywheeld cannot see the processes of other users, so that it does not know who builds: \
-                    /proc is mounted with hidepid, or the unit has ProtectProc";
-        Finding::bad(what, text, "findmnt -o OPTIONS /proc; systemctl show -p ProtectProc flywheeld")
+        let text = "flywheeld cannot see those of other users, so it does not know who builds: /proc is mounted with \
+                    hidepid, or the unit has ProtectProc";
+        Finding::bad(what, text, "findmnt -o OPTIONS /proc && systemctl show -p ProtectProc flywheeld")
     } else {
-        Finding::good(what, "of other users are visible to flywheeld")
+        Finding::good(what, "flywheeld sees those of all users")
     });
     all
 }

@@ -107,7 +107,7 @@ fn diagnose(context: &Context, push: bool) -> Result<Diagnosis, Failure> {
 fn of_daemon(status: &Status) -> Vec<Finding> {
     let own = env!("CARGO_PKG_VERSION");
     let mut all = vec![if status.version == own {
-        Finding::good("daemon", format!("{own}, answers"))
+        Finding::good("daemon", format!("version {own}, answers"))
     } else {
         let text = format!("is version {}, and this command is {own}", status.version);
         Finding::bad("daemon", text, "systemctl restart flywheeld")
@@ -117,11 +117,11 @@ fn of_daemon(status: &Status) -> Vec<Finding> {
         Some(problem) => Finding::bad("store", format!("new paths are not followed: {problem}"), LOG),
         None => {
             let files = store.files.as_ref().map(|files| format!(" in {files}")).unwrap_or_default();
-            Finding::good("store", format!("followed{files}, {} rows behind", store.lag))
+            Finding::good("store", format!("new paths are followed{files}, {} rows behind", store.lag))
         }
     });
     all.push(if status.ledger.state == "ok" {
-        Finding::good("ledger", "written")
+        Finding::good("ledger", "can be written")
     } else {
         let detail = status.ledger.detail.as_deref().unwrap_or(&status.ledger.state);
         Finding::bad("ledger", format!("cannot be written: {detail}"), LOG)

@@ -161,7 +161,7 @@ fn not_known(
     let text = match there {
         Some(url) => format!("nix.conf names {url}; its key is compared when the cache answers"),
         None => format!(
-            "the cache does not answer, so that its substituter is not known; nix.conf has none on {}",
+            "the cache does not answer, so its substituter is not known; nix.conf has none on {}",
             if hosts.is_empty() { "its host".to_owned() } else { hosts.join(", ") }
         ),
     };
@@ -183,10 +183,10 @@ fn when_away(nix: &NixSettings) -> Vec<Finding> {
     if nix.system.words("substituters").is_empty() {
         return Vec::new();
     }
-    let what = "a cache that cannot be reached";
+    let what = "builds without a cache";
     let mut all = Vec::new();
     if nix.system.value("fallback") != Some("true") {
-        let text = "fails builds that read from it, since nix.conf lacks `fallback = true`";
+        let text = "they fail when a cache cannot be reached, since nix.conf lacks `fallback = true`";
         all.push(Finding::bad(
             what,
             text,
@@ -195,7 +195,7 @@ fn when_away(nix: &NixSettings) -> Vec<Finding> {
     }
     let timeout = nix.system.value("connect-timeout").and_then(|text| text.parse::<u64>().ok());
     if timeout.is_none_or(|seconds| seconds == 0 || seconds > LONGEST_CONNECT) {
-        let text = "keeps builds waiting for minutes, since nix.conf has no short connect-timeout";
+        let text = "they wait for minutes when a cache cannot be reached, since nix.conf has no short connect-timeout";
         all.push(Finding::bad(
             what,
             text,
@@ -205,7 +205,7 @@ fn when_away(nix: &NixSettings) -> Vec<Finding> {
     if all.is_empty() {
         all.push(Finding::good(
             what,
-            "does not fail builds: fallback is on, and connection attempts are short",
+            "they continue when a cache cannot be reached: fallback is on, and connection attempts are short",
         ));
     }
     all
@@ -246,12 +246,12 @@ fn hook(conf: &Conf) -> Finding {
         }
         Ok(_) => Finding::bad(
             what,
-            format!("{program} is not executable, so that every build fails"),
+            format!("{program} is not executable, so every build fails"),
             format!("chmod a+x {program}"),
         ),
         Err(error) => Finding::bad(
             what,
-            format!("{program} cannot be run, so that every build fails: {error}"),
+            format!("{program} cannot be run, so every build fails: {error}"),
             "grep -n post-build-hook /etc/nix/nix.conf",
         ),
     }

@@ -95,7 +95,7 @@ fn each_trouble_of_a_cache_is_one_finding() {
         (Level::Bad, "Nix cannot use", |c| c.store_dir = Some("/gnu/store".into())),
         (Level::Bad, "90 s behind", |c| c.endpoints[0].clock_ahead_s = Some(90)),
         (Level::Bad, "90 s ahead of", |c| c.endpoints[0].clock_ahead_s = Some(-90)),
-        (Level::Bad, "expires in 1 hours", |c| c.token_expires = Some(NOW + 5400)),
+        (Level::Bad, "expires in 1 hour:", |c| c.token_expires = Some(NOW + 5400)),
         (Level::Bad, "has expired", |c| c.token_expires = Some(NOW - 1)),
         (Level::Bad, "cannot be read", |c| c.token_problem = Some("no such file".into())),
         (Level::Bad, "accepted no upload", |c| {

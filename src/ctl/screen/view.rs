@@ -19,6 +19,9 @@ const GOOD: Style = Style::new().fg(Color::Green);
 const WARN: Style = Style::new().fg(Color::Yellow);
 const BAD: Style = Style::new().fg(Color::Red);
 
+/// Most lines for the reason why a cache takes no uploads.
+const REASON: usize = 4;
+
 /// A part of the screen: its title, and its lines.
 struct Section {
     title: String,
@@ -151,14 +154,18 @@ fn caches(caches: &[CacheStatus], width: usize) -> Section {
             Span::raw(format!(" {} ", pad(&c.name, name_width))),
             Span::styled(format!("{:<12} ", c.state.as_str()), style),
         ];
-        match (&c.reason, c.state) {
-            (Some(reason), _) => parts.push(Span::styled(printable(reason), style)),
-            (None, _) => {
-                let endpoint = c.endpoint.as_deref().unwrap_or("no endpoint was found yet");
-                parts.push(Span::styled(printable(endpoint), DIM));
-            }
+        let Some(reason) = &c.reason else {
+            let endpoint = c.endpoint.as_deref().unwrap_or("no endpoint was found yet");
+            parts.push(Span::styled(printable(endpoint), DIM));
+            lines.push(clipped(parts, width));
+            continue;
+        };
+        let column: usize = parts.iter().map(|part| part.content.chars().count()).sum();
+        for part in wrapped(&printable(reason), width.saturating_sub(column)) {
+            parts.push(Span::styled(part, style));
+            lines.push(clipped(std::mem::take(&mut parts), width));
+            parts.push(Span::raw(" ".repeat(column)));
         }
-        lines.push(clipped(parts, width));
     }
     Section { title: "Caches".to_owned(), lines }
 }
@@ -260,6 +267,24 @@ fn cut(text: &str, width: usize) -> String {
     let mut cut: String = text.chars().take(width.saturating_sub(1)).collect();
     cut.push('…');
     cut
+}
+
+/// The lines of a text, each of at most `width` characters if its words are not longer.
+/// There are at most [`REASON`]; a longer text has more words in the last one.
+fn wrapped(text: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        let full = lines.len() == REASON;
+        let last = lines.last_mut().map_or(0, |line| line.chars().count());
+        if last > 0 && last + 1 + word.chars().count() > width && !full {
+            lines.push(String::new());
+        }
+        if let Some(line) = lines.last_mut() {
+            line.push_str(if line.is_empty() { "" } else { " " });
+            line.push_str(word);
+        }
+    }
+    lines
 }
 
 /// A line of at most `width` characters; a `…` shows that it was cut.
@@ -402,6 +427,21 @@ mod tests {
             rows.iter().any(|row| row.starts_with("Sessions: 100") && row.contains("more)")),
             "{rows:#?}"
         );
+    }
+
+    #[test]
+    fn the_reason_of_an_outage_is_shown_as_a_whole_where_there_is_room() {
+        let reason = "asking https://attic.example.com for the cache other: the connection was refused, because \
+                      nothing listens at this address; start the server, or correct `endpoints`";
+        let mut offline = screen();
+        offline.status.as_mut().unwrap().cache[1].reason = Some(reason.into());
+        let rows = shown(&offline, 80, 24);
+        let words: Vec<&str> = rows[4..7].iter().flat_map(|row| row.split_whitespace()).collect();
+        assert!(words.join(" ").contains(reason), "{rows:#?}");
+        assert!(rows[7].starts_with("Sessions"), "{rows:#?}");
+        let narrow = shown(&offline, 40, 60);
+        assert!(narrow[7].ends_with('…') && narrow[8].starts_with("Sessions"), "{narrow:#?}");
+        assert_eq!(wrapped("", 5), [""]);
     }
 
     #[test]

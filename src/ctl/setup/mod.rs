@@ -97,7 +97,7 @@ pub(super) fn command(context: &Context, args: &SetupArgs) -> Result<Exit, Failu
         context.render.plan_object(&plan, &[], "done", None);
         return Ok(Exit::Done);
     }
-    context.render.note("Now `flywheelctl doctor` looks whether it works:");
+    context.render.note("`flywheelctl doctor` now checks whether it works:");
     let changed = !done.is_empty();
     let (findings, failure) = doctor::examine(context, changed && rustix::process::geteuid().is_root());
     let bad = findings.iter().any(|finding| finding.level == doctor::Level::Bad);

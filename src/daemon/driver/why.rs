@@ -2,11 +2,12 @@
 //! what the ledger and the Nix database have with the present state of the caches.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use super::Driver;
 use crate::control::messages::{ErrorCode, PathStory, PushStory, Reply, SessionRef};
 use crate::control::server::{Peer, Responder};
-use crate::daemon::intake::UNKNOWN;
+use crate::daemon::intake::{UNKNOWN, left_out_by};
 use crate::daemon::sessions::{Sight, evidence_word, outcome_word};
 use crate::ledger::{LedgerError, PushHistory, PushState};
 use crate::store::PathInfo;
@@ -51,13 +52,10 @@ impl Driver {
                 Some((self.name(id).to_owned(), why))
             })
             .collect();
-        let rules = Rules {
-            stuck: self.parts.intake.stuck().map(str::to_owned),
-            skipping: self.parts.settings.skipping_routes(),
-        };
+        let stuck = self.parts.intake.stuck().map(str::to_owned);
         let (reports, admins) = (self.parts.reports.clone(), self.parts.settings.admins.clone());
         let blocking = self.parts.blocking.clone();
-        let substitutable_only = self.parts.settings.push.filter.substitutable_only;
+        let settings = Arc::clone(&self.parts.settings);
         tokio::spawn(async move {
             let mut stories = Vec::new();
             for asked in asked {
@@ -80,15 +78,21 @@ impl Driver {
                     None => None,
                 };
                 let full = path.map_or_else(|| asked.hash().to_owned(), |path| store.dir().full(&path));
-                let is_local = match &info {
-                    Some(Ok(Some(info))) if substitutable_only => !store.is_substitutable(info.clone()).await,
-                    _ => false,
+                let filter = &settings.push.filter;
+                let left_out_by = match &info {
+                    Some(Ok(Some(info))) => match left_out_by(filter, info) {
+                        None if filter.substitutable_only && !store.is_substitutable(info.clone()).await => {
+                            Some(LOCAL)
+                        }
+                        key => key,
+                    },
+                    _ => None,
                 };
-                stories.push(Known { full, info, history, waits, is_local });
+                stories.push(Known { full, info, history, waits, left_out_by });
             }
             let sight = blocking.run(move || reports.sight(peer, admins.as_deref())).await;
             let sight = sight.unwrap_or(Sight::Own(peer.uid));
-            let stories = stories.into_iter().map(|known| known.story(sight, &held, &rules));
+            let stories = stories.into_iter().map(|known| known.story(sight, &held, stuck.as_deref()));
             responder.reply(Reply::Why(stories.collect()));
         });
     }
@@ -102,20 +106,12 @@ struct Known {
     history: Vec<PushHistory>,
     /// The user whose path waits for a route, or [`UNKNOWN`].
     waits: Option<(u32, u32)>,
-    /// The filter leaves it out because Nix takes it from no substituter.
-    is_local: bool,
-}
-
-/// What explains that a valid path has no push.
-struct Rules {
-    /// Why the intake cannot go on.
-    stuck: Option<String>,
-    /// The routes that skip paths.
-    skipping: Vec<String>,
+    /// The key of the filter that leaves it out.
+    left_out_by: Option<&'static str>,
 }
 
 impl Known {
-    fn story(self, sight: Sight, held: &HashMap<String, String>, rules: &Rules) -> PathStory {
+    fn story(self, sight: Sight, held: &HashMap<String, String>, stuck: Option<&str>) -> PathStory {
         let valid = match &self.info {
             Some(Ok(info)) => Some(info.is_some()),
             Some(Err(_)) => None,
@@ -150,7 +146,7 @@ impl Known {
             // Reasons are for the users whose sessions the path belongs to.
             let (error, class) = if visible { (push.error, push.error_class) } else { (None, None) };
             story.pushes.push(PushStory {
-                next: next(push.state, &push.cache, &story.path, error.is_some(), self.is_local, held),
+                next: next(push.state, &push.cache, &story.path, error.is_some(), self.left_out_by, held),
                 cache: push.cache,
                 state: push.state.word().to_owned(),
                 attempts: push.attempts,
@@ -165,7 +161,8 @@ impl Known {
             });
         }
         story.hidden_sessions = hidden.len() as u64;
-        story.summary = summary(&story, self.waits.filter(|(uid, _)| sight.sees(*uid)), rules);
+        let waits = self.waits.filter(|(uid, _)| sight.sees(*uid));
+        story.summary = summary(&story, waits, stuck, self.left_out_by);
         story
     }
 }
@@ -176,7 +173,7 @@ fn next(
     cache: &str,
     path: &str,
     has_error: bool,
-    is_local: bool,
+    left_out_by: Option<&str>,
     held: &HashMap<String, String>,
 ) -> Option<String> {
     match state {
@@ -191,19 +188,29 @@ fn next(
         PushState::Failed => Some(format!(
             "remove the cause, then `flywheelctl push {path}` tries it again (`flywheelctl reload`: all)"
         )),
-        PushState::Skipped if is_local => Some(format!(
-            "its derivation has allowSubstitutes = false, and [push.filter] substitutable_only leaves it out; \
-             `flywheelctl push {path}` pushes it anyway"
-        )),
-        PushState::Skipped => {
-            Some(format!("a filter or route leaves it out; `flywheelctl push {path}` pushes it anyway"))
-        }
+        PushState::Skipped if cache.is_empty() => Some(
+            "a user whom the route is not for can push it, or the administrator can change the route"
+                .to_owned(),
+        ),
+        PushState::Skipped => Some(match left_out_by {
+            Some(key) => {
+                format!("{}; `flywheelctl push {path}` pushes it anyway", left_out(key))
+            }
+            None => format!(
+                "the filter of that time left it out, and today's does not; `flywheelctl push {path}` pushes it"
+            ),
+        }),
         PushState::Collected => Some("it is pushed when it is built again".to_owned()),
         PushState::Pushed | PushState::Cached | PushState::Upstream => None,
     }
 }
 
-fn summary(story: &PathStory, waits: Option<(u32, u32)>, rules: &Rules) -> String {
+fn summary(
+    story: &PathStory,
+    waits: Option<(u32, u32)>,
+    stuck: Option<&str>,
+    left_out_by: Option<&str>,
+) -> String {
     if !story.pushes.is_empty() {
         return match story.valid {
             Some(true) => "the path is valid in the store".to_owned(),
@@ -227,22 +234,30 @@ fn summary(story: &PathStory, waits: Option<(u32, u32)>, rules: &Rules) -> Strin
         }
         _ => {}
     }
-    match (story.valid, &rules.stuck) {
-        (Some(true), Some(why)) => {
+    match (story.valid, stuck, left_out_by) {
+        (Some(true), Some(why), _) => {
             format!("the path is valid, and flywheeld has not taken it in yet: {why}")
         }
-        (Some(true), None) => {
-            let skips = match rules.skipping.as_slice() {
-                [] => String::new(),
-                routes => format!(", or {} skips it", routes.join(" or ")),
-            };
-            format!(
-                "the path is valid, and flywheeld has no push for it: it was there before the first start (see [push] \
-                 existing), or the filter leaves it out{skips}; `flywheelctl push {}` pushes it",
-                story.path
-            )
-        }
-        (Some(false), _) => "no valid path of this name, and none is known from before".to_owned(),
-        (None, _) => "the Nix database cannot be read now, and no push is known".to_owned(),
+        (Some(true), None, Some(key)) => format!(
+            "the path is valid, and flywheeld has no push for it: {}; `flywheelctl push {}` pushes it anyway",
+            left_out(key),
+            story.path
+        ),
+        (Some(true), None, None) => format!(
+            "the path is valid, and flywheeld has no push for it: it was valid before the first start (see [push] \
+             existing), or its history is pruned; `flywheelctl push {}` pushes it",
+            story.path
+        ),
+        (Some(false), ..) => "no valid path of this name, and none is known from before".to_owned(),
+        (None, ..) => "the Nix database cannot be read now, and no push is known".to_owned(),
     }
+}
+
+/// The key of the filter that is about derivations with `allowSubstitutes = false`.
+const LOCAL: &str = "substitutable_only";
+
+/// Says that the filter leaves a path out by this key.
+fn left_out(key: &str) -> String {
+    let why = if key == LOCAL { ", since its derivation has allowSubstitutes = false" } else { "" };
+    format!("`{key}` in [push.filter] leaves it out{why}")
 }

@@ -7,17 +7,20 @@ use std::time::Instant;
 use super::closure::{Enter, Roots};
 use super::confirmed::Confirmed;
 use super::hand_over::PlannedPush;
+use super::routes::Unowned;
 use super::standing::{self, Standing, standing};
 use super::{ABSENT, Intake, IntakeError, READ_BEFORE};
 use crate::attribution::{Evidence as Why, Owners};
 use crate::config::Existing;
 use crate::daemon::inbox::Input;
 use crate::daemon::intake::rules::enters_as;
-use crate::ledger::{Admit, Cursor, Evidence, PushState, SessionRow};
+use crate::ledger::{Admit, Cursor, Evidence, NewPushRow, PushState, SessionRow};
 use crate::observe::event;
 use crate::store::{Look, Mark, NixDbError, PathInfo};
 use crate::types::{StorePath, Wall};
 
+/// In place of a cache's name, in the ledger: a route skips the path.
+const NO_CACHE: &str = "";
 /// Rows that are read from the Nix database at a time.
 const ROWS: usize = 256;
 
@@ -187,6 +190,7 @@ impl Intake {
         let bases: Vec<String> = rows.iter().map(|row| row.path.base().to_owned()).collect();
         let makers = self.lock_watcher.makers(&bases);
         let mut caches: Vec<Routed> = self.policy.caches.iter().map(|_| Routed::default()).collect();
+        let mut skipped = Vec::new();
         let known = if next.is_some() { self.taken_in_before(&rows)? } else { HashMap::new() };
         for (info, maker) in rows.into_iter().zip(&makers) {
             // Who met it did not make it, even if a lock says so.
@@ -217,15 +221,23 @@ impl Intake {
                 let owner = owners.sessions.first().map_or(0, |(session, _)| *session);
                 self.ledger.claim(owner, &[info.path.base().to_owned()])?;
             }
+            let sessions: Vec<_> = owners.sessions.into_iter().map(|(s, why)| (s, evidence(why))).collect();
             let (cache, route) = match owners.cache {
-                Some(None) => continue,
+                // The session has the route.
+                Some(None) => {
+                    skipped.push(skipped_row(&info, sessions, None));
+                    continue;
+                }
                 Some(Some(cache)) => (cache, None),
                 None => match self.unowned(&info, maker.as_ref()) {
-                    Some((cache, route)) => (cache, Some(route)),
-                    None => continue,
+                    Unowned::Goes(cache, route) => (cache, Some(route)),
+                    Unowned::Skipped(route) => {
+                        skipped.push(skipped_row(&info, sessions, Some(route)));
+                        continue;
+                    }
+                    Unowned::NotNow => continue,
                 },
             };
-            let sessions: Vec<_> = owners.sessions.into_iter().map(|(s, why)| (s, evidence(why))).collect();
             let upstream = self.policy.caches[usize::from(cache)].upstream_keys.have_signed(&info);
             let state = enters_as(&self.policy.filter, upstream, &info, || self.is_substitutable(&info));
             let routed = &mut caches[usize::from(cache)];
@@ -237,6 +249,9 @@ impl Intake {
             }
         }
         let undecided = self.keep_undecided()?;
+        if !skipped.is_empty() {
+            self.ledger.admit(Admit { cursor: None, pushes: skipped, at: Wall::now().0 })?;
+        }
         // The cache is asked about each new row, even if an earlier row with the same path
         // was confirmed.
         let ask_after = self.now();
@@ -295,6 +310,12 @@ impl Intake {
             return Ok(known);
         }
         let names: Vec<String> = again.iter().map(|row| row.path.base().to_owned()).collect();
+        // What a route skipped then went to no cache, and goes to none now.
+        for (row, push) in again.iter().zip(self.ledger.lookup(NO_CACHE, &names)?) {
+            if push.is_some() {
+                known.entry(row.id).or_default();
+            }
+        }
         for (number, cache) in (0_u16..).zip(&self.policy.caches) {
             for (row, push) in again.iter().zip(self.ledger.lookup(&cache.name, &names)?) {
                 if push.is_some() {
@@ -314,6 +335,21 @@ impl Intake {
             return Vec::new();
         }
         owners.sessions.iter().map(|(s, why)| (*s, evidence(*why))).collect()
+    }
+}
+
+/// A path that a route skips, for the ledger: `why` and the summary of its session tell of
+/// it. `route`: the route, if it is not the session's.
+fn skipped_row(info: &PathInfo, sessions: Vec<(SessionRow, Evidence)>, route: Option<String>) -> NewPushRow {
+    NewPushRow {
+        cache: NO_CACHE.to_owned(),
+        path: info.path.base().to_owned(),
+        nar_size: info.nar_size,
+        valid_at: info.registered_at.saturating_mul(1000),
+        state: PushState::Skipped,
+        retry_failed: false,
+        sessions,
+        route,
     }
 }
 

@@ -51,6 +51,7 @@ pub(in crate::daemon) use people::People;
 pub(in crate::daemon) use realisations::RealisationCopy;
 pub(in crate::daemon) use recheck::Recheck;
 pub(in crate::daemon) use routes::{Routes, UNKNOWN, UndecidedPaths};
+pub(in crate::daemon) use rules::left_out_by;
 #[cfg(test)]
 pub(in crate::daemon) use simulated::SimulatedIntake;
 pub(in crate::daemon) use store_events::on_watch_event;

@@ -198,25 +198,35 @@ impl UndecidedPaths {
     }
 }
 
+/// Where a path of no session goes.
+pub(super) enum Unowned {
+    /// To this cache, by this rule.
+    Goes(u16, String),
+    /// Nowhere, by this route.
+    Skipped(String),
+    /// The filter leaves it out, or it waits until its route is known.
+    NotNow,
+}
+
 impl Intake {
-    /// Returns where a path of no session goes, and what decides it; none: nowhere, or
-    /// nowhere yet.
-    pub(super) fn unowned(&mut self, info: &PathInfo, maker: Option<&Maker>) -> Option<(u16, String)> {
+    /// Returns where a path of no session goes.
+    pub(super) fn unowned(&mut self, info: &PathInfo, maker: Option<&Maker>) -> Unowned {
         // The filter leaves it out wherever it would go.
         let state = enters_as(&self.policy.filter, false, info, || self.is_substitutable(info));
         if state == PushState::Skipped {
-            return None;
+            return Unowned::NotNow;
         }
         let path = &info.path;
         let person = maker.and_then(|maker| maker.lineage.person);
         match self.policy.routes.of_maker(person) {
-            Ok((cache, rule)) => cache.map(|cache| (cache.0, rule)),
+            Ok((Some(cache), rule)) => Unowned::Goes(cache.0, rule),
+            Ok((None, rule)) => Unowned::Skipped(rule),
             Err(Waits::UnknownMaker) => {
                 let why = "nobody was seen to make them, and routes confine users or groups: a session must name \
                            them, or a [[route]] with maker = \"unknown\" say where they go";
                 self.undecided.say(path, why);
                 self.undecided.new.push((path.clone(), UNKNOWN, info.nar_size));
-                None
+                Unowned::NotNow
             }
             Err(Waits::Undecided(person, undecided)) => {
                 let why = format!(
@@ -226,7 +236,7 @@ impl Intake {
                 );
                 self.undecided.say(path, &why);
                 self.undecided.new.push((path.clone(), person, info.nar_size));
-                None
+                Unowned::NotNow
             }
         }
     }

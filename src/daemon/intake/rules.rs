@@ -13,18 +13,23 @@ pub(in crate::daemon) fn enters_as(
     info: &PathInfo,
     substitutable: impl FnOnce() -> bool,
 ) -> PushState {
-    let origin = match info.origin() {
-        Origin::Built => Wanted::Built,
-        Origin::Substituted => Wanted::Substituted,
-        Origin::Source => Wanted::Source,
-        Origin::Derivation => Wanted::Derivation,
-    };
-    let admitted = filter.admits(info.path.name(), origin, info.nar_size);
-    if !admitted || filter.substitutable_only && !substitutable() {
+    let left_out = left_out_by(filter, info).is_some();
+    if left_out || filter.substitutable_only && !substitutable() {
         PushState::Skipped
     } else if upstream {
         PushState::Upstream
     } else {
         PushState::Pending
     }
+}
+
+/// Returns the key of the filter that leaves the path out, other than `substitutable_only`.
+pub(in crate::daemon) fn left_out_by(filter: &Filter, info: &PathInfo) -> Option<&'static str> {
+    let origin = match info.origin() {
+        Origin::Built => Wanted::Built,
+        Origin::Substituted => Wanted::Substituted,
+        Origin::Source => Wanted::Source,
+        Origin::Derivation => Wanted::Derivation,
+    };
+    filter.leaves_out(info.path.name(), origin, info.nar_size)
 }

@@ -5,6 +5,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::attribution::sessions::until_state;
 use crate::support::daemon::{CommandResult, Daemon, until};
 use crate::support::multiuser::NixDaemon;
 use crate::support::nix::PrivateNix;
@@ -84,6 +85,40 @@ fn a_skipped_user_reaches_no_cache() {
         let rule = format!("[[route]] 1 (group = \"{NOBODY}\") allows none");
         assert!(refused.code == 5 && refused.err.contains(&rule), "{refused:?}");
     }
+}
+
+/// `why` and the session's summary tell of a path that a route skips, and of the route.
+#[test]
+fn a_path_that_a_route_skips_names_the_route() {
+    if !can_switch_user() {
+        return;
+    }
+    let nix = PrivateNix::new();
+    let nix_daemon = NixDaemon::start(&nix, &[]);
+    let routes = format!("[[route]]\nuser = \"{NOBODY}\"\naction = \"skip\"\n");
+    let mut daemon = Daemon::start(nix, &config(&routes));
+    open_to_all(&daemon);
+    let alone = build(&daemon, &nix_daemon, "of-no-session", NOBODY);
+    daemon.flush();
+    let session = as_nobody(&daemon, &["session", "start"]).out.trim().to_owned();
+    let theirs = build(&daemon, &nix_daemon, "of-a-session", NOBODY);
+    let ended = as_nobody(&daemon, &["--json", "session", "end", &session]).json();
+    // The path and its derivation.
+    assert_eq!((&ended["skipped"], &ended["cache"]), (&2.into(), &"".into()), "{ended}");
+    let rule = format!("[[route]] 1 (user = \"{NOBODY}\")");
+    daemon.restart();
+    open_to_all(&daemon);
+    let why = daemon.ctl(&["why", &alone]).out;
+    assert!(why.contains(&format!("no cache: skipped by {rule}")), "{why}");
+    let why = as_nobody(&daemon, &["why", &theirs]).out;
+    assert!(why.contains(&format!("skipped by {rule}")), "{why}");
+    assert!(why.contains("no cache: skipped by the route of its session"), "{why}");
+    for cache in ["main", "untrusted", "extra"] {
+        assert!(daemon.cache(cache).names().is_empty(), "{cache}");
+    }
+    // Somebody whom the route does not name may push it.
+    let pushed = daemon.ctl(&["push", &alone, "--wait"]);
+    assert!(pushed.code == 0 && daemon.cache("main").has(&alone), "{pushed:?}");
 }
 
 /// A path that the builder's hook names goes to the cache of the route of the build's user.
@@ -215,6 +250,36 @@ fn an_open_session_does_not_outlive_its_route() {
     for path in [&after, &alone, &at_end] {
         assert!(!daemon.cache("main").has(path), "{path}");
     }
+}
+
+/// Routes that come while the daemon is stopped confine a session also when its job comes back
+/// to it after its anchor has ended.
+#[test]
+fn an_abandoned_session_that_its_job_ends_after_all_is_confined() {
+    if !can_switch_user() {
+        return;
+    }
+    let nix = PrivateNix::new();
+    let nix_daemon = NixDaemon::start(&nix, &[]);
+    let mut daemon = Daemon::start(nix, &config(""));
+    open_to_all(&daemon);
+    let mut anchor = Command::new("sleep").arg("600").uid(NOBODY).gid(NOBODY).spawn().unwrap();
+    let started = as_nobody(&daemon, &["session", "start", "--anchor-pid", &anchor.id().to_string()]);
+    let session = started.out.trim().to_owned();
+    daemon.kill();
+    anchor.kill().unwrap();
+    anchor.wait().unwrap();
+    daemon.configure(&config(&format!("[[route]]\nuser = \"{NOBODY}\"\ncache = \"untrusted\"\n")));
+    daemon.up();
+    open_to_all(&daemon);
+    until_state(&daemon, &session, "abandoned");
+    let path = build(&daemon, &nix_daemon, "late", NOBODY);
+    let ended = as_nobody(&daemon, &["--json", "session", "end", &session, "--push", &path]);
+    let rule = format!("[[route]] 1 (user = \\\"{NOBODY}\\\") allows untrusted");
+    assert!(ended.code == 0 && ended.json()["warnings"].to_string().contains(&rule), "{ended:?}");
+    assert_eq!(ended.json()["pushed"], 0, "{ended:?}");
+    daemon.flush();
+    assert!(daemon.cache("untrusted").has(&path) && !daemon.cache("main").has(&path));
 }
 
 /// `why` names what chose the cache, from the ledger.

@@ -109,7 +109,7 @@ fn a_path_tells_its_story() {
     for line in [
         format!("{taken} ("),
         "  the path is valid in the store\n".to_owned(),
-        format!("  session {session} (secret-project): evidence "),
+        format!("  session {session} (secret-project): "),
         "  cache main: pushed ".to_owned(),
         "  cache main: failed ".to_owned(),
         "    last error: ".to_owned(),
@@ -154,7 +154,7 @@ fn a_job_learns_why_it_waits_and_does_not_wait_for_a_cache_that_is_away() {
     let warnings = summary["warnings"].to_string();
     assert!(warnings.contains("cache main has not answered for "), "{warnings}");
     assert!(warnings.contains("the wait ended after 10 s"), "{warnings}");
-    assert!(ended.err.contains("flywheel: 1 path wait: cache main has not answered"), "{ended:?}");
+    assert!(ended.err.contains("flywheel: 1 path waits: cache main has not answered"), "{ended:?}");
     let why = daemon.ctl(&["why", &path]);
     assert!(why.out.contains("it waits: cache main has not answered for "), "{why:?}");
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use crate::support::documents::blocks;
 
@@ -170,5 +171,12 @@ fn every_error_has_its_row() {
     assert!(classes.len() >= 13 && outcomes.len() >= 9, "{classes:?} {outcomes:?}");
     let page = read("docs/errors.md");
     assert_eq!(first_column(&page, "Error classes of a push"), classes);
+    let man =
+        Command::new("packaging/errors-man.sh").arg("docs/errors.md").current_dir(root()).output().unwrap();
+    let man = String::from_utf8(man.stdout).unwrap();
+    for class in &classes {
+        let entry = format!(".TP\n\\fB\\fB{}\\fR\\fR\n", class.replace('-', "\\-"));
+        assert!(man.contains(&entry), "{class} is not in flywheel-errors(7)");
+    }
     assert_eq!(first_column(&page, "`outcome` of an error in JSON"), outcomes);
 }

@@ -247,6 +247,7 @@ fn the_package_installs_the_files_of_this_repository() {
         "lib/systemd/system/flywheeld.socket",
         "lib/sysusers.d/flywheel.conf",
         "lib/tmpfiles.d/flywheel.conf",
+        "man/flywheel-errors.7",
         "man/flywheel.toml.5",
         "man/flywheelctl.1",
         "man/flywheeld.8",

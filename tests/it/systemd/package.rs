@@ -36,9 +36,14 @@ fn units_are_sound(c: &Container) {
 /// Everything that is promised beside the programs is installed and works.
 fn files_are_of_use(c: &Container) {
     let pages = c.ok("cd /usr/share/man && gunzip -t man?/flywheel* && ls man?");
-    for page in
-        ["flywheeld.8", "flywheelctl.1", "flywheelctl-session-end.1", "flywheelctl-run.1", "flywheel.toml.5"]
-    {
+    for page in [
+        "flywheeld.8",
+        "flywheelctl.1",
+        "flywheelctl-session-end.1",
+        "flywheelctl-run.1",
+        "flywheel.toml.5",
+        "flywheel-errors.7",
+    ] {
         assert!(pages.contains(page), "{page}: {pages}");
     }
     let end = c.ok("gunzip -c /usr/share/man/man1/flywheelctl-session-end.1.gz");
