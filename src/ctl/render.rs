@@ -470,7 +470,8 @@ impl Bar {
         self.last = Instant::now();
         let line = if self.style == Style::Bar {
             self.drawn = true;
-            format!("\r\x1b[K{} {}", text::bar(p), text::progress(p, &self.pace))
+            let line = format!("{} {}", text::bar(p), text::progress(p, &self.pace));
+            format!("\r\x1b[K{}", fit(&line, columns()))
         } else {
             format!("flywheel: {}\n", text::progress(p, &self.pace))
         };
@@ -489,6 +490,22 @@ impl Drop for Bar {
     fn drop(&mut self) {
         self.clear();
     }
+}
+
+/// The width of the terminal that standard error is; 80 if it is not known.
+fn columns() -> usize {
+    let size = rustix::termios::tcgetwinsize(io::stderr());
+    size.ok().map(|size| usize::from(size.ws_col)).filter(|columns| *columns > 0).unwrap_or(80)
+}
+
+/// Cuts a line that would not fit into a terminal of this width: what is in the next line
+/// cannot be removed again.
+fn fit(line: &str, columns: usize) -> String {
+    let room = columns.saturating_sub(1);
+    if line.chars().count() <= room {
+        return line.to_owned();
+    }
+    line.chars().take(room.saturating_sub(1)).chain(['…']).collect()
 }
 
 /// Returns the documented JSON of a status. Earlier versions said `parked` for failed.

@@ -101,7 +101,7 @@ pub(super) fn summary(s: &Summary, heading: Heading) -> String {
 }
 
 /// The class of an error after its text: ` [too-large]`.
-fn in_brackets(class: Option<&str>) -> String {
+pub(super) fn in_brackets(class: Option<&str>) -> String {
     class.map(|class| format!(" [{}]", printable(class))).unwrap_or_default()
 }
 
@@ -578,7 +578,10 @@ pub(super) fn state(s: SessionState) -> &'static str {
 }
 
 fn age(started_ms: i64, now_ms: i64) -> String {
-    duration(Duration::from_secs(u64::try_from((now_ms - started_ms) / 1000).unwrap_or_default()))
+    match u64::try_from((now_ms - started_ms) / 1000).unwrap_or_default() {
+        seconds @ 0..=59 => format!("{seconds} s"),
+        seconds => duration(Duration::from_secs(seconds)),
+    }
 }
 
 /// Formats a table. Each column but the last is as wide as its widest cell.

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::digest::{Digest, steps};
-use crate::control::messages::{PathEntry, SessionDetail, Summary};
+use crate::control::messages::{Failed, PathEntry, SessionDetail, Summary};
 use crate::ctl::text;
 
 /// Escapes text for use between tags or in a quoted attribute.
@@ -262,8 +262,9 @@ fn timeline(path: &PathEntry, scale: Scale) -> String {
 }
 
 fn paths(out: &mut String, d: &SessionDetail) {
-    let reasons: HashMap<&str, &str> =
-        d.summary.failed.iter().map(|f| (f.path.as_str(), f.error.as_str())).collect();
+    let reason = |f: &Failed| format!("{}{}", f.error, text::in_brackets(f.class.as_deref()));
+    let reasons: HashMap<&str, String> =
+        d.summary.failed.iter().map(|f| (f.path.as_str(), reason(f))).collect();
     if d.paths.is_empty() && reasons.is_empty() {
         return;
     }

@@ -100,7 +100,8 @@ pub(in crate::ctl) fn summary(s: &Summary) -> String {
     if !s.failed.is_empty() {
         out.push_str("\n| failed | reason |\n|---|---|\n");
         for f in s.failed.iter().take(ROWS) {
-            let _ = writeln!(out, "| <code>{}</code> | {} |", cell(&f.path), cell(&f.error));
+            let class = text::in_brackets(f.class.as_deref());
+            let _ = writeln!(out, "| <code>{}</code> | {}{} |", cell(&f.path), cell(&f.error), cell(&class));
         }
         let listed = s.failed.len().min(ROWS) as u64;
         if s.failed_total > listed {

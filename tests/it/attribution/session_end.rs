@@ -8,8 +8,9 @@ use serde_json::Value;
 
 use crate::attribution::sessions::until_state;
 use crate::support::cache::{StandaloneCache, UploadGate};
-use crate::support::daemon::{CommandResult, Daemon};
+use crate::support::daemon::{CommandResult, Daemon, until};
 use crate::support::nix::PrivateNix;
+use crate::support::terminal::OnTerminal;
 
 /// A daemon whose uploads are held by a closed gate, and a session with one built path that waits
 /// there.
@@ -101,6 +102,26 @@ fn a_daemon_that_is_stopped_meanwhile_tells_the_truth_and_goes_on_afterwards() {
 
 /// A progress bar on a terminal. Elsewhere only one line every ten seconds, so none in a shorter
 /// wait.
+/// A bar that is longer than the terminal is wide would leave a line behind each time.
+#[test]
+fn the_bar_stays_in_its_line() {
+    let (daemon, _cache, gate, session) = held();
+    let mut terminal = OnTerminal::start(daemon.client(&["session", "end", &session]), 24, 40);
+    let drawn = |terminal: &OnTerminal| {
+        String::from_utf8_lossy(&terminal.raw.lock().unwrap()).matches("[--------------------] 0/1").count()
+    };
+    until("it was drawn three times", || drawn(&terminal) >= 3);
+    let bars = terminal.text().lines().filter(|line| line.contains("[---")).count();
+    assert_eq!(bars, 1, "{}", terminal.text());
+    gate.open();
+    assert!(terminal.ended().success());
+    assert!(
+        !terminal.text().contains("[---") && terminal.text().contains("watch-store pushed 1"),
+        "{}",
+        terminal.text()
+    );
+}
+
 #[test]
 fn progress_is_a_bar_on_a_terminal_only() {
     let (daemon, _cache, gate, session) = held();
