@@ -2,14 +2,14 @@
 //! go to, and that no user gets more rights when the name service does not answer.
 
 use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use crate::attribution::sessions::until_state;
 use crate::support::daemon::{CommandResult, Daemon, until};
 use crate::support::multiuser::NixDaemon;
 use crate::support::nix::PrivateNix;
-use crate::support::users::{NOBODY, as_nobody, can_switch_user, open_to_all, set_mode};
+use crate::support::users::{NOBODY, as_nobody, can_switch_user, open_to_all, replace_groups, set_mode};
 
 /// Three built-in caches, `main` the default, and these routes.
 fn config(routes: &str) -> String {
@@ -350,19 +350,6 @@ fn names_that_do_not_exist_are_warnings() {
         assert!(checked.err.contains(warning), "{checked:?}");
     }
     assert_eq!(checked.err.matches("there is no").count(), 2, "{checked:?}");
-}
-
-/// Starts the daemon with another `/etc/group`. Returns false where that is not possible.
-fn replace_groups(daemon: &mut Daemon, file: &Path) -> bool {
-    let script = format!("mount --bind '{}' /etc/group && exec \"$@\"", file.display());
-    let possible = Command::new("unshare").args(["-m", "sh", "-c", &script, "sh", "true"]).output();
-    let possible = possible.is_ok_and(|output| output.status.success());
-    if !possible {
-        eprintln!("skipped: another /etc/group for one process needs a mount namespace");
-    }
-    let wrapper = ["unshare", "-m", "sh", "-c", &script, "sh"];
-    daemon.wrapper = wrapper.map(str::to_owned).to_vec();
-    possible
 }
 
 #[test]

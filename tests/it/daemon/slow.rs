@@ -8,6 +8,7 @@ use crate::daemon::notify::Stopped;
 use crate::support::daemon::MAX_WAIT;
 use crate::support::daemon::{Daemon, EMBEDDED, until};
 use crate::support::nix::PrivateNix;
+use crate::support::users::{as_nobody, can_switch_user, nobodys_client, open_to_all, replace_groups};
 
 /// Takes a lease on the file in its first argument (F_SETLEASE in fcntl(2)): whoever
 /// opens the file waits until the lease is given back, for 45 s at most. Prints
@@ -130,5 +131,44 @@ fn status_answers_while_the_nix_database_is_slow() {
     }
     let summary = daemon.end(&session, &[]);
     assert_eq!(summary["outcome"], "complete", "{summary}");
+    daemon.stop();
+}
+
+#[test]
+fn status_answers_while_the_name_service_is_slow() {
+    if !can_switch_user() {
+        return;
+    }
+    if Path::new("/run/nscd/socket").exists() {
+        eprintln!("skipped: nscd answers here, and does not read the daemon's /etc/group");
+        return;
+    }
+    let routes = "[[route]]\ngroup = \"domain users\"\ncache = \"main\"\n";
+    let mut daemon = Daemon::prepare(PrivateNix::new(), &format!("{EMBEDDED}{routes}"));
+    let groups = daemon.nix.path().join("group");
+    std::fs::copy("/etc/group", &groups).unwrap();
+    if !replace_groups(&mut daemon, &groups) {
+        return;
+    }
+    daemon.up();
+    open_to_all(&daemon);
+    let Some(mut lease) = Lease::take(&groups) else {
+        eprintln!("skipped: no lease on a file of this machine");
+        return;
+    };
+    let start = ["--strict", "session", "start"];
+    let mut waiting = nobodys_client(&daemon, &start);
+    let mut waiting = waiting.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    assert_eq!(lease.line(), "wanted\n");
+    // The look-up of the caller's groups hangs, and nobody else waits for it.
+    for _ in 0..4 {
+        assert_eq!(daemon.status()["cache"][0]["name"], "main");
+    }
+    let session = daemon.session(&[]);
+    assert_eq!(daemon.end(&session, &[])["outcome"], "complete");
+    lease.give_back();
+    // It has been refused if it has waited for too long.
+    waiting.wait().unwrap();
+    until("the name service answers", || as_nobody(&daemon, &start).code == 0);
     daemon.stop();
 }

@@ -56,3 +56,17 @@ pub fn nobodys_client(daemon: &Daemon, args: &[&str]) -> Command {
 pub fn as_nobody(daemon: &Daemon, args: &[&str]) -> CommandResult {
     CommandResult::of(&nobodys_client(daemon, args).output().unwrap())
 }
+
+/// Has the daemon start with another `/etc/group`. Returns false where that is not possible,
+/// and prints it.
+pub fn replace_groups(daemon: &mut Daemon, file: &Path) -> bool {
+    let script = format!("mount --bind '{}' /etc/group && exec \"$@\"", file.display());
+    let possible = Command::new("unshare").args(["-m", "sh", "-c", &script, "sh", "true"]).output();
+    let possible = possible.is_ok_and(|output| output.status.success());
+    if !possible {
+        eprintln!("skipped: another /etc/group for one process needs a mount namespace");
+    }
+    let wrapper = ["unshare", "-m", "sh", "-c", &script, "sh"];
+    daemon.wrapper = wrapper.map(str::to_owned).to_vec();
+    possible
+}
