@@ -3,10 +3,11 @@
 
     tests/mutants.py [SEEDS] [NAME…]     SEEDS: seeds for each mutant, 100 by default
 
-All mutants are put into one copy of the tree, each behind a name that the environment
-variable FLYWHEEL_MUTANT switches on, so that one build serves all of them. For each, the
-seeds and the unit tests that find it are counted. Fails when the unbroken copy violates an
-invariant, or when neither a seed nor a unit test finds a mutant. CARGO names another cargo.
+All mutants are put into one copy of the tree (target/mutants), each behind a name that the
+environment variable FLYWHEEL_MUTANT switches on, so that one build serves all of them. For
+each, the seeds and the unit tests that find it are counted. Fails when the unbroken copy
+violates an invariant, or when neither a seed nor a unit test finds a mutant. CARGO names
+another cargo.
 """
 
 import os
@@ -14,7 +15,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 
 # Name: what is broken, file, text, and the text that breaks it when `M` is true.
 MUTANTS = {
@@ -44,8 +44,8 @@ MUTANTS = {
         "        if new.is_empty() {\n            return;\n        }\n        if let Some(links)",
         "        if new.is_empty() || M {\n            return;\n        }\n        if let Some(links)"),
     "not-released": ("the protection of a pushed path does not end", "src/daemon/push/outcome.rs",
-        "        self.gc_roots.release(push.cache.0, push.path);",
-        "        if !M { self.gc_roots.release(push.cache.0, push.path); }"),
+        "        if push.protected {\n            self.gc_roots.release",
+        "        if push.protected && !M {\n            self.gc_roots.release"),
     "not-recorded": ("a settled push is not recorded", "src/daemon/push/outcome.rs",
         "        self.ledger.settle(id, records::settled(outcome, push.attempts, push.steps));",
         "        if !M { self.ledger.settle(id, records::settled(outcome, push.attempts, push.steps)); }"),
@@ -128,6 +128,12 @@ MUTANTS = {
     "known-pushes": ("a push that is known does not gain a session", "src/flow/step.rs",
         "            new.sessions.iter().for_each(|s| self.want(*s, id));\n            if is_stale",
         "            if !M { new.sessions.iter().for_each(|s| self.want(*s, id)); }\n            if is_stale"),
+    "failed-reference": ("a session does not count the failed reference of its path", "src/daemon/push/outcome.rs",
+        "        if !sessions.is_empty() {",
+        "        if !sessions.is_empty() && !M {"),
+    "failed-before": ("a session does not count a reference of its path that failed before it ended", "src/ledger/pushes.rs",
+        "new.needed_by.filter(|_| now == PushState::Failed)",
+        "new.needed_by.filter(|_| now == PushState::Failed && !M)"),
     "no-retry": ("an upload that failed for a moment is not retried", "src/flow/step.rs",
         "    fn rest(&mut self, id: PushId, until: Mono) {",
         "    fn rest(&mut self, id: PushId, until: Mono) {\n        let until = if M { until.after(Duration::from_secs(1 << 30)) } else { until };"),
@@ -153,11 +159,20 @@ def run(binary, name, seeds):
     sim = subprocess.run([binary, "daemon::sim::every_seed_keeps_the_invariants", "--exact", "--nocapture"],
                          env=env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     counted = re.search(r"(\d+) runs, \d+ turns, (\d+) failed", sim.stderr)
-    runs, failed = map(int, counted.groups()) if counted else (0, 0)
+    if not counted:
+        sys.exit(f"{name}: the simulation has not said how many seeds it ran:\n{sim.stderr[-2000:]}")
+    runs, failed = map(int, counted.groups())
     first = re.search(r"^seed \d+: (.*)", sim.stderr, re.M)
-    unit = subprocess.run([binary, *UNIT_TESTS, "--skip", "::scale::"], env=env, stderr=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    try:
+        unit = subprocess.run([binary, *UNIT_TESTS, "--skip", "::scale::"], env=env, stderr=subprocess.DEVNULL,
+                              stdout=subprocess.PIPE, text=True, timeout=300)
+    except subprocess.TimeoutExpired:
+        # A test that waits for ever has found it as well.
+        return runs, failed, first.group(1) if first else "", 1
     tests = re.search(r"(\d+) passed; (\d+) failed", unit.stdout)
-    return runs, failed, first.group(1) if first else "", int(tests.group(2)) if tests else 0
+    if not tests:
+        sys.exit(f"{name}: the unit tests have not said how many they are:\n{unit.stdout[-2000:]}")
+    return runs, failed, first.group(1) if first else "", int(tests.group(2))
 
 
 def main():
@@ -165,39 +180,42 @@ def main():
     seeds = args.pop(0) if args and args[0].isdigit() else "100"
     top = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     chosen = args or list(MUTANTS)
-    with tempfile.TemporaryDirectory(prefix="flywheel-mutants") as copy:
-        for name in ["src", "tests", "benches", "packaging", "Cargo.toml", "Cargo.lock", "clippy.toml"]:
-            where = os.path.join(top, name)
-            (shutil.copytree if os.path.isdir(where) else shutil.copy)(where, os.path.join(copy, name))
-        for name, (_, file, old, new) in MUTANTS.items():
-            path = os.path.join(copy, file)
-            text = open(path).read()
-            if text.count(old) != 1:
-                sys.exit(f"{name}: {file} has its text {text.count(old)} times; adapt tests/mutants.py")
-            switch = f'crate::types::mutant("{name}")'
-            open(path, "w").write(text.replace(old, re.sub(r"\bM\b", switch, new)))
-        with open(os.path.join(copy, "src/types/mod.rs"), "a") as types:
-            types.write(SWITCH)
-        env = dict(os.environ)
-        env.setdefault("CARGO_TARGET_DIR", os.path.join(top, "target"))
-        built = subprocess.run([os.environ.get("CARGO", "cargo"), "test", "--locked", "--profile", "simulate", "--lib",
-                                "--no-run", "--message-format=short"], cwd=copy, env=env, stderr=subprocess.PIPE, text=True)
-        found = re.search(r"\((\S+/deps/flywheel-\w+)\)", built.stderr)
-        if not found:
-            sys.exit(built.stderr[-4000:])
-        binary = os.path.join(copy, "mutants")
-        shutil.copy(os.path.join(copy, found.group(1)), binary)
-        wrong = []
-        for name in ["", *chosen]:
-            runs, failed, first, units = run(binary, name, seeds)
-            what = MUTANTS[name][0] if name else "nothing is broken"
-            print(f"{name or '-':22} {failed:5} of {runs} seeds {units:3} unit tests  {what}", flush=True)
-            if failed:
-                print(f"{'':22} {first[:150]}", flush=True)
-            if (failed + units == 0) == bool(name):
-                wrong.append(name or "nothing is broken")
-        if wrong:
-            sys.exit(f"not as expected: {', '.join(wrong)}")
+    # Always the same place, so that the next build is incremental.
+    copy = os.path.join(top, "target", "mutants")
+    shutil.rmtree(copy, ignore_errors=True)
+    os.makedirs(copy)
+    for name in ["src", "tests", "benches", "packaging", "Cargo.toml", "Cargo.lock", "clippy.toml"]:
+        where = os.path.join(top, name)
+        (shutil.copytree if os.path.isdir(where) else shutil.copy)(where, os.path.join(copy, name))
+    for name, (_, file, old, new) in MUTANTS.items():
+        path = os.path.join(copy, file)
+        text = open(path).read()
+        if text.count(old) != 1:
+            sys.exit(f"{name}: {file} has its text {text.count(old)} times; adapt tests/mutants.py")
+        switch = f'crate::types::mutant("{name}")'
+        open(path, "w").write(text.replace(old, re.sub(r"\bM\b", switch, new)))
+    with open(os.path.join(copy, "src/types/mod.rs"), "a") as types:
+        types.write(SWITCH)
+    env = dict(os.environ)
+    env.setdefault("CARGO_TARGET_DIR", os.path.join(top, "target"))
+    built = subprocess.run([os.environ.get("CARGO", "cargo"), "test", "--locked", "--profile", "simulate", "--lib",
+                            "--no-run", "--message-format=short"], cwd=copy, env=env, stderr=subprocess.PIPE, text=True)
+    found = re.search(r"\((\S+/deps/flywheel-\w+)\)", built.stderr)
+    if not found:
+        sys.exit(built.stderr[-4000:])
+    binary = os.path.join(copy, "mutants")
+    shutil.copy(os.path.join(copy, found.group(1)), binary)
+    wrong = []
+    for name in ["", *chosen]:
+        runs, failed, first, units = run(binary, name, seeds)
+        what = MUTANTS[name][0] if name else "nothing is broken"
+        print(f"{name or '-':22} {failed:5} of {runs} seeds {units:3} unit tests  {what}", flush=True)
+        if failed:
+            print(f"{'':22} {first[:150]}", flush=True)
+        if (failed + units == 0) == bool(name):
+            wrong.append(name or "nothing is broken")
+    if wrong:
+        sys.exit(f"not as expected: {', '.join(wrong)}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 #
 #   tests/simulate.sh [SEEDS]        seeds 0 to SEEDS - 1 (default 10000); stops at the first that fails
 #   tests/simulate.sh --from N SEEDS seeds from N on
+#   tests/simulate.sh --threads N SEEDS  on so many threads (default 2)
 #   tests/simulate.sh --all SEEDS    goes on after a seed that fails, and lists all that fail
 #   tests/simulate.sh --seed N       one seed, with its whole trace on stderr
 set -eu
@@ -11,9 +12,10 @@ while [ $# -gt 0 ]; do
     case "$1" in
         --seed) export FLYWHEEL_SIM_SEED="$2"; shift 2 ;;
         --from) export FLYWHEEL_SIM_FIRST="$2"; shift 2 ;;
+        --threads) export FLYWHEEL_SIM_THREADS="$2"; shift 2 ;;
         --all) export FLYWHEEL_SIM_ALL=1; shift ;;
         [0-9]*) export FLYWHEEL_SIM_SEEDS="$1"; shift ;;
-        *) sed -n '2,8p' "$0"; exit 2 ;;
+        *) sed -n '2,9p' "$0"; exit 2 ;;
     esac
 done
 : "${FLYWHEEL_SIM_SEEDS:=10000}"

@@ -103,12 +103,19 @@ fn every_seed_keeps_the_invariants() {
     let first = number("FLYWHEEL_SIM_FIRST").unwrap_or(0);
     let total = match number("FLYWHEEL_SIM_SEEDS") {
         Some(count) => {
-            run_all(first, count, 2, number("FLYWHEEL_SIM_SECONDS"), number("FLYWHEEL_SIM_ALL").is_some())
+            let threads = number("FLYWHEEL_SIM_THREADS").unwrap_or(2);
+            run_all(
+                first,
+                count,
+                threads,
+                number("FLYWHEEL_SIM_SECONDS"),
+                number("FLYWHEEL_SIM_ALL").is_some(),
+            )
         }
         None => run_all(first, SEEDS, 2, Some(SECONDS), false),
     };
     eprintln!("{total}");
-    if let Some(seed) = total.failed.first() {
+    if let Some((seed, _)) = total.failed.first_key_value() {
         let report = run(*seed, false);
         panic!(
             "seed {seed}: {}\n{}\nreplay: tests/simulate.sh --seed {seed}",

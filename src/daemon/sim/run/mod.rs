@@ -58,8 +58,16 @@ struct Run {
     origin: Instant,
 }
 
-/// Runs one seed. `print`: prints the trace.
+/// Runs one seed. `print`: prints the trace. A panic is a violation as well.
 pub(super) fn run(seed: u64, print: bool) -> Report {
+    std::panic::catch_unwind(|| run_to_end(seed, print)).unwrap_or_else(|reason| {
+        let reason = reason.downcast_ref::<String>().cloned();
+        let violation = Some(format!("the daemon panicked: {}", reason.unwrap_or_default()));
+        Report { violation, runs: 1, ..Report::default() }
+    })
+}
+
+fn run_to_end(seed: u64, print: bool) -> Report {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     let top = ["/dev/shm", "/tmp"].into_iter().find(|dir| std::path::Path::new(dir).is_dir()).unwrap();
@@ -75,7 +83,7 @@ pub(super) fn run(seed: u64, print: bool) -> Report {
             violation: ended.err(),
             trace_hash: world.trace.hash(),
             tail: world.trace.tail(),
-            failed: Vec::new(),
+            failed: BTreeMap::new(),
             hashes: BTreeMap::new(),
             runs: 1,
             turns: run.turns,

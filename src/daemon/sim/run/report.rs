@@ -9,7 +9,8 @@ pub(in crate::daemon::sim) struct Report {
     pub(in crate::daemon::sim) violation: Option<String>,
     pub(in crate::daemon::sim) trace_hash: u64,
     pub(in crate::daemon::sim) tail: String,
-    pub(in crate::daemon::sim) failed: Vec<u64>,
+    /// The seeds that failed, and what each has violated.
+    pub(in crate::daemon::sim) failed: BTreeMap<u64, String>,
     /// The hash of each seed's trace.
     pub(in crate::daemon::sim) hashes: BTreeMap<u64, u64>,
     pub(super) runs: u64,
@@ -22,10 +23,7 @@ impl Report {
         self.runs += 1;
         self.turns += one.turns;
         self.hashes.insert(seed, one.trace_hash);
-        if one.violation.is_some() {
-            self.failed.push(seed);
-            self.failed.sort_unstable();
-        }
+        self.failed.extend(one.violation.map(|violation| (seed, violation)));
         for (what, count) in one.seen {
             *self.seen.entry(what).or_default() += count;
         }
@@ -43,14 +41,10 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "{} runs, {} turns, {} failed {:?}",
-            self.runs,
-            self.turns,
-            self.failed.len(),
-            self.failed
-        )?;
+        writeln!(f, "{} runs, {} turns, {} failed", self.runs, self.turns, self.failed.len())?;
+        for (seed, violation) in &self.failed {
+            writeln!(f, "seed {seed}: {violation}")?;
+        }
         for (what, count) in &self.seen {
             writeln!(f, "  {count:>8} {what}")?;
         }
