@@ -91,6 +91,7 @@ pub fn ledger() {
             pushes: (0..2001)
                 .map(|n| NewPushRow {
                     valid_at: 0,
+                    needed_by: None,
                     route: None,
                     cache: "main".to_owned(),
                     path: base(n),

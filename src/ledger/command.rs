@@ -14,6 +14,7 @@ use super::{pushes, sessions};
 #[derive(Debug)]
 pub(super) enum Note {
     Settle(PushId, Settle),
+    FailedFor(PushId, Vec<SessionRow>),
     Uploading(PushId, u32),
     Reopen(Vec<PushId>),
     Unconfirm(Vec<PushId>),
@@ -28,6 +29,7 @@ impl Note {
     const fn word(&self) -> &'static str {
         match self {
             Self::Settle(..) => "the end of a push",
+            Self::FailedFor(..) => "the sessions that need a failed push",
             Self::Uploading(..) => "the beginning of an upload",
             Self::Reopen(_) => "failed pushes that are retried",
             Self::Unconfirm(_) => "pushes that are pending again",
@@ -42,6 +44,9 @@ impl Note {
     pub(super) fn apply(&self, conn: &Connection) -> Result<(), LedgerError> {
         match self {
             Self::Settle(push, to) => pushes::settle(conn, *push, to),
+            Self::FailedFor(push, list) => {
+                list.iter().try_for_each(|row| pushes::failed_for(conn, *push, *row))
+            }
             Self::Uploading(push, attempt) => pushes::uploading(conn, *push, *attempt),
             Self::Reopen(list) => pushes::reopen(conn, list),
             Self::Unconfirm(list) => pushes::unconfirm(conn, list),

@@ -240,6 +240,12 @@ impl Ledger {
         self.note(Note::Settle(push, outcome));
     }
 
+    /// Makes a failed push also those sessions' that have paths which need it: such a path
+    /// may be in the cache, and is of no use there. Returns before it is written.
+    pub fn failed_for(&self, push: PushId, sessions: Vec<SessionRow>) {
+        self.note(Note::FailedFor(push, sessions));
+    }
+
     /// Records that an upload begins. Returns before it is written.
     pub fn uploading(&self, push: PushId, attempt: u32) {
         self.note(Note::Uploading(push, attempt));

@@ -183,6 +183,8 @@ pub struct NewPushRow {
     pub retry_failed: bool,
     /// The sessions that it belongs to, and why.
     pub sessions: Vec<(SessionRow, Evidence)>,
+    /// A live session with a path that needs this one. A failed push becomes the session's.
+    pub needed_by: Option<SessionRow>,
     /// What sent a path of no session to this cache. `None`: a session, or it is a
     /// reference of another path.
     pub route: Option<String>,

@@ -70,6 +70,9 @@ pub(super) fn admit(conn: &Connection, batch: &Admit) -> Result<Admitted> {
                 attach(conn, *session, id, *evidence, now)?;
             }
         }
+        if let Some(session) = new.needed_by.filter(|_| now == PushState::Failed) {
+            failed_for(conn, id, session)?;
+        }
         pushes.push((id, now, pending));
     }
     if let Some(cursor) = &batch.cursor {
@@ -193,6 +196,18 @@ fn attach(
          WHERE excluded.evidence < evidence OR (excluded.outcome = 0 AND outcome <> 0)",
     )?
     .execute(params![session, push, evidence as i64, outcome as i64])?;
+    Ok(())
+}
+
+/// Adds a failed push to a live session with a path that needs it.
+pub(super) fn failed_for(conn: &Connection, push: PushId, session: SessionRow) -> Result<()> {
+    conn.prepare_cached(
+        "INSERT INTO session_item (session, item, evidence, outcome, reason)
+         SELECT session.id, item.id, ?3, 5, item.reason FROM session, item
+         WHERE session.id = ?1 AND session.state IN (0, 1) AND item.id = ?2 AND item.state = 5
+         ON CONFLICT DO NOTHING",
+    )?
+    .execute((session, push, Evidence::Closure as i64))?;
     Ok(())
 }
 

@@ -12,7 +12,7 @@ use crate::daemon::inbox::UploadEnd;
 use crate::daemon::push::{Audience, Listener, failure_of};
 use crate::flow::{BreakerState, Cause, Event, Outcome};
 use crate::observe::{detail, event};
-use crate::types::{CacheId, PushId};
+use crate::types::{CacheId, PushId, SessionId};
 
 impl Driver {
     pub(super) fn asked(
@@ -70,8 +70,12 @@ impl Driver {
     pub(super) fn failed(&mut self, push: PushId, cause: Cause) {
         let Some(cache) = self.parts.pushes.cache_of(push) else { return };
         let audience = self.audience(push);
+        // A group that is no session is one of a `flush`.
+        let is_session = |row: &&SessionId| self.parts.sessions.get(**row).is_some();
+        let sessions = self.flow.sessions_of(push).iter().filter(is_session).copied().collect();
         let name = self.name(cache).to_owned();
-        self.parts.pushes.fail(push, cause, &name, &mut self.parts.caches[cache].tally, &audience);
+        let tally = &mut self.parts.caches[cache].tally;
+        self.parts.pushes.fail(push, cause, &name, tally, (&audience, sessions));
     }
 
     /// The circuit breaker of a cache has changed its state.

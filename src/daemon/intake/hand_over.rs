@@ -16,7 +16,8 @@ pub(super) struct PlannedPush {
     pub(super) state: PushState,
     /// The sessions that it belongs to.
     pub(super) sessions: Vec<(SessionRow, Evidence)>,
-    /// A session that waits for it and that it does not belong to.
+    /// A session with a path that needs it: it waits for it, and the push becomes its own
+    /// only if it fails.
     pub(super) waits: Option<SessionRow>,
     /// What sent it to the cache, if it is no session's.
     pub(super) route: Option<String>,
@@ -63,6 +64,7 @@ impl Intake {
             state: push.state,
             retry_failed: terms.retry,
             sessions: push.sessions.clone(),
+            needed_by: push.waits,
             route: push.route.clone(),
         };
         let pushes = planned.iter().map(item).collect();

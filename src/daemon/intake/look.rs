@@ -349,6 +349,7 @@ fn skipped_row(info: &PathInfo, sessions: Vec<(SessionRow, Evidence)>, route: Op
         state: PushState::Skipped,
         retry_failed: false,
         sessions,
+        needed_by: None,
         route,
     }
 }

@@ -14,7 +14,7 @@ use crate::control::messages::PathCounts;
 use crate::daemon::inbox::UploadEnd;
 use crate::flow::{Cause, Event, Failure, Outcome};
 use crate::observe::event;
-use crate::types::{PushId, Wall, millis};
+use crate::types::{PushId, SessionId, Wall, millis};
 
 /// What has become of the pushes to one cache since the daemon started.
 #[derive(Debug, Default)]
@@ -251,14 +251,15 @@ impl Pushes {
         self.log.log_all(Instant::now());
     }
 
-    /// Records that a push has failed. It stays known, so that it can be retried.
+    /// Records that a push has failed, and for which sessions, which may need it without
+    /// having it. It stays known, so that it can be retried.
     pub(in crate::daemon) fn fail(
         &mut self,
         id: PushId,
         cause: Cause,
         name: &str,
         tally: &mut Tally,
-        audience: &Audience,
+        (audience, sessions): (&Audience, Vec<SessionId>),
     ) {
         let reference = match cause {
             Cause::Reference(reference) => self.by_id.get(&reference).map(|p| p.path.to_string()),
@@ -308,5 +309,8 @@ impl Pushes {
         };
         self.log.add(&occurrence, audience, Instant::now());
         self.record_failed(id, &error);
+        if !sessions.is_empty() {
+            self.ledger.failed_for(id, sessions);
+        }
     }
 }

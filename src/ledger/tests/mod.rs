@@ -31,6 +31,7 @@ pub(super) fn new_push(n: usize, sessions: &[(SessionRow, Evidence)]) -> NewPush
         state: PushState::Pending,
         retry_failed: false,
         sessions: sessions.to_vec(),
+        needed_by: None,
     }
 }
 
@@ -100,6 +101,31 @@ fn what_a_cache_has_deleted_is_pending_again_for_live_sessions() {
     ledger.settle(id, to(PushState::Failed));
     assert_eq!(all(), [(0, 0, 0, 1), (0, 0, 0, 1), (0, 1, 0, 0)]);
     assert_eq!(ledger.summary(maker).unwrap().bytes, 0);
+}
+
+#[test]
+fn a_session_whose_path_needs_a_failed_push_counts_the_failed_push() {
+    let (_dir, ledger) = new_ledger();
+    let [before, after, over] = ["before", "after", "over"].map(|id| session(&ledger, id));
+    let counts = |row| {
+        let counts = ledger.summary(row).unwrap();
+        (counts.already_cached, counts.pending, counts.failed_total)
+    };
+    ledger.session_state(over, SessionState::Closed, 9, None);
+    let needed = |row| NewPushRow { needed_by: Some(row), ..new_push(1, &[]) };
+    let (id, ..) = one(&ledger, needed(before));
+    assert_eq!(counts(before), (0, 0, 0), "what is only needed is no path of the session");
+    ledger.settle(id, to(PushState::Failed));
+    ledger.failed_for(id, vec![before, over]);
+    one(&ledger, needed(after));
+    assert_eq!([before, after, over].map(counts), [(0, 0, 1), (0, 0, 1), (0, 0, 0)]);
+    assert_eq!(ledger.summary(before).unwrap().failed[0].class, "rejected");
+    ledger.reopen(&[id]);
+    assert_eq!([before, after].map(counts), [(0, 1, 0); 2]);
+    // It was pushed before the change arrived.
+    ledger.settle(id, to(PushState::Cached));
+    ledger.failed_for(id, vec![before]);
+    assert_eq!([before, after].map(counts), [(1, 0, 0); 2]);
 }
 
 #[test]

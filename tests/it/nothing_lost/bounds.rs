@@ -57,6 +57,7 @@ fn history(ledger: &Ledger, jobs: usize, paths: usize) {
         let row = ledger.session_open(new).unwrap();
         let push = |n: usize| NewPushRow {
             valid_at: 0,
+            needed_by: None,
             route: None,
             cache: "main".into(),
             path: format!("{:032}-past", job * paths + n),
