@@ -11,28 +11,14 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 umask 022
 
-profile=release binaries=
-while [ $# -gt 0 ]; do
-    case $1 in
-        --profile) profile=${2:?--profile wants a name} && shift 2 ;;
-        --binaries) binaries=${2:?--binaries wants a directory} && shift 2 ;;
-        *) sed -n '2,5s/^# //p' "$0" >&2 && exit 2 ;;
-    esac
-done
+. packaging/options.sh
+read_options "$@"
 for command in dpkg-deb dpkg-shlibdeps strip; do
     command -v "$command" >/dev/null || { echo "missing: $command (apt-get install dpkg-dev binutils)" >&2; exit 1; }
 done
 
-target=${CARGO_TARGET_DIR:-target}
-if [ -z "$binaries" ]; then
-    cargo build --locked --profile "$profile" --bins >&2
-    # The profile called dev has its files in a directory called debug.
-    binaries=$target/${profile/#dev/debug}
-fi
-
-version=$(sed -n 's/^version = "\(.*\)"$/\1/p' Cargo.toml | head -n 1)
+build_programs
 arch=$(dpkg --print-architecture)
-when=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || date +%s)}
 maintainer="${DEBFULLNAME:-flywheel packagers} <${DEBEMAIL:-packagers@flywheel.invalid}>"
 mkdir -p "$target/debian"
 work=$(mktemp -d "$target/debian/build.XXXXXX")

@@ -11,27 +11,14 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 umask 022
 
-profile=release binaries=
-while [ $# -gt 0 ]; do
-    case $1 in
-        --profile) profile=${2:?--profile wants a name} && shift 2 ;;
-        --binaries) binaries=${2:?--binaries wants a directory} && shift 2 ;;
-        *) sed -n '2,5s/^# //p' "$0" >&2 && exit 2 ;;
-    esac
-done
+. packaging/options.sh
+read_options "$@"
 for command in rpmbuild strip; do
     command -v "$command" >/dev/null ||
         { echo "missing: $command (dnf install rpm-build binutils, or apt-get install rpm binutils)" >&2; exit 1; }
 done
 
-target=${CARGO_TARGET_DIR:-target}
-if [ -z "$binaries" ]; then
-    cargo build --locked --profile "$profile" --bins >&2
-    # The profile called dev has its files in a directory called debug.
-    binaries=$target/${profile/#dev/debug}
-fi
-
-version=$(sed -n 's/^version = "\(.*\)"$/\1/p' Cargo.toml | head -n 1)
+build_programs
 mkdir -p "$target/rpm"
 work=$(mktemp -d "$(cd "$target/rpm" && pwd)/build.XXXXXX")
 trap 'rm -rf "$work"' EXIT
@@ -51,8 +38,7 @@ done
         -e 's|^"/etc/|%config(noreplace) &|' -e 's|^"/usr/share/doc/|%doc &|' -e 's|^"/usr/share/licenses/|%license &|'
 ) >"$work/list"
 
-SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || date +%s)}
-export SOURCE_DATE_EPOCH
+export SOURCE_DATE_EPOCH=$when
 rpmbuild --quiet -bb --define "_topdir $work/top" --define "_rpmdir $work/made" \
     --define "flywheel_version ${version//-/\~}" --define "flywheel_root $root" --define "flywheel_files $work/list" \
     --define "_binary_payload ${FLYWHEEL_RPM_PAYLOAD:-w6.gzdio}" \

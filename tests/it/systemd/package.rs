@@ -148,7 +148,9 @@ fn shellcheck_finds_nothing() {
             .flat_map(|dir| std::fs::read_dir(home.join(dir)).unwrap())
             .map(|entry| entry.unwrap().path())
             .filter(|path| {
-                path.is_file() && std::fs::read_to_string(path).is_ok_and(|t| t.starts_with("#!/"))
+                path.is_file()
+                    && std::fs::read_to_string(path)
+                        .is_ok_and(|t| t.starts_with("#!/") || t.starts_with("# shellcheck shell="))
             })
             .filter(|path| path.extension().is_none_or(|extension| extension != "py"))
             .collect();
