@@ -256,6 +256,10 @@ pub(super) struct SetupArgs {
     /// Read the push token from standard input
     #[arg(long)]
     pub(super) token_stdin: bool,
+    /// Let flywheeld run this program, with its arguments, whenever it needs a push token; the last option
+    #[arg(long, value_name = "PROGRAM", num_args = 1.., allow_hyphen_values = true,
+          conflicts_with_all = ["token_stdin", "token_file", "built_in"])]
+    pub(super) token_command: Vec<String>,
     /// Write the token to this file, which only flywheeld can read [default: the credential attic-token]
     #[arg(long, value_name = "FILE")]
     pub(super) token_file: Option<PathBuf>,

@@ -149,6 +149,10 @@ const EXAMPLES: &[(&str, &[Example])] = &[
                 "Set this host up for an Attic server, as root, with the token from a file:",
                 "flywheelctl setup --server https://attic.example.com --cache main --user gitlab-runner --token-stdin <token",
             ),
+            (
+                "The same with a program that gives the token whenever one is needed:",
+                "flywheelctl setup --server https://attic.example.com --token-command /usr/bin/vault read -field=token attic/ci",
+            ),
             ("Replace the token:", "flywheelctl setup --token-stdin <token"),
         ],
     ),

@@ -745,8 +745,27 @@ fn setup_writes_below_a_root_and_says_what_it_does() {
         (code, &object["steps"], object["kept"].as_array().unwrap().len()),
         (0, &serde_json::json!([]), 2)
     );
+    // A program in the place of the token; everything after it belongs to it.
+    let command = [
+        "--server",
+        "https://attic.example.com",
+        "--token-command",
+        "/usr/bin/vault",
+        "read",
+        "-f",
+        "--json",
+    ];
+    let (code, out, err) = setup(&command);
+    assert_eq!(code, 0, "{out}{err}");
+    let written: toml::Table = std::fs::read_to_string(&fragment).unwrap().parse().unwrap();
+    let cache = &written["caches"]["main"];
+    assert_eq!(cache["token_command"], toml::Value::from(vec!["/usr/bin/vault", "read", "-f", "--json"]));
+    assert!(cache.get("token_file").is_none());
     for wrong in [
-        &["--cache", "ci"][..],
+        &["--token-command", "/usr/bin/vault"][..],
+        &["--built-in", "--token-command", "/usr/bin/vault"],
+        &["--server", "https://a", "--token-stdin", "--token-command", "/usr/bin/vault"],
+        &["--cache", "ci"],
         &["--server", "attic.example.com"],
         &["--server", "https://a", "--cache", "a b"],
         &["--built-in", "--token-stdin"],

@@ -41,6 +41,8 @@ struct Wanted {
     /// The server and the cache on it; none leaves the configuration as it is.
     cache: Option<(Server, CacheName)>,
     token: Option<Zeroizing<String>>,
+    /// The program that gives the token, with its arguments; empty without one.
+    token_command: Vec<String>,
     users: Vec<String>,
     /// Whether nix.conf is to name the caches.
     nix_conf: bool,
@@ -152,6 +154,10 @@ fn wanted(context: &Context, host: &Host, args: &SetupArgs, asking: bool) -> Res
         };
         let name = CacheName::parse(&name).map_err(|e| usage(e.to_string()))?;
         Some((server.clone(), name))
+    } else if !args.token_command.is_empty() {
+        return Err(usage(
+            "--token-command is a setting of a server: name the server by --server too".to_owned(),
+        ));
     } else if args.cache.is_some() {
         return Err(usage(
             "--cache says which cache of a server: name the server by --server too".to_owned(),
@@ -162,13 +168,16 @@ fn wanted(context: &Context, host: &Host, args: &SetupArgs, asking: bool) -> Res
     let remote = matches!(server, Server::Remote(_));
     let token = if args.token_stdin {
         Some(ask::token_from_stdin().map_err(usage)?)
-    } else if asking && remote && new_server {
+    } else if asking && remote && new_server && args.token_command.is_empty() {
         let answer = context.render.ask_secret("Token that may push (it is not shown; empty: none)");
         let token = answer.ok_or_else(|| usage("no token was entered: nothing was changed".to_owned()))?;
         Some(token).filter(|t| !t.is_empty()).map(|t| ask::check_token(&t)).transpose().map_err(usage)?
     } else {
         None
     };
+    if !args.token_command.is_empty() && !remote {
+        return Err(usage("the built-in cache makes its own token: leave --token-command out".to_owned()));
+    }
     if token.is_some() && args.built_in {
         return Err(usage("the built-in cache makes its own token: leave --token-stdin out".to_owned()));
     }
@@ -184,5 +193,6 @@ fn wanted(context: &Context, host: &Host, args: &SetupArgs, asking: bool) -> Res
         let text = "nothing to set up: name the server by --server URL, or --built-in, or a --user";
         return Err(usage(text.to_owned()));
     }
-    Ok(Wanted { cache, token, users, nix_conf: !args.no_nix_conf })
+    let token_command = args.token_command.clone();
+    Ok(Wanted { cache, token, token_command, users, nix_conf: !args.no_nix_conf })
 }

@@ -46,7 +46,12 @@ impl Plan {
     pub(super) fn new(host: &Host, wanted: &Wanted) -> Result<Self, Failure> {
         let mut plan = Self { steps: Vec::new(), kept: Vec::new(), later: Vec::new() };
         if let Some((server, cache)) = &wanted.cache {
-            let text = steps::configuration(server, cache, host.token_file.as_deref());
+            let token = match (&wanted.token_command[..], &host.token_file) {
+                ([], None) => steps::TokenSetting::Credential,
+                ([], Some(file)) => steps::TokenSetting::File(file),
+                (words, _) => steps::TokenSetting::Command(words),
+            };
+            let text = steps::configuration(server, cache, token);
             plan.file(host, File::new(steps::fragment(&host.config), text, 0o644))?;
         }
         if let Some(token) = &wanted.token {

@@ -20,16 +20,32 @@ pub(super) fn fragment(config: &Path) -> PathBuf {
     config.with_file_name("flywheel.toml.d").join("60-setup.toml")
 }
 
+/// Where the configuration says that the token is.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum TokenSetting<'a> {
+    /// In the credential that the unit loads: the configuration says nothing.
+    Credential,
+    File(&'a Path),
+    /// A program gives it; these are the program and its arguments.
+    Command(&'a [String]),
+}
+
 /// The text of that file.
-pub(super) fn configuration(server: &Server, cache: &CacheName, token_file: Option<&Path>) -> String {
+pub(super) fn configuration(server: &Server, cache: &CacheName, token: TokenSetting<'_>) -> String {
     let mut table = toml::Table::new();
     match server {
         Server::Remote(urls) => table.insert("endpoints".to_owned(), urls.clone().into()),
         Server::BuiltIn => table.insert("endpoints".to_owned(), "embedded".into()),
     };
-    if let (Some(file), Server::Remote(_)) = (token_file, server) {
-        table.insert("token_file".to_owned(), file.display().to_string().into());
-    }
+    match (server, token) {
+        (Server::BuiltIn, _) | (Server::Remote(_), TokenSetting::Credential) => None,
+        (Server::Remote(_), TokenSetting::File(file)) => {
+            table.insert("token_file".to_owned(), file.display().to_string().into())
+        }
+        (Server::Remote(_), TokenSetting::Command(words)) => {
+            table.insert("token_command".to_owned(), words.to_vec().into())
+        }
+    };
     // The quotes allow every name of a cache as a key.
     format!(
         "# Written by `flywheelctl setup`, which replaces this file: settings of yours belong\n\

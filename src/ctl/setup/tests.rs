@@ -14,6 +14,7 @@ fn wanted() -> Wanted {
             CacheName::parse("ci").unwrap(),
         )),
         token: Some(Zeroizing::new("secret-token".to_owned())),
+        token_command: Vec::new(),
         users: Vec::new(),
         nix_conf: true,
     }
@@ -43,12 +44,23 @@ fn what_was_done_is_not_done_again() {
 fn the_configuration_is_what_the_daemon_reads() {
     let cache = CacheName::parse("1+a").unwrap();
     let remote = Server::Remote(vec!["https://a".into(), "https://b/\u{e9}".into()]);
-    for (server, token_file) in [(&remote, Some(Path::new("/run/token"))), (&Server::BuiltIn, None)] {
-        let text = steps::configuration(server, &cache, token_file);
+    let words = ["/usr/bin/vault", "read", "-field=\"token\""].map(str::to_owned);
+    use steps::TokenSetting;
+    for (server, token, key) in [
+        (&remote, TokenSetting::File(Path::new("/run/token")), Some("token_file")),
+        (&remote, TokenSetting::Command(&words), Some("token_command")),
+        (&remote, TokenSetting::Credential, None),
+        (&Server::BuiltIn, TokenSetting::Credential, None),
+    ] {
+        let text = steps::configuration(server, &cache, token);
         let read: toml::Table = text.parse().unwrap();
         let table = read["caches"]["1+a"].as_table().unwrap();
         assert_eq!(read["default_cache"].as_str(), Some("1+a"), "{text}");
-        assert_eq!(table.contains_key("token_file"), token_file.is_some(), "{text}");
+        let keys: Vec<&str> = table.keys().map(String::as_str).filter(|key| *key != "endpoints").collect();
+        assert_eq!(keys, key.into_iter().collect::<Vec<_>>(), "{text}");
+        if let Some(command) = table.get("token_command") {
+            assert_eq!(command.clone().try_into::<Vec<String>>().unwrap(), words, "{text}");
+        }
         assert!(table["endpoints"].is_array() || table["endpoints"].as_str() == Some("embedded"), "{text}");
     }
 }
