@@ -10,6 +10,10 @@
 //!               ▼       │     ▼          Held     the server has answered, the body gives no more
 //!              Done     └─► Closed       Failed   the NAR ended early, was too long, or broke
 //! ```
+//!
+//! With HTTP/2 an upload may wait until the connection has a free stream. What it waits for
+//! then is the other uploads, so that the server's silence counts from their last sign of
+//! life: see [`Streams`].
 
 use std::io;
 use std::pin::{Pin, pin};
@@ -37,6 +41,14 @@ const SOURCE_PATIENCE: Duration = Duration::from_secs(600);
 /// retry after an early answer.
 const PAUSES: u8 = 2;
 
+/// Bytes that an HTTP/2 connection may take of a body whose stream is not open yet: more
+/// than the library's buffer and the window that servers give at first.
+const UNOPENED: u64 = 4 << 20;
+
+/// An upload that may wait for a stream is at a stall after this many times its limit,
+/// whatever the other uploads do.
+const STREAM_PATIENCE: u32 = 10;
+
 type Source = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
 
 /// Why the body does not have the announced length, or broke off.
@@ -58,6 +70,45 @@ enum Phase {
     Failed(Failure),
 }
 
+/// The uploads that share the HTTP/2 streams of one server.
+#[derive(Debug)]
+pub(super) struct Streams(Mutex<SharedStreams>);
+
+#[derive(Debug)]
+struct SharedStreams {
+    /// Uploads of whose bodies the connection has asked something.
+    begun: usize,
+    /// When the latest sign of life of any upload came.
+    alive: Instant,
+}
+
+impl Default for Streams {
+    fn default() -> Self {
+        Self(Mutex::new(SharedStreams { begun: 0, alive: Instant::now() }))
+    }
+}
+
+impl Streams {
+    fn lock(&self) -> MutexGuard<'_, SharedStreams> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn sign_of_life(&self) {
+        self.lock().alive = Instant::now();
+    }
+
+    /// Since when an upload that has not begun waits for the server and not for the other
+    /// uploads. `None`: others have begun and not ended.
+    fn silent_since(&self) -> Option<Instant> {
+        let shared = self.lock();
+        (shared.begun == 0).then_some(shared.alive)
+    }
+
+    fn last_alive(&self) -> Instant {
+        self.lock().alive
+    }
+}
+
 struct State {
     phase: Phase,
     /// The next chunk to send; at first the preamble, if there is one.
@@ -68,6 +119,11 @@ struct State {
     pauses: u8,
     moved: Instant,
     waker: Option<Waker>,
+    /// Bytes that the connection has taken, the preamble's included.
+    taken: u64,
+    /// With HTTP/2.
+    streams: Option<Arc<Streams>>,
+    has_begun: bool,
 }
 
 /// The HTTP client's end of a body.
@@ -86,7 +142,13 @@ pub(super) enum Stall {
     Source,
 }
 
-pub(super) fn body<S>(preamble: Option<Bytes>, nar_size: u64, nar: S) -> (Body, Watch)
+/// `streams`: the uploads to the same server, if they share HTTP/2 connections.
+pub(super) fn body<S>(
+    preamble: Option<Bytes>,
+    nar_size: u64,
+    nar: S,
+    streams: Option<Arc<Streams>>,
+) -> (Body, Watch)
 where
     S: Stream<Item = io::Result<Bytes>> + Send + 'static,
 {
@@ -98,6 +160,9 @@ where
         pauses: 0,
         moved: Instant::now(),
         waker: None,
+        taken: 0,
+        streams,
+        has_begun: false,
     }));
     (Body(Arc::clone(&state)), Watch(state))
 }
@@ -127,6 +192,10 @@ impl State {
                 return Poll::Ready(Some(Err(io::Error::other("nothing more of this body is sent"))));
             }
         }
+        if let (false, Some(streams)) = (self.has_begun, &self.streams) {
+            streams.lock().begun += 1;
+        }
+        self.has_begun = true;
         if self.pauses > 0 {
             return self.pause(cx);
         }
@@ -181,6 +250,10 @@ impl State {
 
     fn give(&mut self, chunk: Bytes) -> Poll<Option<io::Result<Bytes>>> {
         self.pauses = PAUSES;
+        self.taken += chunk.len() as u64;
+        if let Some(streams) = &self.streams {
+            streams.sign_of_life();
+        }
         // The connection knows the length and may not ask again after the last chunk.
         if self.left == 0 {
             self.enter(Phase::Done);
@@ -196,6 +269,30 @@ impl State {
         Poll::Ready(Some(Err(io::Error::other("the NAR is not as announced"))))
     }
 
+    /// Returns when this upload is at a stall, and what it waits for. `now` stands for a moment
+    /// that is not known yet, because other uploads have to end first.
+    fn due(&self, limits: &Limits, now: Instant) -> (Instant, Stall) {
+        let (limit, stall) = match self.phase {
+            // The HTTP client's own connect timeout ends the request before this limit.
+            Phase::Fresh => (limits.connect + limits.stall, Stall::Connecting),
+            Phase::Source => (SOURCE_PATIENCE.max(limits.stall), Stall::Source),
+            Phase::Network => (limits.stall, Stall::Sending),
+            Phase::Done | Phase::Held | Phase::Closed | Phase::Failed(_) => (limits.answer, Stall::Answer),
+        };
+        let own = self.moved + limit;
+        let due = match (&self.phase, &self.streams) {
+            (Phase::Fresh, Some(streams)) => {
+                streams.silent_since().map_or(now + limit, |since| own.max(since + limit))
+            }
+            // Its stream may not be open yet.
+            (Phase::Network | Phase::Done, Some(streams)) if self.taken <= UNOPENED => {
+                own.max(streams.last_alive() + limit).min(self.moved + limit * STREAM_PATIENCE)
+            }
+            _ => own,
+        };
+        (due, stall)
+    }
+
     /// Enters a phase that needs no source, and drops the source.
     fn enter(&mut self, phase: Phase) {
         self.phase = phase;
@@ -205,11 +302,25 @@ impl State {
     }
 }
 
+/// Time limits of an upload.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// Of the connection.
+    pub(super) connect: Duration,
+    /// Of a time without progress.
+    pub(super) stall: Duration,
+    /// Of the wait for the answer to a body that was sent completely.
+    pub(super) answer: Duration,
+}
+
 impl Watch {
     /// Stops the body because the server has answered. The connection stays open, so
     /// that the caller can still read the answer's body.
     pub(super) fn hold(&self) {
         let mut state = lock(&self.0);
+        if let Some(streams) = &state.streams {
+            streams.sign_of_life();
+        }
         if matches!(state.phase, Phase::Fresh | Phase::Network | Phase::Source) {
             state.enter(Phase::Held);
         }
@@ -250,28 +361,16 @@ impl Watch {
     ///
     /// Progress means that the connection asks for another chunk. Its buffer (under
     /// 1 MiB) and the kernel's come after that: on a link so slow that sending those
-    /// takes longer than `stall`, the end of an upload looks like a stall.
-    ///
-    /// `answer` limits the wait for the answer to a body that was sent completely.
-    pub(super) async fn stalled(&self, connect: Duration, stall: Duration, answer: Duration) -> Stall {
+    /// takes longer than the limit, the end of an upload looks like a stall.
+    pub(super) async fn stalled(&self, limits: Limits) -> Stall {
         loop {
-            let (limit, moved, stalled) = {
-                let state = lock(&self.0);
-                let (limit, stalled) = match state.phase {
-                    // The HTTP client's own connect timeout ends the request before this limit.
-                    Phase::Fresh => (connect + stall, Stall::Connecting),
-                    Phase::Source => (SOURCE_PATIENCE.max(stall), Stall::Source),
-                    Phase::Network => (stall, Stall::Sending),
-                    Phase::Done | Phase::Held | Phase::Closed | Phase::Failed(_) => (answer, Stall::Answer),
-                };
-                (limit, state.moved, stalled)
-            };
-            let (now, due) = (Instant::now(), moved + limit);
+            let now = Instant::now();
+            let (due, stall) = lock(&self.0).due(&limits, now);
             if now >= due {
-                return stalled;
+                return stall;
             }
-            // Another phase may begin during the wait, and no limit is shorter than `stall`.
-            tokio::time::sleep_until(due.min(now + stall)).await;
+            // Another phase may begin during the wait, and no limit is shorter than this.
+            tokio::time::sleep_until(due.min(now + limits.stall)).await;
         }
     }
 }
@@ -279,5 +378,11 @@ impl Watch {
 impl Drop for Watch {
     fn drop(&mut self) {
         self.close();
+        let state = lock(&self.0);
+        if let (true, Some(streams)) = (state.has_begun, &state.streams) {
+            let mut shared = streams.lock();
+            shared.begun -= 1;
+            shared.alive = Instant::now();
+        }
     }
 }

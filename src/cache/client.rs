@@ -14,7 +14,7 @@ use reqwest::RequestBuilder;
 use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
 use tokio::sync::watch;
 
-use super::body::{self, Failure, Stall, Watch};
+use super::body::{self, Failure, Limits, Stall, Streams, Watch};
 use super::credentials::{CredentialSource, Credentials, Renewed};
 use super::discover::{Discovered, Discovery};
 use super::endpoint::Endpoint;
@@ -95,6 +95,8 @@ pub(super) struct Inner {
     trust_api_endpoint: bool,
     hold: Option<watch::Receiver<Option<String>>>,
     pub(super) credentials: CredentialSource,
+    /// The uploads that share HTTP/2 streams, where that may be used.
+    streams: Option<Arc<Streams>>,
 }
 
 impl fmt::Debug for CacheClient {
@@ -132,6 +134,7 @@ impl CacheClient {
                 s.network.headers_file.clone(),
                 s.network.proxy.clone(),
             ),
+            streams: s.network.http2.then(Default::default),
             transport: Transport::new(s.user_agent, s.connect_timeout, s.stall_timeout, s.network),
             discovery: Discovery::default(),
             trust_api_endpoint: s.trust_api_endpoint,
@@ -368,7 +371,7 @@ impl Inner {
         let base = self.locate().await?;
         let doing = format!("the upload to {base}");
         let json = serde_json::to_vec(info).map_err(|e| unwritable(&e))?;
-        let mut request = self.transport.client(&base)?.put(base.api("upload-path")?);
+        let mut request = self.transport.upload_client(&base)?.put(base.api("upload-path")?);
         // The client sends both header names: celler, a fork of Attic, has the same API with its own header
         // names, and each server ignores the other's.
         // A header may contain visible ASCII only, and Nix writes nothing else.
@@ -390,7 +393,7 @@ impl Inner {
         // is known. With it a proxy can refuse a body that is too long before it has
         // received all of it, and need not buffer the body to count it.
         let length = info.nar_size + preamble.as_ref().map_or(0, |p| p.len() as u64);
-        let (body, watch) = body::body(preamble, info.nar_size, nar);
+        let (body, watch) = body::body(preamble, info.nar_size, nar, self.streams.clone());
         let known = self.credentials.get().await?;
         let request = self
             .authorized(request, &known)?
@@ -411,11 +414,12 @@ impl Inner {
         patience: Duration,
         doing: &str,
     ) -> Result<(Answer, Sent), CacheError> {
+        let limits = Limits { connect: self.connect_timeout, stall: self.stall_timeout, answer: patience };
         let response = tokio::select! {
             // `biased` polls the answer first: it takes precedence over a stall at the same moment.
             biased;
             response = request.send() => response,
-            stall = watch.stalled(self.connect_timeout, self.stall_timeout, patience) => {
+            stall = watch.stalled(limits) => {
                 let after = if stall == Stall::Answer { patience } else { self.stall_timeout };
                 return Err(stall_error(&stall, after, doing).of_upload(watch.sent()));
             }

@@ -38,6 +38,8 @@ type Fingerprint = Vec<Option<(u64, u64, u64, i64, i64)>>;
 struct Made {
     /// The clients for plain HTTP on this host, for TLS on this host, and for other hosts.
     clients: [Option<Client>; 3],
+    /// The same for uploads, where HTTP/2 may be used.
+    upload_clients: [Option<Client>; 3],
     files: Fingerprint,
 }
 
@@ -78,21 +80,37 @@ impl Transport {
         let now = self.fingerprint();
         let mut made = self.made();
         if made.files != now {
-            made.clients = [None, None, None];
+            made.clients = Default::default();
+            made.upload_clients = Default::default();
         }
     }
 
+    /// The client for small requests and for reading.
     pub(super) fn client(&self, to: &Endpoint) -> Result<Client, CacheError> {
+        self.made_for(to, false)
+    }
+
+    /// The client for uploads. With HTTP/2 it has connections of its own, so that no question
+    /// waits for a stream until an upload has ended.
+    pub(super) fn upload_client(&self, to: &Endpoint) -> Result<Client, CacheError> {
+        self.made_for(to, self.network.http2)
+    }
+
+    fn made_for(&self, to: &Endpoint, apart: bool) -> Result<Client, CacheError> {
         let kind = match (to.is_loopback(), to.is_plain()) {
             (true, true) => 0,
             (true, false) => 1,
             (false, _) => 2,
         };
         let mut made = self.made();
-        if let Some(client) = &made.clients[kind] {
-            return Ok(client.clone());
+        let known =
+            |made: &Made| if apart { made.upload_clients[kind].clone() } else { made.clients[kind].clone() };
+        if let Some(client) = known(&made) {
+            return Ok(client);
         }
-        made.files = self.fingerprint();
+        if made.clients.iter().chain(&made.upload_clients).all(Option::is_none) {
+            made.files = self.fingerprint();
+        }
         let mut built = self.build(!to.is_loopback(), kind != 0);
         if built.is_err() && to.is_plain() {
             // A host without CA certificates can still use plain HTTP.
@@ -101,7 +119,8 @@ impl Transport {
         let client = built.map_err(|why| {
             CacheError::new(ErrorClass::Unreachable, format!("no HTTP client for {to}: {why}"))
         })?;
-        made.clients[kind] = Some(client.clone());
+        let place = if apart { &mut made.upload_clients } else { &mut made.clients };
+        place[kind] = Some(client.clone());
         Ok(client)
     }
 

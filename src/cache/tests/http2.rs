@@ -2,10 +2,12 @@
 //! gives no window. In tests the client speaks it without TLS.
 
 use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use h2::server::{SendResponse, handshake};
+use h2::server::{Builder, SendResponse};
 use h2::{Reason, RecvStream};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
 
 use super::*;
@@ -45,42 +47,67 @@ async fn read(body: &mut RecvStream) -> usize {
     length
 }
 
-/// Starts a server that answers questions for the configuration, and calls `on` with each upload and its
-/// number.
+/// Starts a server that answers questions, and calls `on` with each upload and its number.
 async fn start<F, R>(on: F) -> Server2
+where
+    F: Fn(usize, Call) -> R + Clone + Send + 'static,
+    R: Future<Output = Then> + Send + 'static,
+{
+    start_with(100, on).await
+}
+
+/// The same, with this number of streams at a time on each connection.
+async fn start_with<F, R>(streams: u32, on: F) -> Server2
 where
     F: Fn(usize, Call) -> R + Clone + Send + 'static,
     R: Future<Output = Then> + Send + 'static,
 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
+    let uploads = Arc::new(AtomicUsize::new(0));
     let task = tokio::spawn(async move {
-        let mut uploads = 0;
+        let mut connections = tokio::task::JoinSet::new();
         while let Ok((stream, _)) = listener.accept().await {
-            let mut connection = handshake(stream).await.unwrap();
-            let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
-            loop {
-                tokio::select! {
-                    Some(()) = told.recv() => connection.graceful_shutdown(),
-                    call = connection.accept() => {
-                        let Some(Ok((request, mut respond))) = call else { break };
-                        if request.method() == "GET" {
-                            answer(&mut respond, 200, "{}");
-                            continue;
-                        }
-                        uploads += 1;
-                        let (call, tell) = (on(uploads, (request, respond)), tell.clone());
-                        tokio::spawn(async move {
-                            if matches!(call.await, Then::GoAway) {
-                                let _ = tell.send(());
-                            }
-                        });
-                    }
-                }
-            }
+            connections.spawn(serve(stream, streams, Arc::clone(&uploads), on.clone()));
         }
     });
     Server2 { url, task: task.abort_handle() }
+}
+
+async fn serve<F, R>(stream: TcpStream, streams: u32, uploads: Arc<AtomicUsize>, on: F)
+where
+    F: Fn(usize, Call) -> R + Clone + Send + 'static,
+    R: Future<Output = Then> + Send + 'static,
+{
+    let mut builder = Builder::new();
+    let Ok(mut connection) = builder.max_concurrent_streams(streams).handshake::<_, Bytes>(stream).await
+    else {
+        return;
+    };
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    loop {
+        tokio::select! {
+            Some(()) = told.recv() => connection.graceful_shutdown(),
+            call = connection.accept() => {
+                let Some(Ok((request, mut respond))) = call else { break };
+                if request.method() == "GET" {
+                    answer(&mut respond, 200, "{}");
+                    continue;
+                }
+                if request.method() == "POST" {
+                    answer(&mut respond, 200, r#"{"missing_paths":[]}"#);
+                    continue;
+                }
+                let number = uploads.fetch_add(1, Ordering::SeqCst) + 1;
+                let (call, tell) = (on(number, (request, respond)), tell.clone());
+                tokio::spawn(async move {
+                    if matches!(call.await, Then::GoAway) {
+                        let _ = tell.send(());
+                    }
+                });
+            }
+        }
+    }
 }
 
 fn client2(url: &str) -> CacheClient {
@@ -184,4 +211,88 @@ async fn a_window_that_stays_shut_is_a_stall() {
     let error = client2(&server.url).upload(&info(64 << 20), nar(64 << 20)).await.unwrap_err();
     assert_eq!(error.class, ErrorClass::Transient, "{error}");
     assert!(error.message.contains("accepted no data"), "{error}");
+}
+
+#[tokio::test]
+async fn an_upload_waits_for_a_stream_as_long_as_the_others_make_progress() {
+    // Together the uploads take longer than a connection may, and each less than a stall.
+    let server = start_with(1, |_, (mut request, mut respond)| async move {
+        let length = read(request.body_mut()).await;
+        assert!(length >= 9);
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        answer(&mut respond, 200, DONE);
+        Then::GoOn
+    })
+    .await;
+    let network = Network { http2: true, ..Network::default() };
+    let (connect_timeout, stall_timeout) = (Duration::from_millis(500), Duration::from_millis(1_500));
+    let client = CacheClient::new(ClientSettings {
+        network,
+        connect_timeout,
+        stall_timeout,
+        ..settings(&[&server.url])
+    })
+    .unwrap();
+    // The server's limit is known from the first answer on; what was begun before it is refused.
+    client.upload(&info(9), nar(9)).await.unwrap();
+    let sizes = [9, 100_000, 9, 3 << 20, 9, 9, 9, 9];
+    let uploads = sizes.map(|size| {
+        let client = client.clone();
+        async move { client.upload(&info(size), nar(size)).await }
+    });
+    for outcome in futures_util::future::join_all(uploads).await {
+        outcome.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn questions_do_not_wait_for_the_streams_of_uploads() {
+    let (arrived, mut arrives) = tokio::sync::mpsc::unbounded_channel();
+    let asked = Arc::new(tokio::sync::Notify::new());
+    let answered = Arc::clone(&asked);
+    let server = start_with(1, move |_, (mut request, mut respond)| {
+        let (arrived, answered) = (arrived.clone(), Arc::clone(&answered));
+        async move {
+            arrived.send(()).unwrap();
+            answered.notified().await;
+            read(request.body_mut()).await;
+            answer(&mut respond, 200, DONE);
+            Then::GoOn
+        }
+    })
+    .await;
+    let network = Network { http2: true, ..Network::default() };
+    let client = CacheClient::new(ClientSettings { network, ..settings(&[&server.url]) }).unwrap();
+    let uploading = {
+        let client = client.clone();
+        tokio::spawn(async move { client.upload(&info(9), nar(9)).await })
+    };
+    arrives.recv().await.unwrap();
+    assert!(client.missing(hashes(1)).await.unwrap().is_empty());
+    asked.notify_one();
+    uploading.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn an_upload_that_gets_no_stream_of_a_silent_server_ends() {
+    let server = start_with(1, |_, call| async move {
+        let _open = call;
+        std::future::pending::<()>().await;
+        Then::GoOn
+    })
+    .await;
+    let network = Network { http2: true, ..Network::default() };
+    let (connect_timeout, stall_timeout) = (Duration::from_millis(500), Duration::from_millis(300));
+    let client = CacheClient::new(ClientSettings {
+        network,
+        connect_timeout,
+        stall_timeout,
+        ..settings(&[&server.url])
+    })
+    .unwrap();
+    let uploads = (0..3).map(|_| async { client.upload(&info(9), nar(9)).await.unwrap_err() });
+    for error in futures_util::future::join_all(uploads).await {
+        let (unreachable, no_verdict) = (ErrorClass::Unreachable, ErrorClass::NoVerdict);
+        assert!([unreachable, no_verdict, ErrorClass::Transient].contains(&error.class), "{error}");
+    }
 }
