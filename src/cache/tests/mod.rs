@@ -2,6 +2,7 @@
 //! ports, waits for outcomes and not for the clock, and leaves nothing behind.
 
 mod calls;
+mod celler;
 mod connections;
 mod discovery;
 mod headers;
