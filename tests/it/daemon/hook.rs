@@ -1,10 +1,11 @@
 //! The post-build hook beside other hooks: `hook.d`, `--then`, their order, environment and status.
 
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
-use crate::support::daemon::Daemon;
+use crate::support::daemon::{Daemon, until};
 use crate::support::nix::{PrivateNix, in_chroot};
 
 /// A directory with a link `flywheel-hook`, a `hook.d`, and a log that the hooks write.
@@ -126,4 +127,61 @@ fn nix_runs_both_hooks_and_fails_a_build_whose_other_hook_fails() {
     assert_eq!(hooks.log().lines().count(), 1, "{}", hooks.log());
     hooks.add("other", 3);
     assert!(!build("refused").status.success());
+}
+
+/// Nix from 2.35 on runs the hooks of one client side by side, up to `max-jobs` of them; here more
+/// run at once than any host has jobs.
+#[test]
+fn hooks_of_many_builds_at_once_lose_nothing() {
+    const BUILDS: usize = 96;
+    let daemon = Daemon::embedded();
+    let hooks = Hooks::new();
+    // The session's anchor. It builds nothing; it runs the hooks when it is told which.
+    let script = "while read -r name; do while read -r path && [ -n \"$path\" ]; do \
+                  OUT_PATHS=$path \"$0\" & done; wait; echo \"$name\"; done";
+    let mut anchor = Command::new("sh");
+    anchor.args(["-c", script]).arg(hooks.0.path().join("flywheel-hook"));
+    anchor.env("FLYWHEEL_SOCKET", daemon.socket()).env("FLYWHEEL_HOOK_DIR", hooks.dir());
+    let mut anchor =
+        anchor.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let (mut tell, said) = (anchor.stdin.take().unwrap(), anchor.stdout.take().unwrap());
+    let mut said = BufReader::new(said).lines();
+    let session = daemon.session(&["--anchor-pid", &anchor.id().to_string()]);
+    let all = format!(
+        "builtins.genList (n: derivation {{ name = \"hooked-${{toString n}}\"; system = builtins.currentSystem; \
+         builder = \"/bin/sh\"; args = [ \"-c\" \"echo $name > $out\" ]; }}) {BUILDS}"
+    );
+    let paths = daemon.nix.build(&all);
+    assert_eq!(paths.len(), BUILDS);
+    let hooked = || -> Vec<String> {
+        let why =
+            daemon.json(&[&["why"], &paths.iter().map(String::as_str).collect::<Vec<_>>()[..]].concat());
+        let told = |path: &&serde_json::Value| path["sessions"][0]["evidence"] == "hook";
+        let told = why["paths"].as_array().unwrap().iter().filter(told);
+        told.map(|path| path["path"].as_str().unwrap().to_owned()).collect()
+    };
+    let mut waves = 0;
+    until("every hook was heard", || {
+        let heard = hooked();
+        let unheard: Vec<&String> = paths.iter().filter(|path| !heard.contains(path)).collect();
+        if unheard.is_empty() {
+            return true;
+        }
+        waves += 1;
+        tell.write_all(format!("{waves}\n").as_bytes()).unwrap();
+        for path in &unheard {
+            tell.write_all(format!("{path}\n").as_bytes()).unwrap();
+        }
+        tell.write_all(b"\n").unwrap();
+        // Each has ended, in spite of a daemon that is busy with the others.
+        assert_eq!(said.next().unwrap().unwrap(), waves.to_string());
+        eprintln!("wave {waves}: {} hooks at once", unheard.len());
+        false
+    });
+    let summary = daemon.end(&session, &[]);
+    assert_eq!((&summary["outcome"], &summary["attributed"]["hook"]), (&"complete".into(), &BUILDS.into()));
+    assert!(daemon.main().having(&paths).into_iter().all(|there| there), "{summary}");
+    drop(tell);
+    let out = anchor.wait_with_output().unwrap();
+    assert!(out.status.success() && out.stderr.is_empty(), "a hook prints nothing: {out:?}");
 }
