@@ -228,7 +228,7 @@ other_nix() {
         fi
         printf '%s: %s\n' "$suite" "$(PATH=$path:$PATH nix --version)"
         PATH=$path:$PATH cargo nextest run --locked --no-fail-fast \
-            -E 'test(/^(store|stores|nothing_lost|attribution::sessions|daemon::registrations)::/)' || status=1
+            -E 'test(/^(store|stores|nothing_lost|attribution::sessions|daemon::registrations|daemon::hook|attic_client::bootstrap)::/)' || status=1
     done
     return $status
 }
