@@ -24,6 +24,7 @@
 //! | `read` | whether Nix can read the cache |
 //! | `examine` | what each endpoint answers, for `doctor` |
 //! | `check` | whether the cache can serve a path, as Nix would fetch it |
+//! | `upstream` | whether another binary cache offers a path |
 //! | `narinfo` | a narinfo and its signature |
 //! | `decode` | decompressing and hashing a served NAR |
 
@@ -48,6 +49,7 @@ mod secrets;
 mod supplied;
 mod token;
 mod transport;
+mod upstream;
 mod wire;
 
 #[cfg(test)]
@@ -61,4 +63,5 @@ pub use error::{CacheError, ErrorClass};
 pub use network_settings::{Network, TlsFiles};
 pub use supplied::SuppliedToken;
 pub use token::{Secret, TokenSource};
+pub use upstream::Upstream;
 pub use wire::{CacheConfig, UploadInfo, Uploaded};

@@ -25,6 +25,7 @@ pub(super) struct NarInfo {
     /// Sorted.
     pub(super) references: Vec<StorePath>,
     sigs: Vec<String>,
+    is_content_addressed: bool,
 }
 
 /// A key in the format of `trusted-public-keys`.
@@ -75,7 +76,14 @@ impl NarInfo {
             nar_size: fields.nar_size.ok_or_else(|| missing("NarSize"))?,
             references,
             sigs: fields.sigs,
+            is_content_addressed: fields.ca.is_some_and(|ca| !ca.is_empty()),
         })
+    }
+
+    /// Returns whether anything but the cache's word says that the path is what it should
+    /// be. Whether the signature is valid, and its key trusted, is for its readers to say.
+    pub(super) fn is_vouched_for(&self) -> bool {
+        self.is_content_addressed || self.sigs.iter().any(|sig| sig.contains(':'))
     }
 
     /// `1;path;sha256:<base 32>;size;full references, comma separated`
@@ -128,6 +136,7 @@ struct Fields {
     nar_size: Option<u64>,
     references: String,
     sigs: Vec<String>,
+    ca: Option<String>,
 }
 
 impl Fields {
@@ -147,6 +156,7 @@ impl Fields {
             "NarHash" => self.nar_hash = hash()?,
             "NarSize" => self.nar_size = size()?,
             "References" => value.clone_into(&mut self.references),
+            "CA" => self.ca = Some(value.to_owned()),
             "Sig" => self.sigs.push(value.to_owned()),
             _ => {}
         }

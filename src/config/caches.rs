@@ -27,6 +27,7 @@ fn is_cache_name(name: &str) -> bool {
 }
 
 const MOST_ENDPOINTS: usize = 16;
+const MOST_UPSTREAMS: usize = 8;
 /// The default `stall_timeout`: longer than a busy server takes to answer, and shorter
 /// than proxies wait for a server.
 const STALL: Duration = Duration::from_secs(60);
@@ -93,6 +94,7 @@ fn from_environment(
             engine,
             stall_timeout: STALL,
             trust_api_endpoint: false,
+            upstream_check: Vec::new(),
             network: Network::default(),
         };
         return Ok(("main".to_owned(), cache));
@@ -120,6 +122,7 @@ fn from_environment(
             engine,
             stall_timeout: STALL,
             trust_api_endpoint: false,
+            upstream_check: Vec::new(),
             network: Network::default(),
         },
     ))
@@ -203,6 +206,7 @@ fn cache(
     let engine = own_engine.unwrap_or(engine);
     let trust_api_endpoint = raw.trust_api_endpoint.as_ref().is_some_and(|at| at.value);
     let network = keys.network(warnings)?;
+    let upstream_check = upstream_check(merged, name, raw)?;
     Ok(Cache {
         cache: on_server.to_owned(),
         target,
@@ -211,6 +215,7 @@ fn cache(
         engine,
         stall_timeout,
         trust_api_endpoint,
+        upstream_check,
         network,
     })
 }
@@ -244,6 +249,29 @@ fn target(merged: &Merged, name: &str, at: &At<OneOrMany>) -> Result<Target, Con
         urls.push(url);
     }
     Ok(Target::Remote(urls))
+}
+
+/// Validates the URLs of the upstream caches that are asked for paths.
+fn upstream_check(merged: &Merged, name: &str, raw: &RawCache) -> Result<Vec<String>, ConfigError> {
+    let key = format!("caches.{name}.upstream_check");
+    let Some(at) = &raw.upstream_check else { return Ok(Vec::new()) };
+    if at.value.len() > MOST_UPSTREAMS {
+        let (found, expected) =
+            (format!("{key}: found {} of them", at.value.len()), format!("at most {MOST_UPSTREAMS}"));
+        return Err(ConfigError::invalid(merged.place(&at.spot), found, expected));
+    }
+    let mut urls = Vec::new();
+    for item in &at.value {
+        let place = || merged.place_in(&at.spot, &item.span());
+        let url = endpoint::parse(item.get_ref()).map_err(|found| {
+            ConfigError::invalid(place(), format!("{key}: {found}"), "a URL like \"https://cache.nixos.org\"")
+        })?;
+        if urls.contains(&url) {
+            return Err(ConfigError::invalid(place(), format!("{key}: found {url:?} twice"), "each once"));
+        }
+        urls.push(url);
+    }
+    Ok(urls)
 }
 
 /// Warns of settings that may disclose the token.

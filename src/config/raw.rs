@@ -97,6 +97,7 @@ table! {
         engine: Option<At<String>>,
         stall_timeout: Option<At<Period>>,
         trust_api_endpoint: Option<At<bool>>,
+        upstream_check: Option<At<Vec<Spanned<String>>>>,
         ca_file: Option<At<String>>,
         client_cert: Option<At<String>>,
         client_key: Option<At<String>>,

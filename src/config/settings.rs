@@ -152,6 +152,9 @@ pub struct Cache {
     pub stall_timeout: Duration,
     /// Whether tokens may go to hosts that the server names and that no endpoint has.
     pub trust_api_endpoint: bool,
+    /// The URLs of the binary caches that are asked whether they have a path that was
+    /// copied to this host.
+    pub upstream_check: Vec<String>,
     /// How requests get to the cache.
     pub network: Network,
 }

@@ -71,6 +71,7 @@ fn nothing_at_all_is_the_embedded_cache() {
             engine: Engine::Native,
             stall_timeout: std::time::Duration::from_secs(60),
             trust_api_endpoint: false,
+            upstream_check: Vec::new(),
             network: Network::default()
         }
     );
@@ -471,7 +472,7 @@ fn what_is_wrong_is_said() {
     let url = "expected a URL like \"https://attic.example.com\"";
     let cases: Vec<(String, String)> = vec![
         ("sokcet = \"/a\"".into(), "1:1: unknown field `sokcet`, expected one of `socket`, `state_dir`, `default_cache`, `admins`, `nix`, `caches`, `embedded`, `metrics`, `push`, `client`, `drain`, `history`, `route` (did you mean `socket`?)".into()),
-        (main_with("token = \"s3cret\""), "3:1: unknown field `token`, expected one of `endpoints`, `cache`, `token_file`, `pull_token_file`, `engine`, `stall_timeout`, `trust_api_endpoint`, `ca_file`, `client_cert`, `client_key`, `headers_file`, `token_command`, `token_command_timeout`, `proxy`, `proxy_file`, `http2` (did you mean `token_file`?)".into()),
+        (main_with("token = \"s3cret\""), "3:1: unknown field `token`, expected one of `endpoints`, `cache`, `token_file`, `pull_token_file`, `engine`, `stall_timeout`, `trust_api_endpoint`, `upstream_check`, `ca_file`, `client_cert`, `client_key`, `headers_file`, `token_command`, `token_command_timeout`, `proxy`, `proxy_file`, `http2` (did you mean `token_file`?)".into()),
         ("[drain]\nx = 1".into(), "2:1: unknown field `x`, expected `timeout`".into()),
         ("[limits]".into(), "1:2: unknown field `limits`, expected one of `socket`, `state_dir`, `default_cache`, `admins`, `nix`, `caches`, `embedded`, `metrics`, `push`, `client`, `drain`, `history`, `route`".into()),
         ("socket = 3".into(), "1:10: invalid type: integer `3`, expected a string".into()),

@@ -3,7 +3,10 @@
 //! The types in this file belong to the receiver. A room that reports something
 //! names them; they name no room of the daemon.
 
+use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::cache::{CacheError, Discovered, Uploaded};
 use crate::flow::NewPush;
@@ -105,13 +108,23 @@ pub(super) struct FoundPath {
     pub(super) nar_size: u64,
 }
 
+/// The answer of an upstream cache that it has a path.
+#[derive(Debug, Clone)]
+pub(super) struct UpstreamAnswer {
+    /// Its URL.
+    pub(super) upstream: Arc<str>,
+    /// When it was asked.
+    pub(super) asked_at: Instant,
+}
+
 /// How an upload ended.
 #[derive(Debug)]
 pub(super) enum UploadEnd {
     /// The cache confirmed the path. The number is the NAR's size in bytes.
     Confirmed(Uploaded, u64),
-    /// The path has a signature of an upstream cache's key, so it was not sent.
-    InUpstream,
+    /// An upstream cache has the path, so it was not sent: by the path's signature, or by
+    /// this answer of it.
+    InUpstream(Option<UpstreamAnswer>),
     /// The path came into the cache from elsewhere while it was being sent.
     Arrived,
     /// The path is not valid any more.

@@ -3,7 +3,7 @@
 
 use super::cache::ASK_MOST;
 use super::event::{Action, Cause, Failure, Outcome};
-use super::push::Phase;
+use super::push::{Phase, Recorded};
 use super::retry::{Backoff, bounded};
 use super::step::Flow;
 use crate::types::{CacheId, Mono, PushId};
@@ -62,18 +62,25 @@ impl Flow {
     }
 
     /// Handles that the cache does not have these: the ledger records those that it
-    /// once had as deleted, and older confirmations of this cache count no longer.
+    /// once had as deleted, and older confirmations of this cache count no longer. Those
+    /// that an upstream cache had are wanted from now on, and nothing else follows.
     fn deleted(&mut self, cache_id: CacheId, missing: &[PushId], asked_at: Mono) {
-        let mut deleted = Vec::new();
+        let mut wanted = Vec::new();
+        let mut was_deleted = false;
         for &id in missing {
             if let Some(push) = self.pushes.get_mut(&id)
                 && push.phase == Phase::Asking
-                && std::mem::take(&mut push.recheck)
+                && let Some(recorded) = push.recheck.take()
             {
-                deleted.push(id);
+                was_deleted |= recorded == Recorded::InCache;
+                wanted.push(id);
             }
         }
-        if deleted.is_empty() {
+        if wanted.is_empty() {
+            return;
+        }
+        self.out.push(Action::Wanted(wanted));
+        if !was_deleted {
             return;
         }
         for push in self.pushes.values_mut().filter(|push| push.cache == cache_id) {
@@ -81,7 +88,6 @@ impl Flow {
                 push.closure_at = None;
             }
         }
-        self.out.push(Action::Wanted(deleted));
         self.out.push(Action::Distrust(cache_id));
     }
 

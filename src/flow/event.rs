@@ -33,6 +33,10 @@ pub(crate) enum Purpose {
     /// The ledger has the path as confirmed; the cache is asked whether it still
     /// has it. Without the path the push becomes [`Purpose::Wanted`].
     Recheck,
+    /// The ledger has the path as in an upstream cache, by that cache's own answer. Without
+    /// the path in this cache the push becomes [`Purpose::Wanted`], and that says nothing
+    /// about what this cache deletes.
+    Upstream,
     /// It failed before the daemon started: it waits for [`Event::Retry`].
     Failed,
 }
@@ -72,8 +76,9 @@ pub(crate) enum Event {
     /// A request without content, a probe or a query, took this long. The first
     /// duration tells how far away the cache is.
     RoundTrip(CacheId, Duration),
-    /// An upload turned out to be unnecessary: an upstream cache has the path.
-    InUpstream(PushId),
+    /// An upload turned out to be unnecessary: an upstream cache has the path, as of this
+    /// time.
+    InUpstream(PushId, Mono),
     /// An upload was broken off: the cache has the path from elsewhere by now.
     Arrived(PushId),
     /// An upload failed.
@@ -194,8 +199,9 @@ pub(crate) enum Action {
     Confirmed(PushId, Mono),
     /// A push settled and is no longer known here.
     Settled(PushId, Outcome),
-    /// The cache does not have the paths of these [`Purpose::Recheck`] pushes any more,
-    /// or nobody waits until it is known: they are [`Purpose::Wanted`] now.
+    /// The cache does not have the paths of these [`Purpose::Recheck`] or
+    /// [`Purpose::Upstream`] pushes, or nobody waits until it is known: they are
+    /// [`Purpose::Wanted`] now.
     Wanted(Vec<PushId>),
     /// The cache has deleted paths: what is remembered of it counts no longer.
     Distrust(CacheId),

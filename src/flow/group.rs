@@ -80,7 +80,7 @@ impl Flow {
         let mut pending = Vec::new();
         for &id in &group.pushes {
             if let Some(push) = self.pushes.get_mut(&id)
-                && std::mem::take(&mut push.recheck)
+                && push.recheck.take().is_some()
             {
                 pending.push(id);
             }

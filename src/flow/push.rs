@@ -29,6 +29,15 @@ pub(super) enum Phase {
     Failed(Cause),
 }
 
+/// What the ledger has of a push whose cache is asked again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Recorded {
+    /// See [`Purpose::Recheck`](super::event::Purpose::Recheck).
+    InCache,
+    /// See [`Purpose::Upstream`](super::event::Purpose::Upstream).
+    InUpstream,
+}
+
 /// A push that is not settled.
 #[derive(Debug)]
 pub(super) struct Push {
@@ -52,8 +61,8 @@ pub(super) struct Push {
     pub(super) attempts: u32,
     /// Whether the path was read again because of [`Failure::Mismatch`](super::Failure::Mismatch).
     pub(super) mismatched: bool,
-    /// Whether the ledger has it as confirmed, see [`Purpose::Recheck`](super::event::Purpose).
-    pub(super) recheck: bool,
+    /// What the ledger has of it, if that is to be confirmed again.
+    pub(super) recheck: Option<Recorded>,
     /// When the oldest confirmation was asked for among the settled part of its
     /// closure. `None`: that is not known.
     pub(super) closure_at: Option<Mono>,

@@ -110,7 +110,7 @@ impl Flow {
                 continue;
             }
             push.phase = Phase::Failed(cause);
-            if std::mem::take(&mut push.recheck) {
+            if push.recheck.take().is_some() {
                 self.out.push(Action::Wanted(vec![id]));
             }
             let sessions = push.sessions.clone();

@@ -8,7 +8,7 @@ use super::concurrency::ConcurrencyLimit;
 use super::event::{Action, Cause, Event, Failure, NewPush, Outcome, Purpose};
 use super::fair_queue::NOBODY;
 use super::group::PushGroup;
-use super::push::{Phase, Push};
+use super::push::{Phase, Push, Recorded};
 use super::referrers::Referrers;
 use super::retry::{Backoff, Rng, bounded};
 use crate::types::{CacheId, Mono, PushId, SessionId};
@@ -102,7 +102,7 @@ impl Flow {
                     cache.concurrency.round_trip(took);
                 }
             }
-            Event::InUpstream(id) => self.uploaded(id, Outcome::Upstream, Duration::ZERO, now),
+            Event::InUpstream(id, at) => self.in_upstream(id, at),
             Event::Arrived(id) => self.uploaded(id, Outcome::Cached, Duration::ZERO, now),
             Event::UploadFailed(id, failure) => self.upload_failed(id, failure, now),
             Event::Collected(id) => {
@@ -253,7 +253,11 @@ impl Flow {
             round: 0,
             attempts: 0,
             mismatched: false,
-            recheck: new.purpose == Purpose::Recheck,
+            recheck: match new.purpose {
+                Purpose::Recheck => Some(Recorded::InCache),
+                Purpose::Upstream => Some(Recorded::InUpstream),
+                Purpose::Wanted | Purpose::Failed => None,
+            },
             closure_at: new.closure_at,
             ask_after: new.ask_after,
             upload_at: Mono(0),
@@ -316,6 +320,13 @@ impl Flow {
             }
             let at = self.pushes.get(&id).map_or(now, |push| push.upload_at);
             self.settle(id, outcome, at);
+        }
+    }
+
+    /// Settles a push whose path an upstream cache has, as of `at`.
+    fn in_upstream(&mut self, id: PushId, at: Mono) {
+        if self.leave_upload(id).is_some() {
+            self.settle(id, Outcome::Upstream, at);
         }
     }
 

@@ -139,6 +139,8 @@ kinds! {
     TOKEN_RENEWED = "3677b5e0b31f4a5cac6e1e6b9c037251", INFO, [cache];
     /// The program that gives a cache's token gave none.
     TOKEN_COMMAND_FAILED = "eabad460739543198fcf189cb4b10f0d", WARN, [cache, error];
+    /// An upstream cache cannot be asked whether it has paths.
+    UPSTREAM_CHECK_FAILED = "0d6527b3437f4c8e818c9ae217459363", WARN, [cache, upstream, error];
     /// A token expires soon.
     TOKEN_EXPIRES = "712ea8a58fa045dc91a4bfa5aa085347", WARN, [cache, expires];
     /// The built-in cache serves requests.

@@ -90,7 +90,7 @@ pub struct Summary {
     pub pushed: u64,
     /// Paths that the cache had already.
     pub already_cached: u64,
-    /// Paths that an upstream cache has, by their signatures.
+    /// Paths that an upstream cache has, by their signatures or by its own answer.
     pub upstream: u64,
     /// Paths that have failed; at most [`super::MAX_FAILED`] are listed.
     pub failed: Vec<Failed>,

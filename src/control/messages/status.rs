@@ -138,7 +138,7 @@ pub struct PathCounts {
     pub pushed: u64,
     /// Paths that the cache had already.
     pub already_cached: u64,
-    /// Paths that an upstream cache has, by their signatures.
+    /// Paths that an upstream cache has, by their signatures or by its own answer.
     pub upstream: u64,
     /// Paths that were deleted from the store before they were pushed.
     pub collected: u64,

@@ -153,13 +153,13 @@ impl Setup {
         let mut uploads = Vec::new();
         for (push, info) in pushes.into_iter().zip(self.transfers.store().infos(paths).await) {
             match info {
-                Ok(Some(info)) if self.target.upstream_keys.have_signed(&info) => {
-                    self.report(push, UploadEnd::InUpstream, begun).await;
-                }
-                Ok(Some(info)) => {
-                    self.transfers.begin_by_attic(push, begun);
-                    uploads.push(Upload { push, info });
-                }
+                Ok(Some(info)) => match self.target.in_upstream(&info, self.transfers.store().dir()).await {
+                    Some(end) => self.report(push, end, begun).await,
+                    None => {
+                        self.transfers.begin_by_attic(push, begun);
+                        uploads.push(Upload { push, info });
+                    }
+                },
                 Ok(None) => self.report(push, UploadEnd::Collected, begun).await,
                 Err(reason) => self.report(push, UploadEnd::Unreadable(reason), begun).await,
             }

@@ -104,6 +104,7 @@ impl Cache {
             name: self.client().cache().clone(),
             api: self.api(),
             upstream_keys: self.upstream_keys.clone(),
+            upstream_check: self.connection.upstream_check().clone(),
         }
     }
 

@@ -2,13 +2,15 @@
 //! Must not know whether it answers.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
 use super::BuiltIn;
-use crate::cache::{CacheClient, ClientSettings, Network, SuppliedToken, TlsFiles, TokenSource};
+use crate::cache::{CacheClient, ClientSettings, Network, SuppliedToken, TlsFiles, TokenSource, Upstream};
 use crate::config::{self, Cache, Jobs, Settings, Target, Token, TokenCommand};
 use crate::daemon::attic::CacheLogin;
+use crate::daemon::push::UpstreamCheck;
 use crate::flow::CacheLimits;
 use crate::types::CacheName;
 
@@ -31,12 +33,18 @@ pub(in crate::daemon) struct Connection {
     token_file: Option<PathBuf>,
     /// The program that gives the token, if one does.
     token_command: Option<TokenCommand>,
+    upstream_check: UpstreamCheck,
 }
 
 impl Connection {
     /// The connection of a configured cache. Reads its token. Fails when the
     /// configuration cannot be used, not when the cache does not answer.
-    pub(in crate::daemon) fn new(name: &str, cache: &Cache, built_in: Option<&BuiltIn>) -> Result<Self> {
+    pub(in crate::daemon) fn new(
+        name: &str,
+        cache: &Cache,
+        recheck_after: Duration,
+        built_in: Option<&BuiltIn>,
+    ) -> Result<Self> {
         let (endpoints, token) = match (&cache.target, built_in) {
             (Target::Embedded, Some(at)) => {
                 (vec![at.url()], TokenSource::File(at.push_token_file().to_owned()))
@@ -72,12 +80,16 @@ impl Connection {
         }
         let client = CacheClient::new(settings).with_context(|| format!("the cache {name}"))?;
         let login = CacheLogin { name: name.to_owned(), client, first_endpoint, token };
-        Ok(Self { login, token_file, token_command })
+        let upstream = |url: &String| Ok((url.clone(), Upstream::new(url, nix_certificates())?));
+        let upstreams: Result<Vec<_>> = cache.upstream_check.iter().map(upstream).collect();
+        let upstream_check = UpstreamCheck::new(name, upstreams?, recheck_after);
+        Ok(Self { login, token_file, token_command, upstream_check })
     }
 
     /// The connections of all configured caches.
     pub(in crate::daemon) fn all(settings: &Settings, built_in: Option<&BuiltIn>) -> Result<Vec<Self>> {
-        settings.caches.iter().map(|(name, cache)| Self::new(name, cache, built_in)).collect()
+        let recheck_after = settings.push.recheck_after;
+        settings.caches.iter().map(|(name, cache)| Self::new(name, cache, recheck_after, built_in)).collect()
     }
 
     /// The cache's name in the configuration.
@@ -98,9 +110,20 @@ impl Connection {
         self.token_command.as_ref()
     }
 
+    /// The upstream caches that are asked for the cache's paths.
+    pub(in crate::daemon) fn upstream_check(&self) -> &UpstreamCheck {
+        &self.upstream_check
+    }
+
     pub(super) fn token_file(&self) -> Option<&Path> {
         self.token_file.as_deref()
     }
+}
+
+/// The file with the certificates that Nix trusts, if the environment names one.
+/// `$SSL_CERT_FILE` is read with the system's certificates.
+fn nix_certificates() -> Option<PathBuf> {
+    std::env::var_os("NIX_SSL_CERT_FILE").map(PathBuf::from)
 }
 
 /// How requests get to a cache with these settings.
@@ -108,8 +131,7 @@ fn network(settings: &config::Network) -> Network {
     let tls = &settings.tls;
     Network {
         tls: TlsFiles {
-            // $SSL_CERT_FILE is read with the system's certificates.
-            ca: tls.ca_file.clone().or_else(|| std::env::var_os("NIX_SSL_CERT_FILE").map(PathBuf::from)),
+            ca: tls.ca_file.clone().or_else(nix_certificates),
             cert: tls.client_cert.clone(),
             key: tls.client_key.clone(),
         },

@@ -160,6 +160,11 @@ pub(super) struct Driver {
     began: Instant,
 }
 
+/// The moment on the decisions' clock, which began at `began`.
+fn mono(began: Instant, at: Instant) -> Mono {
+    Mono(u64::try_from(at.saturating_duration_since(began).as_millis()).unwrap_or(u64::MAX))
+}
+
 impl Driver {
     pub(super) fn new(parts: Parts) -> Self {
         Self {
@@ -257,7 +262,7 @@ impl Driver {
     }
 
     fn now(&self) -> Mono {
-        Mono(u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX))
+        mono(self.began, Instant::now())
     }
 
     /// When something is due next: a decision, a caller's deadline, or the end.
@@ -288,7 +293,7 @@ impl Driver {
             Input::Found { cache, pushes, paths, reasons, retry } => {
                 let of = |purpose| pushes.iter().filter(move |p| p.purpose == purpose).map(|p| p.id);
                 let wanted: Vec<PushId> = of(Purpose::Wanted).collect();
-                let rechecks = of(Purpose::Recheck).collect();
+                let rechecks = of(Purpose::Recheck).chain(of(Purpose::Upstream)).collect();
                 self.parts.pushes.add(cache, paths, reasons, &wanted, &rechecks);
                 self.step(Event::Admit { cache, pushes });
                 if retry {

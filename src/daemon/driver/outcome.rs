@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Driver, Parts};
+use super::{Driver, Parts, mono};
 use crate::cache::{CacheError, Discovered};
 use crate::daemon::inbox::UploadEnd;
-use crate::daemon::push::{Audience, Listener, failure_of};
+use crate::daemon::push::{Audience, Listener, Times, failure_of};
 use crate::flow::{BreakerState, Cause, Event, Outcome};
 use crate::observe::{detail, event};
 use crate::types::{CacheId, PushId, SessionId};
@@ -48,9 +48,14 @@ impl Driver {
             UploadEnd::Failed(error, _) => metrics.failed(&name, error.class.as_str()),
             UploadEnd::Engine(_) => metrics.failed(&name, "engine"),
             UploadEnd::Unreadable(_) => metrics.failed(&name, "nix-database"),
-            UploadEnd::InUpstream | UploadEnd::Arrived | UploadEnd::Collected => {}
+            UploadEnd::InUpstream(_) | UploadEnd::Arrived | UploadEnd::Collected => {}
         }
-        let event = pushes.uploaded(push, result, took, &name, &mut caches[cache].tally, &audience);
+        let true_at = match &result {
+            UploadEnd::InUpstream(Some(answer)) => mono(self.began, answer.asked_at),
+            _ => mono(self.began, Instant::now()),
+        };
+        let times = Times { took, true_at };
+        let event = pushes.uploaded(push, result, times, &name, &mut caches[cache].tally, &audience);
         if let Some(event) = event {
             self.step(event);
         }

@@ -189,6 +189,7 @@ pub(in crate::daemon) fn policy(settings: &Arc<Settings>, caches: &Caches, peopl
     let known = |cache: &Cache| IntakeCache {
         name: cache.name().to_owned(),
         upstream_keys: cache.upstream_keys().clone(),
+        asks_upstreams: cache.connection().upstream_check().is_on(),
     };
     PushPolicy {
         filter: settings.push.filter.clone(),
@@ -207,8 +208,9 @@ fn prepare(
 ) -> Result<Ready, String> {
     let change = Change::new(old, load().map_err(|e| e.to_string())?);
     let changed = change.settings.caches.iter().filter(|(name, cache)| old.caches.get(*name) != Some(*cache));
-    let connections: Result<Vec<_>> =
-        changed.map(|(name, cache)| Connection::new(name, cache, built_in)).collect();
+    let connections: Result<Vec<_>> = changed
+        .map(|(name, cache)| Connection::new(name, cache, change.settings.push.recheck_after, built_in))
+        .collect();
     let connections = connections.map_err(|e| format!("{e:#}"))?;
     let same = clients.into_iter().filter(|(name, _)| connections.iter().all(|c| c.name() != name));
     let tokens = read_tokens(same);

@@ -61,6 +61,7 @@ impl Driver {
                 .map(|known| pull_token(known, settings, built_in))
                 .unwrap_or_default(),
             upstream_keys: cache.upstream_keys().clone(),
+            upstream_check: cache.connection().upstream_check().clone(),
         };
         let store = self.parts.transfers.store().clone();
         let question = Question {

@@ -8,6 +8,7 @@ use super::Driver;
 use crate::control::messages::{ErrorCode, PathStory, PushStory, Reply, SessionRef};
 use crate::control::server::{Peer, Responder};
 use crate::daemon::intake::{UNKNOWN, left_out_by};
+use crate::daemon::push::UPSTREAM;
 use crate::daemon::sessions::{Sight, evidence_word, outcome_word};
 use crate::ledger::{LedgerError, PushHistory, PushState};
 use crate::store::PathInfo;
@@ -143,10 +144,18 @@ impl Known {
                     });
                 }
             }
+            let (upstream, error, class) = match push.error_class {
+                Some(class) if class == UPSTREAM => (push.error, None, None),
+                class => (None, push.error, class),
+            };
             // Reasons are for the users whose sessions the path belongs to.
-            let (error, class) = if visible { (push.error, push.error_class) } else { (None, None) };
+            let (error, class) = if visible { (error, class) } else { (None, None) };
+            let next = match (push.state, upstream) {
+                (PushState::Upstream, upstream) => Some(in_upstream(&push.cache, upstream)),
+                (state, _) => next(state, &push.cache, &story.path, error.is_some(), self.left_out_by, held),
+            };
             story.pushes.push(PushStory {
-                next: next(push.state, &push.cache, &story.path, error.is_some(), self.left_out_by, held),
+                next,
                 cache: push.cache,
                 state: push.state.word().to_owned(),
                 attempts: push.attempts,
@@ -164,6 +173,18 @@ impl Known {
         let waits = self.waits.filter(|(uid, _)| sight.sees(*uid));
         story.summary = summary(&story, waits, stuck, self.left_out_by);
         story
+    }
+}
+
+/// Why a path that an upstream cache has is not pushed. `upstream`: the URL of the one that
+/// has answered so.
+fn in_upstream(cache: &str, upstream: Option<String>) -> String {
+    match upstream {
+        Some(url) => format!(
+            "it is not pushed, because the upstream cache {url} has it with the same content ([caches.{cache}] \
+             upstream_check)"
+        ),
+        None => format!("it is not pushed, because an upstream cache of {cache} has it, by its signature"),
     }
 }
 

@@ -154,11 +154,10 @@ impl Intake {
             let purpose = match state {
                 PushState::Pending | PushState::Uploading => Purpose::Wanted,
                 PushState::Failed => Purpose::Failed,
-                PushState::Pushed
-                | PushState::Cached
-                | PushState::Upstream
-                | PushState::Skipped
-                | PushState::Collected => Purpose::Recheck,
+                PushState::Upstream => Purpose::Upstream,
+                PushState::Pushed | PushState::Cached | PushState::Skipped | PushState::Collected => {
+                    Purpose::Recheck
+                }
             };
             pushes.push(new(info, *id, purpose, sessions.clone()));
             paths.push(place(info, *id, *seen_at));

@@ -90,6 +90,9 @@ pub(in crate::daemon) struct PushPolicy {
 pub(in crate::daemon) struct IntakeCache {
     pub(in crate::daemon) name: String,
     pub(in crate::daemon) upstream_keys: UpstreamKeys,
+    /// Whether upstream caches are asked for its paths, so that what they have is
+    /// known for a time only.
+    pub(in crate::daemon) asks_upstreams: bool,
 }
 
 /// A place for a new [`PushPolicy`]. The intake takes it at its next turn, before any work

@@ -42,7 +42,7 @@ impl Intake {
             (named, invalid) = self.rows_of(&naming.paths)?;
         }
         // Read before the named paths are taken in, which belong to the session after that.
-        let others = self.paths_of(session)?;
+        let others = self.paths_of(session, cache)?;
         let mut named_plan = |this: &Self, info: PathInfo| {
             let sessions = vec![(session, Evidence::Closure)];
             PlannedPush { state: this.wanted(cache, &info), info, sessions, waits: None, route: None }
@@ -155,10 +155,12 @@ impl Intake {
     }
 
     /// Returns the session's paths that its answer counts as in the cache, or would if they
-    /// arrived there: those that the ledger has as pushed, already cached or pending. The
+    /// arrived there: those that the ledger has as pushed, already cached or pending, and as
+    /// in an upstream cache if the upstream caches of `cache` are asked. The
     /// closure of a pending one was confirmed at some time before, and the session may wait
     /// for it only in the ledger: it came back as another session's reference.
-    fn paths_of(&self, session: i64) -> Result<Vec<StorePath>, IntakeError> {
+    fn paths_of(&self, session: i64, cache: u16) -> Result<Vec<StorePath>, IntakeError> {
+        let asks_upstreams = self.policy.caches[usize::from(cache)].asks_upstreams;
         let (mut paths, mut after) = (Vec::new(), 0);
         loop {
             let items = self.ledger.session_pushes(session, after, ITEMS)?;
@@ -166,7 +168,8 @@ impl Intake {
             after = last.push;
             let counts = |outcome| match outcome {
                 Outcome::Pushed | Outcome::AlreadyCached | Outcome::Pending => true,
-                Outcome::Upstream | Outcome::Failed | Outcome::Skipped | Outcome::Collected => false,
+                Outcome::Upstream => asks_upstreams,
+                Outcome::Failed | Outcome::Skipped | Outcome::Collected => false,
             };
             let items = items.iter().filter(|item| counts(item.outcome));
             paths.extend(items.filter_map(|item| StorePath::parse(&item.path).ok()));

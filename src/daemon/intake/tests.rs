@@ -58,7 +58,11 @@ fn intake_with(top: &Path, routes: Vec<Route>) -> (Intake, tokio::sync::mpsc::Re
             filter: settings.push.filter.clone(),
             default_cache: CacheId(0),
             routes: Routes::new(Arc::clone(&settings), vec!["main".to_owned()], People::of(&settings, || ())),
-            caches: vec![IntakeCache { name: "main".to_owned(), upstream_keys: UpstreamKeys::default() }],
+            caches: vec![IntakeCache {
+                name: "main".to_owned(),
+                upstream_keys: UpstreamKeys::default(),
+                asks_upstreams: false,
+            }],
         },
         new_policy: NewPolicy::default(),
         undecided: UndecidedPaths::default(),

@@ -16,17 +16,19 @@ mod simulated;
 mod store_reader;
 mod target;
 mod transfer;
+mod upstream_check;
 mod upstream_keys;
 
 pub(super) use cache_api::CacheApi;
-pub(super) use outcome::{Audience, Listener, Tally, failure_of};
+pub(super) use outcome::{Audience, Listener, Tally, Times, failure_of};
 pub(super) use pushes::Pushes;
 pub(super) use rate::Rate;
-pub(super) use records::collected;
+pub(super) use records::{UPSTREAM, collected};
 pub(super) use settlements::{Settlement, Settlements};
 #[cfg(test)]
 pub(super) use simulated::{Board, CacheCall, SimulatedCache};
 pub(super) use store_reader::StoreReader;
 pub(super) use target::Target;
 pub(super) use transfer::Transfers;
+pub(super) use upstream_check::UpstreamCheck;
 pub(super) use upstream_keys::UpstreamKeys;

@@ -14,7 +14,7 @@ use crate::control::messages::PathCounts;
 use crate::daemon::inbox::UploadEnd;
 use crate::flow::{Cause, Event, Failure, Outcome};
 use crate::observe::event;
-use crate::types::{PushId, SessionId, Wall, millis};
+use crate::types::{Mono, PushId, SessionId, Wall, millis};
 
 /// What has become of the pushes to one cache since the daemon started.
 #[derive(Debug, Default)]
@@ -60,6 +60,14 @@ impl Audience {
     }
 }
 
+/// When an upload ran, and since when what came of it is known.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::daemon) struct Times {
+    pub(in crate::daemon) took: Duration,
+    /// The time as of which the path is in an upstream cache, if it is.
+    pub(in crate::daemon) true_at: Mono,
+}
+
 /// How long ago that was, in ms; 0 when it is not known.
 fn millis_since(at: i64) -> u64 {
     if at > 0 { u64::try_from(Wall::now().0 - at).unwrap_or(0) } else { 0 }
@@ -98,7 +106,7 @@ impl Pushes {
         &mut self,
         id: PushId,
         result: UploadEnd,
-        took: Duration,
+        Times { took, true_at }: Times,
         name: &str,
         tally: &mut Tally,
         audience: &Audience,
@@ -158,7 +166,10 @@ impl Pushes {
                 }
                 Event::Uploaded(id, took)
             }
-            UploadEnd::InUpstream => Event::InUpstream(id),
+            UploadEnd::InUpstream(answer) => {
+                push.upstream = answer.map(|answer| answer.upstream);
+                Event::InUpstream(id, true_at)
+            }
             UploadEnd::Arrived => Event::Arrived(id),
             UploadEnd::Collected => Event::Collected(id),
             UploadEnd::Unreadable(reason) => {
@@ -220,6 +231,12 @@ impl Pushes {
             };
             self.log.add(&occurrence, audience, Instant::now());
         }
+        self.ledger
+            .settle(id, records::settled(outcome, push.upstream.as_deref(), push.attempts, push.steps));
+        if outcome == Outcome::Upstream && push.was_confirmed {
+            // It was counted then.
+            return None;
+        }
         let counts = &mut tally.counts;
         *match outcome {
             Outcome::Pushed => &mut counts.pushed,
@@ -227,7 +244,6 @@ impl Pushes {
             Outcome::Upstream => &mut counts.upstream,
             Outcome::Collected => &mut counts.collected,
         } += 1;
-        self.ledger.settle(id, records::settled(outcome, push.attempts, push.steps));
         (push.seen_at > 0).then(|| Duration::from_millis(millis_since(push.seen_at)))
     }
 

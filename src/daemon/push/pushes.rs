@@ -25,6 +25,8 @@ pub(super) struct Push {
     nar_size: u64,
     /// The ledger has it as confirmed, and the cache is asked whether that is still so.
     pub(super) recheck: bool,
+    /// The ledger had it as confirmed when it was taken in.
+    pub(super) was_confirmed: bool,
     /// Whether one protection from garbage collection is this push's.
     pub(super) protected: bool,
     /// When the cache was asked that has its whole closure.
@@ -32,6 +34,8 @@ pub(super) struct Push {
     /// When it was taken in, in ms since 1970; 0 if it is not known.
     pub(super) seen_at: i64,
     pub(super) steps: Steps,
+    /// The upstream cache that has answered that it has the path.
+    pub(super) upstream: Option<Arc<str>>,
     /// The number of uploads so far.
     pub(super) attempts: u32,
     /// The last error. Thousands of pushes may share one.
@@ -103,10 +107,12 @@ impl Pushes {
                 row,
                 nar_size,
                 recheck,
+                was_confirmed: recheck,
                 protected: false,
                 confirmed: None,
                 seen_at,
                 steps: Steps::default(),
+                upstream: None,
                 attempts: 0,
                 error: None,
             };

@@ -114,9 +114,9 @@ impl Transfers {
         let _ = self.out.send(Input::Uploaded { push, result, took: begun.elapsed() }).await;
     }
 
-    /// Asks which of these paths the cache lacks.
+    /// Asks which of these paths the cache lacks, and whether its upstream caches have those.
     pub(in crate::daemon) fn ask(&self, target: Target, pushes: Vec<(PushId, StorePath)>) {
-        let out = self.out.clone();
+        let (out, store) = (self.out.clone(), self.store.clone());
         tokio::spawn(async move {
             let hashes = pushes.iter().map(|(_, path)| path.hash_part().to_owned()).collect();
             let begun = Instant::now();
@@ -125,6 +125,14 @@ impl Transfers {
             // The first question makes the client look for the cache. The upstream
             // keys must be known before anything is uploaded.
             target.note_upstream_keys();
+            if let Ok(missing) = &result
+                && target.upstream_check.is_on()
+            {
+                let paths = pushes.iter().map(|(_, path)| path).filter(|p| missing.contains(p.hash_part()));
+                let infos = store.infos(paths.cloned().collect()).await;
+                let infos = infos.into_iter().filter_map(|info| info.ok().flatten()).collect();
+                target.upstream_check.learn(infos, store.dir()).await;
+            }
             let result = result.map(|missing| {
                 pushes.iter().filter(|(_, p)| missing.contains(p.hash_part())).map(|(id, _)| *id).collect()
             });
@@ -177,8 +185,8 @@ impl Transfers {
             Ok(None) => return UploadEnd::Collected,
             Err(reason) => return UploadEnd::Unreadable(reason),
         };
-        if target.upstream_keys.have_signed(&info) {
-            return UploadEnd::InUpstream;
+        if let Some(end) = target.in_upstream(&info, self.store.dir()).await {
+            return end;
         }
         let upload = upload_info(target.name.clone(), self.store.dir(), &info);
         let nar = match small {

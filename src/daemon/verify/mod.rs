@@ -17,8 +17,9 @@ use crate::cache::{
     CacheClient, CacheError, ErrorClass, Expected, Fault, FaultKind, Substituter, TokenSource,
 };
 use crate::control::messages::{MAX_PROBLEMS, Problem, Verification};
-use crate::daemon::push::{StoreReader, UpstreamKeys};
+use crate::daemon::push::{StoreReader, UpstreamCheck, UpstreamKeys};
 use crate::observe::event;
+use crate::store::PathInfo;
 use crate::types::{StorePath, millis};
 
 /// Paths that are fetched at a time. A decompressor takes 128 MiB at most.
@@ -35,6 +36,8 @@ pub(in crate::daemon) struct Source {
     pub(in crate::daemon) pull: TokenSource,
     /// The keys of its upstream caches.
     pub(in crate::daemon) upstream_keys: UpstreamKeys,
+    /// The upstream caches that are asked.
+    pub(in crate::daemon) upstream_check: UpstreamCheck,
 }
 
 /// A path in a cache.
@@ -57,7 +60,7 @@ struct Checked {
 enum Finding {
     /// It is as it should be. How many bytes were fetched.
     Good(u64),
-    /// The cache lacks it. An upstream cache has it, by its signature.
+    /// The cache lacks it. An upstream cache has it, by its signature or its own answer.
     Upstream,
     Faulty(Fault),
 }
@@ -118,8 +121,7 @@ async fn check(
     let info = info.and_then(Result::ok).flatten();
     let valid = info.is_some();
     let source = &sources[target.source];
-    let in_upstream = info.as_ref().is_some_and(|info| source.upstream_keys.have_signed(info));
-    let expected = info.filter(|info| info.nar_size > 0).map(|info| Expected {
+    let expected = info.clone().filter(|info| info.nar_size > 0).map(|info| Expected {
         nar_hash: info.nar_hash,
         nar_size: info.nar_size,
         references: info.references,
@@ -136,10 +138,17 @@ async fn check(
     };
     let finding = match result {
         Ok(bytes) => Finding::Good(bytes),
-        Err(fault) if fault.kind == FaultKind::Absent && in_upstream => Finding::Upstream,
+        Err(fault) if fault.kind == FaultKind::Absent && in_upstream(source, info.as_ref(), store).await => {
+            Finding::Upstream
+        }
         Err(fault) => Finding::Faulty(fault),
     };
     Checked { target, valid, finding }
+}
+
+async fn in_upstream(source: &Source, info: Option<&PathInfo>, store: &StoreReader) -> bool {
+    let Some(info) = info else { return false };
+    source.upstream_keys.have_signed(info) || source.upstream_check.find(info, store.dir()).await.is_some()
 }
 
 /// What was found so far.

@@ -115,3 +115,18 @@ fn recount(flow: &Flow) {
     }
     assert_eq!(named.len(), 0, "pushes name sessions that are not known");
 }
+
+#[test]
+fn what_an_upstream_had_is_wanted_and_the_cache_has_deleted_nothing() {
+    for (purpose, distrusted) in [(Purpose::Upstream, false), (Purpose::Recheck, true)] {
+        let mut flow = flow(4);
+        let recorded = NewPush { purpose, ..push(1, &[], &[]) };
+        flow.step(admit(vec![recorded, push(2, &[], &[])]), Mono(0));
+        let actions = flow.step(missing([1, 2]), Mono(1));
+        assert!(actions.contains(&Action::Wanted(vec![1])), "{purpose:?}: {actions:?}");
+        assert_eq!(actions.contains(&Action::Distrust(MAIN)), distrusted, "{purpose:?}: {actions:?}");
+        // An upstream's answer is as old as its question.
+        let actions = flow.step(Event::InUpstream(1, Mono(0)), Mono(9));
+        assert!(actions.contains(&Action::Confirmed(1, Mono(0))), "{purpose:?}: {actions:?}");
+    }
+}

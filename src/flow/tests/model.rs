@@ -317,6 +317,7 @@ impl World {
         let sessions: Vec<SessionId> = (1..5).filter(|s| sessions & (1 << s) != 0).collect();
         let purpose = match (failed, is_old) {
             (true, _) => Purpose::Failed,
+            (false, true) if id % 2 == 1 => Purpose::Upstream,
             (false, true) => Purpose::Recheck,
             (false, false) => Purpose::Wanted,
         };
@@ -331,7 +332,8 @@ impl World {
 
     fn insert(&mut self, cache: u16, new: &NewPush) {
         let waits = new.references.iter().copied().filter(|r| self.known.contains_key(r)).collect();
-        let (failed, recheck) = (new.purpose == Purpose::Failed, new.purpose == Purpose::Recheck);
+        let failed = new.purpose == Purpose::Failed;
+        let recheck = matches!(new.purpose, Purpose::Recheck | Purpose::Upstream);
         let sessions = new.sessions.iter().copied().collect();
         self.known.insert(new.id, Known { cache, recheck, waits, failed, sessions });
     }
@@ -417,7 +419,7 @@ impl World {
                 self.arrived = Some(id);
                 Event::Arrived(id)
             }
-            Ok(false) => Event::InUpstream(id),
+            Ok(false) => Event::InUpstream(id, self.upload_at[&id]),
             Err(failure) => Event::UploadFailed(id, failure),
         };
         self.step(event);

@@ -70,7 +70,7 @@ fn events() -> Vec<(&'static str, Event)> {
         ("ask store", ask(Failure::Store)),
         ("ask engine", ask(Failure::Engine)),
         ("uploaded", Event::Uploaded(1, super::TOOK)),
-        ("upstream", Event::InUpstream(1)),
+        ("upstream", Event::InUpstream(1, NOW)),
         ("arrived", Event::Arrived(1)),
         ("unreachable", up(Failure::Unreachable)),
         ("transient", up(transient)),
@@ -213,7 +213,7 @@ fn variant(event: &Event) -> usize {
         Event::AskFailed { .. } => 2,
         Event::Uploaded(..) => 3,
         Event::RoundTrip(..) => 4,
-        Event::InUpstream(_) => 5,
+        Event::InUpstream(..) => 5,
         Event::UploadFailed(..) => 6,
         Event::Collected(_) => 7,
         Event::Probed(..) => 8,
@@ -262,7 +262,7 @@ fn the_whole_table() {
 fn the_end_of_a_reference_decides_about_its_referrers() {
     for (event, actions, after) in [
         (Event::Uploaded(2, super::TOOK), "whole2 pushed2 upload1#1", "uploading"),
-        (Event::InUpstream(2), "whole2 upstream2 upload1#1", "uploading"),
+        (Event::InUpstream(2, NOW), "whole2 upstream2 upload1#1", "uploading"),
         (Event::Arrived(2), "whole2 cached2 upload1#1", "uploading"),
         (Event::UploadFailed(2, Failure::Rejected), "failed2 failed1", "failed"),
         (Event::UploadFailed(2, Failure::Local), "", "held"),

@@ -4,3 +4,4 @@ mod below_a_root;
 mod overlay;
 mod realisations;
 mod substitutable;
+mod upstream;
