@@ -239,6 +239,17 @@ in
                     The certificate (PEM) for servers that ask for one.
                   '';
                   client_key = setting types.str "/run/keys/flywheel.key" "Its private key (PEM).";
+                  stall_timeout = setting types.str "60s" ''
+                    A request that makes no progress for this long has failed and is retried.
+                  '';
+                  trust_api_endpoint = setting types.bool true ''
+                    Whether tokens may go to the hosts that the server names itself and that are
+                    not in {option}`endpoints`.
+                  '';
+                  upstream_check = setting (types.listOf types.str) [ "https://cache.nixos.org" ] ''
+                    Binary caches that are asked whether they have an output that was copied to
+                    this host without their signature. What one of them has is not pushed.
+                  '';
                   http2 = setting types.bool true ''
                     Whether HTTP/2 is used where the server offers it.
                   '';
@@ -262,6 +273,9 @@ in
               Whether paths are pushed that were valid before the first start.
               `"since-boot"` means those that were registered since the host booted.
             '';
+            recheck_after = setting types.str "10m" ''
+              How long the daemon believes a cache's answer that it has a path.
+            '';
             max_rate = setting types.str "20MiB" "The rate of all uploads together, in bytes per second; `\"0\"` is no limit.";
             filter = {
               origins = setting (types.listOf (
@@ -276,8 +290,36 @@ in
                 Globs for the name after the hash. A glob with a leading `!` excludes.
               '';
               max_size = setting types.str "4GiB" "The size of the largest NAR that is pushed without being named.";
+              substitutable_only = setting types.bool true ''
+                Whether outputs of derivations with `allowSubstitutes = false` are left out.
+              '';
             };
           };
+          nix = {
+            root = setting types.str "/srv/ci" ''
+              The directory below which a store of its own is, as in
+              `nix build --store /srv/ci`.
+            '';
+            lower_state_dir = setting types.str "/base/nix/var/nix" ''
+              The state directory of the lower store, where the store is a local-overlay
+              store: what the lower store has is not new.
+            '';
+            netrc_include = setting (types.listOf types.str) [ "/run/keys/netrc" ] ''
+              Files of other programs whose entries the daemon's netrc file has before its
+              own. The service's user must be able to read them.
+            '';
+            protect_max = setting types.str "50GiB" ''
+              The size of all NARs of pending paths that are protected from garbage
+              collection; `"0"` is no limit.
+            '';
+            min_free = setting types.str "1GiB" ''
+              The free space of the store's file system below which the oldest pending
+              paths lose their protection from garbage collection; `"0"` is no limit.
+            '';
+          };
+          admins = setting types.str "ci-admins" ''
+            A group whose members see the sessions and paths of all users, as root does.
+          '';
           client.enable = setting types.bool false "Whether the daemon keeps an attic client for jobs.";
           drain.timeout = setting types.str "90s" "How long a stopping daemon continues to upload.";
           history.keep = setting types.str "30d" "How long closed sessions stay in the ledger.";

@@ -109,6 +109,8 @@ in
             cache = "production";
             engine = "native";
             stall_timeout = "30s";
+            trust_api_endpoint = true;
+            upstream_check = [ "https://cache.nixos.org" ];
           };
           caches.plain = {
             endpoints = "https://plain.example.com";
@@ -141,8 +143,16 @@ in
               ];
               names = [ "!*-doc" ];
               max_size = "4GiB";
+              substitutable_only = true;
             };
+            recheck_after = "5m";
           };
+          nix = {
+            netrc_include = [ "/run/keys/netrc" ];
+            protect_max = "50GiB";
+            min_free = "2GiB";
+          };
+          admins = "ci-admins";
           client.enable = true;
           drain.timeout = "60s";
           history.keep = "7d";

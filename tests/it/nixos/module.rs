@@ -331,15 +331,21 @@ fn the_typed_settings_are_keys_of_the_daemon() {
     let example: toml::Table = keys.collect::<Vec<_>>().join("\n").parse().unwrap();
     let example = toml::Value::Table(example);
     let mut seen = 0;
+    let mut documented = BTreeSet::new();
     for option in all["manual"].as_array().unwrap() {
         let name = option["name"].as_str().unwrap();
         let Some(path) = name.strip_prefix("services.flywheel.settings.") else { continue };
         let path = path.replace("<name>", "main");
+        documented.insert(path.clone());
         let found = path.split('.').try_fold(&example, |at, key| at.get(key));
         assert!(found.is_some(), "{name}: packaging/flywheel.toml has no such key");
         seen += 1;
     }
     assert!(seen > 15, "{seen}");
+    // Every setting of a cache has a place in the manual, apart from what an option of the module sets.
+    for key in example["caches"]["main"].as_table().unwrap().keys().filter(|key| *key != "pull_token_file") {
+        assert!(documented.contains(&format!("caches.main.{key}")), "the module has no option for {key}");
+    }
 }
 
 /// A running daemon applies what it can; the module restarts it only for the rest.
