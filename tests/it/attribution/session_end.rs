@@ -115,11 +115,8 @@ fn the_bar_stays_in_its_line() {
     assert_eq!(bars, 1, "{}", terminal.text());
     gate.open();
     assert!(terminal.ended().success());
-    assert!(
-        !terminal.text().contains("[---") && terminal.text().contains("watch-store pushed 1"),
-        "{}",
-        terminal.text()
-    );
+    terminal.until_shown("flush:");
+    assert!(!terminal.text().contains("[---"), "{}", terminal.text());
 }
 
 #[test]

@@ -75,7 +75,7 @@ fn github_groups_annotates_and_tells_the_runner() {
     assert!(table.starts_with("### flywheel: a&#124;b &lt;i&gt;\n"), "{table}");
     assert!(table.contains("| pushed | 47 |\n| already cached | 3 |\n"), "{table}");
     let reason = "100% ##&#91;error&#93;wrong ::error::no&#124;&#96;x&#96;";
-    assert!(table.contains(&format!("| <code>{path}</code> | {reason} |\n")), "{table}");
+    assert!(table.contains(&format!("| <code>{path}</code> | {reason} &#91;too-large&#93; |\n")), "{table}");
     assert!(table.lines().all(|l| !l.starts_with("::")), "{table}");
 
     let (code, _, err) = with(&daemon, &["session", "end", "--strict"]);
