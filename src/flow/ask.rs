@@ -3,7 +3,7 @@
 
 use super::cache::ASK_MOST;
 use super::event::{Action, Cause, Failure, Outcome};
-use super::push::{Phase, Recorded};
+use super::push::{ClosureAt, Phase, Recorded};
 use super::retry::{Backoff, bounded};
 use super::step::Flow;
 use crate::types::{CacheId, Mono, PushId};
@@ -42,7 +42,7 @@ impl Flow {
             }
             push.phase = Phase::Held;
             let failed = |id: &PushId| self.pushes.get(id).is_some_and(|push| push.is_failed());
-            let failed = self.pushes.get(&id).and_then(|push| push.references.iter().copied().find(failed));
+            let failed = self.pushes.get(&id).and_then(|push| push.references.iter().find(failed));
             match failed {
                 Some(reference) => self.fail(id, Cause::Reference(reference)),
                 None => self.ready_unless_blocked(id),
@@ -84,8 +84,8 @@ impl Flow {
             return;
         }
         for push in self.pushes.values_mut().filter(|push| push.cache == cache_id) {
-            if push.closure_at < Some(asked_at) {
-                push.closure_at = None;
+            if push.closure_at < ClosureAt::at(asked_at) {
+                push.closure_at = ClosureAt::UNKNOWN;
             }
         }
         self.out.push(Action::Distrust(cache_id));

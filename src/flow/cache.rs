@@ -3,10 +3,10 @@
 //!
 //! Must not know: what is done next. The step decides that.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use super::breaker::{BreakerState, CircuitBreaker};
-use super::concurrency::ConcurrencyLimit;
+use super::concurrency::{ConcurrencyLimit, Round};
 use super::fair_queue::FairQueue;
 use super::push::Push;
 use crate::types::{Mono, PushId};
@@ -71,6 +71,15 @@ impl LargeUploads {
     }
 }
 
+/// An upload that runs.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Upload {
+    /// When it began.
+    pub(super) began: Mono,
+    /// The concurrency limit's round in which it began.
+    pub(super) round: Round,
+}
+
 /// One cache.
 #[derive(Debug)]
 pub(super) struct Cache {
@@ -109,7 +118,7 @@ pub(super) struct Cache {
     /// Uploads that run, of any size.
     pub(super) uploading: u32,
     /// Their pushes.
-    pub(super) running: BTreeSet<PushId>,
+    pub(super) running: BTreeMap<PushId, Upload>,
     /// Pushes that are known, failed ones included.
     pub(super) pushes: usize,
     /// Failed pushes that are known.
@@ -139,7 +148,7 @@ impl Cache {
             ask_attempt: 0,
             ask_rest: None,
             uploading: 0,
-            running: BTreeSet::new(),
+            running: BTreeMap::new(),
             pushes: 0,
             failed: 0,
             held: false,
@@ -147,21 +156,22 @@ impl Cache {
     }
 
     /// Counts an upload that begins.
-    pub(super) fn begin_upload(&mut self, id: PushId, push: &Push) {
+    pub(super) fn begin_upload(&mut self, id: PushId, push: &Push, now: Mono) {
+        let round = self.concurrency.began(now, self.small_uploading());
         self.uploading += 1;
-        self.running.insert(id);
+        self.running.insert(id, Upload { began: now, round });
         if push.is_large() {
             self.large.begin(push.nar_size);
         }
     }
 
-    /// Counts an upload that ended, whatever came of it.
-    pub(super) fn end_upload(&mut self, id: PushId, push: &Push) {
+    /// Counts an upload that ended, whatever came of it, and returns what it was.
+    pub(super) fn end_upload(&mut self, id: PushId, push: &Push) -> Option<Upload> {
         self.uploading -= 1;
-        self.running.remove(&id);
         if push.is_large() {
             self.large.end(push.nar_size);
         }
+        self.running.remove(&id)
     }
 
     /// Returns the number of uploads that the concurrency limit counts.

@@ -96,7 +96,8 @@ pub(crate) enum Event {
     /// A cache's token or configuration changed: probe it now if its breaker is
     /// closed.
     ProbeNow(CacheId),
-    /// Somebody asks for failed pushes again: the named ones, or all.
+    /// Somebody asks for failed pushes again: the named ones, or all. Those of them that
+    /// wait after an upload without a verdict are asked about at once.
     Retry(Option<Vec<PushId>>),
     /// These pushes belong to a session as well.
     Want(SessionId, Vec<PushId>),

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::event::Action;
+use super::id_set::IdSet;
 use super::push::Phase;
 use super::step::Flow;
 use crate::types::{PushId, SessionId};
@@ -40,7 +41,7 @@ impl Flow {
     /// Returns how far the uploads of a session are, without those of other sessions.
     pub(crate) fn progress(&self, session: SessionId) -> GroupProgress {
         let Some(group) = self.groups.get(&session) else { return GroupProgress::default() };
-        let running = self.caches.iter().flat_map(|cache| &cache.running);
+        let running = self.caches.iter().flat_map(|cache| cache.running.keys());
         let uploading = running.filter(|id| group.pushes.contains(id)).copied().collect();
         let left = group.pushes.iter().filter_map(|id| self.pushes.get(id)).filter(|push| !push.is_failed());
         GroupProgress { uploading, bytes: group.bytes, left: left.map(|push| push.nar_size).sum() }
@@ -49,10 +50,9 @@ impl Flow {
     /// Adds a known push to a session.
     pub(super) fn want(&mut self, session: SessionId, id: PushId) {
         let Some(push) = self.pushes.get_mut(&id) else { return };
-        if push.sessions.contains(&session) {
+        if !push.sessions.insert(session) {
             return;
         }
-        push.sessions.push(session);
         let failed = push.is_failed();
         self.groups.entry(session).or_default().pushes.insert(id);
         if !failed {
@@ -95,7 +95,7 @@ impl Flow {
         let Some(group) = self.groups.remove(&session) else { return };
         for id in group.pushes {
             if let Some(push) = self.pushes.get_mut(&id) {
-                push.sessions.retain(|s| *s != session);
+                push.sessions.remove(session);
             }
         }
     }
@@ -123,7 +123,7 @@ impl Flow {
             }
             push.urgent = true;
             push.queued_for = session;
-            stack.extend(push.references.iter().copied());
+            stack.extend(push.references.iter());
             let cache = &mut self.caches[usize::from(push.cache.0)];
             match push.phase {
                 Phase::Unasked => cache.urgent_asks.push_back(id),
@@ -152,8 +152,8 @@ impl Flow {
     }
 
     /// Counts a push that has settled or failed out of its sessions.
-    pub(super) fn leave_groups(&mut self, sessions: &[SessionId]) {
-        for &session in sessions {
+    pub(super) fn leave_groups(&mut self, sessions: &IdSet) {
+        for session in sessions.iter() {
             let Some(group) = self.groups.get_mut(&session) else { continue };
             group.unsettled = group.unsettled.saturating_sub(1);
             if group.flushing && group.unsettled == 0 {

@@ -14,8 +14,6 @@ pub(super) struct Backoff {
 impl Backoff {
     /// Between uploads of one path.
     pub(super) const UPLOAD: Self = Self { base: Duration::from_millis(500), cap: Duration::from_secs(60) };
-    /// Before the cache is asked about an upload that ended without a verdict.
-    pub(super) const NO_VERDICT: Self = Self { base: Duration::from_secs(1), cap: Duration::from_secs(60) };
     /// Between probes of a cache that does not answer. Because of the cap,
     /// uploads resume within a second after the cache is back.
     pub(super) const PROBE: Self = Self { base: Duration::from_millis(200), cap: Duration::from_millis(900) };
@@ -34,6 +32,23 @@ impl Backoff {
         let floor = bound / 10;
         Duration::from_millis(floor + rng.below(bound - floor + 1))
     }
+}
+
+/// The upper bounds of the waits after uploads of one path that ended without a verdict,
+/// before the cache is asked whether it has the path. After one more the push fails. The
+/// first wait is short, since the server may have the path already. The others are long,
+/// since each try sends the whole path again: a proxy that is overloaded or restarted for
+/// two minutes costs no path.
+pub(super) const NO_VERDICT: [Duration; 4] =
+    [Duration::from_secs(2), Duration::from_secs(15), Duration::from_secs(60), Duration::from_secs(240)];
+
+/// Returns the wait after an upload without a verdict, `earlier` of which came before it:
+/// uniform between a half of its bound and the bound, so that all of them together take
+/// minutes whatever the seed.
+pub(super) fn after_no_verdict(earlier: u8, rng: &mut Rng) -> Duration {
+    let last = NO_VERDICT.len() - 1;
+    let bound = u64::try_from(NO_VERDICT[usize::from(earlier).min(last)].as_millis()).unwrap_or(u64::MAX);
+    Duration::from_millis(bound / 2 + rng.below(bound / 2 + 1))
 }
 
 /// The random generator SplitMix64 (Steele, Lea and Flood 2014). The same seed

@@ -2,7 +2,8 @@
 //! referrers.
 
 use super::event::{Action, Cause, Outcome};
-use super::push::{Phase, Push};
+use super::id_set::IdSet;
+use super::push::{ClosureAt, Phase, Push};
 use super::step::Flow;
 use crate::types::{Mono, PushId};
 
@@ -24,22 +25,24 @@ impl Flow {
                     cache.failed -= 1;
                     self.failed.remove(&id);
                 }
-                Phase::Uploading => cache.end_upload(id, &push),
+                Phase::Uploading => {
+                    cache.end_upload(id, &push);
+                }
                 Phase::Resting(until) => {
                     self.rests.remove(&(until, id));
                 }
                 Phase::Unasked | Phase::Asking | Phase::Held | Phase::Ready | Phase::Stale => {}
             }
-            let closure_at = push.closure_at.min(Some(at));
-            if let Some(at) = closure_at
+            let closure_at = push.closure_at.min(ClosureAt::at(at));
+            if let Some(at) = closure_at.get()
                 && outcome != Outcome::Collected
                 && push.references.is_empty()
             {
                 self.out.push(Action::Confirmed(id, at));
             }
             self.out.push(Action::Settled(id, outcome));
-            for session in &push.sessions {
-                if let Some(group) = self.groups.get_mut(session) {
+            for session in push.sessions.iter() {
+                if let Some(group) = self.groups.get_mut(&session) {
                     group.pushes.remove(&id);
                     if outcome == Outcome::Pushed {
                         group.uploaded = true;
@@ -50,16 +53,14 @@ impl Flow {
             if !push.is_failed() {
                 self.leave_groups(&push.sessions);
             }
-            for reference in &push.references {
-                if let Some(reference) = self.pushes.get_mut(reference) {
+            for reference in push.references.iter() {
+                if let Some(reference) = self.pushes.get_mut(&reference) {
                     reference.referrers.remove(id);
                 }
             }
             for referrer_id in push.referrers.iter() {
                 let Some(referrer) = self.pushes.get_mut(&referrer_id) else { continue };
-                if let Some(at) = referrer.references.iter().position(|reference| *reference == id) {
-                    referrer.references.remove(at);
-                }
+                referrer.references.remove(id);
                 referrer.closure_at = referrer.closure_at.min(closure_at);
                 if outcome == Outcome::Collected {
                     // A valid path's references are valid, so the referrer was
@@ -67,7 +68,7 @@ impl Flow {
                     // yet, the cache may still have it.
                     referrer.doomed = true;
                     // Whether the cache has the removed reference is not known.
-                    referrer.closure_at = None;
+                    referrer.closure_at = ClosureAt::UNKNOWN;
                     if matches!(referrer.phase, Phase::Held | Phase::Failed(Cause::Reference(_))) {
                         stack.push((referrer_id, Outcome::Collected));
                     }
@@ -81,14 +82,14 @@ impl Flow {
 
     /// Makes a push wait for what a confirmed reference of it still waits for: the
     /// cache has the reference, but not its whole closure.
-    fn inherit_references(&mut self, id: PushId, references: &[PushId]) {
+    fn inherit_references(&mut self, id: PushId, references: &IdSet) {
         let mut failed = None;
-        for &reference in references.iter().filter(|reference| **reference != id) {
+        for reference in references.iter().filter(|reference| *reference != id) {
             let Some(known) = self.pushes.get_mut(&reference) else { continue };
             if known.referrers.insert(id) {
                 failed = failed.or(known.is_failed().then_some(reference));
                 if let Some(push) = self.pushes.get_mut(&id) {
-                    push.references.push(reference);
+                    push.references.insert(reference);
                 }
             }
         }
@@ -97,7 +98,7 @@ impl Flow {
             self.fail(id, Cause::Reference(reference));
         } else if push.urgent && !push.is_failed() {
             let session = push.queued_for;
-            references.iter().for_each(|reference| self.promote(session, *reference));
+            references.iter().for_each(|reference| self.promote(session, reference));
         }
     }
 
@@ -124,14 +125,21 @@ impl Flow {
         }
     }
 
-    /// Takes failed pushes up again: the given ones, or all that are known.
-    pub(super) fn retry(&mut self, which: Option<Vec<PushId>>) {
+    /// Takes failed pushes up again: the given ones, or all that are known. Who asks for that
+    /// need not wait for the end of a long pause either: the cache is asked now about those
+    /// whose last upload had no verdict.
+    pub(super) fn retry(&mut self, which: Option<Vec<PushId>>, now: Mono) {
         if which.is_none() {
             // The caller admits the forgotten ones again from the ledger.
             self.forgot = false;
         }
-        let ids = which.unwrap_or_else(|| self.all(Push::is_failed));
-        ids.into_iter().for_each(|id| self.reopen(id));
+        let waits = |push: &Push| push.ask_first && matches!(push.phase, Phase::Resting(_));
+        for id in which.unwrap_or_else(|| self.all(|push| push.is_failed() || waits(push))) {
+            if self.pushes.get(&id).is_some_and(|push| waits(push)) {
+                self.end_rest(id, now);
+            }
+            self.reopen(id);
+        }
     }
 
     /// Forgets failed pushes beyond the bound, the oldest first. One with a known
@@ -161,13 +169,13 @@ impl Flow {
         cache.pushes -= 1;
         cache.failed -= 1;
         self.forgot = true;
-        for session in &push.sessions {
-            if let Some(group) = self.groups.get_mut(session) {
+        for session in push.sessions.iter() {
+            if let Some(group) = self.groups.get_mut(&session) {
                 group.pushes.remove(&id);
             }
         }
-        for reference in &push.references {
-            if let Some(reference) = self.pushes.get_mut(reference) {
+        for reference in push.references.iter() {
+            if let Some(reference) = self.pushes.get_mut(&reference) {
                 reference.referrers.remove(id);
             }
         }
@@ -203,7 +211,7 @@ impl Flow {
             let sessions = push.sessions.clone();
             let referrers = push.referrers.clone();
             // With a failed reference left it would fail again.
-            stack.extend(push.references.iter().copied());
+            stack.extend(push.references.iter());
             self.caches[index].failed -= 1;
             self.failed.remove(&id);
             self.caches[index].asks.push_back(id);
@@ -216,7 +224,7 @@ impl Flow {
         // Promotion also moves references to the front and passes over failed
         // ones, so it follows when all have been reopened.
         for (id, sessions) in reopened {
-            sessions.into_iter().for_each(|session| self.join(session, id));
+            sessions.iter().for_each(|session| self.join(session, id));
             self.inherit_urgency(id);
         }
     }

@@ -3,24 +3,21 @@
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
-use super::cache::{Cache, CacheLimits, CacheView};
+use super::cache::{Cache, CacheLimits, CacheView, Upload};
 use super::concurrency::ConcurrencyLimit;
 use super::event::{Action, Cause, Event, Failure, NewPush, Outcome, Purpose};
 use super::fair_queue::NOBODY;
 use super::group::PushGroup;
-use super::push::{Phase, Push, Recorded};
-use super::referrers::Referrers;
-use super::retry::{Backoff, Rng, bounded};
+use super::id_set::IdSet;
+use super::push::{ClosureAt, Phase, Push, Recorded};
+use super::retry::{self, Backoff, Rng, bounded};
 use crate::types::{CacheId, Mono, PushId, SessionId};
 
 /// Attempts after which a push fails whose path cannot be read.
 const LOCAL_TRIES: u32 = 5;
 
-/// Uploads without a verdict after which a push fails.
-const NO_VERDICTS: u32 = 5;
-
 /// How often the closure of a push may be too old before its upload, in a row.
-const RECHECKS: u32 = 8;
+const RECHECKS: u8 = 8;
 
 /// Most pushes of one [`Action::Recheck`].
 const RECHECK_MOST: usize = 1_024;
@@ -34,6 +31,9 @@ const RECHECK_AFTER: Duration = Duration::from_secs(600);
 /// Most failed pushes that are known here. Older ones are forgotten; the ledger
 /// has them.
 const FAILED_MOST: usize = 10_000;
+
+/// Places that a table may have beyond four times its content, before it becomes smaller.
+const SPARE: usize = 4_096;
 
 /// The decisions about all pushes of one daemon.
 #[derive(Debug)]
@@ -118,7 +118,7 @@ impl Flow {
                     cache.ask_rest = None;
                 }
             }
-            Event::Retry(which) => self.retry(which),
+            Event::Retry(which) => self.retry(which, now),
             Event::Want(session, pushes) => pushes.into_iter().for_each(|id| self.want(session, id)),
             Event::WantAll(session) => {
                 let all = self.all(|push| !push.is_failed());
@@ -152,7 +152,21 @@ impl Flow {
                 self.out.push(Action::Breaker(id_of_cache(index), after));
             }
         }
+        self.give_back();
         std::mem::take(&mut self.out)
+    }
+
+    /// Gives memory back after a backlog. The tables become half full, so that this is
+    /// seldom.
+    fn give_back(&mut self) {
+        if self.pushes.capacity() > SPARE + 4 * self.pushes.len() {
+            self.pushes.shrink_to(2 * self.pushes.len());
+        }
+        for Cache { asks, .. } in &mut self.caches {
+            if asks.capacity() > SPARE + 4 * asks.len() {
+                asks.shrink_to(2 * asks.len());
+            }
+        }
     }
 
     /// Returns when the next [`Event::Tick`] is due at the latest.
@@ -188,8 +202,8 @@ impl Flow {
     }
 
     /// Returns the sessions that a push belongs to.
-    pub(crate) fn sessions_of(&self, push: PushId) -> &[SessionId] {
-        self.pushes.get(&push).map_or(&[], |push| &push.sessions)
+    pub(crate) fn sessions_of(&self, push: PushId) -> impl Iterator<Item = SessionId> {
+        self.pushes.get(&push).into_iter().flat_map(|push| push.sessions.iter())
     }
 
     /// Returns whether a push is known and failed.
@@ -199,7 +213,7 @@ impl Flow {
 
     /// Returns how many uploads of a push have ended without a verdict.
     pub(crate) fn no_verdicts(&self, push: PushId) -> u32 {
-        self.pushes.get(&push).map_or(0, |push| push.no_verdicts)
+        self.pushes.get(&push).map_or(0, |push| u32::from(push.no_verdicts))
     }
 
     /// Returns the number of known pushes, over all caches.
@@ -236,21 +250,22 @@ impl Flow {
         } else {
             cache.asks.push_back(id);
         }
-        let mut references = new.references;
-        references.retain(|reference| {
-            *reference != id && self.pushes.get_mut(reference).is_some_and(|push| push.referrers.insert(id))
-        });
-        references.shrink_to_fit();
+        let mut references = IdSet::default();
+        for reference in new.references.into_iter().filter(|reference| *reference != id) {
+            if let Some(push) = self.pushes.get_mut(&reference) {
+                push.referrers.insert(id);
+                references.insert(reference);
+            }
+        }
         let push = Push {
             cache: cache_id,
             phase: if is_failed { Phase::Failed(Cause::Earlier) } else { Phase::Unasked },
             references,
-            referrers: Referrers::default(),
-            sessions: Vec::new(),
+            referrers: IdSet::default(),
+            sessions: IdSet::default(),
             queued_for: new.sessions.first().copied().unwrap_or(NOBODY),
             urgent: false,
             nar_size: new.nar_size,
-            round: 0,
             attempts: 0,
             mismatched: false,
             recheck: match new.purpose {
@@ -258,9 +273,8 @@ impl Flow {
                 Purpose::Upstream => Some(Recorded::InUpstream),
                 Purpose::Wanted | Purpose::Failed => None,
             },
-            closure_at: new.closure_at,
+            closure_at: ClosureAt::new(new.closure_at),
             ask_after: new.ask_after,
-            upload_at: Mono(0),
             rechecks: 0,
             no_verdicts: 0,
             ask_first: false,
@@ -273,18 +287,18 @@ impl Flow {
     /// Gives a stale push the part of its closure that is not confirmed, to wait for.
     fn renew_closure(&mut self, id: PushId, new: &NewPush) {
         let mut failed = None;
-        let mut references = Vec::new();
+        let mut references = IdSet::default();
         for &reference in new.references.iter().filter(|reference| **reference != id) {
             if let Some(known) = self.pushes.get_mut(&reference)
                 && known.referrers.insert(id)
             {
                 failed = failed.or(known.is_failed().then_some(reference));
-                references.push(reference);
+                references.insert(reference);
             }
         }
         let Some(push) = self.pushes.get_mut(&id) else { return };
         push.references = references;
-        push.closure_at = new.closure_at;
+        push.closure_at = ClosureAt::new(new.closure_at);
         push.phase = Phase::Held;
         let (urgent, session) = (push.urgent, push.queued_for);
         if urgent {
@@ -307,19 +321,18 @@ impl Flow {
     }
 
     fn uploaded(&mut self, id: PushId, outcome: Outcome, took: Duration, now: Mono) {
-        if let Some(index) = self.leave_upload(id) {
+        if let Some((index, upload)) = self.leave_upload(id) {
             let cache = &mut self.caches[index];
             if outcome == Outcome::Pushed {
                 cache.breaker.succeeded();
-                if let Some(push) = self.pushes.get(&id).filter(|push| !push.is_large()) {
+                if self.pushes.get(&id).is_some_and(|push| !push.is_large()) {
                     // This upload is no longer counted.
                     let held_back =
                         cache.small_uploading() + 1 >= cache.concurrency.limit() && !cache.queue.is_empty();
-                    cache.concurrency.succeeded(now, push.round, took, held_back);
+                    cache.concurrency.succeeded(now, upload.round, took, held_back);
                 }
             }
-            let at = self.pushes.get(&id).map_or(now, |push| push.upload_at);
-            self.settle(id, outcome, at);
+            self.settle(id, outcome, upload.began);
         }
     }
 
@@ -331,7 +344,7 @@ impl Flow {
     }
 
     fn upload_failed(&mut self, id: PushId, failure: Failure, now: Mono) {
-        let Some(index) = self.leave_upload(id) else { return };
+        let Some((index, upload)) = self.leave_upload(id) else { return };
         let cache = &mut self.caches[index];
         cache.breaker.failed(failure, Some(id), now, &mut self.rng);
         let Some(push) = self.pushes.get_mut(&id) else { return };
@@ -344,13 +357,13 @@ impl Flow {
             Failure::Unreachable if push.attempts <= 2 => self.make_ready(id),
             Failure::Unreachable => self.rest(id, now.after(wait)),
             Failure::Transient { retry_after } => {
-                cache.concurrency.strained(now, push.round, retry_after.is_some());
+                cache.concurrency.strained(now, upload.round, retry_after.is_some());
                 self.rest(id, now.after(wait.max(bounded(retry_after))));
             }
-            Failure::NoVerdict if push.no_verdicts + 1 < NO_VERDICTS => {
+            Failure::NoVerdict if usize::from(push.no_verdicts) < retry::NO_VERDICT.len() => {
+                let wait = retry::after_no_verdict(push.no_verdicts, &mut self.rng);
                 push.no_verdicts += 1;
                 push.ask_first = true;
-                let wait = Backoff::NO_VERDICT.wait(push.no_verdicts, &mut self.rng);
                 self.rest(id, now.after(wait));
             }
             Failure::Local if push.attempts < LOCAL_TRIES => self.rest(id, now.after(wait)),
@@ -379,9 +392,9 @@ impl Flow {
         }
     }
 
-    /// Ends a push's upload and returns its cache's index, or `None` when it was
-    /// not being uploaded. The caller decides the push's next phase.
-    pub(super) fn leave_upload(&mut self, id: PushId) -> Option<usize> {
+    /// Ends a push's upload and returns its cache's index and the upload, or `None` when
+    /// it was not being uploaded. The caller decides the push's next phase.
+    fn leave_upload(&mut self, id: PushId) -> Option<(usize, Upload)> {
         let push = self.pushes.get_mut(&id)?;
         if push.phase != Phase::Uploading {
             return None;
@@ -389,8 +402,8 @@ impl Flow {
         push.phase = Phase::Held;
         let index = usize::from(push.cache.0);
         let cache = &mut self.caches[index];
-        cache.end_upload(id, push);
-        Some(index)
+        let upload = cache.end_upload(id, push)?;
+        Some((index, upload))
     }
 
     pub(super) fn ready_unless_blocked(&mut self, id: PushId) {
@@ -412,6 +425,16 @@ impl Flow {
         if let Some(push) = self.pushes.get_mut(&id) {
             push.phase = Phase::Resting(until);
             self.rests.insert((until, id));
+        }
+    }
+
+    /// Ends the wait of a push that rests now, in this step.
+    pub(super) fn end_rest(&mut self, id: PushId, now: Mono) {
+        if let Some(push) = self.pushes.get(&id)
+            && let Phase::Resting(until) = push.phase
+        {
+            self.rests.remove(&(until, id));
+            self.rest(id, now);
         }
     }
 
@@ -484,7 +507,7 @@ impl Flow {
             let next = large.and_then(|queue| queue.pop(ready)).or_else(|| small?.pop(ready));
             let Some(id) = next else { break };
             if let Some(push) = pushes.get_mut(&id) {
-                if push.closure_at.is_none_or(|at| now.since(at) > *recheck_after) {
+                if push.closure_at.get().is_none_or(|at| now.since(at) > *recheck_after) {
                     push.phase = Phase::Stale;
                     push.rechecks += 1;
                     if push.rechecks > RECHECKS {
@@ -496,10 +519,8 @@ impl Flow {
                 }
                 push.phase = Phase::Uploading;
                 push.rechecks = 0;
-                push.upload_at = now;
                 push.attempts += 1;
-                push.round = cache.concurrency.began(now, cache.small_uploading());
-                cache.begin_upload(id, push);
+                cache.begin_upload(id, push, now);
                 out.push(Action::Upload(id_of_cache(index), id, push.attempts));
             }
         }

@@ -78,7 +78,11 @@ impl RootFiles {
 
     /// Lists the paths that have a root, sorted.
     pub fn list(&self) -> Result<Vec<StorePath>, RootFilesError> {
-        let mut paths: Vec<_> = self.names()?.iter().filter_map(|name| StorePath::parse(name).ok()).collect();
+        let mut paths = Vec::new();
+        self.each_name(|name| {
+            paths.extend(StorePath::parse(name).ok());
+            Ok(())
+        })?;
         paths.sort_unstable();
         Ok(paths)
     }
@@ -88,12 +92,13 @@ impl RootFiles {
     /// removed.
     pub fn clear_stale(&self, mut keep: impl FnMut(&StorePath) -> bool) -> Result<usize, RootFilesError> {
         let mut cleared = 0;
-        for name in self.names()? {
-            if !StorePath::parse(&name).is_ok_and(|path| keep(&path)) {
-                unlink(&self.dir.join(&name))?;
+        self.each_name(|name| {
+            if !StorePath::parse(name).is_ok_and(|path| keep(&path)) {
+                unlink(&self.dir.join(name))?;
                 cleared += 1;
             }
-        }
+            Ok(())
+        })?;
         Ok(cleared)
     }
 
@@ -143,19 +148,24 @@ impl RootFiles {
         std::fs::rename(&new, root)
     }
 
-    /// Lists the names of all symlinks and of all empty files except the seed.
-    fn names(&self) -> Result<Vec<String>, RootFilesError> {
+    /// Calls `each` with the names of all symlinks and of all empty files except the seed,
+    /// one at a time, since there may be a hundred thousand. `each` may remove its file.
+    fn each_name(
+        &self,
+        mut each: impl FnMut(&str) -> Result<(), RootFilesError>,
+    ) -> Result<(), RootFilesError> {
         let failed = |error| RootFilesError { path: self.dir.clone(), error };
-        let mut names = Vec::new();
         for entry in std::fs::read_dir(&self.dir).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             let kind = entry.file_type().map_err(failed)?;
             let empty = || entry.metadata().is_ok_and(|meta| meta.len() == 0);
-            if kind.is_symlink() || (kind.is_file() && entry.file_name() != SEED && empty()) {
-                names.extend(entry.file_name().into_string().ok());
+            if (kind.is_symlink() || (kind.is_file() && entry.file_name() != SEED && empty()))
+                && let Ok(name) = entry.file_name().into_string()
+            {
+                each(&name)?;
             }
         }
-        Ok(names)
+        Ok(())
     }
 
     fn file(&self, path: &StorePath) -> PathBuf {

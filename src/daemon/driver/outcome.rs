@@ -76,8 +76,8 @@ impl Driver {
         let Some(cache) = self.parts.pushes.cache_of(push) else { return };
         let audience = self.audience(push);
         // A group that is no session is one of a `flush`.
-        let is_session = |row: &&SessionId| self.parts.sessions.get(**row).is_some();
-        let sessions = self.flow.sessions_of(push).iter().filter(is_session).copied().collect();
+        let is_session = |row: &SessionId| self.parts.sessions.get(*row).is_some();
+        let sessions = self.flow.sessions_of(push).filter(is_session).collect();
         let name = self.name(cache).to_owned();
         let tally = &mut self.parts.caches[cache].tally;
         self.parts.pushes.fail(push, cause, &name, tally, (&audience, sessions));
@@ -151,7 +151,7 @@ impl Driver {
 
     /// The sessions that wait for a push.
     fn audience(&self, push: PushId) -> Audience {
-        let sessions = self.flow.sessions_of(push).iter().filter_map(|row| self.parts.sessions.get(*row));
+        let sessions = self.flow.sessions_of(push).filter_map(|row| self.parts.sessions.get(row));
         Audience::new(sessions.map(|session| Listener {
             session: Some(session.id.clone()),
             label: session.label.clone(),

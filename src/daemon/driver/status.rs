@@ -193,8 +193,8 @@ impl Driver {
     fn running_uploads(&self) -> Vec<(m::UploadStatus, Vec<u32>)> {
         let parts = &self.parts;
         let owners = |push| {
-            let sessions = self.flow.sessions_of(push).iter();
-            sessions.filter_map(|row| Some(parts.sessions.get(*row)?.uid)).collect()
+            let sessions = self.flow.sessions_of(push);
+            sessions.filter_map(|row| Some(parts.sessions.get(row)?.uid)).collect()
         };
         let name = |cache| self.name(cache).to_owned();
         let running = parts.transfers.running();

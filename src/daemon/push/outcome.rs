@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::log_groups::{Occurrence, Trouble};
-use super::pushes::{PushError, Pushes};
+use super::pushes::{PushError, Pushes, Recorded};
 use super::records;
 use crate::cache::{CacheError, ErrorClass};
 use crate::control::messages::PathCounts;
@@ -95,7 +95,7 @@ impl Pushes {
         let reason = Arc::new(PushError::new(error.class.as_str(), error.to_string()));
         for push in pushes {
             if let Some(push) = self.by_id.get_mut(push) {
-                push.error = Some(Arc::clone(&reason));
+                push.set_error(Arc::clone(&reason));
             }
         }
     }
@@ -121,7 +121,7 @@ impl Pushes {
             path: full(),
             class: "",
             error,
-            attempt: push.attempts,
+            attempt: push.attempts(),
             nar_size: None,
             took: None,
         };
@@ -140,13 +140,13 @@ impl Pushes {
                             nar_size = size,
                             queued_ms = queued_ms,
                             duration_ms = took_ms,
-                            attempt = push.attempts,
+                            attempt = push.attempts(),
                             deduplicated = uploaded.deduplicated,
                             "pushed {} to cache {name} for session {} ({size} bytes of NAR, {queued_ms} ms waiting, \
                              {took_ms} ms uploading, attempt {})",
                             full(),
                             listener.session.as_deref().unwrap_or_default(),
-                            push.attempts
+                            push.attempts()
                         );
                     } else if tracing::enabled!(tracing::Level::DEBUG) {
                         event!(
@@ -157,7 +157,7 @@ impl Pushes {
                             store_path = full(),
                             nar_size = size,
                             duration_ms = took_ms,
-                            attempt = push.attempts,
+                            attempt = push.attempts(),
                             deduplicated = uploaded.deduplicated,
                             "pushed {} to cache {name} ({size} bytes of NAR, {took_ms} ms)",
                             full()
@@ -167,7 +167,7 @@ impl Pushes {
                 Event::Uploaded(id, took)
             }
             UploadEnd::InUpstream(answer) => {
-                push.upstream = answer.map(|answer| answer.upstream);
+                push.set_upstream(answer.map(|answer| answer.upstream));
                 Event::InUpstream(id, true_at)
             }
             UploadEnd::Arrived => Event::Arrived(id),
@@ -178,7 +178,7 @@ impl Pushes {
             }
             UploadEnd::Engine(reason) => {
                 self.log.add(&occurrence(Trouble::Engine, &reason), audience, now);
-                push.error = Some(Arc::new(PushError::new("engine", reason)));
+                push.set_error(Arc::new(PushError::new("engine", reason)));
                 Event::UploadFailed(id, Failure::Engine)
             }
             UploadEnd::Failed(error, size) => {
@@ -192,7 +192,7 @@ impl Pushes {
                     ..occurrence(Trouble::Upload, &text)
                 };
                 self.log.add(&occurrence, audience, now);
-                push.error = Some(Arc::new(PushError::new(error.class.as_str(), text.clone())));
+                push.set_error(Arc::new(PushError::new(error.class.as_str(), text.clone())));
                 tally.trouble = Some(text);
                 Event::UploadFailed(id, failure_of(&error))
             }
@@ -213,7 +213,7 @@ impl Pushes {
         if push.protected {
             self.gc_roots.release(push.cache.0, push.path.clone());
         }
-        if push.recheck {
+        if push.is_recheck() {
             // The ledger says so already.
             return None;
         }
@@ -225,15 +225,14 @@ impl Pushes {
                 path: self.store_dir.full(&push.path),
                 class: "",
                 error: "",
-                attempt: push.attempts,
+                attempt: push.attempts(),
                 nar_size: None,
                 took: None,
             };
             self.log.add(&occurrence, audience, Instant::now());
         }
-        self.ledger
-            .settle(id, records::settled(outcome, push.upstream.as_deref(), push.attempts, push.steps));
-        if outcome == Outcome::Upstream && push.was_confirmed {
+        self.ledger.settle(id, records::settled(outcome, push.upstream(), push.attempts(), push.steps()));
+        if outcome == Outcome::Upstream && push.recorded != Recorded::Never {
             // It was counted then.
             return None;
         }
@@ -283,7 +282,7 @@ impl Pushes {
         };
         let Some(push) = self.by_id.get_mut(&id) else { return };
         let full = self.store_dir.full(&push.path);
-        let error = match (cause, push.error.as_deref()) {
+        let error = match (cause, push.error()) {
             (Cause::Reference(_), _) => {
                 let reference = reference.unwrap_or_default();
                 PushError::new("reference", format!("its reference {reference} has failed"))
@@ -309,8 +308,8 @@ impl Pushes {
             (Cause::Failed(_) | Cause::Earlier, None) => PushError::new("unknown", "no reason was recorded"),
         };
         let error = Arc::new(error);
-        if push.error.is_some() || matches!(cause, Cause::Reference(_) | Cause::Outdated) {
-            push.error = Some(Arc::clone(&error));
+        if push.error().is_some() || matches!(cause, Cause::Reference(_) | Cause::Outdated) {
+            push.set_error(Arc::clone(&error));
         }
         tally.counts.failed += 1;
         let occurrence = Occurrence {
@@ -319,7 +318,7 @@ impl Pushes {
             path: full,
             class: &error.class,
             error: &error.text,
-            attempt: push.attempts,
+            attempt: push.attempts(),
             nar_size: None,
             took: None,
         };

@@ -14,39 +14,101 @@ use crate::daemon::inbox::{DbRow, FoundPath};
 use crate::ledger::{Ledger, Steps};
 use crate::types::{CacheId, Mono, PushId, StoreDir, StorePath, Wall, millis};
 
-/// A push that is not settled.
+/// A push that is not settled. There may be a hundred thousand of them, so what most of
+/// them do not have yet is boxed.
 #[derive(Debug)]
 pub(super) struct Push {
     pub(super) path: StorePath,
+    /// Its row in the Nix database, and the row's generation: a [`DbRow`] without padding.
+    row: i64,
+    generation: u32,
     pub(super) cache: CacheId,
-    /// Its row in the Nix database.
-    row: DbRow,
-    /// The size of its NAR, in bytes.
-    nar_size: u64,
-    /// The ledger has it as confirmed, and the cache is asked whether that is still so.
-    pub(super) recheck: bool,
-    /// The ledger had it as confirmed when it was taken in.
-    pub(super) was_confirmed: bool,
+    pub(super) recorded: Recorded,
     /// Whether one protection from garbage collection is this push's.
     pub(super) protected: bool,
-    /// When the cache was asked that has its whole closure.
-    confirmed: Option<Mono>,
+    /// The size of its NAR, in bytes.
+    nar_size: u64,
     /// When it was taken in, in ms since 1970; 0 if it is not known.
     pub(super) seen_at: i64,
-    pub(super) steps: Steps,
+    /// When the cache last answered whether it has the path, in ms since 1970; 0: not yet.
+    asked_at: i64,
+    tries: Option<Box<Tries>>,
+}
+
+/// Whether the ledger has a push as confirmed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Recorded {
+    /// It was not when it was taken in.
+    Never,
+    /// It was then, and is not any more.
+    Earlier,
+    /// It is, and the cache is asked whether that is still so.
+    Now,
+}
+
+/// The uploads of a push so far.
+#[derive(Debug, Default)]
+struct Tries {
+    attempts: u32,
+    /// When the last one began, in ms since 1970; 0: none has.
+    begun_at: i64,
     /// The upstream cache that has answered that it has the path.
-    pub(super) upstream: Option<Arc<str>>,
-    /// The number of uploads so far.
-    pub(super) attempts: u32,
+    upstream: Option<Arc<str>>,
     /// The last error. Thousands of pushes may share one.
-    pub(super) error: Option<Arc<PushError>>,
+    error: Option<Arc<PushError>>,
 }
 
 impl Push {
     fn sized(&self) -> (StorePath, u64) {
         (self.path.clone(), self.nar_size)
     }
+
+    /// Whether the ledger has it as confirmed, and the cache is asked about it again.
+    pub(super) fn is_recheck(&self) -> bool {
+        self.recorded == Recorded::Now
+    }
+
+    fn set_row(&mut self, row: DbRow) {
+        (self.generation, self.row) = (row.generation, row.id);
+    }
+
+    fn tries(&mut self) -> &mut Tries {
+        self.tries.get_or_insert_default()
+    }
+
+    /// The number of uploads so far.
+    pub(super) fn attempts(&self) -> u32 {
+        self.tries.as_ref().map_or(0, |tries| tries.attempts)
+    }
+
+    pub(super) fn steps(&self) -> Steps {
+        let begun_at = self.tries.as_ref().map_or(0, |tries| tries.begun_at);
+        Steps { asked_at: self.asked_at, begun_at }
+    }
+
+    /// The upstream cache that has answered that it has the path.
+    pub(super) fn upstream(&self) -> Option<&str> {
+        self.tries.as_ref()?.upstream.as_deref()
+    }
+
+    pub(super) fn set_upstream(&mut self, upstream: Option<Arc<str>>) {
+        if upstream.is_some() || self.tries.is_some() {
+            self.tries().upstream = upstream;
+        }
+    }
+
+    /// The last error.
+    pub(super) fn error(&self) -> Option<&PushError> {
+        self.tries.as_ref()?.error.as_deref()
+    }
+
+    pub(super) fn set_error(&mut self, error: Arc<PushError>) {
+        self.tries().error = Some(error);
+    }
 }
+
+/// Places that the table may have beyond four times its content, before it becomes smaller.
+const SPARE: usize = 4_096;
 
 /// Why a question or upload went wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,7 +126,11 @@ impl PushError {
 
 /// All of them. Their number is bounded by the intake.
 pub(in crate::daemon) struct Pushes {
-    pub(super) by_id: HashMap<PushId, Push>,
+    /// Boxed, because the table is up to half empty and is copied when it grows.
+    pub(super) by_id: HashMap<PushId, Box<Push>>,
+    /// The push that is about to settle, if the cache has its whole closure, and when the
+    /// cache was asked that has it.
+    confirmed: Option<(PushId, Mono)>,
     /// For each cache, how many of them the ledger has as confirmed.
     rechecks: HashMap<CacheId, usize>,
     pub(super) ledger: Ledger,
@@ -84,7 +150,17 @@ impl Pushes {
         settlements: Settlements,
     ) -> Self {
         let (by_id, rechecks) = (HashMap::new(), HashMap::new());
-        Self { by_id, rechecks, ledger, gc_roots, store_dir, log: LogGroups::default(), settlements }
+        let confirmed = None;
+        Self {
+            by_id,
+            confirmed,
+            rechecks,
+            ledger,
+            gc_roots,
+            store_dir,
+            log: LogGroups::default(),
+            settlements,
+        }
     }
 
     /// Remembers pushes to a cache, with the reasons of those that failed earlier.
@@ -101,25 +177,25 @@ impl Pushes {
     ) {
         for FoundPath { push, row, path, nar_size, seen_at } in paths {
             let recheck = rechecks.contains(&push);
+            if let Some(known) = self.by_id.get_mut(&push) {
+                // A path that was collected and is valid again has another row.
+                known.set_row(row);
+                continue;
+            }
             let new = Push {
                 path,
+                row: row.id,
+                generation: row.generation,
                 cache,
-                row,
-                nar_size,
-                recheck,
-                was_confirmed: recheck,
+                recorded: if recheck { Recorded::Now } else { Recorded::Never },
                 protected: false,
-                confirmed: None,
+                nar_size,
                 seen_at,
-                steps: Steps::default(),
-                upstream: None,
-                attempts: 0,
-                error: None,
+                asked_at: 0,
+                tries: None,
             };
-            let before = self.by_id.len();
-            // A path that was collected and is valid again has another row.
-            self.by_id.entry(push).or_insert(new).row = row;
-            if recheck && self.by_id.len() > before {
+            self.by_id.insert(push, Box::new(new));
+            if recheck {
                 *self.rechecks.entry(cache).or_default() += 1;
             }
         }
@@ -133,7 +209,7 @@ impl Pushes {
         }
         for (id, class, text) in reasons {
             if let Some(push) = self.by_id.get_mut(&id) {
-                push.error = Some(Arc::new(PushError { class, text }));
+                push.set_error(Arc::new(PushError { class, text }));
             }
         }
     }
@@ -151,8 +227,8 @@ impl Pushes {
     /// Notes that an upload begins, and returns the path to upload.
     pub(in crate::daemon) fn begin(&mut self, push: PushId, attempt: u32) -> Option<StorePath> {
         let known = self.by_id.get_mut(&push)?;
-        known.attempts = attempt;
-        known.steps.begun_at = Wall::now().0;
+        let tries = known.tries();
+        (tries.attempts, tries.begun_at) = (attempt, Wall::now().0);
         self.ledger.uploading(push, attempt);
         Some(known.path.clone())
     }
@@ -171,7 +247,7 @@ impl Pushes {
             nar_size: push.nar_size,
             sent: running.sent(),
             running_ms: millis(running.elapsed()),
-            attempt: push.attempts,
+            attempt: push.attempts(),
             measured: running.is_measured(),
         })
     }
@@ -181,7 +257,7 @@ impl Pushes {
         let now = Wall::now().0;
         for id in pushes {
             if let Some(push) = self.by_id.get_mut(id) {
-                push.steps.asked_at = now;
+                push.asked_at = now;
             }
         }
     }
@@ -197,7 +273,7 @@ impl Pushes {
     pub(in crate::daemon) fn oldest(&self, pending: impl Fn(PushId) -> bool) -> HashMap<CacheId, i64> {
         let mut oldest: HashMap<CacheId, i64> = HashMap::new();
         for (id, push) in &self.by_id {
-            if !push.recheck && push.seen_at > 0 && pending(*id) {
+            if !push.is_recheck() && push.seen_at > 0 && pending(*id) {
                 let at = oldest.entry(push.cache).or_insert(push.seen_at);
                 *at = push.seen_at.min(*at);
             }
@@ -207,9 +283,7 @@ impl Pushes {
 
     /// Notes that the cache has the whole closure of a push that is about to settle.
     pub(in crate::daemon) fn confirmed(&mut self, id: PushId, at: Mono) {
-        if let Some(push) = self.by_id.get_mut(&id) {
-            push.confirmed = Some(at);
-        }
+        self.confirmed = Some((id, at));
     }
 
     /// Notes that confirmed pushes are pending again: the cache has deleted their
@@ -219,7 +293,8 @@ impl Pushes {
         let mut paths: HashMap<CacheId, Vec<(StorePath, u64)>> = HashMap::new();
         for id in pushes {
             if let Some(push) = self.by_id.get_mut(id) {
-                if std::mem::take(&mut push.recheck) {
+                if push.is_recheck() {
+                    push.recorded = Recorded::Earlier;
                     *self.rechecks.entry(push.cache).or_default() -= 1;
                 }
                 if !std::mem::replace(&mut push.protected, true) {
@@ -238,12 +313,18 @@ impl Pushes {
     }
 
     /// Forgets a push and tells the intake so.
-    pub(super) fn take(&mut self, id: PushId) -> Option<Push> {
+    pub(super) fn take(&mut self, id: PushId) -> Option<Box<Push>> {
+        let confirmed = self.confirmed.take().filter(|(push, _)| *push == id).map(|(_, at)| at);
         let push = self.by_id.remove(&id)?;
-        let Push { cache, row, confirmed, recheck, .. } = push;
-        if recheck {
+        if self.by_id.capacity() > SPARE + 4 * self.by_id.len() {
+            // A backlog is over.
+            self.by_id.shrink_to(2 * self.by_id.len());
+        }
+        let cache = push.cache;
+        if push.is_recheck() {
             *self.rechecks.entry(cache).or_default() -= 1;
         }
+        let row = DbRow { generation: push.generation, id: push.row };
         self.settlements.post(Settlement::Settled { cache, row, confirmed });
         Some(push)
     }
@@ -262,7 +343,7 @@ impl Pushes {
     /// The pushes that are to be in a cache and for which `which` is true.
     #[cfg(test)]
     pub(in crate::daemon) fn wanted(&self, which: impl Fn(PushId) -> bool) -> Vec<(PushId, StorePath)> {
-        let wanted = self.by_id.iter().filter(|(id, push)| !push.recheck && which(**id));
+        let wanted = self.by_id.iter().filter(|(id, push)| !push.is_recheck() && which(**id));
         let mut wanted: Vec<_> = wanted.map(|(id, push)| (*id, push.path.clone())).collect();
         wanted.sort_unstable();
         wanted
@@ -281,16 +362,28 @@ impl Pushes {
         most: usize,
     ) -> Vec<(String, String, String)> {
         let failed = self.by_id.iter().filter(|(id, _)| failed(**id));
-        let failed = failed.filter_map(|(_, push)| Some((push, push.error.as_deref()?))).take(most);
+        let failed = failed.filter_map(|(_, push)| Some((push, push.error()?))).take(most);
         failed.map(|(p, e)| (self.store_dir.full(&p.path), e.class.clone(), e.text.clone())).collect()
     }
 
     /// Records a failed push.
     pub(super) fn record_failed(&mut self, id: PushId, error: &PushError) {
         let Some(push) = self.by_id.get_mut(&id) else { return };
-        self.ledger.settle(id, records::failed(&error.class, error.text.clone(), push.attempts, push.steps));
+        let record = records::failed(&error.class, error.text.clone(), push.attempts(), push.steps());
+        self.ledger.settle(id, record);
         if std::mem::take(&mut push.protected) {
             self.gc_roots.keep_failed(push.cache.0, push.path.clone());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A backlog of a hundred thousand pushes is to stay small.
+    #[test]
+    fn a_push_is_small() {
+        assert!(size_of::<Push>() <= 64, "{} bytes", size_of::<Push>());
     }
 }

@@ -46,6 +46,8 @@ fn a_hundred_thousand_pushes_take_steps_in_proportion() {
     assert!(steps <= 100 + 30 + MANY as u32, "{steps} steps");
     recount(&flow);
     assert!(flow.groups[&100].pushes.is_empty(), "settled pushes leave their session");
+    let (pushes, asks) = (flow.pushes.capacity(), flow.caches[0].asks.capacity());
+    assert!(pushes < 10_000 && asks < 10_000, "the tables are small again: {pushes}, {asks}");
 }
 
 #[test]

@@ -26,6 +26,8 @@ const PAUSE: Duration = Duration::from_millis(10);
 const ANSWER: Duration = Duration::from_secs(30);
 /// How often the file is created, if a collector removes it before it is locked.
 const TRIES: u32 = 16;
+/// From this size on, in bytes, what was gathered is written to the file.
+const PIECE: usize = 64 * 1024;
 
 #[derive(Debug)]
 pub(super) struct FileRoots {
@@ -78,18 +80,17 @@ impl FileRoots {
         )))
     }
 
-    pub(super) fn add(&mut self, paths: impl Iterator<Item = String>) -> io::Result<()> {
-        let paths: Vec<String> = paths.collect();
+    pub(super) fn add(&mut self, paths: impl Iterator<Item = String> + Clone) -> io::Result<()> {
         let begun = Instant::now();
         loop {
             if self.no_collection()? {
-                let written = self.append(&paths);
+                let written = self.append(paths);
                 flock(&self.gc_lock, FlockOperation::Unlock)?;
                 return written;
             }
-            match self.tell(&paths) {
+            match self.tell(paths.clone()) {
                 // The next collection reads the file.
-                Ok(()) => return self.append(&paths),
+                Ok(()) => return self.append(paths),
                 // The collection has just ended, or has not opened its socket yet.
                 Err(error) if begun.elapsed() >= PATIENCE => return Err(error),
                 Err(_) => std::thread::sleep(PAUSE),
@@ -103,8 +104,7 @@ impl FileRoots {
         if !self.no_collection()? {
             return Ok(false);
         }
-        let keep: Vec<String> = keep.collect();
-        let written = self.file.set_len(0).and_then(|()| self.append(&keep));
+        let written = self.file.set_len(0).and_then(|()| self.append(keep));
         flock(&self.gc_lock, FlockOperation::Unlock)?;
         written.map(|()| true)
     }
@@ -124,17 +124,22 @@ impl FileRoots {
         }
     }
 
-    fn append(&mut self, paths: &[String]) -> io::Result<()> {
+    /// Writes the paths at the end of the file, in pieces: there may be a hundred thousand.
+    fn append(&mut self, paths: impl Iterator<Item = String>) -> io::Result<()> {
         self.file.seek(io::SeekFrom::End(0))?;
         let mut text = Vec::new();
         for path in paths {
             text.extend_from_slice(path.as_bytes());
             text.push(0);
+            if text.len() >= PIECE {
+                self.file.write_all(&text)?;
+                text.clear();
+            }
         }
         self.file.write_all(&text)
     }
 
-    fn tell(&self, paths: &[String]) -> io::Result<()> {
+    fn tell(&self, paths: impl Iterator<Item = String>) -> io::Result<()> {
         let mut collector = UnixStream::connect(&self.collector)?;
         collector.set_read_timeout(Some(ANSWER))?;
         collector.set_write_timeout(Some(ANSWER))?;

@@ -65,7 +65,10 @@ impl TempRoots {
     /// Adds paths. When it returns, a running collection knows of them too. After
     /// an error some of the paths are protected and others are not: open new
     /// temporary roots.
-    pub fn add<'a>(&mut self, paths: impl IntoIterator<Item = &'a StorePath>) -> io::Result<()> {
+    pub fn add<'a>(
+        &mut self,
+        paths: impl IntoIterator<Item = &'a StorePath, IntoIter: Clone>,
+    ) -> io::Result<()> {
         let full = paths.into_iter().map(|p| self.store_dir.full(p));
         match &mut self.way {
             Way::File(roots) => roots.add(full),

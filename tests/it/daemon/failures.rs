@@ -151,8 +151,8 @@ fn filters_leave_out_what_nothing_needs() {
     assert_eq!(daemon.main().names(), ["plain", "secret-plan", "used", "user"]);
 }
 
-/// Two paths: one with the signature of an upstream cache, one without.
-fn signed(nix: &PrivateNix) -> (String, String) {
+/// Two paths: one with the signature of an upstream cache, one without. The second is the signed one.
+pub(super) fn signed(nix: &PrivateNix) -> (String, String) {
     let run = |program: &str, args: &[&str]| {
         let out = nix.run(program, args);
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));

@@ -1,10 +1,12 @@
 //! `flywheelctl verify` against a real cache that is broken on purpose: what it says of each fault,
 //! what `--repair` mends, and who may ask.
 
+use std::io::Write as _;
 use std::path::PathBuf;
 
 use serde_json::Value;
 
+use super::failures::signed;
 use crate::support::cache::{StandaloneCache, UploadGate};
 use crate::support::daemon::{CommandResult, Daemon};
 use crate::support::nix::PrivateNix;
@@ -62,6 +64,26 @@ impl Bench {
             }
         }
         panic!("no file with a NAR");
+    }
+
+    /// From now on the cache serves other NARs, which `change` makes of the stored ones, in files that
+    /// `file` makes of them, and says that they have this compression.
+    fn serve(
+        &self,
+        compression: &'static str,
+        change: impl Fn(&mut Vec<u8>) + Send + Sync + 'static,
+        file: impl Fn(&[u8]) -> Vec<u8> + Send + Sync + 'static,
+    ) {
+        self.gate.rewrite(move |path, _, body| {
+            if path.ends_with(".narinfo") {
+                let text = String::from_utf8_lossy(body).replace("Compression: zstd\n", compression);
+                *body = text.into_bytes();
+            } else if path.ends_with(".nar") {
+                let mut nar = zstd::decode_all(body.as_slice()).unwrap();
+                change(&mut nar);
+                *body = file(&nar);
+            }
+        });
     }
 
     fn verify(&self, args: &[&str]) -> (i32, Value) {
@@ -160,6 +182,58 @@ fn a_byte_that_was_flipped_makes_another_hash() {
     bytes[middle] ^= 0x10;
     std::fs::write(&file, bytes).unwrap();
     bench.problem("other_hash");
+}
+
+/// Nothing but the hash shows it: narinfo, signature and size are right, and the file can be
+/// decompressed.
+#[test]
+fn other_bytes_of_the_same_size_have_another_hash() {
+    let bench = bench(true);
+    let as_stored = |nar: &[u8]| zstd::encode_all(nar, 3).unwrap();
+    bench.serve("Compression: zstd\n", |_| (), as_stored);
+    assert_eq!(bench.verify(&[&bench.large]).0, 0, "as it was stored it is good");
+    let flip = |nar: &mut Vec<u8>| {
+        let middle = nar.len() / 2;
+        nar[middle] ^= 1;
+    };
+    bench.serve("Compression: zstd\n", flip, as_stored);
+    let detail = bench.problem("other_hash");
+    assert!(detail.contains("the NAR has the hash"), "{detail}");
+    // The same without a compression, whose decoder could notice something.
+    bench.serve("Compression: none\n", flip, <[u8]>::to_vec);
+    assert!(bench.problem("other_hash").contains("the NAR has the hash"));
+}
+
+/// Old caches have it; it is also what Nix assumes of a narinfo that names no compression.
+#[test]
+fn nars_that_are_compressed_with_bzip2_are_read() {
+    let bench = bench(true);
+    let bzip2 = |nar: &[u8]| {
+        let mut encoder = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
+        encoder.write_all(nar).unwrap();
+        encoder.finish().unwrap()
+    };
+    for compression in ["Compression: bzip2\n", ""] {
+        bench.serve(compression, |_| (), bzip2);
+        let (code, report) = bench.verify(&[&bench.small, &bench.large]);
+        assert_eq!((code, counts(&report)), (0, [2, 2, 0]), "{compression:?}: {report}");
+    }
+    bench.serve("Compression: bzip2\n", |_| (), move |nar| bzip2(nar)[..200_000].to_vec());
+    assert!(bench.problem("cut").contains("the compressed NAR ends too early"));
+}
+
+/// Nobody pushes it to this cache, and Nix takes it from the upstream cache: that is no problem.
+#[test]
+fn a_path_that_only_an_upstream_cache_has_is_no_problem() {
+    let nix = PrivateNix::new();
+    let (near, far) = signed(&nix);
+    let cache = StandaloneCache::start(&nix, |s| s.upstream_cache_key_names = vec!["up-1".to_owned()]);
+    let daemon = Daemon::start(nix, &format!("{}[push]\nexisting = true\n", cache.config()));
+    daemon.flush();
+    assert_eq!(cache.main().having(&[near.clone(), far.clone()]), [true, false]);
+    let report = daemon.json(&["verify", &near, &far]);
+    assert_eq!((counts(&report), &report["upstream"]), ([1, 1, 0], &Value::from(1)), "{report}");
+    assert_eq!(report["outcome"], "good", "{report}");
 }
 
 #[test]

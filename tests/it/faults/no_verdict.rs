@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use super::proxy::{Fault, Kind, Proxy};
-use super::{Rig, met, set, upload_of};
+use super::proxy::{Call, Fault, Kind, Proxy};
+use super::{Rig, met, set, until, upload_of};
 
 fn rig() -> Rig {
     let rig = Rig::with("stall_timeout = \"1s\"", "");
@@ -41,20 +41,30 @@ fn a_path_that_was_stored_is_not_sent_again() {
     }
 }
 
-/// A proxy gives up on one path each time, and the cache never gets it.
+/// A proxy gives up on one path each time, and the cache never gets it. The waits between the tries
+/// take minutes; a reload ends each of them.
 #[test]
 fn a_path_that_never_arrives_fails_and_costs_no_other() {
     let rig = rig();
-    rig.proxy
-        .rule(|call| if upload_of(call, |name| name == "during-0") { Fault::Lost(504) } else { Fault::Pass });
+    let is_lost = |call: &Call| upload_of(call, |name| name == "during-0");
+    rig.proxy.rule(move |call| if is_lost(call) { Fault::Lost(504) } else { Fault::Pass });
     rig.site.build(&set("during", 2, 3, 20_000));
+    for tries in 1..=5 {
+        let status = until("the try has ended", || {
+            let status = rig.daemon.status();
+            (status["cache"][0]["counts"]["failures"] == tries).then_some(status)
+        });
+        if tries < 5 {
+            assert_eq!(status["queue"]["failed"], 0, "nothing fails so soon: {status}");
+            assert_eq!(rig.daemon.ctl(&["reload"]).code, 0);
+        }
+    }
     rig.whole(|name| match name {
         "during-0" => Some("no-verdict"),
         name => name.starts_with("during-0-").then_some("reference"),
     });
     let calls = rig.proxy.seen().calls;
-    let sent: Vec<usize> =
-        (0..calls.len()).filter(|n| upload_of(&calls[*n], |name| name == "during-0")).collect();
+    let sent: Vec<usize> = (0..calls.len()).filter(|n| is_lost(&calls[*n])).collect();
     assert_eq!(sent.len(), 5, "a handful of tries");
     for pair in sent.windows(2) {
         let asked = calls[pair[0]..pair[1]].iter().any(|call| call.kind == Kind::Missing);
@@ -76,7 +86,7 @@ fn patience_grows_until_a_slow_server_has_stored_the_path() {
     let rig = rig();
     rig.proxy.rule(|call| {
         let slow = upload_of(call, |name| name == "during-0");
-        if slow { Fault::Late(Duration::from_secs(3)) } else { Fault::Pass }
+        if slow { Fault::Late(Duration::from_millis(1_500)) } else { Fault::Pass }
     });
     rig.site.build(&set("during", 2, 3, 20_000));
     rig.whole(|_| None);
