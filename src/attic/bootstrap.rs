@@ -29,6 +29,8 @@ const LINK: &str = "attic-client";
 const CANDIDATE: &str = "attic-client.new";
 /// Longest part of a command's output that goes into a message, in characters.
 const QUOTE: usize = 240;
+/// Bytes of an error after which its further lines are left out.
+const ERROR: usize = 4096;
 
 /// The directories, the configuration and the limits that the bootstrap works with.
 #[derive(Debug, Clone)]
@@ -158,29 +160,50 @@ fn realise(path: &Path, link: &Path) -> Vec<OsString> {
     command
 }
 
+/// The last error that Nix writes. It begins with `error:`, and its further lines are indented:
+/// Nix 2.26 begins them on the line after, Nix 2.34 gives the reason there.
+#[derive(Default)]
+struct Errors {
+    last: Option<String>,
+    is_open: bool,
+}
+
+impl Errors {
+    /// Takes the next line of Nix's output. Lines beyond a bound are left out.
+    fn hear(&mut self, line: &str) {
+        if let Some(begin) = line.trim_start().strip_prefix("error:") {
+            self.last = Some(begin.to_owned());
+            self.is_open = true;
+        } else if !line.trim().is_empty() && !line.starts_with(' ') {
+            self.is_open = false;
+        } else if let Some(last) = self.last.as_mut().filter(|last| self.is_open && last.len() < ERROR) {
+            last.push(' ');
+            last.push_str(line.trim());
+        }
+    }
+}
+
 async fn nix(workspace: &Workspace, command: &[OsString]) -> Result<(), Unavailable> {
     let limits = Limits { memory: None, time: workspace.timeout, stall: None };
-    let mut errors = Vec::new();
+    let mut errors = Errors::default();
     let ended = workspace
         .runner
         .run(command, &[], &[], limits, |_, line| {
             detail!(line = line, "nix says");
-            if let Some(error) = line.trim().strip_prefix("error: ") {
-                errors.push(error.to_owned());
-            }
+            errors.hear(line);
         })
         .await;
     if ended.is_good() {
         return Ok(());
     }
     let name = command[0].to_string_lossy();
-    let said = match errors.last() {
+    let said = match errors.last.as_deref().map(str::trim) {
         // Nix writes this about every path that it would have to build.
-        Some(error) if error.contains("--max-jobs") => {
+        Some(error) if error.contains("max-jobs") => {
             "no substituter has it, and it would have to be built".to_owned()
         }
-        Some(error) => quote(error),
-        None => format!("it gave no reason; {ended}"),
+        Some(error) if !error.is_empty() => quote(error),
+        Some(_) | None => format!("it gave no reason; {ended}"),
     };
     Err(Unavailable::Missing(match ended {
         Ended::Exited(127) => format!("{name} is not installed, or not in the service's PATH"),
@@ -260,6 +283,29 @@ mod tests {
             "nix-store|--realise|/nix/store/x|--add-root|/s/attic-client.new|--indirect|--max-jobs|0|--option|\
              builders||--option|narinfo-cache-negative-ttl|0|--option|build-poll-interval|1"
         );
+    }
+
+    #[test]
+    fn an_error_has_its_further_lines() {
+        let last = |text: &str| {
+            let mut errors = Errors::default();
+            text.lines().for_each(|line| errors.hear(line));
+            errors.last
+        };
+        // What Nix 2.8.0, 2.26.3 and 2.34.8 write when they would have to build something.
+        for text in [
+            "error: unable to start any build; either increase '--max-jobs' or enable remote builds.\n       https://x",
+            "this derivation will be built:\n  /nix/store/x.drv\nerror:\n                           Unable to start any \
+             build;\n                           either increase '--max-jobs' or enable remote builds.\n",
+            "error: Cannot build '/nix/store/x.drv'.\n       Reason: local builds are disabled (max-jobs = 0)\n       Hint: y",
+        ] {
+            assert!(last(text).is_some_and(|error| error.contains("max-jobs")), "{text}");
+        }
+        assert_eq!(last("error: one\n  more\nwarning: x\n  max-jobs").as_deref(), Some(" one more"));
+        assert_eq!(last("error: one\nerror: two").as_deref(), Some(" two"));
+        assert_eq!(last("warning: x\n  y"), None);
+        let long = format!("error: x{}", "\n  yyyyyyyyyyyyyyyyyyyy".repeat(1_000));
+        assert!(last(&long).is_some_and(|error| error.len() < ERROR + 100));
     }
 
     #[test]
