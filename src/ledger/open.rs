@@ -8,6 +8,7 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::{ffi::OsString, io};
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
 use super::error::LedgerError;
@@ -100,6 +101,8 @@ fn connect(path: &Path, alone: bool) -> Result<Connection, LedgerError> {
     // An administrator may look at the file.
     conn.busy_timeout(super::writer::BUSY)?;
     conn.set_prepared_statement_cache_capacity(64);
+    // Otherwise SQLite compiles some statements again whenever they get other values.
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     if alone {
         // https://sqlite.org/wal.html: WAL without shared memory.
         conn.execute_batch("PRAGMA locking_mode = EXCLUSIVE")?;

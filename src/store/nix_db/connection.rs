@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Once;
 use std::time::{Duration, Instant};
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, ffi};
 
 use super::error::NixDbError;
@@ -56,6 +57,9 @@ pub(super) struct Reading {
 
 /// Device and inode of the write-ahead log and of its index; `None`: there is none.
 type LogFiles = [Option<(u64, u64)>; 2];
+
+/// Upper bound of the pages that a connection keeps, as SQLite writes it: in KiB, negative.
+const PAGE_CACHE: i64 = -1024;
 
 /// What shows that nobody wrote during a read in [`Journal::Rollback`].
 #[derive(Debug, PartialEq, Eq)]
@@ -127,6 +131,10 @@ impl Reading {
         let db = Connection::open_with_flags(path, flags)?;
         // `read` repeats and waits; SQLite must not wait within an attempt.
         db.busy_timeout(Duration::ZERO)?;
+        // There are several connections, and the kernel has the pages as well.
+        db.pragma_update(None, "cache_size", PAGE_CACHE)?;
+        // Otherwise SQLite compiles a statement again whenever it gets other values.
+        db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
         let journal = Cell::new(Journal::Rollback);
         let mut reading = Self { db, path: path.to_owned(), journal, log: [None; 2] };
         // SQLite opens lazily: without a query a missing right would show later.
