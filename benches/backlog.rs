@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 use sha2::{Digest, Sha256};
 
 use crate::nix::PrivateNix;
+use crate::plot::{Line, Texts, plot};
 use crate::report::figure;
 use crate::rig::{Cache, Daemon, ms};
 
 /// Paths with files in the store, registered with Nix in one command.
-fn fill(nix: &PrivateNix, count: usize) {
+pub fn fill(nix: &PrivateNix, count: usize) {
     let store = nix.store_dir();
     let mut list = String::new();
     for n in 0..count {
@@ -41,7 +42,7 @@ fn fill(nix: &PrivateNix, count: usize) {
 }
 
 /// Waits until the daemon's status satisfies a condition; returns the largest queue that was seen.
-fn until(daemon: &Daemon, so: impl Fn(&serde_json::Value) -> bool) -> u64 {
+pub fn until(daemon: &Daemon, so: impl Fn(&serde_json::Value) -> bool) -> u64 {
     let mut most = 0;
     loop {
         let status = daemon.json(&["status"]);
@@ -60,7 +61,8 @@ fn all_in(status: &serde_json::Value, count: usize) -> bool {
 }
 
 pub fn backlog() {
-    for count in [25_000, 100_000] {
+    let mut points = Vec::new();
+    for count in [1_000, 10_000, 25_000, 50_000, 100_000] {
         let nix = PrivateNix::new();
         fill(&nix, count);
         let dir = nix.path().join("daemon");
@@ -76,7 +78,11 @@ pub fn backlog() {
         figure(&what("processor time"), "s", &[usage.cpu_s], "utime+stime of the daemon");
         let how = format!("VmHWM of the daemon; at most {most} in the queue");
         figure(&what("peak memory"), "MiB", &[usage.peak_mib], &how);
+        points.push((count as f64, usage.peak_mib));
     }
+    let line = Line { name: "peak memory".to_owned(), points, level: None };
+    let texts = Texts { title: "Memory over a backlog", x: "pending paths at the start", y: "MiB" };
+    plot("backlog", &texts, false, &[line]);
 }
 
 /// More paths than the daemon keeps in memory, while the cache is away; then the cache returns.
@@ -103,15 +109,11 @@ pub fn overfull() {
     figure("a cache that is away for 210,000: wall", "s", &[wall], "its return to the last path in it");
 }
 
-/// The first start on a host with a million valid paths, which count as old. A path that is built
-/// right after it does not wait until all of them were read.
-pub fn first_start() {
-    const COUNT: i64 = 1_000_000;
-    let nix = PrivateNix::new();
-    nix.make("before");
+/// Adds rows of valid paths to the Nix database, without files.
+pub fn old_rows(nix: &PrivateNix, count: i64) {
     let mut db = rusqlite::Connection::open(nix.state_dir().join("db/db.sqlite")).unwrap();
     let tx = db.transaction().unwrap();
-    for n in 0..COUNT {
+    for n in 0..count {
         tx.prepare_cached(
             "insert into ValidPaths (path, hash, registrationTime, narSize) values (?1, ?2, 1, 120)",
         )
@@ -120,7 +122,15 @@ pub fn first_start() {
         .unwrap();
     }
     tx.commit().unwrap();
-    drop(db);
+}
+
+/// The first start on a host with a million valid paths, which count as old. A path that is built
+/// right after it does not wait until all of them were read.
+pub fn first_start() {
+    const COUNT: i64 = 1_000_000;
+    let nix = PrivateNix::new();
+    nix.make("before");
+    old_rows(&nix, COUNT);
     let dir = nix.path().join("daemon");
     let cache = Cache::start(&dir.join("served"), &nix.store_dir());
     let began = Instant::now();

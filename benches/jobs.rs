@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::delay::Delay;
 use crate::nix::PrivateNix;
+use crate::plot::{Line, Texts, plot};
 use crate::report::figure;
 use crate::rig::{Cache, Daemon};
 use crate::trees;
@@ -20,6 +21,7 @@ const FIXED: [u32; 8] = [1, 2, 4, 8, 16, 32, 64, 128];
 pub fn jobs() {
     let nix = PrivateNix::new();
     let paths = trees::build_many(&nix, "jobs", PATHS);
+    let mut lines = Vec::new();
     for round_trip in [0_u64, 20, 50, 100] {
         let run = |jobs: &str| -> f64 {
             let once = |n: usize| {
@@ -42,7 +44,15 @@ pub fn jobs() {
             &[auto / best],
             "ratio of wall times",
         );
+        lines.push(Line {
+            name: format!("round trip + {round_trip} ms"),
+            points: fixed.iter().map(|(n, took)| (f64::from(*n), *took)).collect(),
+            level: Some((format!("auto: {auto:.2} s"), auto)),
+        });
     }
+    let title = format!("{PATHS} small paths to the built-in cache");
+    let texts = Texts { title: &title, x: "jobs", y: "seconds" };
+    plot("jobs", &texts, true, &lines);
 }
 
 /// Seconds until all paths are pushed, into an empty cache.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use crate::nix::PrivateNix;
 use crate::report::figure;
 use crate::rig::{Cache, Daemon, ms};
+use crate::sink::Sink;
 use crate::trees;
 use crate::watch::Watch;
 
@@ -123,26 +124,46 @@ pub fn small() {
     let mut figures: [Vec<f64>; 4] = Default::default();
     for round in 0..3 {
         let rig = rig(&nix, &format!("small-{round}"));
-        let args: Vec<&str> =
-            ["push", "--wait"].into_iter().chain(paths.iter().map(String::as_str)).collect();
-        let (before, began) = (rig.daemon.usage().cpu_s, Instant::now());
-        let answer = rig.daemon.json(&args);
-        let took = began.elapsed().as_secs_f64();
-        assert_eq!(answer["pushed"], 2000, "{answer}");
-        let after = rig.daemon.usage();
-        std::thread::sleep(Duration::from_millis(5500));
-        let values = [took, after.cpu_s - before, after.peak_mib, rig.daemon.usage().rss_mib];
-        figures.iter_mut().zip(values).for_each(|(all, value)| all.push(value));
+        push_small(&rig.daemon, &paths, &mut figures);
     }
-    figure(
-        "2,000 small paths: wall",
-        "s",
-        &figures[0],
-        "flywheelctl push --wait from spawn to exit, empty cache",
-    );
-    figure("2,000 small paths: processor time", "s", &figures[1], "utime+stime of the daemon");
-    figure("2,000 small paths: peak memory", "MiB", &figures[2], "VmHWM of the daemon");
-    figure("2,000 small paths: memory after", "MiB", &figures[3], "VmRSS of the daemon 5 s later");
+    show_small("2,000 small paths", &figures);
+}
+
+/// The same to a server that stores nothing: what the paths cost the daemon alone.
+pub fn small_sink() {
+    let nix = PrivateNix::new();
+    let paths = trees::build_many(&nix, "small", 2000);
+    let sink = Sink::start(nix.path());
+    let mut figures: [Vec<f64>; 4] = Default::default();
+    for round in 0..5 {
+        sink.clear();
+        let dir = nix.path().join(format!("sink-{round}"));
+        let daemon = Daemon::start(&nix, &dir, (&sink.endpoint(), sink.token_file()), "");
+        push_small(&daemon, &paths, &mut figures);
+    }
+    show_small("2,000 small paths, a server that stores nothing", &figures);
+}
+
+fn push_small(daemon: &Daemon, paths: &[String], figures: &mut [Vec<f64>; 4]) {
+    let args: Vec<&str> = ["push", "--wait"].into_iter().chain(paths.iter().map(String::as_str)).collect();
+    let (before, began) = (daemon.usage().cpu_s, Instant::now());
+    let answer = daemon.json(&args);
+    let took = began.elapsed().as_secs_f64();
+    assert_eq!(answer["pushed"], paths.len(), "{answer}");
+    let after = daemon.usage();
+    std::thread::sleep(Duration::from_millis(5500));
+    let values = [took, after.cpu_s - before, after.peak_mib, daemon.usage().rss_mib];
+    figures.iter_mut().zip(values).for_each(|(all, value)| all.push(value));
+}
+
+fn show_small(what: &str, figures: &[Vec<f64>; 4]) {
+    let show = |n: usize, of: &str, unit: &str, how: &str| {
+        figure(&format!("{what}: {of}"), unit, &figures[n], how);
+    };
+    show(0, "wall", "s", "flywheelctl push --wait from spawn to exit, empty cache");
+    show(1, "processor time", "s", "utime+stime of the daemon");
+    show(2, "peak memory", "MiB", "VmHWM of the daemon");
+    show(3, "memory after", "MiB", "VmRSS of the daemon 5 s later");
 }
 
 /// The end of a session that names a closure of 2,001 paths, all of them in the cache.

@@ -20,15 +20,22 @@
 #[path = "../tests/it/support/nix.rs"]
 mod nix;
 
+mod atticd;
 mod backlog;
+mod compare;
 mod delay;
+mod fleet;
 mod http2;
 mod jobs;
 mod library;
 mod live;
+mod plot;
+mod rate;
 mod report;
 mod rig;
+mod sink;
 mod slowdown;
+mod start;
 mod trees;
 mod watch;
 
@@ -52,6 +59,12 @@ const FIGURES: &[Figure] = &[
     ("huge", false, live::huge),
     ("jobs", false, jobs::jobs),
     ("http2", false, http2::http2),
+    ("max-rate", false, rate::max_rate),
+    ("line", false, rate::line),
+    ("start", false, start::start),
+    ("fleet", false, fleet::fleet),
+    ("small-sink", false, live::small_sink),
+    ("compare", false, compare::compare),
 ];
 
 fn main() {

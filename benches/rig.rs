@@ -81,10 +81,19 @@ impl Drop for Cache {
     }
 }
 
+/// The path of one of the programs that are measured: of this build, or in the directory that
+/// `FLYWHEEL_BIN_DIR` names, so that two builds can be compared with one benchmark.
+pub fn program(name: &str) -> PathBuf {
+    match (std::env::var_os("FLYWHEEL_BIN_DIR"), name) {
+        (Some(dir), _) => Path::new(&dir).join(name),
+        (None, "flywheelctl") => env!("CARGO_BIN_EXE_flywheelctl").into(),
+        (None, _) => env!("CARGO_BIN_EXE_flywheeld").into(),
+    }
+}
+
 /// The daemon and how to reach it.
 pub struct Daemon {
     child: Child,
-    socket: PathBuf,
     dir: PathBuf,
 }
 
@@ -104,16 +113,13 @@ impl Daemon {
             nix_state = nix.state_dir(),
         );
         std::fs::write(&config, text).unwrap();
-        let log = std::fs::File::create(dir.join("log")).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_flywheeld"))
-            .arg("--config")
-            .arg(&config)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        let mut daemon = Self { child, socket, dir: dir.to_owned() };
+        Self::run(dir)
+    }
+
+    /// Starts again with what [`Self::start`] has left in `dir`.
+    pub fn run(dir: &Path) -> Self {
+        let child = Self::command(dir).spawn().unwrap();
+        let mut daemon = Self { child, dir: dir.to_owned() };
         let began = Instant::now();
         while !daemon.ctl(&["--strict", "status", "--json"]).status.success() {
             let ended = daemon.child.try_wait().unwrap();
@@ -123,14 +129,28 @@ impl Daemon {
         daemon
     }
 
+    /// The program with its configuration, not started.
+    pub fn command(dir: &Path) -> Command {
+        let log = std::fs::File::create(dir.join("log")).unwrap();
+        let mut command = Command::new(program("flywheeld"));
+        command.arg("--config").arg(dir.join("flywheel.toml"));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        command
+    }
+
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.dir.join("log")).unwrap_or_default()
     }
 
     pub fn ctl(&self, args: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_flywheelctl"))
+        Self::ask(&self.dir, args)
+    }
+
+    /// Runs flywheelctl for the daemon of this directory.
+    pub fn ask(dir: &Path, args: &[&str]) -> Output {
+        Command::new(program("flywheelctl"))
             .args(args)
-            .env("FLYWHEEL_SOCKET", &self.socket)
+            .env("FLYWHEEL_SOCKET", dir.join("socket"))
             .output()
             .unwrap()
     }

@@ -25,6 +25,12 @@ fn many(tag: &str, count: usize) -> String {
     )
 }
 
+/// `count` small paths, each of a derivation of its own.
+pub fn each(tag: &str, count: usize) -> String {
+    let one = PrivateNix::shell(&format!("{tag}-${{toString n}}"), "echo $name > $out");
+    format!("builtins.genList (n: {one}) {count}")
+}
+
 /// Builds `count` paths; returns their names.
 pub fn build_many(nix: &PrivateNix, tag: &str, count: usize) -> Vec<String> {
     let expression = format!("builtins.concatMap (d: map (o: d.${{o}}) d.outputs) ({})", many(tag, count));
