@@ -19,13 +19,13 @@ fi
 command -v c++ >/dev/null || { echo "fuzzing skipped: no C++ compiler (apt-get install g++)"; exit 0; }
 # Beside what the tests have compiled: fuzz/Cargo.toml sees to it that the dependencies
 # are used again.
-target=$PWD/${CARGO_TARGET_DIR:-target} work=$PWD/${CARGO_TARGET_DIR:-target}/fuzz
+built=$PWD/${CARGO_TARGET_DIR:-target} work=$PWD/${CARGO_TARGET_DIR:-target}/fuzz
 mkdir -p "$work"
 
 # What `cargo fuzz` passes, without a sanitizer: those need a nightly compiler, and the
 # package has no unsafe code. Only this project's crates get it, through this script as
 # the compiler's wrapper: with it and with optimization, the dependencies take minutes.
-if ! RUSTC_WRAPPER=$PWD/tests/fuzz-rustc.sh CARGO_TARGET_DIR=$target \
+if ! RUSTC_WRAPPER=$PWD/tests/fuzz-rustc.sh CARGO_TARGET_DIR=$built \
     cargo build --quiet --locked --manifest-path fuzz/Cargo.toml --bins ${FUZZ_JOBS:+-j "$FUZZ_JOBS"} 2>"$work/build.log"; then
     if grep -qE "sancov-module|could not download|failed to (get|fetch|download)" "$work/build.log"; then
         echo "fuzzing skipped: this toolchain or network cannot build the targets ($work/build.log)"
@@ -38,7 +38,7 @@ fi
 fuzz() {
     local corpus=$work/corpus/$1
     mkdir -p "$corpus" "$work/artifacts"
-    "$target/debug/$1" "$corpus" "fuzz/seeds/$1" -max_total_time="$seconds" \
+    "$built/debug/$1" "$corpus" "fuzz/seeds/$1" -max_total_time="$seconds" \
         -timeout=10 -rss_limit_mb=2048 -max_len=65536 -artifact_prefix="$work/artifacts/$1-" \
         -print_final_stats=1 >"$work/$1.log" 2>&1
 }
