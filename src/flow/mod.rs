@@ -51,7 +51,10 @@ pub(crate) use breaker::BreakerState;
 pub(crate) use cache::CacheLimits;
 pub(crate) use client::{ClientAction, ClientEvent, ClientLife, ClientState, Found};
 pub(crate) use event::{Action, Cause, Event, Failure, NewPush, Outcome, Purpose};
-pub(crate) use sessions::{NamingQueue, SessionAction, SessionEvent, SessionLife, SessionLimits, TUNING};
+pub(crate) use sessions::{
+    Callers, Knows, NamingQueue, Patience, SHORT_WAIT, SessionAction, SessionEvent, SessionLife,
+    SessionLimits, TUNING,
+};
 pub(crate) use step::Flow;
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use tokio::time::Instant;
 use super::{Done, Driver};
 use crate::control::messages::ErrorCode;
 use crate::control::server::Peer;
+use crate::daemon::intake;
 use crate::daemon::sessions::{self, Asked, Caller, Found, Name, Naming, Next, Restored, Session, Watch};
 use crate::flow::{Event, SessionAction, SessionEvent};
 use crate::ledger::SessionInfo;
@@ -61,8 +62,10 @@ impl Driver {
         caller.asked = Asked::End(row);
         let (cache, paths) = self.destination(cache, if confined { Vec::new() } else { paths });
         // Equal ends are answered together: one naming is for all of them.
-        let caller = match self.parts.sessions.join_naming(row, uid, true, &paths, caller) {
-            Ok(()) => return self.session_step(row, SessionEvent::Join),
+        let equal =
+            |naming: &intake::Naming| naming.session == row && naming.close_window && naming.paths == paths;
+        let caller = match self.parts.sessions.join_naming(uid, equal, caller) {
+            Ok(_) => return self.session_step(row, SessionEvent::Join),
             Err(caller) => caller,
         };
         // Queued first: a refusal changes nothing.
@@ -172,14 +175,12 @@ impl Driver {
             }
             SessionAction::Take => {
                 let (cache, paths) = self.destination(cache, Vec::new());
-                let naming = Naming { row, uid, callers: Vec::new() };
-                self.begin_naming(naming, true, cache, paths, false);
+                self.begin_naming(Naming { row, uid }, true, cache, paths, false, None);
             }
             SessionAction::Confirm => {
                 let named = session.named.clone();
                 let (cache, paths) = self.destination(cache, named);
-                let naming = Naming { row, uid, callers: Vec::new() };
-                self.begin_naming(naming, false, cache, paths, false);
+                self.begin_naming(Naming { row, uid }, false, cache, paths, false, None);
             }
             SessionAction::WarnUnstable => {
                 let text = "paths of the session were deleted by the cache repeatedly: some may be missing";

@@ -9,6 +9,7 @@ mod attic_client;
 mod background;
 mod doctor;
 mod ending;
+mod flushing;
 mod history;
 mod hooks;
 mod intake_link;
@@ -25,7 +26,6 @@ mod verify;
 mod waiting;
 mod why;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -144,8 +144,6 @@ pub(super) struct Driver {
     flow: Flow,
     reloads: Reloads,
     stopping: Stopping,
-    /// For each `flush` how often the caches are asked for it, from the second time on.
-    flush_rounds: HashMap<SessionId, u32>,
     work: JoinSet<Result<Done, Lost>>,
     /// A task that has ended, and whose turn has not come.
     #[cfg(test)]
@@ -171,7 +169,6 @@ impl Driver {
             flow: Flow::new(&parts.limits, parts.seed).with_recheck_after(parts.settings.push.recheck_after),
             reloads: Reloads::default(),
             stopping: Stopping::default(),
-            flush_rounds: HashMap::new(),
             work: JoinSet::new(),
             #[cfg(test)]
             ended_task: None,
@@ -267,22 +264,17 @@ impl Driver {
 
     /// When something is due next: a decision, a caller's deadline, or the end.
     fn wake_at(&self) -> Instant {
-        let flow = self
-            .flow
-            .next_deadline()
-            .map(|Mono(ms)| self.began + Duration::from_millis(ms.saturating_add(1)));
+        let at = |Mono(ms)| self.began + Duration::from_millis(ms.saturating_add(1));
         let far = Instant::now() + Duration::from_secs(3600);
         let sessions = &self.parts.sessions;
-        let life =
-            sessions.next_due().map(|Mono(ms)| self.began + Duration::from_millis(ms.saturating_add(1)));
         let running = !self.stopping.has_begun();
         let due = [
-            flow,
-            sessions.next_deadline(),
+            self.flow.next_deadline().map(at),
+            sessions.next_deadline().map(at),
             self.stopping.deadline(),
             self.ledger_due(),
             self.parts.pushes.next_log(),
-            life.filter(|_| running),
+            sessions.next_due().map(at).filter(|_| running),
             sessions.retry_at().filter(|_| running),
         ];
         due.into_iter().flatten().min().unwrap_or(far)

@@ -33,7 +33,8 @@ impl Driver {
                 self.session_start(peer, responder, cache.as_deref(), request);
             }
             Request::SessionEnd { session, ci_job, push, timeout_ms, wait, patient } => {
-                let caller = Caller { patient, ..Caller::new(responder, wait, timeout_ms) };
+                let mut caller = Caller::new(responder, wait, timeout_ms, self.now());
+                caller.patience.patient = patient;
                 self.session_end(peer, session.as_deref(), ci_job.as_deref(), &push, caller);
             }
             Request::SessionList { all } => {
@@ -45,12 +46,11 @@ impl Driver {
                 self.parts.reports.show(peer, admins, session, self.engines(), responder);
             }
             Request::Push { paths, cache, wait, timeout_ms } => {
-                self.push(peer, &paths, cache.as_deref(), Caller::new(responder, wait, timeout_ms));
+                let caller = Caller::new(responder, wait, timeout_ms, self.now());
+                self.push(peer, &paths, cache.as_deref(), caller);
             }
             Request::Flush { timeout_ms } => {
-                let group = self.parts.sessions.new_group();
-                let caller = Caller::new(responder, true, timeout_ms);
-                self.name_paths(group, peer.uid, self.default_cache(), Vec::new(), false, caller);
+                self.flush(peer, Caller::new(responder, true, timeout_ms, self.now()));
             }
             Request::Hook { derivation, outputs } => self.hook(peer, derivation, outputs, responder),
             Request::Status => self.status(peer, responder),

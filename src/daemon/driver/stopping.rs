@@ -46,7 +46,9 @@ impl Driver {
         } else {
             return None;
         };
-        self.answer_waiters(|_| true);
+        let now = self.now();
+        let answered = self.parts.sessions.callers().end(now);
+        self.answer_all(answered);
         self.parts.pushes.log_all();
         Some(ended)
     }
@@ -68,15 +70,11 @@ impl Driver {
         // The running requests may be all that some callers wait for. The others
         // get an answer now that says how much is left.
         let in_flight = self.flow.in_flight();
-        let never: Vec<_> = self
-            .parts
-            .sessions
-            .waiters()
-            .map(|waiter| waiter.group)
-            .filter(|group| self.flow.unsettled(*group) > in_flight)
-            .collect();
-        self.answer_waiters(|waiter| never.contains(&waiter.group));
-        self.answer_callers(|_| true);
+        let now = self.now();
+        let Self { parts, flow, .. } = self;
+        let is_hopeless = |group| flow.unsettled(group) > in_flight;
+        let answered = parts.sessions.callers().stop(now, is_hopeless);
+        self.answer_all(answered);
         self.extend();
     }
 

@@ -1,5 +1,5 @@
-//! Callers that wait: for the intake to take in what they named, then for their pushes
-//! to be settled; and when each is answered.
+//! Callers that wait: the decisions say when each is answered ([`crate::flow::Callers`]),
+//! and this has it done.
 
 use std::time::Duration;
 
@@ -10,14 +10,12 @@ use crate::control::messages as m;
 use crate::control::messages::{ErrorCode, Progress, Reply};
 use crate::control::server::Responder;
 use crate::daemon::intake;
-use crate::daemon::sessions::{Answer, Asked, Caller, Engines, Naming, Waiter};
-use crate::flow::{BreakerState, Event, SessionEvent, TUNING};
+use crate::daemon::sessions::{Answer, Asked, Caller, Engines, Naming};
+use crate::flow::{BreakerState, Event, Knows, SHORT_WAIT, SessionEvent};
 use crate::ledger::{SessionState, Warnings};
 use crate::observe::event;
 use crate::types::{CacheId, SessionId, StoreDir, StorePath, Wall, millis};
 
-/// How long a caller waits that has not chosen a timeout, while its cache is away.
-const SHORT_WAIT: Duration = Duration::from_secs(10);
 /// How long an upload runs before progress names it.
 const SLOW: Duration = Duration::from_secs(5);
 /// How many of the paths that are not valid a warning names.
@@ -63,10 +61,11 @@ impl Driver {
             session.named.sort_unstable();
             session.named.dedup();
         }
-        self.begin_naming(Naming { row, uid, callers: vec![caller] }, close_window, cache, paths, retry)
+        self.begin_naming(Naming { row, uid }, close_window, cache, paths, retry, Some(caller))
     }
 
-    /// Queues a naming and sends the intake those that it may have.
+    /// Queues a naming and sends the intake those that it may have. `caller`: who waits for
+    /// it; none when the daemon itself asks.
     pub(super) fn begin_naming(
         &mut self,
         naming: Naming,
@@ -74,20 +73,24 @@ impl Driver {
         cache: CacheId,
         paths: Vec<StorePath>,
         retry: bool,
+        caller: Option<Caller>,
     ) -> bool {
-        let needed = naming.callers.is_empty() || (close_window && paths.is_empty());
-        let (session, uid) = (naming.row, naming.uid);
+        let needed = caller.is_none() || (close_window && paths.is_empty());
+        let Naming { row: session, uid } = naming;
         let token = self.parts.sessions.add_naming(naming);
         // A group that is no session is one of a `flush`.
         let everything = self.parts.sessions.get(session).is_none();
         let naming = intake::Naming { token, session, close_window, cache, paths, retry, everything };
         if !self.parts.sessions.queue_naming(naming, needed) {
-            let dropped = self.parts.sessions.drop_naming(token);
-            for caller in dropped.into_iter().flat_map(|naming| naming.callers) {
+            self.parts.sessions.drop_naming(token);
+            if let Some(caller) = caller {
                 let message = format!("uid {uid} names too much at once: try again in a moment");
                 caller.responder.refuse(ErrorCode::Busy, message);
             }
             return false;
+        }
+        if let Some(caller) = caller {
+            self.parts.sessions.callers().add(token, session, caller.patience, caller);
         }
         self.send_namings();
         true
@@ -99,9 +102,9 @@ impl Driver {
         self.parts.sessions.send_namings(Instant::now(), |naming| intake.name(naming));
     }
 
-    /// The intake has finished a naming: from now on its caller waits for pushes.
+    /// The intake has finished a naming: from now on its callers wait for pushes.
     pub(super) fn named(&mut self, token: u64, invalid: &[StorePath]) {
-        let Some(Naming { row, callers, .. }) = self.parts.sessions.finish_naming(token) else { return };
+        let Some(Naming { row, .. }) = self.parts.sessions.finish_naming(token) else { return };
         self.send_namings();
         if let Some(session) = self.parts.sessions.get_mut(row) {
             session.incomplete = false;
@@ -117,38 +120,30 @@ impl Driver {
                 session.warn_invalid(&self.parts.ledger, invalid.len(), text);
             }
         }
-        if callers.iter().any(|caller| matches!(caller.asked, Asked::Flush)) {
+        let now = self.now();
+        let callers = self.parts.sessions.callers();
+        let asked = callers.waits_in(token);
+        let answered = callers.named(token, now);
+        if asked && self.parts.sessions.get(row).is_none() {
             self.step(Event::WantAll(row));
         }
-        let running = !self.stopping.has_begun();
-        let (waiting, others): (Vec<_>, Vec<_>) =
-            callers.into_iter().partition(|caller| caller.wait && running);
-        let total = u64::from(self.flow.unsettled(row));
-        let waits = !waiting.is_empty();
-        for Caller { asked, responder, since, deadline, patient, .. } in waiting {
-            let waiter = Waiter { group: row, asked, responder, since, deadline, patient, total };
-            self.parts.sessions.add_waiter(waiter);
-        }
-        if waits {
+        if asked && self.parts.sessions.callers().waits_for(row) {
             // At once, because it carries the session's id: a caller that loses its
             // connection asks again by that id.
             self.report_progress();
         }
-        let others: Vec<_> = others.into_iter().map(|other| (self.warnings(other.asked), other)).collect();
-        self.flush_named(row);
-        for (warnings, Caller { asked, responder, since, .. }) in others {
-            self.step(Event::Unconfirmed(row));
-            self.answer_with(asked, responder, since, true, warnings);
-        }
-    }
-
-    /// A naming of a session is finished: its pushes go first once all are. A group
-    /// that is no session has one naming.
-    fn flush_named(&mut self, row: SessionId) {
+        // The session may be closed below, and its warnings with it.
+        let answered: Vec<_> = answered
+            .into_iter()
+            .map(|(knows, caller)| (knows, self.warnings(caller.asked), caller))
+            .collect();
         if self.parts.sessions.get(row).is_some() {
             self.session_step(row, SessionEvent::Named);
         } else {
-            self.step(Event::Flush(row));
+            self.flush_step(row, SessionEvent::Named);
+        }
+        for (knows, warnings, caller) in answered {
+            self.answer(knows, caller, warnings);
         }
     }
 
@@ -159,37 +154,17 @@ impl Driver {
             let uploaded = session.life.is_settling() && self.flow.take_uploaded(group);
             return self.session_step(group, SessionEvent::Quiet { uploaded });
         }
-        if self.flush_again(group) {
-            return;
-        }
-        let ready = self.parts.sessions.take_waiters(|waiter| waiter.group == group);
-        self.step(Event::Forget(group));
-        for waiter in ready {
-            self.answer_with(waiter.asked, waiter.responder, waiter.since, false, Warnings::default());
-        }
-    }
-
-    /// Has the caches asked once more for a `flush` if something was uploaded since they
-    /// were asked: an upload takes its time, and the answer is about this moment. What
-    /// such a round uploads was deleted meanwhile, so there are at most as many rounds as
-    /// for a session. Returns false when the callers can be answered.
-    fn flush_again(&mut self, group: SessionId) -> bool {
-        let uploaded = self.flow.take_uploaded(group);
-        let waits = self.parts.sessions.waiters().any(|waiter| waiter.group == group);
-        let rounds = self.flush_rounds.get(&group).map_or(1, |rounds| rounds + 1);
-        if !(uploaded && waits) || rounds >= TUNING.rounds {
-            self.flush_rounds.remove(&group);
-            return false;
-        }
-        self.flush_rounds.insert(group, rounds);
-        let naming = Naming { row: group, uid: 0, callers: Vec::new() };
-        self.begin_naming(naming, false, self.default_cache(), Vec::new(), false)
+        self.flush_quiet(group);
     }
 
     /// Closes a session and answers the callers that wait for it.
     pub(super) fn close(&mut self, row: SessionId, abandoned: bool) {
-        let ready = self.parts.sessions.take_waiters(|waiter| waiter.group == row);
-        let warnings: Vec<_> = ready.iter().map(|w| self.warnings(w.asked)).collect();
+        let now = self.now();
+        let answered = self.parts.sessions.callers().settled(row, now);
+        let answered: Vec<_> = answered
+            .into_iter()
+            .map(|(knows, caller)| (knows, self.warnings(caller.asked), caller))
+            .collect();
         self.step(Event::Forget(row));
         let Some(session) = self.parts.sessions.remove(row) else { return };
         let flush_ms = session.draining_since.map(|since| millis(since.elapsed()));
@@ -201,47 +176,75 @@ impl Driver {
         }
         self.parts.pushes.log_session(&session.id);
         self.parts.reports.log_summary(row, session.id, session.label);
-        for (waiter, warnings) in ready.into_iter().zip(warnings) {
-            self.answer_with(waiter.asked, waiter.responder, waiter.since, false, warnings);
+        for (knows, warnings, caller) in answered {
+            self.answer(knows, caller, warnings);
         }
     }
 
     /// Answers the callers whose deadline has come.
     pub(super) fn answer_late_callers(&mut self) {
-        let now = Instant::now();
-        self.answer_waiters(|waiter| waiter.deadline <= now);
-        self.answer_callers(|caller| caller.deadline <= now);
+        let now = self.now();
+        let answered = self.parts.sessions.callers().tick(now);
+        self.answer_all(answered);
     }
 
-    /// Answers the waiters where `which` is true with the present state.
-    pub(super) fn answer_waiters(&mut self, which: impl Fn(&Waiter) -> bool) {
-        for waiter in self.parts.sessions.take_waiters(which) {
-            if waiter.asked.session().is_some() {
-                self.step(Event::Unconfirmed(waiter.group));
-            }
-            self.answer(waiter.asked, waiter.responder, waiter.since);
+    /// Answers callers, with the warnings of their sessions.
+    pub(super) fn answer_all(&mut self, answered: Vec<(Knows, Caller)>) {
+        for (knows, caller) in answered {
+            let warnings = self.warnings(caller.asked);
+            self.answer(knows, caller, warnings);
         }
     }
 
-    /// Answers the callers where `which` is true, although the intake has not taken
-    /// in yet what they named.
-    pub(super) fn answer_callers(&mut self, which: impl Fn(&Caller) -> bool) {
-        for caller in self.parts.sessions.take_callers(which) {
-            let why = self.parts.intake.stuck().unwrap_or("it is being read");
-            let text =
-                format!("the store could not be looked through in time ({why}): there may be more to push");
-            let Some(row) = caller.asked.session() else {
-                let warnings = Warnings { texts: vec![text], invalid: 0 };
-                self.answer_with(caller.asked, caller.responder, caller.since, true, warnings);
-                continue;
-            };
+    /// Answers a caller.
+    pub(super) fn answer(&mut self, knows: Knows, caller: Caller, mut warnings: Warnings) {
+        let Caller { asked, responder, since, .. } = caller;
+        let row = asked.session();
+        // What is only remembered as confirmed counts as pending in an early answer.
+        if let Some(row) = row.filter(|_| knows != Knows::All) {
             self.step(Event::Unconfirmed(row));
-            if let Some(session) = self.parts.sessions.get_mut(row) {
-                session.warn(&self.parts.ledger, text);
-                session.incomplete = true;
-            }
-            self.answer(caller.asked, caller.responder, caller.since);
         }
+        match knows {
+            Knows::All | Knows::TakenIn => {}
+            Knows::Settled => warnings.texts.extend(row.and_then(|row| self.waits_of(row))),
+            Knows::Away => {
+                warnings.texts.extend(row.and_then(|row| self.away_for(row)).map(|why| {
+                    format!(
+                        "{why}; the wait ended after {} because nothing can be uploaded (--timeout waits longer)",
+                        span(SHORT_WAIT)
+                    )
+                }));
+                warnings.texts.extend(row.and_then(|row| self.waits_of(row)));
+            }
+            Knows::NotAll => {
+                let why = self.parts.intake.stuck().unwrap_or("it is being read");
+                let text = format!(
+                    "the store could not be looked through in time ({why}): there may be more to push"
+                );
+                match row.and_then(|row| self.parts.sessions.get_mut(row)) {
+                    Some(session) => {
+                        session.warn(&self.parts.ledger, text);
+                        session.incomplete = true;
+                        warnings = session.warnings.clone();
+                    }
+                    None => warnings.texts.push(text),
+                }
+                warnings.texts.extend(row.and_then(|row| self.waits_of(row)));
+            }
+        }
+        self.answer_with(asked, responder, since, knows != Knows::All, warnings);
+    }
+
+    /// Why a session's pushes wait for the attic client, if they do.
+    fn waits_of(&self, row: SessionId) -> Option<String> {
+        let cache = self.parts.sessions.get(row).and_then(|session| session.cache);
+        let why = cache.filter(|_| self.flow.unsettled(row) > 0).and_then(|c| self.waits_for_client(c))?;
+        Some(format!("{why}; what is pending is pushed as soon as it is there"))
+    }
+
+    /// Why the cache of a session takes no uploads. `None`: it takes them.
+    fn away_for(&self, row: SessionId) -> Option<String> {
+        self.parts.sessions.get(row).and_then(|session| session.cache).and_then(|cache| self.away(cache))
     }
 
     /// Why nothing that a caller waits for can be uploaded now, if nothing can.
@@ -279,33 +282,20 @@ impl Driver {
     /// Answers the callers whose cache is away and who have not chosen how long they
     /// wait: nothing can be uploaded for them now.
     fn answer_impatient(&mut self) {
-        let late = self.parts.sessions.waiters().filter(|w| !w.patient && w.since.elapsed() >= SHORT_WAIT);
-        let late: Vec<_> = late.map(|w| (w.group, w.asked)).collect();
-        for (group, asked) in late {
-            let Some(row) = asked.session() else { continue };
-            let cache = self.parts.sessions.get(row).and_then(|session| session.cache);
-            let Some(why) = cache.and_then(|cache| self.away(cache)) else { continue };
-            let text = format!(
-                "{why}; the wait ended after {} because nothing can be uploaded (--timeout waits longer)",
-                span(SHORT_WAIT)
-            );
-            if let Some(session) = self.parts.sessions.get_mut(row) {
-                session.warnings.texts.push(text.clone());
-            }
-            self.answer_waiters(|waiter| waiter.group == group && !waiter.patient);
-            // The reason is for this answer only: later the cache may be back.
-            if let Some(session) = self.parts.sessions.get_mut(row) {
-                session.warnings.texts.retain(|warning| *warning != text);
-            }
-        }
+        let now = self.now();
+        let mut groups: Vec<SessionId> =
+            self.parts.sessions.callers().settling().map(|(group, _)| group).collect();
+        groups.retain(|group| self.away_for(*group).is_some());
+        let answered = self.parts.sessions.callers().away(now, |group| groups.contains(&group));
+        self.answer_all(answered);
     }
 
     /// Reports to each caller that waits how far its pushes are.
     pub(super) fn report_progress(&mut self) {
-        self.parts.sessions.forget_gone_waiters();
+        self.parts.sessions.callers().forget(|caller| caller.responder.is_gone());
         self.answer_impatient();
-        let waiters = self.parts.sessions.waiters().map(|waiter| (waiter.group, waiter.asked));
-        let waiters: Vec<_> = waiters.collect();
+        let callers = self.parts.sessions.callers().settling();
+        let waiters: Vec<_> = callers.map(|(group, caller)| (group, caller.asked)).collect();
         let running = self.parts.transfers.running();
         let reports: Vec<Progress> = waiters
             .into_iter()
@@ -336,12 +326,12 @@ impl Driver {
                 }
             })
             .collect();
-        for (waiter, report) in self.parts.sessions.waiters().zip(reports) {
+        for ((_, caller), report) in self.parts.sessions.callers().settling().zip(reports) {
             let left = report.total;
-            waiter.total = waiter.total.max(left);
-            waiter.responder.progress(Progress {
-                settled: waiter.total - left,
-                total: waiter.total,
+            caller.total = caller.total.max(left);
+            caller.responder.progress(Progress {
+                settled: caller.total - left,
+                total: caller.total,
                 ..report
             });
         }
@@ -351,19 +341,6 @@ impl Driver {
     fn warnings(&self, asked: Asked) -> Warnings {
         let session = asked.session().and_then(|row| self.parts.sessions.get(row));
         session.map(|s| s.warnings.clone()).unwrap_or_default()
-    }
-
-    /// Answers a caller before everything is settled.
-    fn answer(&self, asked: Asked, responder: Responder, since: Instant) {
-        let mut warnings = self.warnings(asked);
-        if let Some(row) = asked.session() {
-            let cache = self.parts.sessions.get(row).and_then(|session| session.cache);
-            let waits = cache.filter(|_| self.flow.unsettled(row) > 0).and_then(|c| self.waits_for_client(c));
-            warnings
-                .texts
-                .extend(waits.map(|why| format!("{why}; what is pending is pushed as soon as it is there")));
-        }
-        self.answer_with(asked, responder, since, true, warnings);
     }
 
     /// Answers a caller. `early`: not everything is settled, or nobody knows.
@@ -386,21 +363,6 @@ impl Driver {
         let unsettled = early && self.flow.unsettled(row) > 0;
         let answer = Answer { row, is_push, incomplete, unsettled, waited: since.elapsed(), warnings };
         self.parts.reports.answer(answer, self.engines(), responder);
-    }
-
-    fn flush_summary(&self, since: Instant, early: bool, warnings: Vec<String>) -> m::Summary {
-        let left = if early { self.pending() } else { 0 };
-        let stuck = self.parts.intake.stuck().filter(|_| early);
-        // While the intake is stuck, or has not finished, nobody knows what is left.
-        let unknown = left == 0 && (stuck.is_some() || !warnings.is_empty());
-        m::Summary {
-            outcome: if unknown { m::Outcome::Pending } else { m::Outcome::of(0, left) },
-            pending: left,
-            flush_ms: millis(since.elapsed()),
-            duration_ms: millis(since.elapsed()),
-            warnings: stuck.map(str::to_owned).into_iter().chain(warnings).collect(),
-            ..m::Summary::default()
-        }
     }
 
     /// The number of unsettled pushes, those that are uploading included.

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Caller, Naming, Session, Waiter};
+use super::{Caller, Naming, Session};
 use crate::daemon::intake;
-use crate::flow::{NamingQueue, SessionLimits, TUNING};
-use crate::types::{CacheId, Mono, SessionId, StorePath};
+use crate::flow::{Callers, NamingQueue, SessionLife, SessionLimits, TUNING};
+use crate::types::{CacheId, Mono, SessionId};
 
 /// Delay before a naming is sent again that found the intake's queue full.
 const RETRY: Duration = Duration::from_millis(100);
@@ -18,12 +18,14 @@ const RETRY: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(in crate::daemon) struct Sessions {
     by_row: HashMap<SessionId, Session>,
+    /// What each `flush` waits for, by the number of its group.
+    flushes: HashMap<SessionId, SessionLife>,
     limits: SessionLimits,
     /// Namings that wait for the intake.
     queue: NamingQueue<intake::Naming>,
     /// When the next of them is sent again.
     retry_at: Option<Instant>,
-    waiters: Vec<Waiter>,
+    callers: Callers<Caller>,
     namings: HashMap<u64, Naming>,
     last_token: u64,
     last_group: SessionId,
@@ -33,10 +35,11 @@ impl Default for Sessions {
     fn default() -> Self {
         Self {
             by_row: HashMap::new(),
+            flushes: HashMap::new(),
             limits: SessionLimits::new(TUNING),
             queue: NamingQueue::new(TUNING),
             retry_at: None,
-            waiters: Vec::new(),
+            callers: Callers::default(),
             namings: HashMap::new(),
             last_token: 0,
             last_group: 0,
@@ -152,10 +155,21 @@ impl Sessions {
         }
     }
 
-    /// Makes a number for a group of pushes that is no session: below zero.
-    pub(in crate::daemon) fn new_group(&mut self) -> SessionId {
+    /// Begins a `flush`. Returns the number of its group of pushes, which is below zero.
+    pub(in crate::daemon) fn begin_flush(&mut self) -> SessionId {
         self.last_group -= 1;
+        self.flushes.insert(self.last_group, SessionLife::draining(&TUNING, false));
         self.last_group
+    }
+
+    /// The life of a `flush`.
+    pub(in crate::daemon) fn flush_mut(&mut self, group: SessionId) -> Option<&mut SessionLife> {
+        self.flushes.get_mut(&group)
+    }
+
+    /// Forgets a `flush`.
+    pub(in crate::daemon) fn end_flush(&mut self, group: SessionId) {
+        self.flushes.remove(&group);
     }
 
     /// Remembers a naming, and returns its token.
@@ -172,27 +186,20 @@ impl Sessions {
         self.queue.push(known.uid, naming, needed).is_ok()
     }
 
-    /// Adds a caller to a naming of the same session and paths that the intake does not
-    /// have yet. Returns the caller when there is none.
+    /// Adds a caller to a user's naming that the intake does not have yet and for which
+    /// `equal` is true. Returns the session or group that the naming is for, or the caller
+    /// when there is none.
     pub(in crate::daemon) fn join_naming(
         &mut self,
-        row: SessionId,
         uid: u32,
-        close_window: bool,
-        paths: &[StorePath],
+        equal: impl Fn(&intake::Naming) -> bool,
         caller: Caller,
-    ) -> Result<(), Caller> {
-        let equal = |naming: &&intake::Naming| {
-            naming.session == row && naming.close_window == close_window && naming.paths == paths
+    ) -> Result<SessionId, Caller> {
+        let Some(naming) = self.queue.waiting_of(uid).find(|naming| equal(naming)) else {
+            return Err(caller);
         };
-        let waiting = self.queue.waiting_of(uid).find(equal).map(|naming| naming.token);
-        match waiting.and_then(|token| self.namings.get_mut(&token)) {
-            Some(naming) => {
-                naming.callers.push(caller);
-                Ok(())
-            }
-            None => Err(caller),
-        }
+        self.callers.add(naming.token, naming.session, caller.patience, caller);
+        Ok(naming.session)
     }
 
     /// Sends the intake the namings that it may have. `send` returns a naming that
@@ -219,50 +226,23 @@ impl Sessions {
         Some(naming)
     }
 
-    /// Forgets a naming that was not queued, and returns it.
-    pub(in crate::daemon) fn drop_naming(&mut self, token: u64) -> Option<Naming> {
-        self.namings.remove(&token)
+    /// Forgets a naming that was not queued.
+    pub(in crate::daemon) fn drop_naming(&mut self, token: u64) {
+        self.namings.remove(&token);
     }
 
-    /// Takes the callers from namings where `which` is true. The namings stay.
-    pub(in crate::daemon) fn take_callers(&mut self, which: impl Fn(&Caller) -> bool) -> Vec<Caller> {
-        let mut tokens: Vec<u64> = self.namings.keys().copied().collect();
-        tokens.sort_unstable();
-        let mut taken = Vec::new();
-        for token in tokens {
-            if let Some(naming) = self.namings.get_mut(&token) {
-                taken.extend(naming.callers.extract_if(.., |caller| which(caller)));
-            }
-        }
-        taken
+    /// The callers that wait.
+    pub(in crate::daemon) fn callers(&mut self) -> &mut Callers<Caller> {
+        &mut self.callers
     }
 
-    pub(in crate::daemon) fn add_waiter(&mut self, waiter: Waiter) {
-        self.waiters.push(waiter);
-    }
-
+    /// Whether a caller waits for pushes.
     pub(in crate::daemon) fn has_waiters(&self) -> bool {
-        !self.waiters.is_empty()
-    }
-
-    /// Removes the waiters where `which` is true, and returns them.
-    pub(in crate::daemon) fn take_waiters(&mut self, which: impl Fn(&Waiter) -> bool) -> Vec<Waiter> {
-        self.waiters.extract_if(.., |waiter| which(waiter)).collect()
-    }
-
-    /// Forgets the waiters whose callers have closed their connections.
-    pub(in crate::daemon) fn forget_gone_waiters(&mut self) {
-        self.waiters.retain(|waiter| !waiter.responder.is_gone());
-    }
-
-    /// The waiters.
-    pub(in crate::daemon) fn waiters(&mut self) -> impl Iterator<Item = &mut Waiter> {
-        self.waiters.iter_mut()
+        self.callers.any_settling()
     }
 
     /// When the first caller's time is over.
-    pub(in crate::daemon) fn next_deadline(&self) -> Option<Instant> {
-        let namings = self.namings.values().flat_map(|n| n.callers.iter().map(|caller| caller.deadline));
-        self.waiters.iter().map(|w| w.deadline).chain(namings).min()
+    pub(in crate::daemon) fn next_deadline(&self) -> Option<Mono> {
+        self.callers.next_deadline()
     }
 }

@@ -20,4 +20,4 @@ pub(super) use opening::{AfterOpening, OpenParts, OpenRequest, Opening, open};
 pub(super) use report::{Answer, Engines, PATHS_MOST, Reports, Sight, evidence_word, outcome_word};
 pub(super) use restore::{Next, Restored, restore};
 pub(super) use session::Session;
-pub(super) use waiting::{Asked, Caller, Naming, Waiter};
+pub(super) use waiting::{Asked, Caller, Naming};

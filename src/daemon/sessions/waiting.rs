@@ -5,7 +5,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::control::server::Responder;
-use crate::types::SessionId;
+use crate::flow::Patience;
+use crate::types::{Mono, SessionId};
 
 /// Longest wait that a caller may ask for.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
@@ -36,35 +37,19 @@ impl Asked {
 pub(in crate::daemon) struct Caller {
     pub(in crate::daemon) asked: Asked,
     pub(in crate::daemon) responder: Responder,
-    /// It waits until everything is settled, not only until it is queued.
-    pub(in crate::daemon) wait: bool,
     pub(in crate::daemon) since: Instant,
-    pub(in crate::daemon) deadline: Instant,
-    /// It has chosen its deadline, and waits for it also while the cache is away.
-    pub(in crate::daemon) patient: bool,
+    pub(in crate::daemon) patience: Patience,
+    /// The greatest number of unsettled pushes so far, as the total of progress.
+    pub(in crate::daemon) total: u64,
 }
 
 impl Caller {
     /// A caller whose request has just arrived. What it asked for is set later.
-    pub(in crate::daemon) fn new(responder: Responder, wait: bool, timeout_ms: u64) -> Self {
-        let since = Instant::now();
-        let deadline = since + Duration::from_millis(timeout_ms).min(LONGEST);
-        Self { asked: Asked::Flush, responder, wait, since, deadline, patient: true }
+    pub(in crate::daemon) fn new(responder: Responder, wait: bool, timeout_ms: u64, now: Mono) -> Self {
+        let deadline = now.after(Duration::from_millis(timeout_ms).min(LONGEST));
+        let patience = Patience { wait, patient: true, since: now, deadline };
+        Self { asked: Asked::Flush, responder, since: Instant::now(), patience, total: 0 }
     }
-}
-
-/// A caller that waits for a group of pushes to be settled.
-#[derive(Debug)]
-pub(in crate::daemon) struct Waiter {
-    pub(in crate::daemon) group: SessionId,
-    pub(in crate::daemon) asked: Asked,
-    pub(in crate::daemon) responder: Responder,
-    pub(in crate::daemon) since: Instant,
-    pub(in crate::daemon) deadline: Instant,
-    /// It has chosen its deadline, and waits for it also while the cache is away.
-    pub(in crate::daemon) patient: bool,
-    /// The greatest number of unsettled pushes so far, as the total of progress.
-    pub(in crate::daemon) total: u64,
 }
 
 /// A naming that the intake works on, or that waits for it.
@@ -73,7 +58,4 @@ pub(in crate::daemon) struct Naming {
     pub(in crate::daemon) row: SessionId,
     /// The user whose turn it takes.
     pub(in crate::daemon) uid: u32,
-    /// The callers that wait for it. None when the daemon itself asked, or when they have
-    /// been answered already.
-    pub(in crate::daemon) callers: Vec<Caller>,
 }

@@ -1,9 +1,11 @@
 //! The life cycle of a session, pure: when it is open, when its end begins, when
 //! it is closed, and whether it counts as abandoned. [`SessionLife::step`] takes an
-//! event and the time and returns the actions.
+//! event and the time and returns the actions. A `flush` has such a life as well, from
+//! the moment when it is taken in.
 //!
 //! Must not know: who waits for the session, its paths, the clock.
 
+mod callers;
 mod limits;
 mod namings;
 
@@ -14,6 +16,7 @@ use std::time::Duration;
 
 use crate::types::Mono;
 
+pub(crate) use callers::{Callers, Knows, Patience, SHORT_WAIT};
 pub(crate) use limits::SessionLimits;
 pub(crate) use namings::NamingQueue;
 
