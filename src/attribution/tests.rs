@@ -78,3 +78,23 @@ impl FakeProc {
         );
     }
 }
+
+/// A contract of `/proc` and of this one: the same is read of the same process.
+#[test]
+fn a_process_of_the_kernel_and_one_of_the_tests() {
+    let mut sleeper = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+    let pid = i32::try_from(sleeper.id()).unwrap();
+    let kernel = Proc::default();
+    let stat = kernel.stat(pid).unwrap();
+    let fake = FakeProc::new();
+    fake.add(pid, stat.ppid, stat.id.start, &stat.comm, kernel.uid(pid).unwrap(), b"sleep\01000\0");
+    fake.session(pid, stat.session);
+    let read = |proc: &Proc| (proc.stat(pid), proc.uid(pid), proc.numbers(pid), proc.is_alive(stat.id));
+    assert_eq!(read(&kernel), read(&fake.proc()));
+    assert_eq!(read(&kernel).0, Some(stat.clone()));
+    sleeper.kill().unwrap();
+    sleeper.wait().unwrap();
+    fake.end(pid);
+    assert_eq!(read(&kernel), (None, None, Vec::new(), false));
+    assert_eq!(read(&kernel), read(&fake.proc()));
+}

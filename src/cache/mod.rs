@@ -53,7 +53,7 @@ mod upstream;
 mod wire;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use check::{Expected, Fault, FaultKind, Substituter};
 pub use client::{CacheClient, ClientSettings};

@@ -102,11 +102,35 @@ mod simulated {
 mod tests {
     use super::*;
 
+    /// A contract of both sides. `run`: has the work done that waits.
+    async fn the_result_comes_back_and_a_panic_is_an_error(blocking: Blocking, run: impl Fn()) {
+        let (seven, panics, eight) =
+            (blocking.run(|| 7), blocking.run(|| -> u8 { panic!("on purpose") }), blocking.run(|| 8));
+        run();
+        assert_eq!((eight.await.unwrap(), seven.await.unwrap()), (8, 7));
+        assert!(panics.await.is_err());
+        let (done, is_done) = oneshot::channel();
+        // Nobody waits for it.
+        drop(blocking.run(move || done.send(()).unwrap()));
+        run();
+        is_done.await.unwrap();
+    }
+
     #[tokio::test]
-    async fn the_result_comes_back_and_a_panic_is_an_error() {
-        let blocking = Blocking::default();
-        assert_eq!(blocking.run(|| 7).await.unwrap(), 7);
-        assert!(blocking.run(|| -> u8 { panic!("on purpose") }).await.is_err());
+    async fn work_on_threads() {
+        the_result_comes_back_and_a_panic_is_an_error(Blocking::default(), || ()).await;
+    }
+
+    #[tokio::test]
+    async fn work_in_the_simulation() {
+        let queue = Queue::default();
+        let run = || {
+            while queue.len() > 0 {
+                // The simulation is broken off by a panic.
+                let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| queue.run(0)));
+            }
+        };
+        the_result_comes_back_and_a_panic_is_an_error(queue.blocking(), run).await;
     }
 
     #[tokio::test]

@@ -347,3 +347,56 @@ fn a_directory_that_appears_later_is_watched_after_a_rescan() {
     store.caught_up();
     let _lock = store.make("p");
 }
+
+/// A contract of the watcher, and of the simulation's, which is told what it sees. `make`:
+/// a process makes a path; its number is returned.
+fn who_made_a_path_is_known_until_it_is_forgotten(
+    watcher: &LockWatcher,
+    make: impl Fn(&str) -> i32,
+    catch_up: impl Fn(),
+) {
+    let pid = |maker: &Option<Maker>| maker.as_ref().map(|maker| maker.lineage.line[0].pid);
+    let maker = |base: &str| {
+        catch_up();
+        watcher.maker(base)
+    };
+    assert!(maker("a").is_none());
+    let first = make("a");
+    assert_eq!((pid(&maker("a")), pid(&maker("a")), pid(&maker("b"))), (Some(first), Some(first), None));
+    let other = make("b");
+    watcher.forget(&["a".to_owned()], &[maker("a")]);
+    assert_eq!((pid(&maker("a")), pid(&maker("b"))), (None, Some(other)));
+    // It was collected, and somebody else makes it again.
+    let second = make("a");
+    assert_eq!(pid(&maker("a")), Some(second));
+    assert_ne!(first, second);
+}
+
+#[test]
+fn makers_by_their_locks() {
+    let store = Store::new();
+    let make = |base: &str| {
+        let other = Other::locks(store.file(base));
+        store.until_held(base, other.pid());
+        store.remove(base);
+        let pid = other.pid().unwrap();
+        other.gives_up();
+        pid
+    };
+    who_made_a_path_is_known_until_it_is_forgotten(&store.lock_watcher, make, || store.caught_up());
+}
+
+#[test]
+fn makers_that_the_simulation_tells() {
+    let dir = tempfile::tempdir().unwrap();
+    let watcher = LockWatcher::simulated(dir.path()).unwrap();
+    let next = std::cell::Cell::new(100);
+    let make = |base: &str| {
+        next.set(next.get() + 1);
+        let line = vec![ProcId { pid: next.get(), start: 1 }];
+        let lineage = Lineage { line, session: 1, cgroup: None, person: None };
+        watcher.saw(base, &Arc::new(lineage));
+        next.get()
+    };
+    who_made_a_path_is_known_until_it_is_forgotten(&watcher, make, || ());
+}

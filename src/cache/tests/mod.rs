@@ -8,7 +8,7 @@ mod discovery;
 mod headers;
 mod http2;
 mod network;
-mod server;
+pub(crate) mod server;
 mod throughput;
 mod tokens;
 mod vectors;

@@ -11,14 +11,14 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
 
 #[derive(Clone, Debug)]
-pub(super) struct Request {
-    pub(super) method: String,
-    pub(super) path: String,
-    pub(super) headers: HashMap<String, String>,
+pub(crate) struct Request {
+    pub(crate) method: String,
+    pub(crate) path: String,
+    pub(crate) headers: HashMap<String, String>,
 }
 
 impl Request {
-    pub(super) fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(String::as_str)
     }
 
@@ -27,8 +27,8 @@ impl Request {
     }
 }
 
-pub(super) struct Conn {
-    pub(super) stream: TcpStream,
+pub(crate) struct Conn {
+    pub(crate) stream: TcpStream,
     ahead: Vec<u8>,
 }
 
@@ -52,7 +52,7 @@ impl Conn {
     }
 
     /// Reads the whole body, which must have a length.
-    pub(super) async fn body(&mut self, request: &Request) -> Vec<u8> {
+    pub(crate) async fn body(&mut self, request: &Request) -> Vec<u8> {
         let length: usize = request.header("content-length").map_or(0, |l| l.parse().unwrap());
         while self.ahead.len() < length {
             if self.stream.read_buf(&mut self.ahead).await.unwrap_or(0) == 0 {
@@ -64,7 +64,7 @@ impl Conn {
     }
 
     /// Reads and discards this number of bytes of a body.
-    pub(super) async fn exactly(&mut self, length: usize) {
+    pub(crate) async fn exactly(&mut self, length: usize) {
         let ahead = length.min(self.ahead.len());
         self.ahead.drain(..ahead);
         let mut left = length - ahead;
@@ -78,24 +78,24 @@ impl Conn {
         }
     }
 
-    pub(super) async fn answer(&mut self, status: &str, headers: &str, body: &str) {
+    pub(crate) async fn answer(&mut self, status: &str, headers: &str, body: &str) {
         let text = format!("HTTP/1.1 {status}\r\n{headers}content-length: {}\r\n\r\n{body}", body.len());
         self.raw(&text).await;
     }
 
-    pub(super) async fn raw(&mut self, text: &str) {
+    pub(crate) async fn raw(&mut self, text: &str) {
         // The client may have closed the connection already; the test has to notice that.
         let _ = self.stream.write_all(text.as_bytes()).await;
     }
 
     /// Reads and discards everything until the client closes the connection.
-    pub(super) async fn drain(&mut self) {
+    pub(crate) async fn drain(&mut self) {
         let mut sink = vec![0; 64 * 1024];
         while self.stream.read(&mut sink).await.unwrap_or(0) > 0 {}
     }
 
     /// Closes the connection with a reset.
-    pub(super) fn reset(self) {
+    pub(crate) fn reset(self) {
         #[allow(deprecated)]
         self.stream.set_linger(Some(std::time::Duration::ZERO)).unwrap();
     }
@@ -110,18 +110,18 @@ struct Log {
 }
 
 /// Stops the server when it is dropped.
-pub(super) struct Server {
-    pub(super) url: String,
+pub(crate) struct Server {
+    pub(crate) url: String,
     log: Arc<Mutex<Log>>,
     task: AbortHandle,
 }
 
-pub(super) const CONFIG: &str = r#"{"is_public":true,"store_dir":"/nix/store"}"#;
+pub(crate) const CONFIG: &str = r#"{"is_public":true,"store_dir":"/nix/store"}"#;
 
 impl Server {
     /// Starts a server that calls `on` with each request; `None` ends the connection. The server itself answers
     /// requests for the cache's configuration.
-    pub(super) async fn start<F, R>(on: F) -> Self
+    pub(crate) async fn start<F, R>(on: F) -> Self
     where
         F: Fn(Request, Conn) -> R + Send + Sync + 'static,
         R: Future<Output = Option<Conn>> + Send + 'static,
@@ -130,7 +130,7 @@ impl Server {
     }
 
     /// Starts a server that answers nothing by itself.
-    pub(super) async fn bare<F, R>(on: F) -> Self
+    pub(crate) async fn bare<F, R>(on: F) -> Self
     where
         F: Fn(Request, Conn) -> R + Send + Sync + 'static,
         R: Future<Output = Option<Conn>> + Send + 'static,
@@ -138,7 +138,7 @@ impl Server {
         Self::listen(None, on).await
     }
 
-    pub(super) async fn with_config(config: &str) -> Self {
+    pub(crate) async fn with_config(config: &str) -> Self {
         Self::listen(Some(config.to_owned()), |_, _| async { None }).await
     }
 
@@ -177,16 +177,16 @@ impl Server {
         Self { url, log, task: task.abort_handle() }
     }
 
-    pub(super) fn requests(&self) -> Vec<Request> {
+    pub(crate) fn requests(&self) -> Vec<Request> {
         self.log.lock().unwrap().requests.clone()
     }
 
     /// Returns the requests other than those for the configuration.
-    pub(super) fn calls(&self) -> Vec<Request> {
+    pub(crate) fn calls(&self) -> Vec<Request> {
         self.requests().into_iter().filter(|r| !r.is_config()).collect()
     }
 
-    pub(super) fn connections(&self) -> usize {
+    pub(crate) fn connections(&self) -> usize {
         self.log.lock().unwrap().connections
     }
 }
@@ -199,7 +199,7 @@ impl Drop for Server {
 
 /// Returns an address where nobody listens: the listener is closed, and the kernel does
 /// not soon assign a port again that was just released.
-pub(super) async fn dead() -> String {
+pub(crate) async fn dead() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     format!("http://{}", listener.local_addr().unwrap())
 }

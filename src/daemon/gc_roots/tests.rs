@@ -1,6 +1,8 @@
 //! The GC roots in a state directory that the test makes: which paths are held for which
 //! caches, and when they are released.
 
+use std::path::Path;
+
 use super::*;
 
 struct Bench {
@@ -15,17 +17,11 @@ fn path(n: usize) -> StorePath {
 fn bench() -> Bench {
     let dir = tempfile::tempdir().unwrap();
     let store_dir = StoreDir::new("/nix/store").unwrap();
-    let links = dir.path().join("gcroots/flywheel");
-    let places = Places {
-        state_dir: dir.path().to_owned(),
-        store_dir: store_dir.clone(),
-        socket: dir.path().join("socket"),
-        links: links.clone(),
-    };
+    let places = places(dir.path());
     let state = State {
         held: Held::default(),
         failed: VecDeque::new(),
-        links: Some(RootFiles::new(&links, &store_dir).unwrap()),
+        links: Some(RootFiles::new(&places.links, &store_dir).unwrap()),
         link_failed: false,
         temp: Some(TempRoots::open(dir.path(), &store_dir, &places.socket).unwrap()),
         lost: None,
@@ -207,4 +203,68 @@ fn too_little_free_space_lets_go_what_is_missing() {
     bench.state.measured(Some(750));
     bench.state.enforce();
     assert_eq!(bench.links(), (6..10).map(path).collect::<Vec<_>>());
+}
+
+/// A contract of the thread, and of the simulation that does its work. `carried_out`: waits
+/// until these are the files.
+fn the_files_are_those_of_pending_paths(
+    dir: &Path,
+    gc_roots: &GcRoots,
+    carried_out: impl Fn(&dyn Fn() -> bool),
+) {
+    let files = || {
+        let entries = std::fs::read_dir(dir.join("gcroots/flywheel")).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<String> = names.filter(|name| !name.starts_with('.')).collect();
+        names.sort();
+        names
+    };
+    let after = |expected: &[usize]| {
+        let expected: Vec<String> = expected.iter().map(|n| path(*n).to_string()).collect();
+        carried_out(&|| files() == expected);
+        assert_eq!(files(), expected);
+    };
+    gc_roots.protect(0, [(&path(1), 100), (&path(2), 100)]);
+    assert_eq!(files().len(), 2, "at once");
+    gc_roots.release(0, path(1));
+    after(&[2]);
+    gc_roots.keep(1, vec![(path(2), 100), (path(3), 100)]);
+    gc_roots.release(0, path(2));
+    after(&[2, 3]);
+    gc_roots.release(1, path(2));
+    gc_roots.keep_failed(1, path(3));
+    after(&[3]);
+    gc_roots.forget_failed(1, path(3));
+    after(&[]);
+}
+
+fn places(dir: &Path) -> Places {
+    Places {
+        state_dir: dir.to_owned(),
+        store_dir: StoreDir::new("/nix/store").unwrap(),
+        socket: dir.join("socket"),
+        links: dir.join("gcroots/flywheel"),
+    }
+}
+
+#[test]
+fn the_files_with_the_thread() {
+    let dir = tempfile::tempdir().unwrap();
+    let gc_roots = GcRoots::start(places(dir.path()), Bounds { protect_max: None, min_free: 0 }).unwrap();
+    the_files_are_those_of_pending_paths(dir.path(), &gc_roots, |are_there| {
+        while !are_there() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    });
+    gc_roots.stop();
+}
+
+#[test]
+fn the_files_in_the_simulation() {
+    let dir = tempfile::tempdir().unwrap();
+    let gc_roots = GcRoots::simulated(places(dir.path()), Bounds { protect_max: None, min_free: 0 });
+    the_files_are_those_of_pending_paths(dir.path(), &gc_roots, |_| {
+        assert!(gc_roots.has_requests());
+        gc_roots.turn();
+    });
 }

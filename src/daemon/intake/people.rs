@@ -260,6 +260,22 @@ mod tests {
         assert_eq!(begun.try_iter().count(), 3);
     }
 
+    /// A contract of people who are looked up, and of the simulation's, who are known.
+    #[test]
+    fn who_is_known_is_known_by_the_simulation_too() {
+        let look_up = |uid, gid| {
+            if uid == 1 {
+                Ok(Person { complete: true, ..Person::unknown(gid) })
+            } else {
+                Err("down".to_owned())
+            }
+        };
+        for people in [People::new(Arc::new(look_up), || ()), People::simulated(&[1])] {
+            assert_eq!(*people.who_is(1, 1, LONG), Person { complete: true, ..Person::unknown(1) });
+            assert_eq!(*people.who_is(2, 2, LONG), Person::unknown(2));
+        }
+    }
+
     #[test]
     fn only_so_many_look_ups_hang() {
         let (_keep, hang) = channel::<()>();

@@ -23,7 +23,10 @@ pub(in crate::daemon) enum CacheApi {
 
 impl CacheApi {
     /// Asks which of these hashes the cache lacks.
-    pub(super) async fn missing(&self, hashes: Vec<String>) -> Result<HashSet<String>, CacheError> {
+    pub(in crate::daemon) async fn missing(
+        &self,
+        hashes: Vec<String>,
+    ) -> Result<HashSet<String>, CacheError> {
         match self {
             Self::Http(client) => client.missing(hashes).await,
             #[cfg(test)]
@@ -32,7 +35,7 @@ impl CacheApi {
     }
 
     /// Uploads a NAR. `no_verdicts`: the uploads of it that ended without a verdict.
-    pub(super) async fn upload(
+    pub(in crate::daemon) async fn upload(
         &self,
         info: &UploadInfo,
         nar: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
@@ -46,7 +49,7 @@ impl CacheApi {
     }
 
     /// Looks for the cache.
-    pub(super) async fn discover(&self) -> Result<Discovered, CacheError> {
+    pub(in crate::daemon) async fn discover(&self) -> Result<Discovered, CacheError> {
         match self {
             Self::Http(client) => client.discover().await,
             #[cfg(test)]

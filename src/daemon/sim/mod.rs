@@ -20,6 +20,7 @@
 
 mod caches;
 mod checks;
+mod contracts;
 mod jobs;
 mod life;
 mod run;

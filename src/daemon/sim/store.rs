@@ -133,9 +133,9 @@ impl Store {
         loop {
             let needed: BTreeSet<String> = self
                 .made
-                .values()
-                .filter(|made| made.valid)
-                .flat_map(|made| made.references.clone())
+                .iter()
+                .filter(|(_, made)| made.valid)
+                .flat_map(|(base, made)| made.references.iter().filter(move |r| *r != base).cloned())
                 .collect();
             let Some(base) =
                 chosen.iter().find(|base| self.made[*base].valid && !needed.contains(*base)).cloned()
