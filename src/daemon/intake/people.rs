@@ -263,7 +263,7 @@ mod tests {
     /// A contract of people who are looked up, and of the simulation's, who are known.
     #[test]
     fn who_is_known_is_known_by_the_simulation_too() {
-        let look_up = |uid, gid| {
+        let look_up = |uid: u32, gid: u32| {
             if uid == 1 {
                 Ok(Person { complete: true, ..Person::unknown(gid) })
             } else {
