@@ -15,6 +15,11 @@ impl FakeProc {
         Self { dir: tempfile::tempdir().unwrap() }
     }
 
+    /// In another place than the usual one.
+    pub(crate) fn within(dir: &std::path::Path) -> Self {
+        Self { dir: tempfile::tempdir_in(dir).unwrap() }
+    }
+
     pub(crate) fn proc(&self) -> Proc {
         Proc::at(self.dir.path())
     }

@@ -1,6 +1,8 @@
 //! The answers of the daemon, and the invariants that hold after each turn and at the
 //! end of a run.
 
+use std::collections::BTreeSet;
+
 use rusqlite::Connection;
 
 use super::super::checks::{self, Check, hash};
@@ -141,12 +143,17 @@ impl Run {
             }
             let world = lock(&self.world);
             if !life.gc_roots.has_requests() && world.store.rollbacks == 0 {
-                for (_, path) in life.driver.wanted() {
+                // GC roots end only in their own turn, and `protected` with it.
+                let mut protected = BTreeSet::new();
+                for (push, path) in life.driver.wanted() {
                     let valid = world.store.made.get(path.base()).is_some_and(|made| made.valid);
-                    if valid && !world.store.is_root(path.base()) {
+                    if self.protected.contains(&push) || (valid && world.store.is_root(path.base())) {
+                        protected.insert(push);
+                    } else if valid {
                         return Err(format!("{path} is pending and not protected"));
                     }
                 }
+                self.protected = protected;
             }
         }
         Ok(())

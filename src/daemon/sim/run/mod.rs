@@ -7,7 +7,7 @@ mod report;
 mod turns;
 mod world;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,7 +21,9 @@ use super::store::Store;
 use super::trace::{Rng, Trace};
 use crate::attribution::tests::FakeProc;
 use crate::config::Settings;
+use crate::types::PushId;
 pub(super) use report::Report;
+use turns::Choice;
 use world::{Faults, Shared, World, lock};
 
 /// Turns after which a run that does not settle is broken off.
@@ -55,6 +57,8 @@ struct Run {
     away_until: Option<u64>,
     lives: u64,
     turns: u64,
+    /// The pending pushes whose paths were seen to be protected.
+    protected: BTreeSet<PushId>,
     origin: Instant,
 }
 
@@ -115,7 +119,7 @@ impl Run {
             _ => None,
         };
         let settings = Arc::new(Settings::load(Some(&config), &env).unwrap());
-        let proc = FakeProc::new();
+        let proc = FakeProc::within(dir);
         proc.add(1, 0, 1, "init", 0, b"init\0");
         let origin = Instant::now();
         let faults = Faults::draw(&mut rng);
@@ -165,6 +169,7 @@ impl Run {
             away_until: None,
             lives: 0,
             turns: 0,
+            protected: BTreeSet::new(),
             origin,
         }
     }
@@ -248,6 +253,9 @@ impl Run {
             self.tell();
             return self.check();
         };
+        if matches!(choice, Choice::Roots | Choice::World | Choice::Start) {
+            self.protected.clear();
+        }
         self.act(choice, now)?;
         settle().await;
         self.tell();
