@@ -92,7 +92,7 @@ fn a_process_of_the_kernel_and_one_of_the_tests() {
     let kernel = Proc::default();
     let stat = kernel.stat(pid).unwrap();
     let fake = FakeProc::new();
-    fake.add(pid, stat.ppid, stat.id.start, &stat.comm, kernel.uid(pid).unwrap(), b"sleep\01000\0");
+    fake.add(pid, stat.ppid, stat.id.start, &stat.comm, kernel.uid(pid).unwrap(), b"sleep\x001000\0");
     fake.session(pid, stat.session);
     let read = |proc: &Proc| (proc.stat(pid), proc.uid(pid), proc.numbers(pid), proc.is_alive(stat.id));
     assert_eq!(read(&kernel), read(&fake.proc()));

@@ -71,6 +71,7 @@ fn nix_store(dir: &Path, args: &[&str], input: &str) -> Option<()> {
 }
 
 #[test]
+#[allow(clippy::print_stderr)]
 fn the_database_that_nix_writes() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
