@@ -2,12 +2,13 @@
 //!
 //! Must not know: when a command runs.
 
+use std::collections::HashSet;
 use std::sync::mpsc::SyncSender;
 
 use rusqlite::Connection;
 
 use super::error::LedgerError;
-use super::model::{PushId, SessionRow, SessionState, Settle, Warnings};
+use super::model::{PushId, PushState, SessionRow, SessionState, Settle, Warnings};
 use super::{pushes, sessions};
 
 /// A change that no caller waits for.
@@ -148,6 +149,31 @@ impl Command {
     }
 }
 
+/// Removes the beginning of each upload whose success is among the later commands: the
+/// record of the success contains it.
+pub(super) fn without_superseded(batch: Vec<Command>) -> Vec<Command> {
+    let mut pushed = HashSet::new();
+    let mut kept: Vec<Command> = Vec::with_capacity(batch.len());
+    for command in batch.into_iter().rev() {
+        match &command {
+            Command::Note(Note::Settle(push, to)) if to.state == PushState::Pushed => {
+                pushed.insert(*push);
+            }
+            // What another end means depends on whether an upload came before it.
+            Command::Note(Note::Settle(push, _)) => {
+                pushed.remove(push);
+            }
+            Command::Note(Note::Uploading(push, _)) if pushed.contains(push) => continue,
+            // What it reads or changes may depend on the state of an upload.
+            Command::Read(_) | Command::Write(_) => pushed.clear(),
+            Command::Note(_) | Command::Sync(_) => {}
+        }
+        kept.push(command);
+    }
+    kept.reverse();
+    kept
+}
+
 /// Makes a note's change. A note that fails although the storage works would fail
 /// each time: it is dropped with a log entry.
 fn apply(note: &Note, conn: &Connection, lost: &mut u64) -> Result<(), LedgerError> {
@@ -170,4 +196,46 @@ fn apart(conn: &Connection, ask: &mut dyn Ask) -> Result<(), LedgerError> {
     }
     conn.prepare_cached("RELEASE call")?.execute([])?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::Steps;
+
+    fn begun(push: PushId) -> Command {
+        Command::Note(Note::Uploading(push, 1))
+    }
+
+    fn ended(push: PushId, state: PushState) -> Command {
+        let (error_class, error, steps) = (None, None, Steps::default());
+        Command::Note(Note::Settle(push, Settle { state, error_class, error, attempts: 1, steps, at: 7 }))
+    }
+
+    fn left(batch: Vec<Command>) -> Vec<String> {
+        let word = |command: &Command| match command {
+            Command::Note(Note::Uploading(push, _)) => format!("begun {push}"),
+            Command::Note(Note::Settle(push, to)) => format!("{} {push}", to.state.word()),
+            _ => "other".to_owned(),
+        };
+        without_superseded(batch).iter().map(word).collect()
+    }
+
+    #[test]
+    fn the_beginning_of_an_upload_is_left_out_when_its_success_says_the_same() {
+        use PushState::{Cached, Pushed};
+        assert_eq!(left(vec![begun(1), begun(2), ended(1, Pushed)]), ["begun 2", "pushed 1"]);
+        // The path was sent before the cache was asked, and counts as pushed.
+        assert_eq!(left(vec![begun(1), ended(1, Cached)]), ["begun 1", "already_cached 1"]);
+        let twice = vec![begun(1), ended(1, Cached), begun(1), ended(1, Pushed)];
+        assert_eq!(left(twice), ["begun 1", "already_cached 1", "pushed 1"]);
+        let (reply, _answer) = std::sync::mpsc::sync_channel(1);
+        let call = Command::Write(Box::new(Question {
+            f: |_: &Connection| Ok(()),
+            result: Ok(()),
+            reply,
+            weight: 1,
+        }));
+        assert_eq!(left(vec![begun(1), call, ended(1, Pushed)]), ["begun 1", "other", "pushed 1"]);
+    }
 }

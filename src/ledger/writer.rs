@@ -19,7 +19,6 @@
 //! error; other changes are kept and retried before anything else.
 
 use std::collections::VecDeque;
-use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -27,9 +26,9 @@ use tokio::time::Instant;
 
 use rusqlite::Connection;
 
-use super::command::Command;
+use super::command::{Command, without_superseded};
 use super::error::LedgerError;
-use super::queue::Receiver;
+use super::queue::{Batch, Receiver};
 use crate::types::Wall;
 
 /// Most commands in one transaction. Bounds how long the first of them waits.
@@ -45,7 +44,7 @@ const RETRY_EVERY: Duration = Duration::from_secs(1);
 const RETRY_SHARE: u32 = 20;
 /// How long changes that no caller waits for are collected: a commit costs as much as
 /// about twenty of them.
-const LINGER: Duration = Duration::from_millis(10);
+const LINGER: Duration = Duration::from_millis(20);
 /// How long a command waits while another process, an administrator's for example,
 /// locks the file.
 pub(super) const BUSY: Duration = Duration::from_millis(500);
@@ -105,20 +104,13 @@ impl Writer {
     /// Runs until the last sender is dropped and everything is written.
     pub(super) fn run(mut self) {
         loop {
-            let next = if self.failing.is_some() {
-                self.queue.recv_timeout(self.next_try.saturating_duration_since(Instant::now()))
-            } else {
-                self.queue.recv().ok_or(RecvTimeoutError::Disconnected)
-            };
-            match next {
-                Ok(first) => {
-                    let batch = self.gather(first);
-                    self.batch(batch);
-                }
-                Err(RecvTimeoutError::Timeout) => {
+            let until = self.failing.is_some().then(|| self.next_try.into_std());
+            match self.queue.batch(until, MAX_BATCH, LINGER) {
+                Batch::Commands(batch) => self.batch(batch),
+                Batch::Late => {
                     self.catch_up();
                 }
-                Err(RecvTimeoutError::Disconnected) => break,
+                Batch::Closed => break,
             }
         }
         if self.failing.is_some() && !self.catch_up() {
@@ -132,26 +124,9 @@ impl Writer {
         }
     }
 
-    /// Returns the commands that are in the queue, and as long as no caller waits,
-    /// those that arrive within [`LINGER`].
-    fn gather(&self, first: Command) -> Vec<Command> {
-        let until = Instant::now() + LINGER;
-        let mut waited_for = !matches!(first, Command::Note(_));
-        let mut batch = vec![first];
-        while batch.len() < MAX_BATCH {
-            let left =
-                if waited_for { Duration::ZERO } else { until.saturating_duration_since(Instant::now()) };
-            let next =
-                if left.is_zero() { self.queue.try_recv() } else { self.queue.recv_timeout(left).ok() };
-            let Some(next) = next else { break };
-            waited_for |= !matches!(next, Command::Note(_));
-            batch.push(next);
-        }
-        batch
-    }
-
     /// Runs commands and answers them.
-    pub(super) fn batch(&mut self, mut batch: Vec<Command>) {
+    pub(super) fn batch(&mut self, batch: Vec<Command>) {
+        let mut batch = without_superseded(batch);
         let due = self.in_memory.is_none() || self.next_try <= Instant::now();
         if self.failing.is_some() && !(due && self.catch_up()) {
             return self.hold(batch);

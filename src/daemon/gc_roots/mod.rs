@@ -53,6 +53,8 @@ const FAILED_KEPT: usize = 1000;
 const LOOK: Duration = Duration::from_secs(1);
 /// How long a connection to the nix-daemon is kept while no path is held.
 const LINGER: Duration = Duration::from_secs(2);
+/// How long requests that only take protection back are collected.
+const GATHER: Duration = Duration::from_millis(20);
 /// Temporary roots of paths that are not held any more that pile up before they are
 /// dropped while others are held: a new connection takes time.
 const PILED: usize = 1000;
@@ -224,8 +226,15 @@ impl GcRoots {
     }
 
     fn request(&self, request: Request) {
-        self.requests().queue.push(request);
-        self.0.requested.notify_one();
+        let mut requests = self.requests();
+        let prompt = request.is_prompt();
+        let wakes = prompt || requests.queue.is_empty();
+        requests.prompt |= prompt;
+        requests.queue.push(request);
+        drop(requests);
+        if wakes {
+            self.0.requested.notify_one();
+        }
     }
 
     fn run(&self) {
@@ -245,6 +254,16 @@ impl GcRoots {
                     break;
                 }
             }
+            let until = Instant::now() + GATHER;
+            while !requests.queue.is_empty() && !requests.prompt && !requests.stop {
+                let left = until.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    break;
+                }
+                let waited = self.0.requested.wait_timeout(requests, left);
+                requests = waited.unwrap_or_else(PoisonError::into_inner).0;
+            }
+            requests.prompt = false;
             let (queue, stop) = (std::mem::take(&mut requests.queue), requests.stop);
             drop(requests);
             match self.work(queue, stop) {

@@ -7,6 +7,8 @@ use crate::types::StorePath;
 #[derive(Debug, Default)]
 pub(super) struct Requests {
     pub(super) queue: Vec<Request>,
+    /// Whether one of them does not wait for others.
+    pub(super) prompt: bool,
     /// Whether the thread is to end after these.
     pub(super) stop: bool,
 }
@@ -26,4 +28,15 @@ pub(super) enum Request {
     Bounds(Bounds),
     /// All paths of earlier runs are known: remove the other GC roots.
     Restored,
+}
+
+impl Request {
+    /// Whether the request is carried out at once. The others only take protection back:
+    /// they are collected for a moment, because there are two for each pushed path.
+    pub(super) fn is_prompt(&self) -> bool {
+        match self {
+            Self::Keep(..) | Self::KeepFailed(..) | Self::Bounds(_) | Self::Restored => true,
+            Self::Release(..) | Self::ForgetFailed(..) => false,
+        }
+    }
 }

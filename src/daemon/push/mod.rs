@@ -9,6 +9,7 @@ mod log_groups;
 mod outcome;
 mod pushes;
 mod rate;
+mod read_queue;
 mod records;
 mod settlements;
 #[cfg(test)]

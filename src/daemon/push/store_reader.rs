@@ -3,6 +3,9 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::sync::oneshot;
+
+use super::read_queue::{ReadQueue, Request};
 use crate::daemon::blocking::Blocking;
 use crate::store::{CurrentNixDb, NixDb, NixDbError, PathInfo, RealisationTable, nar};
 use crate::types::{StoreDir, StorePath};
@@ -19,12 +22,17 @@ pub(in crate::daemon) struct StoreReader {
     nix_db: Arc<Mutex<CurrentNixDb>>,
     store_dir: StoreDir,
     blocking: Blocking,
+    queue: ReadQueue<ReadPath>,
 }
+
+/// What is read of a path: what the database knows of it, and its NAR if that is small.
+/// `None`: the path is not valid.
+type ReadPath = Result<Option<(PathInfo, Option<Vec<u8>>)>, String>;
 
 impl StoreReader {
     /// Reads through `nix_db`. There may be no database yet.
     pub(in crate::daemon) fn new(nix_db: CurrentNixDb, store_dir: StoreDir, blocking: Blocking) -> Self {
-        Self { nix_db: Arc::new(Mutex::new(nix_db)), store_dir, blocking }
+        Self { nix_db: Arc::new(Mutex::new(nix_db)), store_dir, blocking, queue: ReadQueue::default() }
     }
 
     /// Where its reads run.
@@ -62,18 +70,28 @@ impl StoreReader {
     }
 
     /// What the database knows of a path now, and its NAR if that is at most
-    /// [`SMALL`] bytes. Both are read in one blocking task, because for a small
-    /// path the change of threads costs most. When the NAR cannot be read it is
-    /// left out, and streaming it later reports the error.
-    pub(super) async fn read(&self, path: StorePath) -> Result<Option<(PathInfo, Option<Vec<u8>>)>, String> {
-        let this = self.clone();
-        let read = move || {
-            let Some(info) = this.with_nix_db(|db| db.info(&path))? else { return Ok(None) };
-            let size = usize::try_from(info.nar_size).ok().filter(|size| *size <= SMALL);
-            let nar = size.and_then(|size| nar::whole(&this.file(&path), size).ok().flatten());
-            Ok(Some((info, nar)))
-        };
-        self.blocking.run(read).await.unwrap_or_else(|e| Err(e.to_string()))
+    /// [`SMALL`] bytes. For a small path the change of threads costs most, so one blocking
+    /// task reads both, and the paths that are asked for meanwhile as well. When the NAR
+    /// cannot be read it is left out, and streaming it later reports the error.
+    pub(super) async fn read(&self, path: StorePath) -> ReadPath {
+        let (answer, read) = oneshot::channel();
+        if let Some(mut reader) = self.queue.add(Request { path, answer }) {
+            let this = self.clone();
+            self.blocking.start(move || {
+                while let Some(Request { path, answer }) = reader.next() {
+                    // Fails when the upload was dropped.
+                    let _ = answer.send(this.read_now(&path));
+                }
+            });
+        }
+        read.await.unwrap_or_else(|_| Err("the task that reads the store has ended".to_owned()))
+    }
+
+    fn read_now(&self, path: &StorePath) -> ReadPath {
+        let Some(info) = self.with_nix_db(|db| db.info(path))? else { return Ok(None) };
+        let size = usize::try_from(info.nar_size).ok().filter(|size| *size <= SMALL);
+        let nar = size.and_then(|size| nar::whole(&self.file(path), size).ok().flatten());
+        Ok(Some((info, nar)))
     }
 
     /// Closes the connection to the Nix database. The next read opens one. Blocks.
