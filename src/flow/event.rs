@@ -101,7 +101,8 @@ pub(crate) enum Event {
     Retry(Option<Vec<PushId>>),
     /// These pushes belong to a session as well.
     Want(SessionId, Vec<PushId>),
-    /// All unsettled pushes belong to a session as well.
+    /// All unsettled pushes belong to a group as well, and so does every push that is admitted
+    /// before the group's [`Event::Flush`]. [`super::Flow::counts`] says how they settled.
     WantAll(SessionId),
     /// Somebody waits for a session: its pushes go first, and [`Action::Quiet`]
     /// follows when none is unsettled.

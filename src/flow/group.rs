@@ -1,9 +1,9 @@
 //! The pushes of a session: how many are unsettled, which go first, and when
 //! none is left.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::event::Action;
+use super::event::{Action, Outcome};
 use super::id_set::IdSet;
 use super::push::Phase;
 use super::step::Flow;
@@ -24,6 +24,41 @@ pub(super) struct PushGroup {
     /// Its pushes that are known, failed ones included. Sorted, so that the same
     /// events lead to the same actions.
     pub(super) pushes: BTreeSet<PushId>,
+    /// How its pushes settled, only when it was asked for with [`super::Event::WantAll`]: the
+    /// ledger does not know such a group. At most as many as were unsettled at that time.
+    pub(super) settled: Option<BTreeMap<PushId, Outcome>>,
+}
+
+impl PushGroup {
+    /// Removes a push that has settled. One that was uploaded counts as uploaded also when
+    /// the cache is asked about it once more.
+    pub(super) fn settle(&mut self, id: PushId, outcome: Outcome, nar_size: u64) {
+        self.pushes.remove(&id);
+        if outcome == Outcome::Pushed {
+            self.uploaded = true;
+            self.bytes += nar_size;
+        }
+        if let Some(settled) = &mut self.settled
+            && settled.get(&id) != Some(&Outcome::Pushed)
+        {
+            settled.insert(id, outcome);
+        }
+    }
+}
+
+/// How the pushes of a group settled.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct GroupCounts {
+    /// Those that were uploaded.
+    pub(crate) pushed: u64,
+    /// Those that the cache had.
+    pub(crate) cached: u64,
+    /// Those that an upstream cache has.
+    pub(crate) upstream: u64,
+    /// Those whose paths were removed from the store.
+    pub(crate) collected: u64,
+    /// NAR bytes of those that were uploaded.
+    pub(crate) bytes: u64,
 }
 
 /// How far the uploads of a session are.
@@ -45,6 +80,36 @@ impl Flow {
         let uploading = running.filter(|id| group.pushes.contains(id)).copied().collect();
         let left = group.pushes.iter().filter_map(|id| self.pushes.get(id)).filter(|push| !push.is_failed());
         GroupProgress { uploading, bytes: group.bytes, left: left.map(|push| push.nar_size).sum() }
+    }
+
+    /// Returns how the pushes settled that a group asked for with
+    /// [`super::Event::WantAll`]. Each push is counted once.
+    pub(crate) fn counts(&self, group: SessionId) -> GroupCounts {
+        let mut counts = GroupCounts::default();
+        let Some(group) = self.groups.get(&group) else { return counts };
+        for outcome in group.settled.iter().flat_map(BTreeMap::values) {
+            *match outcome {
+                Outcome::Pushed => &mut counts.pushed,
+                Outcome::Cached => &mut counts.cached,
+                Outcome::Upstream => &mut counts.upstream,
+                Outcome::Collected => &mut counts.collected,
+            } += 1;
+        }
+        counts.bytes = group.bytes;
+        counts
+    }
+
+    /// Adds to a group all unsettled pushes, and those that are admitted before its
+    /// [`super::Event::Flush`]. Counts from now on how its pushes settle.
+    pub(super) fn want_all(&mut self, id: SessionId) {
+        let group = self.groups.entry(id).or_default();
+        group.settled.get_or_insert_default();
+        if !group.flushing && !self.gathering.contains(&id) {
+            self.gathering.push(id);
+        }
+        for push in self.all(|push| !push.is_failed()) {
+            self.want(id, push);
+        }
     }
 
     /// Adds a known push to a session.
@@ -92,6 +157,7 @@ impl Flow {
 
     /// Removes a session; its pushes go on without it.
     pub(super) fn forget(&mut self, session: SessionId) {
+        self.gathering.retain(|group| *group != session);
         let Some(group) = self.groups.remove(&session) else { return };
         for id in group.pushes {
             if let Some(push) = self.pushes.get_mut(&id) {
@@ -102,6 +168,7 @@ impl Flow {
 
     /// Moves a session's pushes to the front, and announces when none is left.
     pub(super) fn flush(&mut self, session: SessionId) {
+        self.gathering.retain(|group| *group != session);
         let group = self.groups.entry(session).or_default();
         group.flushing = true;
         if group.unsettled == 0 {

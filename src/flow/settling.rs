@@ -43,11 +43,7 @@ impl Flow {
             self.out.push(Action::Settled(id, outcome));
             for session in push.sessions.iter() {
                 if let Some(group) = self.groups.get_mut(&session) {
-                    group.pushes.remove(&id);
-                    if outcome == Outcome::Pushed {
-                        group.uploaded = true;
-                        group.bytes += push.nar_size;
-                    }
+                    group.settle(id, outcome, push.nar_size);
                 }
             }
             if !push.is_failed() {

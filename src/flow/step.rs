@@ -48,6 +48,8 @@ pub(crate) struct Flow {
     /// Whether failed pushes were forgotten since the last retry of all.
     pub(super) forgot: bool,
     pub(super) groups: HashMap<SessionId, PushGroup>,
+    /// The groups that take in every push that is admitted, see [`Event::WantAll`].
+    pub(super) gathering: Vec<SessionId>,
     /// Pushes that wait after an error, and until when.
     pub(super) rests: BTreeSet<(Mono, PushId)>,
     pub(super) rng: Rng,
@@ -68,6 +70,7 @@ impl Flow {
             failed_most: FAILED_MOST,
             forgot: false,
             groups: HashMap::new(),
+            gathering: Vec::new(),
             rests: BTreeSet::new(),
             rng: Rng::new(seed),
             recheck_after: RECHECK_AFTER,
@@ -120,10 +123,7 @@ impl Flow {
             }
             Event::Retry(which) => self.retry(which, now),
             Event::Want(session, pushes) => pushes.into_iter().for_each(|id| self.want(session, id)),
-            Event::WantAll(session) => {
-                let all = self.all(|push| !push.is_failed());
-                all.into_iter().for_each(|id| self.want(session, id));
-            }
+            Event::WantAll(group) => self.want_all(group),
             Event::Flush(session) => self.flush(session),
             Event::Forget(session) => self.forget(session),
             Event::Hold(cache, held) => {
@@ -282,6 +282,9 @@ impl Flow {
         };
         self.pushes.insert(id, Box::new(push));
         new.sessions.into_iter().for_each(|s| self.want(s, id));
+        if !is_failed {
+            self.gathering.clone().into_iter().for_each(|group| self.want(group, id));
+        }
     }
 
     /// Gives a stale push the part of its closure that is not confirmed, to wait for.

@@ -16,7 +16,7 @@ use crate::types::{CacheId, SessionId, StorePath, Wall};
 pub(super) struct LookedUp {
     found: Found,
     paths: Vec<StorePath>,
-    caller: Caller,
+    caller: Caller<()>,
 }
 
 impl Driver {
@@ -26,7 +26,7 @@ impl Driver {
         id: Option<&str>,
         ci_job: Option<&str>,
         push: &[String],
-        mut caller: Caller,
+        caller: Caller<()>,
     ) {
         let paths = match self.parse_paths(push) {
             Ok(paths) => paths,
@@ -59,15 +59,15 @@ impl Driver {
             let message = format!("the session belongs to uid {uid}, you are uid {}", peer.uid);
             return caller.responder.refuse(ErrorCode::Denied, message);
         }
-        caller.asked = Asked::End(row);
+        let caller = caller.about(Asked::End(row));
         let (cache, paths) = self.destination(cache, if confined { Vec::new() } else { paths });
         // Equal ends are answered together: one naming is for all of them.
         let equal =
             |naming: &intake::Naming| naming.session == row && naming.close_window && naming.paths == paths;
-        let caller = match self.parts.sessions.join_naming(uid, equal, caller) {
-            Ok(_) => return self.session_step(row, SessionEvent::Join),
-            Err(caller) => caller,
-        };
+        if let Some((token, row)) = self.parts.sessions.waiting_naming(uid, equal) {
+            self.parts.sessions.callers().add(token, row, caller.patience, caller);
+            return self.session_step(row, SessionEvent::Join);
+        }
         // Queued first: a refusal changes nothing.
         if self.name_paths(row, uid, cache, paths, true, caller) {
             self.session_step(row, SessionEvent::End);
@@ -85,7 +85,7 @@ impl Driver {
 
     /// Has a session that is not live looked up elsewhere; [`Self::looked_up`]
     /// continues. It was closed, by this run of the daemon or an earlier one.
-    fn look_up(&mut self, peer: Peer, name: Name, paths: Vec<StorePath>, caller: Caller) {
+    fn look_up(&mut self, peer: Peer, name: Name, paths: Vec<StorePath>, caller: Caller<()>) {
         let (reports, engines) = (self.parts.reports.clone(), self.engines());
         let (routes, names) = (self.routes(), self.parts.caches.names());
         self.work.spawn(self.parts.blocking.run(move || {
@@ -111,7 +111,7 @@ impl Driver {
         info: SessionInfo,
         forbidden: Option<String>,
         paths: Vec<StorePath>,
-        mut caller: Caller,
+        caller: Caller<()>,
     ) {
         let row = info.row;
         let cache = self.parts.caches.id(&info.new.cache);
@@ -129,7 +129,7 @@ impl Driver {
         }
         let (cache, paths) = self.destination(cache, if session.confined { Vec::new() } else { paths });
         self.parts.sessions.insert_known(session);
-        caller.asked = Asked::End(row);
+        let caller = caller.about(Asked::End(row));
         if !self.name_paths(row, uid, cache, paths, true, caller) {
             self.session_step(row, SessionEvent::Named);
         }

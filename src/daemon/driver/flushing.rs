@@ -5,22 +5,28 @@ use tokio::time::Instant;
 
 use super::Driver;
 use crate::control::messages as m;
-use crate::control::server::Peer;
-use crate::daemon::sessions::{Caller, Naming};
+use crate::control::messages::Reply;
+use crate::control::server::{Peer, Responder};
+use crate::daemon::sessions::{Asked, Caller, Naming, Sight};
 use crate::flow::{Event, SessionAction, SessionEvent};
 use crate::ledger::Warnings;
 use crate::types::{SessionId, millis};
 
 impl Driver {
-    pub(super) fn flush(&mut self, peer: Peer, caller: Caller) {
+    pub(super) fn flush(&mut self, peer: Peer, caller: Caller<()>) {
         // Those of one user that wait for the intake are answered together.
-        let caller = match self.parts.sessions.join_naming(peer.uid, |naming| naming.everything, caller) {
-            Ok(group) => return self.flush_step(group, SessionEvent::Join),
-            Err(caller) => caller,
-        };
+        if let Some((token, group)) = self.parts.sessions.waiting_naming(peer.uid, |naming| naming.everything)
+        {
+            let caller = caller.about(Asked::Flush(group, peer));
+            self.parts.sessions.callers().add(token, group, caller.patience, caller);
+            return self.flush_step(group, SessionEvent::Join);
+        }
         let group = self.parts.sessions.begin_flush();
+        let caller = caller.about(Asked::Flush(group, peer));
+        self.step(Event::WantAll(group));
         if !self.name_paths(group, peer.uid, self.default_cache(), Vec::new(), false, caller) {
             self.parts.sessions.end_flush(group);
+            self.step(Event::Forget(group));
         }
     }
 
@@ -52,28 +58,76 @@ impl Driver {
                 SessionAction::Flush => self.step(Event::Flush(group)),
                 SessionAction::Close { .. } => {
                     self.parts.sessions.end_flush(group);
-                    self.step(Event::Forget(group));
                     for (knows, caller) in self.parts.sessions.callers().settled(group, now) {
                         self.answer(knows, caller, warnings.clone());
                     }
+                    self.step(Event::Forget(group));
                 }
             }
         }
     }
 
-    /// The answer to a `flush`. `early`: not everything is settled, or nobody knows.
-    pub(super) fn flush_summary(&self, since: Instant, early: bool, warnings: Vec<String>) -> m::Summary {
+    /// What became of the pushes of a `flush`. Failed paths are those of all caches: a path
+    /// that failed earlier is not in the cache either. `early`: not everything is settled, or
+    /// nobody knows.
+    fn flush_summary(
+        &self,
+        group: SessionId,
+        since: Instant,
+        early: bool,
+        warnings: Vec<String>,
+    ) -> m::Summary {
         let left = if early { self.pending() } else { 0 };
         let stuck = self.parts.intake.stuck().filter(|_| early);
         // While the intake is stuck, or has not finished, nobody knows what is left.
         let unknown = early && left == 0 && (stuck.is_some() || !warnings.is_empty());
+        let counts = self.flow.counts(group);
+        let views = self.parts.caches.ids().filter_map(|id| self.flow.view(id));
+        let failed = views.map(|view| view.failed as u64).sum();
         m::Summary {
-            outcome: if unknown { m::Outcome::Pending } else { m::Outcome::of(0, left) },
+            outcome: if unknown { m::Outcome::Pending } else { m::Outcome::of(failed, left) },
+            pushed: counts.pushed,
+            already_cached: counts.cached,
+            upstream: counts.upstream,
+            collected: counts.collected,
+            bytes: counts.bytes,
+            failed_total: failed,
             pending: left,
             flush_ms: millis(since.elapsed()),
             duration_ms: millis(since.elapsed()),
             warnings: stuck.map(str::to_owned).into_iter().chain(warnings).collect(),
             ..m::Summary::default()
         }
+    }
+
+    /// Answers a `flush`, with the failed paths that the caller may see. `early`: as for
+    /// [`Self::flush_summary`].
+    pub(super) fn answer_flush(
+        &self,
+        (group, peer): (SessionId, Peer),
+        since: Instant,
+        early: bool,
+        warnings: Vec<String>,
+        responder: Responder,
+    ) {
+        let mut summary = self.flush_summary(group, since, early, warnings);
+        let forgotten = self.flow.has_forgotten();
+        if summary.failed_total == 0 && !forgotten {
+            return responder.reply(Reply::Pushed(summary));
+        }
+        summary.failed = self.failures();
+        let (reports, admins) = (self.parts.reports.clone(), self.parts.settings.admins.clone());
+        self.parts.blocking.start(move || {
+            if let Sight::Own(uid) = reports.sight(peer, admins.as_deref()) {
+                summary.failed = reports.failed_of(uid).unwrap_or_default();
+            }
+            if forgotten && let Ok(failed) = reports.ledger().failed() {
+                summary.failed_total = summary.failed_total.max(failed);
+                if summary.outcome == m::Outcome::Complete {
+                    summary.outcome = m::Outcome::of(summary.failed_total, summary.pending);
+                }
+            }
+            responder.reply(Reply::Pushed(summary));
+        });
     }
 }

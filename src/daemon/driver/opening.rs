@@ -24,7 +24,7 @@ impl Driver {
         }
     }
 
-    pub(super) fn push(&mut self, peer: Peer, paths: &[String], cache: Option<&str>, caller: Caller) {
+    pub(super) fn push(&mut self, peer: Peer, paths: &[String], cache: Option<&str>, caller: Caller<()>) {
         match self.named_cache(cache).and_then(|cache| Ok((cache, self.parse_paths(paths)?))) {
             Ok((cache, paths)) => {
                 let request = OpenRequest { prefix: "push-", cache, ..OpenRequest::default() };
@@ -106,9 +106,9 @@ impl Driver {
                     Done::Started { row, heard }
                 }));
             }
-            AfterOpening::Push { paths, mut caller } => {
+            AfterOpening::Push { paths, caller } => {
                 session.draining_since = Some(caller.since);
-                caller.asked = Asked::Push(row);
+                let caller = caller.about(Asked::Push(row));
                 self.parts.sessions.insert(session);
                 let queued = match cache {
                     Some(cache) => self.name_paths(row, uid, cache, paths, true, caller),

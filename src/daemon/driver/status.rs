@@ -207,13 +207,18 @@ impl Driver {
     }
 
     fn fill_failed(&self, status: &mut m::Status) {
-        if status.queue.failed == 0 {
-            return;
+        if status.queue.failed > 0 {
+            status.failed = self.failures();
         }
+    }
+
+    /// The failed paths with their reasons, at most [`PATHS_MOST`].
+    pub(super) fn failures(&self) -> Vec<m::Failed> {
         let failures = self.parts.pushes.failures(|push| self.flow.is_failed(push), PATHS_MOST);
-        let failed =
-            failures.into_iter().map(|(path, class, error)| m::Failed { path, error, class: Some(class) });
-        status.failed = failed.collect();
+        failures
+            .into_iter()
+            .map(|(path, class, error)| m::Failed { path, error, class: Some(class) })
+            .collect()
     }
 
     /// The line that `systemctl status` shows.

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::Driver;
 use crate::control::messages as m;
-use crate::control::messages::{ErrorCode, Progress, Reply};
+use crate::control::messages::{ErrorCode, Progress};
 use crate::control::server::Responder;
 use crate::daemon::intake;
 use crate::daemon::sessions::{Answer, Asked, Caller, Engines, Naming};
@@ -312,7 +312,7 @@ impl Driver {
                 slow.truncate(m::MAX_SLOW as usize);
                 let session = match asked {
                     Asked::End(row) => self.parts.sessions.get(row).map(|session| session.id.clone()),
-                    Asked::Push(_) | Asked::Flush => None,
+                    Asked::Push(_) | Asked::Flush(..) => None,
                 };
                 Progress {
                     settled: 0,
@@ -355,8 +355,8 @@ impl Driver {
         let (row, is_push) = match asked {
             Asked::End(row) => (row, false),
             Asked::Push(row) => (row, true),
-            Asked::Flush => {
-                return responder.reply(Reply::Pushed(self.flush_summary(since, early, warnings.texts)));
+            Asked::Flush(group, peer) => {
+                return self.answer_flush((group, peer), since, early, warnings.texts, responder);
             }
         };
         let incomplete = self.parts.sessions.get(row).is_some_and(|s| s.incomplete);

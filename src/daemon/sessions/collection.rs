@@ -186,20 +186,15 @@ impl Sessions {
         self.queue.push(known.uid, naming, needed).is_ok()
     }
 
-    /// Adds a caller to a user's naming that the intake does not have yet and for which
-    /// `equal` is true. Returns the session or group that the naming is for, or the caller
-    /// when there is none.
-    pub(in crate::daemon) fn join_naming(
-        &mut self,
+    /// A user's naming that the intake does not have yet and for which `equal` is true, with
+    /// the session or group that it is for.
+    pub(in crate::daemon) fn waiting_naming(
+        &self,
         uid: u32,
         equal: impl Fn(&intake::Naming) -> bool,
-        caller: Caller,
-    ) -> Result<SessionId, Caller> {
-        let Some(naming) = self.queue.waiting_of(uid).find(|naming| equal(naming)) else {
-            return Err(caller);
-        };
-        self.callers.add(naming.token, naming.session, caller.patience, caller);
-        Ok(naming.session)
+    ) -> Option<(u64, SessionId)> {
+        let naming = self.queue.waiting_of(uid).find(|naming| equal(naming))?;
+        Some((naming.token, naming.session))
     }
 
     /// Sends the intake the namings that it may have. `send` returns a naming that

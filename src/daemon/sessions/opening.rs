@@ -43,7 +43,7 @@ pub(in crate::daemon) enum AfterOpening {
         /// The paths.
         paths: Vec<StorePath>,
         /// Who pushes them.
-        caller: Caller,
+        caller: Caller<()>,
     },
 }
 

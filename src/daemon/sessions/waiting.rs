@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::control::server::Responder;
+use crate::control::server::{Peer, Responder};
 use crate::flow::Patience;
 use crate::types::{Mono, SessionId};
 
@@ -18,8 +18,9 @@ pub(in crate::daemon) enum Asked {
     End(SessionId),
     /// `push`: the summary of the unnamed session that the push is.
     Push(SessionId),
-    /// `flush`: that nothing is left, or how much is.
-    Flush,
+    /// `flush`: that nothing is left, or how much is, and what became of the pushes of this
+    /// group, which is no session.
+    Flush(SessionId, Peer),
 }
 
 impl Asked {
@@ -27,15 +28,16 @@ impl Asked {
     pub(in crate::daemon) fn session(self) -> Option<SessionId> {
         match self {
             Self::End(row) | Self::Push(row) => Some(row),
-            Self::Flush => None,
+            Self::Flush(..) => None,
         }
     }
 }
 
-/// A caller, and how long it waits.
+/// A caller, and how long it waits. `Caller<()>`: the session that it asks about has not
+/// been found or opened yet.
 #[derive(Debug)]
-pub(in crate::daemon) struct Caller {
-    pub(in crate::daemon) asked: Asked,
+pub(in crate::daemon) struct Caller<A = Asked> {
+    pub(in crate::daemon) asked: A,
     pub(in crate::daemon) responder: Responder,
     pub(in crate::daemon) since: Instant,
     pub(in crate::daemon) patience: Patience,
@@ -43,12 +45,18 @@ pub(in crate::daemon) struct Caller {
     pub(in crate::daemon) total: u64,
 }
 
-impl Caller {
-    /// A caller whose request has just arrived. What it asked for is set later.
+impl Caller<()> {
+    /// A caller whose request has just arrived.
     pub(in crate::daemon) fn new(responder: Responder, wait: bool, timeout_ms: u64, now: Mono) -> Self {
         let deadline = now.after(Duration::from_millis(timeout_ms).min(LONGEST));
         let patience = Patience { wait, patient: true, since: now, deadline };
-        Self { asked: Asked::Flush, responder, since: Instant::now(), patience, total: 0 }
+        Self { asked: (), responder, since: Instant::now(), patience, total: 0 }
+    }
+
+    /// The caller, now that it is known what it asks about.
+    pub(in crate::daemon) fn about(self, asked: Asked) -> Caller {
+        let Self { asked: (), responder, since, patience, total } = self;
+        Caller { asked, responder, since, patience, total }
     }
 }
 

@@ -147,6 +147,10 @@ struct World {
     queries: [Option<Vec<PushId>>; CACHES as usize],
     probing: [bool; CACHES as usize],
     flushing: BTreeSet<SessionId>,
+    /// Groups that want everything, also what is admitted before their flush.
+    gathering: BTreeSet<SessionId>,
+    /// How the pushes of each group settled since it wanted everything.
+    counted: BTreeMap<SessionId, BTreeMap<PushId, Outcome>>,
     stopped: bool,
 }
 
@@ -167,6 +171,8 @@ impl World {
             queries: [None, None],
             probing: [false; 2],
             flushing: BTreeSet::new(),
+            gathering: BTreeSet::new(),
+            counted: BTreeMap::new(),
             stopped: false,
         }
     }
@@ -215,6 +221,11 @@ impl World {
                 Action::Settled(id, outcome) => {
                     let known = self.known.remove(&id).expect("settled twice");
                     assert!(!self.uploading.contains(&id), "{id} is still being uploaded");
+                    for (_, counted) in self.counted.iter_mut().filter(|(s, _)| known.sessions.contains(s)) {
+                        if counted.get(&id) != Some(&Outcome::Pushed) {
+                            counted.insert(id, outcome);
+                        }
+                    }
                     if outcome == Outcome::Collected {
                         self.confirmed.remove(&id);
                     } else {
@@ -293,6 +304,17 @@ impl World {
             assert_eq!(view.uploading as usize, here().filter(|(id, _)| self.uploading.contains(id)).count());
         }
         (1..5).for_each(|s| assert_eq!(self.flow.unsettled(s) as usize, self.unsettled(s)));
+        for s in 1..5 {
+            let of = |outcome| {
+                self.counted.get(&s).map_or(0, |all| all.values().filter(|o| **o == outcome).count() as u64)
+            };
+            let counts = self.flow.counts(s);
+            assert_eq!(
+                [counts.pushed, counts.cached, counts.upstream, counts.collected],
+                [Outcome::Pushed, Outcome::Cached, Outcome::Upstream, Outcome::Collected].map(of),
+                "group {s}"
+            );
+        }
         let due = self.flow.next_deadline();
         assert!(due.is_none_or(|due| due > self.now), "{due:?} is past at {:?}", self.now);
     }
@@ -334,7 +356,10 @@ impl World {
         let waits = new.references.iter().copied().filter(|r| self.known.contains_key(r)).collect();
         let failed = new.purpose == Purpose::Failed;
         let recheck = matches!(new.purpose, Purpose::Recheck | Purpose::Upstream);
-        let sessions = new.sessions.iter().copied().collect();
+        let mut sessions: BTreeSet<SessionId> = new.sessions.iter().copied().collect();
+        if !failed {
+            sessions.extend(&self.gathering);
+        }
         self.known.insert(new.id, Known { cache, recheck, waits, failed, sessions });
     }
 
@@ -474,14 +499,21 @@ impl World {
             }
             Op::WantAll(session) => {
                 self.want(session, |_, k| !k.failed);
+                self.counted.entry(session).or_default();
+                if !self.flushing.contains(&session) {
+                    self.gathering.insert(session);
+                }
                 self.step(Event::WantAll(session));
             }
             Op::Flush(session) => {
                 self.flushing.insert(session);
+                self.gathering.remove(&session);
                 self.step(Event::Flush(session));
             }
             Op::Forget(session) => {
                 self.flushing.remove(&session);
+                self.gathering.remove(&session);
+                self.counted.remove(&session);
                 self.known.values_mut().for_each(|k| k.sessions.retain(|s| *s != session));
                 self.step(Event::Forget(session));
             }

@@ -295,6 +295,7 @@ fn with_paths_that_have_failed() {
             (&["run", "--push", &large, "--", "true"], 0, 3, Json::Stderr, "partial"),
             (&["run", "--push", &large, "--", "sh", "-c", "exit 9"], 9, 9, Json::Stderr, "partial"),
             (&["push", &large, "--wait"], 3, 3, Json::Stdout, "partial"),
+            (&["flush"], 3, 3, Json::Stdout, "partial"),
             (&["why", &large], 0, 0, Json::Stdout, ""),
             (&["verify", &large], 3, 3, Json::Stdout, "bad"),
             (&["session", "show", &session], 0, 0, Json::Stdout, ""),

@@ -56,6 +56,11 @@ fn a_rejected_path_fails_its_referrers_and_nothing_else() {
     assert_eq!(cache.main().names(), ["beside"]);
     cache.main().assert_closed();
     assert_eq!(daemon.status()["queue"]["parked"], 3);
+    let flushed = daemon.json_of_failed(&["flush"]);
+    assert_eq!((&flushed["outcome"], &flushed["failed_total"]), (&"partial".into(), &3.into()), "{flushed}");
+    let named: Vec<&str> =
+        flushed["failed"].as_array().unwrap().iter().filter_map(|f| f["path"].as_str()).collect();
+    assert!(named.len() == 3 && named.contains(&higher.as_str()), "{flushed}");
 
     // Only a job that asked for it fails, and its output says why.
     let strict = daemon.ctl(&["--strict", "session", "end", &session]);

@@ -319,7 +319,10 @@ fn a_flush_asks_about_what_was_confirmed() {
     let config = format!("default_cache = \"main\"\n{}{other}cache = \"other\"\n", cache.config());
     let daemon = Daemon::start(nix, &config);
     let paths = ["one", "two"].map(|name| daemon.nix.make(name));
-    daemon.flush();
+    let flushed = daemon.flush();
+    let count = |name: &str| flushed[name].as_u64().unwrap();
+    // How many the daemon pushed before it was asked depends on the machine.
+    assert_eq!(count("pushed") + count("already_cached"), 2, "{flushed}");
     daemon.json(&["push", "--wait", "--cache", "other", &paths[1]]);
     let has = |cache: &StandaloneCache| {
         let (main, other) = (cache.view("main"), cache.view("other"));
@@ -329,8 +332,12 @@ fn a_flush_asks_about_what_was_confirmed() {
     // The cache is set up again; the daemon does not notice the moment without it.
     cache.change(|settings| std::fs::remove_file(settings.dir.join("cache.sqlite")).unwrap());
     assert_eq!(has(&cache), [false; 4]);
-    daemon.flush();
+    let flushed = daemon.flush();
     assert_eq!(has(&cache), [true, true, false, true]);
+    assert_eq!((&flushed["pushed"], &flushed["already_cached"]), (&3.into(), &0.into()), "{flushed}");
+    assert!(flushed["bytes"].as_u64() > Some(0), "{flushed}");
+    let flushed = daemon.flush();
+    assert_eq!((&flushed["pushed"], &flushed["already_cached"]), (&0.into(), &3.into()), "{flushed}");
 }
 
 #[test]
