@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use super::connection::ConnectionError;
-use crate::control::messages::{ErrorCode, Summary};
+use crate::control::messages::{ErrorCode, Outcome, Summary};
 
 /// The exit status of the program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,12 +39,13 @@ impl Exit {
     }
 
     /// Returns the status for a summary. Failed paths count more than pending ones.
-    /// Pending paths count only when the caller waited for them.
+    /// Pending paths count only when the caller waited for them, and so does a deadline that
+    /// came before it was known whether there are any.
     pub(super) fn of(summary: &Summary, strict: bool, waited: bool) -> Self {
         match summary {
             _ if !(strict || summary.strict) => Self::Done,
             s if s.failed_total > 0 => Self::Failed,
-            s if s.pending > 0 && waited => Self::Pending,
+            s if (s.pending > 0 || s.outcome == Outcome::Pending) && waited => Self::Pending,
             _ => Self::Done,
         }
     }
