@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use super::breaker::{BreakerState, CircuitBreaker};
 use super::concurrency::{ConcurrencyLimit, Round};
 use super::fair_queue::FairQueue;
+use super::other_hosts::OtherHosts;
 use super::push::Push;
 use crate::types::{Mono, PushId};
 
@@ -92,6 +93,8 @@ pub(super) struct Cache {
     /// Large uploads that are ready.
     pub(super) large_queue: FairQueue,
     pub(super) large: LargeUploads,
+    /// Which hosts seem to build the same paths.
+    pub(super) others: OtherHosts,
     /// Whether the next place goes to a large upload, if one is ready.
     pub(super) large_next: bool,
     /// Pushes that the cache has not been asked about.
@@ -136,6 +139,7 @@ impl Cache {
             queue: FairQueue::default(),
             large_queue: FairQueue::default(),
             large: LargeUploads::default(),
+            others: OtherHosts::default(),
             large_next: false,
             asks: VecDeque::new(),
             urgent_asks: VecDeque::new(),

@@ -14,6 +14,8 @@ pub(crate) struct NewPush {
     pub(crate) references: Vec<PushId>,
     /// Bytes of its NAR. An upload from 1 MiB on counts as large.
     pub(crate) nar_size: u64,
+    /// Whether this host has built the path.
+    pub(crate) built: bool,
     /// Sessions that it belongs to.
     pub(crate) sessions: Vec<SessionId>,
     pub(crate) purpose: Purpose,

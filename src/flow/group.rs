@@ -7,7 +7,7 @@ use super::event::{Action, Outcome};
 use super::id_set::IdSet;
 use super::push::Phase;
 use super::step::Flow;
-use crate::types::{PushId, SessionId};
+use crate::types::{Mono, PushId, SessionId};
 
 /// The pushes of one session.
 #[derive(Debug, Default)]
@@ -59,6 +59,13 @@ pub(crate) struct GroupCounts {
     pub(crate) collected: u64,
     /// NAR bytes of those that were uploaded.
     pub(crate) bytes: u64,
+}
+
+impl PushGroup {
+    /// Returns whether somebody waits, and for one push only.
+    pub(super) fn waits_for_one(&self) -> bool {
+        self.flushing && self.unsettled == 1
+    }
 }
 
 /// How far the uploads of a session are.
@@ -178,6 +185,25 @@ impl Flow {
         for id in group.pushes.iter().copied().collect::<Vec<_>>() {
             self.promote(session, id);
         }
+        self.hurry(session);
+    }
+
+    /// Ends the wait of a large push for its moment when it is all that somebody waits for.
+    fn hurry(&mut self, session: SessionId) {
+        let Some(group) = self.groups.get(&session).filter(|group| group.waits_for_one()) else { return };
+        let left = |id: &&PushId| self.pushes.get(id).is_some_and(|push| !push.is_failed());
+        let Some(&id) = group.pushes.iter().find(left) else { return };
+        if let Some(push) = self.pushes.get_mut(&id)
+            && let Phase::Resting(until) = push.phase
+            // The pause after an upload without a verdict stays as long as it is.
+            && push.no_verdicts == 0
+            && push.ask_first
+            && self.caches[usize::from(push.cache.0)].others.has_drawn(id)
+        {
+            push.phase = Phase::Resting(Mono(0));
+            self.rests.remove(&(until, id));
+            self.rests.insert((Mono(0), id));
+        }
     }
 
     /// Moves a push to the front, with the references that it waits for.
@@ -226,6 +252,7 @@ impl Flow {
             if group.flushing && group.unsettled == 0 {
                 self.out.push(Action::Quiet(session));
             }
+            self.hurry(session);
         }
     }
 }

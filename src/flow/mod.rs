@@ -41,6 +41,7 @@ mod event;
 mod fair_queue;
 mod group;
 mod id_set;
+mod other_hosts;
 mod push;
 mod retry;
 mod sessions;

@@ -3,6 +3,7 @@
 
 use super::event::{Action, Cause, Outcome};
 use super::id_set::IdSet;
+use super::other_hosts::Origin;
 use super::push::{ClosureAt, Phase, Push};
 use super::step::Flow;
 use crate::types::{Mono, PushId};
@@ -20,6 +21,12 @@ impl Flow {
             let Some(push) = self.pushes.remove(&id) else { continue };
             let cache = &mut self.caches[usize::from(push.cache.0)];
             cache.pushes -= 1;
+            let from = match outcome {
+                Outcome::Pushed => Some(Origin::Here),
+                Outcome::Cached if push.attempts == 0 => Some(Origin::Elsewhere),
+                Outcome::Cached | Outcome::Upstream | Outcome::Collected => None,
+            };
+            cache.others.left(id, from, at);
             match push.phase {
                 Phase::Failed(_) => {
                     cache.failed -= 1;
@@ -162,6 +169,7 @@ impl Flow {
         self.failed.remove(&id);
         let Some(push) = self.pushes.remove(&id) else { return };
         let cache = &mut self.caches[usize::from(push.cache.0)];
+        cache.others.left(id, None, Mono(0));
         cache.pushes -= 1;
         cache.failed -= 1;
         self.forgot = true;

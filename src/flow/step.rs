@@ -106,7 +106,14 @@ impl Flow {
                 }
             }
             Event::InUpstream(id, at) => self.in_upstream(id, at),
-            Event::Arrived(id) => self.uploaded(id, Outcome::Cached, Duration::ZERO, now),
+            Event::Arrived(id) => {
+                if let Some(cache) = self.pushes.get(&id).map(|push| push.cache)
+                    && let Some(cache) = self.cache(cache)
+                {
+                    cache.others.seen(now);
+                }
+                self.uploaded(id, Outcome::Cached, Duration::ZERO, now);
+            }
             Event::UploadFailed(id, failure) => self.upload_failed(id, failure, now),
             Event::Collected(id) => {
                 self.leave_upload(id);
@@ -249,6 +256,9 @@ impl Flow {
             self.failed.insert(id);
         } else {
             cache.asks.push_back(id);
+            if new.built && new.purpose == Purpose::Wanted {
+                cache.others.observe(id);
+            }
         }
         let mut references = IdSet::default();
         for reference in new.references.into_iter().filter(|reference| *reference != id) {
@@ -333,6 +343,8 @@ impl Flow {
                     let held_back =
                         cache.small_uploading() + 1 >= cache.concurrency.limit() && !cache.queue.is_empty();
                     cache.concurrency.succeeded(now, upload.round, took, held_back);
+                } else if let Some(push) = self.pushes.get(&id) {
+                    cache.others.sent(push.nar_size, took);
                 }
             }
             self.settle(id, outcome, upload.began);
@@ -463,7 +475,7 @@ impl Flow {
     /// Begins the probe, the query and the uploads that one cache allows now.
     fn pump(&mut self, index: usize, now: Mono) {
         let mut outdated = Vec::new();
-        let Self { caches, pushes, out, stopped, recheck_after, .. } = self;
+        let Self { caches, pushes, groups, rests, rng, out, stopped, recheck_after, .. } = self;
         let cache = &mut caches[index];
         if *stopped {
             return;
@@ -518,6 +530,15 @@ impl Flow {
                     } else {
                         cache.stale.push_back(id);
                     }
+                    continue;
+                }
+                let last = |session| groups.get(&session).is_some_and(PushGroup::waits_for_one);
+                let awaited = push.is_large() && push.sessions.iter().any(last);
+                if !awaited && let Some(wait) = cache.others.draw(id, push.nar_size, now, rng) {
+                    let until = now.after(wait.max(Duration::from_millis(1)));
+                    push.phase = Phase::Resting(until);
+                    push.ask_first = true;
+                    rests.insert((until, id));
                     continue;
                 }
                 push.phase = Phase::Uploading;

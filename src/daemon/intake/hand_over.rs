@@ -131,6 +131,7 @@ impl Intake {
         let new = |info: &PathInfo, id, purpose, sessions| NewPush {
             id,
             nar_size: info.nar_size,
+            built: info.ultimate,
             references: references(info),
             sessions,
             purpose,

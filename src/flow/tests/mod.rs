@@ -16,6 +16,7 @@ mod herd;
 mod hold;
 mod model;
 mod no_verdict;
+mod other_hosts;
 mod scale;
 mod sim;
 mod transitions;
@@ -39,6 +40,7 @@ fn push(id: PushId, references: &[PushId], sessions: &[SessionId]) -> NewPush {
         closure_at: Some(Mono::MAX),
         ask_after: Mono(0),
         nar_size: 0,
+        built: false,
     }
 }
 

@@ -376,6 +376,7 @@ impl World {
             purpose,
             closure_at: Some(closure_at),
             ask_after: Mono(0),
+            built: id % 2 == 0,
             nar_size: if id % 3 == 0 { 2 << 20 } else { 0 },
         }
     }
