@@ -227,7 +227,9 @@ impl Run {
             cache.fault = None;
         }
         drop(world);
-        self.frozen = [0; 4];
+        // What hung begins to go on now, and callers that waited for it are not late yet.
+        let now = self.now();
+        self.frozen = self.frozen.map(|until| until.min(now));
         if let Some(life) = &self.life {
             life.disk.kill_after(u32::MAX);
         }
