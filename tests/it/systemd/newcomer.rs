@@ -36,11 +36,13 @@ fn word(word: &str) -> String {
     let digits = core.bytes().filter(u8::is_ascii_digit).count();
     let is_hash =
         |text: &str| text.len() >= 16 && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    // A session's id, which may have no digit.
+    let is_id = core.len() == 16 && is_hash(core) && !core.contains(['e', 'o', 't', 'u']);
     let other = if let Some(rest) = core.strip_prefix("/nix/store/").filter(|rest| rest.len() > 33) {
         format!("/nix/store/HASH{}", &rest[32..])
     } else if core.starts_with("/nix/store/") && core.contains("…") {
         core.to_owned()
-    } else if is_hash(core) && digits > 0 {
+    } else if is_id || is_hash(core) && digits > 0 {
         "ID".to_owned()
     } else if core.starts_with("main:") && core.ends_with('=') || core.starts_with("main:") && core.len() > 40
     {
