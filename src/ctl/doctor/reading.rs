@@ -100,12 +100,20 @@ pub(super) fn other_netrc(netrc: Option<&str>, determinate: &Path) -> Option<Fin
     if text.contains(netrc) {
         return Some(Finding::good(what, format!("{} takes the entries of {netrc}", config.display())));
     }
-    let line = format!("{{\"authentication\":{{\"additionalNetrcSources\":[\"{netrc}\"]}}}}");
     let text = format!(
-        "Determinate Nix writes the netrc file that Nix reads here: put {line} into {}, or Nix cannot read private caches",
+        "Determinate Nix writes the netrc file that Nix reads here, and Nix cannot read private caches until \
+         authentication.additionalNetrcSources in {} names {netrc}",
         config.display()
     );
-    Some(Finding::note(what, text))
+    let file = config.display();
+    let command = if config.exists() {
+        let add = format!(".authentication.additionalNetrcSources += [\"{netrc}\"]");
+        format!("jq '{add}' {file} >{file}.new && mv {file}.new {file} && systemctl restart nix-daemon")
+    } else {
+        let all = format!("{{\"authentication\":{{\"additionalNetrcSources\":[\"{netrc}\"]}}}}");
+        format!("echo '{all}' >{file} && systemctl restart nix-daemon")
+    };
+    Some(Finding::note(what, text).run(command))
 }
 
 fn of_server(

@@ -246,6 +246,16 @@ fn certificates_and_other_netrc_files() {
     assert!(reading::other_netrc(Some("/run/n"), &dir.path().join("absent")).is_none());
     let found = reading::other_netrc(Some("/run/n"), dir.path()).unwrap();
     assert!(found.text.contains("additionalNetrcSources"), "{found:?}");
+    // The command does what the finding asks for.
+    let file = dir.path().join("config.json");
+    let command = found.command.unwrap();
+    let write = command.split(" && systemctl").next().unwrap();
+    let done = std::process::Command::new("sh").args(["-c", write]).status().unwrap();
+    assert!(done.success(), "{write}");
+    assert_eq!(reading::other_netrc(Some("/run/n"), dir.path()).unwrap().level, Level::Good);
+    std::fs::write(&file, "{\"authentication\":{}}").unwrap();
+    let found = reading::other_netrc(Some("/run/n"), dir.path()).unwrap();
+    assert!(found.command.unwrap().starts_with("jq "), "{}", found.text);
     std::fs::write(dir.path().join("config.json"), "{\"additionalNetrcSources\":[\"/run/n\"]}").unwrap();
     assert_eq!(reading::other_netrc(Some("/run/n"), dir.path()).unwrap().level, Level::Good);
 }
