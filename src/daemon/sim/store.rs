@@ -39,6 +39,8 @@ pub(super) struct Store {
     count: u64,
     backup: Option<i64>,
     pub(super) rollbacks: u32,
+    /// The highest row that was left when the database went back, until the daemon has noticed.
+    unnoticed: Option<i64>,
 }
 
 impl Store {
@@ -64,6 +66,7 @@ impl Store {
             count: 0,
             backup: None,
             rollbacks: 0,
+            unnoticed: None,
         }
     }
 
@@ -167,6 +170,7 @@ impl Store {
     pub(super) fn roll_back(&mut self) -> Option<Vec<String>> {
         let head = self.backup.take()?;
         self.rollbacks += 1;
+        self.unnoticed = Some(self.unnoticed.map_or(head, |before| before.min(head)));
         self.db
             .execute_batch(&format!(
                 "delete from Refs where referrer > {head}; delete from ValidPaths where id > {head};
@@ -181,6 +185,18 @@ impl Store {
             }
         }
         Some(removed)
+    }
+
+    /// The last of the present rows that a daemon has read whose ledger has this cursor. While
+    /// it has not noticed that the database went back, the numbers up to its cursor belong to
+    /// rows that it has not seen.
+    pub(super) fn read_up_to(&self, cursor: i64) -> i64 {
+        self.unnoticed.map_or(cursor, |head| cursor.min(head))
+    }
+
+    /// The daemon has this cursor: it knows of the present rows only.
+    pub(super) fn cursor_is(&mut self, cursor: i64) {
+        self.unnoticed = self.unnoticed.filter(|head| cursor > *head);
     }
 
     /// Moves the database away, or back to its place.

@@ -190,7 +190,8 @@ impl Run {
             // The window begins after the last row that was read.
             let cursor = self.ledger().query_row("SELECT id FROM cursor", [], |row| row.get(0)).unwrap_or(0);
             let mut world = lock(&self.world);
-            for made in world.store.made.values_mut().filter(|made| made.row > cursor) {
+            let read = world.store.read_up_to(cursor);
+            for made in world.store.made.values_mut().filter(|made| made.row > read) {
                 made.allowed.insert(cache_of(uid));
             }
         }

@@ -7,6 +7,7 @@ use super::super::checks::{Check, hash};
 use super::Run;
 use super::world::lock;
 use crate::daemon::driver::Turn;
+use crate::daemon::inbox::Input;
 
 /// What can happen next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,7 +107,12 @@ impl Run {
                 let turn = match choice {
                     Choice::Input => match life.inputs.try_recv() {
                         Ok(input) => {
-                            lock(&self.world).line(&format!("driver: {}", words(&input)));
+                            let mut world = lock(&self.world);
+                            world.line(&format!("driver: {}", words(&input)));
+                            if let Input::Cursor(cursor) = &input {
+                                world.store.cursor_is(*cursor);
+                            }
+                            drop(world);
                             Turn::Input(input)
                         }
                         Err(_) => return Ok(()),

@@ -166,11 +166,12 @@ impl World {
         sessions.chain([0]).collect()
     }
 
-    /// The daemon has ended: what it knew of the makers of rows above the cursor is lost.
+    /// The daemon has ended: what it knew of the makers of rows that it has not read is lost.
     pub(super) fn forget_makers(&mut self, cursor: i64) {
         self.lock_watcher = None;
         let caches = self.caches_of_nobody();
-        for made in self.store.made.values_mut().filter(|made| made.row > cursor) {
+        let read = self.store.read_up_to(cursor);
+        for made in self.store.made.values_mut().filter(|made| made.row > read) {
             made.seen = None;
             made.allowed.extend(caches.iter().copied());
         }
