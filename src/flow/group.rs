@@ -1,5 +1,5 @@
-//! The pushes of a session: how many are unsettled, which go first, and when
-//! none is left.
+//! The pushes of a session or of a `flush`: how many are unsettled, which go first, when
+//! none is left, and for a `flush` what became of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,8 +24,8 @@ pub(super) struct PushGroup {
     /// Its pushes that are known, failed ones included. Sorted, so that the same
     /// events lead to the same actions.
     pub(super) pushes: BTreeSet<PushId>,
-    /// How its pushes settled, only when it was asked for with [`super::Event::WantAll`]: the
-    /// ledger does not know such a group. At most as many as were unsettled at that time.
+    /// How its pushes settled, only after [`super::Event::WantAll`]: the ledger has no record
+    /// of such a group. One entry for each push that the group has had.
     pub(super) settled: Option<BTreeMap<PushId, Outcome>>,
 }
 
@@ -44,6 +44,11 @@ impl PushGroup {
             settled.insert(id, outcome);
         }
     }
+
+    /// Returns whether somebody waits, and for one push only.
+    pub(super) fn waits_for_one(&self) -> bool {
+        self.flushing && self.unsettled == 1
+    }
 }
 
 /// How the pushes of a group settled.
@@ -59,13 +64,6 @@ pub(crate) struct GroupCounts {
     pub(crate) collected: u64,
     /// NAR bytes of those that were uploaded.
     pub(crate) bytes: u64,
-}
-
-impl PushGroup {
-    /// Returns whether somebody waits, and for one push only.
-    pub(super) fn waits_for_one(&self) -> bool {
-        self.flushing && self.unsettled == 1
-    }
 }
 
 /// How far the uploads of a session are.
