@@ -9,10 +9,12 @@ use crate::control::messages::Reply;
 use crate::control::server::{Peer, Responder};
 use crate::daemon::sessions::{Asked, Caller, Naming, Sight};
 use crate::flow::{Event, SessionAction, SessionEvent};
-use crate::ledger::Warnings;
+use crate::ledger::{LedgerError, Warnings};
 use crate::types::{SessionId, millis};
 
 impl Driver {
+    /// Serves `flush`. It is answered when everything that is pending, or that the intake finds
+    /// now, has settled or failed, or at the caller's deadline.
     pub(super) fn flush(&mut self, peer: Peer, caller: Caller<()>) {
         // Those of one user that wait for the intake are answered together.
         if let Some((token, group)) = self.parts.sessions.waiting_naming(peer.uid, |naming| naming.everything)
@@ -118,14 +120,21 @@ impl Driver {
         summary.failed = self.failures();
         let (reports, admins) = (self.parts.reports.clone(), self.parts.settings.admins.clone());
         self.parts.blocking.start(move || {
-            if let Sight::Own(uid) = reports.sight(peer, admins.as_deref()) {
-                summary.failed = reports.failed_of(uid).unwrap_or_default();
-            }
-            if forgotten && let Ok(failed) = reports.ledger().failed() {
-                summary.failed_total = summary.failed_total.max(failed);
-                if summary.outcome == m::Outcome::Complete {
-                    summary.outcome = m::Outcome::of(summary.failed_total, summary.pending);
+            let fill = |summary: &mut m::Summary| {
+                if let Sight::Own(uid) = reports.sight(peer, admins.as_deref()) {
+                    summary.failed = Vec::new();
+                    summary.failed = reports.failed_of(uid)?;
                 }
+                if forgotten {
+                    summary.failed_total = summary.failed_total.max(reports.ledger().failed()?);
+                }
+                Ok::<_, LedgerError>(())
+            };
+            if let Err(error) = fill(&mut summary) {
+                summary.warnings.push(format!("not every failed path is counted and listed: {error}"));
+            }
+            if summary.outcome == m::Outcome::Complete {
+                summary.outcome = m::Outcome::of(summary.failed_total, summary.pending);
             }
             responder.reply(Reply::Pushed(summary));
         });
