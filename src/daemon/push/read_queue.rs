@@ -112,8 +112,8 @@ mod tests {
         (Request { path: StorePath::parse(&path).unwrap(), answer }, read)
     }
 
-    #[test]
-    fn one_reader_reads_what_comes_meanwhile() {
+    #[tokio::test(start_paused = true)]
+    async fn one_reader_reads_what_comes_meanwhile() {
         let queue = ReadQueue::default();
         let mut reader = queue.add(request("a").0).expect("the first needs a reader");
         assert!(reader.next().is_some());
@@ -124,24 +124,25 @@ mod tests {
         assert!(queue.add(request("c").0).is_some(), "that reader has ended");
     }
 
-    #[test]
-    fn many_paths_get_more_readers_up_to_a_bound() {
+    #[tokio::test(start_paused = true)]
+    async fn many_paths_get_more_readers_up_to_a_bound() {
         let queue = ReadQueue::default();
         let readers: Vec<_> = (0..1000).filter_map(|n| queue.add(request(&n.to_string()).0)).collect();
         assert_eq!(readers.len(), READERS);
     }
 
-    #[test]
-    fn a_reader_that_is_slow_gets_another_one_beside_it() {
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_that_is_slow_gets_another_one_beside_it() {
         let queue = ReadQueue::default();
         let mut reader = queue.add(request("a").0).unwrap();
         reader.next();
-        queue.state().taken = Instant::now().checked_sub(2 * SLOW);
+        assert!(queue.add(request("beside").0).is_none());
+        tokio::time::advance(2 * SLOW).await;
         assert!(queue.add(request("b").0).is_some());
     }
 
-    #[test]
-    fn a_reader_that_panics_leaves_nobody_waiting() {
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_that_panics_leaves_nobody_waiting() {
         let queue = ReadQueue::default();
         let mut reader = queue.add(request("a").0).unwrap();
         let (waits, mut read) = request("b");
