@@ -111,9 +111,12 @@ where
 }
 
 fn client2(url: &str) -> CacheClient {
+    client_with(url, settings(&[url]).connect_timeout, Duration::from_millis(300))
+}
+
+fn client_with(url: &str, connect_timeout: Duration, stall_timeout: Duration) -> CacheClient {
     let network = Network { http2: true, ..Network::default() };
-    let stall_timeout = Duration::from_millis(300);
-    CacheClient::new(ClientSettings { network, stall_timeout, ..settings(&[url]) }).unwrap()
+    CacheClient::new(ClientSettings { network, connect_timeout, stall_timeout, ..settings(&[url]) }).unwrap()
 }
 
 const DONE: &str = r#"{"kind":"Uploaded"}"#;
@@ -224,15 +227,7 @@ async fn an_upload_waits_for_a_stream_as_long_as_the_others_make_progress() {
         Then::GoOn
     })
     .await;
-    let network = Network { http2: true, ..Network::default() };
-    let (connect_timeout, stall_timeout) = (Duration::from_millis(500), Duration::from_millis(1_500));
-    let client = CacheClient::new(ClientSettings {
-        network,
-        connect_timeout,
-        stall_timeout,
-        ..settings(&[&server.url])
-    })
-    .unwrap();
+    let client = client_with(&server.url, Duration::from_millis(500), Duration::from_millis(1_500));
     // The server's limit is known from the first answer on; what was begun before it is refused.
     client.upload(&info(9), nar(9)).await.unwrap();
     let sizes = [9, 100_000, 9, 3 << 20, 9, 9, 9, 9];
@@ -281,15 +276,7 @@ async fn an_upload_that_gets_no_stream_of_a_silent_server_ends() {
         Then::GoOn
     })
     .await;
-    let network = Network { http2: true, ..Network::default() };
-    let (connect_timeout, stall_timeout) = (Duration::from_millis(500), Duration::from_millis(300));
-    let client = CacheClient::new(ClientSettings {
-        network,
-        connect_timeout,
-        stall_timeout,
-        ..settings(&[&server.url])
-    })
-    .unwrap();
+    let client = client_with(&server.url, Duration::from_millis(500), Duration::from_millis(300));
     let uploads = (0..3).map(|_| async { client.upload(&info(9), nar(9)).await.unwrap_err() });
     for error in futures_util::future::join_all(uploads).await {
         let (unreachable, no_verdict) = (ErrorClass::Unreachable, ErrorClass::NoVerdict);
