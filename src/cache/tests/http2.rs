@@ -216,13 +216,17 @@ async fn a_window_that_stays_shut_is_a_stall() {
     assert!(error.message.contains("accepted no data"), "{error}");
 }
 
-#[tokio::test]
+/// Time passes only where the server lets it pass: together the uploads take longer than a
+/// connection may, and each less than a stall.
+#[tokio::test(start_paused = true)]
 async fn an_upload_waits_for_a_stream_as_long_as_the_others_make_progress() {
-    // Together the uploads take longer than a connection may, and each less than a stall.
+    // A blocking task keeps the clock from going on while the runtime waits for sockets.
+    let (end, ended) = std::sync::mpsc::channel::<()>();
+    let holds_the_clock = tokio::task::spawn_blocking(move || ended.recv());
     let server = start_with(1, |_, (mut request, mut respond)| async move {
         let length = read(request.body_mut()).await;
         assert!(length >= 9);
-        tokio::time::sleep(Duration::from_millis(400)).await;
+        tokio::time::advance(Duration::from_millis(400)).await;
         answer(&mut respond, 200, DONE);
         Then::GoOn
     })
@@ -238,6 +242,8 @@ async fn an_upload_waits_for_a_stream_as_long_as_the_others_make_progress() {
     for outcome in futures_util::future::join_all(uploads).await {
         outcome.unwrap();
     }
+    drop(end);
+    let _ = holds_the_clock.await;
 }
 
 #[tokio::test]

@@ -3,6 +3,8 @@
 
 use std::path::Path;
 
+use notify::Watcher as _;
+
 use super::*;
 
 struct Bench {
@@ -251,9 +253,12 @@ fn places(dir: &Path) -> Places {
 fn the_files_with_the_thread() {
     let dir = tempfile::tempdir().unwrap();
     let gc_roots = GcRoots::start(places(dir.path()), Bounds { protect_max: None, min_free: 0 }).unwrap();
+    let (tell, changes) = std::sync::mpsc::channel();
+    let mut watcher = notify::recommended_watcher(tell).unwrap();
+    watcher.watch(&dir.path().join("gcroots/flywheel"), notify::RecursiveMode::NonRecursive).unwrap();
     the_files_are_those_of_pending_paths(dir.path(), &gc_roots, |are_there| {
         while !are_there() {
-            std::thread::sleep(Duration::from_millis(1));
+            changes.recv_timeout(Duration::from_secs(90)).expect("the files change").unwrap();
         }
     });
     gc_roots.stop();

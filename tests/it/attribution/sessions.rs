@@ -454,20 +454,34 @@ fn a_thousand_short_sessions() {
     until("the descriptors to be closed", || open() < 64);
 }
 
+/// More clients than one user may have connections: each of them either has its whole session, or
+/// is refused with the limit's name and runs again. How many are refused depends on the machine.
 #[test]
 fn two_hundred_clients_at_once() {
     let daemon = Daemon::embedded();
     let begun = Instant::now();
-    let children: Vec<Child> = (0..200)
-        .map(|_| {
-            let mut client = daemon.client(&["--strict", "run", "--", "true"]);
-            client.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
-        })
-        .collect();
-    for child in children {
-        let said = CommandResult::of(&child.wait_with_output().unwrap());
-        assert_eq!(said.code, 0, "{said:?}");
+    let (mut left, mut rounds) = (200, 0);
+    while left > 0 {
+        let children: Vec<Child> = (0..left)
+            .map(|_| {
+                let mut client = daemon.client(&["--strict", "run", "--", "true"]);
+                client.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+            })
+            .collect();
+        for child in children {
+            let said = CommandResult::of(&child.wait_with_output().unwrap());
+            match said.code {
+                0 => left -= 1,
+                5 => assert!(said.err.contains("has 64 connections open, the most allowed"), "{said:?}"),
+                _ => panic!("{said:?}"),
+            }
+        }
+        rounds += 1;
+        eprintln!("round {rounds}: {left} of 200 were refused");
     }
     eprintln!("two hundred clients: {:?}", begun.elapsed());
-    assert_eq!(daemon.json(&["session", "list", "--all"]).as_array().unwrap().len(), 200);
+    let sessions = daemon.json(&["session", "list", "--all"]);
+    // A client that was refused at its end has an abandoned session.
+    let closed = sessions.as_array().unwrap().iter().filter(|session| session["state"] == "closed");
+    assert_eq!(closed.count(), 200);
 }

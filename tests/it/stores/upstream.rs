@@ -10,7 +10,8 @@ use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use crate::support::cache::base;
+use crate::support::attic::{FakeAttic, environment, until_client};
+use crate::support::cache::{StandaloneCache, base};
 use crate::support::daemon::{Daemon, EMBEDDED, until};
 use crate::support::nix::PrivateNix;
 
@@ -146,8 +147,13 @@ impl Exported {
         Self { nix, file, upstream: Upstream::serve(dir), paths }
     }
 
+    /// The line of `[caches.main]`.
+    fn key(&self) -> String {
+        format!("upstream_check = [\"{}\"]\n", self.upstream.url())
+    }
+
     fn config(&self, more: &str) -> String {
-        EMBEDDED.replacen("\n", &format!("\nupstream_check = [\"{}\"]\n", self.upstream.url()), 1) + more
+        EMBEDDED.replacen('\n', &format!("\n{}", self.key()), 1) + more
     }
 
     fn start(self, more: &str) -> (Daemon, Upstream, PathBuf, BTreeMap<String, String>) {
@@ -242,4 +248,54 @@ fn an_answer_of_an_upstream_counts_for_a_time_only() {
     assert_eq!((&summary["upstream"], &summary["pushed"]), (&1.into(), &1.into()), "{summary}");
     assert!(!daemon.main().has(&paths["top"]));
     daemon.assert_logged(0, "has deleted paths");
+}
+
+/// The upstream is asked again at the end, although its last answer would count for long. The
+/// answers in memory end with a restart, so that no time has to pass.
+#[test]
+fn a_session_end_asks_the_upstream_again_about_what_it_had() {
+    let exported = Exported::new(&["kept", "deleted"]);
+    let (mut daemon, upstream, file, paths) = exported.start("[push]\nrecheck_after = \"1d\"\n");
+    let session = daemon.session(&[]);
+    import(&daemon.nix, &file);
+    until("all are in the upstream", || daemon.status()["cache"][0]["counts"]["upstream"] == 3);
+    daemon.stop();
+    std::fs::remove_file(upstream.narinfo(&paths["deleted"])).unwrap();
+    let before = ["kept", "deleted"].map(|name| upstream.asked(&paths[name]));
+    daemon.up();
+    let summary = daemon.end(&session, &[]);
+    let counts = ["upstream", "pushed", "pending"].map(|key| summary[key].as_u64());
+    assert_eq!(counts, [Some(2), Some(1), Some(0)], "{summary}");
+    assert_eq!(daemon.main().names(), ["deleted"]);
+    let after = ["kept", "deleted"].map(|name| upstream.asked(&paths[name]));
+    assert_eq!(after, before.map(|asked| asked + 1));
+}
+
+/// The attic client asks nobody: the daemon leaves out what an upstream has before it runs it.
+#[test]
+fn the_attic_client_is_not_given_what_an_upstream_has() {
+    let exported = Exported::new(&["same", "changed"]);
+    exported.upstream.change(&exported.paths["changed"], "NarHash:", &format!("sha256:{}", "1".repeat(52)));
+    let cache = StandaloneCache::start(&exported.nix, |_| {});
+    let gate = cache.gate();
+    let fake = FakeAttic::new(&exported.nix);
+    let config =
+        format!("{}engine = \"attic\"\n{}{}", cache.caches(&gate.url()), exported.key(), fake.config());
+    let Exported { nix, file, upstream, paths } = exported;
+    let mut daemon = Daemon::prepare(nix, &config);
+    daemon.env = environment(&daemon.nix);
+    daemon.up();
+    fake.built(&daemon.nix);
+    until_client(&daemon, "ready");
+    daemon.flush();
+    let client = gate.came().len();
+    let session = daemon.session(&[]);
+    import(&daemon.nix, &file);
+    let summary = daemon.end(&session, &[]);
+    assert_eq!((&summary["outcome"], &summary["engine"]), (&"complete".into(), &"attic".into()), "{summary}");
+    let counts = ["upstream", "pushed"].map(|key| summary[key].as_u64());
+    assert_eq!(counts, [Some(2), Some(1)], "{summary}");
+    assert_eq!(gate.came()[client..], [base(&paths["changed"])]);
+    assert!(!cache.main().has(&paths["same"]) && !cache.main().has(&paths["top"]));
+    assert!(upstream.asked(&paths["same"]) > 0 && upstream.asked(&paths["top"]) > 0);
 }
