@@ -53,8 +53,8 @@ pub(crate) use cache::CacheLimits;
 pub(crate) use client::{ClientAction, ClientEvent, ClientLife, ClientState, Found};
 pub(crate) use event::{Action, Cause, Event, Failure, NewPush, Outcome, Purpose};
 pub(crate) use sessions::{
-    Callers, Knows, NamingQueue, Patience, SHORT_WAIT, SessionAction, SessionEvent, SessionLife,
-    SessionLimits, TUNING,
+    Begun, Callers, Knows, NamingQueue, OpenFor, Opened, OpeningStep, Openings, Patience, PushSubject,
+    SHORT_WAIT, SessionAction, SessionEvent, SessionLife, SessionLimits, Subject, TUNING,
 };
 pub(crate) use step::Flow;
 

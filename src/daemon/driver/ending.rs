@@ -2,12 +2,12 @@
 
 use tokio::time::Instant;
 
+use super::waiting::Question;
 use super::{Done, Driver};
 use crate::control::messages::ErrorCode;
 use crate::control::server::Peer;
-use crate::daemon::intake;
 use crate::daemon::sessions::{self, Asked, Caller, Found, Name, Naming, Next, Restored, Session, Watch};
-use crate::flow::{Event, SessionAction, SessionEvent};
+use crate::flow::{Event, SessionAction, SessionEvent, Subject};
 use crate::ledger::SessionInfo;
 use crate::observe::event;
 use crate::types::{CacheId, SessionId, StorePath, Wall};
@@ -61,15 +61,12 @@ impl Driver {
         }
         let caller = caller.about(Asked::End(row));
         let (cache, paths) = self.destination(cache, if confined { Vec::new() } else { paths });
-        // Equal ends are answered together: one naming is for all of them.
-        let equal =
-            |naming: &intake::Naming| naming.session == row && naming.close_window && naming.paths == paths;
-        if let Some((token, row)) = self.parts.sessions.waiting_naming(uid, equal) {
-            self.parts.sessions.callers().add(token, row, caller.patience, caller);
-            return self.session_step(row, SessionEvent::Join);
+        let subject = Subject::End(row, paths.into());
+        if let Some(equal) = self.parts.sessions.equal_naming(uid, &subject) {
+            return self.join(equal, caller);
         }
         // Queued first: a refusal changes nothing.
-        if self.name_paths(row, uid, cache, paths, true, caller) {
+        if self.begin_naming(Naming { row, uid }, cache, Question::Of(subject, vec![caller])) {
             self.session_step(row, SessionEvent::End);
         }
     }
@@ -88,14 +85,15 @@ impl Driver {
     fn look_up(&mut self, peer: Peer, name: Name, paths: Vec<StorePath>, caller: Caller<()>) {
         let (reports, engines) = (self.parts.reports.clone(), self.engines());
         let (routes, names) = (self.routes(), self.parts.caches.names());
-        self.work.spawn(self.parts.blocking.run(move || {
+        let look = move || {
             let found = sessions::lookup(&reports, &engines, peer.uid, name, |info| {
                 let cache = names.iter().position(|name| *name == info.new.cache)?;
                 let cache = CacheId(u16::try_from(cache).ok()?);
                 routes.may_continue((info.new.uid, info.new.gid), info.new.label.as_deref(), cache).err()
             });
             Done::LookedUp(LookedUp { found, paths, caller })
-        }));
+        };
+        self.elsewhere(look, Done::Lost);
     }
 
     pub(super) fn looked_up(&mut self, LookedUp { found, paths, caller }: LookedUp) {
@@ -130,7 +128,8 @@ impl Driver {
         let (cache, paths) = self.destination(cache, if session.confined { Vec::new() } else { paths });
         self.parts.sessions.insert_known(session);
         let caller = caller.about(Asked::End(row));
-        if !self.name_paths(row, uid, cache, paths, true, caller) {
+        let question = Question::Of(Subject::End(row, paths.into()), vec![caller]);
+        if !self.begin_naming(Naming { row, uid }, cache, question) {
             self.session_step(row, SessionEvent::Named);
         }
     }
@@ -174,13 +173,12 @@ impl Driver {
                 self.parts.ledger.session_draining(row, false, Wall::now().0);
             }
             SessionAction::Take => {
-                let (cache, paths) = self.destination(cache, Vec::new());
-                self.begin_naming(Naming { row, uid }, true, cache, paths, false, None);
+                let cache = cache.unwrap_or(self.default_cache());
+                self.begin_naming(Naming { row, uid }, cache, Question::Take);
             }
             SessionAction::Confirm => {
-                let named = session.named.clone();
-                let (cache, paths) = self.destination(cache, named);
-                self.begin_naming(Naming { row, uid }, false, cache, paths, false, None);
+                let cache = cache.unwrap_or(self.default_cache());
+                self.begin_naming(Naming { row, uid }, cache, Question::Confirm);
             }
             SessionAction::WarnUnstable => {
                 let text = "paths of the session were deleted by the cache repeatedly: some may be missing";
@@ -199,12 +197,13 @@ impl Driver {
             .map(|(session, cache)| (session.row, (session.uid, session.gid), session.label.clone(), cache))
             .collect();
         let routes = self.routes();
-        self.work.spawn(self.parts.blocking.run(move || {
+        let examine = move || {
             let forbidden = asked.into_iter().filter_map(|(row, person, label, cache)| {
                 Some((row, routes.may_continue(person, label.as_deref(), cache).err()?))
             });
             Done::Confined(forbidden.collect())
-        }));
+        };
+        self.elsewhere(examine, Done::Lost);
     }
 
     /// Closes sessions to further paths whose caches the routes do not allow any more.

@@ -4,11 +4,12 @@
 use tokio::time::Instant;
 
 use super::Driver;
+use super::waiting::Question;
 use crate::control::messages as m;
 use crate::control::messages::Reply;
 use crate::control::server::{Peer, Responder};
 use crate::daemon::sessions::{Asked, Caller, Naming, Sight};
-use crate::flow::{Event, SessionAction, SessionEvent};
+use crate::flow::{Event, SessionAction, SessionEvent, Subject};
 use crate::ledger::{LedgerError, Warnings};
 use crate::types::{SessionId, millis};
 
@@ -17,16 +18,14 @@ impl Driver {
     /// now, has settled or failed, or at the caller's deadline.
     pub(super) fn flush(&mut self, peer: Peer, caller: Caller<()>) {
         // Those of one user that wait for the intake are answered together.
-        if let Some((token, group)) = self.parts.sessions.waiting_naming(peer.uid, |naming| naming.everything)
-        {
-            let caller = caller.about(Asked::Flush(group, peer));
-            self.parts.sessions.callers().add(token, group, caller.patience, caller);
-            return self.flush_step(group, SessionEvent::Join);
+        if let Some(equal) = self.parts.sessions.equal_naming(peer.uid, &Subject::Flush) {
+            return self.join(equal, caller.about(Asked::Flush(equal.1, peer)));
         }
         let group = self.parts.sessions.begin_flush();
         let caller = caller.about(Asked::Flush(group, peer));
         self.step(Event::WantAll(group));
-        if !self.name_paths(group, peer.uid, self.default_cache(), Vec::new(), false, caller) {
+        let naming = Naming { row: group, uid: peer.uid };
+        if !self.begin_naming(naming, self.default_cache(), Question::Of(Subject::Flush, vec![caller])) {
             self.parts.sessions.end_flush(group);
             self.step(Event::Forget(group));
         }
@@ -52,7 +51,7 @@ impl Driver {
                 SessionAction::Drain { .. } | SessionAction::Rejoined => {}
                 SessionAction::Take | SessionAction::Confirm => {
                     let naming = Naming { row: group, uid: 0 };
-                    self.begin_naming(naming, false, self.default_cache(), Vec::new(), false, None);
+                    self.begin_naming(naming, self.default_cache(), Question::Confirm);
                 }
                 SessionAction::WarnUnstable => {
                     warnings.texts.push("a cache deleted paths repeatedly: some may be missing".to_owned());

@@ -36,7 +36,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use super::attic::{Client, Login};
-use super::blocking::{Blocking, Lost};
+use super::blocking::Blocking;
 use super::caches::{BuiltIn, Caches, Netrc};
 use super::gc_roots::GcRoots;
 use super::host::{Notify, Signal, Signals};
@@ -86,10 +86,11 @@ pub(super) enum Ended {
 
 /// What a task that the driver started elsewhere came to.
 enum Done {
-    /// A session was opened, or could not be.
-    Opened(Box<super::sessions::Opening>),
-    /// The caller that started a session was answered. `heard`: it knows the session's id.
-    Started { row: SessionId, heard: bool },
+    /// The session of a ticket was opened, or could not be.
+    Opened(u64, Box<super::sessions::Recorded>),
+    /// The caller that started the session of a ticket was answered. `heard`: it knows the
+    /// session's id.
+    Started { ticket: u64, row: SessionId, heard: bool },
     /// A session that is not live was looked up.
     LookedUp(ending::LookedUp),
     /// The routes were examined for the sessions that are open. These are closed to further
@@ -97,6 +98,8 @@ enum Done {
     Confined(Vec<(SessionId, String)>),
     /// The configuration was read again.
     Reloaded(Box<Result<reload::Ready, String>>),
+    /// It has ended without a result. Whom it was to answer has an answer.
+    Lost,
 }
 
 /// What the driver is made of.
@@ -144,7 +147,7 @@ pub(super) struct Driver {
     flow: Flow,
     reloads: Reloads,
     stopping: Stopping,
-    work: JoinSet<Result<Done, Lost>>,
+    work: JoinSet<Done>,
     /// A task that has ended, and whose turn has not come.
     #[cfg(test)]
     ended_task: Option<Done>,
@@ -213,8 +216,7 @@ impl Driver {
                     None => requests_open = false,
                 },
                 Some(done) = self.work.join_next() => match done {
-                    Ok(Ok(done)) => self.done(done),
-                    Ok(Err(error)) => detail!(error = %error, "a task of the driver failed"),
+                    Ok(done) => self.done(done),
                     Err(error) => detail!(error = %error, "a task of the driver failed"),
                 },
                 signal = signals.next(), if running => match signal {
@@ -325,11 +327,23 @@ impl Driver {
         }
     }
 
+    /// Does work that may block elsewhere. It ends in [`Self::done`], with `lost` if it ends
+    /// without a result.
+    fn elsewhere(&mut self, work: impl FnOnce() -> Done + Send + 'static, lost: Done) {
+        let result = self.parts.blocking.run(work);
+        self.work.spawn(async move {
+            result.await.unwrap_or_else(|error| {
+                detail!(error = %error, "a task of the driver failed");
+                lost
+            })
+        });
+    }
+
     fn done(&mut self, done: Done) {
         match done {
-            Done::Opened(opening) => self.opened(*opening),
-            Done::Started { heard: true, .. } => {}
-            Done::Started { row, heard: false } => self.session_step(row, SessionEvent::CallerGone),
+            Done::Opened(ticket, recorded) => self.opened(ticket, *recorded),
+            Done::Started { ticket, row, heard } => self.started(ticket, row, heard),
+            Done::Lost => {}
             Done::LookedUp(looked_up) => self.looked_up(looked_up),
             Done::Confined(forbidden) => self.confined(forbidden),
             Done::Reloaded(ready) => self.reloaded(*ready),

@@ -69,11 +69,9 @@ impl Driver {
         let built_in = self.parts.built_in.clone();
         let clients: Vec<_> =
             self.parts.caches.iter().map(|c| (c.name().to_owned(), c.client().clone())).collect();
-        self.work.spawn(
-            self.parts
-                .blocking
-                .run(move || Done::Reloaded(Box::new(prepare(&load, &old, built_in.as_ref(), clients)))),
-        );
+        let read = move || Done::Reloaded(Box::new(prepare(&load, &old, built_in.as_ref(), clients)));
+        let lost = "the configuration could not be read: the journal of flywheeld has the reason".to_owned();
+        self.elsewhere(read, Done::Reloaded(Box::new(Err(lost))));
     }
 
     /// The configuration was read.
@@ -123,6 +121,7 @@ impl Driver {
         self.parts.gc_roots.set_bounds(Bounds::of(&settings.nix));
         self.connect(connections);
         if settings.routes != old.routes {
+            self.parts.sessions.rules_changed();
             self.confine();
         }
         self.update_holds();

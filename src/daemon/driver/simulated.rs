@@ -64,7 +64,7 @@ impl Driver {
         while self.ended_task.is_none()
             && let Some(ended) = self.work.try_join_next()
         {
-            self.ended_task = ended.ok().and_then(Result::ok);
+            self.ended_task = ended.ok();
         }
         self.ended_task.is_some()
     }

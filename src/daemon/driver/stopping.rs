@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::requests::STOPPING;
 use super::{Driver, Ended};
+use crate::control::messages::ErrorCode;
 use crate::daemon::inbox::HostEvent;
 use crate::flow::{BreakerState, Event};
 use crate::observe::event;
@@ -75,6 +77,9 @@ impl Driver {
         let is_hopeless = |group| flow.unsettled(group) > in_flight;
         let answered = parts.sessions.callers().stop(now, is_hopeless);
         self.answer_all(answered);
+        for opener in self.parts.sessions.stop_openings() {
+            opener.refuse(ErrorCode::Draining, STOPPING);
+        }
         self.extend();
     }
 

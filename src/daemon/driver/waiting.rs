@@ -9,9 +9,9 @@ use super::Driver;
 use crate::control::messages as m;
 use crate::control::messages::{ErrorCode, Progress};
 use crate::control::server::Responder;
-use crate::daemon::intake;
+use crate::daemon::intake::{self, NamedPaths};
 use crate::daemon::sessions::{Answer, Asked, Caller, Engines, Naming};
-use crate::flow::{BreakerState, Event, Knows, SHORT_WAIT, SessionEvent};
+use crate::flow::{BreakerState, Event, Knows, SHORT_WAIT, SessionEvent, Subject};
 use crate::ledger::{SessionState, Warnings};
 use crate::observe::event;
 use crate::types::{CacheId, SessionId, StoreDir, StorePath, Wall, millis};
@@ -42,58 +42,63 @@ fn not_valid(invalid: &[StorePath], store_dir: &StoreDir) -> Option<String> {
     Some(format!("{count} paths are not valid in the store and were not pushed: {}{more}", names.join(", ")))
 }
 
-impl Driver {
-    /// Has the intake take in new rows, and the named paths with their closures.
-    /// Returns false when too many namings of the user wait: the caller has been
-    /// refused. The end of a session without paths is never refused.
-    pub(super) fn name_paths(
-        &mut self,
-        row: SessionId,
-        uid: u32,
-        cache: CacheId,
-        paths: Vec<StorePath>,
-        retry: bool,
-        caller: Caller,
-    ) -> bool {
-        let close_window = matches!(caller.asked, Asked::End(_));
-        if let Some(session) = self.parts.sessions.get_mut(row) {
-            session.named.extend(paths.iter().cloned());
-            session.named.sort_unstable();
-            session.named.dedup();
-        }
-        self.begin_naming(Naming { row, uid }, close_window, cache, paths, retry, Some(caller))
-    }
+/// What a naming is for.
+pub(super) enum Question {
+    /// The daemon ends a session: its window closes.
+    Take,
+    /// The daemon asks again about everything of a session.
+    Confirm,
+    /// Callers ask.
+    Of(Subject<NamedPaths>, Vec<Caller>),
+}
 
-    /// Queues a naming and sends the intake those that it may have. `caller`: who waits for
-    /// it; none when the daemon itself asks.
-    pub(super) fn begin_naming(
-        &mut self,
-        naming: Naming,
-        close_window: bool,
-        cache: CacheId,
-        paths: Vec<StorePath>,
-        retry: bool,
-        caller: Option<Caller>,
-    ) -> bool {
-        let needed = caller.is_none() || (close_window && paths.is_empty());
+impl Driver {
+    /// Queues a naming and sends the intake those that it may have. Returns false when too
+    /// many namings of the user wait: the callers have been refused. The end of a session
+    /// without paths and the daemon's own questions are never refused.
+    pub(super) fn begin_naming(&mut self, naming: Naming, cache: CacheId, question: Question) -> bool {
         let Naming { row: session, uid } = naming;
+        let (close_window, retry, subject, callers) = match question {
+            Question::Take => (true, false, None, Vec::new()),
+            Question::Confirm => (false, false, None, Vec::new()),
+            Question::Of(subject, callers) => match subject {
+                Subject::End(..) => (true, true, Some(subject), callers),
+                Subject::Push(_) => (false, true, Some(subject), callers),
+                Subject::Flush => (false, false, Some(subject), callers),
+            },
+        };
+        let (paths, needed) = match &subject {
+            None => (NamedPaths::default(), true),
+            Some(Subject::End(_, paths)) => (paths.clone(), paths.is_empty()),
+            Some(Subject::Push(push)) => (push.paths.clone(), false),
+            Some(Subject::Flush) => (NamedPaths::default(), false),
+        };
         let token = self.parts.sessions.add_naming(naming);
         // A group that is no session is one of a `flush`.
         let everything = self.parts.sessions.get(session).is_none();
         let naming = intake::Naming { token, session, close_window, cache, paths, retry, everything };
-        if !self.parts.sessions.queue_naming(naming, needed) {
-            self.parts.sessions.drop_naming(token);
-            if let Some(caller) = caller {
-                let message = format!("uid {uid} names too much at once: try again in a moment");
-                caller.responder.refuse(ErrorCode::Busy, message);
+        if !self.parts.sessions.queue_naming(naming, subject, needed) {
+            let message = format!("uid {uid} names too much at once: try again in a moment");
+            for caller in callers {
+                caller.responder.refuse(ErrorCode::Busy, message.clone());
             }
             return false;
         }
-        if let Some(caller) = caller {
-            self.parts.sessions.callers().add(token, session, caller.patience, caller);
+        for caller in callers {
+            self.parts.sessions.wait(token, session, caller);
         }
         self.send_namings();
         true
+    }
+
+    /// Has a caller wait for a naming of an equal request.
+    pub(super) fn join(&mut self, (token, group): (u64, SessionId), caller: Caller) {
+        self.parts.sessions.wait(token, group, caller);
+        if self.parts.sessions.get(group).is_some() {
+            self.session_step(group, SessionEvent::Join);
+        } else {
+            self.flush_step(group, SessionEvent::Join);
+        }
     }
 
     /// Sends the intake the namings that it may have.

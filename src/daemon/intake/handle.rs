@@ -1,6 +1,8 @@
 //! How other threads reach the intake: a flag that wakes it up, and a bounded queue of
 //! work. Must not know how the work is done.
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
@@ -29,6 +31,32 @@ pub(in crate::daemon) enum Work {
     Stop,
 }
 
+/// A set of named paths. Clones share it. Comparing two that differ costs little.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(in crate::daemon) struct NamedPaths {
+    /// Compared first.
+    digest: u64,
+    paths: Arc<[StorePath]>,
+}
+
+impl From<Vec<StorePath>> for NamedPaths {
+    fn from(mut paths: Vec<StorePath>) -> Self {
+        paths.sort_unstable();
+        paths.dedup();
+        let mut digest = DefaultHasher::new();
+        paths.hash(&mut digest);
+        Self { digest: digest.finish(), paths: paths.into() }
+    }
+}
+
+impl Deref for NamedPaths {
+    type Target = [StorePath];
+
+    fn deref(&self) -> &[StorePath] {
+        &self.paths
+    }
+}
+
 /// Paths that were named for a session.
 #[derive(Debug)]
 pub(in crate::daemon) struct Naming {
@@ -39,7 +67,7 @@ pub(in crate::daemon) struct Naming {
     /// Whether the session's window closes: paths that become valid later are not its own.
     pub(in crate::daemon) close_window: bool,
     pub(in crate::daemon) cache: CacheId,
-    pub(in crate::daemon) paths: Vec<StorePath>,
+    pub(in crate::daemon) paths: NamedPaths,
     /// Whether failed pushes of these paths are retried.
     pub(in crate::daemon) retry: bool,
     /// Whether it is about everything in all caches, and names no paths.

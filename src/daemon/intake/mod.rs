@@ -45,7 +45,7 @@ use crate::store::{CurrentNixDb, LowerStore, Mark, NixDbError};
 use crate::types::Heartbeat;
 
 pub(in crate::daemon) use baseline::Baseline;
-pub(in crate::daemon) use handle::{IntakeHandle, Naming, Work, WorkQueue};
+pub(in crate::daemon) use handle::{IntakeHandle, NamedPaths, Naming, Work, WorkQueue};
 pub use name_service::unknown_names;
 pub(in crate::daemon) use people::People;
 pub(in crate::daemon) use realisations::RealisationCopy;
@@ -383,7 +383,7 @@ impl Intake {
             return Ok(());
         }
         for Naming { token, paths, .. } in std::mem::take(&mut progress.namings) {
-            self.tell(Input::Named { token, invalid: paths })?;
+            self.tell(Input::Named { token, invalid: paths.to_vec() })?;
         }
         Ok(())
     }

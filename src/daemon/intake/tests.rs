@@ -145,12 +145,12 @@ fn with_as_many_paths_as_there_may_be_namings_wait_and_rechecks_do_not() {
     let (mut intake, mut inputs) = intake(dir.path());
     intake.known.store(MOST, Ordering::Relaxed);
     let path = StorePath::parse(&format!("{:032}-p", 0)).unwrap();
-    let naming = |paths| Naming {
+    let naming = |paths: Vec<StorePath>| Naming {
         token: 7,
         session: -1,
         close_window: false,
         cache: CacheId(0),
-        paths,
+        paths: paths.into(),
         retry: false,
         everything: false,
     };

@@ -6,9 +6,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Caller, Naming, Session};
-use crate::daemon::intake;
-use crate::flow::{Callers, NamingQueue, SessionLife, SessionLimits, TUNING};
+use super::{Caller, Naming, Opener, Session};
+use crate::daemon::intake::{self, NamedPaths};
+use crate::flow::{
+    Begun, Callers, NamingQueue, OpenFor, Opened, OpeningStep, Openings, SessionLife, SessionLimits, Subject,
+    TUNING,
+};
 use crate::types::{CacheId, Mono, SessionId};
 
 /// Delay before a naming is sent again that found the intake's queue full.
@@ -21,8 +24,11 @@ pub(in crate::daemon) struct Sessions {
     /// What each `flush` waits for, by the number of its group.
     flushes: HashMap<SessionId, SessionLife>,
     limits: SessionLimits,
+    openings: Openings<NamedPaths, Opener>,
+    /// Counts the changes of the routes.
+    rules: u64,
     /// Namings that wait for the intake.
-    queue: NamingQueue<intake::Naming>,
+    queue: NamingQueue<NamedPaths, intake::Naming>,
     /// When the next of them is sent again.
     retry_at: Option<Instant>,
     callers: Callers<Caller>,
@@ -37,6 +43,8 @@ impl Default for Sessions {
             by_row: HashMap::new(),
             flushes: HashMap::new(),
             limits: SessionLimits::new(TUNING),
+            openings: Openings::new(&TUNING),
+            rules: 0,
             queue: NamingQueue::new(TUNING),
             retry_at: None,
             callers: Callers::default(),
@@ -48,15 +56,44 @@ impl Default for Sessions {
 }
 
 impl Sessions {
-    /// Counts a session that is about to be opened. An error says which limit the
-    /// user, or all users, have reached. `open`: it is a job's.
-    pub(in crate::daemon) fn begin(&mut self, uid: u32, open: bool) -> Result<(), String> {
-        self.limits.begin(uid, open).map_err(|limit| limit.to_string())
+    /// Begins to open a session for a user.
+    pub(in crate::daemon) fn begin(
+        &mut self,
+        uid: u32,
+        purpose: OpenFor<NamedPaths>,
+        opener: Opener,
+    ) -> Begun<Opener> {
+        self.openings.begin(&mut self.limits, (uid, self.rules), purpose, opener, Opener::has_left)
     }
 
-    /// A session that was about to be opened was refused.
-    pub(in crate::daemon) fn not_opened(&mut self, uid: u32, open: bool) {
-        self.limits.end(uid, open);
+    /// The session of a ticket is recorded.
+    pub(in crate::daemon) fn recorded(&mut self, ticket: u64) -> Option<Opened<NamedPaths, Opener>> {
+        self.openings.recorded(&mut self.limits, (ticket, self.rules), Opener::has_left)
+    }
+
+    /// The session of a ticket was refused, or could not be recorded. Returns its callers.
+    pub(in crate::daemon) fn not_recorded(&mut self, ticket: u64) -> Vec<Opener> {
+        self.openings.failed(&mut self.limits, ticket)
+    }
+
+    /// The caller of a job's new session was answered. `heard`: it knows the session's id.
+    pub(in crate::daemon) fn answered(&mut self, ticket: u64, heard: bool) -> OpeningStep {
+        self.openings.answered(ticket, heard)
+    }
+
+    /// The daemon stops: no session is opened any more. Returns the callers that are refused.
+    pub(in crate::daemon) fn stop_openings(&mut self) -> Vec<Opener> {
+        self.openings.stop()
+    }
+
+    /// The number of the present configuration of the routes.
+    pub(in crate::daemon) fn rules(&self) -> u64 {
+        self.rules
+    }
+
+    /// The routes have changed.
+    pub(in crate::daemon) fn rules_changed(&mut self) {
+        self.rules += 1;
     }
 
     /// Inserts a session that [`Self::begin`] has counted.
@@ -179,22 +216,40 @@ impl Sessions {
         self.last_token
     }
 
-    /// Queues a naming for the intake. `needed`: it must not be refused. Returns
-    /// false, and forgets it, when too many of the user wait.
-    pub(in crate::daemon) fn queue_naming(&mut self, naming: intake::Naming, needed: bool) -> bool {
-        let Some(known) = self.namings.get(&naming.token) else { return false };
-        self.queue.push(known.uid, naming, needed).is_ok()
+    /// Queues a naming for the intake. `subject`: what its callers ask for, if it has some.
+    /// `needed`: it must not be refused. Returns false, and forgets it, when too many of the
+    /// user wait.
+    pub(in crate::daemon) fn queue_naming(
+        &mut self,
+        naming: intake::Naming,
+        subject: Option<Subject<NamedPaths>>,
+        needed: bool,
+    ) -> bool {
+        let token = naming.token;
+        let Some(known) = self.namings.get(&token) else { return false };
+        let queued = self.queue.push(known.uid, subject, naming, needed).is_ok();
+        if !queued {
+            self.namings.remove(&token);
+        }
+        queued
     }
 
-    /// A user's naming that the intake does not have yet and for which `equal` is true, with
-    /// the session or group that it is for.
-    pub(in crate::daemon) fn waiting_naming(
+    /// A user's naming with an equal subject that the intake does not have yet, with the
+    /// session or group that it is for.
+    pub(in crate::daemon) fn equal_naming(
         &self,
         uid: u32,
-        equal: impl Fn(&intake::Naming) -> bool,
+        subject: &Subject<NamedPaths>,
     ) -> Option<(u64, SessionId)> {
-        let naming = self.queue.waiting_of(uid).find(|naming| equal(naming))?;
-        Some((naming.token, naming.session))
+        self.queue.equal(uid, subject).map(|naming| (naming.token, naming.session))
+    }
+
+    /// Adds a caller that waits for a naming, and then for the pushes of a session or group.
+    pub(in crate::daemon) fn wait(&mut self, token: u64, group: SessionId, caller: Caller) {
+        if self.callers.len() >= TUNING.callers {
+            self.callers.forget(|caller| caller.responder.is_gone());
+        }
+        self.callers.add(token, group, caller.patience, caller);
     }
 
     /// Sends the intake the namings that it may have. `send` returns a naming that
@@ -221,19 +276,14 @@ impl Sessions {
         Some(naming)
     }
 
-    /// Forgets a naming that was not queued.
-    pub(in crate::daemon) fn drop_naming(&mut self, token: u64) {
-        self.namings.remove(&token);
-    }
-
     /// The callers that wait.
     pub(in crate::daemon) fn callers(&mut self) -> &mut Callers<Caller> {
         &mut self.callers
     }
 
-    /// Whether a caller waits for pushes.
+    /// Whether a caller waits.
     pub(in crate::daemon) fn has_waiters(&self) -> bool {
-        self.callers.any_settling()
+        self.callers.len() > 0
     }
 
     /// When the first caller's time is over.

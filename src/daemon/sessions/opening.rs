@@ -4,17 +4,17 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::Session;
 use super::session_id::new_id;
-use super::{Caller, Session};
 use crate::attribution::{Anchor, Proc, ProcId, Window, Windows};
 use crate::control::messages::{CiJob, ErrorCode};
-use crate::control::server::{Peer, Responder};
+use crate::control::server::Peer;
 use crate::daemon::intake::Routes;
 use crate::daemon::push::StoreReader;
 use crate::flow::{SessionLife, TUNING};
 use crate::ledger::{Ledger, NewSession, SessionKind, Warnings};
 use crate::observe::detail;
-use crate::types::{CacheId, StorePath, Wall, printable};
+use crate::types::{CacheId, Wall, printable};
 
 /// Characters of a label that are kept.
 const LABEL: usize = 200;
@@ -33,44 +33,6 @@ pub(in crate::daemon) struct OpenRequest {
     pub(in crate::daemon) log_paths: bool,
 }
 
-/// What follows when the session is open.
-#[derive(Debug)]
-pub(in crate::daemon) enum AfterOpening {
-    /// `session start`: its id is the answer.
-    Start(Responder),
-    /// `push`: the paths are named at once.
-    Push {
-        /// The paths.
-        paths: Vec<StorePath>,
-        /// Who pushes them.
-        caller: Caller<()>,
-    },
-}
-
-impl AfterOpening {
-    /// Whether the session is a job's, and so open at first.
-    pub(in crate::daemon) fn is_job(&self) -> bool {
-        matches!(self, Self::Start(_))
-    }
-
-    /// Where a refusal goes.
-    pub(in crate::daemon) fn into_responder(self) -> Responder {
-        match self {
-            Self::Start(responder) => responder,
-            Self::Push { caller, .. } => caller.responder,
-        }
-    }
-}
-
-/// How an opening ended.
-#[derive(Debug)]
-pub(in crate::daemon) struct Opening {
-    /// The user that it counts for.
-    pub(in crate::daemon) uid: u32,
-    pub(in crate::daemon) result: Result<(Session, Option<ProcId>), (ErrorCode, String)>,
-    pub(in crate::daemon) next: AfterOpening,
-}
-
 /// What an opening needs.
 pub(in crate::daemon) struct OpenParts {
     pub(in crate::daemon) routes: Routes,
@@ -85,23 +47,16 @@ pub(in crate::daemon) struct OpenParts {
     pub(in crate::daemon) proc: Proc,
 }
 
-/// Opens a session of `peer`. Blocks.
+/// A new session and its anchor, or why it is refused.
+pub(in crate::daemon) type Recorded = Result<(Session, Option<ProcId>), (ErrorCode, String)>;
+
+/// Opens a session of `peer`. `with_window`: it is a job's. Blocks.
 pub(in crate::daemon) fn open(
     parts: &OpenParts,
     peer: Peer,
     request: OpenRequest,
-    next: AfterOpening,
-) -> Opening {
-    let with_window = next.is_job();
-    Opening { uid: peer.uid, result: record(parts, peer, request, with_window), next }
-}
-
-fn record(
-    parts: &OpenParts,
-    peer: Peer,
-    request: OpenRequest,
     with_window: bool,
-) -> Result<(Session, Option<ProcId>), (ErrorCode, String)> {
+) -> Recorded {
     let OpenRequest { prefix, label, cache, anchor_pid, strict, ci, log_paths } = request;
     // It is in the text of log entries, and must not forge another one.
     let label = label.map(|l| printable(&l.chars().take(LABEL).collect::<String>()));
@@ -157,7 +112,6 @@ fn record(
         draining_since: None,
         watch: None,
         warnings: Warnings::default(),
-        named: Vec::new(),
         incomplete: false,
         confined: false,
     };

@@ -7,7 +7,7 @@ use crate::control::messages::CiJob;
 use crate::flow::{SessionLife, TUNING};
 use crate::ledger::{Ledger, SessionInfo, Warnings};
 use crate::observe::event;
-use crate::types::{CacheId, SessionId, StorePath};
+use crate::types::{CacheId, SessionId};
 
 /// A session that is open or draining.
 #[derive(Debug)]
@@ -30,8 +30,6 @@ pub(in crate::daemon) struct Session {
     pub(in crate::daemon) watch: Option<Watch>,
     /// What its summary warns of, for example named paths that were not valid.
     pub(in crate::daemon) warnings: Warnings,
-    /// Paths that its job has named.
-    pub(in crate::daemon) named: Vec<StorePath>,
     /// The intake has not finished its naming yet, and a caller has got an answer that says so.
     pub(in crate::daemon) incomplete: bool,
     /// The routes do not allow its cache any more: no further path is pushed for it.
@@ -62,7 +60,6 @@ impl Session {
             draining_since,
             watch: None,
             warnings: info.warnings,
-            named: Vec::new(),
             incomplete: false,
             confined: false,
         }

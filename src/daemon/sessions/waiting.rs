@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::control::messages::ErrorCode;
 use crate::control::server::{Peer, Responder};
 use crate::flow::Patience;
 use crate::types::{Mono, SessionId};
@@ -57,6 +58,37 @@ impl Caller<()> {
     pub(in crate::daemon) fn about(self, asked: Asked) -> Caller {
         let Self { asked: (), responder, since, patience, total } = self;
         Caller { asked, responder, since, patience, total }
+    }
+}
+
+/// A caller of a session that is being opened.
+#[derive(Debug)]
+pub(in crate::daemon) enum Opener {
+    /// `session start`: the session's id is the answer.
+    Start(Responder),
+    /// `push`.
+    Push(Caller<()>),
+}
+
+impl Opener {
+    fn responder(&self) -> &Responder {
+        match self {
+            Self::Start(responder) => responder,
+            Self::Push(caller) => &caller.responder,
+        }
+    }
+
+    /// Whether the caller has closed its connection.
+    pub(super) fn has_left(&self) -> bool {
+        self.responder().is_gone()
+    }
+
+    /// Refuses the request.
+    pub(in crate::daemon) fn refuse(self, code: ErrorCode, message: impl Into<String>) {
+        match self {
+            Self::Start(responder) => responder.refuse(code, message),
+            Self::Push(caller) => caller.responder.refuse(code, message),
+        }
     }
 }
 

@@ -200,9 +200,9 @@ impl<T> Callers<T> {
         settling.map(|waiting| (waiting.group, &mut waiting.caller))
     }
 
-    /// Whether somebody waits for pushes.
-    pub(crate) fn any_settling(&self) -> bool {
-        self.all.iter().any(|waiting| waiting.stage == Stage::Settling)
+    /// How many wait.
+    pub(crate) fn len(&self) -> usize {
+        self.all.len()
     }
 
     /// Whether somebody waits for the pushes of this group.

@@ -8,6 +8,7 @@
 mod callers;
 mod limits;
 mod namings;
+mod opening;
 
 #[cfg(test)]
 mod tests;
@@ -17,8 +18,9 @@ use std::time::Duration;
 use crate::types::Mono;
 
 pub(crate) use callers::{Callers, Knows, Patience, SHORT_WAIT};
-pub(crate) use limits::SessionLimits;
-pub(crate) use namings::NamingQueue;
+pub(crate) use limits::{LimitReached, SessionLimits};
+pub(crate) use namings::{NamingQueue, PushSubject, Subject};
+pub(crate) use opening::{Begun, Opened, Openings, Purpose as OpenFor, Step as OpeningStep};
 
 /// All bounds of sessions.
 #[derive(Debug, Clone, Copy)]
@@ -35,6 +37,9 @@ pub(crate) struct Tuning {
     pub(crate) namings_of_user: usize,
     /// Most namings that the intake has at a time, one of each user.
     pub(crate) namings_at_intake: usize,
+    /// Callers that wait from which on those that have closed their connection are forgotten.
+    /// There are fewer connections, so that there are never twice as many.
+    pub(crate) callers: usize,
     /// How long a session waits for its end after its anchor ended: the end of a
     /// job's last process and its `session end` may arrive in either order.
     pub(crate) grace: Duration,
@@ -51,6 +56,7 @@ pub(crate) const TUNING: Tuning = Tuning {
     live: 8_192,
     namings_of_user: 64,
     namings_at_intake: 4,
+    callers: 512,
     grace: Duration::from_secs(2),
     restart_grace: Duration::from_secs(10),
     rounds: 8,

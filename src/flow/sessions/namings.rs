@@ -1,23 +1,60 @@
 //! The namings that wait for the intake: users take turns, the intake has one of each
-//! user at a time, and a user's queue is bounded. Must not know what a naming is.
+//! user at a time, a user's queue is bounded, and equal ones are one. Must not know what a
+//! naming is.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use super::Tuning;
+use crate::types::{CacheId, SessionId};
+
+/// What a push asks for. `P` is a set of named paths. Pushes of one user that are equal have
+/// the same answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PushSubject<P> {
+    /// The configuration of the routes, which changes with a reload.
+    pub(crate) rules: u64,
+    /// The user's group, by which a route may go.
+    pub(crate) gid: u32,
+    /// The cache that was named. `None`: the routes decide.
+    pub(crate) cache: Option<CacheId>,
+    pub(crate) paths: P,
+}
+
+/// What a naming that somebody waits for asks for. A later request of the same user for an
+/// equal subject is answered by the same naming, as long as the intake does not have it: an
+/// answer must not be older than its question.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Subject<P> {
+    /// The end of a session, with these paths.
+    End(SessionId, P),
+    /// A push.
+    Push(PushSubject<P>),
+    /// Everything.
+    Flush,
+}
+
+/// How a naming is queued.
+#[derive(Debug)]
+struct Terms<P> {
+    /// It counts against the user's limit.
+    counts: bool,
+    /// What its callers ask for. `None`: it is a question of the daemon's own.
+    subject: Option<Subject<P>>,
+}
 
 /// The queue. `T` is a naming.
 #[derive(Debug)]
-pub(crate) struct NamingQueue<T> {
+pub(crate) struct NamingQueue<P, T> {
     tuning: Tuning,
-    /// For each user the namings that wait, and whether each counts against the user's limit.
-    waiting: BTreeMap<u32, VecDeque<(bool, T)>>,
+    /// The namings of each user that wait.
+    waiting: BTreeMap<u32, VecDeque<(Terms<P>, T)>>,
     /// Users with a queue, the next one first.
     order: VecDeque<u32>,
-    /// Users whose naming the intake has, and whether it counts once it is put back.
-    at_intake: BTreeMap<u32, bool>,
+    /// Users whose naming the intake has, and how it is queued once it is put back.
+    at_intake: BTreeMap<u32, Terms<P>>,
 }
 
-impl<T> NamingQueue<T> {
+impl<P: PartialEq, T> NamingQueue<P, T> {
     pub(crate) fn new(tuning: Tuning) -> Self {
         Self { tuning, waiting: BTreeMap::new(), order: VecDeque::new(), at_intake: BTreeMap::new() }
     }
@@ -26,8 +63,15 @@ impl<T> NamingQueue<T> {
     /// is never refused and does not count against the user's limit: sessions that end
     /// together must not keep their user from asking. Returns any other naming when the user
     /// has reached the limit.
-    pub(crate) fn push(&mut self, uid: u32, naming: T, needed: bool) -> Result<(), T> {
-        let counted = |queue: &VecDeque<(bool, T)>| queue.iter().filter(|(counts, _)| *counts).count();
+    pub(crate) fn push(
+        &mut self,
+        uid: u32,
+        subject: Option<Subject<P>>,
+        naming: T,
+        needed: bool,
+    ) -> Result<(), T> {
+        let counted =
+            |queue: &VecDeque<(Terms<P>, T)>| queue.iter().filter(|(terms, _)| terms.counts).count();
         if !needed && self.waiting.get(&uid).map_or(0, counted) >= self.tuning.namings_of_user {
             return Err(naming);
         }
@@ -35,13 +79,14 @@ impl<T> NamingQueue<T> {
             self.order.push_back(uid);
             VecDeque::new()
         });
-        queue.push_back((!needed, naming));
+        queue.push_back((Terms { counts: !needed, subject }, naming));
         Ok(())
     }
 
-    /// Returns the namings of a user that wait, in order.
-    pub(crate) fn waiting_of(&self, uid: u32) -> impl Iterator<Item = &T> {
-        self.waiting.get(&uid).into_iter().flatten().map(|(_, naming)| naming)
+    /// Returns a user's naming that waits and has an equal subject.
+    pub(crate) fn equal(&self, uid: u32, subject: &Subject<P>) -> Option<&T> {
+        let mut waiting = self.waiting.get(&uid).into_iter().flatten();
+        waiting.find(|(terms, _)| terms.subject.as_ref() == Some(subject)).map(|(_, naming)| naming)
     }
 
     /// Removes and returns the next naming that the intake may have.
@@ -52,21 +97,22 @@ impl<T> NamingQueue<T> {
         let at = self.order.iter().position(|uid| !self.at_intake.contains_key(uid))?;
         let uid = self.order.remove(at)?;
         let queue = self.waiting.get_mut(&uid)?;
-        let (counts, naming) = queue.pop_front()?;
+        let (terms, naming) = queue.pop_front()?;
         if queue.is_empty() {
             self.waiting.remove(&uid);
         } else {
             self.order.push_back(uid);
         }
-        self.at_intake.insert(uid, counts);
+        self.at_intake.insert(uid, terms);
         Some((uid, naming))
     }
 
     /// Puts a naming back in front that the intake could not take.
     pub(crate) fn put_back(&mut self, uid: u32, naming: T) {
-        let counts = self.at_intake.remove(&uid).unwrap_or(false);
+        let own = Terms { counts: false, subject: None };
+        let terms = self.at_intake.remove(&uid).unwrap_or(own);
         let known = self.waiting.contains_key(&uid);
-        self.waiting.entry(uid).or_default().push_front((counts, naming));
+        self.waiting.entry(uid).or_default().push_front((terms, naming));
         if known {
             self.order.retain(|user| *user != uid);
         }

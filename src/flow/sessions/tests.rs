@@ -7,6 +7,9 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
+use crate::types::CacheId;
+
+mod openings;
 
 const TUNING: Tuning = Tuning {
     open_of_user: 3,
@@ -14,6 +17,7 @@ const TUNING: Tuning = Tuning {
     live: 8,
     namings_of_user: 2,
     namings_at_intake: 2,
+    callers: 3,
     grace: Duration::from_secs(2),
     restart_grace: Duration::from_secs(10),
     rounds: 3,
@@ -202,14 +206,14 @@ fn sessions_that_are_being_opened_count() {
 
 #[test]
 fn users_take_turns_and_the_intake_has_one_naming_of_each() {
-    let mut queue = NamingQueue::new(TUNING);
+    let mut queue = NamingQueue::<(), _>::new(TUNING);
     for n in 0..2 {
-        queue.push(1, ("a", n), false).unwrap();
+        queue.push(1, None, ("a", n), false).unwrap();
     }
-    assert_eq!(queue.push(1, ("a", 2), false), Err(("a", 2)), "the user's queue is full");
-    queue.push(1, ("a", 2), true).unwrap();
-    queue.push(2, ("b", 0), false).unwrap();
-    queue.push(3, ("c", 0), false).unwrap();
+    assert_eq!(queue.push(1, None, ("a", 2), false), Err(("a", 2)), "the user's queue is full");
+    queue.push(1, None, ("a", 2), true).unwrap();
+    queue.push(2, None, ("b", 0), false).unwrap();
+    queue.push(3, None, ("c", 0), false).unwrap();
     assert_eq!(queue.next(), Some((1, ("a", 0))));
     assert_eq!(queue.next(), Some((2, ("b", 0))), "not the first user's second");
     assert_eq!(queue.next(), None, "the intake has enough");
@@ -228,14 +232,41 @@ fn users_take_turns_and_the_intake_has_one_naming_of_each() {
 
 #[test]
 fn needed_namings_do_not_use_up_a_users_limit() {
+    let mut queue = NamingQueue::<(), _>::new(TUNING);
+    for n in 0..TUNING.namings_of_user {
+        queue.push(1, None, ("end", n), true).unwrap();
+    }
+    for n in 0..TUNING.namings_of_user {
+        queue.push(1, None, ("flush", n), false).unwrap();
+    }
+    assert!(queue.push(1, None, ("flush", TUNING.namings_of_user), false).is_err());
+}
+
+#[test]
+fn equal_requests_of_a_user_that_wait_share_a_naming() {
+    let push = |rules, gid, cache, paths| Subject::Push(PushSubject { rules, gid, cache, paths });
+    let first = push(0, 100, None, "a b");
     let mut queue = NamingQueue::new(TUNING);
-    for n in 0..TUNING.namings_of_user {
-        queue.push(1, ("end", n), true).unwrap();
+    queue.push(1, Some(first.clone()), 7, false).unwrap();
+    assert_eq!(queue.equal(1, &first), Some(&7));
+    assert_eq!(queue.equal(2, &first), None, "another user's");
+    for other in [
+        push(1, 100, None, "a b"),
+        push(0, 101, None, "a b"),
+        push(0, 100, Some(CacheId(0)), "a b"),
+        push(0, 100, None, "a"),
+        Subject::End(3, "a b"),
+        Subject::Flush,
+    ] {
+        assert_eq!(queue.equal(1, &other), None, "{other:?}");
     }
-    for n in 0..TUNING.namings_of_user {
-        queue.push(1, ("flush", n), false).unwrap();
-    }
-    assert!(queue.push(1, ("flush", TUNING.namings_of_user), false).is_err());
+    // The intake has it: its answer would be older than the question.
+    assert_eq!(queue.next(), Some((1, 7)));
+    assert_eq!(queue.equal(1, &first), None);
+    queue.put_back(1, 7);
+    assert_eq!(queue.equal(1, &first), Some(&7));
+    queue.push(1, None, 8, true).unwrap();
+    assert_eq!(queue.equal(1, &Subject::Flush), None, "nobody asks for the daemon's own");
 }
 
 /// A session in the model: what its callers and the daemon have done so far.
@@ -329,14 +360,14 @@ proptest! {
     /// No naming is lost or doubled, each user's are in order, and the bounds hold.
     #[test]
     fn namings_keep_their_order(ops in prop::collection::vec((0..4_u8, 1..5_u32), 0..200)) {
-        let mut queue = NamingQueue::new(TUNING);
+        let mut queue = NamingQueue::<(), _>::new(TUNING);
         let mut waiting: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
         let mut at_intake: BTreeMap<u32, u32> = BTreeMap::new();
         for (n, (op, uid)) in (0_u32..).zip(ops) {
             match op {
                 0 => {
                     let full = waiting.get(&uid).map_or(0, Vec::len) >= TUNING.namings_of_user;
-                    prop_assert_eq!(queue.push(uid, n, false).is_err(), full);
+                    prop_assert_eq!(queue.push(uid, None, n, false).is_err(), full);
                     if !full {
                         waiting.entry(uid).or_default().push(n);
                     }

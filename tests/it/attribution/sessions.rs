@@ -370,6 +370,11 @@ impl Client {
         Self(stream)
     }
 
+    /// Asks, and does not wait for the answer.
+    pub fn send(&mut self, request: &Request) {
+        codec::write(&mut self.0, request).unwrap();
+    }
+
     pub fn ask(&mut self, request: &Request) -> Reply {
         self.ask_with(request, |_| ())
     }
