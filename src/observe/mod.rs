@@ -13,10 +13,10 @@ use std::io;
 
 use tracing::field::Field;
 use tracing_journald::{Priority, PriorityMappings};
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::format::{FieldFn, Format, Writer, debug_fn};
 use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::{EnvFilter, Layer, Registry};
+use tracing_subscriber::{Layer, Registry};
 
 pub(crate) use events::{detail, event};
 pub(crate) use recent::recent;
@@ -76,7 +76,7 @@ pub fn init(target: Target) -> Sink {
     sink
 }
 
-fn install<L>(layer: L, filter: EnvFilter) -> Result<(), tracing::subscriber::SetGlobalDefaultError>
+fn install<L>(layer: L, filter: Targets) -> Result<(), tracing::subscriber::SetGlobalDefaultError>
 where
     L: Layer<Registry> + Send + Sync,
 {
@@ -130,15 +130,16 @@ fn priorities() -> PriorityMappings {
     PriorityMappings { info: Priority::Informational, debug: Priority::Debug, ..PriorityMappings::new() }
 }
 
-/// Reads the levels to log. When they cannot be read, uses `info` and also returns
-/// the reason.
-fn filter(levels: Option<&str>) -> (EnvFilter, Option<String>) {
+/// Reads the levels to log: a level, or a list such as `info,flywheel::ledger=debug`. When they
+/// cannot be read, uses `info` and also returns the reason.
+fn filter(levels: Option<&str>) -> (Targets, Option<String>) {
+    let info = || Targets::new().with_default(LevelFilter::INFO);
     let Some(levels) = levels.map(str::trim).filter(|levels| !levels.is_empty()) else {
-        return (EnvFilter::new("info"), None);
+        return (info(), None);
     };
-    match EnvFilter::builder().parse(levels) {
+    match levels.parse() {
         Ok(filter) => (filter, None),
-        Err(error) => (EnvFilter::new("info"), Some(error.to_string())),
+        Err(error) => (info(), Some(format!("{error}"))),
     }
 }
 
