@@ -4,6 +4,24 @@
 /// The 32 digits, from 0 to 31.
 pub const ALPHABET: &[u8; 32] = b"0123456789abcdfghijklmnpqrsvwxyz";
 
+/// The value of each byte as a digit; 255 for one that is none.
+const VALUES: [u8; 256] = {
+    let mut values = [255; 256];
+    let mut value = 0;
+    while value < ALPHABET.len() {
+        values[ALPHABET[value] as usize] = value as u8;
+        value += 1;
+    }
+    values
+};
+
+/// The value of a digit, from 0 to 31; none for a byte that is no digit.
+#[must_use]
+pub fn value(digit: u8) -> Option<u8> {
+    let value = VALUES[usize::from(digit)];
+    (value < 32).then_some(value)
+}
+
 /// Writes a digest: 52 digits for a SHA-256, as narinfo files and fingerprints
 /// have it, 32 digits for the 20 bytes of a store path's hash part.
 #[must_use]
@@ -26,7 +44,7 @@ pub fn decode(text: &str) -> Option<[u8; 32]> {
     }
     let mut digest = [0u8; 32];
     for (n, c) in text.bytes().rev().enumerate() {
-        let digit = u16::try_from(ALPHABET.iter().position(|&d| d == c)?).ok()?;
+        let digit = u16::from(value(c)?);
         let (byte, bits) = (n * 5 / 8, digit << (n * 5 % 8));
         *digest.get_mut(byte)? |= u8::try_from(bits & 0xff).ok()?;
         let carry = u8::try_from(bits >> 8).ok()?;

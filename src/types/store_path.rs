@@ -142,7 +142,7 @@ impl StorePath {
         let err = |make: fn(String) -> ParseError| Err(make(base.to_owned()));
         let bytes = base.as_bytes();
         let hashed = bytes.get(HASH_LEN) == Some(&b'-')
-            && bytes[..HASH_LEN].iter().all(|b| nix32::ALPHABET.contains(b));
+            && bytes[..HASH_LEN].iter().all(|&b| nix32::value(b).is_some());
         if !hashed {
             return match base {
                 ".links" => Err(ParseError::Links),
@@ -157,7 +157,7 @@ impl StorePath {
         if name.len() > NAME_MAX {
             return err(ParseError::TooLong);
         }
-        let allowed = |c: char| c.is_ascii_alphanumeric() || "+-._?=".contains(c);
+        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.' | '_' | '?' | '=');
         if let Some(bad) = name.chars().find(|&c| !allowed(c)) {
             return Err(ParseError::Character { base: base.to_owned(), bad });
         }
@@ -197,7 +197,7 @@ impl PathHash {
     /// Reads 32 digits of Nix's base 32. The error says which rule is broken.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
         let bytes: [u8; HASH_LEN] = text.as_bytes().try_into().map_err(|_| "Hash is of invalid length")?;
-        if bytes.iter().all(|b| nix32::ALPHABET.contains(b)) {
+        if bytes.iter().all(|&b| nix32::value(b).is_some()) {
             Ok(Self(bytes))
         } else {
             Err("Hash contains invalid characters")

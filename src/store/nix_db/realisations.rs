@@ -119,8 +119,8 @@ fn dependencies(
     Ok(found)
 }
 
-/// Which of these paths have a realisation. Nix with the feature on notes one for every
-/// output that it builds.
+/// Which of these content-addressed paths have a realisation. Nix with the feature on notes one
+/// for every output that it builds, so most that have one are not content-addressed.
 pub(super) fn among(
     db: &Connection,
     store_dir: &StoreDir,
@@ -130,9 +130,14 @@ pub(super) fn among(
     for (table, sql) in [
         (
             RealisationTable::Realisations,
-            "select 1 from Realisations where outputPath = (select id from ValidPaths where path = ?1)",
+            "select 1 from ValidPaths as p join Realisations as r on r.outputPath = p.id \
+             where p.path = ?1 and p.ca is not null",
         ),
-        (RealisationTable::BuildTrace, "select 1 from BuildTraceV3 where outputPath = ?1"),
+        (
+            RealisationTable::BuildTrace,
+            "select 1 from ValidPaths as p join BuildTraceV3 as r on r.outputPath = p.path \
+             where p.path = ?1 and p.ca is not null",
+        ),
     ] {
         if !has_table(db, table.name())? || head(db, table)? == 0 {
             continue;
