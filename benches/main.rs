@@ -38,6 +38,7 @@ mod slowdown;
 mod start;
 mod trees;
 mod watch;
+mod wide;
 
 /// A name, whether it runs when nothing is named, and the function.
 type Figure = (&'static str, bool, fn());
@@ -51,6 +52,7 @@ const FIGURES: &[Figure] = &[
     ("flush", true, live::flush),
     ("large", true, live::large),
     ("slowdown", true, slowdown::slowdown),
+    ("wide", false, wide::wide),
     ("closure", true, library::closure),
     ("ledger", true, library::ledger),
     ("backlog", false, backlog::backlog),

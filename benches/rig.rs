@@ -169,14 +169,27 @@ impl Daemon {
     /// Processor time of the current threads, in seconds, to the nanosecond: the clock ticks of 10
     /// ms are too coarse for a daemon that does next to nothing.
     pub fn threads_cpu_s(&self) -> f64 {
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
-        let ns = |task: std::io::Result<std::fs::DirEntry>| -> f64 {
-            // The first number is the time on a processor; see sched-stats.rst of Linux.
-            let text = std::fs::read_to_string(task.unwrap().path().join("schedstat")).unwrap();
-            text.split(' ').next().unwrap().parse().unwrap()
-        };
-        tasks.map(ns).sum::<f64>() / 1e9
+        self.tasks().map(|task| cpu_s(&task)).sum()
     }
+
+    /// The same of the threads with this name.
+    pub fn thread_cpu_s(&self, name: &str) -> f64 {
+        let is_named =
+            |task: &PathBuf| std::fs::read_to_string(task.join("comm")).unwrap().trim_end() == name;
+        self.tasks().filter(is_named).map(|task| cpu_s(&task)).sum()
+    }
+
+    fn tasks(&self) -> impl Iterator<Item = PathBuf> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        tasks.map(|task| task.unwrap().path())
+    }
+}
+
+/// Processor time of a thread, in seconds.
+fn cpu_s(task: &Path) -> f64 {
+    // The first number is the time on a processor, in nanoseconds; see sched-stats.rst of Linux.
+    let text = std::fs::read_to_string(task.join("schedstat")).unwrap();
+    text.split(' ').next().unwrap().parse::<f64>().unwrap() / 1e9
 }
 
 impl Drop for Daemon {

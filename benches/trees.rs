@@ -31,6 +31,26 @@ pub fn each(tag: &str, count: usize) -> String {
     format!("builtins.genList (n: {one}) {count}")
 }
 
+/// `count` small paths, each of which needs the one before.
+pub fn chain(tag: &str, count: usize) -> String {
+    let one = PrivateNix::shell(&format!("{tag}-${{toString n}}"), "echo ${before} > $out");
+    format!(
+        "builtins.foldl' (all: n: let before = if n == 0 then \"\" else builtins.elemAt all (n - 1); in all ++ [ ({one}) ]) \
+         [] (builtins.genList (n: n) {count})"
+    )
+}
+
+/// One small path that refers to `count` sources, which evaluation adds to the store.
+pub fn sources(tag: &str, count: usize) -> String {
+    let all = format!(
+        "toString (builtins.genList (n: builtins.toFile \"{tag}-${{toString n}}\" \"{tag} ${{toString n}}\") {count})"
+    );
+    format!(
+        "derivation {{ name = \"{tag}\"; system = builtins.currentSystem; builder = \"/bin/sh\"; PATH = \"/usr/bin:/bin\"; \
+         needs = {all}; passAsFile = [ \"needs\" ]; args = [ \"-c\" \"cat $needsPath > $out\" ]; }}"
+    )
+}
+
 /// Builds `count` paths; returns their names.
 pub fn build_many(nix: &PrivateNix, tag: &str, count: usize) -> Vec<String> {
     let expression = format!("builtins.concatMap (d: map (o: d.${{o}}) d.outputs) ({})", many(tag, count));
