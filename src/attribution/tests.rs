@@ -25,9 +25,7 @@ impl FakeProc {
     }
 
     fn file(&self, pid: i32, name: &str) -> PathBuf {
-        let dir = self.dir.path().join(pid.to_string());
-        fs::create_dir_all(&dir).unwrap();
-        dir.join(name)
+        self.dir.path().join(pid.to_string()).join(name)
     }
 
     /// The table of locks.
@@ -41,6 +39,7 @@ impl FakeProc {
 
     /// A process; all are in process session 1, each in a group of its own.
     pub(crate) fn add(&self, pid: i32, ppid: i32, start: u64, comm: &str, uid: u32, cmdline: &[u8]) {
+        fs::create_dir_all(self.dir.path().join(pid.to_string())).unwrap();
         self.set(
             pid,
             "stat",

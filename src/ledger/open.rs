@@ -72,6 +72,14 @@ pub(super) fn open(path: &Path) -> Result<(Connection, Opened), LedgerError> {
     }
 }
 
+/// Opens or creates the ledger at `path`, which no other connection can open until this
+/// one ends.
+#[cfg(test)]
+pub(super) fn open_alone(path: &Path) -> Result<(Connection, Opened), LedgerError> {
+    let fresh = prepare_file(path).map_err(|e| cannot(path, &e))?;
+    Ok((connect(path, true)?, if fresh { Opened::Fresh } else { Opened::Continued }))
+}
+
 fn cannot(path: &Path, error: &io::Error) -> LedgerError {
     LedgerError::Open { path: path.to_owned(), reason: error.to_string() }
 }

@@ -4,7 +4,9 @@
 //! process that is killed loses that queue.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use rusqlite::Connection;
 
 use super::command::Command;
 use super::queue::{self, queue};
@@ -27,9 +29,14 @@ struct State {
 }
 
 impl Ledger {
-    /// Opens the ledger at `path` without its thread.
+    /// Opens the ledger at `path` without its thread, for this process alone: others read
+    /// it with [`Disk::read`]. A new one is a copy of an empty ledger, because each migration
+    /// takes time.
     pub(crate) fn open_simulated(path: &Path) -> Result<(Self, Disk, Opened), LedgerError> {
-        let (conn, opened) = open::open(path)?;
+        if !path.exists() {
+            std::fs::write(path, empty()).unwrap();
+        }
+        let (conn, opened) = open::open_alone(path)?;
         let (sender, receiver) = queue();
         let health = Arc::new(Mutex::new(Health::Ok));
         let writer = Writer::new(conn, receiver, Arc::clone(&health));
@@ -43,6 +50,17 @@ impl Ledger {
         let inner = Inner { queue: None, disk: Some(disk.clone()), writer: None, health };
         Ok((Self { inner: Arc::new(inner) }, disk, opened))
     }
+}
+
+/// The file of a ledger with nothing in it.
+fn empty() -> &'static [u8] {
+    static EMPTY: OnceLock<Vec<u8>> = OnceLock::new();
+    EMPTY.get_or_init(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ledger.sqlite");
+        drop(open::open(&path).unwrap());
+        std::fs::read(path).unwrap()
+    })
 }
 
 impl Disk {
@@ -66,6 +84,11 @@ impl Disk {
         }
         state.waiting.push(command);
         if waits { state.write() } else { Ok(()) }
+    }
+
+    /// Reads the file through the daemon's own connection. None: the process has been killed.
+    pub(crate) fn read<R>(&self, read: impl FnOnce(&Connection) -> R) -> Option<R> {
+        self.state().writer.as_ref().map(|writer| read(writer.conn()))
     }
 
     /// How many changes are not written.

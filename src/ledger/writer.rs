@@ -101,6 +101,11 @@ impl Writer {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn conn(&self) -> &Connection {
+        &self.conn
+    }
+
     /// Runs until the last sender is dropped and everything is written.
     pub(super) fn run(mut self) {
         loop {

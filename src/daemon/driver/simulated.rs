@@ -79,15 +79,15 @@ impl Driver {
         self.parts.sessions.has_waiters() || self.stopping.has_begun()
     }
 
-    /// The paths of pushes that are to be in a cache and are not confirmed.
-    pub(in crate::daemon) fn wanted(&self) -> Vec<(PushId, StorePath)> {
-        self.parts.pushes.wanted(|push| !self.flow.is_failed(push))
+    /// The paths of pushes that are to be in a cache and are not confirmed, in no order.
+    pub(in crate::daemon) fn wanted(&self) -> impl Iterator<Item = (PushId, &StorePath)> {
+        self.parts.pushes.wanted().filter(|(push, _)| !self.flow.is_failed(*push))
     }
 
     /// Whether a push of this path has failed, as far as the decisions know it.
     pub(in crate::daemon) fn has_failed(&self, base: &str) -> bool {
-        let failed = self.parts.pushes.wanted(|push| self.flow.is_failed(push));
-        failed.iter().any(|(_, path)| path.base() == base)
+        let mut wanted = self.parts.pushes.wanted();
+        wanted.any(|(push, path)| path.base() == base && self.flow.is_failed(push))
     }
 
     /// Whether the session with this id is not closed.

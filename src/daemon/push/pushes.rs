@@ -340,13 +340,10 @@ impl Pushes {
         }
     }
 
-    /// The pushes that are to be in a cache and for which `which` is true.
+    /// The pushes that are to be in a cache, in no order.
     #[cfg(test)]
-    pub(in crate::daemon) fn wanted(&self, which: impl Fn(PushId) -> bool) -> Vec<(PushId, StorePath)> {
-        let wanted = self.by_id.iter().filter(|(id, push)| !push.is_recheck() && which(**id));
-        let mut wanted: Vec<_> = wanted.map(|(id, push)| (*id, push.path.clone())).collect();
-        wanted.sort_unstable();
-        wanted
+    pub(in crate::daemon) fn wanted(&self) -> impl Iterator<Item = (PushId, &StorePath)> {
+        self.by_id.iter().filter(|(_, push)| !push.is_recheck()).map(|(id, push)| (*id, &push.path))
     }
 
     /// Forgets a failed push. The ledger keeps it.

@@ -46,12 +46,10 @@ pub(super) fn adds_up(ledger: &Connection, id: &str, summary: &Summary) -> Check
         + summary.pending
         + summary.skipped
         + summary.collected;
-    let paths: u64 = ledger
-        .query_row(
-            "SELECT count(*) FROM session_item JOIN session ON session.id = session WHERE name = ?1",
-            [id],
-            |row| row.get::<_, i64>(0),
-        )
+    let count = "SELECT count(*) FROM session_item JOIN session ON session.id = session WHERE name = ?1";
+    let paths = ledger
+        .prepare_cached(count)
+        .and_then(|mut count| count.query_row([id], |row| row.get::<_, i64>(0)))
         .map_err(|e| e.to_string())?
         .cast_unsigned();
     // Between the reading of the summary and this one a path may have been added, when
@@ -89,7 +87,7 @@ pub(super) fn answer_is_fresh(
 /// The paths of a session that the ledger has as pushed or already cached.
 pub(super) fn there(ledger: &Connection, id: &str) -> BTreeSet<String> {
     let mut find = ledger
-        .prepare(
+        .prepare_cached(
             "SELECT item.path FROM session_item JOIN item ON item.id = item JOIN session ON session.id = session
              WHERE session.name = ?1 AND outcome IN (2, 3)",
         )
@@ -134,10 +132,11 @@ pub(super) fn belongs(ledger: &Connection, store: &Store) -> Check {
     Ok(())
 }
 
-/// Whether a push of the path has failed with a reason.
-pub(super) fn has_failed(ledger: &Connection, base: &str) -> bool {
-    let failed = "SELECT EXISTS (SELECT 1 FROM item WHERE path = ?1 AND state = 5 AND reason IS NOT NULL)";
-    ledger.prepare_cached(failed).unwrap().query_row([base], |row| row.get(0)).unwrap()
+/// The paths with a push that has failed with a reason.
+pub(super) fn failed(ledger: &Connection) -> BTreeSet<String> {
+    let failed = "SELECT path FROM item WHERE state = 5 AND reason IS NOT NULL";
+    let mut find = ledger.prepare_cached(failed).unwrap();
+    find.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
 }
 
 /// At the end each valid path that belongs somewhere was confirmed by a cache, or has
@@ -145,6 +144,7 @@ pub(super) fn has_failed(ledger: &Connection, base: &str) -> bool {
 pub(super) fn nothing_is_forgotten(ledger: &Connection, store: &Store, caches: &[Cache]) -> Check {
     // What was there before the first start is old, and nothing is to be done about it.
     let wanted = |made: &Made| made.valid && made.job != Some(usize::MAX);
+    let failed = failed(ledger);
     for (base, made) in store.made.iter().filter(|(_, made)| wanted(made)) {
         // The cache that it goes to whatever else is known of it.
         let sure = made.seen.filter(|_| made.job.is_none()).map(cache_of);
@@ -153,7 +153,7 @@ pub(super) fn nothing_is_forgotten(ledger: &Connection, store: &Store, caches: &
             Some(cache) => confirmed(&caches[usize::from(cache)]),
             None => caches.iter().any(confirmed),
         };
-        if !there && !has_failed(ledger, base) {
+        if !there && !failed.contains(base) {
             return Err(format!(
                 "{base} is valid, and neither confirmed by cache {sure:?} nor failed: forgotten"
             ));

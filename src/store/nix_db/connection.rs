@@ -61,6 +61,18 @@ type LogFiles = [Option<(u64, u64)>; 2];
 /// Upper bound of the pages that a connection keeps, as SQLite writes it: in KiB, negative.
 const PAGE_CACHE: i64 = -1024;
 
+/// Ends a transaction that has not ended, when it is dropped.
+struct RollBack<'a>(&'a Connection);
+
+impl Drop for RollBack<'_> {
+    fn drop(&mut self) {
+        if !self.0.is_autocommit() {
+            // Fails only if there is no transaction.
+            let _ = self.0.execute_batch("rollback");
+        }
+    }
+}
+
 /// What shows that nobody wrote during a read in [`Journal::Rollback`].
 #[derive(Debug, PartialEq, Eq)]
 struct Stamp {
@@ -217,7 +229,9 @@ impl Reading {
         &self,
         query: &mut impl FnMut(&Connection) -> Result<R, NixDbError>,
     ) -> Result<(R, Journal, i64), NixDbError> {
-        let transaction = self.db.unchecked_transaction()?;
+        // Compiled once: there are many reads, and most are short.
+        self.db.prepare_cached("begin")?.execute([])?;
+        let _end = RollBack(&self.db);
         let result = query(&self.db)?;
         // After the first read of the transaction, when SQLite has seen the header.
         let mode: String = self.db.prepare_cached("pragma journal_mode")?.query_row([], |row| row.get(0))?;
@@ -226,7 +240,7 @@ impl Reading {
             Journal::Wal => 0,
             Journal::Rollback => self.version()?,
         };
-        transaction.finish()?;
+        self.db.prepare_cached("commit")?.execute([])?;
         Ok((result, journal, version))
     }
 

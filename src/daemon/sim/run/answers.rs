@@ -12,9 +12,20 @@ use super::world::lock;
 use crate::control::messages::{ErrorCode, Outcome, Reply, Summary};
 
 impl Run {
-    pub(super) fn ledger(&self) -> Connection {
+    /// Reads the ledger: through the daemon's connection while it runs, which has the file
+    /// for itself.
+    pub(super) fn ledger<R>(&self, mut read: impl FnMut(&Connection) -> R) -> R {
+        if let Some(read) = self.life.as_ref().and_then(|life| life.disk.read(&mut read)) {
+            return read;
+        }
         let path = lock(&self.world).store.dir.join("state/ledger.sqlite");
-        Connection::open_with_flags(path, rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap()
+        read(&Connection::open_with_flags(path, rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap())
+    }
+
+    /// The cursor in the ledger, 0 if there is none.
+    pub(super) fn cursor(&self) -> i64 {
+        let cursor = "SELECT id FROM cursor";
+        self.ledger(|ledger| ledger.query_row(cursor, [], |row| row.get(0)).unwrap_or(0))
     }
 
     /// Hears the answers to calls.
@@ -53,8 +64,7 @@ impl Run {
             (Asked::End { job, again, recorded, .. }, Reply::Ended(summary)) => {
                 self.count("ends");
                 let id = lock(&self.world).jobs[job].id.clone().unwrap();
-                let ledger = self.ledger();
-                checks::adds_up(&ledger, &id, &summary)?;
+                self.ledger(|ledger| checks::adds_up(ledger, &id, &summary))?;
                 let mut world = lock(&self.world);
                 let before = world.jobs[job].ended.clone();
                 if let Some(before) = before.filter(|before| before.outcome == Outcome::Complete && again) {
@@ -68,7 +78,9 @@ impl Run {
                 let uncertain = summary.warnings.iter().any(|warning| warning.contains("again and again"));
                 if summary.outcome == Outcome::Complete && !uncertain && world.jobs[job].ended.is_none() {
                     let cache = cache_of(world.jobs[job].uid);
-                    let mut there = checks::there(&ledger, &id);
+                    drop(world);
+                    let mut there = self.ledger(|ledger| checks::there(ledger, &id));
+                    world = lock(&self.world);
                     let at = if recorded { world.jobs[job].first_end.unwrap_or(at) } else { at };
                     there.retain(|base| world.store.was_there(base, at));
                     checks::answer_is_fresh(&world.store, &world.caches, &there, cache, at.ms)?;
@@ -94,7 +106,7 @@ impl Run {
             (Asked::Flush { before }, Reply::Pushed(summary)) => {
                 self.count("flushes");
                 if summary.outcome == Outcome::Complete && summary.warnings.is_empty() {
-                    let ledger = self.ledger();
+                    let failed = self.ledger(checks::failed);
                     let world = lock(&self.world);
                     for base in before {
                         let made = &world.store.made[&base];
@@ -107,7 +119,7 @@ impl Run {
                             .iter()
                             .any(|part| world.caches.iter().any(|c| c.too_large.contains(hash(part))));
                         let failed = || {
-                            checks::has_failed(&ledger, &base)
+                            failed.contains(&base)
                                 || self.life.as_ref().is_some_and(|life| life.driver.has_failed(&base))
                         };
                         if wanted && !confirmed && !refused && !failed() {
@@ -126,8 +138,9 @@ impl Run {
         Ok(())
     }
 
-    /// The invariants that hold after every turn.
-    pub(super) fn check(&mut self) -> Check {
+    /// The invariants that hold after every turn. `may_unprotect`: the turn may have changed
+    /// which paths are pending or protected.
+    pub(super) fn check(&mut self, may_unprotect: bool) -> Check {
         let now = self.now();
         let frozen = self.frozen.iter().any(|until| until + LATE > now);
         if let Some(life) = &self.life {
@@ -142,7 +155,7 @@ impl Run {
                 }
             }
             let world = lock(&self.world);
-            if !life.gc_roots.has_requests() && world.store.rollbacks == 0 {
+            if may_unprotect && !life.gc_roots.has_requests() && world.store.rollbacks == 0 {
                 // GC roots end only in their own turn, and `protected` with it.
                 let mut protected = BTreeSet::new();
                 for (push, path) in life.driver.wanted() {
@@ -164,16 +177,17 @@ impl Run {
             life.gc_roots.turn();
             life.disk.write();
         }
-        let ledger = self.ledger();
-        let world = lock(&self.world);
-        checks::all_is_settled(&ledger)?;
-        if world.store.rollbacks == 0 {
-            checks::nothing_is_forgotten(&ledger, &world.store, &world.caches)?;
-            checks::belongs(&ledger, &world.store)?;
-        }
-        let failed: i64 =
-            ledger.query_row("SELECT count(*) FROM item WHERE state = 5", [], |row| row.get(0)).unwrap();
-        let roots = world.store.roots();
+        let failed = self.ledger(|ledger| {
+            let world = lock(&self.world);
+            checks::all_is_settled(ledger)?;
+            if world.store.rollbacks == 0 {
+                checks::nothing_is_forgotten(ledger, &world.store, &world.caches)?;
+                checks::belongs(ledger, &world.store)?;
+            }
+            let failed = "SELECT count(*) FROM item WHERE state = 5";
+            Ok::<i64, String>(ledger.query_row(failed, [], |row| row.get(0)).unwrap())
+        })?;
+        let roots = lock(&self.world).store.roots();
         if i64::try_from(roots.len()).unwrap() > failed {
             return Err(format!(
                 "at the end {} paths are protected, and {failed} pushes have failed",

@@ -188,7 +188,7 @@ impl Run {
         };
         if self.away_until.is_some() {
             // The window begins after the last row that was read.
-            let cursor = self.ledger().query_row("SELECT id FROM cursor", [], |row| row.get(0)).unwrap_or(0);
+            let cursor = self.cursor();
             let mut world = lock(&self.world);
             let read = world.store.read_up_to(cursor);
             for made in world.store.made.values_mut().filter(|made| made.row > read) {

@@ -253,9 +253,10 @@ impl Run {
             tokio::time::advance(Duration::from_millis(step)).await;
             settle().await;
             self.tell();
-            return self.check();
+            return self.check(false);
         };
-        if matches!(choice, Choice::Roots | Choice::World | Choice::Start) {
+        // GC roots end only in their own turn.
+        if matches!(choice, Choice::Roots | Choice::Start) {
             self.protected.clear();
         }
         self.act(choice, now)?;
@@ -266,7 +267,7 @@ impl Run {
             self.crash("between two commits");
         }
         self.hear()?;
-        self.check()
+        self.check(choice.may_unprotect())
     }
 
     fn start(&mut self, now: u64) {
@@ -296,8 +297,7 @@ impl Run {
     fn down(&mut self, how: &str) {
         let Some(life) = self.life.take() else { return };
         life.kill();
-        let cursor =
-            self.ledger().query_row("SELECT id FROM cursor", [], |row| row.get(0)).unwrap_or_default();
+        let cursor = self.cursor();
         lock(&self.world).forget_makers(cursor);
         self.requests.clear();
         self.line(&format!("daemon: {how}"));

@@ -27,6 +27,16 @@ pub(super) enum Choice {
     Back,
 }
 
+impl Choice {
+    /// Whether it may change which paths are pending or protected.
+    pub(super) fn may_unprotect(self) -> bool {
+        match self {
+            Self::Input | Self::Task | Self::Tick | Self::Roots | Self::World | Self::Start => true,
+            Self::Progress | Self::Intake | Self::Ledger | Self::Work(_) | Self::Cache(_) | Self::Back => false,
+        }
+    }
+}
+
 pub(super) const INTAKE: usize = 0;
 pub(super) const LEDGER: usize = 1;
 pub(super) const ROOTS: usize = 2;
