@@ -213,6 +213,13 @@ impl Flow {
         self.pushes.get(&push).into_iter().flat_map(|push| push.sessions.iter())
     }
 
+    /// Returns the pushes that are being uploaded to a cache.
+    #[cfg(test)]
+    pub(crate) fn uploading(&self, cache: CacheId) -> impl Iterator<Item = PushId> {
+        let uploading = move |push: &Push| push.cache == cache && push.phase == Phase::Uploading;
+        self.pushes.iter().filter(move |(_, push)| uploading(push)).map(|(id, _)| *id)
+    }
+
     /// Returns whether a push is known and failed.
     pub(crate) fn is_failed(&self, push: PushId) -> bool {
         self.pushes.get(&push).is_some_and(|push| push.is_failed())

@@ -3,7 +3,7 @@
 //! before them; changes that nobody waits for stay in a queue until [`Disk::write`]. A
 //! process that is killed loses that queue.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rusqlite::Connection;
@@ -17,7 +17,11 @@ use super::{Health, Inner, Ledger, LedgerError, Opened, open};
 #[derive(Clone)]
 pub(crate) struct Disk(Arc<Mutex<State>>);
 
+/// Bytes in the log from which on SQLite may move them into the file: 1,000 pages.
+const CHECKPOINT: usize = 1_000 * 4_096;
+
 struct State {
+    path: PathBuf,
     writer: Option<Writer>,
     waiting: Vec<Command>,
     /// The process is killed after this many further commits.
@@ -41,6 +45,7 @@ impl Ledger {
         let health = Arc::new(Mutex::new(Health::Ok));
         let writer = Writer::new(conn, receiver, Arc::clone(&health));
         let disk = Disk(Arc::new(Mutex::new(State {
+            path: path.to_owned(),
             writer: Some(writer),
             waiting: Vec::new(),
             commits_left: None,
@@ -121,6 +126,31 @@ impl Disk {
         let mut state = self.state();
         state.waiting.clear();
         state.writer = None;
+    }
+
+    /// Has the disk be full, or not any more: while it is, the file takes no further page.
+    pub(crate) fn set_full(&self, full: bool) {
+        self.read(|conn| {
+            let pages: i64 = conn.query_row("PRAGMA page_count", [], |row| row.get(0)).unwrap();
+            let most = if full { pages } else { 1 << 30 };
+            conn.query_row(&format!("PRAGMA max_page_count = {most}"), [], |_| Ok(())).unwrap();
+        });
+    }
+
+    /// Cuts the power: of the log, which is not synchronized with the disk after each commit,
+    /// the first bytes are left, as many as `left` says when it is given their number.
+    pub(crate) fn cut_power(&self, left: impl FnOnce(usize) -> usize) {
+        let path = self.state().path.clone();
+        let log = PathBuf::from(format!("{}-wal", path.display()));
+        let (file, mut bytes) = (std::fs::read(&path).unwrap(), std::fs::read(&log).unwrap_or_default());
+        // When it is so long, parts of it are in the file, and then all of it is on the disk.
+        if bytes.len() < CHECKPOINT {
+            bytes.truncate(left(bytes.len()));
+        }
+        // Closing the connection moves the log into the file.
+        self.kill();
+        std::fs::write(&path, file).unwrap();
+        std::fs::write(log, bytes).unwrap();
     }
 
     /// Whether the process has been killed.

@@ -116,6 +116,15 @@ impl Cache {
         CacheApi::Http(self.client().clone())
     }
 
+    /// This cache, simulated if the other one is.
+    #[cfg(test)]
+    pub(super) fn simulated_as(mut self, other: Option<&Self>) -> Self {
+        if let Some(simulated) = other.and_then(|other| other.simulated.as_ref()) {
+            self.simulate(&simulated.board);
+        }
+        self
+    }
+
     /// Has all calls made of a simulated cache.
     #[cfg(test)]
     pub(in crate::daemon) fn simulate(&mut self, board: &crate::daemon::push::Board) {

@@ -31,7 +31,11 @@ impl Caches {
             return Some(id);
         }
         let id = CacheId(u16::try_from(self.0.len()).ok()?);
-        self.0.push(Cache::new(id, connection));
+        #[cfg(not(test))]
+        let cache = Cache::new(id, connection);
+        #[cfg(test)]
+        let cache = Cache::new(id, connection).simulated_as(self.0.first());
+        self.0.push(cache);
         Some(id)
     }
 

@@ -8,7 +8,7 @@ use super::{Driver, Ended};
 use crate::control::server::Incoming;
 use crate::daemon::inbox::Input;
 use crate::flow::Event;
-use crate::types::{PushId, StorePath};
+use crate::types::{CacheId, PushId, StorePath};
 
 /// What a turn of the driver is about.
 pub(in crate::daemon) enum Turn {
@@ -24,6 +24,8 @@ pub(in crate::daemon) enum Turn {
     Progress,
     /// A signal has it stop.
     Stop,
+    /// A signal has it read its configuration again.
+    Reload,
 }
 
 impl Driver {
@@ -54,6 +56,7 @@ impl Driver {
                 self.extend();
             }
             Turn::Stop => self.stop(),
+            Turn::Reload => self.read_again(None),
         }
         self.after_turn();
         self.at_end()
@@ -82,6 +85,21 @@ impl Driver {
     /// The paths of pushes that are to be in a cache and are not confirmed, in no order.
     pub(in crate::daemon) fn wanted(&self) -> impl Iterator<Item = (PushId, &StorePath)> {
         self.parts.pushes.wanted().filter(|(push, _)| !self.flow.is_failed(*push))
+    }
+
+    /// Whether the ledger has this push as confirmed, and the cache is asked about it again.
+    pub(in crate::daemon) fn is_confirmed(&self, push: PushId) -> bool {
+        self.parts.pushes.is_confirmed(push)
+    }
+
+    /// The base name of a push's path.
+    pub(in crate::daemon) fn base(&self, push: PushId) -> Option<&str> {
+        self.parts.pushes.base(push)
+    }
+
+    /// The base names of the paths that are being uploaded to this cache.
+    pub(in crate::daemon) fn uploading(&self, cache: CacheId) -> Vec<&str> {
+        self.flow.uploading(cache).filter_map(|push| self.base(push)).collect()
     }
 
     /// Whether a push of this path has failed, as far as the decisions know it.

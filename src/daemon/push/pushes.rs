@@ -346,6 +346,18 @@ impl Pushes {
         self.by_id.iter().filter(|(_, push)| !push.is_recheck()).map(|(id, push)| (*id, &push.path))
     }
 
+    /// Whether the ledger has the push as confirmed.
+    #[cfg(test)]
+    pub(in crate::daemon) fn is_confirmed(&self, push: PushId) -> bool {
+        self.by_id.get(&push).is_some_and(|push| push.is_recheck())
+    }
+
+    /// The base name of the push's path.
+    #[cfg(test)]
+    pub(in crate::daemon) fn base(&self, push: PushId) -> Option<&str> {
+        self.by_id.get(&push).map(|push| push.path.base())
+    }
+
     /// Forgets a failed push. The ledger keeps it.
     pub(in crate::daemon) fn forget(&mut self, push: PushId) {
         self.take(push);

@@ -17,6 +17,39 @@ pub(super) enum Fault {
     NoVerdict,
     /// 429 with a time to wait.
     Busy,
+    /// Uploads are answered with success, and nothing is stored.
+    StoresNothing,
+    /// Uploads are refused because the NAR does not match its hash.
+    Mismatch,
+    /// 404: there is no cache of this name.
+    NoSuchCache,
+}
+
+impl Fault {
+    pub(super) const ALL: [Self; 8] = [
+        Self::Unreachable,
+        Self::ServerError,
+        Self::Unauthorized,
+        Self::NoVerdict,
+        Self::Busy,
+        Self::StoresNothing,
+        Self::Mismatch,
+        Self::NoSuchCache,
+    ];
+
+    /// What it is counted as.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::Unreachable => "outages: unreachable",
+            Self::ServerError => "outages: 5xx",
+            Self::Unauthorized => "outages: 401",
+            Self::NoVerdict => "outages: no verdict",
+            Self::Busy => "outages: 429",
+            Self::StoresNothing => "outages: 200, and nothing stored",
+            Self::Mismatch => "outages: NAR does not match",
+            Self::NoSuchCache => "outages: 404",
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -30,8 +63,15 @@ pub(super) struct Cache {
     pub(super) slow: u64,
     /// Paths that it refuses for good.
     pub(super) too_large: BTreeSet<String>,
-    pub(super) uploads: u64,
-    pub(super) questions: u64,
+    /// When the question began that the daemon was asking last.
+    pub(super) asked_at: u64,
+    /// When the question began whose answer has shown the daemon that the cache deletes
+    /// paths. What the cache had said before does not count any more.
+    pub(super) distrusted_at: u64,
+    /// Uploads that had begun when that answer came, and that the cache had not received.
+    pub(super) begun_before: BTreeSet<String>,
+    /// Hashes that the daemon has heard to be missing, and not to be there since.
+    pub(super) told_missing: BTreeSet<String>,
 }
 
 /// A call on its way: it is processed at one time and answered at a later one.
@@ -41,6 +81,8 @@ pub(super) struct Request {
     pub(super) answer_at: u64,
     pub(super) call: CacheCall,
     pub(super) result: Option<Answer>,
+    /// The daemon began it when confirmations counted only from this time on.
+    pub(super) trusted_since: u64,
 }
 
 pub(super) enum Answer {
@@ -59,10 +101,28 @@ fn error(class: ErrorClass, retry: Option<u64>) -> CacheError {
 }
 
 impl Cache {
-    pub(super) fn request(&self, cache: u16, call: CacheCall, now: u64, rng: &mut Rng) -> Request {
+    pub(super) fn request(&mut self, cache: u16, call: CacheCall, now: u64, rng: &mut Rng) -> Request {
         let process_at = now + rng.below(self.slow + 2);
         let answer_at = process_at + rng.below(self.slow + 2);
-        Request { cache, process_at, answer_at, call, result: None }
+        let trusted_since = match &call {
+            CacheCall::Upload(hash, _) if self.begun_before.remove(hash) => 0,
+            CacheCall::Upload(..) | CacheCall::Discover(_) => self.distrusted_at,
+            CacheCall::Missing(..) => {
+                self.asked_at = now;
+                0
+            }
+        };
+        Request { cache, process_at, answer_at, call, result: None, trusted_since }
+    }
+
+    /// The cache has the path from now on, and says so.
+    fn confirms(&mut self, hash: &str, now: u64) {
+        self.confirmed.insert(hash.to_owned(), now);
+        self.told_missing.remove(hash);
+    }
+
+    fn is_now(&self, fault: Fault, now: u64) -> bool {
+        self.fault.is_some_and(|(kind, until)| kind == fault && now < until)
     }
 
     fn failure(&self, now: u64) -> Option<CacheError> {
@@ -71,6 +131,9 @@ impl Cache {
             return None;
         }
         Some(match fault {
+            // Only of uploads, see below.
+            Fault::StoresNothing | Fault::Mismatch => return None,
+            Fault::NoSuchCache => error(ErrorClass::NoSuchCache, None),
             Fault::Unreachable => error(ErrorClass::Unreachable, None),
             Fault::ServerError => error(ErrorClass::Transient, None),
             Fault::Unauthorized => error(ErrorClass::Unauthorized, None),
@@ -85,14 +148,13 @@ impl Cache {
         let no_verdict = matches!(&failure, Some(error) if error.class == ErrorClass::NoVerdict);
         match &request.call {
             CacheCall::Missing(hashes, _) => {
-                self.questions += 1;
                 request.result = Some(Answer::Missing(match failure.filter(|_| !no_verdict) {
                     Some(error) => Err(error),
                     None => {
-                        for hash in hashes.iter().filter(|hash| self.has.contains(*hash)) {
-                            self.confirmed.insert(hash.clone(), now);
-                        }
-                        Ok(hashes.iter().filter(|hash| !self.has.contains(*hash)).cloned().collect())
+                        let (there, missing): (Vec<_>, Vec<_>) =
+                            hashes.iter().cloned().partition(|hash| self.has.contains(hash));
+                        there.iter().for_each(|hash| self.confirms(hash, now));
+                        Ok(missing.into_iter().collect())
                     }
                 }));
                 None
@@ -103,6 +165,16 @@ impl Cache {
                     request.result = Some(Answer::Upload(Err(error(ErrorClass::TooLarge, None))));
                     return None;
                 }
+                if self.is_now(Fault::Mismatch, now) {
+                    request.result = Some(Answer::Upload(Err(error(ErrorClass::Mismatch, None))));
+                    return None;
+                }
+                if self.is_now(Fault::StoresNothing, now) {
+                    self.confirms(&hash, now);
+                    request.result =
+                        Some(Answer::Upload(Ok(Uploaded { deduplicated: false, file_size: None })));
+                    return None;
+                }
                 let stores = failure.is_none() || (no_verdict && rng.one_in(2));
                 request.result = Some(Answer::Upload(match failure {
                     Some(error) => Err(error),
@@ -111,9 +183,8 @@ impl Cache {
                 if !stores {
                     return None;
                 }
-                self.uploads += 1;
                 self.has.insert(hash.clone());
-                self.confirmed.insert(hash.clone(), now);
+                self.confirms(&hash, now);
                 Some(hash)
             }
             CacheCall::Discover(_) => {

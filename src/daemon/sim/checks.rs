@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use rusqlite::Connection;
 
 use super::caches::Cache;
-use super::jobs::cache_of;
+use super::configuration::CACHES;
+use super::jobs::{Job, cache_of};
 use super::store::{Made, Store};
 use crate::control::messages::{Outcome, Summary};
 
@@ -18,11 +19,11 @@ pub(super) fn hash(base: &str) -> &str {
 }
 
 /// The closure of a path is in the cache when the path is put there, or the cache has
-/// said so not longer ago than `fresh` milliseconds.
-pub(super) fn closure_is_there(store: &Store, cache: &Cache, base: &str, now: u64, fresh: u64) -> Check {
+/// said so at `since` or later.
+pub(super) fn closure_is_there(store: &Store, cache: &Cache, base: &str, since: u64) -> Check {
     for part in store.closure(base) {
         let part_hash = hash(&part);
-        let said = cache.confirmed.get(part_hash).is_some_and(|at| at + fresh >= now);
+        let said = cache.confirmed.get(part_hash).is_some_and(|at| *at >= since);
         if !cache.has.contains(part_hash) && !said {
             return Err(format!("{base} was put into the cache without {part} of its closure"));
         }
@@ -98,7 +99,10 @@ pub(super) fn there(ledger: &Connection, id: &str) -> BTreeSet<String> {
 
 /// A session's path with evidence other than closure was made by the session's user, or
 /// its maker was not seen and no other user had a session then.
-pub(super) fn belongs(ledger: &Connection, store: &Store) -> Check {
+/// And it was made before the caller had the answer that everything of the session is taken in.
+pub(super) fn belongs(ledger: &Connection, store: &Store, jobs: &[Job]) -> Check {
+    // Their sessions may not have been open any more when a path was read again.
+    let lost: BTreeSet<u32> = jobs.iter().filter(|job| job.may_be_lost).map(|job| job.uid).collect();
     let mut find = ledger
         .prepare(
             "SELECT item.path, uid, evidence, session.name FROM session_item
@@ -118,14 +122,36 @@ pub(super) fn belongs(ledger: &Connection, store: &Store) -> Check {
     for row in rows {
         let (base, uid, evidence, session) = row.unwrap();
         let Some(made) = store.made.get(&base).filter(|_| evidence != 2 && evidence != 5) else { continue };
+        let over = jobs.iter().find(|job| job.id.as_ref() == Some(&session)).and_then(|job| job.taken_in);
+        if over.is_some_and(|over| made.at.line > over.line) && made.before.is_empty() {
+            return Err(format!(
+                "{base} was made after session {session} was taken in, and is its by evidence {evidence}"
+            ));
+        }
         let may = |seen: Option<u32>, open: &BTreeSet<u32>| match seen {
             Some(seen) => seen == uid,
-            None => open.iter().all(|open| *open == uid),
+            None => open.iter().all(|open| *open == uid || lost.contains(open)),
         };
         if !may(made.seen, &made.open) && !made.before.iter().any(|(seen, open)| may(*seen, open)) {
             return Err(format!(
                 "{base}, made by user {} (seen: {:?}, sessions open of {:?}), is session {session}'s of user {uid} by evidence {evidence}",
                 made.maker, made.seen, made.open
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// What the daemon has heard to be missing is not confirmed in its ledger.
+pub(super) fn missing_is_open(ledger: &Connection, caches: &[Cache]) -> Check {
+    let confirmed =
+        "SELECT path FROM item JOIN cache ON cache.id = cache WHERE cache.name = ?1 AND state IN (2, 3)";
+    for (cache, name) in caches.iter().zip(CACHES).filter(|(cache, _)| !cache.told_missing.is_empty()) {
+        let mut find = ledger.prepare_cached(confirmed).unwrap();
+        let mut rows = find.query_map([name], |row| row.get::<_, String>(0)).unwrap().map(Result::unwrap);
+        if let Some(base) = rows.find(|base| cache.told_missing.contains(hash(base))) {
+            return Err(format!(
+                "cache {name} has answered that {base} is missing, and the ledger has it as confirmed"
             ));
         }
     }

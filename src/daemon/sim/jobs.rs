@@ -35,6 +35,14 @@ pub(super) struct Job {
     /// When its end was first asked for.
     pub(super) first_end: Option<Moment>,
     pub(super) named: BTreeSet<String>,
+    /// When its caller learned that everything of it is taken in: what is built later is not
+    /// the session's.
+    pub(super) taken_in: Option<Moment>,
+    /// The ledger has surely recorded that its caller knows it.
+    pub(super) is_recorded: bool,
+    /// What was said of it may be lost: the power was cut, the disk was full, or the daemon was
+    /// killed before that was recorded.
+    pub(super) may_be_lost: bool,
 }
 
 /// What a call asks for.
@@ -55,7 +63,7 @@ pub(super) enum Asked {
         recorded: bool,
     },
     Push {
-        uid: u32,
+        cache: u16,
         paths: Vec<String>,
         wait: bool,
     },

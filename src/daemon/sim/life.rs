@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::mpsc::{Receiver, channel};
 use tokio::time::Instant;
 
+use super::configuration;
 use crate::attribution::{LockWatcher, Proc, Windows};
-use crate::config::Settings;
 use crate::daemon::attic::{Client, Login};
 use crate::daemon::blocking::Queue;
 use crate::daemon::caches::{Caches, Connection, EngineParts};
@@ -49,15 +49,9 @@ const INPUTS: usize = 1 << 16;
 
 impl Life {
     /// Starts the daemon.
-    pub(super) fn start(
-        dir: &Path,
-        store_dir: &StoreDir,
-        settings: &Arc<Settings>,
-        proc: &Proc,
-        seed: u64,
-        now: u64,
-    ) -> Self {
+    pub(super) fn start(dir: &Path, store_dir: &StoreDir, proc: &Proc, seed: u64, now: u64) -> Self {
         let (out, inputs) = channel(INPUTS);
+        let settings = &Arc::new(configuration::load(dir).unwrap());
         let (ledger, disk, _) = Ledger::open_simulated(&dir.join("state/ledger.sqlite")).unwrap();
         let nix_db = || CurrentNixDb::new(&dir.join("nix"), store_dir, &dir.join("no-socket"));
         let mut caches = Caches::new(Connection::all(settings, None).unwrap());
@@ -119,10 +113,10 @@ impl Life {
         };
         let intake = SimulatedIntake::new(intake, queue);
         let names = caches.names();
-        let load_from = Arc::clone(settings);
+        let load_from = dir.to_owned();
         let mut driver = Driver::new(Parts {
             settings: Arc::clone(settings),
-            load: Arc::new(move || Ok(Settings::clone(&load_from))),
+            load: Arc::new(move || configuration::load(&load_from)),
             built_in: None,
             caches,
             limits,

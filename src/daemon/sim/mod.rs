@@ -5,13 +5,14 @@
 //! | real | simulated |
 //! |---|---|
 //! | `flow`, driver, sessions, reports, routes, intake, recheck, windows, hold counts of GC roots | order of turns, time |
-//! | ledger: SQLite in a file, its writer, its restart | when changes that nobody waits for are written; `kill -9` between two commits |
+//! | ledger: SQLite in a file, its writer, its restart | when changes that nobody waits for are written; `kill -9` between two commits; a power cut; a full disk |
+//! | reload of the configuration file | when it comes, and what the file says |
 //! | Nix database: SQLite in a file, its reader | the program that writes it: builds, collections, rollbacks |
 //! | files of GC roots | Nix's collector, which respects them |
 //! | reading the path's row before an upload | caches, their outages, deletions and wrong answers |
 //! | anchors, by files like those in `/proc` | processes, the lock watcher's events, callers |
 //!
-//! Not part of it: the control socket, HTTP, NARs, the attic client, systemd, reload.
+//! Not part of it: the control socket, HTTP, NARs, the attic client, systemd.
 //!
 //! The daemon's parts take turns: an input of the driver, a turn of the intake, a write of
 //! the ledger, an answer of a cache, something that the world does. A turn is not
@@ -20,6 +21,7 @@
 
 mod caches;
 mod checks;
+mod configuration;
 mod contracts;
 mod jobs;
 mod life;
@@ -33,8 +35,7 @@ use std::time::{Duration, Instant};
 
 use run::{Report, run};
 
-/// How long a run of the tests tries seeds, in seconds, and how many at most. Seed 1349
-/// fails, see docs/simulation.md.
+/// How long a run of the tests tries seeds, in seconds, and how many at most.
 const SECONDS: u64 = 60;
 const SEEDS: u64 = 1_200;
 /// Seeds that a run of the tests runs twice.
@@ -42,7 +43,7 @@ const TWICE: u64 = 12;
 /// Runs of at least this many seeds must have covered what [`COVERED`] names.
 const MANY: u64 = 200;
 /// What must have happened in a run of at least [`MANY`] seeds, or the checks check nothing.
-const COVERED: [(&str, u64); 13] = [
+const COVERED: [(&str, u64); 27] = [
     ("builds", 1_000),
     ("uploads", 1_000),
     ("sessions", 100),
@@ -56,6 +57,20 @@ const COVERED: [(&str, u64); 13] = [
     ("outages", 100),
     ("rollbacks", 10),
     ("events within a turn", 100),
+    ("reloads", 100),
+    ("reloads refused", 30),
+    ("full disks", 30),
+    ("power cuts", 30),
+    ("sessions lost", 5),
+    ("pushes of other hosts", 50),
+    ("outages: unreachable", 10),
+    ("outages: 5xx", 10),
+    ("outages: 401", 10),
+    ("outages: 404", 10),
+    ("outages: 429", 10),
+    ("outages: no verdict", 10),
+    ("outages: 200, and nothing stored", 10),
+    ("outages: NAR does not match", 10),
 ];
 
 /// The number in an environment variable.

@@ -48,12 +48,25 @@ const TABLE: &[(Option<Fault>, Step, &str)] = &[
     (Some(Fault::NoVerdict), Step::Discover, "there"),
     // Whether it is stored is not known.
     (Some(Fault::NoVerdict), Step::Upload(2), "no-verdict"),
+    (Some(Fault::StoresNothing), Step::Upload(3), "stored"),
+    (Some(Fault::StoresNothing), Step::Missing(&[3]), "missing: 3"),
+    (Some(Fault::StoresNothing), Step::Discover, "there"),
+    (Some(Fault::Mismatch), Step::Upload(3), "mismatch"),
+    (Some(Fault::Mismatch), Step::Missing(&[3]), "missing: 3"),
+    (Some(Fault::Mismatch), Step::Discover, "there"),
+    (Some(Fault::NoSuchCache), Step::Upload(3), "no-such-cache"),
+    (Some(Fault::NoSuchCache), Step::Missing(&[3]), "no-such-cache"),
+    (Some(Fault::NoSuchCache), Step::Discover, "no-such-cache"),
     (None, Step::Delete, ""),
     (None, Step::Missing(&[1, 2]), "missing: 1 2"),
 ];
 
 /// A path that the cache refuses because of its size.
 const TOO_LARGE: u32 = 9;
+
+/// What Attic answers to a NAR that does not match its hash.
+const MISMATCH: &str =
+    r#"{"code":400,"error":"RequestError","message":"General request error: Bad NAR Hash or Size"}"#;
 
 fn hash(n: u32) -> String {
     format!("{n:032}")
@@ -118,10 +131,15 @@ async fn serve(attic: &Mutex<Attic>, request: Request, mut conn: Conn) -> Option
         Some(Fault::Busy) => ("429 Too Many Requests", "retry-after: 2\r\n", String::new()),
         // The connection ends without an answer.
         Some(Fault::NoVerdict) if upload => return None,
-        Some(Fault::NoVerdict | Fault::Unreachable) | None if request.path.contains("cache-config") => {
+        Some(Fault::NoSuchCache) => {
+            ("404 Not Found", "", r#"{"code":404,"error":"NoSuchCache","message":"no"}"#.to_owned())
+        }
+        Some(Fault::Mismatch) if upload => ("400 Bad Request", "", MISMATCH.to_owned()),
+        Some(Fault::StoresNothing) if upload => ("200 OK", "", r#"{"kind":"Uploaded"}"#.to_owned()),
+        _ if request.path.contains("cache-config") => {
             ("200 OK", "", r#"{"is_public":true,"store_dir":"/nix/store"}"#.to_owned())
         }
-        Some(Fault::NoVerdict | Fault::Unreachable) | None if upload => {
+        _ if upload => {
             let text = String::from_utf8_lossy(&body).into_owned();
             let head = request.header("x-attic-nar-info").map(str::to_owned);
             let named = head.unwrap_or(text);
@@ -134,7 +152,7 @@ async fn serve(attic: &Mutex<Attic>, request: Request, mut conn: Conn) -> Option
                 ("200 OK", "", r#"{"kind":"Uploaded"}"#.to_owned())
             }
         }
-        Some(Fault::NoVerdict | Fault::Unreachable) | None => {
+        _ => {
             let asked: serde_json::Value = serde_json::from_slice(&body).unwrap();
             let mut missing = asked["store_path_hashes"].as_array().unwrap().clone();
             let has = &attic.lock().unwrap().has;

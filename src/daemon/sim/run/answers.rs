@@ -52,6 +52,7 @@ impl Run {
     pub(super) fn answered(&mut self, call: Call, reply: Reply) -> Check {
         let Call { asked, at, number, .. } = call;
         self.line(&format!("call {number}: {}", said(&reply)));
+        let heard = lock(&self.world).moment();
         match (asked, reply) {
             (Asked::Start { job }, Reply::Started { session, .. }) => {
                 lock(&self.world).jobs[job].id = Some(session);
@@ -61,12 +62,15 @@ impl Run {
                 let mut world = lock(&self.world);
                 (world.jobs[job].finished, world.jobs[job].dead) = (true, true);
             }
-            (Asked::End { job, again, recorded, .. }, Reply::Ended(summary)) => {
+            (Asked::End { job, wait, timeout, again, recorded, .. }, Reply::Ended(summary)) => {
                 self.count("ends");
+                if summary.outcome == Outcome::Complete || (!wait && heard.ms < at.ms + timeout) {
+                    lock(&self.world).jobs[job].taken_in.get_or_insert(heard);
+                }
                 let id = lock(&self.world).jobs[job].id.clone().unwrap();
                 self.ledger(|ledger| checks::adds_up(ledger, &id, &summary))?;
                 let mut world = lock(&self.world);
-                let before = world.jobs[job].ended.clone();
+                let before = world.jobs[job].ended.clone().filter(|_| !world.jobs[job].may_be_lost);
                 if let Some(before) = before.filter(|before| before.outcome == Outcome::Complete && again) {
                     let counts =
                         |s: &Summary| (s.pushed, s.already_cached, s.upstream, s.failed_total, s.skipped);
@@ -88,10 +92,21 @@ impl Run {
                 }
                 world.jobs[job].ended.get_or_insert(*Box::new(summary));
             }
+            (Asked::End { job, .. }, Reply::Error { code: ErrorCode::NotFound, .. })
+                if lock(&self.world).jobs[job].may_be_lost =>
+            {
+                self.count("sessions lost");
+            }
+            (Asked::End { job, .. }, Reply::Error { .. }) if self.full_until.is_some() => {
+                lock(&self.world).jobs[job].finished = false;
+            }
+            // The cache that comes and goes is not in the daemon's configuration yet, or any more.
+            (Asked::Push { cache: 2, .. }, Reply::Error { .. }) => {}
+            (Asked::Push { .. } | Asked::Flush { .. }, Reply::Error { .. }) if self.full_until.is_some() => {}
             (Asked::End { job, .. }, Reply::Error { code: ErrorCode::Draining | ErrorCode::Busy, .. }) => {
                 lock(&self.world).jobs[job].finished = false;
             }
-            (Asked::Push { uid, paths, wait }, Reply::Pushed(summary)) => {
+            (Asked::Push { cache, paths, wait }, Reply::Pushed(summary)) => {
                 self.count("pushes");
                 if wait
                     && summary.outcome == Outcome::Complete
@@ -100,7 +115,7 @@ impl Run {
                 {
                     let world = lock(&self.world);
                     let paths = paths.into_iter().filter(|base| world.store.was_there(base, at)).collect();
-                    checks::answer_is_fresh(&world.store, &world.caches, &paths, cache_of(uid), at.ms)?;
+                    checks::answer_is_fresh(&world.store, &world.caches, &paths, cache, at.ms)?;
                 }
             }
             (Asked::Flush { before }, Reply::Pushed(summary)) => {
@@ -182,7 +197,7 @@ impl Run {
             checks::all_is_settled(ledger)?;
             if world.store.rollbacks == 0 {
                 checks::nothing_is_forgotten(ledger, &world.store, &world.caches)?;
-                checks::belongs(ledger, &world.store)?;
+                checks::belongs(ledger, &world.store, &world.jobs)?;
             }
             let failed = "SELECT count(*) FROM item WHERE state = 5";
             Ok::<i64, String>(ledger.query_row(failed, [], |row| row.get(0)).unwrap())

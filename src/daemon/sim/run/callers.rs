@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 
 use super::super::caches::Fault;
+use super::super::checks;
+use super::super::configuration::CACHES;
 use super::super::jobs::{Asked, Call, Job, UIDS, cache_of};
 use super::world::lock;
 use super::{HANG, PIDS, Run};
@@ -38,7 +40,7 @@ impl Run {
     /// The world does something.
     pub(super) fn world_acts(&mut self, now: u64) {
         let faults = lock(&self.world).faults;
-        match self.rng.below(40) {
+        match self.rng.below(45) {
             0..=12 => lock(&self.world).build(),
             13..=15 => self.start_job(),
             16..=19 => self.end_job(),
@@ -72,30 +74,23 @@ impl Run {
                 }
             }
             26 | 27 if faults.outages => {
-                let fault = *self
-                    .rng
-                    .pick(&[
-                        Fault::Unreachable,
-                        Fault::ServerError,
-                        Fault::Unauthorized,
-                        Fault::NoVerdict,
-                        Fault::Busy,
-                    ])
-                    .unwrap();
+                let fault = *self.rng.pick(&Fault::ALL).unwrap();
                 let until = now + self.rng.below(40_000);
                 let mut world = lock(&self.world);
                 let cache = self.rng.index(world.caches.len());
                 world.caches[cache].fault = Some((fault, until));
                 world.line(&format!("world: cache {cache} {fault:?} until {until}"));
                 world.count("outages");
+                world.count(fault.word());
+                // It comes back with an older state.
+                if faults.deletions && self.rng.one_in(2) {
+                    world.delete(cache);
+                }
             }
             28 | 29 if faults.deletions => {
                 let mut world = lock(&self.world);
                 let cache = self.rng.index(world.caches.len());
-                let all = self.rng.one_in(3);
-                let deleted = world.caches[cache].delete(|| all || self.rng.one_in(3));
-                world.line(&format!("world: cache {cache} deletes {deleted} paths"));
-                world.count("deletions");
+                world.delete(cache);
             }
             30 | 31 if faults.collections => {
                 lock(&self.world).collect();
@@ -140,8 +135,51 @@ impl Run {
                     let _ = self.turn(Turn::Stop);
                 }
             }
+            39 | 40 if faults.reloads => self.reload(),
+            41 if faults.disk_full && self.full_until.is_none() => {
+                self.full_until = Some(now + self.rng.below(10_000));
+                self.line("world: the ledger's disk is full");
+                self.count("full disks");
+                if let Some(life) = &self.life {
+                    life.disk.set_full(true);
+                }
+            }
+            42 if faults.power_cuts && self.life.is_some() => self.cut_power(),
+            43 if faults.other_hosts => lock(&self.world).other_host_pushes(),
             _ => {}
         }
+    }
+
+    /// SIGHUP, with a configuration that is changed, the same, or cannot be read. Tokens are
+    /// renewed with it.
+    fn reload(&mut self) {
+        self.configuration.jobs = *self.rng.pick(&["\"auto\"", "1", "4"]).unwrap();
+        self.configuration.third = self.rng.one_in(2);
+        let readable = !self.rng.one_in(4);
+        let now = self.now();
+        let mut world = lock(&self.world);
+        for cache in world.caches.iter_mut().filter(|_| readable) {
+            if matches!(cache.fault, Some((Fault::Unauthorized, until)) if until > now) {
+                cache.fault = None;
+            }
+        }
+        world.count(if readable { "reloads" } else { "reloads refused" });
+        drop(world);
+        self.read_again(readable);
+    }
+
+    /// The daemon reads its configuration again.
+    pub(super) fn read_again(&mut self, readable: bool) {
+        let Some(life) = &mut self.life else { return };
+        if readable {
+            self.configuration.write();
+        } else {
+            self.configuration.spoil();
+        }
+        let (jobs, third) = (self.configuration.jobs, self.configuration.third);
+        lock(&self.world)
+            .line(&format!("world: SIGHUP, jobs {jobs}, third cache {third}, readable {readable}"));
+        life.driver.turn(Turn::Reload);
     }
 
     pub(super) fn kill_job(&self, job: usize) {
@@ -175,6 +213,9 @@ impl Run {
             ended: None,
             end_asked: false,
             first_end: None,
+            taken_in: None,
+            is_recorded: false,
+            may_be_lost: false,
             named: BTreeSet::new(),
         });
         drop(world);
@@ -287,19 +328,28 @@ impl Run {
         }
         let uid = UIDS[self.rng.index(UIDS.len())];
         let paths = self.some_paths();
-        let full = self.name(&paths, cache_of(uid));
+        let other = self.configuration.third && self.rng.one_in(4);
+        let cache = if other { 2 } else { cache_of(uid) };
+        let full = self.name(&paths, cache);
         let wait = !self.rng.one_in(3);
         let timeout = *self.rng.pick(&[500, 5_000, 60_000]).unwrap();
-        let request = Ask::Push { paths: full, cache: None, wait, timeout_ms: timeout };
+        let name = other.then(|| CACHES[2].to_owned());
+        let request = Ask::Push { paths: full, cache: name, wait, timeout_ms: timeout };
         let deadline = Some(self.now() + timeout);
-        self.ask(uid, None, Asked::Push { uid, paths, wait }, request, deadline);
+        self.ask(uid, None, Asked::Push { cache, paths, wait }, request, deadline);
     }
 
     pub(super) fn flush(&mut self) {
         if self.life.is_none() {
             return;
         }
-        let before: BTreeSet<String> = lock(&self.world).store.valid().into_iter().collect();
+        let mut before: BTreeSet<String> = lock(&self.world).store.valid().into_iter().collect();
+        // A flush does not wait for what has failed before, even if it is tried again later.
+        let failed = self.ledger(checks::failed);
+        let has_failed = |base: &String| {
+            failed.contains(base) || self.life.as_ref().is_some_and(|life| life.driver.has_failed(base))
+        };
+        before.retain(|base| !has_failed(base));
         let timeout = *self.rng.pick(&[500, 60_000]).unwrap();
         let deadline = Some(self.now() + timeout);
         self.ask(UIDS[0], None, Asked::Flush { before }, Ask::Flush { timeout_ms: timeout }, deadline);

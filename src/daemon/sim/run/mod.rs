@@ -15,12 +15,12 @@ use tokio::time::Instant;
 
 use super::caches::{Cache, Request, short};
 use super::checks::{self, Check, hash};
-use super::jobs::{Asked, Call, UIDS};
+use super::configuration::{CACHES, Configuration};
+use super::jobs::{Asked, Call};
 use super::life::Life;
 use super::store::Store;
 use super::trace::{Rng, Trace};
 use crate::attribution::tests::FakeProc;
-use crate::config::Settings;
 use crate::types::PushId;
 pub(super) use report::Report;
 use turns::Choice;
@@ -46,7 +46,7 @@ struct Run {
     /// When the daemon is started again.
     start_at: u64,
     proc: FakeProc,
-    settings: Arc<Settings>,
+    configuration: Configuration,
     calls: Vec<Call>,
     calls_made: u64,
     requests: Vec<Request>,
@@ -55,6 +55,8 @@ struct Run {
     next_progress: u64,
     frozen: [u64; 4],
     away_until: Option<u64>,
+    /// The disk of the ledger is full until then.
+    full_until: Option<u64>,
     lives: u64,
     turns: u64,
     /// The pending pushes whose paths were seen to be protected.
@@ -102,31 +104,15 @@ impl Run {
         let mut store = Store::new(dir);
         let fresh = *rng.pick(&[5_u64, 20, 600]).unwrap();
         let jobs = *rng.pick(&["\"auto\"", "1", "4"]).unwrap();
-        let config = dir.join("flywheel.toml");
-        let cache = |name: &str| format!("[caches.{name}]\nendpoints = [\"http://127.0.0.1:9\"]\n");
-        let text = format!(
-            "default_cache = \"a\"\nstate_dir = \"{0}/state\"\n{1}{2}[nix]\nstore_dir = \"{0}/store\"\n\
-             state_dir = \"{0}/nix\"\nmin_free = \"0\"\n[client]\nenable = false\n[push]\nrecheck_after = \"{fresh}s\"\n\
-             jobs = {jobs}\n[[route]]\nuser = \"{3}\"\ncache = \"b\"\nallow = [\"a\"]\n[[route]]\nmaker = \"unknown\"\ncache = \"a\"\n",
-            dir.display(),
-            cache("a"),
-            cache("b"),
-            UIDS[1],
-        );
-        std::fs::write(&config, text).unwrap();
-        let env = |name: &str| match name {
-            "RUNTIME_DIRECTORY" => Some(dir.join("runtime").display().to_string()),
-            _ => None,
-        };
-        let settings = Arc::new(Settings::load(Some(&config), &env).unwrap());
+        let configuration = Configuration::new(dir, fresh, jobs);
         let proc = FakeProc::within(dir);
         proc.add(1, 0, 1, "init", 0, b"init\0");
         let origin = Instant::now();
         let faults = Faults::draw(&mut rng);
         store.back_up();
-        let mut caches: Vec<Cache> = (0..2).map(|_| Cache::default()).collect();
+        let mut caches: Vec<Cache> = CACHES.iter().map(|_| Cache::default()).collect();
         for cache in &mut caches {
-            cache.slow = *rng.pick(&[0, 20, 400]).unwrap();
+            cache.slow = *rng.pick(&[0, 20, 400, 3_000]).unwrap();
         }
         let mut world = World {
             store,
@@ -158,7 +144,7 @@ impl Run {
             life: None,
             start_at: 0,
             proc,
-            settings,
+            configuration,
             calls: Vec::new(),
             calls_made: 0,
             requests: Vec::new(),
@@ -167,6 +153,7 @@ impl Run {
             next_progress: 0,
             frozen: [0; 4],
             away_until: None,
+            full_until: None,
             lives: 0,
             turns: 0,
             protected: BTreeSet::new(),
@@ -233,10 +220,13 @@ impl Run {
         if let Some(life) = &self.life {
             life.disk.kill_after(u32::MAX);
         }
-        if self.away_until.is_some() {
-            self.away_until = Some(self.now());
-        }
+        self.away_until = self.away_until.map(|_| now);
+        self.full_until = self.full_until.map(|_| now);
         self.start_at = self.start_at.min(self.now());
+        // What is pending for a cache that the configuration does not have waits for it.
+        if !std::mem::replace(&mut self.configuration.third, true) {
+            self.read_again(true);
+        }
     }
 
     /// One turn of something, or time passes.
@@ -277,7 +267,12 @@ impl Run {
             let world = lock(&self.world);
             (world.store.dir.clone(), world.store.store_dir.clone())
         };
-        let life = Life::start(&dir, &store_dir, &self.settings, &self.proc.proc(), self.rng.next(), now);
+        let seed = self.rng.next();
+        self.configuration.write();
+        let life = Life::start(&dir, &store_dir, &self.proc.proc(), seed, now);
+        if self.full_until.is_some() {
+            life.disk.set_full(true);
+        }
         let world = Arc::clone(&self.world);
         life.disk.before_calls(move || lock(&world).interfere());
         lock(&self.world).lock_watcher = Some(life.lock_watcher.clone());
@@ -290,7 +285,35 @@ impl Run {
     fn crash(&mut self, how: &'static str) {
         self.line(&format!("world: kill -9 {how}"));
         self.count("crashes");
+        if self.full_until.is_some() {
+            self.may_lose_sessions();
+        }
         self.down("killed");
+    }
+
+    /// What the daemon has said of sessions is not in its file for sure.
+    fn may_lose_sessions(&mut self) {
+        for job in lock(&self.world).jobs.iter_mut().filter(|job| job.id.is_some()) {
+            (job.may_be_lost, job.taken_in) = (true, None);
+            // One whose end is lost may be open again.
+            job.finished = false;
+        }
+    }
+
+    /// The power is cut: of the ledger's log a beginning is left.
+    fn cut_power(&mut self) {
+        self.line("world: the power is cut");
+        self.count("power cuts");
+        self.may_lose_sessions();
+        if let Some(life) = &self.life {
+            let rng = &mut self.rng;
+            // Mostly the last commits only.
+            life.disk.cut_power(|len| {
+                let lost = if rng.one_in(4) { rng.index(len + 1) } else { rng.index(len.min(60_000) + 1) };
+                len - lost
+            });
+        }
+        self.down("without power");
     }
 
     /// The daemon's process has ended: its callers lose their connections.
@@ -298,7 +321,18 @@ impl Run {
         let Some(life) = self.life.take() else { return };
         life.kill();
         let cursor = self.cursor();
-        lock(&self.world).forget_makers(cursor);
+        let mut world = lock(&self.world);
+        for job in world.jobs.iter_mut().filter(|job| job.id.is_some() && !job.is_recorded) {
+            job.may_be_lost = true;
+        }
+        world.forget_makers(cursor);
+        for cache in &mut world.caches {
+            // It is asked again, and only then it is recorded.
+            cache.told_missing.clear();
+            cache.begun_before.clear();
+            cache.distrusted_at = 0;
+        }
+        drop(world);
         self.requests.clear();
         self.line(&format!("daemon: {how}"));
         self.start_at = self.now() + self.rng.below(3_000);
@@ -344,7 +378,8 @@ impl Run {
             // what reads the path may hang.
             let hang = if world.faults.slow_ledger { HANG } else { 0 };
             let fresh = world.fresh + 2 * world.caches[cache].slow + hang + 1_000;
-            checks::closure_is_there(&world.store, &world.caches[cache], &base, now, fresh)?;
+            let since = now.saturating_sub(fresh).max(request.trusted_since);
+            checks::closure_is_there(&world.store, &world.caches[cache], &base, since)?;
         }
         Ok(())
     }

@@ -2,12 +2,13 @@
 
 use tokio::time::Instant;
 
-use super::super::caches::short;
-use super::super::checks::{Check, hash};
+use super::super::caches::{Cache, short};
+use super::super::checks::{self, Check, hash};
 use super::Run;
 use super::world::lock;
-use crate::daemon::driver::Turn;
+use crate::daemon::driver::{Driver, Turn};
 use crate::daemon::inbox::Input;
+use crate::types::{CacheId, PushId};
 
 /// What can happen next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +26,7 @@ pub(super) enum Choice {
     World,
     Start,
     Back,
+    Room,
 }
 
 impl Choice {
@@ -32,7 +34,13 @@ impl Choice {
     pub(super) fn may_unprotect(self) -> bool {
         match self {
             Self::Input | Self::Task | Self::Tick | Self::Roots | Self::World | Self::Start => true,
-            Self::Progress | Self::Intake | Self::Ledger | Self::Work(_) | Self::Cache(_) | Self::Back => false,
+            Self::Progress
+            | Self::Intake
+            | Self::Ledger
+            | Self::Work(_)
+            | Self::Cache(_)
+            | Self::Back
+            | Self::Room => false,
         }
     }
 }
@@ -64,6 +72,9 @@ impl Run {
         }
         if let Some(until) = self.away_until {
             at(until, Choice::Back);
+        }
+        if let Some(until) = self.full_until {
+            at(until, Choice::Room);
         }
         let origin = self.origin;
         let Some(life) = &mut self.life else {
@@ -110,6 +121,13 @@ impl Run {
                 self.line("world: the Nix database is back");
                 lock(&self.world).wake = true;
             }
+            Choice::Room => {
+                self.full_until = None;
+                self.line("world: the ledger's disk has room again");
+                if let Some(life) = &self.life {
+                    life.disk.set_full(false);
+                }
+            }
             Choice::Start => self.start(now),
             Choice::Cache(n) => return self.cache(n, now),
             Choice::Input | Choice::Task | Choice::Tick | Choice::Progress => {
@@ -119,8 +137,12 @@ impl Run {
                         Ok(input) => {
                             let mut world = lock(&self.world);
                             world.line(&format!("driver: {}", words(&input)));
-                            if let Input::Cursor(cursor) = &input {
-                                world.store.cursor_is(*cursor);
+                            match &input {
+                                Input::Cursor(cursor) => world.store.cursor_is(*cursor),
+                                Input::Asked { cache, result: Ok(missing), .. } => {
+                                    hears(&life.driver, &mut world.caches[cache.index()], *cache, missing);
+                                }
+                                _ => {}
                             }
                             drop(world);
                             Turn::Input(input)
@@ -140,7 +162,13 @@ impl Run {
             Choice::Intake => {
                 let Some(life) = &mut self.life else { return Ok(()) };
                 let Some(intake) = &mut life.intake else { return Ok(()) };
-                lock(&self.world).line("intake: turn");
+                let mut world = lock(&self.world);
+                world.line("intake: turn");
+                if world.faults.crashes && !world.calm && self.rng.one_in(12) {
+                    // Between two calls of the ledger within the turn.
+                    life.disk.kill_after(u32::try_from(self.rng.below(8)).unwrap());
+                }
+                drop(world);
                 match intake.turn() {
                     Ok(true) => {}
                     Ok(false) => life.intake = None,
@@ -150,8 +178,15 @@ impl Run {
             }
             Choice::Ledger => {
                 let Some(life) = &self.life else { return Ok(()) };
-                lock(&self.world).line(&format!("ledger: writes {}", life.disk.waiting()));
+                let mut world = lock(&self.world);
+                world.line(&format!("ledger: writes {}", life.disk.waiting()));
+                drop(world);
                 life.disk.write();
+                world = lock(&self.world);
+                world.jobs.iter_mut().filter(|job| job.id.is_some()).for_each(|job| job.is_recorded = true);
+                let checked = life.disk.read(|ledger| checks::missing_is_open(ledger, &world.caches));
+                drop(world);
+                return checked.unwrap_or(Ok(()));
             }
             Choice::Work(n) => {
                 let Some(life) = &self.life else { return Ok(()) };
@@ -178,6 +213,15 @@ impl Run {
         }
         Ok(())
     }
+}
+
+/// The daemon hears that pushes are missing in the cache.
+fn hears(driver: &Driver, cache: &mut Cache, id: CacheId, missing: &[PushId]) {
+    if missing.iter().any(|push| driver.is_confirmed(*push)) {
+        cache.distrusted_at = cache.asked_at;
+        cache.begun_before = driver.uploading(id).iter().map(|base| hash(base).to_owned()).collect();
+    }
+    cache.told_missing.extend(missing.iter().filter_map(|push| Some(hash(driver.base(*push)?).to_owned())));
 }
 
 /// An input of the driver in words.

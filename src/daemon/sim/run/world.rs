@@ -29,6 +29,11 @@ pub(super) struct Faults {
     pub(super) anchors_end: bool,
     pub(super) callers_leave: bool,
     pub(super) interleaved: bool,
+    pub(super) reloads: bool,
+    pub(super) disk_full: bool,
+    pub(super) power_cuts: bool,
+    /// Other hosts push paths.
+    pub(super) other_hosts: bool,
 }
 
 impl Faults {
@@ -46,6 +51,10 @@ impl Faults {
             anchors_end: some(),
             callers_leave: some(),
             interleaved: some(),
+            reloads: some(),
+            disk_full: some() && some(),
+            power_cuts: some() && some(),
+            other_hosts: some(),
         }
     }
 }
@@ -161,7 +170,10 @@ impl World {
     /// Caches that a path may go to whose maker was not seen.
     pub(super) fn caches_of_nobody(&self) -> Vec<u16> {
         // The window of a session may be open until its end has been answered with everything.
-        let over = |job: &Job| job.ended.as_ref().is_some_and(|end| end.outcome != Outcome::Pending);
+        // A power cut may have opened it again.
+        let over = |job: &Job| {
+            !job.may_be_lost && job.ended.as_ref().is_some_and(|end| end.outcome != Outcome::Pending)
+        };
         let sessions = self.jobs.iter().filter(|job| !over(job)).map(|job| cache_of(job.uid));
         sessions.chain([0]).collect()
     }
@@ -186,6 +198,28 @@ impl World {
         self.line(&format!("world: collection removes {names:?}"));
         self.count("collections");
         removed
+    }
+
+    /// Another host pushes a valid path, with its closure or, as some clients do, without.
+    pub(super) fn other_host_pushes(&mut self) {
+        let valid = self.store.valid();
+        let Some(base) = self.rng.pick(&valid).cloned() else { return };
+        let cache = self.rng.index(self.caches.len());
+        let parts = if self.rng.one_in(2) { self.store.closure(&base) } else { BTreeSet::from([base]) };
+        let names: Vec<String> = parts.iter().map(|base| short(hash(base))).collect();
+        self.caches[cache].has.extend(parts.iter().map(|base| hash(base).to_owned()));
+        self.line(&format!("world: another host pushes {names:?} to cache {cache}"));
+        self.count("pushes of other hosts");
+    }
+
+    /// A cache deletes some paths, or all.
+    pub(super) fn delete(&mut self, cache: usize) {
+        let all = self.rng.one_in(3);
+        let mut rng = self.rng.clone();
+        let deleted = self.caches[cache].delete(|| all || rng.one_in(3));
+        self.rng = rng;
+        self.line(&format!("world: cache {cache} deletes {deleted} paths"));
+        self.count("deletions");
     }
 
     /// What may happen between two calls of the ledger.
