@@ -78,7 +78,7 @@ impl Anchor {
             let inner = |pid: &i32| matches!(&proc.numbers(*pid)[..], [_, .., last] if *last == number);
             line.iter().map(|s| s.id.pid).find(inner)
         } else {
-            Some(number)
+            Some(proc.process_of(number))
         };
         let Some(pid) = pid else { return refuse(AnchorError::Unresolved(wanted)) };
         if pid == 1 {
@@ -140,6 +140,24 @@ mod tests {
         assert_eq!(resolve(1, 0), Ok(None));
         assert_eq!(Anchor::resolve(&fake.proc(), 30, None, 1000), Ok(None), "a caller that is not seen");
         assert_eq!(Anchor::resolve(&fake.proc(), 30, Some(99), 1000), Ok(None));
+    }
+
+    /// Nothing descends from a thread.
+    #[test]
+    fn the_number_of_a_thread_stands_for_its_process() {
+        let (tell, told) = std::sync::mpsc::channel();
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            tell.send(rustix::thread::gettid().as_raw_nonzero().get()).unwrap();
+            let _ = ended.recv();
+        });
+        let (number, own) = (told.recv().unwrap(), std::process::id().cast_signed());
+        assert_ne!(number, own);
+        let uid = rustix::process::getuid().as_raw();
+        let anchor = Anchor::resolve(&Proc::default(), number.cast_unsigned(), Some(own), uid);
+        assert_eq!(anchor.unwrap().unwrap().id.pid, own);
+        drop(end);
+        thread.join().unwrap();
     }
 
     #[test]

@@ -104,6 +104,13 @@ impl Proc {
         field(&self.text(pid, "status")?, "Gid:")?.split_whitespace().next()?.parse().ok()
     }
 
+    /// Returns the number of the process that a thread belongs to; `number` itself when it is
+    /// a process's. `/proc` has threads too, without listing them.
+    pub(super) fn process_of(&self, number: i32) -> i32 {
+        let status = self.text(number, "status").unwrap_or_default();
+        field(&status, "Tgid:").and_then(|text| text.trim().parse().ok()).unwrap_or(number)
+    }
+
     /// Returns the numbers of a process in each process namespace, from the one of
     /// this `/proc` to the process's own.
     pub(super) fn numbers(&self, pid: i32) -> Vec<i32> {

@@ -6,6 +6,7 @@
 //! Not guaranteed: that no copy stays in memory. The copy here is wiped when it is
 //! dropped; the HTTP library does not wipe its header buffers.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
@@ -21,8 +22,12 @@ use super::supplied::SuppliedToken;
 /// Longest token in bytes: longer than any real one, and within the header limit of common proxies.
 const LONGEST: usize = 16 * 1024;
 
-/// Length of the shortest part of a token that [`Secret::scrub`] removes from a text.
+/// Length of the shortest beginning of a token that [`Secret::scrub`] removes from the end of a text.
 const SHORTEST_PART: usize = 8;
+
+/// Length of the shortest part of a token that [`Secret::scrub`] removes from anywhere in a text: a server may
+/// have broken the token into lines.
+const SHORTEST_PIECE: usize = 12;
 
 /// The source of the token. It is read again each time somebody asks for the token.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,7 +45,11 @@ pub enum TokenSource {
 
 /// A token. Neither `Debug` nor `Display` shows it.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Secret(Zeroizing<String>);
+pub struct Secret {
+    text: Zeroizing<String>,
+    /// Whether parts of it are secrets too. Those of a header's value may be common words.
+    in_parts: bool,
+}
 
 impl Secret {
     /// Makes a token of `text` without the white space around it. An error names the
@@ -59,24 +68,24 @@ impl Secret {
                  middle, a control character, or something outside ASCII): write the token alone, on one line"
             )));
         }
-        Ok(Self(Zeroizing::new(text.to_owned())))
+        Ok(Self { text: Zeroizing::new(text.to_owned()), in_parts: true })
     }
 
     /// Makes a secret of a text that is not a token, to remove it from messages. `None` for a text so short that
     /// removing it would make messages unreadable.
     pub(super) fn hidden(text: &str) -> Option<Self> {
         let text = text.trim();
-        (text.len() >= SHORTEST_PART).then(|| Self(Zeroizing::new(text.to_owned())))
+        (text.len() >= SHORTEST_PART).then(|| Self { text: Zeroizing::new(text.to_owned()), in_parts: false })
     }
 
     /// Returns the token itself, for the request header and no other use.
     pub(super) fn expose(&self) -> &str {
-        &self.0
+        &self.text
     }
 
     /// Returns the token's `exp` in seconds since 1970, if the token is a readable JWT.
     pub(super) fn expiry(&self) -> Option<i64> {
-        let payload = self.0.split('.').nth(1)?;
+        let payload = self.text.split('.').nth(1)?;
         let payload = Zeroizing::new(URL_SAFE_NO_PAD.decode(payload.trim_end_matches('=')).ok()?);
         let claims: serde_json::Value = serde_json::from_slice(&payload).ok()?;
         let exp = claims.get("exp")?;
@@ -86,11 +95,13 @@ impl Secret {
     }
 
     /// Returns `text` without the token, which a server or a proxy may have echoed: as it is, in base 64 (also
-    /// as part of a login) and percent-encoded. If `text` ends with the beginning of one of these forms, that
+    /// as part of a login), percent-encoded and as JSON escapes it. Of a token, parts of at least
+    /// [`SHORTEST_PIECE`] bytes are removed too. If `text` ends with the beginning of one of these forms, that
     /// part is removed too, because the text may have been cut. Scrub a text before you cut it.
     pub(super) fn scrub(&self, text: &str) -> String {
-        let mut text = text.to_owned();
-        for form in self.forms() {
+        let forms = self.forms();
+        let mut text = if self.in_parts { without_pieces(text, &forms) } else { text.to_owned() };
+        for form in forms {
             if text.contains(form.as_str()) {
                 text = text.replace(form.as_str(), "[token]");
             }
@@ -106,8 +117,8 @@ impl Secret {
 
     /// Returns the forms in which the token may appear in a text, the token itself first.
     fn forms(&self) -> Vec<Zeroizing<String>> {
-        let token = self.0.as_bytes();
-        let mut forms = vec![self.0.clone()];
+        let token = self.text.as_bytes();
+        let mut forms = vec![self.text.clone(), Zeroizing::new(self.text.replace('/', "\\/"))];
         for digits in ["0123456789ABCDEF", "0123456789abcdef"] {
             let mut text = Zeroizing::new(String::with_capacity(token.len() * 3));
             for &byte in token {
@@ -137,6 +148,28 @@ impl Secret {
     }
 }
 
+/// Replaces all parts of a text that are at least [`SHORTEST_PIECE`] bytes of one of these forms, which are
+/// ASCII.
+fn without_pieces(text: &str, forms: &[Zeroizing<String>]) -> String {
+    let pieces: HashSet<&[u8]> =
+        forms.iter().flat_map(|form| form.as_bytes().windows(SHORTEST_PIECE)).collect();
+    let (mut out, mut kept, mut end) = (String::new(), 0, 0);
+    for (at, piece) in text.as_bytes().windows(SHORTEST_PIECE).enumerate() {
+        if !pieces.contains(piece) {
+            continue;
+        }
+        // A piece that overlaps the one before, or follows it at once, is a part of the same echo.
+        if at > end || end == 0 {
+            out.push_str(text.get(kept..at).unwrap_or_default());
+            out.push_str("[token]");
+        }
+        end = at + SHORTEST_PIECE;
+        kept = end;
+    }
+    out.push_str(text.get(kept..).unwrap_or_default());
+    out
+}
+
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Secret([token])")
@@ -153,7 +186,7 @@ impl TokenSource {
     /// Reads the token and returns it as text. Only for a file that the daemon writes
     /// and that gives nobody more rights than the source does.
     pub fn text(&self) -> Result<Option<Zeroizing<String>>, CacheError> {
-        Ok(self.read()?.map(|secret| secret.0.clone()))
+        Ok(self.read()?.map(|secret| secret.text.clone()))
     }
 
     /// Reads the token from its source.
@@ -230,5 +263,21 @@ mod tests {
             }
         }
         assert_eq!(token.scrub("nothing of it"), "nothing of it");
+        assert_eq!(token.scrub(&format!("{raw}{raw} and {raw}")), "[token] and [token]");
+        let escaped = raw.replace('/', "\\/");
+        assert_eq!(token.scrub(&format!("{{\"é\":\"{escaped}\"}}")), r#"{"é":"[token]"}"#);
+        // Broken into lines, as base 64 in mails is, or cut at its beginning.
+        let encoded = STANDARD.encode(format!("flywheel:{raw}"));
+        for text in [
+            format!("a {} {} b", &raw[..14], &raw[14..]),
+            format!("a {} {} b", &encoded[..28], &encoded[28..]),
+        ] {
+            let clean = token.scrub(&text);
+            assert!(clean.matches("[token]").count() == 2 && clean.len() < 36, "{text} -> {clean}");
+        }
+        assert_eq!(token.scrub(&format!("…{}.", &raw[9..])), "…[token].");
+        // A header's value is removed as a whole only.
+        let value = Secret::hidden("https://cache.example.com").unwrap();
+        assert_eq!(value.scrub("https://cache.example.org"), "https://cache.example.org");
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use reqwest::redirect::Policy;
 use reqwest::{Certificate, Client, Identity, Response};
+use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use super::endpoint::Endpoint;
@@ -26,6 +27,10 @@ const IDLE_TIME: Duration = Duration::from_secs(30);
 /// The kernel's timeout is longer than the stall timeout by this time, so that the upload ends with our
 /// own message about the stall.
 const KERNEL_MARGIN: Duration = Duration::from_secs(5);
+
+/// How many times the longest wait for a piece of an answer the whole answer may take. A server that sends
+/// a byte now and then is never silent.
+const WHOLE: u32 = 4;
 
 /// Largest file with certificates that the client reads, in bytes. A system's has 250 KB.
 const LONGEST_PEM: u64 = 16 * 1024 * 1024;
@@ -215,8 +220,8 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    /// Reads at most `limit` bytes, and waits at most `stall` for each piece.
-    /// Keeps the status even if the body cannot be read.
+    /// Reads at most `limit` bytes, and waits at most `stall` for each piece and [`WHOLE`] times as long for
+    /// all of them. Keeps the status even if the body cannot be read.
     pub(super) async fn read(
         mut response: Response,
         limit: usize,
@@ -226,12 +231,16 @@ impl Answer {
         let status = response.status();
         let headers = std::mem::take(response.headers_mut());
         let mut body = Vec::new();
+        let end = Instant::now() + stall * WHOLE;
         let cut = loop {
-            match tokio::time::timeout(stall, response.chunk()).await {
+            match tokio::time::timeout_at(end.min(Instant::now() + stall), response.chunk()).await {
                 Ok(Ok(Some(piece))) if body.len() + piece.len() <= limit => body.extend_from_slice(&piece),
                 Ok(Ok(Some(_))) => break Some(format!("it is longer than {limit} bytes")),
                 Ok(Ok(None)) => break None,
                 Ok(Err(_)) => break Some("the connection broke before its end".to_owned()),
+                Err(_) if Instant::now() >= end => {
+                    break Some(format!("it did not end within {} s", (stall * WHOLE).as_secs()));
+                }
                 Err(_) => break Some(format!("nothing more was received for {} s", stall.as_secs())),
             }
         };

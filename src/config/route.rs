@@ -39,6 +39,9 @@ pub enum Subject {
 pub struct Who<'a> {
     /// The caller's number, and name if it has one.
     pub user: (u32, Option<&'a str>),
+    /// Further names of the caller: the name service may know a user by several, or by
+    /// another spelling.
+    pub aliases: &'a [String],
     /// The caller's groups, the same way.
     pub groups: &'a [(u32, Option<String>)],
     /// The session's label.
@@ -119,6 +122,7 @@ impl Route {
         let user = match user.as_deref() {
             None => Some(true),
             Some(wanted) if is(wanted, who.user.0, who.user.1) => Some(true),
+            Some(wanted) if who.aliases.iter().any(|alias| alias == wanted) => Some(true),
             // Numbers, or a name that is compared with a name.
             Some(wanted) if who.complete || who.user.1.is_some() || numbers(wanted).is_some() => Some(false),
             Some(_) => None,

@@ -207,7 +207,14 @@ fn later_files_win_key_by_key() {
     assert_eq!(names, ["flywheel.toml", "10-a.toml", "20-b.toml"]);
 
     let groups = [(100, None), (7, Some("wheel".to_owned()))];
-    let who = |name| Who { user: (1000, name), groups: &[], label: "", complete: true, trusted: false };
+    let who = |name| Who {
+        user: (1000, name),
+        aliases: &[],
+        groups: &[],
+        label: "",
+        complete: true,
+        trusted: false,
+    };
     assert_eq!(s.route(&who(Some("one"))), Ok(Destination::Skip));
     assert_eq!(s.route(&who(Some("other"))), Ok(Destination::Cache("main")));
     assert_eq!(s.route(&Who { groups: &groups, ..who(None) }), Ok(Destination::Cache("two")));
@@ -231,8 +238,14 @@ fn later_files_win_key_by_key() {
 #[test]
 fn routes_match_all_that_they_set() {
     let s = load("[[route]]\nuser = \"1000\"\nlabel = \"gitlab/*\"\naction = \"skip\"").unwrap();
-    let who =
-        |uid, label| Who { user: (uid, Some("ci")), groups: &[], label, complete: true, trusted: false };
+    let who = |uid, label| Who {
+        user: (uid, Some("ci")),
+        aliases: &[],
+        groups: &[],
+        label,
+        complete: true,
+        trusted: false,
+    };
     assert_eq!(s.route(&who(1000, "gitlab/a/b")), Ok(Destination::Skip));
     assert_eq!(s.route(&who(1000, "github/a")), Ok(Destination::Cache("main")));
     assert_eq!(s.route(&who(1001, "gitlab/a/b")), Ok(Destination::Cache("main")));
@@ -248,6 +261,7 @@ fn routes_confine_those_they_match() {
     let groups = [(7, None)];
     let who = |name| Who {
         user: (1000, Some(name)),
+        aliases: &[],
         groups: &groups,
         label: "abc",
         complete: true,
@@ -276,7 +290,8 @@ fn a_route_that_cannot_be_decided_opens_nothing() {
         load(&format!("{caches}{routes}")).unwrap()
     };
     let groups = [(100, None)];
-    let who = Who { user: (1000, None), groups: &groups, label: "", complete: false, trusted: false };
+    let who =
+        Who { user: (1000, None), aliases: &[], groups: &groups, label: "", complete: false, trusted: false };
     let undecided = |route: &str| Err(Undecided { route: route.to_owned() });
     let two = Ok(Destination::Cache("two"));
     let main = Ok(Destination::Cache("main"));
@@ -324,7 +339,8 @@ fn paths_of_an_unknown_maker_go_where_a_route_says_or_wait() {
                        users or groups; a [[route]] with maker = \"unknown\" decides where they go";
         assert_eq!(s.warnings.iter().any(|w| w == warning), warned, "{:?}", s.warnings);
         // Such a route is for no person.
-        let other = Who { user: (1, None), groups: &[], label: "", complete: true, trusted: false };
+        let other =
+            Who { user: (1, None), aliases: &[], groups: &[], label: "", complete: true, trusted: false };
         assert_eq!(s.route(&other), Ok(Destination::Cache("main")), "{text}");
     }
 }
@@ -335,7 +351,8 @@ fn a_route_may_have_a_range_of_numbers() {
     let s = load(text).unwrap();
     for (uid, skipped) in [(99_999, false), (100_000, true), (165_535, true), (165_536, false)] {
         // Also while the name service does not answer.
-        let who = Who { user: (uid, None), groups: &[], label: "", complete: false, trusted: false };
+        let who =
+            Who { user: (uid, None), aliases: &[], groups: &[], label: "", complete: false, trusted: false };
         let expected = if skipped { Destination::Skip } else { Destination::Cache("main") };
         assert_eq!(s.route(&who), Ok(expected), "{uid}");
     }

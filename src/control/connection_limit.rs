@@ -4,6 +4,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 /// Counts the open connections of each user and refuses those above the limits.
@@ -69,9 +70,59 @@ impl Drop for Permit {
     }
 }
 
+/// The time between two log entries about connections of one user that were refused.
+const APART: Duration = Duration::from_secs(60);
+/// The users for whom the times are kept.
+const USERS: usize = 1024;
+
+/// Counts connections that were refused, so that a user who tries again and again does not
+/// fill the log.
+#[derive(Debug, Default)]
+pub(super) struct Refusals(HashMap<u32, (Instant, u64)>);
+
+impl Refusals {
+    /// Counts one more refusal of `uid`. Returns how many there were since the last log
+    /// entry about this user, when it is time for another one.
+    pub(super) fn due(&mut self, uid: u32, now: Instant) -> Option<u64> {
+        if self.0.len() >= USERS && !self.0.contains_key(&uid) {
+            self.0.retain(|_, (logged, _)| now.saturating_duration_since(*logged) < APART);
+            if self.0.len() >= USERS {
+                return None;
+            }
+        }
+        let Some((logged, count)) = self.0.get_mut(&uid) else {
+            self.0.insert(uid, (now, 0));
+            return Some(1);
+        };
+        *count += 1;
+        if now.saturating_duration_since(*logged) < APART {
+            return None;
+        }
+        *logged = now;
+        Some(std::mem::take(count))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn refusals_are_counted_and_not_logged_one_by_one() {
+        let mut refusals = Refusals::default();
+        let now = Instant::now();
+        assert_eq!(refusals.due(7, now), Some(1));
+        for _ in 0..500 {
+            assert_eq!(refusals.due(7, now), None);
+        }
+        assert_eq!(refusals.due(8, now), Some(1), "another user");
+        assert_eq!(refusals.due(7, now + APART), Some(501));
+        assert_eq!(refusals.due(7, now + APART), None);
+        for uid in 0..2000 {
+            refusals.due(uid, now + APART * 3);
+        }
+        assert_eq!(refusals.0.len(), USERS);
+    }
 
     #[test]
     fn limits_hold_and_a_dropped_permit_counts_no_more() {

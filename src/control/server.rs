@@ -3,7 +3,12 @@
 //! time for each connection. Must not know what a request means, nor who may ask
 //! for what.
 
-use std::{io, os::unix::net::UnixListener as StdListener, sync::Arc, time::Duration};
+use std::{
+    io,
+    os::unix::net::UnixListener as StdListener,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
@@ -20,7 +25,7 @@ pub use super::listen::{BindError, Passed, bind, passed};
 pub use super::responder::{Answer, Responder};
 use super::{
     codec::{self, ClientHello, CodecError, MINIMUM, PROTOCOL, ServerHello},
-    connection_limit::{ConnectionLimit, Permit},
+    connection_limit::{ConnectionLimit, Permit, Refusals},
     limits,
     messages::{ErrorCode, Reply, Request},
     truncate::truncated,
@@ -114,6 +119,7 @@ async fn accept(listener: UnixListener, shared: Arc<Shared>, beat: Heartbeat) {
     let limit =
         ConnectionLimit::new(shared.limits.connections, shared.limits.per_uid, shared.limits.reserved);
     let mut open = JoinSet::new();
+    let mut refusals = Refusals::default();
     let mut pause = FIRST_PAUSE;
     loop {
         tokio::select! {
@@ -127,7 +133,7 @@ async fn accept(listener: UnixListener, shared: Arc<Shared>, beat: Heartbeat) {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
                     pause = FIRST_PAUSE;
-                    admit(stream, &limit, &shared, &mut open);
+                    admit(stream, &limit, &shared, &mut open, &mut refusals);
                 }
                 Err(e) => {
                     // After EMFILE and the like a file must be closed first, so the loop pauses.
@@ -146,7 +152,13 @@ async fn accept(listener: UnixListener, shared: Arc<Shared>, beat: Heartbeat) {
 
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 
-fn admit(stream: UnixStream, limit: &Arc<ConnectionLimit>, shared: &Arc<Shared>, open: &mut JoinSet<()>) {
+fn admit(
+    stream: UnixStream,
+    limit: &Arc<ConnectionLimit>,
+    shared: &Arc<Shared>,
+    open: &mut JoinSet<()>,
+    refusals: &mut Refusals,
+) {
     let peer = match stream.peer_cred() {
         Ok(c) => Peer { pid: c.pid(), uid: c.uid(), gid: c.gid() },
         Err(e) => {
@@ -158,13 +170,18 @@ fn admit(stream: UnixStream, limit: &Arc<ConnectionLimit>, shared: &Arc<Shared>,
             open.spawn(converse(stream, peer, permit, Arc::clone(shared)));
         }
         Err(message) => {
-            event!(
-                CALLER_REFUSED,
-                uid = peer.uid,
-                error = message,
-                "a connection of user {} is refused: {message}",
-                peer.uid
-            );
+            if let Some(count) = refusals.due(peer.uid, Instant::now()) {
+                let connections =
+                    if count == 1 { "a connection".to_owned() } else { format!("{count} connections") };
+                let verb = if count == 1 { "is" } else { "were" };
+                event!(
+                    CALLER_REFUSED,
+                    uid = peer.uid,
+                    error = message,
+                    "{connections} of user {} {verb} refused: {message}",
+                    peer.uid
+                );
+            }
             // The buffer of a fresh socket takes this at once, so no task is needed. A
             // caller whose buffer does not take it gets no reason.
             let reply = codec::encode(&Reply::Error { code: ErrorCode::Busy, message }).unwrap_or_default();

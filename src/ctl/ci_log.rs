@@ -68,7 +68,7 @@ impl CiLog {
             }
             // A group is always collapsed at first, so failures are annotations outside of it.
             Self::Actions => {
-                format!("{first}\n::group::flywheel: details\n{}::endgroup::\n", defuse_commands(rest))
+                format!("{first}\n::group::flywheel: details\n{rest}::endgroup::\n")
             }
             // A section reaches to the next heading.
             Self::Buildkite => {
@@ -110,14 +110,9 @@ impl CiLog {
 }
 
 /// Escapes the message of a workflow command as the runner's `ActionCommand` expects.
-fn data(text: &str) -> String {
-    let text: String = text.chars().filter(|c| !c.is_control() || matches!(c, '\r' | '\n')).collect();
-    defuse_commands(&text).replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A")
-}
-
-/// Changes `##[`, which runners take for the start of a command anywhere in a line.
-pub(super) fn defuse_commands(text: &str) -> String {
-    text.replace("##[", "## [")
+fn data(message: &str) -> String {
+    let lines = message.lines().map(|line| text::printable(line).replace('%', "%25"));
+    lines.collect::<Vec<_>>().join("%0A")
 }
 
 /// Returns the main numbers of a summary in one line.

@@ -7,14 +7,17 @@
 use std::{
     fs::OpenOptions,
     io::{self, IsTerminal, Read, Write},
+    os::unix::fs::OpenOptionsExt as _,
     path::Path,
     time::{Duration, Instant},
 };
 
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::io::Errno;
 use serde::Serialize;
 
 use super::{
-    ci_log::{self, CiLog, Level},
+    ci_log::{CiLog, Level},
     doctor::Finding,
     exit::{Exit, Failure},
     nix_conf::{Knows, Lines},
@@ -100,7 +103,7 @@ impl Render {
     }
 
     fn object(&self, value: &impl Serialize) -> io::Result<()> {
-        self.out(&format!("{}\n", serde_json::to_string(value)?))
+        self.out(&format!("{}\n", text::printable_json(&serde_json::to_string(value)?)))
     }
 
     fn say(&self, level: Level, text: &str) {
@@ -109,7 +112,7 @@ impl Render {
             Level::Warning => ("warning", "33"),
             Level::Error => ("error", "31"),
         };
-        let text = ci_log::defuse_commands(&text::printable(text));
+        let text = text::printable(text);
         let line = if let Some(line) = self.log_format().annotation(level, &text) {
             line
         } else if self.colour {
@@ -207,7 +210,9 @@ impl Render {
     /// else as HTML, or prints the page. With `--json` the printed form is JSON.
     pub(super) fn report(&self, detail: &SessionDetail, output: Option<&Path>) -> io::Result<()> {
         match output {
-            Some(file) => std::fs::write(file, report::page(detail, Some(file))),
+            Some(file) => {
+                write(file, OpenOptions::new().create(true).truncate(true), &report::page(detail, Some(file)))
+            }
             None if self.json => self.object(detail),
             None => self.out(&report::page(detail, None)),
         }
@@ -221,8 +226,7 @@ impl Render {
     /// Appends to a file by which a step passes values to its runner.
     fn append(&self, named_by: &str, text: &str) {
         let Some(file) = variable(named_by) else { return };
-        let opened = OpenOptions::new().append(true).create(true).open(&file);
-        if let Err(e) = opened.and_then(|mut f| f.write_all(text.as_bytes())) {
+        if let Err(e) = write(Path::new(&file), OpenOptions::new().append(true).create(true), text) {
             self.warn(&format!("${named_by}: {file} cannot be written: {e}"));
         }
     }
@@ -490,6 +494,20 @@ impl Drop for Bar {
     fn drop(&mut self) {
         self.clear();
     }
+}
+
+/// Writes text to a file that the caller names. Fails for a pipe that nobody reads, since
+/// opening it would wait for a reader.
+fn write(file: &Path, how: &mut OpenOptions, text: &str) -> io::Result<()> {
+    let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
+    let opened = how.write(true).custom_flags(i32::from_ne_bytes(flags.bits().to_ne_bytes())).open(file);
+    let mut opened = opened.map_err(|e| match Errno::from_io_error(&e) {
+        Some(Errno::NXIO) => io::Error::other("nobody reads this pipe"),
+        _ => e,
+    })?;
+    // A pipe with a reader takes all of the text, however slowly it reads.
+    fcntl_setfl(&opened, fcntl_getfl(&opened)? - OFlags::NONBLOCK)?;
+    opened.write_all(text.as_bytes())
 }
 
 /// The width of the terminal that standard error is; 80 if it is not known.

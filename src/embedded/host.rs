@@ -16,11 +16,12 @@ use super::api::App;
 use super::error::ApiError;
 
 /// The names of this server, in lower case.
-pub(super) struct HostNames(Vec<String>);
+#[derive(Debug)]
+pub(crate) struct HostNames(Vec<String>);
 
 impl HostNames {
     /// Collects `localhost`, the name of this host with and without its domain, and `configured`.
-    pub(super) fn new(configured: &[String]) -> Self {
+    pub(crate) fn new(configured: &[String]) -> Self {
         let node = rustix::system::uname().nodename().to_string_lossy().to_ascii_lowercase();
         let short = node.split('.').next().unwrap_or_default().to_owned();
         let mut names = vec!["localhost".to_owned(), short, node];
@@ -31,7 +32,7 @@ impl HostNames {
 
     /// Returns whether the value of a `Host` header names this server. Any IP address counts as a name of it,
     /// because DNS rebinding needs a name that resolves.
-    fn has(&self, header: &str) -> bool {
+    pub(crate) fn has(&self, header: &str) -> bool {
         let Ok(authority) = header.parse::<Authority>() else { return false };
         if authority.as_str().contains('@') {
             return false;

@@ -36,7 +36,7 @@ use access::Access;
 use api::App;
 use cache_store::{CacheStore, Done};
 pub use error::EmbeddedError;
-use host::HostNames;
+pub(crate) use host::HostNames;
 use port::Port;
 pub use realisations::Realisations;
 use secrets::CacheKey;

@@ -98,10 +98,33 @@ fn lines() -> Lines {
 
 /// Writes one field of a line: without its prefix, and without the id.
 fn field(line: &mut Writer<'_>, field: &Field, value: &dyn Debug) -> fmt::Result {
+    use fmt::Write as _;
+    let mut line = OneLine(line);
     match field.name() {
         "message" => write!(line, "{value:?}"),
         "MESSAGE_ID" => Ok(()),
         name => write!(line, " {}={value:?}", name.strip_prefix("FLYWHEEL_").unwrap_or(name)),
+    }
+}
+
+/// Writes text of any origin as a part of one line: a space stands for each character that
+/// would begin another line, move the cursor of a terminal or change the direction of text.
+/// journald keeps entries apart by itself.
+struct OneLine<W>(W);
+
+impl<W: fmt::Write> fmt::Write for OneLine<W> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let is_unfit = |c: char| {
+            c.is_control()
+                || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        };
+        let mut parts = text.split(is_unfit);
+        self.0.write_str(parts.next().unwrap_or_default())?;
+        for part in parts {
+            self.0.write_char(' ')?;
+            self.0.write_str(part)?;
+        }
+        Ok(())
     }
 }
 
@@ -175,6 +198,15 @@ mod tests {
         ] {
             assert_eq!(is_stream(stream, 8, 1234), yes, "{stream:?}");
         }
+    }
+
+    #[test]
+    fn text_of_strangers_stays_in_its_line() {
+        use std::fmt::Write as _;
+        let mut line = String::new();
+        let forged = "2026 ERROR forged\u{202e}\r";
+        write!(OneLine(&mut line), "a\n{forged}\u{1b}[31m").unwrap();
+        assert_eq!(line, "a 2026 ERROR forged   [31m");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! files of packaging/monitoring ask for metrics that the daemon has.
 
 use std::collections::BTreeSet;
-use std::io::Write;
+use std::io::{Read as _, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -91,6 +91,22 @@ fn promtool_finds_the_page_clean() {
     assert!(out.status.success() && said.is_empty(), "{said}");
 }
 
+/// Sends a request of this head; returns the statuses that may be the answer to it: a server that
+/// closes the connection while it is still being sent to may not be heard.
+fn statuses(address: &str, head: &str) -> Vec<u16> {
+    let mut stream = TcpStream::connect(address).unwrap();
+    let sent = stream.write_all(format!("{head}\r\nConnection: close\r\n\r\n").as_bytes());
+    let mut answer = String::new();
+    let read = stream.read_to_string(&mut answer);
+    if head.len() > 16 * 1024 && (sent.is_err() || read.is_err() || answer.is_empty()) {
+        return vec![431, 414];
+    }
+    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
+    let status = status.unwrap_or_else(|| panic!("{answer:?}"));
+    // Too long a line or head has several names.
+    if matches!(status, 414 | 400) { vec![status, 431] } else { vec![status] }
+}
+
 #[test]
 fn the_server_has_one_page_and_outlives_bad_callers() {
     let (daemon, address) = served();
@@ -105,6 +121,22 @@ fn the_server_has_one_page_and_outlives_bad_callers() {
         assert!(!page.contains(secret), "{secret}: {page}");
     }
     assert_eq!(get(&address, "/").0, 404);
+    for (request, status) in [
+        // The name of a web page that resolves to this host.
+        ("GET /metrics HTTP/1.1\r\nHost: evil.example".to_owned(), 421),
+        ("GET http://evil.example/metrics HTTP/1.1\r\nHost: evil.example".to_owned(), 421),
+        ("GET /metrics HTTP/1.1\r\nHost: localhost".to_owned(), 200),
+        ("GET /metrics HTTP/1.0".to_owned(), 200),
+        ("TRACE /metrics HTTP/1.1\r\nHost: localhost".to_owned(), 405),
+        ("POST /metrics HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999".to_owned(), 405),
+        ("GET /../../etc/passwd HTTP/1.1\r\nHost: localhost".to_owned(), 404),
+        (format!("GET /{} HTTP/1.1\r\nHost: localhost", "a".repeat(100_000)), 431),
+        (format!("GET /metrics HTTP/1.1\r\nHost: localhost\r\nX: {}", "a".repeat(100_000)), 431),
+        (format!("GET /metrics HTTP/1.1\r\nHost: localhost{}", "\r\nX: a".repeat(1000)), 431),
+    ] {
+        let begin: String = request.chars().take(60).collect();
+        assert!(statuses(&address, &request).contains(&status), "{begin}");
+    }
     // More callers than there are places, which say nothing: they lose their places after a while,
     // and the daemon works meanwhile.
     let silent: Vec<TcpStream> = (0..40).map(|_| TcpStream::connect(&address).unwrap()).collect();

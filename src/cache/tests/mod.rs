@@ -6,6 +6,7 @@ mod celler;
 mod connections;
 mod discovery;
 mod headers;
+mod hostile;
 mod http2;
 mod network;
 pub(crate) mod server;

@@ -6,7 +6,7 @@ mod outcomes;
 
 use std::time::Duration;
 
-pub(super) use crate::types::printable;
+pub(super) use crate::types::{printable, printable_json};
 pub(super) use history::{session, sessions, state, stories};
 pub(super) use host::{client_info, findings, nix_conf, plan, status};
 pub(super) use outcomes::{

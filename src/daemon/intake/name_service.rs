@@ -18,31 +18,51 @@ const CHECK: Duration = Duration::from_secs(10);
 
 /// The look-up of people for the routes of these settings.
 pub(in crate::daemon) fn look_up(settings: &Settings) -> LookUp {
-    let groups: Vec<String> = names(settings).filter(|n| n.kind == Kind::Group).map(|n| n.name).collect();
-    Arc::new(move |uid, gid| person(uid, gid, &groups).map_err(|errno| errno.desc().to_owned()))
+    let of = |kind| names(settings).filter(|n| n.kind == kind).map(|n| n.name).collect();
+    let (users, groups): (Vec<String>, Vec<String>) = (of(Kind::User), of(Kind::Group));
+    Arc::new(move |uid, gid| person(uid, gid, &users, &groups).map_err(|errno| errno.desc().to_owned()))
 }
 
 /// Looks up a user and all its groups. `getgrouplist` leaves out the groups of a
 /// directory that does not answer and returns no error, so each group of `wanted` is
 /// looked up as well: that fails in this case.
-fn person(uid: u32, gid: u32, wanted: &[String]) -> Result<Person, Errno> {
+///
+/// A directory may take other spellings for the same name (`CI` for `ci`), and a user may
+/// have two names: what `users` and `wanted` name is compared by its number, too.
+fn person(uid: u32, gid: u32, users: &[String], wanted: &[String]) -> Result<Person, Errno> {
     let user = User::from_uid(Uid::from_raw(uid))?;
     let mut groups = vec![Gid::from_raw(gid)];
     if let Some(user) = &user {
         let name = CString::new(user.name.as_str()).map_err(|_| Errno::EINVAL)?;
         groups.extend(getgrouplist(&name, user.gid)?);
     }
-    for group in wanted {
-        let Some(group) = group_of(group)? else { continue };
+    let mut aliases = Vec::new();
+    for name in users.iter().filter(|name| numbers(name).is_none()) {
+        let is_other = user.as_ref().is_none_or(|user| user.name != *name);
+        if is_other && User::from_name(name)?.is_some_and(|found| found.uid.as_raw() == uid) {
+            aliases.push(name.clone());
+        }
+    }
+    let mut spelled = Vec::new();
+    for name in wanted {
+        let Some(group) = group_of(name)? else { continue };
         if user.as_ref().is_some_and(|user| group.mem.contains(&user.name)) {
             groups.push(group.gid);
         }
+        spelled.push((group.gid, name));
     }
     groups.sort_unstable_by_key(|gid| gid.as_raw());
     groups.dedup();
     let named = |gid: Gid| Ok((gid.as_raw(), Group::from_gid(gid)?.map(|group| group.name)));
-    let groups = groups.into_iter().map(named).collect::<Result<_, Errno>>()?;
-    Ok(Person { name: user.map(|user| user.name), groups, complete: true })
+    let mut named = groups.iter().map(|gid| named(*gid)).collect::<Result<Vec<_>, Errno>>()?;
+    let further = spelled.into_iter().filter(|(gid, _)| groups.contains(gid));
+    for (gid, name) in further {
+        let entry = (gid.as_raw(), Some(name.clone()));
+        if !named.contains(&entry) {
+            named.push(entry);
+        }
+    }
+    Ok(Person { name: user.map(|user| user.name), aliases, groups: named, complete: true })
 }
 
 /// Looks up a group by its name, or by its number.
@@ -133,14 +153,19 @@ mod tests {
 
     #[test]
     fn root_has_its_name_and_groups() {
-        let root = person(0, 0, &["root".to_owned(), "0".to_owned()]).unwrap();
+        let root =
+            person(0, 0, &["root".to_owned(), "daemon".to_owned()], &["root".to_owned(), "0".to_owned()]);
+        let root = root.unwrap();
+        assert!(root.aliases.is_empty(), "{root:?}");
         assert_eq!(root.name.as_deref(), Some("root"));
         assert!(root.groups.contains(&(0, Some("root".to_owned()))) && root.complete);
     }
 
     #[test]
     fn a_number_without_a_name_stays_a_number() {
-        let person = person(3_999_999_999, 3_999_999_998, &["no-such-group".to_owned()]).unwrap();
-        assert_eq!(person, Person { name: None, groups: vec![(3_999_999_998, None)], complete: true });
+        let person = person(3_999_999_999, 3_999_999_998, &[], &["no-such-group".to_owned()]).unwrap();
+        let expected =
+            Person { name: None, aliases: Vec::new(), groups: vec![(3_999_999_998, None)], complete: true };
+        assert_eq!(person, expected);
     }
 }

@@ -21,6 +21,9 @@ const PEOPLE: usize = 1024;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::daemon) struct Person {
     pub(in crate::daemon) name: Option<String>,
+    /// Other names of the user in the configuration, such as another spelling.
+    pub(in crate::daemon) aliases: Vec<String>,
+    /// With each name that a group has.
     pub(in crate::daemon) groups: Vec<(u32, Option<String>)>,
     /// Whether the name service has answered. Otherwise the name and further groups
     /// are not known.
@@ -30,7 +33,7 @@ pub(in crate::daemon) struct Person {
 impl Person {
     /// Somebody of whom only the numbers are known.
     fn unknown(gid: u32) -> Self {
-        Self { name: None, groups: vec![(gid, None)], complete: false }
+        Self { name: None, aliases: Vec::new(), groups: vec![(gid, None)], complete: false }
     }
 }
 
@@ -201,6 +204,7 @@ mod tests {
     fn person(name: &str) -> Person {
         Person {
             name: Some(name.to_owned()),
+            aliases: Vec::new(),
             groups: vec![(7, Some("domain users".to_owned()))],
             complete: true,
         }

@@ -64,6 +64,7 @@ impl Routes {
         let person = self.people.who_is(uid, gid, limit);
         question(&Who {
             user: (uid, person.name.as_deref()),
+            aliases: &person.aliases,
             groups: &person.groups,
             label: label.unwrap_or_default(),
             complete: person.complete,

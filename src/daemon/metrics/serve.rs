@@ -1,5 +1,7 @@
-//! The server that a Prometheus scrapes: `GET /metrics`, and nothing else. Must not know
-//! what is on the page.
+//! The server that a Prometheus scrapes: `GET /metrics`, and nothing else. On a loopback
+//! address it answers under its own names only, because the owner of a web page could let
+//! the page's name resolve to that address and read the metrics through the browser of a
+//! user of this host (DNS rebinding). Must not know what is on the page.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -8,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, CONTENT_TYPE};
+use hyper::header::{ALLOW, CONTENT_TYPE, HOST};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -19,6 +21,7 @@ use tokio::time::timeout;
 
 use super::Metrics;
 use crate::daemon::inbox::Input;
+use crate::embedded::HostNames;
 use crate::observe::{detail, event};
 
 /// The most connections at a time. One Prometheus has one; more wait for a place.
@@ -57,6 +60,7 @@ pub(in crate::daemon) async fn serve(address: SocketAddr, metrics: Metrics, inbo
     metrics.set_trouble(None);
     let address = listener.local_addr().unwrap_or(address);
     event!(METRICS_SERVED, address = %address, "metrics are served at http://{address}/metrics");
+    let names = Arc::new(address.ip().is_loopback().then(|| HostNames::new(&[])));
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
@@ -68,10 +72,10 @@ pub(in crate::daemon) async fn serve(address: SocketAddr, metrics: Metrics, inbo
                 continue;
             }
         };
-        let inbox = inbox.clone();
+        let (inbox, names) = (inbox.clone(), Arc::clone(&names));
         tokio::spawn(async move {
             let _place = place;
-            let service = service_fn(move |request| answer(request, inbox.clone()));
+            let service = service_fn(move |request| answer(request, Arc::clone(&names), inbox.clone()));
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEAD)
@@ -82,7 +86,20 @@ pub(in crate::daemon) async fn serve(address: SocketAddr, metrics: Metrics, inbo
     }
 }
 
-async fn answer(request: Request<Incoming>, inbox: Sender<Input>) -> Result<Response<Body>, Infallible> {
+/// Answers a request. `names`: those of this host, if others are refused.
+async fn answer(
+    request: Request<Incoming>,
+    names: Arc<Option<HostNames>>,
+    inbox: Sender<Input>,
+) -> Result<Response<Body>, Infallible> {
+    // No browser sends a request without `Host`.
+    let host = request.headers().get(HOST).map(|host| String::from_utf8_lossy(host.as_bytes()));
+    if let (Some(names), Some(host)) = (names.as_ref(), host)
+        && !names.has(&host)
+    {
+        let why = "the metrics are served under addresses and names of this host only\n".to_owned();
+        return Ok(text(StatusCode::MISDIRECTED_REQUEST, why));
+    }
     let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
     Ok(match (request.uri().path(), is_read) {
         ("/metrics", true) => match timeout(PAGE, page(&inbox)).await {

@@ -9,7 +9,7 @@ mod counts;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
-use tokio::time::timeout_at;
+use tokio::time::{MissedTickBehavior, interval, timeout_at};
 
 pub(in crate::daemon) use counts::Verifier;
 
@@ -24,6 +24,8 @@ use crate::types::{StorePath, millis};
 
 /// Paths that are fetched at a time. A decompressor takes 128 MiB at most.
 const PARALLEL: usize = 2;
+/// The time between two reports of the progress while no check ends.
+const SHOWN_EVERY: Duration = Duration::from_secs(1);
 /// Most log entries about single paths in one verification.
 const LOGGED: usize = 100;
 
@@ -65,7 +67,8 @@ enum Finding {
     Faulty(Fault),
 }
 
-/// Checks all targets within `limit`, and reports to `progress` how many of all are done.
+/// Checks all targets within `limit`, and reports to `progress` how many of all are done,
+/// also while a large path keeps that number as it is.
 /// Ends early when dropped.
 pub(in crate::daemon) async fn run(
     verifier: &Verifier,
@@ -92,9 +95,17 @@ pub(in crate::daemon) async fn run(
     let checks = targets.into_iter().map(|target| check(store, sources, &substituters, target));
     let mut checks = futures_util::stream::iter(checks).buffer_unordered(PARALLEL);
     let mut tally = Tally::new(sources.len());
-    progress(0, total);
-    while let Ok(Some(checked)) = timeout_at(deadline, checks.next()).await {
-        tally.add(checked, sources, store);
+    // Its first tick comes at once.
+    let mut tick = interval(SHOWN_EVERY);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            checked = timeout_at(deadline, checks.next()) => match checked {
+                Ok(Some(checked)) => tally.add(checked, sources, store),
+                Ok(None) | Err(_) => break,
+            },
+            _ = tick.tick() => {}
+        }
         progress(tally.done(), total);
     }
     drop(checks);

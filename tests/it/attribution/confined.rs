@@ -9,7 +9,9 @@ use crate::attribution::sessions::until_state;
 use crate::support::daemon::{CommandResult, Daemon, until};
 use crate::support::multiuser::NixDaemon;
 use crate::support::nix::PrivateNix;
-use crate::support::users::{NOBODY, as_nobody, can_switch_user, open_to_all, replace_groups, set_mode};
+use crate::support::users::{
+    NOBODY, as_nobody, can_switch_user, open_to_all, replace_etc, replace_groups, set_mode,
+};
 
 /// Three built-in caches, `main` the default, and these routes.
 fn config(routes: &str) -> String {
@@ -370,6 +372,41 @@ fn a_group_with_a_blank_in_its_name_confines_its_members() {
     let refused = as_nobody(&daemon, &["--strict", "session", "start", "--cache", "main"]);
     let rule = "[[route]] 1 (group = \"domain users\") allows untrusted";
     assert!(refused.code == 5 && refused.err.contains(rule), "{refused:?}");
+}
+
+/// A directory may know a user or a group by several names, or by other spellings, and gives one of
+/// them for the number.
+#[test]
+fn a_second_name_of_a_user_or_a_group_confines_too() {
+    if !can_switch_user() {
+        return;
+    }
+    for (file, text, subject) in [
+        (
+            "passwd",
+            "root:x:0:0::/:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\nCI Jobs:x:65534:65534::/:/bin/sh\n",
+            "user = \"CI Jobs\"",
+        ),
+        (
+            "group",
+            "root:x:0:\nnogroup:x:65534:\nci-jobs:x:7777:nobody\nCI-Jobs:x:7777:nobody\n",
+            "group = \"CI-Jobs\"",
+        ),
+    ] {
+        let config = config(&format!("[[route]]\n{subject}\ncache = \"untrusted\"\n"));
+        let mut daemon = Daemon::prepare(PrivateNix::new(), &config);
+        let replacement = daemon.nix.path().join(file);
+        std::fs::write(&replacement, text).unwrap();
+        set_mode(&replacement, 0o644);
+        if !replace_etc(&mut daemon, file, &replacement) {
+            return;
+        }
+        daemon.up();
+        open_to_all(&daemon);
+        let refused = as_nobody(&daemon, &["--strict", "session", "start", "--cache", "main"]);
+        let rule = format!("[[route]] 1 ({subject}) allows untrusted");
+        assert!(refused.code == 5 && refused.err.contains(&rule), "{file}: {refused:?}");
+    }
 }
 
 /// Ends every wait for the FIFO that is `/etc/group`, from now until the test ends: the

@@ -66,15 +66,15 @@ fn github_groups_annotates_and_tells_the_runner() {
     assert!(!out.contains("##["), "no command of the runner's old kind comes from a reason: {out}");
     let path = &ended.failed[0].path;
     let annotations = [
-        format!("::warning title=flywheel::{path}: 100%25 ##[error]wrong%0A::error::no|`x`\n"),
+        format!("::warning title=flywheel::{path}: 100%25 # #[error]wrong%0A: :error::no|`x`\n"),
         "::warning title=flywheel::token ends soon\n".to_owned(),
         "::warning title=flywheel::pushing 1 path to cache main failed\n".to_owned(),
     ];
-    assert_eq!(err, annotations.concat().replace("##[", "## ["));
+    assert_eq!(err, annotations.concat());
     let table = fs::read_to_string(&step).unwrap();
     assert!(table.starts_with("### flywheel: a&#124;b &lt;i&gt;\n"), "{table}");
     assert!(table.contains("| pushed | 47 |\n| already cached | 3 |\n"), "{table}");
-    let reason = "100% ##&#91;error&#93;wrong ::error::no&#124;&#96;x&#96;";
+    let reason = "100% # #&#91;error&#93;wrong ::error::no&#124;&#96;x&#96;";
     assert!(table.contains(&format!("| <code>{path}</code> | {reason} &#91;too-large&#93; |\n")), "{table}");
     assert!(table.lines().all(|l| !l.starts_with("::")), "{table}");
 
@@ -85,10 +85,39 @@ fn github_groups_annotates_and_tells_the_runner() {
 
     // With --json or --quiet nothing is added.
     let (_, out, err) = with(&daemon, &["session", "end", "--json"]);
-    assert_eq!(out, format!("{}\n", serde_json::to_string(&ended).unwrap()));
+    let json: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(json, serde_json::json!(ended));
+    assert!(!out.contains("##"), "a runner looks for commands in any line: {out}");
     assert!(err.starts_with("warning: "), "{err}");
     let (_, out, _) = with(&daemon, &["session", "end", "--quiet"]);
     assert_eq!(out, "");
+}
+
+/// What a server writes into a reason is a command for no runner, whichever format it has.
+#[test]
+fn no_reason_is_a_command_of_any_runner() {
+    const AZURE: [(&str, &str); 2] = [("TF_BUILD", "True"), ("SYSTEM_JOBID", "j")];
+    const TEAMCITY: [(&str, &str); 2] = [("TEAMCITY_VERSION", "2025.1"), ("BUILD_NUMBER", "1")];
+    let mut ended = partial();
+    let forged =
+        "##vso[task.setvariable variable=PATH]/x ##teamcity[setParameter name='a'] ##[set-env name=a;]b";
+    ended.failed[0].error = format!("{forged}\n::set-env name=a::b\nsection_start:1:a\r\u{1b}[0K");
+    ended.warnings = vec![format!("::stop-commands::x\n{forged}")];
+    for runner in [&AZURE[..], &TEAMCITY, &GITLAB, &BUILDKITE, &GITHUB, &[]] {
+        for args in [&["session", "end"][..], &["--json", "session", "end"]] {
+            let daemon = ScriptedDaemon::saying(Reply::Ended(ended.clone()));
+            let (_, out, err) = run(daemon.ctl(args).envs(runner.iter().copied()));
+            for text in [out, err] {
+                assert!(!text.contains("##"), "{runner:?} {args:?}: {text}");
+                let own = ["::group::flywheel", "::endgroup::", "::warning title=flywheel::"];
+                let commands = text.lines().map(str::trim_start).filter(|line| line.starts_with("::"));
+                for line in commands {
+                    assert!(own.iter().any(|own| line.starts_with(own)), "{runner:?} {args:?}: {line}");
+                }
+                assert!(!text.contains("section_start:1:a\r"), "{runner:?} {args:?}: {text}");
+            }
+        }
+    }
 }
 
 #[test]

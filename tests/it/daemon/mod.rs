@@ -8,6 +8,7 @@ mod exits;
 mod failures;
 mod first_process;
 mod hook;
+mod hostile;
 mod logind;
 mod notify;
 mod pipeline;

@@ -3,13 +3,15 @@
 
 use std::io::Write as _;
 use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex};
 
 use serde_json::Value;
 
 use super::failures::signed;
 use crate::support::cache::{StandaloneCache, UploadGate};
-use crate::support::daemon::{CommandResult, Daemon};
+use crate::support::daemon::{CommandResult, Daemon, until};
 use crate::support::nix::PrivateNix;
+use crate::support::terminal::OnTerminal;
 use crate::support::users::{as_nobody, can_switch_user, open_to_all};
 
 /// A daemon with two paths in its cache: `small`, whose NAR the cache has in its database, and
@@ -375,4 +377,32 @@ fn another_user_verifies_what_it_names_and_neither_sessions_nor_samples() {
         assert_eq!(refused.code, 5, "{refused:?}");
         assert!(!refused.out.contains("/nix"), "{refused:?}");
     }
+}
+
+/// The bar is drawn again while a large path is read, and is gone when the result is there.
+#[test]
+fn the_progress_is_a_bar_on_a_terminal() {
+    let bench = bench(true);
+    let held = Arc::new((Mutex::new(true), Condvar::new()));
+    let at_gate = Arc::clone(&held);
+    bench.gate.rewrite(move |path, _, _| {
+        if path.ends_with(".nar") {
+            let (is_held, opened) = &*at_gate;
+            let _open = opened.wait_while(is_held.lock().unwrap(), |held| *held).unwrap();
+        }
+    });
+    let verify = bench.daemon.client(&["verify", &bench.small, &bench.large]);
+    let mut terminal = OnTerminal::start(verify, 24, 40);
+    let drawn = || String::from_utf8_lossy(&terminal.raw.lock().unwrap()).matches("/2 paths").count();
+    until("it was drawn three times", || drawn() >= 3);
+    let bars = terminal.text().lines().filter(|line| line.contains("[---")).count();
+    assert_eq!(bars, 1, "{}", terminal.text());
+    *held.0.lock().unwrap() = false;
+    held.1.notify_all();
+    assert!(terminal.ended().success());
+    terminal.until_shown("verified 2 paths: 2 good");
+    assert!(!terminal.text().contains("[---"), "{}", terminal.text());
+    // Elsewhere only a line every ten seconds, so none in a wait this short.
+    let piped = bench.daemon.ctl(&["verify", &bench.small]);
+    assert_eq!((piped.code, piped.err.as_str()), (0, ""), "{piped:?}");
 }

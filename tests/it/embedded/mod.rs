@@ -99,6 +99,123 @@ async fn another_name_is_not_this_server() {
     server.stop().await;
 }
 
+/// Sends these bytes and returns the whole answer.
+async fn raw(server: &Server, request: &str) -> String {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut stream = tokio::net::TcpStream::connect(server.running.addr).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[tokio::test]
+async fn names_of_other_files_are_not_found() {
+    let server = Server::start(|settings| settings.public = true).await;
+    std::fs::write(server.dir.as_ref().unwrap().path().join("secret.narinfo"), "secret").unwrap();
+    for path in [
+        "/main/../secret.narinfo",
+        "/main/..%2fsecret.narinfo",
+        "/main/%2e%2e/secret.narinfo",
+        "/main/..%5csecret.narinfo",
+        "/main/nar/../../cache.sqlite",
+        "/main/nar/..%2f..%2fcache.sqlite.nar",
+        "/main/nar/%00.nar",
+        "/main/nar/.nar",
+        "/main//etc/passwd",
+        "/%2e%2e/nix-cache-info",
+        "/main%2f..%2fmain/nix-cache-info",
+        "/main/realisations/..%2f..%2fsecret!out.doi",
+        "/main/realisations/sha256:%2e%2e!out.doi",
+        "/main/build-trace-v2/..%2f..%2fsecret/out.doi",
+    ] {
+        let answer =
+            raw(&server, &format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"))
+                .await;
+        let status = answer.split(' ').nth(1).unwrap();
+        assert!(["400", "404"].contains(&status) && !answer.contains("secret\r"), "{path}: {answer}");
+    }
+    server.stop().await;
+}
+
+/// Each field that becomes a line of a narinfo, with a line break or what else would add one.
+#[tokio::test]
+async fn no_field_of_an_upload_adds_a_line_to_a_narinfo() {
+    let server = Server::start(|_| {}).await;
+    let nar = noise(1, 100);
+    let line = "x\nURL: nar/evil.nar";
+    let other = base(2);
+    for (field, value) in [
+        ("system", json!(line)),
+        ("system", json!("a b")),
+        ("ca", json!(line)),
+        ("sigs", json!([format!("k:{line}")])),
+        ("sigs", json!(["k:\u{2028}"])),
+        ("sigs", json!(vec!["k:s"; 17])),
+        ("deriver", json!(format!("{other}\n{line}"))),
+        ("references", json!([format!("{other}\n{line}")])),
+        ("references", json!([format!("{other} {other}")])),
+        ("references", json!(["../../etc/passwd"])),
+        ("store_path", json!(format!("/nix/store/{}\n{line}", base(1)))),
+        ("store_path", json!(format!("/nix/store/../store/{}", base(1)))),
+        ("store_path_hash", json!("../../../../../../../../etc/passw")),
+        ("nar_hash", json!(format!("sha256:{}\n", "0".repeat(64)))),
+        ("nar_size", json!(-1)),
+        ("nar_size", json!(u64::MAX)),
+        ("cache", json!("../main")),
+        ("cache", json!("main\n")),
+    ] {
+        let mut sent = info(&base(1), &[], &nar);
+        sent[field] = value;
+        // As a preamble, since a header cannot carry each of these.
+        let preamble = sent.to_string();
+        let call =
+            server.client.put(server.url("/_api/v1/upload-path")).bearer_auth(server.token("push").unwrap());
+        let call = call.header("X-Attic-Nar-Info-Preamble-Size", preamble.len());
+        let answer = call.body([preamble.as_bytes(), &nar].concat()).send().await.unwrap();
+        let status = answer.status().as_u16();
+        assert!([400, 404, 413].contains(&status), "{preamble}: {status}");
+        assert!(answer.text().await.unwrap().len() < 1000, "{preamble}");
+    }
+    assert_eq!(server.get(&format!("/main/{}.narinfo", &base(1)[..32])).await.status(), 404);
+    server.stop().await;
+}
+
+/// Lengths that no body has, a chunked body with trailers, and one that stops in the middle.
+#[tokio::test]
+async fn bodies_that_are_not_what_they_say_store_nothing() {
+    let server = Server::start(|_| {}).await;
+    let nar = vec![b'n'; 100];
+    let token = server.token("push").unwrap();
+    let upload = |more: &str, body: &str| {
+        let info = info(&base(1), &[], &nar);
+        format!(
+            "PUT /_api/v1/upload-path HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nAuthorization: Bearer {token}\r\n\
+             X-Attic-Nar-Info: {info}\r\n{more}\r\n\r\n{body}"
+        )
+    };
+    for (more, body) in [
+        ("Content-Length: -1", ""),
+        ("Content-Length: 99999999999999999999", ""),
+        ("Content-Length: 100\r\nContent-Length: 3", "abc"),
+        ("Content-Length: 3", "abc"),
+        ("Transfer-Encoding: chunked", "zz\r\nabc\r\n0\r\n\r\n"),
+        ("Transfer-Encoding: chunked", "ffffffffffffffff1\r\nabc"),
+        ("Transfer-Encoding: chunked", "3\r\nabc\r\n0\r\nAuthorization: Bearer x\r\n\r\n"),
+    ] {
+        let answer = raw(&server, &upload(more, body)).await;
+        assert!(answer.starts_with("HTTP/1.1 400") || answer.is_empty(), "{more} {body}: {answer}");
+    }
+    let narinfo = format!("/main/{}.narinfo", &base(1)[..32]);
+    assert_eq!(server.get(&narinfo).await.status(), 404);
+    // Trailers after a good body change nothing.
+    let chunked = format!("64\r\n{}\r\n0\r\nX-Attic-Nar-Info: {{}}\r\n\r\n", "n".repeat(100));
+    let answer = raw(&server, &upload("Transfer-Encoding: chunked", &chunked)).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert_eq!(server.get(&narinfo).await.status(), 200);
+    server.stop().await;
+}
+
 #[tokio::test]
 async fn connections_that_ask_nothing_keep_nobody_out() {
     use tokio::io::AsyncWriteExt as _;

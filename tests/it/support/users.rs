@@ -57,14 +57,33 @@ pub fn as_nobody(daemon: &Daemon, args: &[&str]) -> CommandResult {
     CommandResult::of(&nobodys_client(daemon, args).output().unwrap())
 }
 
+/// Does this work in a thread of another user, whom the kernel reports as the caller of the
+/// connections that are made there. Needs root.
+pub fn as_user<T: Send>(uid: u32, work: impl FnOnce() -> T + Send) -> T {
+    let switched = move || {
+        let (user, group) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(uid));
+        rustix::thread::set_thread_groups(&[]).unwrap();
+        rustix::thread::set_thread_res_gid(group, group, group).unwrap();
+        rustix::thread::set_thread_res_uid(user, user, user).unwrap();
+        work()
+    };
+    std::thread::scope(|scope| scope.spawn(switched).join().unwrap())
+}
+
 /// Has the daemon start with another `/etc/group`. Returns false where that is not possible,
 /// and prints it.
 pub fn replace_groups(daemon: &mut Daemon, file: &Path) -> bool {
-    let script = format!("mount --bind '{}' /etc/group && exec \"$@\"", file.display());
+    replace_etc(daemon, "group", file)
+}
+
+/// Has the daemon start with another file in `/etc`. Returns false where that is not possible,
+/// and prints it.
+pub fn replace_etc(daemon: &mut Daemon, name: &str, file: &Path) -> bool {
+    let script = format!("mount --bind '{}' /etc/{name} && exec \"$@\"", file.display());
     let possible = Command::new("unshare").args(["-m", "sh", "-c", &script, "sh", "true"]).output();
     let possible = possible.is_ok_and(|output| output.status.success());
     if !possible {
-        eprintln!("skipped: another /etc/group for one process needs a mount namespace");
+        eprintln!("skipped: another /etc/{name} for one process needs a mount namespace");
     }
     let wrapper = ["unshare", "-m", "sh", "-c", &script, "sh"];
     daemon.wrapper = wrapper.map(str::to_owned).to_vec();

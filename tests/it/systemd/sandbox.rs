@@ -70,6 +70,31 @@ fn nix_works_within_the_units_sandbox() {
 }
 
 #[test]
+fn the_service_writes_nothing_of_others_and_strangers_do_not_reach_it() {
+    let Some(c) = Container::installed() else { return };
+    let path = c.build_as("job", "target", "echo target > $out");
+    let probe = format!(
+        "#!/bin/sh\nid -un\ngrep -E '^(CapEff|NoNewPrivs)' /proc/self/status\n\
+         for file in /nix/store/new {path} /nix/var/nix/db/db.sqlite /nix/var/nix/gcroots/new /etc/flywheel/new \\\n\
+         /etc/passwd /usr/bin/new /root/new /home/new /var/lib/new /boot/new; do\n\
+         (: >> \"$file\") 2>/dev/null && echo \"wrote $file\"\ndone\n\
+         (: > /var/lib/flywheel/own) && echo 'wrote its own'\nrm -f /var/lib/flywheel/own\ntrue\n"
+    );
+    c.write("/usr/local/bin/probe", &probe);
+    c.ok("chmod 755 /usr/local/bin/probe");
+    let said = in_the_units_sandbox(&c, "/usr/local/bin/probe");
+    let wrote: Vec<&str> = said.lines().filter_map(|line| line.strip_prefix("wrote ")).collect();
+    assert_eq!(wrote, ["its own"], "{said}");
+    assert!(said.contains("\nflywheel\n") && said.contains("NoNewPrivs:\t1"), "{said}");
+    assert!(said.contains("CapEff:\t0000000000000000"), "{said}");
+    assert_eq!(c.ok("stat -c '%a %U %G' /run/flywheel/control.sock"), "660 flywheel flywheel");
+    let stranger = c.run("runuser -u nobody -- flywheelctl --strict status");
+    assert_eq!(stranger.code, 5, "{stranger:?}");
+    assert!(stranger.err.contains("you may not use the flywheel daemon"), "{stranger:?}");
+    c.ok_as("job", "flywheelctl --strict status");
+}
+
+#[test]
 fn a_dynamic_user_reads_the_store() {
     let Some(c) = Container::installed() else { return };
     c.write(
