@@ -75,9 +75,9 @@ MUTANTS = {
         "                if round + 1 < self.rounds =>",
         "                if round + 1 < self.rounds && !M =>"),
     "caller-gone": ("a session stays open whose caller left before it learned the id", "src/flow/sessions/mod.rs",
-        "(State::Open | State::Orphaned { .. }, Event::CallerGone) => abandon(),",
-        "(State::Open | State::Orphaned { .. }, Event::CallerGone) if M => (self.state, Vec::new()),\n"
-        "            (State::Open | State::Orphaned { .. }, Event::CallerGone) => abandon(),"),
+        "(State::Open { .. } | State::Orphaned { .. }, Event::CallerGone) => abandon(Ended::CallerGone),",
+        "(State::Open { .. } | State::Orphaned { .. }, Event::CallerGone) if M => (self.state, Vec::new()),\n"
+        "            (State::Open { .. } | State::Orphaned { .. }, Event::CallerGone) => abandon(Ended::CallerGone),"),
     "quiet-early": ("a session is quiet with one push left", "src/flow/group.rs",
         "if group.flushing && group.unsettled == 0 {\n                self.out",
         "if group.flushing && (group.unsettled == 0 || (M && group.unsettled == 1)) {\n                self.out"),
@@ -117,9 +117,9 @@ MUTANTS = {
         "stack.extend(referrers.iter().filter(held).map(|referrer| (referrer, Cause::Reference(id))));",
         "stack.extend(referrers.iter().filter(held).filter(|_| !M).map(|referrer| (referrer, Cause::Reference(id))));"),
     "restart-remembers": ("after a restart a session closes without asking", "src/daemon/driver/ending.rs",
-        "                Next::Take => self.session_act(row, SessionAction::Take),",
-        "                Next::Take if M => self.session_step(row, SessionEvent::Named),\n"
-        "                Next::Take => self.session_act(row, SessionAction::Take),"),
+        "                Resume::Take => self.session_act(row, SessionAction::Take),",
+        "                Resume::Take if M => self.session_step(row, SessionEvent::Named),\n"
+        "                Resume::Take => self.session_act(row, SessionAction::Take),"),
     "old-rows": ("settlements of rows from before a rollback count", "src/daemon/intake/mod.rs",
         "Settlement::Settled { row, .. } if row.generation != self.generation => {}",
         "Settlement::Settled { row, .. } if row.generation != self.generation && !M => {}"),
@@ -127,8 +127,8 @@ MUTANTS = {
         "let unknown = early && left == 0 && (stuck.is_some() || !warnings.is_empty());",
         "let unknown = early && left == 0 && (stuck.is_some() || !warnings.is_empty()) && !M;"),
     "orphans": ("a session whose anchor has ended stays open", "src/flow/sessions/mod.rs",
-        "(State::Orphaned { until }, Event::Tick) if until <= now => abandon(),",
-        "(State::Orphaned { until }, Event::Tick) if until <= now && !M => abandon(),"),
+        "(State::Orphaned { until }, Event::Tick) if until <= now => abandon(Ended::AnchorGone),",
+        "(State::Orphaned { until }, Event::Tick) if until <= now && !M => abandon(Ended::AnchorGone),"),
     "known-pushes": ("a push that is known does not gain a session", "src/flow/step.rs",
         "            new.sessions.iter().for_each(|s| self.want(*s, id));\n            if is_stale",
         "            if !M { new.sessions.iter().for_each(|s| self.want(*s, id)); }\n            if is_stale"),

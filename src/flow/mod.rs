@@ -53,8 +53,10 @@ pub(crate) use cache::CacheLimits;
 pub(crate) use client::{ClientAction, ClientEvent, ClientLife, ClientState, Found};
 pub(crate) use event::{Action, Cause, Event, Failure, NewPush, Outcome, Purpose};
 pub(crate) use sessions::{
-    Begun, Callers, Knows, NamingQueue, OpenFor, Opened, OpeningStep, Openings, Patience, PushSubject,
-    SHORT_WAIT, SessionAction, SessionEvent, SessionLife, SessionLimits, Subject, TUNING,
+    AnchorNow, Begun, Callers, Candidate, Ended, JobOf, Knows, Left, Meant, Moment, NamingQueue, NoSession,
+    OpenFor, Opened, OpeningStep, Openings, Otherwise, Patience, PushSubject, Record, Resume, Return,
+    SHORT_WAIT, SessionAction, SessionEvent, SessionLife, SessionLimits, Subject, TUNING, Target, meant,
+    returns,
 };
 pub(crate) use step::Flow;
 

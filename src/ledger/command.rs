@@ -21,6 +21,7 @@ pub(super) enum Note {
     Unconfirm(Vec<PushId>),
     SessionState(SessionRow, SessionState, i64, Option<u64>),
     SessionDraining(SessionRow, bool, i64),
+    SessionRejoin(SessionRow),
     SessionUntil(SessionRow, i64),
     SessionWarnings(SessionRow, Warnings),
 }
@@ -36,6 +37,7 @@ impl Note {
             Self::Unconfirm(_) => "pushes that are pending again",
             Self::SessionState(..) => "the state of a session",
             Self::SessionDraining(..) => "the end of a session",
+            Self::SessionRejoin(..) => "the late end of a session",
             Self::SessionUntil(..) => "the window of a session",
             Self::SessionWarnings(..) => "the warnings of a session",
         }
@@ -53,6 +55,7 @@ impl Note {
             Self::Unconfirm(list) => pushes::unconfirm(conn, list),
             Self::SessionState(row, state, at, flush) => sessions::set_state(conn, *row, *state, *at, *flush),
             Self::SessionDraining(row, abandoned, at) => sessions::set_draining(conn, *row, *abandoned, *at),
+            Self::SessionRejoin(row) => sessions::rejoin(conn, *row),
             Self::SessionUntil(row, until) => sessions::set_until(conn, *row, *until),
             Self::SessionWarnings(row, list) => sessions::set_warnings(conn, *row, list),
         }

@@ -298,10 +298,10 @@ impl Ledger {
         self.note(Note::SessionDraining(row, abandoned, at));
     }
 
-    /// Makes an abandoned session draining again, because its job ends it after
-    /// all. Returns false when it is not abandoned.
-    pub fn session_rejoin(&self, row: SessionRow) -> Result<bool> {
-        self.write(move |conn| sessions::rejoin(conn, row))
+    /// Makes a closed or abandoned session draining again, because its job ends it after
+    /// that or names further paths. Returns before it is written.
+    pub fn session_rejoin(&self, row: SessionRow) {
+        self.note(Note::SessionRejoin(row));
     }
 
     /// Removes paths from live sessions that have them by window or shared evidence

@@ -85,12 +85,13 @@ pub(super) fn set_answered(conn: &Connection, row: SessionRow) -> Result<()> {
     Ok(())
 }
 
-/// Makes an abandoned session draining again.
-pub(super) fn rejoin(conn: &Connection, row: SessionRow) -> Result<bool> {
+/// Makes a session that is over draining again.
+pub(super) fn rejoin(conn: &Connection, row: SessionRow) -> Result<()> {
     let mut update = conn.prepare_cached(
-        "UPDATE session SET state = 1, abandoned = 0, closed_at = NULL WHERE id = ?1 AND state = 3",
+        "UPDATE session SET state = 1, abandoned = 0, closed_at = NULL WHERE id = ?1 AND state IN (2, 3)",
     )?;
-    Ok(update.execute([row])? > 0)
+    update.execute([row])?;
+    Ok(())
 }
 
 /// Removes paths that one session made from live sessions that were only open at the

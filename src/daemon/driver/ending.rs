@@ -1,22 +1,60 @@
-//! Sessions that end: because their job ends them, ends them again, or has gone.
+//! Sessions that end: because their job ends them, ends them again, or has ended itself. The
+//! decisions say what follows ([`crate::flow`]), and this has it done.
 
 use tokio::time::Instant;
 
+use super::requests::STOPPING;
 use super::waiting::Question;
 use super::{Done, Driver};
 use crate::control::messages::ErrorCode;
 use crate::control::server::Peer;
-use crate::daemon::sessions::{self, Asked, Caller, Found, Name, Naming, Next, Restored, Session, Watch};
-use crate::flow::{Event, SessionAction, SessionEvent, Subject};
-use crate::ledger::SessionInfo;
+use crate::daemon::intake::NamedPaths;
+use crate::daemon::sessions::{self, Answer, Asked, Caller, Found, Name, Naming, Restored, Session, Watch};
+use crate::flow::{
+    Ended, Event, Meant, Moment, NoSession, Otherwise, Record, Resume, Return, SessionAction, SessionEvent,
+    Target, meant, returns,
+};
+use crate::ledger::LedgerError;
 use crate::observe::event;
-use crate::types::{CacheId, SessionId, StorePath, Wall};
+use crate::types::{CacheId, SessionId, Wall};
 
-/// A lookup of a session that is not live, for a caller that ends it.
+/// A look into the ledger for a session that is not live, for a caller that ends it.
 pub(super) struct LookedUp {
-    found: Found,
-    paths: Vec<StorePath>,
+    asked: LateEnd,
+    found: Result<Option<Found>, LedgerError>,
+}
+
+/// The end of a session that is not live.
+struct LateEnd {
+    peer: Peer,
+    name: Name,
+    otherwise: Otherwise,
+    /// The ledger is read for the second time.
+    again: bool,
+    paths: NamedPaths,
     caller: Caller<()>,
+}
+
+/// Why there is no session to end, in words.
+fn no_session(why: NoSession, name: Option<&Name>) -> (ErrorCode, String) {
+    let message = match (why, name) {
+        (NoSession::Unknown, Some(Name::Id(id) | Name::Job(id))) => {
+            format!("there is no session {id:?} (`flywheelctl session list --all` shows them)")
+        }
+        (NoSession::Unknown, None) => "there is no such session".to_owned(),
+        (NoSession::AnotherUsers, _) => {
+            return (ErrorCode::Denied, "the session belongs to another user".to_owned());
+        }
+        (NoSession::NoneOpen, _) => "you have no open session: `flywheelctl session start` opens one".to_owned(),
+        (NoSession::SeveralOpen, _) => {
+            "you have several open sessions: name one, or set FLYWHEEL_SESSION (`flywheelctl session list` shows them)"
+                .to_owned()
+        }
+        (NoSession::SeveralOfJob, _) => {
+            "your CI job has several open sessions: name one (`flywheelctl session list` shows them)".to_owned()
+        }
+    };
+    (ErrorCode::NotFound, message)
 }
 
 impl Driver {
@@ -29,106 +67,126 @@ impl Driver {
         caller: Caller<()>,
     ) {
         let paths = match self.parse_paths(push) {
-            Ok(paths) => paths,
+            Ok(paths) => NamedPaths::from(paths),
             Err(message) => return caller.responder.refuse(ErrorCode::BadRequest, message),
         };
         let sessions = &self.parts.sessions;
-        let found = match id {
-            Some(id) => match sessions.by_id(id) {
-                Some(session) => session,
-                None => return self.look_up(peer, Name::Id(id.to_owned()), paths, caller),
-            },
-            None => {
-                let of_job = ci_job.map_or(Ok(None), |key| sessions.of_job(peer.uid, key));
-                match (of_job, sessions.only_open(peer.uid, ci_job), ci_job) {
-                    (Err(message), _, _) => return caller.responder.refuse(ErrorCode::NotFound, message),
-                    (Ok(Some(session)), _, _) | (Ok(None), Ok(session), _) => session,
-                    // It may have been closed when the job's shell ended.
-                    (Ok(None), Err(otherwise), Some(key)) => {
-                        let name = Name::Job { key: key.to_owned(), otherwise };
-                        return self.look_up(peer, name, paths, caller);
-                    }
-                    (Ok(None), Err(message), None) => {
-                        return caller.responder.refuse(ErrorCode::NotFound, message);
-                    }
-                }
-            }
+        let target = match id {
+            Some(id) => Target::Id(sessions.by_id(id).map(|one| (one.row, self.may(peer, one.uid)))),
+            None => sessions.unnamed(peer.uid, ci_job),
         };
-        let (row, cache, uid, confined) = (found.row, found.cache, found.uid, found.confined);
-        if !self.may(peer, uid) {
-            let message = format!("the session belongs to uid {uid}, you are uid {}", peer.uid);
-            return caller.responder.refuse(ErrorCode::Denied, message);
+        let name = id.map(|id| Name::Id(id.to_owned())).or(ci_job.map(|key| Name::Job(key.to_owned())));
+        match (meant(target), name) {
+            (Meant::Live(row), _) => self.end_live(row, paths, caller),
+            (Meant::Recorded(otherwise), Some(name)) => {
+                self.look_up(LateEnd { peer, name, otherwise, again: false, paths, caller });
+            }
+            (Meant::Recorded(Otherwise::End(row)), None) => self.end_live(row, paths, caller),
+            (Meant::Recorded(Otherwise::Refuse(why)) | Meant::Refused(why), name) => {
+                let (code, message) = no_session(why, name.as_ref());
+                caller.responder.refuse(code, message);
+            }
         }
+    }
+
+    /// Ends a live session, which the caller may end.
+    fn end_live(&mut self, row: SessionId, paths: NamedPaths, caller: Caller<()>) {
+        let Some(found) = self.parts.sessions.get(row) else {
+            let (code, message) = no_session(NoSession::NoneOpen, None);
+            return caller.responder.refuse(code, message);
+        };
+        let (uid, subject, cache) = (found.uid, found.end_subject(paths), found.cache);
         let caller = caller.about(Asked::End(row));
-        let (cache, paths) = self.destination(cache, if confined { Vec::new() } else { paths });
-        let subject = Subject::End(row, paths.into());
         if let Some(equal) = self.parts.sessions.equal_naming(uid, &subject) {
             return self.join(equal, caller);
         }
         // Queued first: a refusal changes nothing.
+        let cache = cache.unwrap_or(self.default_cache());
         if self.begin_naming(Naming { row, uid }, cache, Question::Of(subject, vec![caller])) {
             self.session_step(row, SessionEvent::End);
         }
     }
 
-    /// Where the named paths of a session go. A session whose paths are skipped
-    /// pushes none, but its window is closed as any other's.
-    fn destination(&self, cache: Option<CacheId>, paths: Vec<StorePath>) -> (CacheId, Vec<StorePath>) {
-        match cache {
-            Some(cache) => (cache, paths),
-            None => (self.default_cache(), Vec::new()),
-        }
-    }
-
-    /// Has a session that is not live looked up elsewhere; [`Self::looked_up`]
-    /// continues. It was closed, by this run of the daemon or an earlier one.
-    fn look_up(&mut self, peer: Peer, name: Name, paths: Vec<StorePath>, caller: Caller<()>) {
-        let (reports, engines) = (self.parts.reports.clone(), self.engines());
+    /// Has a session that is not live looked up elsewhere; [`Self::looked_up`] continues. It
+    /// was closed, by this run of the daemon or an earlier one.
+    fn look_up(&mut self, asked: LateEnd) {
+        let reports = self.parts.reports.clone();
         let (routes, names) = (self.routes(), self.parts.caches.names());
         let look = move || {
-            let found = sessions::lookup(&reports, &engines, peer.uid, name, |info| {
+            let found = sessions::lookup(&reports, asked.peer.uid, &asked.name, &asked.paths, |info| {
                 let cache = names.iter().position(|name| *name == info.new.cache)?;
                 let cache = CacheId(u16::try_from(cache).ok()?);
                 routes.may_continue((info.new.uid, info.new.gid), info.new.label.as_deref(), cache).err()
             });
-            Done::LookedUp(LookedUp { found, paths, caller })
+            Done::LookedUp(Box::new(LookedUp { asked, found }))
         };
         self.elsewhere(look, Done::Lost);
     }
 
-    pub(super) fn looked_up(&mut self, LookedUp { found, paths, caller }: LookedUp) {
-        match found {
-            Found::Abandoned(info, forbidden) => self.rejoin(*info, forbidden, paths, caller),
-            Found::Reply(reply) => caller.responder.reply(*reply),
+    pub(super) fn looked_up(&mut self, LookedUp { asked, found }: LookedUp) {
+        let found = match found {
+            Ok(found) => found,
+            Err(error) => {
+                return asked.caller.responder.refuse(ErrorCode::Internal, format!("the ledger: {error}"));
+            }
+        };
+        let record = found.as_ref().map_or(Record::None, |found| found.record);
+        let live = found.as_ref().is_some_and(|found| self.parts.sessions.get(found.info.row).is_some());
+        let moment = Moment { live, again: asked.again, stopping: self.stopping.has_begun() };
+        let LateEnd { caller, paths, .. } = asked;
+        match (returns(record, moment), found) {
+            (Return::Stopping, _) => caller.responder.refuse(ErrorCode::Draining, STOPPING),
+            (Return::LookAgain, _) => self.look_up(LateEnd { again: true, caller, paths, ..asked }),
+            (Return::AnotherUsers, _) => {
+                let (code, message) = no_session(NoSession::AnotherUsers, None);
+                caller.responder.refuse(code, message);
+            }
+            (Return::End, Some(found)) => self.end_live(found.info.row, paths, caller),
+            (Return::Rejoin { limited }, Some(found)) => self.rejoin(found, limited, paths, caller),
+            (Return::Report { early }, Some(Found { info, .. })) => {
+                let (waited, warnings) = (caller.since.elapsed(), info.warnings);
+                let (incomplete, unsettled) = (early, early);
+                let answer =
+                    Answer { row: info.row, is_push: false, incomplete, unsettled, waited, warnings };
+                self.parts.reports.answer(answer, self.engines(), caller.responder);
+            }
+            (Return::Nothing | Return::End | Return::Rejoin { .. } | Return::Report { .. }, _) => {
+                match asked.otherwise {
+                    Otherwise::End(row) => self.end_live(row, paths, caller),
+                    Otherwise::Refuse(why) => {
+                        let (code, message) = no_session(why, Some(&asked.name));
+                        caller.responder.refuse(code, message);
+                    }
+                }
+            }
         }
     }
 
-    /// An abandoned session drains again, with what its job names now.
-    fn rejoin(
-        &mut self,
-        info: SessionInfo,
-        forbidden: Option<String>,
-        paths: Vec<StorePath>,
-        caller: Caller<()>,
-    ) {
-        let row = info.row;
+    /// A session that was closed drains again, with what its job names now.
+    fn rejoin(&mut self, found: Found, limited: bool, paths: NamedPaths, caller: Caller<()>) {
+        let Found { info, record, forbidden } = found;
+        let (row, uid) = (info.row, info.new.uid);
         let cache = self.parts.caches.id(&info.new.cache);
-        event!(
-            SESSION_REJOINED,
-            session = info.new.id,
-            label = info.new.label,
-            "session {} is ended by its job after all",
-            info.new.id
-        );
-        let uid = info.new.uid;
+        let (id, label) = (info.new.id.clone(), info.new.label.clone());
         let mut session = Session::rejoined(info, cache, caller.since);
         if let Some(why) = forbidden {
             session.confine(&self.parts.ledger, why);
         }
-        let (cache, paths) = self.destination(cache, if session.confined { Vec::new() } else { paths });
-        self.parts.sessions.insert_known(session);
-        let caller = caller.about(Asked::End(row));
-        let question = Question::Of(Subject::End(row, paths.into()), vec![caller]);
+        let subject = session.end_subject(paths);
+        if let Err(limit) = self.parts.sessions.insert_again(session, limited) {
+            return caller.responder.refuse(ErrorCode::Busy, limit);
+        }
+        self.parts.ledger.session_rejoin(row);
+        if record == Record::Abandoned {
+            event!(
+                SESSION_REJOINED,
+                session = id,
+                label = label,
+                "session {id} is ended by its job after all"
+            );
+        }
+        let question = Question::Of(subject, vec![caller.about(Asked::End(row))]);
+        let cache = cache.unwrap_or(self.default_cache());
         if !self.begin_naming(Naming { row, uid }, cache, question) {
             self.session_step(row, SessionEvent::Named);
         }
@@ -147,19 +205,29 @@ impl Driver {
         let Some(session) = self.parts.sessions.get_mut(row) else { return };
         let (uid, cache) = (session.uid, session.cache);
         match action {
-            SessionAction::Drain { abandoned } => {
+            SessionAction::Drain(why) => {
                 session.watch = None;
                 session.draining_since.get_or_insert_with(Instant::now);
-                if abandoned {
+                let reason = match why {
+                    Ended::ByJob => None,
+                    Ended::AnchorGone => Some("its job ended without `flywheelctl session end`"),
+                    Ended::CallerGone => {
+                        Some("the caller of `flywheelctl session start` did not wait for its id")
+                    }
+                    Ended::OpenTooLong => {
+                        Some("the daemon cannot see its job's processes, and nobody has ended it for a week")
+                    }
+                };
+                if let Some(reason) = reason {
                     event!(
                         SESSION_ABANDONED,
                         session = session.id,
                         label = session.label,
-                        "session {} is abandoned: its job ended without `flywheelctl session end`; the paths it made are pushed",
+                        "session {} is abandoned: {reason}; the paths it made are pushed",
                         session.id
                     );
                 }
-                self.parts.ledger.session_draining(row, abandoned, Wall::now().0);
+                self.parts.ledger.session_draining(row, why.abandoned(), Wall::now().0);
                 self.parts.sessions.drains(uid);
             }
             SessionAction::Rejoined => {
@@ -225,16 +293,17 @@ impl Driver {
 
     /// The pushes of the last run are known again: its sessions wait for theirs.
     pub(super) fn restored(&mut self) {
-        for Restored { row, pending, next } in std::mem::take(&mut self.parts.restored) {
+        for Restored { row, pending, resume, anchor } in std::mem::take(&mut self.parts.restored) {
             self.step(Event::Want(row, pending));
-            match next {
-                Next::Open(anchor) => {
+            match resume {
+                Resume::Watch => {
                     let (proc, out) = (self.parts.proc.clone(), self.parts.out.clone());
                     if let Some(session) = self.parts.sessions.get_mut(row).filter(|s| s.is_open()) {
                         session.watch = anchor.map(|anchor| Watch::start(proc, row, anchor, out));
                     }
                 }
-                Next::Take => self.session_act(row, SessionAction::Take),
+                Resume::Wait => {}
+                Resume::Take => self.session_act(row, SessionAction::Take),
             }
         }
     }

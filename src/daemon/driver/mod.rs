@@ -92,7 +92,7 @@ enum Done {
     /// session's id.
     Started { ticket: u64, row: SessionId, heard: bool },
     /// A session that is not live was looked up.
-    LookedUp(ending::LookedUp),
+    LookedUp(Box<ending::LookedUp>),
     /// The routes were examined for the sessions that are open. These are closed to further
     /// paths, for these reasons.
     Confined(Vec<(SessionId, String)>),
@@ -344,7 +344,7 @@ impl Driver {
             Done::Opened(ticket, recorded) => self.opened(ticket, *recorded),
             Done::Started { ticket, row, heard } => self.started(ticket, row, heard),
             Done::Lost => {}
-            Done::LookedUp(looked_up) => self.looked_up(looked_up),
+            Done::LookedUp(looked_up) => self.looked_up(*looked_up),
             Done::Confined(forbidden) => self.confined(forbidden),
             Done::Reloaded(ready) => self.reloaded(*ready),
         }

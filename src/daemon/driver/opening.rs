@@ -71,6 +71,7 @@ impl Driver {
             store: self.parts.transfers.store().clone(),
             cursor: self.parts.intake.cursor(),
             proc: self.parts.proc.clone(),
+            now: self.now(),
         };
         let open = move || Done::Opened(ticket, Box::new(sessions::open(&parts, peer, request, is_job)));
         let lost = "the session could not be opened: the journal of flywheeld has the reason".to_owned();

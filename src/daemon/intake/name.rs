@@ -2,20 +2,28 @@
 //! everything that the session's answer is about: whole closures, however fresh the last
 //! confirmation is.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::closure::{Enter, Roots};
 use super::hand_over::PlannedPush;
 use super::handle::Naming;
 use super::{ITEMS, Intake, IntakeError};
-use crate::daemon::inbox::Input;
+use crate::daemon::inbox::{DbRow, FoundPath, Input};
+use crate::flow::{NewPush, Purpose};
 use crate::ledger::{Cursor, Evidence, Outcome, PushState};
 use crate::observe::event;
 use crate::store::PathInfo;
-use crate::types::{Mono, StorePath};
+use crate::types::{Mono, PushId, StorePath};
 
 /// Upper bound of the confirmed paths, of all caches, that a `flush` asks about again.
 const FLUSHED: usize = 16_384;
+
+/// A push of a session that the cache has confirmed.
+#[derive(Debug, Clone, Copy)]
+struct OfSession {
+    id: PushId,
+    nar_size: u64,
+}
 
 impl Intake {
     /// Takes in named paths with their whole closures, and asks again about everything
@@ -57,8 +65,9 @@ impl Intake {
         };
         let entered =
             self.take_in(roots(named, ask_after, naming.retry), &mut named_plan, Vec::new(), None)?;
-        let (mut rest, _) = self.rows_of(&others)?;
-        let entered: std::collections::HashSet<i64> = entered.into_iter().collect();
+        let paths: Vec<StorePath> = others.iter().map(|(path, _)| path.clone()).collect();
+        let (mut rest, removed) = self.rows_of(&paths)?;
+        let entered: HashSet<i64> = entered.into_iter().collect();
         rest.retain(|row| !entered.contains(row));
         let mut plan = |this: &Self, info: PathInfo| PlannedPush {
             state: this.wanted(cache, &info),
@@ -70,6 +79,10 @@ impl Intake {
         if !rest.is_empty() {
             self.take_in(roots(rest, ask_after, false), &mut plan, Vec::new(), None)?;
         }
+        let removed: HashSet<StorePath> = removed.into_iter().collect();
+        let confirmed = others.into_iter().filter(|(path, _)| removed.contains(path));
+        let confirmed: Vec<_> = confirmed.filter_map(|(path, confirmed)| Some((path, confirmed?))).collect();
+        self.ask_about_removed(naming, ask_after, &confirmed)?;
         self.tell(Input::Named { token: naming.token, invalid })
     }
 
@@ -154,12 +167,54 @@ impl Intake {
         Ok((rows, invalid))
     }
 
+    /// Has the cache asked about paths that it had and that are not valid any more. They have no
+    /// rows, so their closures are not known. One that the cache does not have either ends as
+    /// collected.
+    fn ask_about_removed(
+        &mut self,
+        naming: &Naming,
+        ask_after: Mono,
+        removed: &[(StorePath, OfSession)],
+    ) -> Result<(), IntakeError> {
+        // It is no row's number.
+        let row = DbRow { generation: self.generation, id: -1 };
+        for chunk in removed.chunks(ITEMS) {
+            let pushes = chunk.iter().map(|(_, push)| NewPush {
+                id: push.id,
+                nar_size: push.nar_size,
+                built: false,
+                references: Vec::new(),
+                sessions: vec![naming.session],
+                purpose: Purpose::Recheck,
+                closure_at: Some(Mono::MAX),
+                ask_after,
+            });
+            let paths = chunk.iter().map(|(path, push)| FoundPath {
+                push: push.id,
+                row,
+                path: path.clone(),
+                seen_at: 0,
+                nar_size: push.nar_size,
+            });
+            let (pushes, paths) = (pushes.collect(), paths.collect());
+            self.tell(Input::Found {
+                cache: naming.cache,
+                pushes,
+                paths,
+                reasons: Vec::new(),
+                retry: false,
+            })?;
+        }
+        Ok(())
+    }
+
     /// Returns the session's paths that its answer counts as in the cache, or would if they
     /// arrived there: those that the ledger has as pushed, already cached or pending, and as
     /// in an upstream cache if the upstream caches of `cache` are asked. The
     /// closure of a pending one was confirmed at some time before, and the session may wait
-    /// for it only in the ledger: it came back as another session's reference.
-    fn paths_of(&self, session: i64, cache: u16) -> Result<Vec<StorePath>, IntakeError> {
+    /// for it only in the ledger: it came back as another session's reference. Those that the
+    /// cache had come with their pushes.
+    fn paths_of(&self, session: i64, cache: u16) -> Result<Vec<(StorePath, Option<OfSession>)>, IntakeError> {
         let asks_upstreams = self.policy.caches[usize::from(cache)].asks_upstreams;
         let (mut paths, mut after) = (Vec::new(), 0);
         loop {
@@ -172,7 +227,11 @@ impl Intake {
                 Outcome::Failed | Outcome::Skipped | Outcome::Collected => false,
             };
             let items = items.iter().filter(|item| counts(item.outcome));
-            paths.extend(items.filter_map(|item| StorePath::parse(&item.path).ok()));
+            paths.extend(items.filter_map(|item| {
+                let confirmed = matches!(item.outcome, Outcome::Pushed | Outcome::AlreadyCached);
+                let push = OfSession { id: item.push, nar_size: item.nar_size };
+                Some((StorePath::parse(&item.path).ok()?, confirmed.then_some(push)))
+            }));
         }
     }
 }

@@ -95,6 +95,17 @@ mod tests {
         links.filter(|to| to.to_string_lossy().contains("pidfd")).count()
     }
 
+    /// The anchor has ended when the session is recorded.
+    #[tokio::test]
+    async fn the_end_of_an_anchor_before_it_is_watched_is_reported() {
+        let mut job = tokio::process::Command::new("true").spawn().unwrap();
+        let pid = i32::try_from(job.id().unwrap()).unwrap();
+        job.wait().await.unwrap();
+        let (out, mut inputs) = tokio::sync::mpsc::channel(1);
+        let _watch = Watch::start(Proc::default(), 7, ProcId { pid, start: 1 }, out);
+        assert!(matches!(inputs.recv().await, Some(Input::AnchorGone(7))));
+    }
+
     #[tokio::test]
     async fn many_anchors_take_a_bounded_number_of_descriptors_and_every_end_is_reported() {
         const MANY: i64 = 700;

@@ -9,8 +9,8 @@ use tokio::time::Instant;
 use super::{Caller, Naming, Opener, Session};
 use crate::daemon::intake::{self, NamedPaths};
 use crate::flow::{
-    Begun, Callers, NamingQueue, OpenFor, Opened, OpeningStep, Openings, SessionLife, SessionLimits, Subject,
-    TUNING,
+    Begun, Callers, Candidate, JobOf, NamingQueue, OpenFor, Opened, OpeningStep, Openings, SessionLife,
+    SessionLimits, Subject, TUNING, Target,
 };
 use crate::types::{CacheId, Mono, SessionId};
 
@@ -101,7 +101,19 @@ impl Sessions {
         self.by_row.insert(session.row, session);
     }
 
-    /// Inserts a session of an earlier run, or one that was closed.
+    /// Inserts a session that was closed. `limited`: only within the limits. An error says which
+    /// limit is reached.
+    pub(in crate::daemon) fn insert_again(&mut self, session: Session, limited: bool) -> Result<(), String> {
+        if limited {
+            self.limits.begin(session.uid, session.is_open()).map_err(|limit| limit.to_string())?;
+            self.insert(session);
+        } else {
+            self.insert_known(session);
+        }
+        Ok(())
+    }
+
+    /// Inserts a session of an earlier run.
     pub(in crate::daemon) fn insert_known(&mut self, session: Session) {
         self.limits.count(session.uid, session.is_open());
         self.insert(session);
@@ -165,31 +177,18 @@ impl Sessions {
         self.by_row.values().find(|s| s.id == id)
     }
 
-    /// The user's session of a CI job. An error says that there are several.
-    pub(in crate::daemon) fn of_job(&self, uid: u32, key: &str) -> Result<Option<&Session>, String> {
-        let of_job = |s: &&Session| s.uid == uid && s.ci.as_ref().is_some_and(|ci| ci.key() == key);
-        let mut of_job = self.by_row.values().filter(of_job);
-        match (of_job.next(), of_job.next()) {
-            (Some(_), Some(_)) => Err(format!(
-                "CI job {key} has several open sessions: name one (`flywheelctl session list` shows them)"
-            )),
-            (one, _) => Ok(one),
-        }
-    }
-
-    /// The user's only open session. For a caller within a CI job, sessions of
-    /// other CI jobs do not count. An error says that there is none, or several.
-    pub(in crate::daemon) fn only_open(&self, uid: u32, ci_job: Option<&str>) -> Result<&Session, String> {
-        let of_another = |s: &Session| ci_job.is_some() && s.ci.is_some();
-        let mut open = self.by_row.values().filter(|s| s.uid == uid && s.is_open() && !of_another(s));
-        match (open.next(), open.next()) {
-            (Some(one), None) => Ok(one),
-            (None, _) => Err("you have no open session: `flywheelctl session start` opens one".to_owned()),
-            (Some(_), Some(_)) => Err(
-                "you have several open sessions: name one, or set FLYWHEEL_SESSION (`flywheelctl session list` shows them)"
-                    .to_owned(),
-            ),
-        }
+    /// What a caller of a user means that names no session. `ci_job`: the key of its CI job.
+    pub(in crate::daemon) fn unnamed(&self, uid: u32, ci_job: Option<&str>) -> Target {
+        let job = |session: &Session| match (&session.ci, ci_job) {
+            (None, _) => JobOf::Nobody,
+            (Some(ci), Some(key)) if ci.key() == key => JobOf::Caller,
+            (Some(_), _) => JobOf::Another,
+        };
+        let own = self.by_row.values().filter(|session| session.uid == uid);
+        let live: Vec<_> = own
+            .map(|session| Candidate { row: session.row, open: session.is_open(), job: job(session) })
+            .collect();
+        Target::unnamed(ci_job.is_some(), &live)
     }
 
     /// Begins a `flush`. Returns the number of its group of pushes, which is below zero.

@@ -18,6 +18,6 @@ pub(super) use collection::Sessions;
 pub(super) use lookup::{Found, Name, lookup};
 pub(super) use opening::{OpenParts, OpenRequest, Recorded, open};
 pub(super) use report::{Answer, Engines, PATHS_MOST, Reports, Sight, evidence_word, outcome_word};
-pub(super) use restore::{Next, Restored, restore};
+pub(super) use restore::{Restored, restore};
 pub(super) use session::Session;
 pub(super) use waiting::{Asked, Caller, Naming, Opener};

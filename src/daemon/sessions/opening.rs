@@ -14,7 +14,7 @@ use crate::daemon::push::StoreReader;
 use crate::flow::{SessionLife, TUNING};
 use crate::ledger::{Ledger, NewSession, SessionKind, Warnings};
 use crate::observe::detail;
-use crate::types::{CacheId, Wall, printable};
+use crate::types::{CacheId, Mono, Wall, printable};
 
 /// Characters of a label that are kept.
 const LABEL: usize = 200;
@@ -45,6 +45,8 @@ pub(in crate::daemon) struct OpenParts {
     pub(in crate::daemon) cursor: i64,
     /// Where processes are looked up.
     pub(in crate::daemon) proc: Proc,
+    /// When it was asked for.
+    pub(in crate::daemon) now: Mono,
 }
 
 /// A new session and its anchor, or why it is refused.
@@ -108,7 +110,11 @@ pub(in crate::daemon) fn open(
         gid: peer.gid,
         ci,
         log_paths,
-        life: if with_window { SessionLife::open(&TUNING) } else { SessionLife::draining(&TUNING, false) },
+        life: if with_window {
+            SessionLife::open(&TUNING, process.is_some(), parts.now)
+        } else {
+            SessionLife::draining(&TUNING, false)
+        },
         draining_since: None,
         watch: None,
         warnings: Warnings::default(),

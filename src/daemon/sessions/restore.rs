@@ -2,31 +2,25 @@
 //! not know what is left to push.
 
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
 use tokio::time::Instant;
 
 use super::{Session, Sessions, anchors};
 use crate::attribution::{Anchor, Proc, ProcId, Window, Windows};
-use crate::flow::{SessionLife, TUNING};
+use crate::flow::{AnchorNow, Left, Resume, SessionLife, TUNING};
 use crate::ledger::{Ledger, LedgerError, SessionKind, SessionState};
 use crate::observe::event;
-use crate::types::{CacheId, Mono, PushId, SessionId};
+use crate::types::{CacheId, Mono, PushId, SessionId, Wall};
 
 /// What is done about a restored session when its pushes are known again.
 #[derive(Debug)]
 pub(in crate::daemon) struct Restored {
     pub(in crate::daemon) row: SessionId,
     pub(in crate::daemon) pending: Vec<PushId>,
-    pub(in crate::daemon) next: Next,
-}
-
-/// How a restored session continues.
-#[derive(Debug)]
-pub(in crate::daemon) enum Next {
-    /// It is open. Its anchor, if it has one that runs, is watched.
-    Open(Option<ProcId>),
-    /// It drains. Its window may not have been closed, and what the cache said about its
-    /// paths is only remembered, so the cache is asked again.
-    Take,
+    pub(in crate::daemon) resume: Resume,
+    /// Its anchor, if it has one.
+    pub(in crate::daemon) anchor: Option<ProcId>,
 }
 
 /// Reads the sessions from the ledger into `sessions` and opens their windows.
@@ -44,29 +38,38 @@ pub(in crate::daemon) fn restore(
         let cache = id(&info.new.cache);
         let anchor = info.new.anchor_pid.map(|(pid, start)| ProcId { pid, start });
         let alive = anchor.filter(|_| same_boot).and_then(|id| Anchor::of(proc, id));
-        let is_job = info.new.kind == SessionKind::Job;
-        let draining = info.state != SessionState::Open;
-        if is_job {
+        let left = match info.state {
+            SessionState::Open => Left::Open {
+                anchor: match (anchor, &alive) {
+                    (None, _) => AnchorNow::None,
+                    (Some(_), Some(_)) => AnchorNow::Runs,
+                    (Some(_), None) => AnchorNow::Ended,
+                },
+                open_for: Duration::from_millis(
+                    u64::try_from(Wall::now().0.saturating_sub(info.new.started_at)).unwrap_or_default(),
+                ),
+            },
+            SessionState::Draining | SessionState::Closed | SessionState::Abandoned => {
+                Left::Draining { abandoned: info.abandoned }
+            }
+        };
+        if info.new.kind == SessionKind::Job {
             let window = Window {
                 session: info.row,
                 after: info.new.after,
                 until: info.until,
                 uid: info.new.uid,
                 cache: cache.map(|c| c.0),
-                anchor: alive.clone().or(anchor.map(ended)),
+                anchor: alive.or(anchor.map(ended)),
             };
             windows.lock().unwrap_or_else(PoisonError::into_inner).open(window);
         }
-        let orphaned = anchor.is_some() && alive.is_none();
-        let next = if draining { Next::Take } else { Next::Open(anchor.filter(|_| !orphaned)) };
-        restored.push(Restored { row: info.row, pending: ledger.session_pending(info.row)?, next });
-        let life = if draining {
-            SessionLife::draining(&TUNING, info.abandoned)
-        } else {
-            // The driver's clock starts at 0.
-            SessionLife::restored(&TUNING, orphaned, Mono::default())
-        };
-        sessions.insert_known(Session::restored(info, cache, life, draining.then(Instant::now)));
+        // The driver's clock starts at 0.
+        let (life, resume) = SessionLife::restored(&TUNING, left, Mono::default());
+        let pending = ledger.session_pending(info.row)?;
+        restored.push(Restored { row: info.row, pending, resume, anchor });
+        let draining_since = (!life.is_open()).then(Instant::now);
+        sessions.insert_known(Session::restored(info, cache, life, draining_since));
     }
     if !restored.is_empty() {
         event!(

@@ -4,7 +4,8 @@ use tokio::time::Instant;
 
 use super::Watch;
 use crate::control::messages::CiJob;
-use crate::flow::{SessionLife, TUNING};
+use crate::daemon::intake::NamedPaths;
+use crate::flow::{SessionLife, Subject, TUNING};
 use crate::ledger::{Ledger, SessionInfo, Warnings};
 use crate::observe::event;
 use crate::types::{CacheId, SessionId};
@@ -65,13 +66,20 @@ impl Session {
         }
     }
 
-    /// An abandoned session that its job has ended after all.
+    /// A closed session that its job ends after that, or ends with further paths.
     pub(in crate::daemon) fn rejoined(info: SessionInfo, cache: Option<CacheId>, since: Instant) -> Self {
         Self::restored(info, cache, SessionLife::draining(&TUNING, false), Some(since))
     }
 
     pub(in crate::daemon) fn is_open(&self) -> bool {
         self.life.is_open()
+    }
+
+    /// What an end of it with these paths asks for. A session whose paths are skipped pushes
+    /// none, but its window is closed as any other's.
+    pub(in crate::daemon) fn end_subject(&self, paths: NamedPaths) -> Subject<NamedPaths> {
+        let pushes = self.cache.is_some() && !self.confined;
+        Subject::End(self.row, if pushes { paths } else { NamedPaths::default() })
     }
 
     /// Adds a warning to the summary, unless it is there already.

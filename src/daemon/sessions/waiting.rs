@@ -99,3 +99,18 @@ pub(in crate::daemon) struct Naming {
     /// The user whose turn it takes.
     pub(in crate::daemon) uid: u32,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_caller_waits_for_a_day_at_most() {
+        let day = Mono(1_000).after(LONGEST);
+        for (timeout_ms, deadline) in [(0, Mono(1_000)), (365 * 24 * 3_600_000, day), (u64::MAX, day)] {
+            let (responder, _answer) = Responder::pair();
+            let caller = Caller::new(responder, true, timeout_ms, Mono(1_000));
+            assert_eq!(caller.patience.deadline, deadline, "{timeout_ms}");
+        }
+    }
+}

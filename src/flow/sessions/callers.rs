@@ -136,7 +136,6 @@ impl<T> Callers<T> {
     /// those that are to be answered.
     fn each(&mut self, now: Mono, event: impl Fn(&Waiting<T>) -> Option<Event>) -> Vec<(Knows, T)> {
         let stopping = self.stopping;
-        let mut answered = Vec::new();
         let is_answered = |waiting: &mut Waiting<T>| {
             let event = event(waiting)?;
             match step(waiting.stage, event, &waiting.patience, stopping, now) {
@@ -147,11 +146,11 @@ impl<T> Callers<T> {
                 Next::Answered(knows) => Some(knows),
             }
         };
-        let mut at = 0;
-        while at < self.all.len() {
-            match is_answered(&mut self.all[at]) {
-                None => at += 1,
-                Some(knows) => answered.push((knows, self.all.remove(at).caller)),
+        let mut answered = Vec::new();
+        for mut waiting in std::mem::take(&mut self.all) {
+            match is_answered(&mut waiting) {
+                None => self.all.push(waiting),
+                Some(knows) => answered.push((knows, waiting.caller)),
             }
         }
         answered
@@ -285,6 +284,44 @@ settling | end                | answered Settled
             }
         }
         assert_eq!(rows, Vec::<Vec<&str>>::new(), "rows that nothing tested");
+    }
+
+    #[test]
+    fn a_stop_answers_a_thousand_callers_once_each_and_in_order() {
+        let mut callers = Callers::default();
+        for n in 0..1_000 {
+            let group = i64::from(n % 7);
+            callers.add(u64::from(n), group, patience(true, true, false, false), n);
+            if n % 2 == 0 {
+                assert_eq!(callers.named(u64::from(n), NOW), []);
+            }
+        }
+        // What is under way may settle the groups but the third.
+        let answered = callers.stop(NOW, |group| group == 3);
+        let expected = |n: &u32| n % 2 == 1 || n % 7 == 3;
+        let hopeless: Vec<u32> = answered.into_iter().map(|(_, caller)| caller).collect();
+        assert_eq!(hopeless, (0..1_000).filter(expected).collect::<Vec<_>>());
+        let rest: Vec<u32> = callers.end(NOW).into_iter().map(|(_, caller)| caller).collect();
+        assert_eq!(rest, (0..1_000).filter(|n| !expected(n)).collect::<Vec<_>>());
+        assert_eq!(callers.len(), 0);
+    }
+
+    /// A caller that has closed its connection, in either stage, is not answered, and takes
+    /// nothing from the others of its naming.
+    #[test]
+    fn a_caller_that_has_left_is_forgotten_in_either_stage() {
+        for taken_in in [false, true] {
+            let mut callers = Callers::default();
+            for n in 0..3 {
+                callers.add(7, 1, patience(true, true, false, false), n);
+            }
+            if taken_in {
+                assert_eq!(callers.named(7, NOW), []);
+            }
+            callers.forget(|caller| *caller == 1);
+            assert_eq!(callers.named(7, NOW), []);
+            assert_eq!(callers.settled(1, NOW), [(Knows::All, 0), (Knows::All, 2)]);
+        }
     }
 
     /// Random events: each caller is answered once, by its deadline when time passes, with

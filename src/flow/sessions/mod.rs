@@ -6,6 +6,7 @@
 //! Must not know: who waits for the session, its paths, the clock.
 
 mod callers;
+mod ends;
 mod limits;
 mod namings;
 mod opening;
@@ -18,6 +19,9 @@ use std::time::Duration;
 use crate::types::Mono;
 
 pub(crate) use callers::{Callers, Knows, Patience, SHORT_WAIT};
+pub(crate) use ends::{
+    Candidate, JobOf, Meant, Moment, NoSession, Otherwise, Record, Return, Target, meant, returns,
+};
 pub(crate) use limits::{LimitReached, SessionLimits};
 pub(crate) use namings::{NamingQueue, PushSubject, Subject};
 pub(crate) use opening::{Begun, Opened, Openings, Purpose as OpenFor, Step as OpeningStep};
@@ -45,6 +49,9 @@ pub(crate) struct Tuning {
     pub(crate) grace: Duration,
     /// The same after a restart, when the job may still be looking for the daemon.
     pub(crate) restart_grace: Duration,
+    /// How long a session without an anchor stays open: nothing shows the daemon that its job
+    /// has ended.
+    pub(crate) open_longest: Duration,
     /// How often the cache is asked about the paths of a session before it is closed.
     pub(crate) rounds: u32,
 }
@@ -59,6 +66,7 @@ pub(crate) const TUNING: Tuning = Tuning {
     callers: 512,
     grace: Duration::from_secs(2),
     restart_grace: Duration::from_secs(10),
+    open_longest: Duration::from_secs(7 * 24 * 3600),
     rounds: 8,
 };
 
@@ -66,7 +74,10 @@ pub(crate) const TUNING: Tuning = Tuning {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SessionState {
     /// Its job runs, and its window is open.
-    Open,
+    Open {
+        /// When it counts as abandoned. `None`: its anchor is watched.
+        until: Option<Mono>,
+    },
     /// Its anchor ended, and its window is still open.
     Orphaned {
         /// When it counts as abandoned.
@@ -121,10 +132,7 @@ pub(crate) enum SessionEvent {
 pub(crate) enum SessionAction {
     /// Record that it drains, and whether it counts as abandoned. Its anchor need
     /// not be watched any longer.
-    Drain {
-        /// Its job has not ended it.
-        abandoned: bool,
-    },
+    Drain(Ended),
     /// Its job ended it after all: record that it does not count as abandoned.
     Rejoined,
     /// Begin a naming without paths, which closes the window.
@@ -142,6 +150,68 @@ pub(crate) enum SessionAction {
     },
 }
 
+/// Why a session drains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// Its job has ended it.
+    ByJob,
+    /// Its anchor has ended, and nobody has ended it since.
+    AnchorGone,
+    /// Its caller left before it learned the session's id.
+    CallerGone,
+    /// It has no anchor, and nobody has ended it for [`Tuning::open_longest`].
+    OpenTooLong,
+}
+
+impl Ended {
+    /// Whether the session counts as abandoned.
+    pub(crate) fn abandoned(self) -> bool {
+        match self {
+            Self::ByJob => false,
+            Self::AnchorGone | Self::CallerGone | Self::OpenTooLong => true,
+        }
+    }
+}
+
+/// What the ledger has of a session that was live when the daemon ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Left {
+    /// It was open.
+    Open {
+        anchor: AnchorNow,
+        /// How long it has been open, by the wall clock.
+        open_for: Duration,
+    },
+    /// It was draining.
+    Draining {
+        /// Its job has not ended it.
+        abandoned: bool,
+    },
+}
+
+/// A session's anchor after a restart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AnchorNow {
+    /// It has none.
+    None,
+    /// The process runs.
+    Runs,
+    /// The process has ended, or was one of an earlier boot.
+    Ended,
+}
+
+/// What is done for a restored session when its pushes are known again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Resume {
+    /// Its anchor is watched.
+    Watch,
+    /// It waits for its end.
+    Wait,
+    /// The intake takes in its paths and closes its window, which may not have happened, and
+    /// the cache is asked again: what it said is only remembered.
+    Take,
+}
+
 /// The life of one session.
 #[derive(Debug)]
 pub(crate) struct SessionLife {
@@ -155,9 +225,11 @@ impl SessionLife {
         Self { state, grace: tuning.grace, rounds: tuning.rounds }
     }
 
-    /// Starts the life of a job's session that has been recorded as open.
-    pub(crate) fn open(tuning: &Tuning) -> Self {
-        Self::new(tuning, SessionState::Open)
+    /// Starts the life of a job's session that has been recorded. `anchored`: its anchor is
+    /// watched.
+    pub(crate) fn open(tuning: &Tuning, anchored: bool, now: Mono) -> Self {
+        let until = (!anchored).then(|| now.after(tuning.open_longest));
+        Self::new(tuning, SessionState::Open { until })
     }
 
     /// Starts the life of a session that has been recorded as draining, with one
@@ -166,20 +238,26 @@ impl SessionLife {
         Self::new(tuning, SessionState::Taking { namings: 1, abandoned, round: 0 })
     }
 
-    /// Continues the life of an open session after a restart. `orphaned`: its anchor
-    /// ended while no daemon ran.
-    pub(crate) fn restored(tuning: &Tuning, orphaned: bool, now: Mono) -> Self {
-        let state = if orphaned {
-            SessionState::Orphaned { until: now.after(tuning.restart_grace) }
-        } else {
-            SessionState::Open
-        };
-        Self::new(tuning, state)
+    /// Continues the life of a session after a restart, and returns what is done for it.
+    pub(crate) fn restored(tuning: &Tuning, left: Left, now: Mono) -> (Self, Resume) {
+        let grace = now.after(tuning.restart_grace);
+        match left {
+            Left::Open { anchor: AnchorNow::Runs, .. } => (Self::open(tuning, true, now), Resume::Watch),
+            Left::Open { anchor: AnchorNow::Ended, .. } => {
+                (Self::new(tuning, SessionState::Orphaned { until: grace }), Resume::Wait)
+            }
+            Left::Open { anchor: AnchorNow::None, open_for } => {
+                // The wall clock may have jumped while no daemon ran.
+                let until = now.after(tuning.open_longest.saturating_sub(open_for)).max(grace);
+                (Self::new(tuning, SessionState::Open { until: Some(until) }), Resume::Wait)
+            }
+            Left::Draining { abandoned } => (Self::draining(tuning, abandoned), Resume::Take),
+        }
     }
 
     /// Returns whether its window is open.
     pub(crate) fn is_open(&self) -> bool {
-        matches!(self.state, SessionState::Open | SessionState::Orphaned { .. })
+        matches!(self.state, SessionState::Open { .. } | SessionState::Orphaned { .. })
     }
 
     /// Returns whether all of its paths are known as pushes.
@@ -190,11 +268,9 @@ impl SessionLife {
     /// Returns when the next [`SessionEvent::Tick`] is due.
     pub(crate) fn due(&self) -> Option<Mono> {
         match self.state {
+            SessionState::Open { until } => until,
             SessionState::Orphaned { until } => Some(until),
-            SessionState::Open
-            | SessionState::Taking { .. }
-            | SessionState::Settling { .. }
-            | SessionState::Closed => None,
+            SessionState::Taking { .. } | SessionState::Settling { .. } | SessionState::Closed => None,
         }
     }
 
@@ -202,12 +278,11 @@ impl SessionLife {
     /// drawn changes nothing.
     ///
     /// ```text
-    ///  start ──► Open ──── end, or the caller left ─────────► Taking ── last naming ──► Settling ── quiet ──► Closed
-    ///             │                                            ▲ ▲ ▲                       │  nothing uploaded,
-    ///             │ anchor gone                                │ │ │                       │  or the last round
-    ///             ▼                                            │ │ └── end ────────────────┤
-    ///          Orphaned ──── end, or grace over ───────────────┘ │     next round ─────────┘
-    ///                                                            └── push, or end after it was closed
+    ///  start ──► Open ── end, caller left, or too long without an anchor ─► Taking ── last naming ──► Settling ── quiet ──► Closed
+    ///             │                                                         ▲ ▲ ▲                       │  nothing uploaded,
+    ///             │ anchor gone                                             │ │ │                       │  or the last round
+    ///             ▼                                                         │ │ └── end, or next round ─┘
+    ///          Orphaned ── end, caller left, or grace over ─────────────────┘ └── push, end after it was closed, restart
     /// ```
     ///
     /// A round is one question about everything that the answer reports on. Another one
@@ -218,15 +293,16 @@ impl SessionLife {
         use SessionState as State;
         let rejoined = |abandoned| if abandoned { vec![Action::Rejoined] } else { Vec::new() };
         let (state, actions) = match (self.state, event) {
-            (State::Open | State::Orphaned { .. }, Event::End) => {
+            (State::Open { .. } | State::Orphaned { .. }, Event::End) => {
                 let state = State::Taking { namings: 1, abandoned: false, round: 0 };
-                (state, vec![Action::Drain { abandoned: false }])
+                (state, vec![Action::Drain(Ended::ByJob)])
             }
-            (State::Open, Event::AnchorGone) => {
+            (State::Open { .. }, Event::AnchorGone) => {
                 (State::Orphaned { until: now.after(self.grace) }, Vec::new())
             }
-            (State::Orphaned { until }, Event::Tick) if until <= now => abandon(),
-            (State::Open | State::Orphaned { .. }, Event::CallerGone) => abandon(),
+            (State::Open { until: Some(until) }, Event::Tick) if until <= now => abandon(Ended::OpenTooLong),
+            (State::Orphaned { until }, Event::Tick) if until <= now => abandon(Ended::AnchorGone),
+            (State::Open { .. } | State::Orphaned { .. }, Event::CallerGone) => abandon(Ended::CallerGone),
             (State::Taking { namings, abandoned, round }, Event::End) => {
                 let namings = namings.saturating_add(1);
                 (State::Taking { namings, abandoned: false, round }, rejoined(abandoned))
@@ -253,7 +329,7 @@ impl SessionLife {
                 let close = Action::Close { abandoned };
                 (State::Closed, if uploaded { vec![Action::WarnUnstable, close] } else { vec![close] })
             }
-            (State::Open, Event::Join | Event::Named | Event::Quiet { .. } | Event::Tick)
+            (State::Open { .. }, Event::Join | Event::Named | Event::Quiet { .. } | Event::Tick)
             | (
                 State::Orphaned { .. },
                 Event::Join | Event::AnchorGone | Event::Named | Event::Quiet { .. } | Event::Tick,
@@ -283,7 +359,7 @@ impl SessionLife {
 }
 
 /// Ends a session without its job: the daemon takes in its paths.
-fn abandon() -> (SessionState, Vec<SessionAction>) {
+fn abandon(why: Ended) -> (SessionState, Vec<SessionAction>) {
     let state = SessionState::Taking { namings: 1, abandoned: true, round: 0 };
-    (state, vec![SessionAction::Drain { abandoned: true }, SessionAction::Take])
+    (state, vec![SessionAction::Drain(why), SessionAction::Take])
 }

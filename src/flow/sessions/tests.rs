@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::types::CacheId;
 
+mod ends;
 mod openings;
 
 const TUNING: Tuning = Tuning {
@@ -20,12 +21,15 @@ const TUNING: Tuning = Tuning {
     callers: 3,
     grace: Duration::from_secs(2),
     restart_grace: Duration::from_secs(10),
+    open_longest: Duration::from_secs(3_600),
     rounds: 3,
 };
 const NOW: Mono = Mono(100_000);
 
-const STATES: [&str; 10] = [
+const STATES: [&str; 12] = [
     "open",
+    "unwatched",
+    "too long",
     "orphaned",
     "overdue",
     "taking1",
@@ -40,7 +44,9 @@ const STATES: [&str; 10] = [
 fn state(name: &str) -> SessionState {
     let abandoned = name.ends_with("abandoned");
     match name {
-        "open" => SessionState::Open,
+        "open" => SessionState::Open { until: None },
+        "unwatched" => SessionState::Open { until: Some(Mono(NOW.0 + 1)) },
+        "too long" => SessionState::Open { until: Some(NOW) },
         "orphaned" => SessionState::Orphaned { until: Mono(NOW.0 + 1) },
         "overdue" => SessionState::Orphaned { until: NOW },
         "taking2" => SessionState::Taking { namings: 2, abandoned, round: 0 },
@@ -62,7 +68,9 @@ fn show(state: SessionState) -> String {
         format!("{}{round}", if abandoned { " abandoned" } else { "" })
     };
     match state {
-        SessionState::Open => "open".into(),
+        SessionState::Open { until: None } => "open".into(),
+        SessionState::Open { until: Some(until) } if until <= NOW => "too long".into(),
+        SessionState::Open { .. } => "unwatched".into(),
         SessionState::Orphaned { until } if until == NOW => "overdue".into(),
         SessionState::Orphaned { until } => format!("orphaned+{}", until.since(NOW).as_millis()),
         SessionState::Taking { namings, abandoned, round } => {
@@ -103,14 +111,21 @@ fn events() -> [(&'static str, SessionEvent); 8] {
 /// Rows of `state | event | state after | actions`. A pair without a row changes nothing
 /// and has no actions.
 const TABLE: &str = "
-open               | end         | taking1            | drain
+open               | end         | taking1            | ByJob
 open               | anchor gone | orphaned+2000      |
-open               | caller gone | taking1 abandoned  | abandon take
-orphaned           | end         | taking1            | drain
-orphaned           | caller gone | taking1 abandoned  | abandon take
-overdue            | end         | taking1            | drain
-overdue            | caller gone | taking1 abandoned  | abandon take
-overdue            | tick        | taking1 abandoned  | abandon take
+open               | caller gone | taking1 abandoned  | CallerGone take
+unwatched          | end         | taking1            | ByJob
+unwatched          | anchor gone | orphaned+2000      |
+unwatched          | caller gone | taking1 abandoned  | CallerGone take
+too long           | end         | taking1            | ByJob
+too long           | anchor gone | orphaned+2000      |
+too long           | caller gone | taking1 abandoned  | CallerGone take
+too long           | tick        | taking1 abandoned  | OpenTooLong take
+orphaned           | end         | taking1            | ByJob
+orphaned           | caller gone | taking1 abandoned  | CallerGone take
+overdue            | end         | taking1            | ByJob
+overdue            | caller gone | taking1 abandoned  | CallerGone take
+overdue            | tick        | taking1 abandoned  | AnchorGone take
 taking1            | end         | taking2            |
 taking1            | named       | settling           | flush
 taking1 abandoned  | end         | taking2            | rejoined
@@ -131,8 +146,10 @@ taking1 abandoned  | join        | taking1            | rejoined
 
 fn word(action: SessionAction) -> &'static str {
     match action {
-        SessionAction::Drain { abandoned: false } => "drain",
-        SessionAction::Drain { abandoned: true } => "abandon",
+        SessionAction::Drain(Ended::ByJob) => "ByJob",
+        SessionAction::Drain(Ended::AnchorGone) => "AnchorGone",
+        SessionAction::Drain(Ended::CallerGone) => "CallerGone",
+        SessionAction::Drain(Ended::OpenTooLong) => "OpenTooLong",
         SessionAction::Rejoined => "rejoined",
         SessionAction::Take => "take",
         SessionAction::Confirm => "confirm",
@@ -163,22 +180,59 @@ fn the_whole_table() {
 
 #[test]
 fn an_anchor_that_ends_just_before_the_end_of_its_session_leads_to_one_end() {
-    let mut life = SessionLife::open(&TUNING);
+    let mut life = SessionLife::open(&TUNING, true, NOW);
     assert_eq!(life.step(SessionEvent::AnchorGone, NOW), []);
     assert!(life.is_open(), "its window stays open");
     let due = life.due().unwrap();
     assert_eq!(life.step(SessionEvent::Tick, Mono(due.0 - 1)), []);
-    assert_eq!(life.step(SessionEvent::End, due), [SessionAction::Drain { abandoned: false }]);
+    assert_eq!(life.step(SessionEvent::End, due), [SessionAction::Drain(Ended::ByJob)]);
     assert_eq!(life.step(SessionEvent::Tick, Mono(due.0 + 60_000)), []);
     assert_eq!(life.step(SessionEvent::AnchorGone, due), []);
 }
 
 #[test]
-fn a_push_is_never_open_and_an_orphan_of_a_restart_waits_longer() {
+fn a_push_is_never_open() {
     assert!(!SessionLife::draining(&TUNING, false).is_open());
-    let orphan = SessionLife::restored(&TUNING, true, NOW);
-    assert_eq!(orphan.due(), Some(NOW.after(TUNING.restart_grace)));
-    assert_eq!(SessionLife::restored(&TUNING, false, NOW).due(), None);
+}
+
+/// What the ledger has, how the session goes on, when something is due, and what is done.
+#[test]
+fn the_whole_table_of_a_restart() {
+    let open = |anchor, open_for| Left::Open { anchor, open_for: Duration::from_secs(open_for) };
+    let draining = |abandoned| Left::Draining { abandoned };
+    let after = |seconds| Some(NOW.after(Duration::from_secs(seconds)));
+    let rows = [
+        (open(AnchorNow::Runs, 0), true, None, Resume::Watch),
+        (open(AnchorNow::Runs, 9_000), true, None, Resume::Watch),
+        (open(AnchorNow::Ended, 0), true, after(10), Resume::Wait),
+        (open(AnchorNow::None, 0), true, after(3_600), Resume::Wait),
+        (open(AnchorNow::None, 600), true, after(3_000), Resume::Wait),
+        // The clock went forward by a year while no daemon ran.
+        (open(AnchorNow::None, 365 * 24 * 3_600), true, after(10), Resume::Wait),
+        (draining(false), false, None, Resume::Take),
+        (draining(true), false, None, Resume::Take),
+    ];
+    for (left, is_open, due, resume) in rows {
+        let (mut life, does) = SessionLife::restored(&TUNING, left, NOW);
+        assert_eq!((life.is_open(), life.due(), does), (is_open, due, resume), "{left:?}");
+        if !is_open {
+            // Its end after the restart is one more naming, and nothing is taken in twice.
+            assert_eq!(life.step(SessionEvent::Named, NOW), [SessionAction::Flush]);
+            let close = SessionAction::Close { abandoned: left == draining(true) };
+            assert_eq!(life.step(SessionEvent::Quiet { uploaded: false }, NOW), [close]);
+        }
+    }
+}
+
+#[test]
+fn a_session_without_an_anchor_does_not_stay_open_for_ever() {
+    let mut life = SessionLife::open(&TUNING, false, NOW);
+    let due = life.due().unwrap();
+    assert_eq!(due, NOW.after(TUNING.open_longest));
+    assert_eq!(life.step(SessionEvent::Tick, Mono(due.0 - 1)), []);
+    let drain = SessionAction::Drain(Ended::OpenTooLong);
+    assert_eq!(life.step(SessionEvent::Tick, due), [drain, SessionAction::Take]);
+    assert_eq!(life.step(SessionEvent::End, due), [SessionAction::Rejoined]);
 }
 
 #[test]
@@ -287,7 +341,7 @@ proptest! {
     /// every naming, and counts as abandoned if and only if its job never ended it.
     #[test]
     fn random_events_agree_with_the_model(events in prop::collection::vec((0..9_usize, 0..3_000_u64), 0..60)) {
-        let mut life = SessionLife::open(&TUNING);
+        let mut life = SessionLife::open(&TUNING, true, Mono(0));
         let mut model = Model { ended: false, abandoned: false, namings: 0, round: 0, orphan_until: None, closed: false };
         let mut now = Mono(0);
         for (event, later) in events {
@@ -297,15 +351,16 @@ proptest! {
                 if model.closed {
                     continue;
                 }
-                if model.ended {
-                    life = SessionLife::draining(&TUNING, model.abandoned);
-                    model.namings = 1;
-                    model.round = 0;
+                let left = if model.ended {
+                    (model.namings, model.round) = (1, 0);
+                    Left::Draining { abandoned: model.abandoned }
                 } else {
                     let orphaned = model.orphan_until.is_some();
-                    life = SessionLife::restored(&TUNING, orphaned, now);
                     model.orphan_until = orphaned.then(|| now.after(TUNING.restart_grace));
-                }
+                    let anchor = if orphaned { AnchorNow::Ended } else { AnchorNow::Runs };
+                    Left::Open { anchor, open_for: Duration::from_millis(now.0) }
+                };
+                life = SessionLife::restored(&TUNING, left, now).0;
                 continue;
             }
             let event = super::tests::events()[event].1;
@@ -343,7 +398,7 @@ proptest! {
                 model.namings += 1;
             }
             let actions = life.step(event, now);
-            let drains = actions.iter().filter(|action| matches!(action, SessionAction::Drain { .. })).count();
+            let drains = actions.iter().filter(|action| matches!(action, SessionAction::Drain(_))).count();
             prop_assert_eq!(drains, usize::from(open && model.ended), "{:?}", event);
             prop_assert_eq!(actions.contains(&SessionAction::Take), abandons);
             prop_assert_eq!(actions.contains(&SessionAction::Confirm), again);

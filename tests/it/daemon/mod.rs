@@ -4,6 +4,7 @@ mod attacks;
 mod caches;
 mod commands;
 mod doctor;
+mod ends;
 mod exits;
 mod failures;
 mod first_process;

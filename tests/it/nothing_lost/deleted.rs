@@ -277,6 +277,24 @@ fn a_path_that_was_collected_and_is_built_again_is_pushed_again() {
     assert!(rig.cache.main().has(&path));
 }
 
+/// What a session has pushed, and then is collected here, is asked about as well at its end.
+#[test]
+fn what_the_store_and_then_the_cache_removed_is_not_reported_as_pushed() {
+    let rig = Rig::new("");
+    let session = rig.daemon.session(&[]);
+    let [kept, lost] = ["kept", "lost"].map(|name| rig.daemon.nix.make(name));
+    rig.daemon.flush();
+    for path in [&kept, &lost] {
+        let collected = rig.daemon.nix.run("nix-store", &["--delete", "--ignore-liveness", path]);
+        assert!(collected.status.success(), "{}", String::from_utf8_lossy(&collected.stderr));
+    }
+    rig.delete(&lost);
+    let end = rig.daemon.end(&session, &[]);
+    let counts = (&end["pushed"], &end["collected"], &end["pending"], &end["outcome"]);
+    assert_eq!(counts, (&1.into(), &1.into(), &0.into(), &"complete".into()), "{end}");
+    assert!(rig.cache.main().has(&kept));
+}
+
 #[test]
 fn a_session_is_answered_from_what_the_cache_says_now() {
     let mut rig = Rig::new("");
