@@ -25,6 +25,10 @@ pub const MINIMUM: u16 = 6;
 
 const MAGIC: [u8; 4] = *b"FLYW";
 
+/// Upper bound of the bytes of each text in a hello: enough for a version and a directory, and
+/// below the limit of a hello for all of them.
+const HELLO_TEXT: usize = 1000;
+
 /// Why bytes from the other side cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum CodecError {
@@ -217,8 +221,7 @@ fn framed(body: &[u8]) -> Vec<u8> {
 }
 
 fn put_text(body: &mut Vec<u8>, text: &str) {
-    // 1,000 bytes are enough for a version and a directory, and keep the hello below its limit.
-    let mut end = text.len().min(1000);
+    let mut end = text.len().min(HELLO_TEXT);
     while !text.is_char_boundary(end) {
         end -= 1;
     }
@@ -239,6 +242,11 @@ fn take_u16(rest: &mut &[u8]) -> Result<u16, CodecError> {
 
 fn take_text(rest: &mut &[u8]) -> Result<String, CodecError> {
     let size = usize::from(take_u16(rest)?);
+    if size > HELLO_TEXT {
+        return Err(CodecError::Malformed(format!(
+            "a text of the hello has {size} bytes, more than {HELLO_TEXT}"
+        )));
+    }
     let (head, tail) = rest.split_at_checked(size).ok_or_else(short)?;
     *rest = tail;
     String::from_utf8(head.to_vec()).map_err(|e| CodecError::Malformed(e.to_string()))

@@ -43,6 +43,18 @@ fn a_hello_from_elsewhere_differs_from_a_short_one() {
     }
 }
 
+/// What a hello of ours cannot say is not taken from others either.
+#[test]
+fn a_hello_with_a_longer_text_than_ours_is_refused() {
+    for (bytes, is_accepted) in [(1000, true), (1001, false)] {
+        let text = [&u16::to_be_bytes(bytes)[..], &vec![b'a'; usize::from(bytes)]].concat();
+        let client = [b"FLYW\0\x05", &text[..]].concat();
+        let server = [b"FLYW\0\x05\0\x02", &text[..], b"\0\x01/"].concat();
+        assert_eq!(ClientHello::parse(&client).is_ok(), is_accepted, "{bytes}");
+        assert_eq!(ServerHello::parse(&server).is_ok(), is_accepted, "{bytes}");
+    }
+}
+
 /// A change here breaks clients that are already running: raise `PROTOCOL`.
 #[test]
 fn message_bytes_are_pinned() {
