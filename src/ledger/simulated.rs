@@ -96,6 +96,11 @@ impl Disk {
         self.state().writer.as_ref().map(|writer| read(writer.conn()))
     }
 
+    /// Whether the last write failed, so that changes are kept in memory.
+    pub(crate) fn is_failing(&self) -> bool {
+        self.state().writer.as_ref().is_some_and(Writer::is_failing)
+    }
+
     /// How many changes are not written.
     pub(crate) fn waiting(&self) -> usize {
         self.state().waiting.len()

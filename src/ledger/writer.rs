@@ -106,6 +106,12 @@ impl Writer {
         &self.conn
     }
 
+    /// Whether the last write failed, so that changes are kept in memory.
+    #[cfg(test)]
+    pub(super) fn is_failing(&self) -> bool {
+        self.failing.is_some()
+    }
+
     /// Runs until the last sender is dropped and everything is written.
     pub(super) fn run(mut self) {
         loop {

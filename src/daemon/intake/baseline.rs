@@ -111,6 +111,12 @@ impl Baseline {
         Some(if begin.identity == identity && begin.id <= head { begin.id } else { 0 })
     }
 
+    /// Whether there was a Nix database at some start of the daemon, also if the ledger does
+    /// not know of it any more.
+    pub(super) fn has_begun(&self) -> bool {
+        self.begin.is_some()
+    }
+
     /// Notes the first start. Logs an error and goes on when it cannot be written.
     pub(super) fn note(&mut self, identity: &str, id: i64, at: i64) {
         self.write(Begin { identity: identity.to_owned(), id, at });

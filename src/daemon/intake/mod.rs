@@ -191,6 +191,9 @@ struct Progress {
     rechecks: VecDeque<Recheck>,
     /// Whether all failed pushes are to be retried.
     retry: bool,
+    /// The first of the caches that were added since the first turn, and whose pushes of
+    /// earlier runs the driver has not learned of.
+    added: Option<u16>,
     /// Whether more is to be done without an event.
     more: bool,
     stuck: Stuck,
@@ -260,6 +263,7 @@ impl Intake {
             hooked: VecDeque::new(),
             rechecks: VecDeque::new(),
             retry: false,
+            added: None,
             more: false,
             stuck: Stuck::default(),
         }
@@ -269,7 +273,9 @@ impl Intake {
     /// that may pass has kept it from some of it.
     fn turn(&mut self, progress: &mut Progress) -> Result<Option<Duration>, IntakeError> {
         self.pulse.beat();
-        self.take_up_policy();
+        if let Some(added) = self.take_up_policy().filter(|_| progress.restored) {
+            progress.added.get_or_insert(added);
+        }
         self.take_up_settlements();
         match self.advance(progress) {
             Ok(()) => {
@@ -304,19 +310,21 @@ impl Intake {
         }
     }
 
-    fn take_up_policy(&mut self) {
-        let Some(policy) = self.new_policy.lock().unwrap_or_else(PoisonError::into_inner).take() else {
-            return;
-        };
+    /// Puts a new policy to use. Returns the number of the first cache that it adds.
+    fn take_up_policy(&mut self) -> Option<u16> {
+        let policy = self.new_policy.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        let before = self.policy.caches.len();
         self.policy = policy;
         let recheck_after = self.recheck_after;
         self.confirmed.resize_with(self.policy.caches.len(), || Confirmed::new(recheck_after));
+        u16::try_from(before).ok().filter(|_| before < self.policy.caches.len())
     }
 
     /// Does all work that is due. After an error the next call begins again; nothing that
     /// this one did is lost or counted twice.
     fn advance(&mut self, progress: &mut Progress) -> Result<(), IntakeError> {
-        let Progress { first, cursor, restored, namings, hooked, rechecks, retry, more, .. } = progress;
+        let Progress { first, cursor, restored, namings, hooked, rechecks, retry, added, more, .. } =
+            progress;
         let cursor = match cursor {
             Some(cursor) => cursor,
             None => {
@@ -331,7 +339,7 @@ impl Intake {
             }
         };
         if !*restored {
-            self.restore(false)?;
+            self.restore(0, false)?;
         }
         if !rechecks.is_empty() {
             // Before new rows: while the driver knows as much as it may, these wait for
@@ -351,8 +359,12 @@ impl Intake {
             self.gc_roots.restored();
             self.tell(Input::Restored)?;
         }
+        if let Some(first) = *added {
+            self.restore(first, false)?;
+            *added = None;
+        }
         if *retry {
-            self.restore(true)?;
+            self.restore(0, true)?;
             *retry = false;
         }
         while let Some(paths) = hooked.front() {
@@ -379,7 +391,7 @@ impl Intake {
     /// there. A database that was read and is away now says nothing about what is
     /// valid, so the namings wait for it.
     fn answer_without_database(&mut self, progress: &mut Progress) -> Result<(), IntakeError> {
-        if progress.cursor.is_some() || self.ledger.cursor()?.is_some() {
+        if progress.cursor.is_some() || self.baseline.has_begun() || self.ledger.cursor()?.is_some() {
             return Ok(());
         }
         for Naming { token, paths, .. } in std::mem::take(&mut progress.namings) {

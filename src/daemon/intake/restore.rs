@@ -54,9 +54,9 @@ impl Intake {
         })
     }
 
-    /// Reports the unsettled pushes of an earlier run to the driver. With `retry` it
-    /// reopens the failed pushes and reports only these.
-    pub(super) fn restore(&mut self, retry: bool) -> Result<(), IntakeError> {
+    /// Reports the unsettled pushes of an earlier run to the driver, to the caches from number
+    /// `first` on. With `retry` it reopens the failed pushes and reports only these.
+    pub(super) fn restore(&mut self, first: u16, retry: bool) -> Result<(), IntakeError> {
         let mut after = 0;
         let mut count = 0_usize;
         loop {
@@ -75,6 +75,9 @@ impl Intake {
                     );
                     continue;
                 };
+                if cache < first {
+                    continue;
+                }
                 let info = match StorePath::parse(&row.path) {
                     Ok(path) => self.nix_db.db()?.info(&path)?,
                     Err(_) => None,

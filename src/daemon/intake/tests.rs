@@ -163,6 +163,7 @@ fn with_as_many_paths_as_there_may_be_namings_wait_and_rechecks_do_not() {
         hooked: VecDeque::new(),
         rechecks: VecDeque::from([recheck]),
         retry: false,
+        added: None,
         more: false,
         stuck: Stuck::default(),
     };
@@ -179,4 +180,83 @@ fn with_as_many_paths_as_there_may_be_namings_wait_and_rechecks_do_not() {
     intake.advance(&mut progress).unwrap();
     let mut named = std::iter::from_fn(|| inputs.try_recv().ok());
     assert!(named.any(|input| matches!(input, Input::Named { token: 7, .. })));
+}
+
+#[test]
+fn without_a_database_nothing_is_valid_only_on_a_host_that_has_had_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut intake, mut inputs) = intake(dir.path());
+    let db = dir.path().join("db");
+    let away = dir.path().join("away");
+    let name = |intake: &mut Intake| {
+        let mut progress = intake.begin(None);
+        progress.namings.push_back(Naming {
+            token: 7,
+            session: 1,
+            close_window: false,
+            cache: CacheId(0),
+            paths: Vec::new().into(),
+            retry: false,
+            everything: true,
+        });
+        assert!(intake.turn(&mut progress).unwrap().is_some(), "it retries");
+        progress.namings.len()
+    };
+    std::fs::rename(&db, &away).unwrap();
+    assert_eq!(name(&mut intake), 0);
+    assert!(matches!(inputs.try_recv(), Ok(Input::Named { token: 7, .. })));
+    std::fs::rename(&away, &db).unwrap();
+    intake.first_cursor().unwrap();
+    // The ledger is lost, and the database is away for a moment.
+    intake.ledger = Ledger::open(&dir.path().join("other.sqlite")).unwrap().0;
+    intake.baseline = Baseline::read(dir.path());
+    intake.nix_db.close();
+    std::fs::rename(&db, &away).unwrap();
+    assert_eq!(name(&mut intake), 1);
+}
+
+#[test]
+fn the_pushes_of_a_cache_that_comes_back_with_a_reload_continue() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut intake, mut inputs) = intake(dir.path());
+    let path = format!("{:032}-p", 0);
+    let push = crate::ledger::NewPushRow {
+        cache: "other".to_owned(),
+        path,
+        nar_size: 120,
+        valid_at: 0,
+        state: crate::ledger::PushState::Pending,
+        retry_failed: false,
+        sessions: Vec::new(),
+        needed_by: None,
+        route: None,
+    };
+    let admit = crate::ledger::Admit { cursor: None, pushes: vec![push], at: 1 };
+    let id = intake.ledger.admit(admit).unwrap().pushes[0].0;
+    let mut progress = intake.begin(None);
+    intake.turn(&mut progress).unwrap();
+    let mut found = |intake: &mut Intake, progress: &mut Progress| {
+        intake.turn(progress).unwrap();
+        let inputs = std::iter::from_fn(|| inputs.try_recv().ok());
+        let found = inputs.filter_map(|input| match input {
+            Input::Found { cache: CacheId(1), pushes, .. } => Some(pushes),
+            _ => None,
+        });
+        found.flatten().map(|push| push.id).collect::<Vec<_>>()
+    };
+    assert!(found(&mut intake, &mut progress).is_empty(), "the configuration does not have its cache");
+    let mut caches = intake.policy.caches.clone();
+    caches.push(IntakeCache { name: "other".to_owned(), ..caches[0].clone() });
+    let env = |name: &str| name.ends_with("_DIRECTORY").then(|| dir.path().display().to_string());
+    let settings = Arc::new(Settings::load(None, &env).unwrap());
+    let people = People::of(&settings, || ());
+    let names = vec!["main".to_owned(), "other".to_owned()];
+    *intake.new_policy.lock().unwrap() = Some(PushPolicy {
+        filter: settings.push.filter.clone(),
+        default_cache: CacheId(0),
+        routes: Routes::new(Arc::clone(&settings), names, people),
+        caches,
+    });
+    assert_eq!(found(&mut intake, &mut progress), [id]);
+    assert!(found(&mut intake, &mut progress).is_empty(), "once");
 }

@@ -182,6 +182,9 @@ impl Run {
                 world.line(&format!("ledger: writes {}", life.disk.waiting()));
                 drop(world);
                 life.disk.write();
+                if life.disk.is_failing() {
+                    return Ok(());
+                }
                 world = lock(&self.world);
                 world.jobs.iter_mut().filter(|job| job.id.is_some()).for_each(|job| job.is_recorded = true);
                 let checked = life.disk.read(|ledger| checks::missing_is_open(ledger, &world.caches));

@@ -184,6 +184,8 @@ impl World {
         let caches = self.caches_of_nobody();
         let read = self.store.read_up_to(cursor);
         for made in self.store.made.values_mut().filter(|made| made.row > read) {
+            // It may have been taken in with its maker, without the cursor.
+            made.before.push((made.seen, made.open.clone()));
             made.seen = None;
             made.allowed.extend(caches.iter().copied());
         }
