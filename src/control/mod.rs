@@ -13,6 +13,7 @@ mod connection_limit;
 pub mod dial;
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzz;
+mod known_users;
 mod limits;
 mod listen;
 pub mod messages;

@@ -26,6 +26,7 @@ pub use super::responder::{Answer, Responder};
 use super::{
     codec::{self, ClientHello, CodecError, MINIMUM, PROTOCOL, ServerHello},
     connection_limit::{ConnectionLimit, Permit, Refusals},
+    known_users::KnownUsers,
     limits,
     messages::{ErrorCode, Reply, Request},
     truncate::truncated,
@@ -104,12 +105,14 @@ pub fn start(
     listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(listener)?;
     let (requests, incoming) = mpsc::channel(limits.queue);
-    let shared = Arc::new(Shared { hello: ServerHello::ours(store_dir).frame(), limits, requests, shutdown });
+    let (hello, users) = (ServerHello::ours(store_dir).frame(), KnownUsers::here());
+    let shared = Arc::new(Shared { hello, users, limits, requests, shutdown });
     Ok((incoming, tokio::spawn(accept(listener, shared, beat))))
 }
 
 struct Shared {
     hello: Vec<u8>,
+    users: KnownUsers,
     limits: Limits,
     requests: mpsc::Sender<Incoming>,
     shutdown: CancellationToken,
@@ -165,11 +168,20 @@ fn admit(
             return event!(CALLER_REFUSED, error = %e, "a connection was closed, because the kernel does not report who the caller is: {e}");
         }
     };
-    match limit.take(peer.uid) {
+    let admitted = if shared.users.are_told_apart_by(peer.uid) {
+        limit.take(peer.uid).map_err(|message| (ErrorCode::Busy, message))
+    } else {
+        let message =
+            "the daemon cannot tell who you are, because its user namespace has no number for you: run it \
+                       without a user namespace of its own, or map the host's users into it"
+                .to_owned();
+        Err((ErrorCode::Denied, message))
+    };
+    match admitted {
         Ok(permit) => {
             open.spawn(converse(stream, peer, permit, Arc::clone(shared)));
         }
-        Err(message) => {
+        Err((code, message)) => {
             if let Some(count) = refusals.due(peer.uid, Instant::now()) {
                 let connections =
                     if count == 1 { "a connection".to_owned() } else { format!("{count} connections") };
@@ -184,7 +196,7 @@ fn admit(
             }
             // The buffer of a fresh socket takes this at once, so no task is needed. A
             // caller whose buffer does not take it gets no reason.
-            let reply = codec::encode(&Reply::Error { code: ErrorCode::Busy, message }).unwrap_or_default();
+            let reply = codec::encode(&Reply::Error { code, message }).unwrap_or_default();
             let _ = stream.try_write(&[&shared.hello[..], &reply].concat());
         }
     }

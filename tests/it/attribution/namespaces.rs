@@ -6,7 +6,7 @@ use std::process::Command;
 
 use crate::support::daemon::{CommandResult, Daemon, EMBEDDED};
 use crate::support::nix::PrivateNix;
-use crate::support::users::{NOBODY, can_switch_user, nobodys_client, open_to_all};
+use crate::support::users::{NOBODY, as_nobody, can_switch_user, nobodys_client, open_to_all};
 
 /// Whether this program makes a namespace; prints why not.
 fn possible(command: &mut Command) -> bool {
@@ -41,6 +41,29 @@ fn a_job_in_a_process_namespace_gets_its_paths() {
     assert_eq!(summary["outcome"], "complete", "{summary}");
     // Its processes are seen from outside of the namespace.
     assert!(summary["attributed"]["process"].as_u64().unwrap() >= 1, "{summary}");
+}
+
+/// A daemon in a user namespace of its own cannot tell users apart that the namespace does not map:
+/// it serves none of them, since one could pass for another.
+#[test]
+fn a_daemon_in_a_user_namespace_serves_only_users_that_it_can_tell_apart() {
+    const NAMESPACE: [&str; 2] = ["--user", "--map-root-user"];
+    if !can_switch_user() || !possible(Command::new("unshare").args(NAMESPACE)) {
+        return;
+    }
+    let mut daemon = Daemon::prepare(PrivateNix::new(), EMBEDDED);
+    daemon.wrapper = ["unshare"].iter().chain(&NAMESPACE).map(|word| (*word).to_owned()).collect();
+    daemon.up();
+    open_to_all(&daemon);
+    assert_eq!(daemon.ctl(&["--strict", "status"]).code, 0, "root is mapped");
+    let session = daemon.session(&[]);
+    for args in
+        [&["status"][..], &["--strict", "session", "start"], &["--strict", "session", "end", &session]]
+    {
+        let refused = as_nobody(&daemon, args);
+        assert_eq!((refused.code, refused.out.as_str()), (5, ""), "{refused:?}");
+        assert!(refused.err.contains("its user namespace has no number for you"), "{refused:?}");
+    }
 }
 
 #[test]
