@@ -159,7 +159,10 @@ impl CacheClient {
     /// When all fail, the error has the class of the most informative failure, and its
     /// message names all failures.
     pub async fn discover(&self) -> Result<Discovered, CacheError> {
-        self.0.discover().await.map_err(|e| self.0.scrubbed(e))
+        let this = self.clone();
+        // The token and the certificates may be on a file system that hangs.
+        let read = tokio::task::spawn_blocking(move || this.0.reload().map(drop)).await;
+        self.0.discover(read.unwrap_or(Ok(()))).await.map_err(|e| self.0.scrubbed(e))
     }
 
     /// The endpoint that the last discovery found.

@@ -101,11 +101,12 @@ impl Inner {
         }
     }
 
-    pub(super) async fn discover(&self) -> Result<Discovered, CacheError> {
+    /// Looks for an endpoint that answers. `read`: the result of reading the credentials again.
+    pub(super) async fn discover(&self, read: Result<(), CacheError>) -> Result<Discovered, CacheError> {
         let _asking = self.discovery.asking.lock().await;
         // The cache may be waiting for a new token. If the file cannot be read at the
         // moment, for example while somebody replaces it, the token in use stays.
-        if let Err(e) = self.reload()
+        if let Err(e) = read
             && self.credentials.known().is_none()
             && !self.credentials.awaits_token()
         {

@@ -230,7 +230,7 @@ fn read_tokens(clients: impl Iterator<Item = (String, CacheClient)>) -> Vec<Stri
             Ok(renewed) if renewed.any() => notes.push(format!("{name}: {renewed}")),
             Ok(_) if client.supplied().is_some() => notes.push(format!("{name}: token_command is run again")),
             Ok(_) if client.token_file().is_some_and(is_credential) => notes.push(format!(
-                "{name}: the token is a systemd credential, and it is the same; if you have renewed it, systemd renews \
+                "{name}: the token is a systemd credential, and the one that was read last; if you have renewed it since, systemd renews \
                  it here by `systemctl restart flywheeld`, or by a reload from systemd 260 on with \
                  RefreshOnReload=credentials in the unit"
             )),
@@ -239,7 +239,7 @@ fn read_tokens(clients: impl Iterator<Item = (String, CacheClient)>) -> Vec<Stri
         }
     }
     if notes.is_empty() {
-        notes.push("tokens unchanged".to_owned());
+        notes.push("tokens unchanged since they were last read".to_owned());
     }
     notes
 }

@@ -57,15 +57,6 @@ impl CacheApi {
         }
     }
 
-    /// Reads the token again. Blocks.
-    pub(super) fn reload_token(&self) {
-        match self {
-            Self::Http(client) => drop(client.reload_token()),
-            #[cfg(test)]
-            Self::Simulated(_) => {}
-        }
-    }
-
     /// The configuration that the cache has shown, if it has.
     pub(super) fn config(&self) -> Option<CacheConfig> {
         match self {

@@ -35,11 +35,6 @@ impl StoreReader {
         Self { nix_db: Arc::new(Mutex::new(nix_db)), store_dir, blocking, queue: ReadQueue::default() }
     }
 
-    /// Where its reads run.
-    pub(super) fn blocking(&self) -> &Blocking {
-        &self.blocking
-    }
-
     pub(in crate::daemon) fn dir(&self) -> &StoreDir {
         &self.store_dir
     }

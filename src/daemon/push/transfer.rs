@@ -144,10 +144,8 @@ impl Transfers {
     /// Asks whether the cache answers. Reads its token again first, since a
     /// renewed token is what usually ends a refusal.
     pub(in crate::daemon) fn probe(&self, target: Target) {
-        let (out, blocking) = (self.out.clone(), self.store.blocking().clone());
+        let out = self.out.clone();
         tokio::spawn(async move {
-            let api = target.api.clone();
-            let _ = blocking.run(move || api.reload_token()).await;
             let result = target.api.discover().await;
             let _ = out.send(Input::Probed(target.id, result)).await;
         });

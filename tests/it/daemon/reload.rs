@@ -56,7 +56,10 @@ fn a_reload_says_that_a_credential_is_the_same() {
     // The first reload reads the token, if nothing has asked the cache before.
     daemon.ctl(&["reload"]);
     let same = daemon.ctl(&["reload"]);
-    assert!(same.out.contains("main: the token is a systemd credential, and it is the same"), "{same:?}");
+    assert!(
+        same.out.contains("main: the token is a systemd credential, and the one that was read last"),
+        "{same:?}"
+    );
     assert!(same.out.contains("systemctl restart flywheeld"), "{same:?}");
     secret_file(&credentials.join("attic-token"), &cache.token());
     let renewed = daemon.ctl(&["reload"]);
