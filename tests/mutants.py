@@ -113,6 +113,9 @@ MUTANTS = {
     "early-complete": ("an early answer is complete although something is asked", "src/daemon/sessions/report/mod.rs",
         "if incomplete || (unsettled && summary.outcome == m::Outcome::Complete) {",
         "if incomplete || (unsettled && summary.outcome == m::Outcome::Complete && !M) {"),
+    "another-round": ("an early answer is complete although the cache is to be asked once more", "src/daemon/driver/waiting.rs",
+        "let unsettled = early && (another_round ||",
+        "let unsettled = early && (another_round && !M ||"),
     "failed-waits": ("a failed push leaves its referrers waiting", "src/flow/settling.rs",
         "stack.extend(referrers.iter().filter(held).map(|referrer| (referrer, Cause::Reference(id))));",
         "stack.extend(referrers.iter().filter(held).filter(|_| !M).map(|referrer| (referrer, Cause::Reference(id))));"),
@@ -211,8 +214,9 @@ def main():
         types.write(SWITCH)
     env = dict(os.environ)
     env.setdefault("CARGO_TARGET_DIR", os.path.join(top, "target"))
-    built = subprocess.run([os.environ.get("CARGO", "cargo"), "test", "--locked", "--lib", "--no-run",
-                            "--profile", os.environ.get("PROFILE", "dev"), "--message-format=short"], cwd=copy, env=env, stderr=subprocess.PIPE, text=True)
+    profile = ["--profile", os.environ["PROFILE"]] if "PROFILE" in os.environ else []
+    built = subprocess.run([os.environ.get("CARGO", "cargo"), "test", "--locked", "--lib", "--no-run", *profile,
+                            "--message-format=short"], cwd=copy, env=env, stderr=subprocess.PIPE, text=True)
     found = re.search(r"\((\S+/deps/flywheel-\w+)\)", built.stderr)
     if not found:
         sys.exit(built.stderr[-4000:])

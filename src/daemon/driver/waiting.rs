@@ -237,7 +237,7 @@ impl Driver {
                 warnings.texts.extend(row.and_then(|row| self.waits_of(row)));
             }
         }
-        self.answer_with(asked, responder, since, knows != Knows::All, warnings);
+        self.answer_with(asked, responder, since, knows, warnings);
     }
 
     /// Why a session's pushes wait for the attic client, if they do.
@@ -348,15 +348,16 @@ impl Driver {
         session.map(|s| s.warnings.clone()).unwrap_or_default()
     }
 
-    /// Answers a caller. `early`: not everything is settled, or nobody knows.
+    /// Answers a caller.
     fn answer_with(
         &self,
         asked: Asked,
         responder: Responder,
         since: Instant,
-        early: bool,
+        knows: Knows,
         warnings: Warnings,
     ) {
+        let early = knows != Knows::All;
         let (row, is_push) = match asked {
             Asked::End(row) => (row, false),
             Asked::Push(row) => (row, true),
@@ -364,8 +365,13 @@ impl Driver {
                 return self.answer_flush((group, peer), since, early, warnings.texts, responder);
             }
         };
-        let incomplete = self.parts.sessions.get(row).is_some_and(|s| s.incomplete);
-        let unsettled = early && self.flow.unsettled(row) > 0;
+        let session = self.parts.sessions.get(row);
+        let incomplete = session.is_some_and(|s| s.incomplete);
+        // After an upload the cache is asked once more about everything, as soon as the intake
+        // comes to it.
+        let another_round = matches!(knows, Knows::Settled | Knows::Away)
+            && session.is_some_and(|session| !session.life.is_settling());
+        let unsettled = early && (another_round || self.flow.unsettled(row) > 0);
         let answer = Answer { row, is_push, incomplete, unsettled, waited: since.elapsed(), warnings };
         self.parts.reports.answer(answer, self.engines(), responder);
     }

@@ -77,6 +77,7 @@ pub(super) struct Cache {
 /// A call on its way: it is processed at one time and answered at a later one.
 pub(super) struct Request {
     pub(super) cache: u16,
+    pub(super) made_at: u64,
     pub(super) process_at: u64,
     pub(super) answer_at: u64,
     pub(super) call: CacheCall,
@@ -112,7 +113,7 @@ impl Cache {
                 0
             }
         };
-        Request { cache, process_at, answer_at, call, result: None, trusted_since }
+        Request { cache, made_at: now, process_at, answer_at, call, result: None, trusted_since }
     }
 
     /// The cache has the path from now on, and says so.

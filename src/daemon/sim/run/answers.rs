@@ -50,9 +50,27 @@ impl Run {
     }
 
     pub(super) fn answered(&mut self, call: Call, reply: Reply) -> Check {
-        let Call { asked, at, number, .. } = call;
+        let Call { asked, at, number, deadline, .. } = call;
         self.line(&format!("call {number}: {}", said(&reply)));
         let heard = lock(&self.world).moment();
+        let waits = match &asked {
+            Asked::End { wait, .. } | Asked::Push { wait, .. } => *wait,
+            Asked::Flush { .. } => true,
+            Asked::Start { .. } | Asked::Status => false,
+        };
+        let stopping = self.life.as_ref().is_none_or(|life| life.stopping);
+        if let Reply::Ended(summary) | Reply::Pushed(summary) = &reply
+            && waits
+            && deadline.is_some_and(|deadline| heard.ms < deadline)
+            && summary.pending > 0
+            && !stopping
+            && self.full_until.is_none()
+        {
+            return Err(format!(
+                "call {number} is answered before its deadline, while {} paths are pending",
+                summary.pending
+            ));
+        }
         match (asked, reply) {
             (Asked::Start { job }, Reply::Started { session, .. }) => {
                 lock(&self.world).jobs[job].id = Some(session);

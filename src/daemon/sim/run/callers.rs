@@ -40,7 +40,10 @@ impl Run {
     /// The world does something.
     pub(super) fn world_acts(&mut self, now: u64) {
         let faults = lock(&self.world).faults;
-        match self.rng.below(45) {
+        if std::mem::take(&mut self.another_ends) {
+            return self.end_job();
+        }
+        match self.rng.below(48) {
             0..=12 => lock(&self.world).build(),
             13..=15 => self.start_job(),
             16..=19 => self.end_job(),
@@ -61,17 +64,7 @@ impl Run {
             }
             25 if faults.callers_leave && !self.calls.is_empty() => {
                 let n = self.rng.index(self.calls.len());
-                let call = self.calls.remove(n);
-                self.line(&format!("call {}: the caller leaves", call.number));
-                self.count("callers that left");
-                match call.asked {
-                    Asked::End { job, .. } => lock(&self.world).jobs[job].finished = false,
-                    Asked::Start { job } => {
-                        let mut world = lock(&self.world);
-                        (world.jobs[job].dead, world.jobs[job].finished) = (true, true);
-                    }
-                    _ => {}
-                }
+                self.leave(n);
             }
             26 | 27 if faults.outages => {
                 let fault = *self.rng.pick(&Fault::ALL).unwrap();
@@ -145,8 +138,29 @@ impl Run {
                 }
             }
             42 if faults.power_cuts && self.life.is_some() => self.cut_power(),
-            43 if faults.other_hosts => lock(&self.world).other_host_pushes(),
+            43 | 44 if faults.other_hosts => lock(&self.world).other_host_pushes(),
+            // Two jobs end within a moment: what the cache is asked for one, the other wants to know, too.
+            45 | 46 => {
+                self.end_job();
+                self.another_ends = true;
+                self.next_op = now + 1 + self.rng.below(400);
+            }
             _ => {}
+        }
+    }
+
+    /// A caller ends its connection before it is answered.
+    fn leave(&mut self, n: usize) {
+        let call = self.calls.remove(n);
+        self.line(&format!("call {}: the caller leaves", call.number));
+        self.count("callers that left");
+        match call.asked {
+            Asked::End { job, .. } => lock(&self.world).jobs[job].finished = false,
+            Asked::Start { job } => {
+                let mut world = lock(&self.world);
+                (world.jobs[job].dead, world.jobs[job].finished) = (true, true);
+            }
+            Asked::Push { .. } | Asked::Flush { .. } | Asked::Status => {}
         }
     }
 
@@ -237,6 +251,9 @@ impl Run {
             }
         }
         self.ask(uid, Some(pid + 1), Asked::Start { job }, request, None);
+        if lock(&self.world).faults.callers_leave && self.rng.one_in(4) {
+            self.leave(self.calls.len() - 1);
+        }
     }
 
     pub(super) fn some_paths(&mut self) -> Vec<String> {

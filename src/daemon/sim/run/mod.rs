@@ -51,6 +51,8 @@ struct Run {
     calls_made: u64,
     requests: Vec<Request>,
     next_op: u64,
+    /// The next act of the world is the end of a job.
+    another_ends: bool,
     ops: u64,
     next_progress: u64,
     frozen: [u64; 4],
@@ -149,6 +151,7 @@ impl Run {
             calls_made: 0,
             requests: Vec::new(),
             next_op: 500,
+            another_ends: false,
             ops: 0,
             next_progress: 0,
             frozen: [0; 4],
@@ -374,11 +377,11 @@ impl Run {
             world.count("uploads");
             world.line(&format!("cache {cache}: stores {}", short(&stored)));
             checks::may_go_there(&world.store, request.cache, &base)?;
-            // An upload begins within this time of its confirmation, and then takes a while:
-            // what reads the path may hang.
+            // An upload begins within this time of its confirmation; what reads the path before
+            // the cache is called may hang.
             let hang = if world.faults.slow_ledger { HANG } else { 0 };
-            let fresh = world.fresh + 2 * world.caches[cache].slow + hang + 1_000;
-            let since = now.saturating_sub(fresh).max(request.trusted_since);
+            let fresh = world.fresh + hang + 1_000;
+            let since = request.made_at.saturating_sub(fresh).max(request.trusted_since);
             checks::closure_is_there(&world.store, &world.caches[cache], &base, since)?;
         }
         Ok(())

@@ -106,7 +106,9 @@ impl World {
         let valid = self.store.valid();
         let mut references = BTreeSet::new();
         for _ in 0..self.rng.below(4) {
-            references.extend(self.rng.pick(&valid).cloned());
+            // Often a new one, so that there are chains: names are in the order of the builds.
+            let from = if self.rng.one_in(2) { 0 } else { valid.len().saturating_sub(4) };
+            references.extend(self.rng.pick(&valid[from..]).cloned());
         }
         // Most builds are new; some make a path again that was collected.
         let gone: Vec<String> =
@@ -205,7 +207,9 @@ impl World {
     /// Another host pushes a valid path, with its closure or, as some clients do, without.
     pub(super) fn other_host_pushes(&mut self) {
         let valid = self.store.valid();
-        let Some(base) = self.rng.pick(&valid).cloned() else { return };
+        // Mostly a new one, which this host may be about to push: names are in the order of the builds.
+        let from = if self.rng.one_in(3) { 0 } else { valid.len().saturating_sub(3) };
+        let Some(base) = self.rng.pick(&valid[from..]).cloned() else { return };
         let cache = self.rng.index(self.caches.len());
         let parts = if self.rng.one_in(2) { self.store.closure(&base) } else { BTreeSet::from([base]) };
         let names: Vec<String> = parts.iter().map(|base| short(hash(base))).collect();
