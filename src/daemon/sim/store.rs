@@ -199,6 +199,13 @@ impl Store {
         self.unnoticed = self.unnoticed.filter(|head| cursor > *head);
     }
 
+    /// The daemon may have forgotten that the database went back.
+    pub(super) fn forget_that_it_was_noticed(&mut self) {
+        if self.rollbacks > 0 {
+            self.unnoticed = Some(0);
+        }
+    }
+
     /// Moves the database away, or back to its place.
     pub(super) fn set_away(&self, away: bool) {
         let (here, there) = (self.dir.join("nix/db"), self.dir.join("nix/db-away"));

@@ -294,9 +294,11 @@ impl Run {
         self.down("killed");
     }
 
-    /// What the daemon has said of sessions is not in its file for sure.
-    fn may_lose_sessions(&mut self) {
-        for job in lock(&self.world).jobs.iter_mut().filter(|job| job.id.is_some()) {
+    /// What the daemon has noticed and said is not in its file for sure.
+    fn may_lose_sessions(&self) {
+        let mut world = lock(&self.world);
+        world.store.forget_that_it_was_noticed();
+        for job in world.jobs.iter_mut().filter(|job| job.id.is_some()) {
             (job.may_be_lost, job.taken_in) = (true, None);
             // One whose end is lost may be open again.
             job.finished = false;
