@@ -82,7 +82,8 @@ impl Run {
             }
             (Asked::End { job, wait, timeout, again, recorded, .. }, Reply::Ended(summary)) => {
                 self.count("ends");
-                if summary.outcome == Outcome::Complete || (!wait && heard.ms < at.ms + timeout) {
+                if summary.outcome == Outcome::Complete || (!wait && !stopping && heard.ms < at.ms + timeout)
+                {
                     lock(&self.world).jobs[job].taken_in.get_or_insert(heard);
                 }
                 let id = lock(&self.world).jobs[job].id.clone().unwrap();
