@@ -174,8 +174,10 @@ impl Daemon {
 
     /// The same of the threads with this name.
     pub fn thread_cpu_s(&self, name: &str) -> f64 {
-        let is_named =
-            |task: &PathBuf| std::fs::read_to_string(task.join("comm")).unwrap().trim_end() == name;
+        // Some threads end meanwhile.
+        let is_named = |task: &PathBuf| {
+            std::fs::read_to_string(task.join("comm")).is_ok_and(|comm| comm.trim_end() == name)
+        };
         self.tasks().filter(is_named).map(|task| cpu_s(&task)).sum()
     }
 
