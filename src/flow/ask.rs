@@ -3,7 +3,7 @@
 
 use super::cache::ASK_MOST;
 use super::event::{Action, Cause, Failure, Outcome};
-use super::push::{ClosureAt, Phase, Recorded};
+use super::push::{Phase, Recorded};
 use super::retry::{Backoff, bounded};
 use super::step::Flow;
 use crate::types::{CacheId, Mono, PushId};
@@ -83,10 +83,10 @@ impl Flow {
         if !was_deleted {
             return;
         }
+        let cache = &mut self.caches[usize::from(cache_id.0)];
+        cache.trusted_since = asked_at;
         for push in self.pushes.values_mut().filter(|push| push.cache == cache_id) {
-            if push.closure_at < ClosureAt::at(asked_at) {
-                push.closure_at = ClosureAt::UNKNOWN;
-            }
+            push.closure_at = cache.trusted(push.closure_at);
         }
         self.out.push(Action::Distrust(cache_id));
     }

@@ -9,7 +9,7 @@ use super::breaker::{BreakerState, CircuitBreaker};
 use super::concurrency::{ConcurrencyLimit, Round};
 use super::fair_queue::FairQueue;
 use super::other_hosts::OtherHosts;
-use super::push::Push;
+use super::push::{ClosureAt, Push};
 use crate::types::{Mono, PushId};
 
 /// Most hashes in one query. A real server answers 200 OK to 10,000 hashes and
@@ -105,6 +105,9 @@ pub(super) struct Cache {
     pub(super) asking: Option<Vec<PushId>>,
     /// When that query began.
     pub(super) asked_at: Mono,
+    /// When the last query began that showed that the cache deletes paths. What was confirmed
+    /// before that counts no longer.
+    pub(super) trusted_since: Mono,
     /// Pushes whose closure is to be confirmed again. An entry may be out of date.
     pub(super) stale: VecDeque<PushId>,
     /// The pushes of the [`Action::Recheck`](super::Action) that is under way.
@@ -131,6 +134,12 @@ pub(super) struct Cache {
 }
 
 impl Cache {
+    /// The moment from which a closure is confirmed; none when it is from before
+    /// [`Self::trusted_since`].
+    pub(super) fn trusted(&self, closure_at: ClosureAt) -> ClosureAt {
+        if closure_at < ClosureAt::at(self.trusted_since) { ClosureAt::UNKNOWN } else { closure_at }
+    }
+
     pub(super) fn new(limits: &CacheLimits) -> Self {
         Self {
             most: limits.most,
@@ -145,6 +154,7 @@ impl Cache {
             urgent_asks: VecDeque::new(),
             asking: None,
             asked_at: Mono(0),
+            trusted_since: Mono(0),
             stale: VecDeque::new(),
             rechecking: None,
             ask_most: ASK_MOST,

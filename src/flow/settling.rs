@@ -40,7 +40,8 @@ impl Flow {
                 }
                 Phase::Unasked | Phase::Asking | Phase::Held | Phase::Ready | Phase::Stale => {}
             }
-            let closure_at = push.closure_at.min(ClosureAt::at(at));
+            // An upload may have begun before the cache was seen to delete paths.
+            let closure_at = push.closure_at.min(cache.trusted(ClosureAt::at(at)));
             if let Some(at) = closure_at.get()
                 && outcome != Outcome::Collected
                 && push.references.is_empty()

@@ -4,7 +4,7 @@ use crate::types::{CacheId, Mono, PushId, SessionId};
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::push::Phase;
-use super::{Action, CacheLimits, Event, Flow, NewPush, Purpose};
+use super::{Action, CacheLimits, Event, Flow, NewPush, Outcome, Purpose};
 
 mod backoff;
 mod breaker;
@@ -117,6 +117,24 @@ fn recount(flow: &Flow) {
         assert_eq!(group.unsettled as usize, unsettled, "unsettled pushes of session {s}");
     }
     assert_eq!(named.len(), 0, "pushes name sessions that are not known");
+}
+
+/// The cache deletes paths: an upload that began before that was noticed may be of one that
+/// was deleted as well. It confirms nothing, and who refers to it has its closure asked about again.
+#[test]
+fn an_upload_from_before_a_deletion_confirms_nothing() {
+    let mut flow = flow(4);
+    flow.step(admit(vec![push(1, &[], &[]), push(2, &[1], &[])]), Mono(0));
+    flow.step(missing([1, 2]), Mono(1));
+    assert!(flow.pushes[&1].phase == Phase::Uploading && flow.pushes[&2].phase == Phase::Held);
+    let recorded = NewPush { purpose: Purpose::Recheck, ..push(3, &[], &[]) };
+    flow.step(admit(vec![recorded]), Mono(5));
+    let actions = flow.step(missing([3]), Mono(6));
+    assert!(actions.contains(&Action::Distrust(MAIN)), "{actions:?}");
+    let actions = flow.step(Event::Uploaded(1, TOOK), Mono(7));
+    assert!(actions.contains(&Action::Settled(1, Outcome::Pushed)), "{actions:?}");
+    assert!(!actions.iter().any(|action| matches!(action, Action::Confirmed(..))), "{actions:?}");
+    assert!(actions.contains(&Action::Recheck(MAIN, vec![2])), "{actions:?}");
 }
 
 #[test]

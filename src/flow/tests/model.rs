@@ -139,6 +139,7 @@ struct World {
     /// What each push was ever said to refer to.
     references: BTreeMap<PushId, BTreeSet<PushId>>,
     asked_at: [Mono; CACHES as usize],
+    trusted_since: [Mono; CACHES as usize],
     upload_at: BTreeMap<PushId, Mono>,
     rechecking: [Option<Vec<PushId>>; CACHES as usize],
     uploading: BTreeSet<PushId>,
@@ -164,6 +165,7 @@ impl World {
             confirmed: BTreeMap::new(),
             references: BTreeMap::new(),
             asked_at: [Mono(0); 2],
+            trusted_since: [Mono(0); 2],
             upload_at: BTreeMap::new(),
             rechecking: [None, None],
             uploading: BTreeSet::new(),
@@ -247,6 +249,8 @@ impl World {
                 }
                 Action::Confirmed(id, at) => {
                     assert!(self.known[&id].waits.is_empty(), "{id} is not whole");
+                    let trusted_since = self.trusted_since[usize::from(self.known[&id].cache)];
+                    assert!(at >= trusted_since, "{id}: {at:?} is before the cache was seen to delete paths");
                     for reference in self.closure(id) {
                         assert!(self.confirmed[&reference].1 >= at, "{id}: {reference} is older than {at:?}");
                     }
@@ -260,6 +264,7 @@ impl World {
                 }
                 Action::Distrust(c) => {
                     let asked_at = self.asked_at[usize::from(c.0)];
+                    self.trusted_since[usize::from(c.0)] = asked_at;
                     for id in std::mem::take(&mut wanted) {
                         if self.confirmed.get(&id).is_some_and(|(_, at)| *at < asked_at) {
                             self.confirmed.remove(&id);
@@ -366,7 +371,9 @@ impl World {
     /// A push as the intake would admit it.
     fn new_push(&self, id: PushId, purpose: Purpose, sessions: Vec<SessionId>) -> NewPush {
         let settled = self.closure(id).into_iter().filter(|r| !self.known.contains_key(r));
-        let closure_at = settled.map(|r| self.confirmed[&r].1).min().unwrap_or(Mono::MAX);
+        let settled: Vec<_> = settled.map(|r| self.confirmed[&r]).collect();
+        let trusted = settled.iter().all(|(cache, at)| *at >= self.trusted_since[usize::from(*cache)]);
+        let closure_at = settled.iter().map(|(_, at)| *at).min().unwrap_or(Mono::MAX);
         // Also those that only a confirmed reference waits for.
         let references = self.closure(id).into_iter().filter(|r| self.known.contains_key(r));
         NewPush {
@@ -374,7 +381,8 @@ impl World {
             references: references.collect(),
             sessions,
             purpose,
-            closure_at: Some(closure_at),
+            // The intake forgets what was confirmed before the cache was seen to delete paths.
+            closure_at: trusted.then_some(closure_at),
             ask_after: Mono(0),
             built: id % 2 == 0,
             nar_size: if id % 3 == 0 { 2 << 20 } else { 0 },
@@ -403,7 +411,10 @@ impl World {
                 continue;
             }
             for reference in self.closure(id) {
-                let old = |w: &Self, r| w.now.since(w.confirmed[&r].1) > RECHECK_AFTER / 2;
+                let old = |w: &Self, r| {
+                    let at = w.confirmed[&r].1;
+                    w.now.since(at) > RECHECK_AFTER / 2 || at < w.trusted_since[usize::from(cache)]
+                };
                 let outdated = !self.known.contains_key(&reference) && old(self, reference);
                 if outdated {
                     let new = self.new_push(reference, Purpose::Recheck, Vec::new());
