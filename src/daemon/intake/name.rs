@@ -209,11 +209,12 @@ impl Intake {
     }
 
     /// Returns the session's paths that its answer counts as in the cache, or would if they
-    /// arrived there: those that the ledger has as pushed, already cached or pending, and as
-    /// in an upstream cache if the upstream caches of `cache` are asked. The
+    /// arrived there: those that the ledger has as pushed, already cached, pending or failed, and
+    /// as in an upstream cache if the upstream caches of `cache` are asked. The
     /// closure of a pending one was confirmed at some time before, and the session may wait
-    /// for it only in the ledger: it came back as another session's reference. Those that the
-    /// cache had come with their pushes.
+    /// for it only in the ledger: it came back as another session's reference. A failed one is
+    /// not tried again here, and the session waits for it when it is: after a restart or a reload
+    /// that is so only in the ledger, too. Those that the cache had come with their pushes.
     fn paths_of(&self, session: i64, cache: u16) -> Result<Vec<(StorePath, Option<OfSession>)>, IntakeError> {
         let asks_upstreams = self.policy.caches[usize::from(cache)].asks_upstreams;
         let (mut paths, mut after) = (Vec::new(), 0);
@@ -222,9 +223,9 @@ impl Intake {
             let Some(last) = items.last() else { return Ok(paths) };
             after = last.push;
             let counts = |outcome| match outcome {
-                Outcome::Pushed | Outcome::AlreadyCached | Outcome::Pending => true,
+                Outcome::Pushed | Outcome::AlreadyCached | Outcome::Pending | Outcome::Failed => true,
                 Outcome::Upstream => asks_upstreams,
-                Outcome::Failed | Outcome::Skipped | Outcome::Collected => false,
+                Outcome::Skipped | Outcome::Collected => false,
             };
             let items = items.iter().filter(|item| counts(item.outcome));
             paths.extend(items.filter_map(|item| {
