@@ -368,8 +368,9 @@ impl Driver {
         let session = self.parts.sessions.get(row);
         let incomplete = session.is_some_and(|s| s.incomplete);
         // After an upload the cache is asked once more about everything, as soon as the intake
-        // comes to it.
+        // comes to it; not while the daemon stops, which waits for uploads only.
         let another_round = matches!(knows, Knows::Settled | Knows::Away)
+            && !self.stopping.has_begun()
             && session.is_some_and(|session| !session.life.is_settling());
         let unsettled = early && (another_round || self.flow.unsettled(row) > 0);
         let answer = Answer { row, is_push, incomplete, unsettled, waited: since.elapsed(), warnings };
