@@ -218,7 +218,8 @@ fn an_upstream_that_fails_delays_nothing_and_is_named_once() {
     import(&daemon.nix, &file);
     let summary = daemon.end(&session, &[]);
     assert_eq!((&summary["outcome"], &summary["pushed"]), (&"complete".into(), &4.into()), "{summary}");
-    assert!(upstream.asked(&paths["a"]) + upstream.asked(&paths["b"]) > 0, "it was asked");
+    // About one of them: then it is known to fail.
+    assert!(paths.values().any(|path| upstream.asked(path) > 0), "it was asked");
     daemon.assert_logged(1, "cannot be asked whether it has paths");
     daemon.main().assert_closed();
 
