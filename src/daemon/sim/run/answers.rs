@@ -65,6 +65,9 @@ impl Run {
             && summary.pending > 0
             && !stopping
             && self.full_until.is_none()
+            // A path of the session that was collected may be built again by somebody else while
+            // the answer is made.
+            && !lock(&self.world).faults.collections
         {
             return Err(format!(
                 "call {number} is answered before its deadline, while {} paths are pending",
