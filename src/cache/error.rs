@@ -9,6 +9,7 @@ use reqwest::header::{HeaderMap, RETRY_AFTER};
 use super::network::NetworkFault;
 use super::secrets::Secrets;
 use super::wire::ErrorAnswer;
+use crate::types::is_unprintable;
 
 /// The kind of a failure, which decides what the caller does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -253,7 +254,7 @@ pub(super) fn quote(text: &str, secrets: &Secrets) -> String {
         .flat_map(|word| [" ", word])
         .skip(1)
         .flat_map(str::chars)
-        .filter(|&c| !c.is_control() && !turns_text(c))
+        .filter(|&c| !is_unprintable(c))
         .collect();
     let line = secrets.scrub(&line);
     let mut quoted: String = line.chars().take(LONGEST_QUOTE).collect();
@@ -261,11 +262,6 @@ pub(super) fn quote(text: &str, secrets: &Secrets) -> String {
         quoted.push('…');
     }
     quoted
-}
-
-/// Whether a character changes the direction in which a terminal or a browser writes.
-fn turns_text(c: char) -> bool {
-    matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 #[cfg(test)]

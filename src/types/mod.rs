@@ -26,6 +26,7 @@ pub use clock::{Mono, Wall, millis};
 pub use heartbeat::Heartbeat;
 pub use ids::{CacheId, PushId, SessionId};
 pub use nar_hash::{HashError, NarHash};
+pub(crate) use printable::is_unprintable;
 pub use printable::{printable, printable_json};
 pub use proxy::{Proxy, ProxyUrl};
 pub use realisation::{DrvOutput, Realisation};

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 /// Whether a character moves the cursor, begins another line, or changes the direction of
 /// the text (bidirectional formatting characters, Unicode Standard Annex 9).
-fn is_unprintable(c: char) -> bool {
+pub(crate) fn is_unprintable(c: char) -> bool {
     c.is_control()
         || matches!(
             c,
