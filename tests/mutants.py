@@ -2,6 +2,7 @@
 """Breaks mechanisms on purpose, and counts in how many seeds the simulation finds each.
 
     tests/mutants.py [SEEDS] [NAME…]     SEEDS: seeds for each mutant, 100 by default
+    tests/mutants.py --check             only whether each mutant fits the code
 
 All mutants are put into one copy of the tree (target/mutants), each behind a name that the
 environment variable FLYWHEEL_MUTANT switches on, so that one build serves all of them. For
@@ -57,8 +58,8 @@ MUTANTS = {
         "let others = self.paths_of(session, cache)?;",
         "let others = if M { Vec::new() } else { self.paths_of(session, cache)? };"),
     "pending-unasked": ("the end of a session does not ask about what is pending in the ledger", "src/daemon/intake/name.rs",
-        "Outcome::Pushed | Outcome::AlreadyCached | Outcome::Pending => true,",
-        "Outcome::Pushed | Outcome::AlreadyCached => true,\n                Outcome::Pending => !M,"),
+        "Outcome::Pushed | Outcome::AlreadyCached | Outcome::Pending | Outcome::Failed => true,",
+        "Outcome::Pushed | Outcome::AlreadyCached | Outcome::Failed => true,\n                Outcome::Pending => !M,"),
     "window-open": ("the end of a session does not close its window", "src/daemon/intake/name.rs",
         "self.windows().close(naming.session, head);",
         "if !M { self.windows().close(naming.session, head); }"),
@@ -66,8 +67,11 @@ MUTANTS = {
         "asking.is_some_and(|push| push.ask_after <= asked_at)",
         "asking.is_some_and(|push| M || push.ask_after <= asked_at)"),
     "distrust": ("confirmations count although the cache has deleted paths", "src/flow/ask.rs",
-        "if push.closure_at < ClosureAt::at(asked_at) {",
-        "if push.closure_at < ClosureAt::at(asked_at) && !M {"),
+        "push.closure_at = cache.trusted(push.closure_at);",
+        "push.closure_at = if M { push.closure_at } else { cache.trusted(push.closure_at) };"),
+    "trusted-upload": ("an upload from before the cache was seen to delete paths confirms", "src/flow/settling.rs",
+        "push.closure_at.min(cache.trusted(ClosureAt::at(at)))",
+        "push.closure_at.min(if M { ClosureAt::at(at) } else { cache.trusted(ClosureAt::at(at)) })"),
     "deleted-confirmed": ("a path that the cache has deleted stays confirmed in the ledger", "src/flow/ask.rs",
         "self.out.push(Action::Wanted(wanted));",
         "if !M { self.out.push(Action::Wanted(wanted)); }"),
@@ -85,8 +89,8 @@ MUTANTS = {
         "self.inherit_references(referrer_id, &push.references);",
         "if !M { self.inherit_references(referrer_id, &push.references); }"),
     "closure-newest": ("the newest confirmation of a closure counts, not the oldest", "src/flow/settling.rs",
-        "let closure_at = push.closure_at.min(ClosureAt::at(at));",
-        "let closure_at = if M { ClosureAt::at(at) } else { push.closure_at.min(ClosureAt::at(at)) };"),
+        "let closure_at = push.closure_at.min(",
+        "let closure_at = if M { ClosureAt::at(at) } else { push.closure_at }.min("),
     "answered-at": ("an upload confirms from its end on, not from its beginning", "src/flow/step.rs",
         "self.settle(id, outcome, upload.began);",
         "self.settle(id, outcome, if M { now } else { upload.began });"),
@@ -191,10 +195,25 @@ def run(binary, name, seeds):
     return runs, failed, first.group(1) if first else "", int(tests[-1][1])
 
 
+def broken(top):
+    """The files that are broken, with all mutants in them. Ends when one does not fit its file."""
+    files = {}
+    for name, (_, file, old, new) in MUTANTS.items():
+        text = files.get(file) or open(os.path.join(top, file)).read()
+        if text.count(old) != 1:
+            sys.exit(f"{name}: {file} has its text {text.count(old)} times; adapt tests/mutants.py")
+        switch = f'crate::types::mutant("{name}")'
+        files[file] = text.replace(old, re.sub(r"\bM\b", switch, new))
+    return files
+
+
 def main():
     args = sys.argv[1:]
     seeds = args.pop(0) if args and args[0].isdigit() else "100"
     top = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    if args == ["--check"]:
+        broken(top)
+        return
     chosen = args or list(MUTANTS)
     # Always the same place, so that the next build is incremental.
     copy = os.path.join(top, "target", "mutants")
@@ -203,13 +222,8 @@ def main():
     for name in ["src", "tests", "benches", "packaging", "Cargo.toml", "Cargo.lock", "clippy.toml"]:
         where = os.path.join(top, name)
         (shutil.copytree if os.path.isdir(where) else shutil.copy)(where, os.path.join(copy, name))
-    for name, (_, file, old, new) in MUTANTS.items():
-        path = os.path.join(copy, file)
-        text = open(path).read()
-        if text.count(old) != 1:
-            sys.exit(f"{name}: {file} has its text {text.count(old)} times; adapt tests/mutants.py")
-        switch = f'crate::types::mutant("{name}")'
-        open(path, "w").write(text.replace(old, re.sub(r"\bM\b", switch, new)))
+    for file, text in broken(top).items():
+        open(os.path.join(copy, file), "w").write(text)
     with open(os.path.join(copy, "src/types/mod.rs"), "a") as types:
         types.write(SWITCH)
     env = dict(os.environ)

@@ -4,6 +4,7 @@
 mod daemon;
 mod documents;
 mod fuzz;
+mod mutants;
 mod picture;
 mod prose;
 mod security;
