@@ -22,6 +22,9 @@ fn plain(text: &str) -> String {
         }
         // Either question may be the first that gets no answer.
         line = line.replace("which of N paths it lacks", "for the cache main");
+        // The end of a session asks again about a path whose upload has ended by then.
+        line =
+            line.replace("cache main: already cached N TIME ago", "cache main: pushed N TIME ago, N attempt");
         if let Some((what, _)) = line.split_once("attic client: ") {
             line = format!("{what}attic client: STATE");
         }
