@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Breaks mechanisms on purpose, and counts in how many seeds the simulation finds each.
 
-    tests/mutants.py [SEEDS] [NAME…]     SEEDS: seeds for each mutant, 100 by default
+    tests/mutants.py [SEEDS] [NAME…]     SEEDS: seeds for each mutant at most, 40 by default
+    tests/mutants.py --all [SEEDS] …     also when three seeds have found a mutant
     tests/mutants.py --check             only whether each mutant fits the code
 
 All mutants are put into one copy of the tree (target/mutants), each behind a name that the
 environment variable FLYWHEEL_MUTANT switches on, so that one build serves all of them. For
-each, the seeds that find it are counted, and the unit tests if fewer than three seeds do.
+each, seeds run until three have found it, and the unit tests run if fewer have.
 Fails when the unbroken copy violates an invariant, or when neither a seed nor a unit test
 finds a mutant. CARGO names another cargo. PROFILE names another build profile than `dev`:
 `simulate` is optimized, which takes minutes and repays with more than some hundred seeds.
@@ -52,8 +53,7 @@ MUTANTS = {
         "        if push.protected {\n            self.gc_roots.release",
         "        if push.protected && !M {\n            self.gc_roots.release"),
     "not-recorded": ("a settled push is not recorded", "src/daemon/push/outcome.rs",
-        "        self.ledger.settle(id, records::settled(outcome, push.upstream(), push.attempts(), push.steps()));",
-        "        if !M { self.ledger.settle(id, records::settled(outcome, push.upstream(), push.attempts(), push.steps())); }"),
+        "        if !is_recheck {\n", "        if !is_recheck && !M {\n"),
     "remembered": ("the end of a session does not ask the cache again", "src/daemon/intake/name.rs",
         "let others = self.paths_of(session, cache)?;",
         "let others = if M { Vec::new() } else { self.paths_of(session, cache)? };"),
@@ -96,9 +96,11 @@ MUTANTS = {
         "self.settle(id, outcome, if M { now } else { upload.began });"),
     "not-restored": ("pushes of an earlier run are not taken up", "src/daemon/intake/mod.rs",
         "if !*restored {", "if !*restored && !M {"),
-    "restored-unwanted": ("a restored session does not wait for its pushes", "src/daemon/driver/ending.rs",
-        "self.step(Event::Want(row, pending));",
-        "if !M { self.step(Event::Want(row, pending)); }"),
+    "settled-since": ("a push that settles after the intake has read it is as the intake read it", "src/daemon/push/since.rs",
+        "        if since.is_empty() {", "        if since.is_empty() || M {"),
+    "admitted-trusted": ("for a push that is admitted later, confirmations from before a deletion count", "src/flow/step.rs",
+        "closure_at: self.caches[usize::from(cache_id.0)].trusted(ClosureAt::new(new.closure_at)),",
+        "closure_at: if M { ClosureAt::new(new.closure_at) } else { self.caches[usize::from(cache_id.0)].trusted(ClosureAt::new(new.closure_at)) },"),
     "route-of-maker": ("the routes do not ask who made a path", "src/daemon/intake/routes.rs",
         "        match maker {\n            _ if self.settings",
         "        match maker.filter(|_| !M) {\n            _ if self.settings"),
@@ -168,11 +170,11 @@ UNIT_TESTS = ["attribution::windows::", "daemon::gc_roots::", "daemon::intake::"
 FEW = 3
 
 
-def run(binary, name, seeds):
+def run(binary, name, seeds, enough):
     """Returns how many of the seeds and how many unit tests have found the mutant, and what the first seed says.
 
     None in place of the unit tests: they were not asked."""
-    env = dict(os.environ, FLYWHEEL_MUTANT=name, FLYWHEEL_SIM_ALL="1", FLYWHEEL_SIM_SEEDS=seeds, RUST_BACKTRACE="0")
+    env = dict(os.environ, FLYWHEEL_MUTANT=name, FLYWHEEL_SIM_ENOUGH=enough, FLYWHEEL_SIM_SEEDS=seeds, RUST_BACKTRACE="0")
     sim = subprocess.run([binary, "daemon::sim::every_seed_keeps_the_invariants", "--exact", "--nocapture"],
                          env=env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     counted = re.search(r"(\d+) runs, \d+ turns, (\d+) failed", sim.stderr)
@@ -209,7 +211,9 @@ def broken(top):
 
 def main():
     args = sys.argv[1:]
-    seeds = args.pop(0) if args and args[0].isdigit() else "100"
+    enough = str(10**9) if "--all" in args else str(FEW)
+    args = [arg for arg in args if arg != "--all"]
+    seeds = args.pop(0) if args and args[0].isdigit() else "40"
     top = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     if args == ["--check"]:
         broken(top)
@@ -238,7 +242,7 @@ def main():
     shutil.copy(os.path.join(copy, found.group(1)), binary)
     wrong = []
     for name in ["", *chosen]:
-        runs, failed, first, units = run(binary, name, seeds)
+        runs, failed, first, units = run(binary, name, seeds, enough)
         what = MUTANTS[name][0] if name else "nothing is broken"
         also = "" if units is None else f", {units} unit tests"
         print(f"{name or '-':22} {failed:5} of {runs} seeds{also}: {what}", flush=True)

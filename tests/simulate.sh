@@ -13,7 +13,7 @@ while [ $# -gt 0 ]; do
         --seed) export FLYWHEEL_SIM_SEED="$2"; shift 2 ;;
         --from) export FLYWHEEL_SIM_FIRST="$2"; shift 2 ;;
         --threads) export FLYWHEEL_SIM_THREADS="$2"; shift 2 ;;
-        --all) export FLYWHEEL_SIM_ALL=1; shift ;;
+        --all) export FLYWHEEL_SIM_ENOUGH=1000000000; shift ;;
         [0-9]*) export FLYWHEEL_SIM_SEEDS="$1"; shift ;;
         *) sed -n '2,9p' "$0"; exit 2 ;;
     esac

@@ -27,6 +27,9 @@ pub(super) enum Input {
         reasons: Vec<(PushId, String, String)>,
         /// Failed pushes among them are tried again.
         retry: bool,
+        /// The number of the report, by which the driver knows which of them have settled since
+        /// the intake read them.
+        report: u64,
     },
     /// The intake cannot go on for the moment, and why; `None` when it can again.
     Stuck(Option<String>),
@@ -106,6 +109,8 @@ pub(super) struct FoundPath {
     pub(super) seen_at: i64,
     /// The size of its NAR, in bytes.
     pub(super) nar_size: u64,
+    /// The ledger has it as pending since the intake has it: it cannot have settled after that.
+    pub(super) is_new: bool,
 }
 
 /// The answer of an upstream cache that it has a path.

@@ -88,7 +88,7 @@ impl Flow {
         for push in self.pushes.values_mut().filter(|push| push.cache == cache_id) {
             push.closure_at = cache.trusted(push.closure_at);
         }
-        self.out.push(Action::Distrust(cache_id));
+        self.out.push(Action::Distrust(cache_id, asked_at));
     }
 
     /// Handles an error of the query that is under way.

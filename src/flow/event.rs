@@ -207,8 +207,8 @@ pub(crate) enum Action {
     /// [`Purpose::Upstream`] pushes, or nobody waits until it is known: they are
     /// [`Purpose::Wanted`] now.
     Wanted(Vec<PushId>),
-    /// The cache has deleted paths: what is remembered of it counts no longer.
-    Distrust(CacheId),
+    /// The cache has deleted paths: what it confirmed before this time counts no longer.
+    Distrust(CacheId, Mono),
     /// Admit these pushes again with what of their closures is not confirmed. Then
     /// comes [`Event::Rechecked`]; until then there is no second one for the cache.
     Recheck(CacheId, Vec<PushId>),

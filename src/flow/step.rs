@@ -290,7 +290,8 @@ impl Flow {
                 Purpose::Upstream => Some(Recorded::InUpstream),
                 Purpose::Wanted | Purpose::Failed => None,
             },
-            closure_at: ClosureAt::new(new.closure_at),
+            // The caller may not have learned yet that the cache has deleted paths.
+            closure_at: self.caches[usize::from(cache_id.0)].trusted(ClosureAt::new(new.closure_at)),
             ask_after: new.ask_after,
             rechecks: 0,
             no_verdicts: 0,
@@ -318,7 +319,7 @@ impl Flow {
         }
         let Some(push) = self.pushes.get_mut(&id) else { return };
         push.references = references;
-        push.closure_at = ClosureAt::new(new.closure_at);
+        push.closure_at = self.caches[usize::from(push.cache.0)].trusted(ClosureAt::new(new.closure_at));
         push.phase = Phase::Held;
         let (urgent, session) = (push.urgent, push.queued_for);
         if urgent {

@@ -6,7 +6,7 @@
 //!   ─────────────────────────► Pending ───────────► Uploading ──────► Pushed, Cached, Upstream,
 //!                                 ▲                                   Failed, Skipped, Collected
 //!                                 └──────────────────────────────────────┘
-//!        reopen, retry_failed: Failed · admit: Collected, Skipped · unconfirm: Pushed, Cached, Upstream
+//!        reopen, retry_failed: Failed · admit: Collected, Skipped · unconfirm: Pushed, Cached, Upstream, Collected
 //! ```
 
 use std::collections::HashMap;
@@ -330,16 +330,16 @@ pub(super) fn reopen(conn: &Connection, pushes: &[PushId]) -> Result<()> {
     Ok(())
 }
 
-/// Makes confirmed pushes pending, for live sessions as well, those that pushed the
-/// paths included: a second push may fail.
+/// Makes confirmed and collected pushes pending, for live sessions as well, those that pushed
+/// the paths included: a second push may fail.
 pub(super) fn unconfirm(conn: &Connection, pushes: &[PushId]) -> Result<()> {
     let mut push = conn.prepare_cached(
         "UPDATE item SET state = 0, attempts = 0, reason = NULL, settled_at = 0
-         WHERE id = ?1 AND state IN (2, 3, 4)",
+         WHERE id = ?1 AND state IN (2, 3, 4, 7)",
     )?;
     let mut sessions = conn.prepare_cached(
         "UPDATE session_item SET outcome = 0, reason = NULL
-         WHERE item = ?1 AND outcome IN (2, 3, 4)
+         WHERE item = ?1 AND outcome IN (2, 3, 4, 7)
            AND EXISTS (SELECT 1 FROM session WHERE id = session_item.session AND state IN (0, 1))",
     )?;
     for id in pushes {

@@ -284,7 +284,8 @@ impl Driver {
 
     fn take(&mut self, input: Input) {
         match input {
-            Input::Found { cache, pushes, paths, reasons, retry } => {
+            Input::Found { cache, mut pushes, paths, reasons, retry, report } => {
+                self.parts.pushes.correct(cache, report, &mut pushes, &paths);
                 let of = |purpose| pushes.iter().filter(move |p| p.purpose == purpose).map(|p| p.id);
                 let wanted: Vec<PushId> = of(Purpose::Wanted).collect();
                 let rechecks = of(Purpose::Recheck).chain(of(Purpose::Upstream)).collect();
@@ -391,14 +392,14 @@ impl Driver {
             }
             Action::Confirmed(push, at) => pushes.confirmed(push, at),
             Action::Wanted(unconfirmed) => pushes.unconfirm(&unconfirmed),
-            Action::Distrust(cache) => {
+            Action::Distrust(cache, before) => {
                 event!(
                     CACHE_DELETED,
                     cache = caches[cache].name(),
                     "cache {} has deleted paths that it had: it is asked again for everything that it had confirmed",
                     caches[cache].name()
                 );
-                pushes.distrust(cache);
+                pushes.distrust(cache, before);
             }
             Action::Settled(push, outcome) => self.settled(push, outcome),
             Action::Failed(push, cause) => self.failed(push, cause),

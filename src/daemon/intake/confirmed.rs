@@ -84,15 +84,16 @@ impl Confirmed {
         }
     }
 
-    /// Forgets all confirmations, because the cache has deleted paths.
-    pub(super) fn distrust(&mut self) {
-        self.current.rows.clear();
-        self.older.rows.clear();
+    /// Forgets all confirmations from before this time, because the cache has deleted paths.
+    pub(super) fn distrust(&mut self, before: Mono) {
+        self.current = Generation { since: self.current.since.max(before), rows: Bits::default() };
+        self.older = Generation { since: Mono::MAX, rows: Bits::default() };
     }
 
     /// Forgets everything, because rows have other numbers now.
     pub(super) fn clear(&mut self) {
-        self.distrust();
+        self.current.rows.clear();
+        self.older.rows.clear();
         self.handed_on.clear();
     }
 }
@@ -201,8 +202,12 @@ mod tests {
         let mut memory = Confirmed::new(Duration::from_secs(600));
         memory.settled(1, Some(Mono(0)));
         memory.hand_on(2);
-        memory.distrust();
+        memory.distrust(Mono(9));
         assert_eq!((memory.of(1), memory.of(2)), (Memory::Unknown, Memory::HandedOn));
+        memory.settled(1, Some(Mono(8)));
+        assert_eq!(memory.of(1), Memory::Unknown, "it was confirmed before");
+        memory.settled(1, Some(Mono(9)));
+        assert_eq!(memory.of(1), Memory::Since(Mono(9)), "no confirmation seems older than that");
         memory.settled(2, None);
         assert_eq!(memory.of(2), Memory::Unknown);
         memory.hand_on(3);

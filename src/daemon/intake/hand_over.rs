@@ -44,6 +44,8 @@ pub(super) struct LedgerPush {
     pub(super) sessions: Vec<SessionRow>,
     /// When it was taken in, in ms since 1970; 0 if it is not known.
     pub(super) seen_at: i64,
+    /// It became pending when it was taken in.
+    pub(super) is_new: bool,
 }
 
 impl Intake {
@@ -75,7 +77,7 @@ impl Intake {
         }
         let mut found = Vec::with_capacity(planned.len());
         let mut upstream = Vec::new();
-        for (push, (id, state, _)) in planned.into_iter().zip(admitted.pushes) {
+        for (push, (id, state, is_new)) in planned.into_iter().zip(admitted.pushes) {
             if push.state == PushState::Upstream && !is_open(state) {
                 upstream.push(push.info);
             } else if push.state == PushState::Pending || is_open(state) {
@@ -86,6 +88,7 @@ impl Intake {
                     state,
                     sessions: sessions.collect(),
                     seen_at: at,
+                    is_new,
                 });
             }
         }
@@ -138,8 +141,9 @@ impl Intake {
             closure_at: terms.closure_at,
             ask_after: terms.ask_after,
         };
-        let place = |info: &PathInfo, id, seen_at| FoundPath {
+        let place = |info: &PathInfo, id, seen_at, is_new| FoundPath {
             seen_at,
+            is_new,
             push: id,
             row: DbRow { generation: self.generation, id: info.id },
             path: info.path.clone(),
@@ -149,9 +153,9 @@ impl Intake {
         let mut paths = Vec::with_capacity(failed.len() + found.len());
         for (info, id) in failed.iter().rev() {
             pushes.push(new(info, *id, Purpose::Failed, Vec::new()));
-            paths.push(place(info, *id, 0));
+            paths.push(place(info, *id, 0, false));
         }
-        for LedgerPush { info, id, state, sessions, seen_at } in found {
+        for LedgerPush { info, id, state, sessions, seen_at, is_new } in found {
             let purpose = match state {
                 PushState::Pending | PushState::Uploading => Purpose::Wanted,
                 PushState::Failed => Purpose::Failed,
@@ -161,7 +165,7 @@ impl Intake {
                 }
             };
             pushes.push(new(info, *id, purpose, sessions.clone()));
-            paths.push(place(info, *id, *seen_at));
+            paths.push(place(info, *id, *seen_at, *is_new));
         }
         for path in &paths {
             self.confirmed[usize::from(cache)].hand_on(path.row.id);
@@ -173,7 +177,8 @@ impl Intake {
         for push in open().filter(|push| push.state == PushState::Failed) {
             self.gc_roots.keep_failed(cache, push.info.path.clone());
         }
-        self.tell(Input::Found { cache: CacheId(cache), pushes, paths, reasons, retry: terms.retry })
+        let (cache, retry, report) = (CacheId(cache), terms.retry, self.settlements.report());
+        self.tell(Input::Found { cache, pushes, paths, reasons, retry, report })
     }
 
     /// Finds the pushes of references that are not among the pushes at hand, and adds

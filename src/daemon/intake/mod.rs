@@ -302,10 +302,12 @@ impl Intake {
             match settlement {
                 // The number stands for another path by now.
                 Settlement::Settled { row, .. } if row.generation != self.generation => {}
-                Settlement::Settled { cache, row, confirmed } => {
+                Settlement::Settled { cache, row, confirmed, .. } => {
                     self.confirmed[usize::from(cache.0)].settled(row.id, confirmed);
                 }
-                Settlement::Distrust(cache) => self.confirmed[usize::from(cache.0)].distrust(),
+                Settlement::Distrust(cache, before) => {
+                    self.confirmed[usize::from(cache.0)].distrust(before);
+                }
             }
         }
     }

@@ -195,6 +195,7 @@ impl Intake {
                 path: path.clone(),
                 seen_at: 0,
                 nar_size: push.nar_size,
+                is_new: false,
             });
             let (pushes, paths) = (pushes.collect(), paths.collect());
             self.tell(Input::Found {
@@ -203,6 +204,7 @@ impl Intake {
                 paths,
                 reasons: Vec::new(),
                 retry: false,
+                report: self.settlements.report(),
             })?;
         }
         Ok(())

@@ -91,7 +91,14 @@ impl Intake {
                             reasons.push((row.id, class, row.error.unwrap_or_else(unknown)));
                         }
                         let sessions = Vec::new();
-                        let push = LedgerPush { info, id: row.id, state, sessions, seen_at: row.seen_at };
+                        let push = LedgerPush {
+                            info,
+                            id: row.id,
+                            state,
+                            sessions,
+                            seen_at: row.seen_at,
+                            is_new: false,
+                        };
                         found.entry(cache).or_default().push(push);
                     }
                     None => self.ledger.settle(row.id, push::collected(row.attempts)),

@@ -14,6 +14,7 @@ mod records;
 mod settlements;
 #[cfg(test)]
 mod simulated;
+mod since;
 mod store_reader;
 mod target;
 mod transfer;

@@ -209,12 +209,17 @@ impl Pushes {
         tally: &mut Tally,
         audience: &Audience,
     ) -> Option<Duration> {
-        let push = self.take(id)?;
+        let push = self.by_id.get(&id)?;
+        let is_recheck = push.is_recheck();
+        if !is_recheck {
+            // Before the intake learns that it is settled. Of a recheck the ledger says so already.
+            self.ledger.settle(id, records::settled(outcome, push.upstream(), push.attempts(), push.steps()));
+        }
+        let push = self.take(id, Some(outcome))?;
         if push.protected {
             self.gc_roots.release(push.cache.0, push.path.clone());
         }
-        if push.is_recheck() {
-            // The ledger says so already.
+        if is_recheck {
             return None;
         }
         self.gc_roots.forget_failed(push.cache.0, push.path.clone());
@@ -231,7 +236,6 @@ impl Pushes {
             };
             self.log.add(&occurrence, audience, Instant::now());
         }
-        self.ledger.settle(id, records::settled(outcome, push.upstream(), push.attempts(), push.steps()));
         if outcome == Outcome::Upstream && push.recorded != Recorded::Never {
             // It was counted then.
             return None;

@@ -11,6 +11,7 @@ use super::transfer::Running;
 use crate::control::messages::UploadStatus;
 use crate::daemon::gc_roots::GcRoots;
 use crate::daemon::inbox::{DbRow, FoundPath};
+use crate::flow::Outcome;
 use crate::ledger::{Ledger, Steps};
 use crate::types::{CacheId, Mono, PushId, StoreDir, StorePath, Wall, millis};
 
@@ -137,7 +138,7 @@ pub(in crate::daemon) struct Pushes {
     pub(super) gc_roots: GcRoots,
     pub(super) store_dir: StoreDir,
     pub(super) log: LogGroups,
-    settlements: Settlements,
+    pub(super) settlements: Settlements,
 }
 
 impl Pushes {
@@ -175,7 +176,7 @@ impl Pushes {
         wanted: &[PushId],
         rechecks: &HashSet<PushId>,
     ) {
-        for FoundPath { push, row, path, nar_size, seen_at } in paths {
+        for FoundPath { push, row, path, nar_size, seen_at, is_new: _ } in paths {
             let recheck = rechecks.contains(&push);
             if let Some(known) = self.by_id.get_mut(&push) {
                 // A path that was collected and is valid again has another row.
@@ -307,13 +308,14 @@ impl Pushes {
         }
     }
 
-    /// Tells the intake that the cache has deleted paths.
-    pub(in crate::daemon) fn distrust(&self, cache: CacheId) {
-        self.settlements.post(Settlement::Distrust(cache));
+    /// Tells the intake that the cache has deleted paths that it had before this time.
+    pub(in crate::daemon) fn distrust(&self, cache: CacheId, before: Mono) {
+        self.settlements.post(Settlement::Distrust(cache, before));
     }
 
-    /// Forgets a push and tells the intake so.
-    pub(super) fn take(&mut self, id: PushId) -> Option<Box<Push>> {
+    /// Forgets a push and tells the intake so, and if it is settled how. Then the ledger has been
+    /// sent that before.
+    pub(super) fn take(&mut self, id: PushId, outcome: Option<Outcome>) -> Option<Box<Push>> {
         let confirmed = self.confirmed.take().filter(|(push, _)| *push == id).map(|(_, at)| at);
         let push = self.by_id.remove(&id)?;
         if self.by_id.capacity() > SPARE + 4 * self.by_id.len() {
@@ -325,7 +327,7 @@ impl Pushes {
             *self.rechecks.entry(cache).or_default() -= 1;
         }
         let row = DbRow { generation: push.generation, id: push.row };
-        self.settlements.post(Settlement::Settled { cache, row, confirmed });
+        self.settlements.post(Settlement::Settled { push: id, cache, row, outcome, confirmed });
         Some(push)
     }
 
@@ -360,7 +362,7 @@ impl Pushes {
 
     /// Forgets a failed push. The ledger keeps it.
     pub(in crate::daemon) fn forget(&mut self, push: PushId) {
-        self.take(push);
+        self.take(push, None);
     }
 
     /// Path, error class and error text of up to `most` of the pushes for which

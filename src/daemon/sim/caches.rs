@@ -58,6 +58,8 @@ pub(super) struct Cache {
     pub(super) has: BTreeSet<String>,
     /// When it last said that it has a path, or stored it. Simulated milliseconds.
     pub(super) confirmed: BTreeMap<String, u64>,
+    /// When it said so of each path, and whether that was the answer to an upload.
+    pub(super) answers: BTreeMap<String, Vec<(u64, bool)>>,
     pub(super) fault: Option<(Fault, u64)>,
     /// Answers take up to this many milliseconds.
     pub(super) slow: u64,
@@ -116,10 +118,19 @@ impl Cache {
         Request { cache, made_at: now, process_at, answer_at, call, result: None, trusted_since }
     }
 
-    /// The cache has the path from now on, and says so.
-    fn confirms(&mut self, hash: &str, now: u64) {
+    /// The cache has the path from now on, and says so. `uploaded`: that is the answer to an
+    /// upload.
+    fn confirms(&mut self, hash: &str, now: u64, uploaded: bool) {
         self.confirmed.insert(hash.to_owned(), now);
+        self.answers.entry(hash.to_owned()).or_default().push((now, uploaded));
         self.told_missing.remove(hash);
+    }
+
+    /// When an upload of the path was confirmed, if nothing else has confirmed it since `since`
+    /// before that.
+    pub(super) fn first_uploaded(&self, hash: &str, since: u64) -> Option<u64> {
+        let first = self.answers.get(hash)?.iter().find(|(at, _)| *at >= since)?;
+        first.1.then_some(first.0)
     }
 
     fn is_now(&self, fault: Fault, now: u64) -> bool {
@@ -154,7 +165,7 @@ impl Cache {
                     None => {
                         let (there, missing): (Vec<_>, Vec<_>) =
                             hashes.iter().cloned().partition(|hash| self.has.contains(hash));
-                        there.iter().for_each(|hash| self.confirms(hash, now));
+                        there.iter().for_each(|hash| self.confirms(hash, now, false));
                         Ok(missing.into_iter().collect())
                     }
                 }));
@@ -171,7 +182,7 @@ impl Cache {
                     return None;
                 }
                 if self.is_now(Fault::StoresNothing, now) {
-                    self.confirms(&hash, now);
+                    self.confirms(&hash, now, true);
                     request.result =
                         Some(Answer::Upload(Ok(Uploaded { deduplicated: false, file_size: None })));
                     return None;
@@ -185,7 +196,7 @@ impl Cache {
                     return None;
                 }
                 self.has.insert(hash.clone());
-                self.confirms(&hash, now);
+                self.confirms(&hash, now, !no_verdict);
                 Some(hash)
             }
             CacheCall::Discover(_) => {
@@ -202,11 +213,11 @@ impl Cache {
         }
     }
 
-    /// Deletes paths for which `which` is true.
-    pub(super) fn delete(&mut self, mut which: impl FnMut() -> bool) -> usize {
-        let before = self.has.len();
-        self.has.retain(|_| !which());
-        before - self.has.len()
+    /// Deletes paths for which `which` is true. Returns their hashes.
+    pub(super) fn delete(&mut self, mut which: impl FnMut() -> bool) -> Vec<String> {
+        let (deleted, kept) = std::mem::take(&mut self.has).into_iter().partition::<Vec<_>, _>(|_| which());
+        self.has.extend(kept);
+        deleted
     }
 }
 

@@ -63,7 +63,7 @@ pub(super) fn adds_up(ledger: &Connection, id: &str, summary: &Summary) -> Check
 }
 
 /// Each path that a complete answer counts as there, with its closure, was confirmed after
-/// the answer was asked for.
+/// the answer was asked for, and after the last upload of one of the paths.
 pub(super) fn answer_is_fresh(
     store: &Store,
     caches: &[Cache],
@@ -71,13 +71,16 @@ pub(super) fn answer_is_fresh(
     cache: u16,
     asked_at: u64,
 ) -> Check {
+    let cache_of = &caches[usize::from(cache)];
+    let uploaded = paths.iter().filter_map(|base| cache_of.first_uploaded(hash(base), asked_at)).max();
+    let since = uploaded.unwrap_or(asked_at);
     for base in paths {
         for part in store.closure(base) {
-            let at = caches[usize::from(cache)].confirmed.get(hash(&part)).copied();
-            if at.is_none_or(|at| at < asked_at) {
+            let at = cache_of.confirmed.get(hash(&part)).copied();
+            if at.is_none_or(|at| at < since) {
                 return Err(format!(
                     "the answer asked for at {asked_at} ms counts {base} as there; cache {cache} last confirmed \
-                     {part} at {at:?}"
+                     {part} at {at:?}, and one of the paths was uploaded at {uploaded:?}"
                 ));
             }
         }
@@ -122,7 +125,14 @@ pub(super) fn belongs(ledger: &Connection, store: &Store, jobs: &[Job]) -> Check
     for row in rows {
         let (base, uid, evidence, session) = row.unwrap();
         let Some(made) = store.made.get(&base).filter(|_| evidence != 2 && evidence != 5) else { continue };
-        let over = jobs.iter().find(|job| job.id.as_ref() == Some(&session)).and_then(|job| job.taken_in);
+        let job = jobs.iter().find(|job| job.id.as_ref() == Some(&session));
+        let early = job.is_some_and(|job| job.sees_rows && made.at.line < job.started.line);
+        if early && made.before.is_empty() {
+            return Err(format!(
+                "{base} was made before session {session} was asked for, and is its by evidence {evidence}"
+            ));
+        }
+        let over = job.and_then(|job| job.taken_in);
         if over.is_some_and(|over| made.at.line > over.line) && made.before.is_empty() {
             return Err(format!(
                 "{base} was made after session {session} was taken in, and is its by evidence {evidence}"

@@ -20,6 +20,10 @@ pub(super) fn cache_of(uid: u32) -> u16 {
 #[derive(Debug)]
 pub(super) struct Job {
     pub(super) uid: u32,
+    /// When its start was asked for.
+    pub(super) started: Moment,
+    /// The Nix database was there while its session was opened.
+    pub(super) sees_rows: bool,
     /// The session's id, once it is known.
     pub(super) id: Option<String>,
     /// The number of its anchor's process. None: it has none.

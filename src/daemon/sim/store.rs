@@ -165,6 +165,11 @@ impl Store {
         self.backup = head.ok();
     }
 
+    /// Whether [`Self::roll_back`] would put the database back.
+    pub(super) fn is_backed_up(&self) -> bool {
+        self.backup.is_some()
+    }
+
     /// Puts the database back: later rows were never there, and their numbers are given
     /// again. Returns the paths that are not valid any more.
     pub(super) fn roll_back(&mut self) -> Option<Vec<String>> {

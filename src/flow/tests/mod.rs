@@ -130,11 +130,30 @@ fn an_upload_from_before_a_deletion_confirms_nothing() {
     let recorded = NewPush { purpose: Purpose::Recheck, ..push(3, &[], &[]) };
     flow.step(admit(vec![recorded]), Mono(5));
     let actions = flow.step(missing([3]), Mono(6));
-    assert!(actions.contains(&Action::Distrust(MAIN)), "{actions:?}");
+    assert!(actions.contains(&Action::Distrust(MAIN, Mono(5))), "{actions:?}");
     let actions = flow.step(Event::Uploaded(1, TOOK), Mono(7));
     assert!(actions.contains(&Action::Settled(1, Outcome::Pushed)), "{actions:?}");
     assert!(!actions.iter().any(|action| matches!(action, Action::Confirmed(..))), "{actions:?}");
     assert!(actions.contains(&Action::Recheck(MAIN, vec![2])), "{actions:?}");
+}
+
+/// Who admits a push has not learned yet that the cache has deleted paths, and names an older
+/// confirmation of the push's closure.
+#[test]
+fn what_was_confirmed_before_a_deletion_does_not_count_for_a_push_that_is_admitted_later() {
+    let mut flow = flow(4);
+    let recorded = NewPush { purpose: Purpose::Recheck, ..push(1, &[], &[]) };
+    flow.step(admit(vec![recorded]), Mono(5));
+    let actions = flow.step(missing([1]), Mono(6));
+    assert!(actions.contains(&Action::Distrust(MAIN, Mono(5))), "{actions:?}");
+    let referrer = |id, at| NewPush { closure_at: Some(Mono(at)), ..push(id, &[], &[]) };
+    flow.step(admit(vec![referrer(2, 4), referrer(3, 5)]), Mono(7));
+    let actions = flow.step(missing([2, 3]), Mono(8));
+    assert_eq!(uploads(&actions), [3]);
+    assert!(actions.contains(&Action::Recheck(MAIN, vec![2])), "{actions:?}");
+    // The same of its closure that is read again.
+    flow.step(admit(vec![referrer(2, 4)]), Mono(9));
+    assert_eq!(phase(&flow, 2), Some(Phase::Stale));
 }
 
 #[test]
@@ -145,7 +164,11 @@ fn what_an_upstream_had_is_wanted_and_the_cache_has_deleted_nothing() {
         flow.step(admit(vec![recorded, push(2, &[], &[])]), Mono(0));
         let actions = flow.step(missing([1, 2]), Mono(1));
         assert!(actions.contains(&Action::Wanted(vec![1])), "{purpose:?}: {actions:?}");
-        assert_eq!(actions.contains(&Action::Distrust(MAIN)), distrusted, "{purpose:?}: {actions:?}");
+        assert_eq!(
+            actions.contains(&Action::Distrust(MAIN, Mono(0))),
+            distrusted,
+            "{purpose:?}: {actions:?}"
+        );
         // An upstream's answer is as old as its question.
         let actions = flow.step(Event::InUpstream(1, Mono(0)), Mono(9));
         assert!(actions.contains(&Action::Confirmed(1, Mono(0))), "{purpose:?}: {actions:?}");

@@ -262,7 +262,7 @@ impl World {
                     }
                     wanted = ids;
                 }
-                Action::Distrust(c) => {
+                Action::Distrust(c, _) => {
                     let asked_at = self.asked_at[usize::from(c.0)];
                     self.trusted_since[usize::from(c.0)] = asked_at;
                     for id in std::mem::take(&mut wanted) {
@@ -372,7 +372,6 @@ impl World {
     fn new_push(&self, id: PushId, purpose: Purpose, sessions: Vec<SessionId>) -> NewPush {
         let settled = self.closure(id).into_iter().filter(|r| !self.known.contains_key(r));
         let settled: Vec<_> = settled.map(|r| self.confirmed[&r]).collect();
-        let trusted = settled.iter().all(|(cache, at)| *at >= self.trusted_since[usize::from(*cache)]);
         let closure_at = settled.iter().map(|(_, at)| *at).min().unwrap_or(Mono::MAX);
         // Also those that only a confirmed reference waits for.
         let references = self.closure(id).into_iter().filter(|r| self.known.contains_key(r));
@@ -381,8 +380,8 @@ impl World {
             references: references.collect(),
             sessions,
             purpose,
-            // The intake forgets what was confirmed before the cache was seen to delete paths.
-            closure_at: trusted.then_some(closure_at),
+            // The intake may not have learned yet that the cache was seen to delete paths.
+            closure_at: Some(closure_at),
             ask_after: Mono(0),
             built: id % 2 == 0,
             nar_size: if id % 3 == 0 { 2 << 20 } else { 0 },

@@ -190,7 +190,7 @@ fn show(action: &Action) -> String {
         Action::Probe(_) => "probe".into(),
         Action::Confirmed(id, _) => format!("whole{id}"),
         Action::Wanted(ids) => format!("wanted{ids:?}"),
-        Action::Distrust(_) => "distrust".into(),
+        Action::Distrust(..) => "distrust".into(),
         Action::Recheck(_, ids) => format!("recheck{ids:?}"),
         Action::Settled(id, Outcome::Pushed) => format!("pushed{id}"),
         Action::Settled(id, Outcome::Cached) => format!("cached{id}"),

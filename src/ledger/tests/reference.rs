@@ -114,15 +114,20 @@ impl Model {
     }
 
     fn unconfirm(&mut self, push: usize, at: i64) {
-        if !matches!(self.pushes[&push].0, PushState::Pushed | PushState::Cached | PushState::Upstream) {
+        use PushState::{Cached, Collected, Pushed, Upstream};
+        if !matches!(self.pushes[&push].0, Pushed | Cached | Upstream | Collected) {
             return;
         }
         self.pushes.insert(push, (PushState::Pending, at));
         for s in 0..SESSIONS {
             let live = self.live(s);
-            if let Some((_, outcome @ (Outcome::Pushed | Outcome::AlreadyCached | Outcome::Upstream))) =
-                self.belongs.get_mut(&(s, push))
+            let is_pending_again = |outcome: &Outcome| {
+                use Outcome::{AlreadyCached, Collected, Pushed, Upstream};
+                matches!(outcome, Pushed | AlreadyCached | Upstream | Collected)
+            };
+            if let Some((_, outcome)) = self.belongs.get_mut(&(s, push))
                 && live
+                && is_pending_again(outcome)
             {
                 *outcome = Outcome::Pending;
             }

@@ -101,7 +101,7 @@ impl Run {
                     }
                     return Ok(());
                 }
-                let uncertain = summary.warnings.iter().any(|warning| warning.contains("again and again"));
+                let uncertain = summary.warnings.iter().any(|warning| warning.contains("repeatedly"));
                 if summary.outcome == Outcome::Complete && !uncertain && world.jobs[job].ended.is_none() {
                     let cache = cache_of(world.jobs[job].uid);
                     drop(world);
@@ -142,7 +142,8 @@ impl Run {
             }
             (Asked::Flush { before }, Reply::Pushed(summary)) => {
                 self.count("flushes");
-                if summary.outcome == Outcome::Complete && summary.warnings.is_empty() {
+                let uncertain = summary.warnings.iter().any(|warning| warning.contains("repeatedly"));
+                if summary.outcome == Outcome::Complete && !uncertain {
                     let failed = self.ledger(checks::failed);
                     let world = lock(&self.world);
                     for base in before {

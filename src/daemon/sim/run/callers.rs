@@ -6,6 +6,8 @@ use super::super::caches::Fault;
 use super::super::checks;
 use super::super::configuration::CACHES;
 use super::super::jobs::{Asked, Call, Job, UIDS, cache_of};
+use super::acts::Act;
+use super::turns::INTAKE;
 use super::world::lock;
 use super::{HANG, PIDS, Run};
 use crate::control::messages::Request as Ask;
@@ -39,21 +41,36 @@ impl Run {
 
     /// The world does something.
     pub(super) fn world_acts(&mut self, now: u64) {
-        let faults = lock(&self.world).faults;
+        let (faults, emphasis) = {
+            let world = lock(&self.world);
+            (world.faults, world.emphasis)
+        };
         if std::mem::take(&mut self.another_ends) {
             return self.end_job();
         }
-        match self.rng.below(48) {
-            0..=12 => lock(&self.world).build(),
-            13..=15 => self.start_job(),
-            16..=19 => self.end_job(),
-            20 | 21 => self.push(),
-            22 => self.flush(),
-            23 => {
+        match Act::draw(&self.acts, &mut self.rng) {
+            Act::Build => {
+                let mut world = lock(&self.world);
+                world.build();
+                if emphasis.others && world.rng.one_in(3) {
+                    world.other_host_pushes();
+                }
+            }
+            Act::Builds => lock(&self.world).builds(false),
+            Act::Start => self.start_job(),
+            Act::End => self.end_job(),
+            Act::EndTwo => {
+                self.end_job();
+                self.another_ends = true;
+                self.next_op = now + 1 + self.rng.below(400);
+            }
+            Act::Push => self.push(),
+            Act::Flush => self.flush(),
+            Act::Status => {
                 let deadline = now + 3_000;
                 self.ask(UIDS[0], None, Asked::Status, Ask::Status, Some(deadline));
             }
-            24 if faults.anchors_end => {
+            Act::Die => {
                 let running: Vec<usize> = {
                     let world = lock(&self.world);
                     (0..world.jobs.len()).filter(|n| !world.jobs[*n].dead).collect()
@@ -62,11 +79,12 @@ impl Run {
                     self.kill_job(job);
                 }
             }
-            25 if faults.callers_leave && !self.calls.is_empty() => {
+            Act::Leave if self.calls.is_empty() => {}
+            Act::Leave => {
                 let n = self.rng.index(self.calls.len());
                 self.leave(n);
             }
-            26 | 27 if faults.outages => {
+            Act::Outage => {
                 let fault = *self.rng.pick(&Fault::ALL).unwrap();
                 let until = now + self.rng.below(40_000);
                 let mut world = lock(&self.world);
@@ -80,45 +98,45 @@ impl Run {
                     world.delete(cache);
                 }
             }
-            28 | 29 if faults.deletions => {
+            Act::Delete => {
                 let mut world = lock(&self.world);
                 let cache = self.rng.index(world.caches.len());
                 world.delete(cache);
             }
-            30 | 31 if faults.collections => {
+            Act::Collect => {
                 lock(&self.world).collect();
             }
-            32 if faults.rollbacks => {
-                let mut world = lock(&self.world);
-                if world.rng.one_in(2) {
-                    world.store.back_up();
-                    world.line("world: backup of the Nix database");
-                } else if let Some(removed) = world.store.roll_back() {
-                    world.line(&format!("world: the Nix database goes back, {} paths", removed.len()));
-                    world.count("rollbacks");
-                    world.wake = true;
-                }
-            }
-            33 if faults.no_database && self.away_until.is_none() => {
+            Act::GoBack => lock(&self.world).back_up_or_go_back(),
+            Act::Away if self.away_until.is_some() => {}
+            Act::Away => {
                 let until = now + self.rng.below(20_000);
-                lock(&self.world).store.set_away(true);
+                let mut world = lock(&self.world);
+                world.store.set_away(true);
+                world.jobs.iter_mut().filter(|job| job.id.is_none()).for_each(|job| job.sees_rows = false);
+                drop(world);
                 self.away_until = Some(until);
                 self.line("world: the Nix database is absent");
                 self.count("databases away");
             }
-            34 | 35 if faults.slow_ledger => {
+            Act::Hang => {
                 let which = self.rng.index(self.frozen.len());
-                self.frozen[which] = now + self.rng.below(HANG);
-                self.line(&format!("world: {} hangs", ["intake", "ledger", "roots", "blocking work"][which]));
-                self.count("hangs");
+                self.hang(which, now);
             }
-            36 if faults.crashes && self.life.is_some() => self.crash("now"),
-            37 if faults.crashes => {
+            Act::AskInVain => {
+                self.hang(INTAKE, now);
+                if self.rng.one_in(2) {
+                    lock(&self.world).build();
+                }
+                if self.rng.one_in(2) { self.flush() } else { self.end_job() }
+            }
+            Act::Crash if self.life.is_none() => {}
+            Act::Crash => self.crash("now"),
+            Act::CrashSoon => {
                 if let Some(life) = &self.life {
                     life.disk.kill_after(u32::try_from(self.rng.below(6)).unwrap());
                 }
             }
-            38 if faults.stops => {
+            Act::Stop => {
                 if let Some(life) = &mut self.life
                     && !std::mem::replace(&mut life.stopping, true)
                 {
@@ -128,8 +146,9 @@ impl Run {
                     let _ = self.turn(Turn::Stop);
                 }
             }
-            39 | 40 if faults.reloads => self.reload(),
-            41 if faults.disk_full && self.full_until.is_none() => {
+            Act::Reload => self.reload(),
+            Act::DiskFull if self.full_until.is_some() => {}
+            Act::DiskFull => {
                 self.full_until = Some(now + self.rng.below(10_000));
                 self.line("world: the ledger's disk is full");
                 self.count("full disks");
@@ -137,16 +156,18 @@ impl Run {
                     life.disk.set_full(true);
                 }
             }
-            42 if faults.power_cuts && self.life.is_some() => self.cut_power(),
-            43 | 44 if faults.other_hosts => lock(&self.world).other_host_pushes(),
-            // Two jobs end within a moment: what the cache is asked for one, the other wants to know, too.
-            45 | 46 => {
-                self.end_job();
-                self.another_ends = true;
-                self.next_op = now + 1 + self.rng.below(400);
-            }
-            _ => {}
+            Act::CutPower if self.life.is_none() => {}
+            Act::CutPower => self.cut_power(),
+            Act::OtherHost => lock(&self.world).other_host_pushes(),
+            Act::Nothing => {}
         }
+    }
+
+    /// A part of the daemon hangs.
+    fn hang(&mut self, which: usize, now: u64) {
+        self.frozen[which] = now + self.rng.below(HANG);
+        self.line(&format!("world: {} hangs", ["intake", "ledger", "roots", "blocking work"][which]));
+        self.count("hangs");
     }
 
     /// A caller ends its connection before it is answered.
@@ -218,8 +239,11 @@ impl Run {
         let start = u64::from(pid.unsigned_abs());
         self.proc.add(pid, 1, start, "job", uid, b"job\0");
         self.proc.add(pid + 1, pid, start + 1, "flywheelctl", uid, b"flywheelctl\0");
+        let started = world.moment();
         world.jobs.push(Job {
             uid,
+            started,
+            sees_rows: self.away_until.is_none(),
             id: None,
             anchor: has_anchor.then_some(pid),
             dead: false,
@@ -297,7 +321,8 @@ impl Run {
         if let Some(job) = job {
             let paths = if again || self.rng.one_in(2) { Vec::new() } else { self.some_paths() };
             let wait = !self.rng.one_in(6);
-            let timeout = *self.rng.pick(&[500, 5_000, 60_000, 240_000]).unwrap();
+            let emphasis = lock(&self.world).emphasis;
+            let timeout = emphasis.timeout(&[500, 5_000, 60_000, 240_000], &mut self.rng);
             self.end(job, paths, wait, timeout, again);
         }
     }
@@ -349,7 +374,8 @@ impl Run {
         let cache = if other { 2 } else { cache_of(uid) };
         let full = self.name(&paths, cache);
         let wait = !self.rng.one_in(3);
-        let timeout = *self.rng.pick(&[500, 5_000, 60_000]).unwrap();
+        let emphasis = lock(&self.world).emphasis;
+        let timeout = emphasis.timeout(&[500, 5_000, 60_000], &mut self.rng);
         let name = other.then(|| CACHES[2].to_owned());
         let request = Ask::Push { paths: full, cache: name, wait, timeout_ms: timeout };
         let deadline = Some(self.now() + timeout);
@@ -367,7 +393,8 @@ impl Run {
             failed.contains(base) || self.life.as_ref().is_some_and(|life| life.driver.has_failed(base))
         };
         before.retain(|base| !has_failed(base));
-        let timeout = *self.rng.pick(&[500, 60_000]).unwrap();
+        let emphasis = lock(&self.world).emphasis;
+        let timeout = emphasis.timeout(&[500, 60_000], &mut self.rng);
         let deadline = Some(self.now() + timeout);
         self.ask(UIDS[0], None, Asked::Flush { before }, Ask::Flush { timeout_ms: timeout }, deadline);
     }

@@ -1,6 +1,7 @@
 //! One run: the world acts, the daemon's parts take turns, and the invariants are checked
 //! after each turn. At the end the faults stop, and everything must settle.
 
+mod acts;
 mod answers;
 mod callers;
 mod report;
@@ -22,6 +23,7 @@ use super::store::Store;
 use super::trace::{Rng, Trace};
 use crate::attribution::tests::FakeProc;
 use crate::types::PushId;
+use acts::{Act, Emphasis};
 pub(super) use report::Report;
 use turns::Choice;
 use world::{Faults, Shared, World, lock};
@@ -51,6 +53,8 @@ struct Run {
     calls_made: u64,
     requests: Vec<Request>,
     next_op: u64,
+    /// What the world does, and how often.
+    acts: Vec<(Act, u64)>,
     /// The next act of the world is the end of a job.
     another_ends: bool,
     ops: u64,
@@ -110,11 +114,12 @@ impl Run {
         let proc = FakeProc::within(dir);
         proc.add(1, 0, 1, "init", 0, b"init\0");
         let origin = Instant::now();
-        let faults = Faults::draw(&mut rng);
+        let emphasis = Emphasis::draw(&mut rng);
+        let faults = emphasis.with(Faults::draw(&mut rng));
         store.back_up();
         let mut caches: Vec<Cache> = CACHES.iter().map(|_| Cache::default()).collect();
         for cache in &mut caches {
-            cache.slow = *rng.pick(&[0, 20, 400, 3_000]).unwrap();
+            cache.slow = emphasis.slow(&mut rng);
         }
         let mut world = World {
             store,
@@ -125,12 +130,13 @@ impl Run {
             seen: BTreeMap::new(),
             origin,
             faults,
+            emphasis,
             calm: false,
             wake: false,
             fresh: fresh * 1_000,
             lock_watcher: None,
         };
-        world.line(&format!("seed {seed}: {faults:?}, recheck_after {fresh} s, jobs {jobs}"));
+        world.line(&format!("seed {seed}: {emphasis:?}, {faults:?}, recheck_after {fresh} s, jobs {jobs}"));
         // The daemon's first start is on a host with some paths.
         for _ in 0..rng.below(4) {
             world.build();
@@ -151,6 +157,7 @@ impl Run {
             calls_made: 0,
             requests: Vec::new(),
             next_op: 500,
+            acts: Act::weights(faults, emphasis),
             another_ends: false,
             ops: 0,
             next_progress: 0,
@@ -260,6 +267,17 @@ impl Run {
             self.crash("between two commits");
         }
         self.hear()?;
+        let (calm, emphasis) = {
+            let world = lock(&self.world);
+            (world.calm, world.emphasis)
+        };
+        if emphasis.crashes && !calm && self.life.is_some() {
+            // What blocking work has done is often said by nobody yet.
+            let often = if matches!(choice, Choice::Work(_)) { 10 } else { 120 };
+            if self.rng.one_in(often) {
+                self.crash("between two turns");
+            }
+        }
         self.check(choice.may_unprotect())
     }
 
@@ -385,6 +403,9 @@ impl Run {
             let fresh = world.fresh + hang + 1_000;
             let since = request.made_at.saturating_sub(fresh).max(request.trusted_since);
             checks::closure_is_there(&world.store, &world.caches[cache], &base, since)?;
+            if world.emphasis.deletions && !world.calm && self.rng.one_in(10) {
+                world.delete(cache);
+            }
         }
         Ok(())
     }

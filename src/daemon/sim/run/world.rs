@@ -12,6 +12,7 @@ use super::super::jobs::{Job, UIDS, cache_of};
 use super::super::store::{Made, Store};
 use super::super::trace::{Moment, Rng, Trace};
 use super::PIDS;
+use super::acts::Emphasis;
 use crate::attribution::{Lineage, LockWatcher, ProcId};
 use crate::control::messages::Outcome;
 
@@ -69,6 +70,7 @@ pub(super) struct World {
     pub(super) seen: BTreeMap<&'static str, u64>,
     pub(super) origin: Instant,
     pub(super) faults: Faults,
+    pub(super) emphasis: Emphasis,
     /// The world does not act between calls of the ledger any more.
     pub(super) calm: bool,
     /// The daemon is to be woken up: a path may have become valid.
@@ -169,6 +171,39 @@ impl World {
         self.wake = true;
     }
 
+    /// Some builds at once. `backed_up`: the Nix database is backed up in between.
+    pub(super) fn builds(&mut self, backed_up: bool) {
+        for _ in 0..1 + self.rng.below(3) {
+            self.build();
+        }
+        if backed_up {
+            self.store.back_up();
+            self.line("world: backup of the Nix database");
+        }
+        for _ in 0..1 + self.rng.below(3) {
+            self.build();
+        }
+    }
+
+    /// The Nix database goes back to its last backup, or is backed up for that.
+    pub(super) fn back_up_or_go_back(&mut self) {
+        if self.emphasis.rollbacks && !self.store.is_backed_up() {
+            return self.builds(true);
+        }
+        if !self.emphasis.rollbacks && self.rng.one_in(2) {
+            self.store.back_up();
+            self.line("world: backup of the Nix database");
+        } else if let Some(removed) = self.store.roll_back() {
+            self.line(&format!("world: the Nix database goes back, {} paths", removed.len()));
+            self.count("rollbacks");
+            self.wake = true;
+            if self.emphasis.rollbacks && self.rng.one_in(2) {
+                // Their numbers are given again before the daemon looks.
+                self.builds(false);
+            }
+        }
+    }
+
     /// Caches that a path may go to whose maker was not seen.
     pub(super) fn caches_of_nobody(&self) -> Vec<u16> {
         // The window of a session may be open until its end has been answered with everything.
@@ -224,7 +259,11 @@ impl World {
         let mut rng = self.rng.clone();
         let deleted = self.caches[cache].delete(|| all || rng.one_in(3));
         self.rng = rng;
-        self.line(&format!("world: cache {cache} deletes {deleted} paths"));
+        self.line(&format!("world: cache {cache} deletes {} paths", deleted.len()));
+        if self.emphasis.deletions && self.rng.one_in(3) {
+            // It does not take one of them again.
+            self.caches[cache].too_large.extend(self.rng.pick(&deleted).cloned());
+        }
         self.count("deletions");
     }
 
