@@ -51,6 +51,25 @@ pub fn sources(tag: &str, count: usize) -> String {
     )
 }
 
+/// Builds `count` paths, copies them to a binary cache in `dir`, and removes them from the store
+/// again: Nix substitutes them from now on. Returns their names.
+pub fn substitutable(nix: &PrivateNix, dir: &std::path::Path, tag: &str, count: usize) -> Vec<String> {
+    let url = format!("file://{}", dir.display());
+    let mut paths = build_many(nix, tag, count);
+    paths.truncate(count);
+    let run = |program: &str, args: &[&str]| {
+        let out = nix.run(program, args);
+        assert!(out.status.success(), "{program}: {}", String::from_utf8_lossy(&out.stderr));
+    };
+    let names: Vec<&str> = paths.iter().map(String::as_str).collect();
+    run("nix", &[&["copy", "--to", &format!("{url}?compression=none")], &names[..]].concat());
+    run("nix-store", &["--gc", "--quiet"]);
+    nix.configure(&format!(
+        "max-jobs = 2\nsubstitute = true\nsubstituters = {url}\nrequire-sigs = false\nnarinfo-cache-negative-ttl = 0"
+    ));
+    paths
+}
+
 /// Builds `count` paths; returns their names.
 pub fn build_many(nix: &PrivateNix, tag: &str, count: usize) -> Vec<String> {
     let expression = format!("builtins.concatMap (d: map (o: d.${{o}}) d.outputs) ({})", many(tag, count));

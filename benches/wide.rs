@@ -16,14 +16,26 @@ use crate::watch::Watch;
 /// Pairs of builds, one without and one with the daemon, unless `FLYWHEEL_PAIRS` says another number.
 const PAIRS: usize = 3;
 
-/// A name, Nix's `max-jobs`, how many paths are built, and the expression for a tag.
-type Shape = (&'static str, u32, usize, fn(&str) -> String);
+/// Paths in one request.
+const ASKED: usize = 100;
+
+/// A name, Nix's `max-jobs`, how many paths are made whose makers count, and how.
+type Shape = (&'static str, u32, usize, Make);
+
+enum Make {
+    /// Nix builds the expression for a tag.
+    Build(fn(&str) -> String),
+    /// Nix substitutes the paths from a binary cache in a directory.
+    Substitute,
+}
 
 const SHAPES: &[Shape] = &[
-    ("240 derivations, -j2", 2, 240, |tag| trees::each(tag, 240)),
-    ("500 derivations, -j16", 16, 500, |tag| trees::each(tag, 500)),
-    ("a chain of 150 derivations", 2, 150, |tag| trees::chain(tag, 150)),
-    ("2,000 added sources and one derivation", 2, 1, |tag| trees::sources(tag, 2000)),
+    ("240 derivations, -j2", 2, 240, Make::Build(|tag| trees::each(tag, 240))),
+    ("500 derivations, -j16", 16, 500, Make::Build(|tag| trees::each(tag, 500))),
+    ("a chain of 150 derivations", 2, 150, Make::Build(|tag| trees::chain(tag, 150))),
+    ("2,000 added sources and one derivation", 2, 1, Make::Build(|tag| trees::sources(tag, 2000))),
+    ("10,000 added sources and one derivation", 2, 1, Make::Build(|tag| trees::sources(tag, 10_000))),
+    ("5,000 substitutions", 2, 5000, Make::Substitute),
 ];
 
 /// Each shape with and without the daemon in turns. Nix has the first processor, and the daemon, the
@@ -56,9 +68,9 @@ struct Side {
 }
 
 impl Side {
-    fn build(&mut self, nix: &PrivateNix, shape: &Shape, tag: &str, processor: usize) -> Vec<String> {
+    fn build(&mut self, nix: &PrivateNix, args: &[String], processor: usize) -> Vec<String> {
         let mut command = Command::new("taskset");
-        command.args(["-c", &processor.to_string(), "nix-build", "--no-out-link", "-E", &(shape.3)(tag)]);
+        command.args(["-c", &processor.to_string()]).args(args);
         command.envs(nix.env()).current_dir(nix.work_dir());
         let (before, began) = (children_cpu_s(), Instant::now());
         let out = command.output().unwrap();
@@ -66,6 +78,19 @@ impl Side {
         self.cpu.push(children_cpu_s() - before);
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
         String::from_utf8(out.stdout).unwrap().lines().map(str::to_owned).collect()
+    }
+}
+
+/// Prepares the store for a shape. Returns the command that makes its paths.
+fn prepare(nix: &PrivateNix, shape: &Shape, tag: &str) -> Vec<String> {
+    match shape.3 {
+        Make::Build(expression) => {
+            ["nix-build", "--no-out-link", "-E", &expression(tag)].map(str::to_owned).to_vec()
+        }
+        Make::Substitute => {
+            let paths = trees::substitutable(nix, &nix.path().join("substituter"), tag, shape.2);
+            [vec!["nix-store".to_owned(), "--realise".to_owned()], paths].concat()
+        }
     }
 }
 
@@ -83,12 +108,16 @@ fn measure(shape: &Shape, pairs: usize, processor: usize) {
     let cache = Cache::start(&dir.join("served"), &nix.store_dir());
     let (mut without, mut with, mut costs) = (Side::default(), Side::default(), Costs::default());
     for pair in 0..pairs {
-        let mut alone = || drop(without.build(&nix, shape, &format!("alone-{pair}"), processor));
+        let mut alone = || {
+            let args = prepare(&nix, shape, &format!("alone-{pair}"));
+            drop(without.build(&nix, &args, processor));
+        };
         if pair % 2 == 0 {
             alone();
         }
+        let args = prepare(&nix, shape, &format!("beside-{pair}"));
         beside(&nix, &dir.join(pair.to_string()), &cache, &mut costs, |nix| {
-            with.build(nix, shape, &format!("beside-{pair}"), processor)
+            with.build(nix, &args, processor)
         });
         if pair % 2 == 1 {
             alone();
@@ -108,10 +137,7 @@ fn measure(shape: &Shape, pairs: usize, processor: usize) {
     );
     figure(&name("processor time of the daemon"), "s", &costs.daemon, "until all is in the cache");
     figure(&name("of that, the lock watcher"), "s", &costs.watcher, "schedstat of its thread");
-    let how = format!(
-        "paths of the session that a process of it was seen to build, of {} that were built",
-        shape.2
-    );
+    let how = format!("paths of the session that a process of it was seen to make, of {}", shape.2);
     figure(&name("makers seen"), "", &costs.seen, &how);
 }
 
@@ -131,10 +157,16 @@ fn beside(
     watch.cached(&paths);
     costs.daemon.push(daemon.usage().cpu_s - before.0);
     costs.watcher.push(daemon.thread_cpu_s("lock_watcher") - before.1);
-    let shown = daemon.json(&["session", "show", &session]);
-    let of_session = shown["paths"].as_array().unwrap();
-    let seen = paths.iter().filter(|path| {
-        of_session.iter().any(|p| p["path"].as_str() == Some(path) && p["evidence"] == "process")
-    });
-    costs.seen.push(seen.count() as f64);
+    costs.seen.push(paths.chunks(ASKED).map(|some| seen(&daemon, &session, some)).sum::<usize>() as f64);
+}
+
+/// How many of these paths belong to the session because a process of it was seen to make them.
+fn seen(daemon: &Daemon, session: &str, paths: &[String]) -> usize {
+    let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
+    let why = daemon.json(&[&["why"], &paths[..]].concat());
+    let is_seen = |story: &&serde_json::Value| {
+        let of = story["sessions"].as_array().unwrap();
+        of.iter().any(|of| of["session"] == session && of["evidence"] == "process")
+    };
+    why["paths"].as_array().unwrap().iter().filter(is_seen).count()
 }

@@ -318,17 +318,25 @@ impl State {
     }
 
     fn urgent(&mut self, base: &str) -> Next {
+        if self.urgent.len() >= HELD_FILES {
+            self.forget_settled();
+        }
         if self.urgent.len() < HELD_FILES {
             self.urgent.push(base.to_owned());
         }
         Next::Urgent
     }
 
-    /// Whether the holder of an urgent lock is still unknown.
-    pub(super) fn is_urgent(&mut self) -> bool {
+    /// Removes the locks from the urgent ones that are removed or whose holder is known.
+    fn forget_settled(&mut self) {
         let mut urgent = std::mem::take(&mut self.urgent);
         urgent.retain(|base| self.open(base).is_some_and(|open| open.is_unsettled()));
         self.urgent = urgent;
+    }
+
+    /// Whether the holder of an urgent lock is still unknown.
+    pub(super) fn is_urgent(&mut self) -> bool {
+        self.forget_settled();
         !self.urgent.is_empty()
     }
 

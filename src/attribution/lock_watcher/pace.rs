@@ -161,6 +161,30 @@ mod tests {
         assert!((3200..=3400).contains(&often), "one in 3 ms: {often}");
     }
 
+    /// A build holds its lock for as long as it runs. However many locks came before it, and
+    /// however long the table is, it is looked at when one more urgent read is allowed.
+    #[test]
+    fn a_lock_that_stays_held_is_looked_at_soon_after_any_burst() {
+        for locks in [1, 1000] {
+            let (mut now, mut pace) = (Instant::now(), Pace::new(Instant::now()));
+            let step = Duration::from_micros(50);
+            for _ in 0..100_000 {
+                pace.urgent(now);
+                if pace.next(now, false) == Some(Duration::ZERO) {
+                    pace.read(now, locks);
+                }
+                now += step;
+            }
+            assert!(!pace.urgent_reads.allows(now), "the burst has used up the allowance");
+            let latest = now + Duration::from_secs(1) / PER_SECOND + step;
+            pace.urgent(now);
+            while pace.next(now, false) != Some(Duration::ZERO) {
+                assert!(now < latest, "with {locks} locks");
+                now += step;
+            }
+        }
+    }
+
     #[test]
     fn reads_become_rare_when_nothing_happens() {
         let once = |pace: &mut Pace, now, step| {

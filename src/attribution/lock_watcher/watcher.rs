@@ -105,7 +105,10 @@ impl Shared {
             if self.drain(&mut events, &mut state, &mut pace) {
                 continue;
             }
-            if !pace.is_urgent() {
+            // A lock that is already removed says no more, and costs no read.
+            if !state.is_urgent() {
+                pace.calm();
+            } else if !pace.is_urgent() {
                 state.calm();
             }
             let attended = self.attended.load(Ordering::Acquire);
