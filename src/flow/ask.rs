@@ -3,7 +3,7 @@
 
 use super::cache::ASK_MOST;
 use super::event::{Action, Cause, Failure, Outcome};
-use super::push::{Phase, Recorded};
+use super::push::{Phase, Push, Recorded};
 use super::retry::{Backoff, bounded};
 use super::step::Flow;
 use crate::types::{CacheId, Mono, PushId};
@@ -41,7 +41,7 @@ impl Flow {
                 continue;
             }
             push.phase = Phase::Held;
-            let failed = |id: &PushId| self.pushes.get(id).is_some_and(|push| push.is_failed());
+            let failed = |id: &PushId| self.pushes.get(id).is_some_and(Push::is_failed);
             let failed = self.pushes.get(&id).and_then(|push| push.references.iter().find(failed));
             match failed {
                 Some(reference) => self.fail(id, Cause::Reference(reference)),

@@ -1,8 +1,8 @@
 //! A sorted set of numbers: the references, the referrers or the sessions of a push. Most
 //! pushes have a few of each; a common library has tens of thousands of referrers, which
 //! may leave in any order. A backlog has a hundred thousand pushes with three of these
-//! sets each, so a set of one number takes no memory of its own, and a small set only what
-//! its numbers need: the smallest tree takes a hundred bytes.
+//! sets each, so a set of one number takes no memory of its own, and a small set a little
+//! more than its numbers need: the smallest tree takes a hundred bytes.
 //!
 //! Must not know: the pushes and sessions themselves.
 
@@ -17,10 +17,14 @@ pub(super) enum IdSet {
     #[default]
     Empty,
     One(i64),
-    /// At least two, and at most [`FEW`].
-    Few(Box<[i64]>),
+    /// At least two, and at most [`FEW`]: how many, and room for them. The sizes are those
+    /// that the allocator hands out; a slice of any length would make the set larger by 8
+    /// bytes.
+    Few3(u8, Box<[i64; 3]>),
+    Few7(u8, Box<[i64; 7]>),
+    Few16(u8, Box<[i64; FEW]>),
     // Boxed, because the set has the size of its largest variant.
-    #[expect(clippy::box_collection, reason = "the enum would be larger by 8 bytes")]
+    #[expect(clippy::box_collection, reason = "the enum would be larger by 16 bytes")]
     Many(Box<BTreeSet<i64>>),
 }
 
@@ -32,13 +36,7 @@ impl IdSet {
         }
         let Err(at) = self.few().binary_search(&id) else { return false };
         let few = self.few();
-        *self = if few.is_empty() {
-            Self::One(id)
-        } else if few.len() < FEW {
-            Self::Few([&few[..at], &[id], &few[at..]].concat().into_boxed_slice())
-        } else {
-            Self::Many(Box::new(few.iter().copied().chain([id]).collect()))
-        };
+        *self = Self::of(&[&few[..at], &[id], &few[at..]].concat());
         true
     }
 
@@ -55,11 +53,7 @@ impl IdSet {
         }
         let Ok(at) = self.few().binary_search(&id) else { return false };
         let few = self.few();
-        *self = match few {
-            [_] => Self::Empty,
-            [a, b] => Self::One(if *a == id { *b } else { *a }),
-            few => Self::Few([&few[..at], &few[at + 1..]].concat().into_boxed_slice()),
-        };
+        *self = Self::of(&[&few[..at], &few[at + 1..]].concat());
         true
     }
 
@@ -72,14 +66,36 @@ impl IdSet {
         self.few().iter().chain(many.into_iter().flatten()).copied()
     }
 
+    /// The set of these numbers, which are in order.
+    fn of(ids: &[i64]) -> Self {
+        let count = u8::try_from(ids.len()).unwrap_or(u8::MAX);
+        match ids {
+            [] => Self::Empty,
+            [id] => Self::One(*id),
+            ids if ids.len() <= 3 => Self::Few3(count, room(ids)),
+            ids if ids.len() <= 7 => Self::Few7(count, room(ids)),
+            ids if ids.len() <= FEW => Self::Few16(count, room(ids)),
+            ids => Self::Many(Box::new(ids.iter().copied().collect())),
+        }
+    }
+
     /// The numbers of a set that is not a tree.
     fn few(&self) -> &[i64] {
         match self {
             Self::Empty | Self::Many(_) => &[],
             Self::One(id) => std::slice::from_ref(id),
-            Self::Few(few) => few,
+            Self::Few3(count, few) => &few[..usize::from(*count)],
+            Self::Few7(count, few) => &few[..usize::from(*count)],
+            Self::Few16(count, few) => &few[..usize::from(*count)],
         }
     }
+}
+
+/// Room for at least these numbers, which come first in it.
+fn room<const ROOM: usize>(ids: &[i64]) -> Box<[i64; ROOM]> {
+    let mut room = [0; ROOM];
+    room[..ids.len()].copy_from_slice(ids);
+    Box::new(room)
 }
 
 #[cfg(test)]
@@ -107,6 +123,6 @@ mod tests {
     /// Three of them are in each push.
     #[test]
     fn is_small() {
-        assert_eq!(size_of::<IdSet>(), 24);
+        assert_eq!(size_of::<IdSet>(), 16);
     }
 }

@@ -43,6 +43,7 @@ mod group;
 mod id_set;
 mod other_hosts;
 mod push;
+mod push_table;
 mod retry;
 mod sessions;
 mod settling;
@@ -52,6 +53,7 @@ pub(crate) use breaker::BreakerState;
 pub(crate) use cache::CacheLimits;
 pub(crate) use client::{ClientAction, ClientEvent, ClientLife, ClientState, Found};
 pub(crate) use event::{Action, Cause, Event, Failure, NewPush, Outcome, Purpose};
+pub(crate) use push_table::PushTable;
 pub(crate) use sessions::{
     AnchorNow, Begun, Callers, Candidate, Ended, JobOf, Knows, Left, Meant, Moment, NamingQueue, NoSession,
     OpenFor, Opened, OpeningStep, Openings, Otherwise, Patience, PushSubject, Record, Resume, Return,

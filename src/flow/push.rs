@@ -121,7 +121,7 @@ mod tests {
     /// A backlog of a hundred thousand pushes is to stay small.
     #[test]
     fn a_push_is_small() {
-        assert!(size_of::<Push>() <= 136, "{} bytes", size_of::<Push>());
+        assert!(size_of::<Push>() <= 112, "{} bytes", size_of::<Push>());
     }
 
     #[test]

@@ -139,7 +139,7 @@ impl Flow {
         }
         let waits = |push: &Push| push.ask_first && matches!(push.phase, Phase::Resting(_));
         for id in which.unwrap_or_else(|| self.all(|push| push.is_failed() || waits(push))) {
-            if self.pushes.get(&id).is_some_and(|push| waits(push)) {
+            if self.pushes.get(&id).is_some_and(&waits) {
                 self.end_rest(id, now);
             }
             self.reopen(id);
@@ -157,7 +157,7 @@ impl Flow {
             while let Some(referrer) = self.pushes.get(&id).and_then(|push| push.referrers.iter().next()) {
                 id = referrer;
             }
-            if self.pushes.get(&id).is_some_and(|push| push.is_failed()) {
+            if self.pushes.get(&id).is_some_and(Push::is_failed) {
                 self.forget_failed(id);
             } else {
                 // A referrer that has not failed will fail when its references are checked.
@@ -188,9 +188,9 @@ impl Flow {
     }
 
     /// Returns the pushes for which `which` is true, in the order of their
-    /// numbers: a map's order differs from run to run.
+    /// numbers.
     pub(super) fn all(&self, which: impl Fn(&Push) -> bool) -> Vec<PushId> {
-        let mut ids: Vec<_> = self.pushes.iter().filter(|(_, push)| which(push)).map(|(&id, _)| id).collect();
+        let mut ids: Vec<_> = self.pushes.iter().filter(|(_, push)| which(push)).map(|(id, _)| id).collect();
         ids.sort_unstable();
         ids
     }

@@ -10,6 +10,7 @@ use super::fair_queue::NOBODY;
 use super::group::PushGroup;
 use super::id_set::IdSet;
 use super::push::{ClosureAt, Phase, Push, Recorded};
+use super::push_table::PushTable;
 use super::retry::{self, Backoff, Rng, bounded};
 use crate::types::{CacheId, Mono, PushId, SessionId};
 
@@ -39,8 +40,7 @@ const SPARE: usize = 4_096;
 #[derive(Debug)]
 pub(crate) struct Flow {
     pub(super) caches: Vec<Cache>,
-    /// Boxed, because the table is up to half empty and is copied when it grows.
-    pub(super) pushes: HashMap<PushId, Box<Push>>,
+    pub(super) pushes: PushTable<Push>,
     /// The failed ones among them.
     pub(super) failed: BTreeSet<PushId>,
     /// Most failed pushes that are kept, see [`Flow::forget_oldest_failed`].
@@ -65,7 +65,7 @@ impl Flow {
     pub(crate) fn new(caches: &[CacheLimits], seed: u64) -> Self {
         Self {
             caches: caches.iter().map(Cache::new).collect(),
-            pushes: HashMap::new(),
+            pushes: PushTable::default(),
             failed: BTreeSet::new(),
             failed_most: FAILED_MOST,
             forgot: false,
@@ -163,12 +163,9 @@ impl Flow {
         std::mem::take(&mut self.out)
     }
 
-    /// Gives memory back after a backlog. The tables become half full, so that this is
+    /// Gives memory back after a backlog. The lists become half full, so that this is
     /// seldom.
     fn give_back(&mut self) {
-        if self.pushes.capacity() > SPARE + 4 * self.pushes.len() {
-            self.pushes.shrink_to(2 * self.pushes.len());
-        }
         for Cache { asks, .. } in &mut self.caches {
             if asks.capacity() > SPARE + 4 * asks.len() {
                 asks.shrink_to(2 * asks.len());
@@ -217,12 +214,12 @@ impl Flow {
     #[cfg(test)]
     pub(crate) fn uploading(&self, cache: CacheId) -> impl Iterator<Item = PushId> {
         let uploading = move |push: &Push| push.cache == cache && push.phase == Phase::Uploading;
-        self.pushes.iter().filter(move |(_, push)| uploading(push)).map(|(id, _)| *id)
+        self.pushes.iter().filter(move |(_, push)| uploading(push)).map(|(id, _)| id)
     }
 
     /// Returns whether a push is known and failed.
     pub(crate) fn is_failed(&self, push: PushId) -> bool {
-        self.pushes.get(&push).is_some_and(|push| push.is_failed())
+        self.pushes.get(&push).is_some_and(Push::is_failed)
     }
 
     /// Returns how many uploads of a push have ended without a verdict.
@@ -298,7 +295,7 @@ impl Flow {
             ask_first: false,
             doomed: false,
         };
-        self.pushes.insert(id, Box::new(push));
+        self.pushes.insert(id, push);
         new.sessions.into_iter().for_each(|s| self.want(s, id));
         if !is_failed {
             self.gathering.clone().into_iter().for_each(|group| self.want(group, id));

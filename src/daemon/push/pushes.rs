@@ -11,7 +11,7 @@ use super::transfer::Running;
 use crate::control::messages::UploadStatus;
 use crate::daemon::gc_roots::GcRoots;
 use crate::daemon::inbox::{DbRow, FoundPath};
-use crate::flow::Outcome;
+use crate::flow::{Outcome, PushTable};
 use crate::ledger::{Ledger, Steps};
 use crate::types::{CacheId, Mono, PushId, StoreDir, StorePath, Wall, millis};
 
@@ -108,9 +108,6 @@ impl Push {
     }
 }
 
-/// Places that the table may have beyond four times its content, before it becomes smaller.
-const SPARE: usize = 4_096;
-
 /// Why a question or upload went wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct PushError {
@@ -127,8 +124,7 @@ impl PushError {
 
 /// All of them. Their number is bounded by the intake.
 pub(in crate::daemon) struct Pushes {
-    /// Boxed, because the table is up to half empty and is copied when it grows.
-    pub(super) by_id: HashMap<PushId, Box<Push>>,
+    pub(super) by_id: PushTable<Push>,
     /// The push that is about to settle, if the cache has its whole closure, and when the
     /// cache was asked that has it.
     confirmed: Option<(PushId, Mono)>,
@@ -150,7 +146,7 @@ impl Pushes {
         store_dir: StoreDir,
         settlements: Settlements,
     ) -> Self {
-        let (by_id, rechecks) = (HashMap::new(), HashMap::new());
+        let (by_id, rechecks) = (PushTable::default(), HashMap::new());
         let confirmed = None;
         Self {
             by_id,
@@ -195,7 +191,7 @@ impl Pushes {
                 asked_at: 0,
                 tries: None,
             };
-            self.by_id.insert(push, Box::new(new));
+            self.by_id.insert(push, new);
             if recheck {
                 *self.rechecks.entry(cache).or_default() += 1;
             }
@@ -273,8 +269,8 @@ impl Pushes {
     /// ms since 1970. Pushes that are only asked about again do not count.
     pub(in crate::daemon) fn oldest(&self, pending: impl Fn(PushId) -> bool) -> HashMap<CacheId, i64> {
         let mut oldest: HashMap<CacheId, i64> = HashMap::new();
-        for (id, push) in &self.by_id {
-            if !push.is_recheck() && push.seen_at > 0 && pending(*id) {
+        for (id, push) in self.by_id.iter() {
+            if !push.is_recheck() && push.seen_at > 0 && pending(id) {
                 let at = oldest.entry(push.cache).or_insert(push.seen_at);
                 *at = push.seen_at.min(*at);
             }
@@ -315,13 +311,9 @@ impl Pushes {
 
     /// Forgets a push and tells the intake so, and if it is settled how. Then the ledger has been
     /// sent that before.
-    pub(super) fn take(&mut self, id: PushId, outcome: Option<Outcome>) -> Option<Box<Push>> {
+    pub(super) fn take(&mut self, id: PushId, outcome: Option<Outcome>) -> Option<Push> {
         let confirmed = self.confirmed.take().filter(|(push, _)| *push == id).map(|(_, at)| at);
         let push = self.by_id.remove(&id)?;
-        if self.by_id.capacity() > SPARE + 4 * self.by_id.len() {
-            // A backlog is over.
-            self.by_id.shrink_to(2 * self.by_id.len());
-        }
         let cache = push.cache;
         if push.is_recheck() {
             *self.rechecks.entry(cache).or_default() -= 1;
@@ -345,13 +337,13 @@ impl Pushes {
     /// The pushes that are to be in a cache, in no order.
     #[cfg(test)]
     pub(in crate::daemon) fn wanted(&self) -> impl Iterator<Item = (PushId, &StorePath)> {
-        self.by_id.iter().filter(|(_, push)| !push.is_recheck()).map(|(id, push)| (*id, &push.path))
+        self.by_id.iter().filter(|(_, push)| !push.is_recheck()).map(|(id, push)| (id, &push.path))
     }
 
     /// Whether the ledger has the push as confirmed.
     #[cfg(test)]
     pub(in crate::daemon) fn is_confirmed(&self, push: PushId) -> bool {
-        self.by_id.get(&push).is_some_and(|push| push.is_recheck())
+        self.by_id.get(&push).is_some_and(Push::is_recheck)
     }
 
     /// The base name of the push's path.
@@ -372,7 +364,7 @@ impl Pushes {
         failed: impl Fn(PushId) -> bool,
         most: usize,
     ) -> Vec<(String, String, String)> {
-        let failed = self.by_id.iter().filter(|(id, _)| failed(**id));
+        let failed = self.by_id.iter().filter(|(id, _)| failed(*id));
         let failed = failed.filter_map(|(_, push)| Some((push, push.error()?))).take(most);
         failed.map(|(p, e)| (self.store_dir.full(&p.path), e.class.clone(), e.text.clone())).collect()
     }

@@ -77,7 +77,8 @@ fn ask_through(flow: &mut Flow, mut actions: Vec<Action>, now: Mono) -> Vec<Push
 /// of every reference agree.
 fn recount(flow: &Flow) {
     for (index, cache) in flow.caches.iter().enumerate() {
-        let here = || flow.pushes.values().filter(|push| usize::from(push.cache.0) == index);
+        let all = || flow.pushes.iter().map(|(_, push)| push);
+        let here = || all().filter(|push| usize::from(push.cache.0) == index);
         assert_eq!(cache.pushes, here().count());
         assert_eq!(cache.failed, here().filter(|push| push.is_failed()).count());
         assert_eq!(cache.uploading as usize, here().filter(|push| push.phase == Phase::Uploading).count());
@@ -85,7 +86,7 @@ fn recount(flow: &Flow) {
         assert!(asking <= cache.asking.as_ref().map_or(0, Vec::len));
     }
     let mut named: BTreeMap<SessionId, BTreeSet<PushId>> = BTreeMap::new();
-    for (&id, push) in &flow.pushes {
+    for (id, push) in flow.pushes.iter() {
         for s in push.sessions.iter() {
             assert!(named.entry(s).or_default().insert(id), "{id} names {s} twice");
         }
