@@ -15,6 +15,7 @@
 //! The tables keep the names of the first format: an `item` is a push, and
 //! `session_item` says which pushes are a session's.
 
+mod checkpoint;
 mod command;
 mod error;
 mod model;

@@ -12,7 +12,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
 use super::error::LedgerError;
-use super::schema;
+use super::{checkpoint, schema};
 use crate::types::Wall;
 
 /// The state in which the ledger was found.
@@ -140,6 +140,8 @@ fn connect(path: &Path, alone: bool) -> Result<Connection, LedgerError> {
          PRAGMA foreign_keys = OFF;
          PRAGMA trusted_schema = OFF;",
     )?;
+    // The log is copied elsewhere before it becomes so long.
+    conn.pragma_update(None, "wal_autocheckpoint", checkpoint::LONG)?;
     let verdict: String = conn.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
     if verdict != "ok" {
         return Err(LedgerError::Corrupt(verdict));

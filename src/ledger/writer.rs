@@ -26,6 +26,7 @@ use tokio::time::Instant;
 
 use rusqlite::Connection;
 
+use super::checkpoint::Checkpoints;
 use super::command::{Command, without_superseded};
 use super::error::LedgerError;
 use super::queue::{Batch, Receiver};
@@ -114,10 +115,17 @@ impl Writer {
 
     /// Runs until the last sender is dropped and everything is written.
     pub(super) fn run(mut self) {
+        let mut checkpoints = Checkpoints::of(&self.conn);
         loop {
             let until = self.failing.is_some().then(|| self.next_try.into_std());
             match self.queue.batch(until, MAX_BATCH, LINGER) {
-                Batch::Commands(batch) => self.batch(batch),
+                Batch::Commands(batch) => {
+                    let writes = writes(&batch);
+                    self.batch(batch);
+                    if writes {
+                        checkpoints.wrote();
+                    }
+                }
                 Batch::Late => {
                     self.catch_up();
                 }
@@ -157,7 +165,7 @@ impl Writer {
 
     /// Runs a batch in one transaction.
     fn commit(&mut self, batch: &mut [Command]) -> Result<(), LedgerError> {
-        let writes = batch.iter().any(|command| !matches!(command, Command::Read(_)));
+        let writes = writes(batch);
         let lost = &mut self.lost;
         transaction(&self.conn, writes, |conn| {
             batch.iter_mut().try_for_each(|command| command.run(conn, lost))
@@ -349,6 +357,11 @@ impl Writer {
         };
         *self.health.lock().unwrap_or_else(PoisonError::into_inner) = now;
     }
+}
+
+/// Whether one of these commands changes the file.
+fn writes(batch: &[Command]) -> bool {
+    batch.iter().any(|command| !matches!(command, Command::Read(_)))
 }
 
 /// Runs `f` in a transaction and rolls back on any error. After some errors SQLite

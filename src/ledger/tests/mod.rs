@@ -1,5 +1,6 @@
 //! Tests of the ledger, each with a real file in a directory of its own.
 
+mod checkpoints;
 mod opening;
 mod power;
 mod reference;
