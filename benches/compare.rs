@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use crate::atticd::{Atticd, Programs};
 use crate::delay::Delay;
 use crate::nix::PrivateNix;
+use crate::report::median;
 use crate::rig::{Daemon, children_cpu_s, ms, usage};
 use crate::trees;
 
@@ -34,12 +35,6 @@ impl Cost {
         self.server_s.push(server);
         self.peak_mib.push(peak);
     }
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted[sorted.len() / 2]
 }
 
 fn row(what: &str, unit: &str, attic: &[f64], flywheel: &[f64], aim: &str) {

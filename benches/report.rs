@@ -37,3 +37,10 @@ fn machine() -> Value {
         "load": load.split_whitespace().next().unwrap_or("?"),
     })
 }
+
+/// The median, a value that was measured.
+pub fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted[sorted.len().saturating_sub(1) / 2]
+}
