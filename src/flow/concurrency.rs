@@ -10,16 +10,18 @@
 //! and says one thing: the lower quartile of their durations, with its
 //! uncertainty. After each round in which the limit really held uploads back:
 //!
-//! - while starting, the number doubles as long as uploads take at most 1.25
-//!   times the *base*, the shortest quartile seen;
-//! - afterwards it moves by `n × clamp(1.25 × base ÷ time, 0.5, 1) + 0.7 × √n`
+//! - while starting, the number is multiplied by 2 to 3 as long as uploads take at
+//!   most the *allowed* time: 1.25 times the *base*, which is the shortest quartile
+//!   seen, or 5 ms more than the base, whichever is longer. The shorter the time,
+//!   the larger the factor;
+//! - afterwards it moves by `n × clamp(allowed ÷ time, 0.5, 1) + 0.7 × √n`
 //!   (the step of Netflix's Gradient2 limiter, with the queue of Vegas as the
 //!   measure);
-//! - when uploads are slower than that, the limiter now and then halves the
+//! - when uploads are slower than allowed, the limiter now and then lowers the
 //!   number for one round. If uploads become clearly quicker, they were waiting
-//!   for each other, and the number stays low. If not, the server has become
-//!   slower, and the slower time is the new base. Without this test a slow
-//!   server looks like a full one.
+//!   for each other, and the number is halved as long as nearly as many uploads
+//!   are done per second. If not, the server has become slower, and the slower
+//!   time is the new base. Without this test a slow server looks like a full one.
 //!
 //! A request for a pause (429 or 503 with `Retry-After`) or the second failure
 //! in a round halves the number, once for all uploads that were under way.
@@ -37,14 +39,20 @@ use std::time::Duration;
 use crate::types::Mono;
 
 /// An upload is as quick as one on an idle server while it takes at most this
-/// many times the base.
+/// many times the base…
 const SLACK: f64 = 1.25;
+/// …or at most this many seconds more. On a short line the time of an upload is
+/// that of a few context switches, and a queue this long costs nobody anything,
+/// while a server that has several uploads at hand commits them together.
+const QUEUE: f64 = 0.005;
 /// The limit grows by this many times its square root in a round.
 const GROWTH: f64 = 0.7;
 /// Uploads per second that the first limit is made for, at the round trip seen.
-const FIRST_RATE: f64 = 500.0;
+const FIRST_RATE: f64 = 2000.0;
 /// Bounds of the first limit.
-const FIRST: (f64, f64) = (4.0, 48.0);
+const FIRST: (f64, f64) = (8.0, 96.0);
+/// Bounds of the factor by which the limit grows in a round while starting.
+const START_GROWTH: (f64, f64) = (2.0, 3.0);
 /// Fewest uploads in a round while starting, or with fewer than eight at a time.
 const ROUND_SHORT: usize = 8;
 /// Fewest uploads in any other round.
@@ -62,6 +70,8 @@ const STUCK: u32 = 3;
 const STUCK_BELOW: f64 = 16.0;
 /// Uploads are clearly quicker when they take less than this part of before.
 const QUICKER: f64 = 0.8;
+/// A test goes on while at least this part of the uploads per second is left.
+const KEPT: f64 = 0.92;
 /// While it runs, a test does not go below this many.
 const TEST_LEAST: f64 = 2.0;
 /// After a failure the limit does not grow beyond three quarters of where it was…
@@ -115,13 +125,13 @@ pub(super) struct ConcurrencyLimit {
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Phase {
-    /// Doubles with each round.
+    /// Is multiplied after each round.
     Starting,
     /// Moves a little with each round.
     Steady,
-    /// Fewer than `top` run, to see whether uploads become quicker. `queue`: they
-    /// did at least once. `starting`: what it was before.
-    Testing { top: f64, queue: bool, starting: bool },
+    /// Fewer than `top` run, to see whether uploads become quicker. `from`: the
+    /// number before, less than `top` if they did. `starting`: what it was before.
+    Testing { top: f64, from: f64, starting: bool },
 }
 
 /// The lower quartile of a round, in seconds, and its uncertainty.
@@ -281,21 +291,21 @@ impl ConcurrencyLimit {
         self.new_round();
         if std::mem::take(&mut self.cold) {
             if self.phase == Phase::Starting && full {
-                self.double(now);
+                self.multiply(START_GROWTH.1, now);
             }
             return;
         }
         let before = self.last.replace(time);
         let base = *self.base.get_or_insert(self.base_most.map_or(time.high(), |most| time.high().min(most)));
-        let ratio = time.low() / base.max(f64::MIN_POSITIVE);
+        let ratio = time.low() / (base * SLACK).max(base + QUEUE);
         self.base = Some(base.min(time.high()));
         match self.phase {
-            Phase::Testing { top, queue, starting } => {
-                self.tested(now, (top, queue, starting), time, before);
+            Phase::Testing { top, from, starting } => {
+                self.tested(now, (top, from, starting), time, before);
             }
             _ if !full => {}
-            Phase::Starting if ratio <= SLACK => {
-                self.double(now);
+            Phase::Starting if ratio <= 1.0 => {
+                self.multiply((START_GROWTH.0 / ratio).clamp(START_GROWTH.0, START_GROWTH.1), now);
                 if self.limit >= self.ceiling(now) {
                     self.phase = Phase::Steady;
                 }
@@ -307,9 +317,9 @@ impl ConcurrencyLimit {
 
     fn steady(&mut self, now: Mono, time: Time, ratio: f64) {
         let n = self.limit;
-        let slow = ratio > SLACK;
+        let slow = ratio > 1.0;
         self.stuck = if slow && n <= STUCK_BELOW { self.stuck + 1 } else { 0 };
-        let moved = n * (SLACK / ratio.max(f64::MIN_POSITIVE)).clamp(0.5, 1.0) + GROWTH * n.sqrt();
+        let moved = n * ratio.max(1.0).recip().max(0.5) + GROWTH * n.sqrt();
         let bounded = if moved > n { moved.min(self.ceiling(now).max(n)) } else { moved };
         self.limit = bounded.clamp(self.least, self.most);
         let stuck = self.stuck >= STUCK;
@@ -324,8 +334,8 @@ impl ConcurrencyLimit {
         }
     }
 
-    fn double(&mut self, now: Mono) {
-        self.limit = self.limit.max((self.limit * 2.0).min(self.ceiling(now)));
+    fn multiply(&mut self, factor: f64, now: Mono) {
+        self.limit = self.limit.max((self.limit * factor).min(self.ceiling(now)));
     }
 
     fn ceiling(&self, now: Mono) -> f64 {
@@ -337,41 +347,49 @@ impl ConcurrencyLimit {
 
     fn test(&mut self, part: f64) {
         let starting = self.phase == Phase::Starting;
-        self.phase = Phase::Testing { top: self.limit, queue: false, starting };
+        self.phase = Phase::Testing { top: self.limit, from: self.limit, starting };
         self.limit = (self.limit / part).max(self.least);
     }
 
-    /// A round with fewer uploads at a time has ended.
+    /// A round with fewer uploads at a time than `from` has ended.
     fn tested(
         &mut self,
         now: Mono,
-        (top, queue, starting): (f64, bool, bool),
+        (top, from, starting): (f64, f64, bool),
         time: Time,
         before: Option<Time>,
     ) {
         let n = self.limit;
         let least = TEST_LEAST.max(self.least);
-        let quicker = before.is_some_and(|before| time.high() < QUICKER * before.low());
+        let is_first = from >= top;
+        let succeeded = before.is_some_and(|before| {
+            if is_first {
+                time.high() < QUICKER * before.low()
+            } else {
+                // Uploads per second are the number at a time divided by the time of one.
+                n / time.quartile >= KEPT * from / before.quartile
+            }
+        });
         self.phase = Phase::Steady;
-        if quicker {
-            if n > least {
-                self.phase = Phase::Testing { top, queue: true, starting };
+        match (succeeded, is_first) {
+            (true, _) if n > least => {
+                self.phase = Phase::Testing { top, from: n, starting };
                 self.limit = (n / 2.0).max(least);
                 return;
             }
-        } else if queue {
-            // The round before was quicker than the one before it, and this one
-            // is not: the knee is between the two.
-            self.limit = (n * 2.0).min(top);
-        } else {
-            self.limit = top;
-            if (starting || top <= STUCK_BELOW) && self.base.is_none_or(|base| time.high() > base) {
-                self.base = Some(time.high());
-                if starting || self.stuck >= STUCK {
+            (true, _) => {}
+            // The knee is between the two.
+            (false, false) => self.limit = from,
+            // Uploads do not wait for each other.
+            (false, true) => {
+                self.limit = top;
+                let is_slower = self.base.is_none_or(|base| time.high() > base);
+                if is_slower && (starting || top <= STUCK_BELOW) {
+                    self.base = Some(time.high());
+                }
+                if starting || is_slower && top <= STUCK_BELOW && self.stuck >= STUCK {
                     self.phase = Phase::Starting;
                 }
-            } else if starting {
-                self.phase = Phase::Starting;
             }
         }
         self.tested_at = now;
