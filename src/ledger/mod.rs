@@ -231,8 +231,7 @@ impl Ledger {
     /// Returns the number of failed pushes over all caches.
     pub fn failed(&self) -> Result<u64> {
         // The index of unsettled pushes has these and few others.
-        let count =
-            "SELECT count(*) FROM item INDEXED BY item_unsettled WHERE state IN (0, 1, 5) AND state = 5";
+        let count = "SELECT count(*) FROM item INDEXED BY item_unsettled WHERE state = 5";
         self.read(move |conn| Ok(number(conn.prepare_cached(count)?.query_row([], |row| row.get(0))?)))
     }
 

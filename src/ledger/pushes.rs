@@ -390,7 +390,7 @@ pub(super) const UNSETTLED: &str = "
 SELECT item.id, cache.name, path, nar_size, state, attempts, class, text, settled_at, seen_at
 FROM item INDEXED BY item_unsettled
 JOIN cache ON cache.id = item.cache LEFT JOIN reason ON reason.id = item.reason
-WHERE item.state IN (0, 1, 5) AND item.id > ?1 ORDER BY item.id LIMIT ?2";
+WHERE (item.state <= 1 OR item.state = 5) AND item.id > ?1 ORDER BY item.id LIMIT ?2";
 
 pub(super) fn unsettled(conn: &Connection, after: PushId, limit: usize) -> Result<Vec<PushRow>> {
     let mut find = conn.prepare_cached(UNSETTLED)?;

@@ -1,6 +1,6 @@
 //! The hash of a NAR.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use serde::de::{Deserialize, Deserializer, Error as _};
 
@@ -32,11 +32,12 @@ impl NarHash {
     /// Writes the digest with 64 hexadecimal digits, without `sha256:`.
     #[must_use]
     pub fn hex(&self) -> String {
-        use fmt::Write as _;
-        self.0.iter().fold(String::with_capacity(64), |mut out, byte| {
-            let _ = write!(out, "{byte:02x}");
-            out
-        })
+        self.digits().collect()
+    }
+
+    fn digits(&self) -> impl Iterator<Item = char> {
+        let digit = |value: u8| char::from(b"0123456789abcdef"[usize::from(value)]);
+        self.0.iter().flat_map(move |byte| [digit(byte >> 4), digit(byte & 15)])
     }
 
     /// Writes the digest with 52 digits of Nix's base 32, without `sha256:`.
@@ -59,7 +60,7 @@ fn from_hex(text: &str) -> Option<[u8; 32]> {
 impl fmt::Display for NarHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("sha256:")?;
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        self.digits().try_for_each(|digit| f.write_char(digit))
     }
 }
 

@@ -17,6 +17,26 @@ fn the_queue_is_found_without_a_scan_of_history() {
     assert!(!plan.iter().any(|step| step.contains("TEMP B-TREE")), "{plan:?}");
 }
 
+/// SQLite makes a temporary table for a list, also for one in the condition of an index.
+#[test]
+fn a_write_of_a_push_needs_no_temporary_table() {
+    let (_dir, ledger) = new_ledger();
+    let writes = [
+        "INSERT INTO item (cache, path, nar_size, state) VALUES (1, 'a', 1, 0)",
+        "UPDATE item SET state = 2, attempts = 1 WHERE id = 1",
+    ];
+    for write in writes {
+        let steps: Vec<String> = ledger
+            .read(move |conn| {
+                let mut explain = conn.prepare(&format!("EXPLAIN {write}"))?;
+                Ok(explain.query_map([], |row| row.get(1))?.collect::<rusqlite::Result<_>>()?)
+            })
+            .unwrap();
+        assert!(steps.iter().any(|step| step == "IdxInsert"), "{steps:?}");
+        assert!(!steps.iter().any(|step| step == "OpenEphemeral"), "{write}: {steps:?}");
+    }
+}
+
 const CHILD: &str = "FLYWHEEL_TEST_LEDGER_MEMORY";
 
 /// Runs in a process of its own, because memory is counted by process.
