@@ -58,8 +58,10 @@ pub(super) struct Reading {
 /// Device and inode of the write-ahead log and of its index; `None`: there is none.
 type LogFiles = [Option<(u64, u64)>; 2];
 
-/// Upper bound of the pages that a connection keeps, as SQLite writes it: in KiB, negative.
-const PAGE_CACHE: i64 = -1024;
+/// Upper bound of the pages that a connection keeps, as SQLite writes it: in KiB, negative. A
+/// closure of 50,000 paths is read as fast as with four times as much, since the kernel has the
+/// pages as well.
+const PAGE_CACHE: i64 = -256;
 
 /// Ends a transaction that has not ended, when it is dropped.
 struct RollBack<'a>(&'a Connection);
