@@ -75,9 +75,9 @@ MUTANTS = {
     "deleted-confirmed": ("a path that the cache has deleted stays confirmed in the ledger", "src/flow/ask.rs",
         "self.out.push(Action::Wanted(wanted));",
         "if !M { self.out.push(Action::Wanted(wanted)); }"),
-    "one-round": ("a session closes without a question after its last upload", "src/flow/sessions/mod.rs",
-        "                if round + 1 < self.rounds =>",
-        "                if round + 1 < self.rounds && !M =>"),
+    "one-round": ("a session closes without a question after its last upload", "src/daemon/driver/waiting.rs",
+        "let uploaded = session.life.is_settling() && self.flow.take_uploaded(group);",
+        "let uploaded = session.life.is_settling() && self.flow.take_uploaded(group) && !M;"),
     "caller-gone": ("a session stays open whose caller left before it learned the id", "src/flow/sessions/mod.rs",
         "(State::Open { .. } | State::Orphaned { .. }, Event::CallerGone) => abandon(Ended::CallerGone),",
         "(State::Open { .. } | State::Orphaned { .. }, Event::CallerGone) if M => (self.state, Vec::new()),\n"

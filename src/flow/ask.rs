@@ -72,14 +72,15 @@ impl Flow {
                 && push.phase == Phase::Asking
                 && let Some(recorded) = push.recheck.take()
             {
-                was_deleted |= recorded == Recorded::InCache;
-                wanted.push(id);
+                was_deleted |= recorded != Recorded::InUpstream;
+                if recorded != Recorded::Unconfirmed {
+                    wanted.push(id);
+                }
             }
         }
-        if wanted.is_empty() {
-            return;
+        if !wanted.is_empty() {
+            self.out.push(Action::Wanted(wanted));
         }
-        self.out.push(Action::Wanted(wanted));
         if !was_deleted {
             return;
         }

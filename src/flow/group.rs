@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::event::{Action, Outcome};
 use super::id_set::IdSet;
-use super::push::Phase;
+use super::push::{Phase, Recorded};
 use super::step::Flow;
 use crate::types::{Mono, PushId, SessionId};
 
@@ -149,11 +149,14 @@ impl Flow {
         let Some(group) = self.groups.get(&session) else { return };
         let mut pending = Vec::new();
         for &id in &group.pushes {
-            if let Some(push) = self.pushes.get_mut(&id)
-                && push.recheck.take().is_some()
-            {
-                pending.push(id);
+            let Some(push) = self.pushes.get_mut(&id) else { continue };
+            match push.recheck {
+                // If the cache does not have it, that still shows that it deletes paths.
+                Some(Recorded::InCache) => push.recheck = Some(Recorded::Unconfirmed),
+                Some(Recorded::InUpstream) => push.recheck = None,
+                Some(Recorded::Unconfirmed) | None => continue,
             }
+            pending.push(id);
         }
         if !pending.is_empty() {
             self.out.push(Action::Wanted(pending));

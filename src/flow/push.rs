@@ -37,6 +37,8 @@ pub(super) enum Recorded {
     InCache,
     /// See [`Purpose::Upstream`](super::event::Purpose::Upstream).
     InUpstream,
+    /// It was [`Recorded::InCache`] until an early answer counted it as pending.
+    Unconfirmed,
 }
 
 /// When the oldest confirmation was asked for among the settled part of a closure, or that

@@ -4,7 +4,7 @@
 use super::event::{Action, Cause, Outcome};
 use super::id_set::IdSet;
 use super::other_hosts::Origin;
-use super::push::{ClosureAt, Phase, Push};
+use super::push::{ClosureAt, Phase, Push, Recorded};
 use super::step::Flow;
 use crate::types::{Mono, PushId};
 
@@ -115,7 +115,7 @@ impl Flow {
                 continue;
             }
             push.phase = Phase::Failed(cause);
-            if push.recheck.take().is_some() {
+            if push.recheck.take().is_some_and(|recorded| recorded != Recorded::Unconfirmed) {
                 self.out.push(Action::Wanted(vec![id]));
             }
             let sessions = push.sessions.clone();

@@ -217,6 +217,13 @@ impl Flow {
         self.pushes.iter().filter(move |(_, push)| uploading(push)).map(|(id, _)| id)
     }
 
+    /// Returns whether the cache deletes paths if it does not have the path of this push.
+    #[cfg(test)]
+    pub(crate) fn was_in_cache(&self, push: PushId) -> bool {
+        let recorded = self.pushes.get(&push).and_then(|push| push.recheck);
+        recorded.is_some_and(|recorded| recorded != Recorded::InUpstream)
+    }
+
     /// Returns whether a push is known and failed.
     pub(crate) fn is_failed(&self, push: PushId) -> bool {
         self.pushes.get(&push).is_some_and(Push::is_failed)

@@ -24,6 +24,8 @@ struct State {
     path: PathBuf,
     writer: Option<Writer>,
     waiting: Vec<Command>,
+    /// The connection of a process that was killed.
+    left: Option<Connection>,
     /// The process is killed after this many further commits.
     commits_left: Option<u32>,
     /// Called before each call that is waited for.
@@ -41,6 +43,18 @@ impl Ledger {
             std::fs::write(path, empty()).unwrap();
         }
         let (conn, opened) = open::open_alone(path)?;
+        Ok(Self::on(path, conn, opened))
+    }
+
+    /// Continues with the connection of a process that was killed, whose statements are
+    /// compiled already.
+    pub(crate) fn continue_simulated(path: &Path, conn: Connection) -> (Self, Disk) {
+        let (ledger, disk, _) = Self::on(path, conn, Opened::Continued);
+        disk.set_full(false);
+        (ledger, disk)
+    }
+
+    fn on(path: &Path, conn: Connection, opened: Opened) -> (Self, Disk, Opened) {
         let (sender, receiver) = queue();
         let health = Arc::new(Mutex::new(Health::Ok));
         let writer = Writer::new(conn, receiver, Arc::clone(&health));
@@ -48,12 +62,13 @@ impl Ledger {
             path: path.to_owned(),
             writer: Some(writer),
             waiting: Vec::new(),
+            left: None,
             commits_left: None,
             before_call: None,
             _queue: sender,
         })));
         let inner = Inner { queue: None, disk: Some(disk.clone()), writer: None, health };
-        Ok((Self { inner: Arc::new(inner) }, disk, opened))
+        (Self { inner: Arc::new(inner) }, disk, opened)
     }
 }
 
@@ -91,9 +106,10 @@ impl Disk {
         if waits { state.write() } else { Ok(()) }
     }
 
-    /// Reads the file through the daemon's own connection. None: the process has been killed.
+    /// Reads the file through the daemon's own connection. None: there is none any more.
     pub(crate) fn read<R>(&self, read: impl FnOnce(&Connection) -> R) -> Option<R> {
-        self.state().writer.as_ref().map(|writer| read(writer.conn()))
+        let state = self.state();
+        state.writer.as_ref().map(Writer::conn).or(state.left.as_ref()).map(read)
     }
 
     /// Whether the last write failed, so that changes are kept in memory.
@@ -126,11 +142,11 @@ impl Disk {
         self.state().commits_left = Some(commits);
     }
 
-    /// Kills the process now.
-    pub(crate) fn kill(&self) {
+    /// Kills the process now. Returns its connection, unless that had begun a transaction.
+    pub(crate) fn kill(&self) -> Option<Connection> {
         let mut state = self.state();
-        state.waiting.clear();
-        state.writer = None;
+        state.end();
+        state.left.take()
     }
 
     /// Has the disk be full, or not any more: while it is, the file takes no further page.
@@ -153,7 +169,7 @@ impl Disk {
             bytes.truncate(left(bytes.len()));
         }
         // Closing the connection moves the log into the file.
-        self.kill();
+        drop(self.kill());
         std::fs::write(&path, file).unwrap();
         std::fs::write(log, bytes).unwrap();
     }
@@ -165,10 +181,17 @@ impl Disk {
 }
 
 impl State {
+    /// The process has ended: what waits never reaches the file.
+    fn end(&mut self) {
+        self.waiting.clear();
+        if let Some(writer) = self.writer.take() {
+            self.left = Some(writer.into_conn()).filter(Connection::is_autocommit);
+        }
+    }
+
     fn write(&mut self) -> Result<(), LedgerError> {
         if self.commits_left == Some(0) {
-            self.waiting.clear();
-            self.writer = None;
+            self.end();
             return Err(LedgerError::Stopped);
         }
         self.commits_left = self.commits_left.map(|left| left - 1);

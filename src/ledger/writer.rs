@@ -107,6 +107,11 @@ impl Writer {
         &self.conn
     }
 
+    #[cfg(test)]
+    pub(super) fn into_conn(self) -> Connection {
+        self.conn
+    }
+
     /// Whether the last write failed, so that changes are kept in memory.
     #[cfg(test)]
     pub(super) fn is_failing(&self) -> bool {

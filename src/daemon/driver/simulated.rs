@@ -87,9 +87,9 @@ impl Driver {
         self.parts.pushes.wanted().filter(|(push, _)| !self.flow.is_failed(*push))
     }
 
-    /// Whether the ledger has this push as confirmed, and the cache is asked about it again.
+    /// Whether the cache is asked about this push again, which it had.
     pub(in crate::daemon) fn is_confirmed(&self, push: PushId) -> bool {
-        self.parts.pushes.is_confirmed(push)
+        self.flow.was_in_cache(push)
     }
 
     /// The base name of a push's path.

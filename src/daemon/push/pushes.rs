@@ -340,12 +340,6 @@ impl Pushes {
         self.by_id.iter().filter(|(_, push)| !push.is_recheck()).map(|(id, push)| (id, &push.path))
     }
 
-    /// Whether the ledger has the push as confirmed.
-    #[cfg(test)]
-    pub(in crate::daemon) fn is_confirmed(&self, push: PushId) -> bool {
-        self.by_id.get(&push).is_some_and(Push::is_recheck)
-    }
-
     /// The base name of the push's path.
     #[cfg(test)]
     pub(in crate::daemon) fn base(&self, push: PushId) -> Option<&str> {

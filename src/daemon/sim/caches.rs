@@ -23,10 +23,12 @@ pub(super) enum Fault {
     Mismatch,
     /// 404: there is no cache of this name.
     NoSuchCache,
+    /// Uploads are answered with 5xx, as when the server's disk is full.
+    NoUploads,
 }
 
 impl Fault {
-    pub(super) const ALL: [Self; 8] = [
+    pub(super) const ALL: [Self; 9] = [
         Self::Unreachable,
         Self::ServerError,
         Self::Unauthorized,
@@ -35,6 +37,7 @@ impl Fault {
         Self::StoresNothing,
         Self::Mismatch,
         Self::NoSuchCache,
+        Self::NoUploads,
     ];
 
     /// What it is counted as.
@@ -48,6 +51,7 @@ impl Fault {
             Self::StoresNothing => "outages: 200, and nothing stored",
             Self::Mismatch => "outages: NAR does not match",
             Self::NoSuchCache => "outages: 404",
+            Self::NoUploads => "outages: 5xx of uploads",
         }
     }
 }
@@ -144,7 +148,7 @@ impl Cache {
         }
         Some(match fault {
             // Only of uploads, see below.
-            Fault::StoresNothing | Fault::Mismatch => return None,
+            Fault::StoresNothing | Fault::Mismatch | Fault::NoUploads => return None,
             Fault::NoSuchCache => error(ErrorClass::NoSuchCache, None),
             Fault::Unreachable => error(ErrorClass::Unreachable, None),
             Fault::ServerError => error(ErrorClass::Transient, None),
@@ -179,6 +183,10 @@ impl Cache {
                 }
                 if self.is_now(Fault::Mismatch, now) {
                     request.result = Some(Answer::Upload(Err(error(ErrorClass::Mismatch, None))));
+                    return None;
+                }
+                if self.is_now(Fault::NoUploads, now) {
+                    request.result = Some(Answer::Upload(Err(error(ErrorClass::Transient, None))));
                     return None;
                 }
                 if self.is_now(Fault::StoresNothing, now) {

@@ -48,11 +48,26 @@ pub(super) struct Life {
 const INPUTS: usize = 1 << 16;
 
 impl Life {
-    /// Starts the daemon.
-    pub(super) fn start(dir: &Path, store_dir: &StoreDir, proc: &Proc, seed: u64, now: u64) -> Self {
+    /// Starts the daemon. `left`: the connection to the ledger of an earlier life, which this one
+    /// goes on with.
+    pub(super) fn start(
+        dir: &Path,
+        store_dir: &StoreDir,
+        proc: &Proc,
+        left: Option<rusqlite::Connection>,
+        seed: u64,
+        now: u64,
+    ) -> Self {
         let (out, inputs) = channel(INPUTS);
         let settings = &Arc::new(configuration::load(dir).unwrap());
-        let (ledger, disk, _) = Ledger::open_simulated(&dir.join("state/ledger.sqlite")).unwrap();
+        let file = dir.join("state/ledger.sqlite");
+        let (ledger, disk) = match left {
+            Some(left) => Ledger::continue_simulated(&file, left),
+            None => {
+                let (ledger, disk, _) = Ledger::open_simulated(&file).unwrap();
+                (ledger, disk)
+            }
+        };
         let nix_db = || CurrentNixDb::new(&dir.join("nix"), store_dir, &dir.join("no-socket"));
         let mut caches = Caches::new(Connection::all(settings, None).unwrap());
         let board = Board::default();
@@ -159,10 +174,10 @@ impl Life {
         }
     }
 
-    /// Ends the process as `kill -9` does.
-    pub(super) fn kill(self) {
-        self.disk.kill();
+    /// Ends the process as `kill -9` does. Returns its connection to the ledger.
+    pub(super) fn kill(self) -> Option<rusqlite::Connection> {
         self.work.kill();
         self.gc_roots.kill();
+        self.disk.kill()
     }
 }

@@ -43,8 +43,9 @@ const TWICE: u64 = 12;
 /// Runs of at least this many seeds must have covered what [`COVERED`] names.
 const MANY: u64 = 200;
 /// What must have happened in a run of at least [`MANY`] seeds, or the checks check nothing.
-const COVERED: [(&str, u64); 27] = [
+const COVERED: [(&str, u64); 29] = [
     ("builds", 1_000),
+    ("scenes", 200),
     ("uploads", 1_000),
     ("sessions", 100),
     ("complete ends", 100),
@@ -67,6 +68,7 @@ const COVERED: [(&str, u64); 27] = [
     ("outages: 5xx", 10),
     ("outages: 401", 10),
     ("outages: 404", 10),
+    ("outages: 5xx of uploads", 10),
     ("outages: 429", 10),
     ("outages: no verdict", 10),
     ("outages: 200, and nothing stored", 10),

@@ -157,6 +157,22 @@ fn what_was_confirmed_before_a_deletion_does_not_count_for_a_push_that_is_admitt
     assert_eq!(phase(&flow, 2), Some(Phase::Stale));
 }
 
+/// An early answer counts what is only remembered as confirmed as pending. That the cache does
+/// not have it still shows that it deletes paths.
+#[test]
+fn a_deletion_is_noticed_after_an_early_answer() {
+    let mut flow = flow(4);
+    let recorded = NewPush { purpose: Purpose::Recheck, ..push(1, &[], &[7]) };
+    flow.step(admit(vec![recorded, push(2, &[], &[7])]), Mono(5));
+    let actions = flow.step(Event::Unconfirmed(7), Mono(6));
+    assert!(actions.contains(&Action::Wanted(vec![1])), "{actions:?}");
+    let actions = flow.step(Event::Unconfirmed(7), Mono(6));
+    assert!(!actions.iter().any(|action| matches!(action, Action::Wanted(_))), "{actions:?}");
+    let actions = flow.step(missing([1, 2]), Mono(7));
+    assert!(actions.contains(&Action::Distrust(MAIN, Mono(5))), "{actions:?}");
+    assert!(!actions.iter().any(|action| matches!(action, Action::Wanted(_))), "{actions:?}");
+}
+
 #[test]
 fn what_an_upstream_had_is_wanted_and_the_cache_has_deleted_nothing() {
     for (purpose, distrusted) in [(Purpose::Upstream, false), (Purpose::Recheck, true)] {

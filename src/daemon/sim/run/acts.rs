@@ -2,6 +2,7 @@
 //! one or several kinds of faults, which then meet each other and what the daemon is doing.
 
 use super::super::trace::Rng;
+use super::scenes::Kind;
 use super::world::Faults;
 
 /// What the world does.
@@ -14,6 +15,10 @@ pub(super) enum Act {
     End,
     /// Two jobs end within a moment: what the cache is asked for one, the other wants to know, too.
     EndTwo,
+    /// A scene begins, see [`super::scenes`].
+    Scene(Kind),
+    /// The scene goes on.
+    GoOn,
     Push,
     Flush,
     Status,
@@ -29,7 +34,7 @@ pub(super) enum Act {
     /// The Nix database is absent for a while.
     Away,
     Hang,
-    /// The intake hangs, and somebody asks who does not wait long.
+    /// The intake hangs, and somebody asks who does not wait long, or starts a job.
     AskInVain,
     Crash,
     /// A crash after some commits of the ledger.
@@ -79,13 +84,17 @@ impl Emphasis {
     /// How long answers of a cache take at most, in milliseconds.
     pub(super) fn slow(self, rng: &mut Rng) -> u64 {
         let much_under_way = self.rollbacks || self.deletions || self.others;
-        let choice: &[u64] = if much_under_way { &[20, 400, 3_000, 3_000] } else { &[0, 20, 400, 3_000] };
+        let choice: &[u64] = if much_under_way { &[20, 400, 400, 3_000] } else { &[0, 20, 400, 3_000] };
         *rng.pick(choice).unwrap()
     }
 
     /// How long a caller waits, of these times.
     pub(super) fn timeout(self, of: &[u64], rng: &mut Rng) -> u64 {
-        if self.deadlines && rng.one_in(2) { of[0] } else { *rng.pick(of).unwrap() }
+        if self.deadlines && rng.one_in(2) {
+            *rng.pick(&[500, 2_000, 5_000]).unwrap()
+        } else {
+            *rng.pick(of).unwrap()
+        }
     }
 }
 
@@ -97,9 +106,18 @@ impl Act {
         vec![
             (Self::Build, 13),
             (Self::Builds, 1 + when(rollbacks, 5)),
-            (Self::Start, 3 + when(rollbacks || crashes, 2)),
+            (Self::Start, 3 + when(rollbacks || crashes, 3)),
             (Self::End, 4 + when(deadlines || deletions || others, 3)),
             (Self::EndTwo, 2),
+            (Self::Scene(Kind::Elsewhere), when(others, 6)),
+            (Self::Scene(Kind::Refused), when(deletions, 4)),
+            (Self::Scene(Kind::RefusedBefore), when(deletions, 4)),
+            (Self::Scene(Kind::NoUploads), when(deletions, 3)),
+            (Self::Scene(Kind::Lost), when(deletions, 5)),
+            (Self::Scene(Kind::LostReference), when(deletions, 3)),
+            (Self::Scene(Kind::ReadAgain), when(rollbacks, 4)),
+            (Self::Scene(Kind::OldRows), when(rollbacks, 7)),
+            (Self::Scene(Kind::AnotherRound), when(deadlines, 5)),
             (Self::Push, 2 + when(deletions, 2)),
             (Self::Flush, 1 + when(deadlines, 2)),
             (Self::Status, 1),
@@ -108,10 +126,10 @@ impl Act {
             (Self::Outage, when(faults.outages, 2)),
             (Self::Delete, when(faults.deletions, 2) + when(deletions, 3)),
             (Self::Collect, when(faults.collections, 2)),
-            (Self::GoBack, when(faults.rollbacks, 1) + when(rollbacks, 5)),
+            (Self::GoBack, when(faults.rollbacks, 1) + when(rollbacks, 3)),
             (Self::Away, when(faults.no_database, 1)),
             (Self::Hang, when(faults.slow_ledger, 2) + when(deadlines, 2)),
-            (Self::AskInVain, when(deadlines, 3)),
+            (Self::AskInVain, when(deadlines, 6)),
             (Self::Crash, when(faults.crashes, 1)),
             (Self::CrashSoon, when(faults.crashes, 1)),
             (Self::Stop, when(faults.stops, 1)),

@@ -18,6 +18,9 @@ impl Run {
         if let Some(read) = self.life.as_ref().and_then(|life| life.disk.read(&mut read)) {
             return read;
         }
+        if let Some(left) = &self.left {
+            return read(left);
+        }
         let path = lock(&self.world).store.dir.join("state/ledger.sqlite");
         read(&Connection::open_with_flags(path, rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap())
     }

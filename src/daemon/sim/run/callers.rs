@@ -45,10 +45,8 @@ impl Run {
             let world = lock(&self.world);
             (world.faults, world.emphasis)
         };
-        if std::mem::take(&mut self.another_ends) {
-            return self.end_job();
-        }
-        match Act::draw(&self.acts, &mut self.rng) {
+        let act = self.then.take().unwrap_or_else(|| Act::draw(&self.acts, &mut self.rng));
+        match act {
             Act::Build => {
                 let mut world = lock(&self.world);
                 world.build();
@@ -61,9 +59,11 @@ impl Run {
             Act::End => self.end_job(),
             Act::EndTwo => {
                 self.end_job();
-                self.another_ends = true;
+                self.then = Some(Act::End);
                 self.next_op = now + 1 + self.rng.below(400);
             }
+            Act::Scene(kind) => self.begin_scene(kind, now),
+            Act::GoOn => self.go_on(now),
             Act::Push => self.push(),
             Act::Flush => self.flush(),
             Act::Status => {
@@ -120,14 +120,16 @@ impl Run {
             }
             Act::Hang => {
                 let which = self.rng.index(self.frozen.len());
-                self.hang(which, now);
+                self.hang(which, now, HANG);
             }
             Act::AskInVain => {
-                self.hang(INTAKE, now);
-                if self.rng.one_in(2) {
-                    lock(&self.world).build();
+                self.hang(INTAKE, now + HANG / 2, HANG / 2);
+                lock(&self.world).builds(false);
+                match self.rng.below(3) {
+                    0 => self.flush(),
+                    1 => self.start_job(),
+                    _ => self.end_job(),
                 }
-                if self.rng.one_in(2) { self.flush() } else { self.end_job() }
             }
             Act::Crash if self.life.is_none() => {}
             Act::Crash => self.crash("now"),
@@ -163,9 +165,9 @@ impl Run {
         }
     }
 
-    /// A part of the daemon hangs.
-    fn hang(&mut self, which: usize, now: u64) {
-        self.frozen[which] = now + self.rng.below(HANG);
+    /// A part of the daemon hangs, until `most` after `least` at most.
+    pub(super) fn hang(&mut self, which: usize, least: u64, most: u64) {
+        self.frozen[which] = least + self.rng.below(most);
         self.line(&format!("world: {} hangs", ["intake", "ledger", "roots", "blocking work"][which]));
         self.count("hangs");
     }
@@ -228,11 +230,22 @@ impl Run {
     }
 
     pub(super) fn start_job(&mut self) {
-        let mut world = lock(&self.world);
-        if self.life.is_none() || world.jobs.iter().filter(|job| !job.finished).count() >= 5 {
-            return;
-        }
         let uid = UIDS[self.rng.index(UIDS.len())];
+        self.start_job_of(uid, 5);
+        if lock(&self.world).faults.callers_leave
+            && self.rng.one_in(4)
+            && matches!(self.calls.last(), Some(call) if matches!(call.asked, Asked::Start { .. }))
+        {
+            self.leave(self.calls.len() - 1);
+        }
+    }
+
+    /// A job of this user starts, unless so many run. Returns its number.
+    pub(super) fn start_job_of(&mut self, uid: u32, most: usize) -> Option<usize> {
+        let mut world = lock(&self.world);
+        if self.life.is_none() || world.jobs.iter().filter(|job| !job.finished).count() >= most {
+            return None;
+        }
         let job = world.jobs.len();
         let pid = PIDS + 10 * i32::try_from(job).unwrap();
         let has_anchor = !self.rng.one_in(3);
@@ -275,9 +288,7 @@ impl Run {
             }
         }
         self.ask(uid, Some(pid + 1), Asked::Start { job }, request, None);
-        if lock(&self.world).faults.callers_leave && self.rng.one_in(4) {
-            self.leave(self.calls.len() - 1);
-        }
+        Some(job)
     }
 
     pub(super) fn some_paths(&mut self) -> Vec<String> {

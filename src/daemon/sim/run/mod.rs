@@ -5,6 +5,7 @@ mod acts;
 mod answers;
 mod callers;
 mod report;
+mod scenes;
 mod turns;
 mod world;
 
@@ -12,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rusqlite::Connection;
 use tokio::time::Instant;
 
 use super::caches::{Cache, Request, short};
@@ -25,6 +27,7 @@ use crate::attribution::tests::FakeProc;
 use crate::types::PushId;
 use acts::{Act, Emphasis};
 pub(super) use report::Report;
+use scenes::Scene;
 use turns::Choice;
 use world::{Faults, Shared, World, lock};
 
@@ -34,7 +37,7 @@ const TURNS: u64 = 60_000;
 const CALM: u64 = 600_000;
 /// How often tasks are given the thread after a turn. Each time, tokio runs those that are
 /// ready.
-const SETTLE: usize = 4;
+const SETTLE: usize = 2;
 /// How long a part of the daemon hangs at most, in milliseconds.
 const HANG: u64 = 5_000;
 /// The first process number of the simulated processes, above what a kernel gives.
@@ -45,6 +48,8 @@ struct Run {
     world: Shared,
     rng: Rng,
     life: Option<Life>,
+    /// The connection to the ledger that the last life had.
+    left: Option<Connection>,
     /// When the daemon is started again.
     start_at: u64,
     proc: FakeProc,
@@ -55,8 +60,12 @@ struct Run {
     next_op: u64,
     /// What the world does, and how often.
     acts: Vec<(Act, u64)>,
-    /// The next act of the world is the end of a job.
-    another_ends: bool,
+    /// What it does next.
+    then: Option<Act>,
+    /// The scene that goes on with that.
+    scene: Option<Scene>,
+    /// What another user has built in it.
+    others: BTreeSet<String>,
     ops: u64,
     next_progress: u64,
     frozen: [u64; 4],
@@ -88,7 +97,7 @@ fn run_to_end(seed: u64, print: bool) -> Report {
         let mut run = Run::new(seed, dir.path(), print);
         let ended = run.go().await;
         if let Some(life) = run.life.take() {
-            life.kill();
+            drop(life.kill());
         }
         let world = lock(&run.world);
         Report {
@@ -150,6 +159,7 @@ impl Run {
             world: Arc::new(Mutex::new(world)),
             rng,
             life: None,
+            left: None,
             start_at: 0,
             proc,
             configuration,
@@ -158,7 +168,9 @@ impl Run {
             requests: Vec::new(),
             next_op: 500,
             acts: Act::weights(faults, emphasis),
-            another_ends: false,
+            then: None,
+            scene: None,
+            others: BTreeSet::new(),
             ops: 0,
             next_progress: 0,
             frozen: [0; 4],
@@ -273,7 +285,14 @@ impl Run {
         };
         if emphasis.crashes && !calm && self.life.is_some() {
             // What blocking work has done is often said by nobody yet.
-            let often = if matches!(choice, Choice::Work(_)) { 10 } else { 120 };
+            let starts = self.calls.iter().any(|call| matches!(call.asked, Asked::Start { .. }));
+            let often = if !matches!(choice, Choice::Work(_)) {
+                150
+            } else if starts {
+                3
+            } else {
+                15
+            };
             if self.rng.one_in(often) {
                 self.crash("between two turns");
             }
@@ -290,7 +309,9 @@ impl Run {
         };
         let seed = self.rng.next();
         self.configuration.write();
-        let life = Life::start(&dir, &store_dir, &self.proc.proc(), seed, now);
+        // One start in four opens the ledger as a start does.
+        let left = self.left.take().filter(|_| !self.rng.one_in(4));
+        let life = Life::start(&dir, &store_dir, &self.proc.proc(), left, seed, now);
         if self.full_until.is_some() {
             life.disk.set_full(true);
         }
@@ -342,7 +363,7 @@ impl Run {
     /// The daemon's process has ended: its callers lose their connections.
     fn down(&mut self, how: &str) {
         let Some(life) = self.life.take() else { return };
-        life.kill();
+        self.left = life.kill();
         let cursor = self.cursor();
         let mut world = lock(&self.world);
         for job in world.jobs.iter_mut().filter(|job| job.id.is_some() && !job.is_recorded) {
@@ -405,6 +426,11 @@ impl Run {
             checks::closure_is_there(&world.store, &world.caches[cache], &base, since)?;
             if world.emphasis.deletions && !world.calm && self.rng.one_in(10) {
                 world.delete(cache);
+            }
+            let number = request.cache;
+            drop(world);
+            if let Some(answers) = self.stored(number, &stored, now) {
+                self.requests[n].answer_at = answers;
             }
         }
         Ok(())

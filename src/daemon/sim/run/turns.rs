@@ -182,7 +182,7 @@ impl Run {
                 world.line(&format!("ledger: writes {}", life.disk.waiting()));
                 drop(world);
                 life.disk.write();
-                if life.disk.is_failing() {
+                if life.disk.is_failing() || life.disk.is_dead() {
                     return Ok(());
                 }
                 world = lock(&self.world);

@@ -102,12 +102,26 @@ impl World {
     pub(super) fn build(&mut self) {
         let running: Vec<usize> = (0..self.jobs.len()).filter(|n| !self.jobs[*n].dead).collect();
         let job = if self.rng.one_in(3) { None } else { self.rng.pick(&running).copied() };
-        let maker = job.map_or_else(|| UIDS[self.rng.index(UIDS.len())], |job| self.jobs[job].uid);
+        self.build_with(job, None, None);
+    }
+
+    /// A build of this job, or of nobody's by this user, with these references; what is not
+    /// said is drawn. Returns the path, unless one that is built again lacks a reference.
+    pub(super) fn build_with(
+        &mut self,
+        job: Option<usize>,
+        user: Option<u32>,
+        fixed: Option<BTreeSet<String>>,
+    ) -> Option<String> {
+        let of_job = job.map(|job| self.jobs[job].uid);
+        let maker = of_job.or(user).unwrap_or_else(|| UIDS[self.rng.index(UIDS.len())]);
         // Without a daemon nobody sees who holds a lock.
-        let seen = !self.rng.one_in(4) && self.lock_watcher.is_some();
+        let seen = (fixed.is_some() || !self.rng.one_in(4)) && self.lock_watcher.is_some();
         let valid = self.store.valid();
-        let mut references = BTreeSet::new();
-        for _ in 0..self.rng.below(4) {
+        let is_new = fixed.is_some();
+        let mut references = fixed.unwrap_or_default();
+        references.retain(|base| self.store.made.get(base).is_some_and(|made| made.valid));
+        for _ in 0..if is_new { 0 } else { self.rng.below(4) } {
             // Often a new one, so that there are chains: names are in the order of the builds.
             let from = if self.rng.one_in(2) { 0 } else { valid.len().saturating_sub(4) };
             references.extend(self.rng.pick(&valid[from..]).cloned());
@@ -115,12 +129,12 @@ impl World {
         // Most builds are new; some make a path again that was collected.
         let gone: Vec<String> =
             self.store.made.iter().filter(|(_, made)| !made.valid).map(|(base, _)| base.clone()).collect();
-        let again = if self.rng.one_in(5) { self.rng.pick(&gone).cloned() } else { None };
+        let again = if !is_new && self.rng.one_in(5) { self.rng.pick(&gone).cloned() } else { None };
         let base = again.unwrap_or_else(|| self.store.new_name());
         if let Some(before) = self.store.made.get(&base) {
             references = before.references.iter().filter(|r| self.store.made[*r].valid).cloned().collect();
             if references.len() < before.references.len() {
-                return;
+                return None;
             }
         }
         // Users who surely have an open session, and those who may have one.
@@ -169,6 +183,7 @@ impl World {
         self.line(&text);
         self.count("builds");
         self.wake = true;
+        Some(base)
     }
 
     /// Some builds at once. `backed_up`: the Nix database is backed up in between.
@@ -185,6 +200,15 @@ impl World {
         }
     }
 
+    /// The Nix database goes back to its last backup.
+    pub(super) fn go_back(&mut self) {
+        if let Some(removed) = self.store.roll_back() {
+            self.line(&format!("world: the Nix database goes back, {} paths", removed.len()));
+            self.count("rollbacks");
+            self.wake = true;
+        }
+    }
+
     /// The Nix database goes back to its last backup, or is backed up for that.
     pub(super) fn back_up_or_go_back(&mut self) {
         if self.emphasis.rollbacks && !self.store.is_backed_up() {
@@ -193,10 +217,8 @@ impl World {
         if !self.emphasis.rollbacks && self.rng.one_in(2) {
             self.store.back_up();
             self.line("world: backup of the Nix database");
-        } else if let Some(removed) = self.store.roll_back() {
-            self.line(&format!("world: the Nix database goes back, {} paths", removed.len()));
-            self.count("rollbacks");
-            self.wake = true;
+        } else if self.store.is_backed_up() {
+            self.go_back();
             if self.emphasis.rollbacks && self.rng.one_in(2) {
                 // Their numbers are given again before the daemon looks.
                 self.builds(false);
@@ -241,11 +263,11 @@ impl World {
 
     /// Another host pushes a valid path, with its closure or, as some clients do, without.
     pub(super) fn other_host_pushes(&mut self) {
+        let cache = self.rng.index(self.caches.len());
         let valid = self.store.valid();
         // Mostly a new one, which this host may be about to push: names are in the order of the builds.
         let from = if self.rng.one_in(3) { 0 } else { valid.len().saturating_sub(3) };
         let Some(base) = self.rng.pick(&valid[from..]).cloned() else { return };
-        let cache = self.rng.index(self.caches.len());
         let parts = if self.rng.one_in(2) { self.store.closure(&base) } else { BTreeSet::from([base]) };
         let names: Vec<String> = parts.iter().map(|base| short(hash(base))).collect();
         self.caches[cache].has.extend(parts.iter().map(|base| hash(base).to_owned()));
