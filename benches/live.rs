@@ -42,11 +42,14 @@ pub fn idle() {
     figure("idle processor time", "s/h", &[per_hour], "schedstat of its threads over a minute, times 60");
 }
 
+/// Sessions that are begun: a user may have 256 open ones.
+const SESSIONS: usize = 240;
+
 /// `flywheelctl session start`, including the start of the process.
 pub fn session_start() {
     let nix = PrivateNix::new();
     let rig = rig(&nix, "session");
-    let took: Vec<f64> = (0..60)
+    let took: Vec<f64> = (0..SESSIONS)
         .map(|n| {
             let began = Instant::now();
             let out = rig.daemon.ctl(&["--strict", "session", "start", "--label", &format!("s{n}")]);
