@@ -63,17 +63,19 @@ pub(super) fn adds_up(ledger: &Connection, id: &str, summary: &Summary) -> Check
 }
 
 /// Each path that a complete answer counts as there, with its closure, was confirmed after
-/// the answer was asked for, and after the last upload of one of the paths.
+/// the answer was asked for, and after the last upload of one of the paths unless the daemon
+/// stops: then it waits for uploads only.
 pub(super) fn answer_is_fresh(
     store: &Store,
     caches: &[Cache],
     paths: &BTreeSet<String>,
     cache: u16,
     asked_at: u64,
+    stopping: bool,
 ) -> Check {
     let cache_of = &caches[usize::from(cache)];
     let uploaded = paths.iter().filter_map(|base| cache_of.first_uploaded(hash(base), asked_at)).max();
-    let since = uploaded.unwrap_or(asked_at);
+    let since = uploaded.filter(|_| !stopping).unwrap_or(asked_at);
     for base in paths {
         for part in store.closure(base) {
             let at = cache_of.confirmed.get(hash(&part)).copied();

@@ -112,7 +112,7 @@ impl Run {
                     world = lock(&self.world);
                     let at = if recorded { world.jobs[job].first_end.unwrap_or(at) } else { at };
                     there.retain(|base| world.store.was_there(base, at));
-                    checks::answer_is_fresh(&world.store, &world.caches, &there, cache, at.ms)?;
+                    checks::answer_is_fresh(&world.store, &world.caches, &there, cache, at.ms, stopping)?;
                     world.count("complete ends");
                 }
                 world.jobs[job].ended.get_or_insert(*Box::new(summary));
@@ -140,7 +140,7 @@ impl Run {
                 {
                     let world = lock(&self.world);
                     let paths = paths.into_iter().filter(|base| world.store.was_there(base, at)).collect();
-                    checks::answer_is_fresh(&world.store, &world.caches, &paths, cache, at.ms)?;
+                    checks::answer_is_fresh(&world.store, &world.caches, &paths, cache, at.ms, stopping)?;
                 }
             }
             (Asked::Flush { before }, Reply::Pushed(summary)) => {
