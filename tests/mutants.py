@@ -5,9 +5,9 @@
     tests/mutants.py --all [SEEDS] …     also when three seeds have found a mutant
     tests/mutants.py --check             only whether each mutant fits the code
 
-All mutants are put into one copy of the tree (target/mutants), each behind a name that the
-environment variable FLYWHEEL_MUTANT switches on, so that one build serves all of them. For
-each, seeds run until three have found it, and the unit tests run if fewer have.
+All mutants are put into one copy of the tree (target/mutants; what is built of it:
+target/of-mutants), each behind a name that the environment
+variable FLYWHEEL_MUTANT switches on, so that one build serves all of them. For each, seeds run until three have found it, and the unit tests run if fewer have.
 Fails when the unbroken copy violates an invariant, or when neither a seed nor a unit test
 finds a mutant. CARGO names another cargo. PROFILE names another build profile than `dev`:
 `simulate` is optimized, which takes minutes and repays with more than some hundred seeds.
@@ -231,7 +231,8 @@ def main():
     with open(os.path.join(copy, "src/types/mod.rs"), "a") as types:
         types.write(SWITCH)
     env = dict(os.environ)
-    env.setdefault("CARGO_TARGET_DIR", os.path.join(top, "target"))
+    # Not that of the tree: cargo gives the copy's programs the names of the tree's own.
+    env.setdefault("CARGO_TARGET_DIR", os.path.join(top, "target", "of-mutants"))
     profile = ["--profile", os.environ["PROFILE"]] if "PROFILE" in os.environ else []
     built = subprocess.run([os.environ.get("CARGO", "cargo"), "test", "--locked", "--lib", "--no-run", *profile,
                             "--message-format=short"], cwd=copy, env=env, stderr=subprocess.PIPE, text=True)
