@@ -6,8 +6,9 @@
     tests/mutants.py --check             only whether each mutant fits the code
 
 All mutants are put into one copy of the tree (target/mutants; what is built of it:
-target/of-mutants), each behind a name that the environment
-variable FLYWHEEL_MUTANT switches on, so that one build serves all of them. For each, seeds run until three have found it, and the unit tests run if fewer have.
+target/of-mutants), each behind a name that the environment variable FLYWHEEL_MUTANT switches
+on, so that one build serves all of them. For each, seeds run until three have found it, and
+the unit tests run if fewer have.
 Fails when the unbroken copy violates an invariant, or when neither a seed nor a unit test
 finds a mutant. CARGO names another cargo. PROFILE names another build profile than `dev`:
 `simulate` is optimized, which takes minutes and repays with more than some hundred seeds.
