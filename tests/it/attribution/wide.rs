@@ -1,7 +1,7 @@
 //! Wide graphs: many builds are ready at once and wait for a slot. Nix takes and releases the lock
 //! of each that waits whenever another one ends.
 
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use crate::support::daemon::{Daemon, EMBEDDED};
 use crate::support::nix::PrivateNix;
@@ -12,14 +12,19 @@ const SOURCES: usize = 1500;
 /// More builds than the lock files that the daemon holds open at a time.
 const BUILDS: usize = 300;
 
-#[test]
-fn each_of_many_ready_builds_is_seen_by_its_process() {
-    let nix = PrivateNix::new();
-    let daemon = Daemon::start(nix, EMBEDDED);
-    // Another open session: a path whose maker is unknown may belong to either.
-    let mut other = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+/// A daemon with a session, and the anchor of another one: a path whose maker is unknown may belong
+/// to either.
+fn two_sessions() -> (Daemon, String, Child) {
+    let daemon = Daemon::start(PrivateNix::new(), EMBEDDED);
+    let other = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
     daemon.session(&["--anchor-pid", &other.id().to_string()]);
     let session = daemon.session(&[]);
+    (daemon, session, other)
+}
+
+#[test]
+fn each_of_many_ready_builds_is_seen_by_its_process() {
+    let (daemon, session, mut other) = two_sessions();
     let expression = format!(
         r#"builtins.genList (n: derivation {{
             name = "wide-${{toString n}}"; system = builtins.currentSystem; builder = "/bin/sh"; PATH = "/usr/bin:/bin";
@@ -46,11 +51,7 @@ fn each_of_many_ready_builds_is_seen_by_its_process() {
 /// the builds.
 #[test]
 fn builds_after_many_added_sources_are_seen_by_their_processes() {
-    let nix = PrivateNix::new();
-    let daemon = Daemon::start(nix, EMBEDDED);
-    let mut other = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
-    daemon.session(&["--anchor-pid", &other.id().to_string()]);
-    let session = daemon.session(&[]);
+    let (daemon, session, mut other) = two_sessions();
     let expression = format!(
         r#"let needs = toString (builtins.genList (n: builtins.toFile "source-${{toString n}}" "source ${{toString n}}") {SOURCES}); in
         builtins.genList (n: derivation {{
