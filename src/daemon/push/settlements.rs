@@ -1,7 +1,8 @@
 //! What the intake learns of pushes that are no longer with the driver, and what the driver
 //! learns of those that the intake has read before they settled. A board and not a channel,
-//! since neither side may wait for the other; it holds at most an entry for each push that
-//! was known. Must not know what either side does with it.
+//! since neither side may wait for the other. An entry stays until the intake has taken it and
+//! the driver has handled every report that the intake had read before. Must not know what
+//! either side does with it.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
